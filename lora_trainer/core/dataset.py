@@ -1,0 +1,226 @@
+"""Pictures on disk: what is in a folder, aspect-ratio buckets, pixels, and which pictures make up which batch.
+
+    folder → scan → Picture … → assign_bucket → load_pixels;   epoch_batches gives the order
+
+Every random choice comes from a generator seeded by (seed, purpose, number), so a run can be repeated and resumed.
+"""
+import dataclasses
+import hashlib
+import re
+import warnings
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from .captions import find_table, read_caption
+from .contracts import Size
+from .errors import Refused
+
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jfif")
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "MPO")
+SMALLEST_PX, MOST_PIXELS, WIDEST_RATIO = 16, 120_000_000, 8.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """One usable picture: upright size in pixels, caption (may be empty), how often it counts, and remarks for the user."""
+    path: Path
+    width: int
+    height: int
+    caption: str
+    repeats: int = 1
+    warnings: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A file that cannot be used, and why."""
+    path: Path
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """A training size in pixels; sides are multiples of the bucket step."""
+    width: int
+    height: int
+
+
+def generator(seed: int, purpose: str, number: int = 0) -> torch.Generator:
+    """Return a CPU generator that depends on (seed, purpose, number) alone."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+# --- What is there -------------------------------------------------------------------------------------------------------
+
+def scan(folder: Path, *, metadata_path: str = "", repeats: int = 1) -> tuple[list[Picture], list[Problem]]:
+    """Look at every picture of a folder, kohya's `10_name` subfolders included, sorted by name.
+
+    Returns those that can be used and those that cannot, each with its reason. Raises `Refused` when the folder is not there or
+    cannot be read.
+    """
+    pictures, problems = [], []
+    for place, place_repeats, class_words in _places(folder, repeats):
+        table = find_table(place, metadata_path)
+        for path in sorted(_listed(place), key=lambda path: path.name):
+            if path.suffix.lower() not in PICTURE_ENDINGS or path.name.startswith("."):
+                continue
+            found = examine(path, table, repeats=place_repeats, class_words=class_words)
+            (pictures if isinstance(found, Picture) else problems).append(found)
+    return pictures, problems
+
+
+def examine(path: Path, table: dict[str, str] | None = None, *, repeats: int = 1, class_words: str = "") -> Picture | Problem:
+    """Decode a picture once to see whether it can be used, and read its caption."""
+    try:
+        width, height, remarks = _inspect(path)
+        caption = read_caption(path, table)
+    except Refused as error:
+        return Problem(path, error.message)
+    except OSError as error:
+        return Problem(path, f"{path.name} cannot be read: {error.strerror or error}.")
+    if not caption and not class_words:
+        remarks.append("no caption")
+    return Picture(path, width, height, caption or class_words, repeats, tuple(remarks))
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        if not folder.is_dir():
+            raise Refused(f"The folder {folder} does not exist." if not folder.exists() else f"{folder} is a file, not a folder.",
+                          field="train_data_dir", code="no_folder")
+        return list(folder.iterdir())
+    except PermissionError as error:
+        raise Refused(f"The folder {folder} may not be read: permission denied.", field="train_data_dir", code="no_permission") from error
+    except OSError as error:
+        raise Refused(f"The folder {str(folder)[:120]} cannot be read: {error.strerror or error}.", field="train_data_dir", code="no_folder") from error
+
+
+def _places(folder: Path, repeats: int) -> list[tuple[Path, int, str]]:
+    """The folder itself and kohya's subfolders, each with its repeats and class words."""
+    listed = _listed(folder)
+    named = [(path, re.fullmatch(r"(\d+)_(.+)", path.name)) for path in sorted(listed) if path.is_dir()]
+    own = re.fullmatch(r"(\d+)_(.+)", folder.name)
+    return [(folder, int(own[1]) if own and repeats == 1 else repeats, own[2].replace("_", " ") if own else ""),
+            *((path, int(match[1]), match[2].replace("_", " ")) for path, match in named if match)]
+
+
+def _inspect(path: Path) -> tuple[int, int, list[str]]:
+    """Return upright width, height and remarks; raises `Refused` with the reason when the picture cannot be used."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            with Image.open(path, formats=_openable()) as image:
+                _check_size(path, *image.size)
+                image.load()
+                remarks = _remarks(image)
+                width, height = image.size
+                if image.getexif().get(0x0112) in (5, 6, 7, 8):
+                    width, height = height, width
+        except Image.UnidentifiedImageError as error:
+            raise Refused(f"{path.name} is not a picture (its content is none of {', '.join(PICTURE_FORMATS[:5])}).", code="not_a_picture") from error
+        except Image.DecompressionBombError as error:
+            raise Refused(f"{path.name} is too large: {error}. At most {MOST_PIXELS // 1_000_000} million pixels.", code="too_large") from error
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise Refused(f"{path.name} is damaged or cut off: {error}. Save it again in a picture editor.", code="damaged") from error
+    return width, height, remarks
+
+
+def _openable() -> list[str]:
+    Image.init()
+    return [name for name in PICTURE_FORMATS if name in Image.OPEN]
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise Refused(f"{path.name} is {width}x{height}; at most {MOST_PIXELS // 1_000_000} million pixels can be used. Scale it down.", code="too_large")
+    if min(width, height) < SMALLEST_PX:
+        raise Refused(f"{path.name} is {width}x{height}; a side needs at least {SMALLEST_PX} pixels.", code="too_small")
+    if max(width, height) > WIDEST_RATIO * min(width, height):
+        raise Refused(f"{path.name} is {width}x{height}; one side may be at most {WIDEST_RATIO:g} times the other. Crop it.", code="too_narrow")
+
+
+def _remarks(image: Image.Image) -> list[str]:
+    remarks = []
+    if getattr(image, "n_frames", 1) > 1:
+        remarks.append("animated: only the first frame is used")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        remarks.append("transparent parts become white")
+    return remarks
+
+
+# --- Buckets and pixels --------------------------------------------------------------------------------------------------
+
+def assign_bucket(width: int, height: int, *, resolution: int, step: int = 64, enable_bucket: bool = True) -> Bucket:
+    """Return the training size for a picture: nearest in aspect ratio, of at most `resolution`² pixels, sides multiples of `step`."""
+    side = max(step, resolution // step * step)
+    if not enable_bucket:
+        return Bucket(side, side)
+    sizes = {(w, h) for w in range(step, 4 * side + 1, step) if (h := max(step, side * side // w // step * step)) <= 4 * side}
+    sizes |= {(h, w) for w, h in sizes}
+    ratio = np.log(width / height)
+    best = min(sizes, key=lambda size: (round(abs(np.log(size[0] / size[1]) - ratio), 6), -size[0] * size[1], size))
+    return Bucket(*best)
+
+
+def load_pixels(path: Path, bucket: Bucket, *, whole: bool = False) -> tuple[torch.Tensor, Size]:
+    """Read a picture upright and scale it to cover its bucket: float32 `(3, height, width)` in [-1, 1], and what SDXL is told.
+
+    The part that does not fit is cut evenly from both sides; `whole` keeps it, with sides rounded down to multiples of 8.
+    """
+    image = read_rgb(path)
+    scale = max(bucket.width / image.width, bucket.height / image.height)
+    covering = (max(bucket.width, round(image.width * scale)), max(bucket.height, round(image.height * scale)))
+    resized = image.resize(covering, Image.LANCZOS)
+    width, height = (bucket.width, bucket.height) if not whole else (covering[0] // 8 * 8, covering[1] // 8 * 8)
+    left, top = (covering[0] - width) // 2, (covering[1] - height) // 2
+    cropped = resized.crop((left, top, left + width, top + height))
+    pixels = torch.from_numpy(np.asarray(cropped, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1).contiguous()
+    return pixels, Size(image.width, image.height, left, top, bucket.width, bucket.height)
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """Read any picture as upright 8-bit RGB: EXIF rotation applied, first frame, transparency on white, CMYK and 16 bit converted."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path, formats=_openable()) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
+                image = _eight_bits(image)
+            if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit or float grey to 8 bits; Pillow's own conversion would cut at 255."""
+    values = np.asarray(image, dtype=np.float32)
+    top = 65535 if image.mode.startswith("I") and values.max() > 255 else max(float(values.max()), 1.0) if image.mode == "F" else 255
+    return Image.fromarray(np.clip(values / top * 255, 0, 255).astype(np.uint8))
+
+
+# --- Order ---------------------------------------------------------------------------------------------------------------
+
+def epoch_batches(buckets: list[Bucket], repeats: list[int], *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Return one epoch's batches of picture numbers: each picture `repeats` times, one bucket a batch, shuffled by (seed, epoch)."""
+    draws = generator(seed, "order", epoch)
+    members: dict[Bucket, list[int]] = defaultdict(list)
+    for number, (bucket, count) in enumerate(zip(buckets, repeats)):
+        members[bucket].extend([number] * count)
+    batches = []
+    for numbers in members.values():
+        shuffled = [numbers[at] for at in torch.randperm(len(numbers), generator=draws).tolist()]
+        batches.extend(shuffled[at:at + batch_size] for at in range(0, len(shuffled), batch_size))
+    return [batches[at] for at in torch.randperm(len(batches), generator=draws).tolist()]
+
+
+def batches_per_epoch(buckets: list[Bucket], repeats: list[int], batch_size: int) -> int:
+    counts: dict[Bucket, int] = defaultdict(int)
+    for bucket, count in zip(buckets, repeats):
+        counts[bucket] += count
+    return sum(-(-count // batch_size) for count in counts.values())

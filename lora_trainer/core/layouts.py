@@ -1,0 +1,86 @@
+"""Names of the same weights in two layouts: the checkpoint's own (LDM, "compvis") and diffusers'.
+
+SD1 and SD2 share one block layout, of four levels with two residual blocks each. LoRA files for them name blocks as diffusers does,
+whatever model they were trained on; checkpoints name them as LDM does.
+"""
+import re
+
+LEVELS, BLOCKS_PER_LEVEL = 4, 2
+_RESNET = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
+           "out_layers.3": "conv2", "skip_connection": "conv_shortcut"}
+
+
+def _unet_blocks() -> dict[str, str]:
+    """Pairs of LDM and diffusers prefixes for everything but the insides of residual blocks."""
+    pairs = {"input_blocks.0.0": "conv_in", "time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
+             "out.0": "conv_norm_out", "out.2": "conv_out", "middle_block.0": "mid_block.resnets.0",
+             "middle_block.1": "mid_block.attentions.0", "middle_block.2": "mid_block.resnets.1"}
+    stride = BLOCKS_PER_LEVEL + 1
+    for level in range(LEVELS):
+        for block in range(BLOCKS_PER_LEVEL):
+            number = 1 + stride * level + block
+            pairs[f"input_blocks.{number}.0"] = f"down_blocks.{level}.resnets.{block}"
+            pairs[f"input_blocks.{number}.1"] = f"down_blocks.{level}.attentions.{block}"
+        pairs[f"input_blocks.{stride * (level + 1)}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
+        for block in range(stride):
+            number = stride * level + block
+            pairs[f"output_blocks.{number}.0"] = f"up_blocks.{level}.resnets.{block}"
+            pairs[f"output_blocks.{number}.1"] = f"up_blocks.{level}.attentions.{block}"
+        last = stride * level + BLOCKS_PER_LEVEL
+        pairs[f"output_blocks.{last}.{1 if level == 0 else 2}.conv"] = f"up_blocks.{level}.upsamplers.0.conv"
+    return pairs
+
+
+_TO_DIFFUSERS = _unet_blocks()
+_TO_LDM = {theirs: ours for ours, theirs in _TO_DIFFUSERS.items()}
+_RESNET_TO_LDM = {theirs: ours for ours, theirs in _RESNET.items()}
+
+
+def unet_to_diffusers(path: str) -> str:
+    """Turn an LDM module path of an SD1 or SD2 UNet into diffusers'; raises KeyError for a path that is in no block."""
+    prefix = _longest(path, _TO_DIFFUSERS)
+    return _joined(_TO_DIFFUSERS[prefix], path[len(prefix):], _RESNET if ".resnets." in _TO_DIFFUSERS[prefix] else {})
+
+
+def unet_to_ldm(path: str) -> str:
+    """Turn a diffusers module path of an SD1 or SD2 UNet into LDM's, without `model.diffusion_model.`; raises KeyError."""
+    prefix = _longest(path, _TO_LDM)
+    return _joined(_TO_LDM[prefix], path[len(prefix):], _RESNET_TO_LDM if ".resnets." in prefix else {})
+
+
+def _longest(path: str, table: dict[str, str]) -> str:
+    matches = [prefix for prefix in table if path == prefix or path.startswith(prefix + ".")]
+    if not matches:
+        raise KeyError(f"{path} is in no block of an SD1 or SD2 UNet")
+    return max(matches, key=len)
+
+
+def _joined(prefix: str, rest: str, inner: dict[str, str]) -> str:
+    """Append what follows a block's prefix, with a residual block's own layers renamed."""
+    rest = rest.lstrip(".")
+    for theirs, ours in inner.items():
+        if rest == theirs or rest.startswith(theirs + "."):
+            rest = ours + rest[len(theirs):]
+            break
+    return f"{prefix}.{rest}" if rest else prefix
+
+
+_VAE_RULES = (
+    (r"(en|de)coder\.mid_block\.resnets\.(\d)", lambda m: f"{m[1]}coder.mid.block_{int(m[2]) + 1}"),
+    (r"(en|de)coder\.mid_block\.attentions\.0", lambda m: f"{m[1]}coder.mid.attn_1"),
+    (r"encoder\.down_blocks\.(\d)\.resnets\.(\d)", lambda m: f"encoder.down.{m[1]}.block.{m[2]}"),
+    (r"encoder\.down_blocks\.(\d)\.downsamplers\.0", lambda m: f"encoder.down.{m[1]}.downsample"),
+    (r"decoder\.up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"decoder.up.{LEVELS - 1 - int(m[1])}.block.{m[2]}"),
+    (r"decoder\.up_blocks\.(\d)\.upsamplers\.0", lambda m: f"decoder.up.{LEVELS - 1 - int(m[1])}.upsample"),
+)
+_VAE_LEAVES = {"conv_shortcut": "nin_shortcut", "conv_norm_out": "norm_out", "group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v",
+               "to_out.0": "proj_out"}
+
+
+def vae_to_ldm(key: str) -> str:
+    """Turn a diffusers key of SD's VAE into LDM's, without `first_stage_model.`"""
+    for pattern, replacement in _VAE_RULES:
+        key = re.sub("^" + pattern, replacement, key)
+    for theirs, ours in _VAE_LEAVES.items():
+        key = re.sub(rf"\.{re.escape(theirs)}\.", f".{ours}.", key)
+    return key

@@ -1,0 +1,137 @@
+"""What a run will do, worked out before the model is touched: pictures, captions, buckets, steps, where the file goes.
+
+`make_plan` raises `Refused` for whatever would make the run fail; what a user should only know becomes a warning.
+"""
+import dataclasses
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from .adapters import count_parameters
+from .captions import with_trigger
+from .config import TrainConfig, check_name
+from .dataset import Bucket, Picture, Problem, assign_bucket, batches_per_epoch, scan
+from .errors import Refused
+from .trainer import Schedule
+
+FEW_PICTURES, LONG_CAPTION_WORDS, MOST_STEPS = 5, 55, 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything about a run that does not need the model. Lists have one entry for each picture."""
+    pictures: list[Picture]
+    captions: list[str]
+    buckets: list[Bucket]
+    problems: list[Problem]
+    schedule: Schedule
+    epochs: int
+    warnings: list[str]
+    output_file: Path
+    lora_tag: str
+
+    def bucket_counts(self) -> list[dict[str, int]]:
+        """The buckets in use, most used first, each `{width, height, pictures}`."""
+        return [dict(width=bucket.width, height=bucket.height, pictures=count) for bucket, count in Counter(self.buckets).most_common()]
+
+
+def make_plan(config: TrainConfig, *, lora_dir: Path) -> Plan:
+    """Work a run out; `config.train_data_dir` must be a folder here. Raises `Refused` with the field to mend."""
+    if not config.train_data_dir:
+        raise Refused("No pictures yet: drop some into the page, or give the folder they are in.", field="train_data_dir", code="no_pictures")
+    output_file = plan_output(config, lora_dir)
+    pictures, problems = scan(Path(config.train_data_dir), metadata_path=config.metadata_path, repeats=config.repeats)
+    if not pictures:
+        raise Refused(_no_pictures(config.train_data_dir, problems), field="train_data_dir", code="no_pictures")
+    buckets = [assign_bucket(picture.width, picture.height, resolution=config.resolution, step=min(config.bucket_step, config.resolution // 8 * 8),
+                             enable_bucket=config.enable_bucket) for picture in pictures]
+    schedule = _schedule(config, buckets, [picture.repeats for picture in pictures])
+    captions = [with_trigger(picture.caption, config.trigger_word) for picture in pictures]
+    return Plan(pictures, captions, buckets, problems, schedule, -(-schedule.total_steps // schedule.steps_per_epoch),
+                _warnings(config, pictures, captions, problems), output_file, tag_of(output_file.stem, config.preferred_weight))
+
+
+def plan_output(config: TrainConfig, lora_dir: Path) -> Path:
+    """Return where the LoRA will be; raises `Refused` for a name that is missing, impossible or taken, and a folder that is not writable."""
+    if not config.output_name:
+        raise Refused("Give the LoRA a name: it becomes the file name and is written in prompts.", field="output_name", code="no_name")
+    folder = Path(config.output_dir or lora_dir)
+    path = folder / f"{check_name(config.output_name)}.safetensors"
+    if path.exists() and not config.overwrite:
+        raise Refused(f"A LoRA called {config.output_name} exists already. Replace it, or call the new one {free_name(path)}.", field="output_name",
+                      code="name_taken")
+    existing = next((parent for parent in (folder, *folder.parents) if parent.exists()), folder)
+    if not os.access(existing, os.W_OK) or not existing.is_dir():
+        raise Refused(f"Nothing can be saved in {folder}: " + ("no permission." if existing.is_dir() else f"{existing} is not a folder."),
+                      field="output_dir", code="cannot_save")
+    return path
+
+
+def free_name(path: Path) -> str:
+    """Return the stem with the first number that is not taken: `name-2`, `name-3`, …"""
+    number = 2
+    while path.with_name(f"{path.stem}-{number}{path.suffix}").exists():
+        number += 1
+    return f"{path.stem}-{number}"
+
+
+def tag_of(name: str, weight: float) -> str:
+    return f"<lora:{name}:{weight:g}>"
+
+
+def estimate(plan: Plan, config: TrainConfig, unet: torch.nn.Module | None) -> dict[str, int | None]:
+    """Return trainable parameters, bytes that they and the optimizer take, and bytes of the file; None while no model is loaded.
+
+    Weight, gradient and AdamW's two moments are fp32: 16 bytes each.
+    """
+    if unet is None:
+        return dict(trainable_parameters=None, estimated_memory_bytes=None, file_bytes=None)
+    parameters = count_parameters(unet, targets=config.lora_targets, rank=config.lora_rank)
+    return dict(trainable_parameters=parameters, estimated_memory_bytes=16 * parameters, file_bytes=parameters * (4 if config.save_precision == "fp32" else 2))
+
+
+def check_space(path: Path, needed_bytes: int) -> None:
+    """Raise `Refused` when the disk has not room for a file and the temporary copy beside it."""
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    free_bytes = shutil.disk_usage(existing).free
+    if free_bytes < 2 * needed_bytes + 10_000_000:
+        raise Refused(f"The disk of {path.parent} has {free_bytes / 1e6:.0f} MB left; the LoRA needs {2 * needed_bytes / 1e6 + 10:.0f} MB. Free some space.",
+                      field="output_dir", code="disk_full")
+
+
+def _schedule(config: TrainConfig, buckets: list[Bucket], repeats: list[int]) -> Schedule:
+    batches = batches_per_epoch(buckets, repeats, config.batch_size)
+    steps_per_epoch = -(-batches // config.gradient_accumulation_steps)
+    total = config.max_train_steps or steps_per_epoch * config.epochs
+    if total > MOST_STEPS:
+        raise Refused(f"{total:,} steps would never end; at most {MOST_STEPS:,}. Lower the epochs or the repeats.", field="epochs", code="bad_value")
+    return Schedule(total, steps_per_epoch, config.batch_size, config.gradient_accumulation_steps, tuple(repeats), config.seed)
+
+
+def _no_pictures(folder: str, problems: list[Problem]) -> str:
+    if problems:
+        return f"None of the {len(problems)} pictures in {folder} can be used. The first: {problems[0].reason}"
+    return f"There are no pictures in {folder}. Put PNG, JPEG or WebP files in it."
+
+
+def _warnings(config: TrainConfig, pictures: list[Picture], captions: list[str], problems: list[Problem]) -> list[str]:
+    small = [picture for picture in pictures if picture.width * picture.height < 0.8 * config.resolution ** 2]
+    long = [(picture, len(caption.split())) for picture, caption in zip(pictures, captions) if len(caption.split()) > LONG_CAPTION_WORDS]
+    bare = [picture for picture, caption in zip(pictures, captions) if not caption]
+    found = [problem.reason for problem in problems[:5]]
+    if len(problems) > 5:
+        found.append(f"{len(problems) - 5} more files cannot be used.")
+    if len(pictures) < FEW_PICTURES:
+        found.append(f"Only {len(pictures)} picture{'s' * (len(pictures) > 1)}: the LoRA may learn {'it' if len(pictures) == 1 else 'them'} by heart. "
+                     "15 to 50 work best.")
+    if bare:
+        found.append(f"{len(bare)} of {len(pictures)} pictures have no caption and there is no trigger word: nothing will call what they teach.")
+    if long:
+        found.append(f"The caption of {long[0][0].path.name} has {long[0][1]} words; only the first 75 tokens, about {LONG_CAPTION_WORDS} words, count.")
+    if small:
+        found.append(f"{len(small)} pictures are smaller than {config.resolution}x{config.resolution} and will be enlarged, which blurs them.")
+    found += [f"{picture.path.name}: {remark}." for picture in pictures for remark in picture.warnings if remark != "no caption"][:5]
+    return found

@@ -1,0 +1,71 @@
+"""Which numbers a step computes with, and the memory it may trade for time."""
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from .errors import Refused
+
+CHECKPOINTED_BLOCKS = ("BasicTransformerBlock", "ResBlock", "ResnetBlock2D")     # ldm's, sgm's and diffusers'
+
+
+def resolve(requested: str, *, device: torch.device, weights: torch.dtype) -> torch.dtype:
+    """Return the autocast dtype for "auto", "no", "fp16" or "bf16" (float32: no autocast); raises `Refused` where it cannot work."""
+    on_cpu = device.type == "cpu"
+    if requested == "auto":
+        if on_cpu:
+            return torch.float32 if weights == torch.float32 else torch.bfloat16
+        return torch.bfloat16 if _has_bf16(device) else torch.float16
+    if requested == "fp16" and on_cpu:
+        raise Refused("Precision: fp16 needs a GPU. Use auto, no or bf16 on a CPU.", field="mixed_precision", code="bad_precision")
+    if requested == "bf16" and not on_cpu and not _has_bf16(device):
+        raise Refused("Precision: this GPU has no bf16. Use auto or fp16.", field="mixed_precision", code="bad_precision")
+    if requested == "no" and weights != torch.float32:
+        raise Refused(f"Precision: the base model is loaded as {str(weights).removeprefix('torch.')}, so fp32 steps are impossible. Use auto, "
+                      "or start the WebUI with --no-half.", field="mixed_precision", code="bad_precision")
+    return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[requested]
+
+
+@contextlib.contextmanager
+def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Compute in `dtype` where that is safe. bf16 attention on the CPU avoids torch 2.1's kernel, whose backward corrupts the heap."""
+    with contextlib.ExitStack() as stack:
+        if dtype != torch.float32:
+            stack.enter_context(torch.autocast(device.type, dtype))
+            if device.type == "cpu" and torch.__version__ < "2.3":
+                stack.enter_context(torch.backends.cuda.sdp_kernel(enable_flash=False, enable_mem_efficient=False, enable_math=True))
+        yield
+
+
+def grad_scaler(device: torch.device, dtype: torch.dtype):
+    """Return a loss scaler, switched on for fp16 only; works across torch 2.1 to the newest."""
+    enabled = dtype == torch.float16
+    if hasattr(torch.amp, "GradScaler"):
+        return torch.amp.GradScaler(device.type, enabled=enabled)
+    return torch.cuda.amp.GradScaler(enabled=enabled)
+
+
+@contextlib.contextmanager
+def gradient_checkpointing(unet: torch.nn.Module, enabled: bool = True) -> Iterator[None]:
+    """Recompute each block's activations in the backward pass instead of keeping them.
+
+    Overrides `forward` on the block objects and takes it away again. Non-reentrant: the models' own checkpointing gives frozen
+    weights' adapters no gradient.
+    """
+    blocks = [module for module in unet.modules() if type(module).__name__ in CHECKPOINTED_BLOCKS] if enabled else []
+    try:
+        for block in blocks:
+            block.forward = _checkpointed(block.forward)
+        yield
+    finally:
+        for block in blocks:
+            vars(block).pop("forward", None)
+
+
+def _checkpointed(forward):
+    return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+def _has_bf16(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 8

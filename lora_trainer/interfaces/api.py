@@ -1,0 +1,204 @@
+"""REST under /train-lora/v1, as in DESIGN.md's table: JSON in, JSON out, errors `{"error": {"code", "message", "field"?}}`.
+
+Host-agnostic: whoever mounts it brings the guard (who may ask) and the service (what answers). Runs on FastAPI 0.94 to the newest.
+"""
+import io
+import logging
+from collections.abc import Callable
+from typing import Any, List
+from urllib.parse import urlparse
+
+from fastapi import APIRouter, Body, Depends, FastAPI, File, HTTPException, Request, Response, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.routing import APIRoute
+
+from ..core.errors import Refused
+from ..jobs.service import TrainingService
+
+log = logging.getLogger(__name__)
+PREFIX = "/train-lora/v1"
+STATUS_CODES = {"not_found": 404, "name_taken": 409, "busy": 409, "exists": 409, "forbidden_path": 403, "not_trainable": 409, "cannot_save": 507,
+                "disk_full": 507, "too_large": 413}
+MOST_FILES = 1000
+Guard = Callable[[Request], None]
+
+
+class _Route(APIRoute):
+    """Turns every refusal into the error format; an unforeseen exception becomes a 500 in the same format, with its trace in the log."""
+
+    def get_route_handler(self):
+        handle = super().get_route_handler()
+
+        async def handle_errors(request: Request) -> Response:
+            try:
+                _refuse_other_sites(request)
+                return await handle(request)
+            except Refused as error:
+                return _error(STATUS_CODES.get(error.code, 422), error.code, error.message, error.field)
+            except RequestValidationError as error:
+                first = error.errors()[0]
+                where = [str(part) for part in first.get("loc", ()) if part not in ("body", "query", "path")]
+                return _error(422, "bad_request", f"The request is not as expected: {first.get('msg', 'invalid')}.", ".".join(where) or None)
+            except HTTPException as error:
+                response = _error(error.status_code, "not_allowed" if error.status_code in (401, 403) else "http_error", str(error.detail))
+                response.headers.update(error.headers or {})
+                return response
+            except Exception as error:                                             # entry point: log and report
+                log.exception("%s %s failed", request.method, request.url.path)
+                return _error(500, "internal", f"Something went wrong: {type(error).__name__}: {error}. The server's console has the details.")
+        return handle_errors
+
+
+def mount(app: FastAPI, service: TrainingService, *, guard: Guard = lambda request: None) -> None:
+    """Add the routes to an app. `guard` raises HTTPException for a request that may not ask."""
+    app.include_router(create_router(service, guard))
+    if app.router.routes:                                                          # before gradio's catch-all, where there is one
+        ours = [route for route in app.router.routes if getattr(route, "path", "").startswith(PREFIX)]
+        app.router.routes[:] = ours + [route for route in app.router.routes if route not in ours]
+
+
+def create_router(service: TrainingService, guard: Guard) -> APIRouter:
+    def guarded(request: Request) -> None:
+        guard(request)
+
+    router = APIRouter(prefix=PREFIX, route_class=_Route, dependencies=[Depends(guarded)], tags=["Train LoRA"])
+    _add_information(router, service)
+    _add_datasets(router, service)
+    _add_jobs(router, service)
+    _add_generate(router, service)
+    return router
+
+
+def _add_information(router: APIRouter, service: TrainingService) -> None:
+    @router.get("/status")
+    def status() -> Any:
+        return service.status()
+
+    @router.get("/presets")
+    def presets() -> Any:
+        return service.presets()
+
+    @router.get("/loras")
+    def loras() -> Any:
+        return service.loras()
+
+
+def _add_datasets(router: APIRouter, service: TrainingService) -> None:
+    library = service.library
+
+    @router.get("/datasets")
+    def datasets() -> Any:
+        return library.list()
+
+    @router.post("/datasets", status_code=201)
+    def create_dataset(body: dict = Body(...)) -> Any:
+        return library.create(_text(body, "name", required=False), _text(body, "path", required=False))
+
+    @router.get("/datasets/{name}")
+    def dataset(name: str) -> Any:
+        return library.describe(name)
+
+    @router.post("/datasets/{name}/images")
+    def add_images(name: str, files: List[UploadFile] = File(...)) -> Any:
+        library.path(name)
+        if len(files) > MOST_FILES:
+            raise Refused(f"{len(files)} files at once; at most {MOST_FILES}.", field="files", code="too_large")
+        added, refused = [], []
+        for file in files:
+            try:
+                added.append(library.add(name, file.filename or "", file.file.read()))
+            except Refused as error:
+                refused.append({"filename": file.filename, "reason": error.message})
+        return {"added": added, "refused": refused}
+
+    @router.patch("/datasets/{name}/captions")
+    def captions(name: str, body: dict = Body(...)) -> Any:
+        changes = body.get("changes")
+        if not isinstance(changes, dict):
+            raise Refused("`changes` must map file names to captions.", field="changes", code="bad_request")
+        return {"changed": library.set_captions(name, changes)}
+
+    @router.get("/datasets/{name}/thumbnails/{filename:path}")
+    def thumbnail(name: str, filename: str) -> Any:
+        return FileResponse(library.thumbnail(name, filename), media_type="image/jpeg",
+                            headers={"Cache-Control": "private, max-age=86400", "X-Content-Type-Options": "nosniff"})
+
+
+def _add_jobs(router: APIRouter, service: TrainingService) -> None:
+    @router.post("/plan")
+    def plan(body: dict = Body(...)) -> Any:
+        return service.plan(_config(body))
+
+    @router.post("/jobs", status_code=201)
+    def start(body: dict = Body(...)) -> Any:
+        return {"id": service.start(_config(body))}
+
+    @router.get("/jobs")
+    def jobs() -> Any:
+        return service.jobs()
+
+    @router.get("/jobs/{job_id}")
+    def job(job_id: str) -> Any:
+        return service.job(job_id)
+
+    @router.post("/jobs/{job_id}/stop")
+    def stop(job_id: str) -> Any:
+        return service.stop(job_id)
+
+    @router.get("/jobs/{job_id}/metrics")
+    def metrics(job_id: str, since: int = 0) -> Any:
+        return service.metrics(job_id, since)
+
+
+def _add_generate(router: APIRouter, service: TrainingService) -> None:
+    @router.post("/generate")
+    def generate(body: dict = Body(...)) -> Any:
+        if service.current_job():
+            raise Refused("A LoRA is being trained; pictures can be drawn when it has ended.", code="busy")
+        image = service.host.generate(_text(body, "prompt"), negative_prompt=_text(body, "negative_prompt", required=False) or "",
+                                      seed=int(_number(body, "seed", 0, 0, 2**32 - 1)), steps=int(_number(body, "steps", 20, 1, 150)),
+                                      guidance=_number(body, "guidance", 7.0, 1.0, 30.0), width=int(_number(body, "width", 512, 64, 2048)) // 8 * 8,
+                                      height=int(_number(body, "height", 512, 64, 2048)) // 8 * 8)
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return Response(buffer.getvalue(), media_type="image/png")
+
+
+# --- Reading requests ----------------------------------------------------------------------------------------------------
+
+def _config(body: dict) -> dict:
+    config = body.get("config")
+    if not isinstance(config, dict):
+        raise Refused("`config` must map settings to values.", field="config", code="bad_request")
+    return config
+
+
+def _text(body: dict, key: str, *, required: bool = True) -> str | None:
+    value = body.get(key)
+    if value is None and not required:
+        return None
+    if not isinstance(value, str) or len(value) > 20_000 or "\x00" in value:
+        raise Refused(f"`{key}` must be text.", field=key, code="bad_request")
+    return value
+
+
+def _number(body: dict, key: str, default: float, low: float, high: float) -> float:
+    value = body.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise Refused(f"`{key}` must be a number from {low:g} to {high:g}.", field=key, code="bad_value")
+    return value
+
+
+def _refuse_other_sites(request: Request) -> None:
+    """A page of another site may not change anything here on behalf of somebody who is logged in."""
+    origin = request.headers.get("origin")
+    if request.method in ("GET", "HEAD", "OPTIONS") or not origin:
+        return
+    hosts = {request.headers.get("host"), request.headers.get("x-forwarded-host")}
+    if urlparse(origin).netloc not in hosts:
+        raise HTTPException(403, "This request comes from another site.")
+
+
+def _error(status: int, code: str, message: str, field: str | None = None) -> JSONResponse:
+    return JSONResponse({"error": {"code": code, "message": message, **({"field": field} if field else {})}}, status_code=status)

@@ -128,10 +128,18 @@ class Host(abc.ABC):
     def register(self, path: Path) -> None:
         """Make a LoRA file callable by its stem now; one of the same name that was used before is really replaced."""
 
+    @property
+    def default_size_px(self) -> int:
+        """The side of the pictures that the loaded checkpoint draws best."""
+        return 512
+
     @abc.abstractmethod
     def generate(self, prompt: str, *, negative_prompt: str = "", seed: int = 0, steps: int = 20, guidance: float = 7.0,
-                 width: int = 512, height: int = 512) -> Any:
-        """Draw one picture with the host's own sampler, `<lora:name:weight>` understood; returns a PIL image."""
+                 width: int | None = None, height: int | None = None) -> Any:
+        """Draw one picture with the host's own sampler, `<lora:name:weight>` understood; returns a PIL image.
+
+        Width and height in pixels; `default_size_px` when left out.
+        """
 
 
 @dataclasses.dataclass(frozen=True)

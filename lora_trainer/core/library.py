@@ -29,7 +29,7 @@ class Library:
         self._folder, self._check_path, self._seen = folder, check_path, {}
         self._lock = threading.Lock()
 
-    def list(self) -> list[dict]:
+    def all(self) -> list[dict]:
         """Every data set, by name: `{name, path, pictures}`."""
         homes = sorted(self._folder.iterdir()) if self._folder.is_dir() else []
         return [self._summary(home.name) for home in homes if home.is_dir() and not home.name.startswith(".")]

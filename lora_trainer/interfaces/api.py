@@ -89,7 +89,7 @@ def _add_datasets(router: APIRouter, service: TrainingService) -> None:
 
     @router.get("/datasets")
     def datasets() -> Any:
-        return library.list()
+        return library.all()
 
     @router.post("/datasets", status_code=201)
     def create_dataset(body: dict = Body(...)) -> Any:
@@ -156,10 +156,11 @@ def _add_generate(router: APIRouter, service: TrainingService) -> None:
     def generate(body: dict = Body(...)) -> Any:
         if service.current_job():
             raise Refused("A LoRA is being trained; pictures can be drawn when it has ended.", code="busy")
+        size = service.host.default_size_px
         image = service.host.generate(_text(body, "prompt"), negative_prompt=_text(body, "negative_prompt", required=False) or "",
                                       seed=int(_number(body, "seed", 0, 0, 2**32 - 1)), steps=int(_number(body, "steps", 20, 1, 150)),
-                                      guidance=_number(body, "guidance", 7.0, 1.0, 30.0), width=int(_number(body, "width", 512, 64, 2048)) // 8 * 8,
-                                      height=int(_number(body, "height", 512, 64, 2048)) // 8 * 8)
+                                      guidance=_number(body, "guidance", 7.0, 1.0, 30.0), width=int(_number(body, "width", size, 64, 2048)) // 8 * 8,
+                                      height=int(_number(body, "height", size, 64, 2048)) // 8 * 8)
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         return Response(buffer.getvalue(), media_type="image/png")

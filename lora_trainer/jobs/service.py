@@ -29,7 +29,7 @@ class TrainingService:
     # --- What is there ---------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        return {"version": __version__, "host": {"kind": self.host.kind, "version": self.host.version},
+        return {"version": __version__, "host": {"kind": self.host.kind, "version": self.host.version, "default_size_px": self.host.default_size_px},
                 "model": dataclasses.asdict(self.host.model_status()), "lora_dir": str(self.host.lora_dir), "data_dir": str(self.host.data_dir),
                 "current_job": self.current_job(), "settings": schema(), "problems": []}
 
@@ -110,7 +110,7 @@ class TrainingService:
         return found
 
     def jobs(self) -> list[dict[str, Any]]:
-        return [self.job(job["id"]) for job in self.store.list()]
+        return [self.job(job["id"]) for job in self.store.newest()]
 
     def current_job(self) -> dict[str, Any] | None:
         running = self._job
@@ -146,7 +146,7 @@ class TrainingService:
     def _estimated_seconds(self, config: TrainConfig, steps: int) -> float | None:
         """Estimate from the last finished job of the same resolution, batch and layers, if there is one."""
         alike = ("resolution", "batch_size", "lora_targets", "gradient_accumulation_steps", "gradient_checkpointing")
-        for job in self.store.list():
+        for job in self.store.newest():
             if job.get("seconds_per_step") and all(job["config"].get(name) == getattr(config, name) for name in alike):
                 return job["seconds_per_step"] * steps
         return None

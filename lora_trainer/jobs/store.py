@@ -51,7 +51,7 @@ class JobStore:
             row = self._database.execute("select * from jobs where id = ?", (int(job_id),)).fetchone()
         return _job(row) if row else None
 
-    def list(self, limit: int = 50) -> list[dict[str, Any]]:
+    def newest(self, limit: int = 50) -> list[dict[str, Any]]:
         """Return the newest jobs, newest first."""
         with self._lock:
             rows = self._database.execute("select * from jobs order by id desc limit ?", (limit,)).fetchall()

@@ -25,7 +25,7 @@ class Job(threading.Thread):
         super().__init__(name=f"train-lora-job-{job_id}", daemon=True)
         self.job_id, self._config, self._host, self._store, self._folder = job_id, config, host, store, folder
         self._stop_asked, self._saved_at, self._rows, self._progress = threading.Event(), 0.0, [], Progress("preparing", "Waiting for the model")
-        self._started = time.monotonic()
+        self._began_at = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
 
@@ -75,7 +75,7 @@ class Job(threading.Thread):
     def _report(self, progress: Progress) -> None:
         self._progress = progress
         if progress.stage == "training":
-            row = (progress.step, progress.loss, progress.loss_average, progress.learning_rate, round(time.monotonic() - self._started, 3))
+            row = (progress.step, progress.loss, progress.loss_average, progress.learning_rate, round(time.monotonic() - self._began_at, 3))
             self._rows.append(row)
             self._metrics.writerow(row)
         if time.monotonic() - self._saved_at >= SAVE_EVERY_SECONDS:

@@ -1,0 +1,163 @@
+"""The command line: train, demo, demo-checkpoint, ui, bench. Knows no host; `__main__` brings one."""
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..core.config import TrainConfig, read_settings, schema
+from ..core.contracts import Host
+from ..core.errors import Refused
+from ..jobs.service import TrainingService
+
+MakeHost = Callable[..., Host]
+
+
+def main(arguments: Sequence[str] | None = None, *, make_host: MakeHost) -> int:
+    """Run a command and return the exit status: 0, 1 for something refused or failed, 130 for Ctrl-C."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")                                   # a console that knows no emoji must not end a run
+    try:
+        return args.command(args, make_host)
+    except Refused as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def run_job(service: TrainingService, values: dict[str, Any]) -> dict[str, Any]:
+    """Run a job to its end behind a progress bar; Ctrl-C stops it, and what it has learned is saved."""
+    from tqdm import tqdm
+    plan = service.plan(values)
+    for error in plan["errors"]:
+        raise Refused(error["message"], field=error["field"], code=error["code"])
+    for warning in plan["warnings"]:
+        print(f"note: {warning}")
+    print(f"{plan['pictures']} pictures, {len(plan['buckets'])} buckets, {plan['steps']} steps → {plan['output_file']}")
+    job_id = service.start(values)
+    with tqdm(total=plan["steps"], unit="step", dynamic_ncols=True) as bar:
+        while (job := _wait(service, job_id))["state"] in ("queued", "preparing", "training"):
+            _show(bar, job)
+        _show(bar, job)
+    if job["state"] == "failed":
+        raise Refused(job["error"], code="failed")
+    return job
+
+
+def _wait(service: TrainingService, job_id: str) -> dict[str, Any]:
+    try:
+        return service.wait(job_id, timeout=0.5)
+    except KeyboardInterrupt:
+        print("\nStopping after this step; what was learned is saved.")
+        service.stop(job_id)
+        return service.wait(job_id)
+
+
+def _show(bar: Any, job: dict[str, Any]) -> None:
+    bar.set_description_str((job.get("message") or job["state"])[:40])
+    if job.get("loss_average") is not None:
+        bar.set_postfix_str(f"loss {job['loss_average']:.4f}")
+    bar.update(job.get("step", 0) - bar.n)
+
+
+# --- Commands ------------------------------------------------------------------------------------------------------------
+
+def _train(args: argparse.Namespace, make_host: MakeHost) -> int:
+    values = read_settings(args.config) if args.config else {}
+    values.update({entry["name"]: value for entry in schema() if (value := getattr(args, entry["name"])) is not None})
+    config = TrainConfig.parse(values)
+    if not config.base_model:
+        raise Refused("Without a WebUI a checkpoint is needed: give base_model, a .safetensors file.", field="base_model")
+    output = Path(config.output_dir or "output")
+    service = TrainingService(make_host(checkpoint=Path(config.base_model), lora_dir=output, data_dir=args.data_dir or output / "train_lora"))
+    job = run_job(service, config.to_dict())
+    print(f"{job['state']}: {job['output_file'] or 'nothing to save yet'}" + (f"\nuse it in a prompt: {job['lora_tag']}" if job["lora_tag"] else ""))
+    return 0
+
+
+def _demo(args: argparse.Namespace, make_host: MakeHost) -> int:
+    from ..demo.run import run_demo
+    service = run_demo(args.output, make_host, run_job, seed=args.seed)
+    if args.ui:
+        _serve(service, args.port)
+    return 0
+
+
+def _demo_checkpoint(args: argparse.Namespace, make_host: MakeHost) -> int:
+    from ..demo.checkpoint import write_checkpoint
+    path = write_checkpoint(args.into)
+    print(f"wrote {path} with its .yaml and vocabulary; choose {path.stem} in the WebUI, at 64x64")
+    return 0
+
+
+def _ui(args: argparse.Namespace, make_host: MakeHost) -> int:
+    service = TrainingService(make_host(checkpoint=args.checkpoint, lora_dir=args.output, data_dir=args.output / "train_lora"))
+    _serve(service, args.port)
+    return 0
+
+
+def _bench(args: argparse.Namespace, make_host: MakeHost) -> int:
+    from ..bench import report
+    print(report(size_px=args.size, batch_size=args.batch, steps=args.steps, dtype=args.dtype, rank=args.rank, targets=args.targets,
+                 checkpointing=args.gradient_checkpointing))
+    return 0
+
+
+def _serve(service: TrainingService, port: int) -> None:
+    from .page import serve
+    print(f"Train LoRA is open at http://127.0.0.1:{port}/ (this machine only); end it with Ctrl-C", flush=True)
+    serve(service, port=port)
+
+
+# --- Arguments -----------------------------------------------------------------------------------------------------------
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lora_trainer", description="Train LoRAs for Stable Diffusion, without a WebUI.")
+    parser.add_argument("--verbose", action="store_true", help="also print the run's log")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_train(commands)
+    demo = _command(commands, "demo", _demo, "train the embedded concept on the embedded checkpoint and judge the result")
+    demo.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for the results (default: demo-output)")
+    demo.add_argument("--seed", type=int, default=42)
+    demo.add_argument("--ui", action="store_true", help="then open the page on this machine")
+    demo.add_argument("--port", type=int, default=7870)
+    checkpoint = _command(commands, "demo-checkpoint", _demo_checkpoint, "write the embedded checkpoint so that a WebUI can load it")
+    checkpoint.add_argument("--into", type=Path, required=True, metavar="DIR", help="for example the WebUI's models/Stable-diffusion")
+    ui = _command(commands, "ui", _ui, "open the page with a checkpoint of yours")
+    ui.add_argument("--checkpoint", type=Path, required=True, help="a Stable Diffusion 1 checkpoint (.safetensors)")
+    ui.add_argument("--output", type=Path, default=Path("output"), help="folder for LoRAs and jobs (default: output)")
+    ui.add_argument("--port", type=int, default=7870)
+    bench = _command(commands, "bench", _bench, "measure time and memory of a step on a random SD1.5 UNet")
+    bench.add_argument("--size", type=int, default=256, help="side of the pictures in pixels (default: 256)")
+    bench.add_argument("--batch", type=int, default=1)
+    bench.add_argument("--steps", type=int, default=7, help="measured steps (default: 7)")
+    bench.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the frozen weights; the LoRA is fp32 in any case")
+    bench.add_argument("--rank", type=int, default=16)
+    bench.add_argument("--targets", choices=("attention", "attention+feed-forward", "all"), default="attention+feed-forward")
+    bench.add_argument("--gradient-checkpointing", action="store_true")
+    return parser
+
+
+def _command(commands: Any, name: str, function: Callable, help: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=help, description=help)
+    command.set_defaults(command=function)
+    return command
+
+
+def _add_train(commands: Any) -> None:
+    """Every setting of TrainConfig as an option; what the file says is overruled by what is typed."""
+    train = _command(commands, "train", _train, "train a LoRA as a YAML, TOML or JSON file says")
+    train.add_argument("--config", type=Path, help="settings; lora-scripts' and kohya's names are understood")
+    train.add_argument("--data-dir", type=Path, help="where jobs are kept (default: train_lora in the output folder)")
+    for entry in schema():
+        limits = f" [{entry['minimum']:g} to {entry['maximum']:g}]" if entry["minimum"] is not None else ""
+        choices = f" ({', '.join(entry['choices'])})" if entry["choices"] else ""
+        train.add_argument(f"--{entry['name'].replace('_', '-')}", f"--{entry['name']}", dest=entry["name"], metavar=entry["type"].upper(),
+                           nargs="?" if entry["type"] == "bool" else None, const="true" if entry["type"] == "bool" else None,
+                           help=f"{entry['help']}{limits}{choices} (default: {entry['default'] or 'none'})".replace("%", "%%"))

@@ -151,7 +151,7 @@ def check_name(name: str) -> str:
     elif name != name.strip() or name.endswith("."):
         reason = "begins or ends with a space or a full stop"
     elif ".." in name or (found := re.search(r'[\\/:*?"<>|,\x00-\x1f]', name)):
-        reason = f"contains {'..' if '..' in name else repr(found.group())}"
+        reason = f"contains {('..' if '..' in name else found.group())!r}"
     elif len(name.encode("utf-8")) > MAX_NAME_BYTES:
         reason = f"is {len(name)} characters long ({len(name.encode('utf-8'))} bytes; at most {MAX_NAME_BYTES})"
     elif re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d|none|addams)(\..*)?", name) or name.startswith("."):

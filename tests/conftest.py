@@ -1,0 +1,180 @@
+"""A tiny, real model of SD1's names behind the contract, and pictures to train it on. Small enough for a run of seconds."""
+import contextlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from lora_trainer.core.contracts import BaseModel, Conditioning, Host, ModelStatus  # noqa: E402
+from lora_trainer.core.layouts import unet_to_diffusers  # noqa: E402
+
+WIDTH, TEXT_WIDTH = 16, 12
+
+
+class Attention(torch.nn.Module):
+    def __init__(self, context_width: int) -> None:
+        super().__init__()
+        self.to_q = torch.nn.Linear(WIDTH, WIDTH, bias=False)
+        self.to_k = torch.nn.Linear(context_width, WIDTH, bias=False)
+        self.to_v = torch.nn.Linear(context_width, WIDTH, bias=False)
+        self.to_out = torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH), torch.nn.Dropout(0.0))
+
+    def forward(self, x, context):
+        return self.to_out(torch.softmax(self.to_q(x) @ self.to_k(context).mT / WIDTH ** 0.5, -1) @ self.to_v(context))
+
+
+class GEGLU(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = torch.nn.Linear(WIDTH, 4 * WIDTH)
+
+    def forward(self, x):
+        value, gate = self.proj(x).chunk(2, -1)
+        return value * torch.nn.functional.gelu(gate)
+
+
+class FeedForward(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Sequential(GEGLU(), torch.nn.Dropout(0.0), torch.nn.Linear(2 * WIDTH, WIDTH))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class BasicTransformerBlock(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn1, self.attn2, self.ff = Attention(WIDTH), Attention(TEXT_WIDTH), FeedForward()
+
+    def forward(self, x, context):
+        x = x + self.attn1(x, x)
+        x = x + self.attn2(x, context)
+        return x + self.ff(x)
+
+
+class SpatialTransformer(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj_in, self.proj_out = torch.nn.Conv2d(WIDTH, WIDTH, 1), torch.nn.Conv2d(WIDTH, WIDTH, 1)
+        self.transformer_blocks = torch.nn.ModuleList([BasicTransformerBlock()])
+
+    def forward(self, x, context):
+        h = self.proj_in(x)
+        tokens = self.transformer_blocks[0](h.flatten(2).mT, context)
+        return x + self.proj_out(tokens.mT.reshape(h.shape))
+
+
+class ResBlock(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_layers = torch.nn.Sequential(torch.nn.GroupNorm(4, WIDTH), torch.nn.SiLU(), torch.nn.Conv2d(WIDTH, WIDTH, 3, padding=1))
+        self.emb_layers = torch.nn.Sequential(torch.nn.SiLU(), torch.nn.Linear(WIDTH, WIDTH))
+
+    def forward(self, x, embedding):
+        return x + self.in_layers(x) + self.emb_layers(embedding)[..., None, None]
+
+
+class TinyUNet(torch.nn.Module):
+    """Module paths as in LDM's SD1: time_embed, input_blocks.0.0, input_blocks.1.{0,1}, out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time_embed = torch.nn.Sequential(torch.nn.Linear(1, WIDTH), torch.nn.SiLU(), torch.nn.Linear(WIDTH, WIDTH))
+        self.input_blocks = torch.nn.ModuleList([torch.nn.ModuleList([torch.nn.Conv2d(4, WIDTH, 3, padding=1)]),
+                                                 torch.nn.ModuleList([ResBlock(), SpatialTransformer()])])
+        self.out = torch.nn.Sequential(torch.nn.GroupNorm(4, WIDTH), torch.nn.SiLU(), torch.nn.Conv2d(WIDTH, 4, 3, padding=1))
+
+    def forward(self, x, timesteps, context):
+        embedding = self.time_embed(timesteps[:, None].float() / 1000)
+        h = self.input_blocks[0][0](x)
+        h = self.input_blocks[1][1](self.input_blocks[1][0](h, embedding), context)
+        return self.out(h)
+
+
+class TinyModel(BaseModel):
+    family, prediction_type, name, sha256, clip_skip = "sd1", "epsilon", "tiny", "0" * 64, 1
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.unet = TinyUNet().eval()
+            self._encoder = torch.nn.Conv2d(3, 4, 8, stride=8)
+        self.text_encoders = []
+        self.alphas_cumprod = torch.cumprod(1 - torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000) ** 2, 0)
+
+    def encode_images(self, pixels):
+        return self._encoder(pixels).detach()
+
+    def encode_captions(self, captions, sizes):
+        draws = [torch.randn(77, TEXT_WIDTH, generator=torch.Generator().manual_seed(sum(caption.encode()))) for caption in captions]
+        return Conditioning(torch.stack(draws))
+
+    def predict(self, noisy_latents, timesteps, conditioning):
+        return self.unet(noisy_latents, timesteps, conditioning.hidden_states)
+
+    def export_name(self, module_path):
+        return "lora_unet_" + unet_to_diffusers(module_path).replace(".", "_")
+
+
+class TinyHost(Host):
+    kind, version = "standalone", "test"
+
+    def __init__(self, folder: Path) -> None:
+        self.lora_dir, self.data_dir = folder / "Lora", folder / "train_lora"
+        self.lora_dir.mkdir(parents=True)
+        self.model, self.registered, self.gave_way, self.status = TinyModel(), [], 0, ModelStatus(True, "", "tiny", "sd1", "epsilon")
+
+    def model_status(self):
+        return self.status
+
+    def peek_unet(self):
+        return self.model.unet
+
+    @contextlib.contextmanager
+    def borrow_model(self):
+        flags = [parameter.requires_grad for parameter in self.model.unet.parameters()]
+        try:
+            self.model.unet.requires_grad_(False)
+            yield self.model
+        finally:
+            for parameter, flag in zip(self.model.unet.parameters(), flags):
+                parameter.requires_grad_(flag)
+
+    def give_way(self):
+        self.gave_way += 1
+
+    def register(self, path):
+        self.registered.append(path)
+
+    def generate(self, prompt, **settings):
+        return Image.new("RGB", (64, 64))
+
+
+@pytest.fixture
+def host(tmp_path) -> TinyHost:
+    return TinyHost(tmp_path / "host")
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """Six captioned pictures of three shapes."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, size in enumerate([(64, 64), (64, 64), (128, 64), (64, 128), (96, 96), (128, 64)]):
+        image = Image.new("RGB", size, (40 * number, 90, 200 - 20 * number))
+        ImageDraw.Draw(image).ellipse([8, 8, 40, 40], fill=(250, 20 * number, 30))
+        image.save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a circle, number {number}", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def settings(pictures) -> dict:
+    return dict(train_data_dir=str(pictures), output_name="mine", resolution=64, bucket_step=32, batch_size=2, max_train_steps=6, learning_rate=1e-2,
+                lora_rank=4, lora_alpha=4, save_precision="fp32")

@@ -1,0 +1,110 @@
+"""Names from other trainers, ranges, and sentences that name the field."""
+import pytest
+
+from lora_trainer.core.config import TrainConfig, check_name, presets, schema
+from lora_trainer.core.errors import Refused
+
+
+def refused(values):
+    with pytest.raises(Refused) as caught:
+        TrainConfig.parse(values)
+    return caught.value
+
+
+def test_lora_scripts_yaml(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("""task_type: stable-diffusion
+train_data_dir: data/x
+metadata_path: data/x/metadata.csv
+base_model: model.safetensors
+lora_rank: 8
+lora_alpha: 4
+lora_dropout: 0.1
+batch_size: 2
+gradient_accumulation_steps: 2
+epochs: 3
+max_train_steps: null
+resolution: 512
+learning_rate: 1e-4
+optimizer: AdamW
+scheduler: cosine
+output_dir: out
+output_name: mein Stil 猫
+overwrite: yes
+save_steps: 100
+logging_dir: logs
+mixed_precision: bf16
+gradient_checkpointing: true
+seed: 7
+""", encoding="utf-8")
+    config = TrainConfig.load(path)
+    assert (config.lora_rank, config.lora_alpha, config.learning_rate, config.optimizer, config.overwrite, config.max_train_steps) == (8, 4, 1e-4, "adamw", True, 0)
+    assert config.output_name == "mein Stil 猫"
+
+
+def test_kohya_toml_in_sections(tmp_path):
+    pytest.importorskip("tomllib" if __import__("sys").version_info >= (3, 11) else "tomli")
+    path = tmp_path / "kohya.toml"
+    path.write_text('[network]\nnetwork_dim = 32\nnetwork_alpha = 16\n[train]\ntrain_batch_size = 2\nmax_train_epochs = 4\nunet_lr = 2e-4\n'
+                    'resolution = "512,768"\nlr_scheduler = "constant_with_warmup"\nsave_precision = "float"\n', encoding="utf-8")
+    config = TrainConfig.load(path)
+    assert (config.lora_rank, config.lora_alpha, config.batch_size, config.epochs, config.learning_rate) == (32, 16, 2, 4, 2e-4)
+    assert (config.resolution, config.scheduler, config.save_precision) == (627, "constant", "fp32")
+
+
+@pytest.mark.parametrize("values, field, sentence", [
+    ({"lora_rnak": 3}, "lora_rnak", "Did you mean 'lora_rank'"),
+    ({"lora_rank": 0}, "lora_rank", "Rank: 0 is out of range. Use 1 to 1024"),
+    ({"lora_rank": 10000}, "lora_rank", "10000 is out of range"),
+    ({"lora_rank": 1.5}, "lora_rank", "1.5 is not a whole number"),
+    ({"learning_rate": "abc"}, "learning_rate", "'abc' is not a number"),
+    ({"learning_rate": float("nan")}, "learning_rate", "nan is not a number"),
+    ({"learning_rate": -1}, "learning_rate", "out of range"),
+    ({"scheduler": "cosin"}, "scheduler", "Did you mean cosine"),
+    ({"mirror": "perhaps"}, "mirror", "not true or false"),
+    ({"seed": [1]}, "seed", "is not a whole number"),
+    ({"epochs": True}, "epochs", "True is not a whole number"),
+    ({"output_name": "a/b"}, "output_name", "contains '/'"),
+    ({"output_name": "../evil"}, "output_name", "contains '..'"),
+    ({"output_name": "x" * 300}, "output_name", "300 characters"),
+    ({"output_name": "con"}, "output_name", "reserved"),
+    ({"output_name": "a:b"}, "output_name", "contains ':'"),
+    ({"output_name": "<x>"}, "output_name", "contains '<'"),
+    ({"output_name": ".hidden"}, "output_name", "full stop"),
+])
+def test_bad_values_name_the_field(values, field, sentence):
+    error = refused(values)
+    assert error.field == field and sentence in error.message
+
+
+@pytest.mark.parametrize("name", ["猫の絵", "🎨 art", "a b-c_d.1", "Ünïcode"])
+def test_good_names(name):
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "a: [", "\x00"])
+def test_unreadable_files_are_said(tmp_path, content):
+    path = tmp_path / "x.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(Refused, match="settings file"):
+        TrainConfig.load(path)
+
+
+def test_every_setting_has_title_help_and_a_default_in_its_range():
+    for entry in schema():
+        assert entry["title"] and entry["help"].endswith((".", "?")) and entry["group"] in ("pictures", "main", "advanced", "output")
+        TrainConfig.parse({entry["name"]: entry["default"]})
+
+
+def test_presets_are_valid_and_ordered():
+    found = presets()
+    assert [preset["name"] for preset in found][0] == "character" and len(found) == 4
+    for preset in found:
+        TrainConfig.parse(preset["settings"])
+        assert preset["title"] and preset["help"]
+
+
+def test_yaml_round_trip(tmp_path):
+    config = TrainConfig.parse({"output_name": "猫", "learning_rate": 3e-5, "mirror": True})
+    (tmp_path / "c.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    assert TrainConfig.load(tmp_path / "c.yaml") == config

@@ -1,0 +1,53 @@
+"""Entry of the WebUI: joins its host, the page and the API. The WebUI runs this file at its start and at every "Reload UI"."""
+import html
+import logging
+import sys
+
+import gradio as gr
+
+from modules import script_callbacks
+
+TITLE, TAB = "Train LoRA", "train_lora"
+
+try:                                                             # now: afterwards the extension's folder is no longer in sys.path
+    from lora_trainer.hosts import webui
+    from lora_trainer.interfaces import api, tab
+    service, problem = webui.training_service(), None
+except Exception as error:                                       # the WebUI goes on without us, and the tab says why
+    logging.getLogger(__name__).exception("Train LoRA cannot start")
+    service, problem = None, error
+
+
+def explanation() -> str:
+    """Say in HTML what keeps the extension from starting and how to mend it."""
+    if not isinstance(problem, ImportError):
+        return f"<p>Train LoRA cannot start: {html.escape(f'{type(problem).__name__}: {problem}')}. The console says where.</p>"
+    package = {"peft": "peft==0.13.2", "yaml": "PyYAML", "pandas": "pandas<3", "safetensors": "safetensors"}.get(problem.name)
+    if package is None:
+        return f"<p>Train LoRA cannot start here: {html.escape(str(problem))}. It needs AUTOMATIC1111's WebUI 1.10; Forge and reForge are not supported yet.</p>"
+    command = f'"{sys.executable}" -m pip install --no-deps {package}'
+    return (f"<p>Train LoRA cannot start: {html.escape(str(problem))}. Close the WebUI, run this command, and start it again:</p>"
+            f"<pre>{html.escape(command)}</pre>")
+
+
+def on_ui_tabs():
+    if service:
+        return [(tab.create_tab(), TITLE, TAB)]
+    with gr.Blocks(analytics_enabled=False) as page:
+        gr.HTML(explanation())
+    return [(page, TITLE, TAB)]
+
+
+def on_ui_train_tabs(params):
+    with gr.Tab(label="LoRA", id="train_lora_link"):
+        tab.create_link() if service else gr.HTML(explanation())
+
+
+def on_app_started(demo, app):
+    if service:
+        api.mount(app, service, guard=webui.make_guard(app))
+
+
+script_callbacks.on_ui_tabs(on_ui_tabs)
+script_callbacks.on_ui_train_tabs(on_ui_train_tabs)
+script_callbacks.on_app_started(on_app_started)

@@ -83,6 +83,7 @@ class TrainConfig:
     gradient_checkpointing: bool = setting(False, "Save memory", "Gradient checkpointing: less memory, about 40 % slower. The result is the same.")
     save_steps: int = setting(0, "Snapshot every", "Also save the LoRA every so many steps, as name-000100. 0: only at the end.", minimum=0, maximum=1_000_000,
                               unit="steps")
+    preview: bool = setting(True, "Preview picture", "Draw one picture with the finished LoRA, for its card. A picture that you chose for the card stays.", group="output")
     seed: int = setting(42, "Seed", "The same seed and settings give the same LoRA.", minimum=0, maximum=2**32 - 1)
     logging_dir: str = setting("", "Log folder", "Where the run's figures go. Empty: the job's own folder.", group="output")
 

@@ -13,6 +13,8 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from .captions import split_tags, write_atomically
 from .config import TrainConfig
@@ -21,6 +23,7 @@ from .dataset import Bucket, Picture
 from .errors import Refused
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+SOFTWARE = "Train LoRA"
 FAMILIES = {  # family: (ss_base_model_version, ss_v2, modelspec.architecture, the WebUI card's name)
     "sd1": ("sd_v1", "False", "stable-diffusion-v1/lora", "SD1"),
     "sd2": ("sd_v2", "True", "stable-diffusion-v2-768-v/lora", "SD2"),
@@ -72,6 +75,26 @@ def save_card(path: Path, *, family: str, trigger_word: str, preferred_weight: f
     card = {**(known if isinstance(known, dict) else {}), "sd version": FAMILIES[family][3], "activation text": trigger_word,
             "preferred weight": preferred_weight, "notes": notes}
     write_atomically(sidecar, json.dumps(card, indent=4, ensure_ascii=False).encode("utf-8"))
+
+
+def save_preview(path: Path, image: Image.Image) -> bool:
+    """Save a picture for a LoRA's card as `<stem>.png`; one that was not drawn by us is the user's and stays. Says whether it was saved."""
+    target = path.with_suffix(".png")
+    if target.exists() and not _drawn_by_us(target):
+        return False
+    note, buffer = PngInfo(), io.BytesIO()
+    note.add_text("Software", SOFTWARE)
+    image.save(buffer, "PNG", pnginfo=note)
+    write_atomically(target, buffer.getvalue())
+    return True
+
+
+def _drawn_by_us(picture: Path) -> bool:
+    try:
+        with Image.open(picture) as image:
+            return image.info.get("Software") == SOFTWARE
+    except OSError:
+        return False
 
 
 def metadata(config: TrainConfig, base_model: BaseModel, pictures: list[Picture], buckets: list[Bucket], captions: list[str], *, steps: int,

@@ -12,7 +12,7 @@ from . import cache, export, precision, trainer
 from .adapters import Adapters
 from .config import TrainConfig
 from .contracts import BaseModel, Host, Progress
-from .errors import Stopped
+from .errors import Refused, Stopped
 from .optimization import make_optimizer, make_schedule
 from .plan import Plan, check_space, estimate, make_plan
 
@@ -50,7 +50,21 @@ def train_lora(config: TrainConfig, host: Host, *, on_progress: Callable[[Progre
     if saved:
         host.register(saved)
         log.info("%s is ready %.2f s after the last step", plan.lora_tag, time.monotonic() - finished)
+        if config.preview and not should_stop():
+            on_progress(dataclasses.replace(run.last_progress, message="Drawing the preview"))
+            _draw_preview(plan, host, saved)
     return Result(saved, plan.lora_tag, outcome.steps, outcome.loss_average, outcome.stopped)
+
+
+def _draw_preview(plan: Plan, host: Host, saved: Path) -> None:
+    """Give the card a picture of the first caption. The LoRA is ready already, so a failure here is only logged."""
+    bucket = plan.buckets[0]
+    try:
+        picture = host.generate(f"{plan.captions[0]} {plan.lora_tag}", seed=plan.schedule.seed, width=bucket.width, height=bucket.height)
+        if not export.save_preview(saved, picture):
+            log.info("the card keeps the picture it has")
+    except (Refused, OSError, RuntimeError, ValueError) as error:
+        log.warning("no preview picture: %s", error)
 
 
 class _Run:
@@ -60,6 +74,7 @@ class _Run:
         self.config, self.plan, self.base_model, self.host = config, plan, base_model, host
         self.on_progress, self.should_stop, self.started, self.started_at = on_progress, should_stop, started, time.time()
         self.adapters: Adapters | None = None
+        self.last_progress = Progress("preparing")
 
     def train(self) -> trainer.Outcome:
         config, plan, base_model = self.config, self.plan, self.base_model
@@ -104,7 +119,7 @@ class _Run:
         if progress.step == 1:
             elapsed = time.monotonic() - self.started
             log.info("first step done %.2f s after the start, of which encoding took %.2f s", elapsed, self.encoding_seconds)
-        self._loss_average = progress.loss_average
+        self.last_progress = progress
         self.on_progress(progress)
 
     def _snapshot(self, step: int) -> None:
@@ -112,6 +127,6 @@ class _Run:
         every = self.config.save_steps
         if every and step % every == 0 and step < self.plan.schedule.total_steps:
             path = self.plan.output_file.with_name(f"{self.plan.output_file.stem}-{step:06}.safetensors")
-            self.save(path, step, self._loss_average)
+            self.save(path, step, self.last_progress.loss_average)
             self.host.register(path)
             log.info("saved the snapshot %s", path.name)

@@ -73,8 +73,9 @@ class Job(threading.Thread):
                       output_file=str(result.output_file) if result.output_file else None)
 
     def _report(self, progress: Progress) -> None:
+        first_time = progress.step > (self._rows[-1][0] if self._rows else 0)
         self._progress = progress
-        if progress.stage == "training":
+        if first_time:
             row = (progress.step, progress.loss, progress.loss_average, progress.learning_rate, round(time.monotonic() - self._began_at, 3))
             self._rows.append(row)
             self._metrics.writerow(row)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -36,7 +37,7 @@ def test_run_writes_the_lora_its_card_and_registers_it(host, settings):
         metadata, names = file.metadata(), set(file.keys())
     assert metadata["ss_output_name"] == "mine" and metadata["ss_network_dim"] == "4" and metadata["ss_steps"] == "6" and metadata["ss_v2"] == "False"
     assert "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight" in names and len(names) == 3 * 12
-    assert [path.name for path in host.lora_dir.iterdir() if path.suffix not in (".safetensors", ".json")] == []
+    assert sorted(path.name for path in host.lora_dir.iterdir()) == ["mine.json", "mine.png", "mine.safetensors"]
 
 
 @pytest.mark.parametrize("targets", ["attention", "attention+feed-forward", "all"])
@@ -111,6 +112,23 @@ def test_stop_keeps_what_was_learned(host, settings):
     result = train_lora(TrainConfig.parse({**settings, "max_train_steps": 100}), host, on_progress=lambda progress: steps.append(progress.step),
                         should_stop=lambda: bool(steps) and steps[-1] >= 3)
     assert result.stopped and result.steps == 3 and result.output_file.is_file()
+
+
+def test_preview_replaces_ours_and_keeps_the_users(host, settings, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(host, "generate", lambda prompt, **options: (drawn.append((prompt, options)), Image.new("RGB", (8, 8), (len(drawn), 0, 0)))[1])
+    for _ in range(2):
+        train_lora(TrainConfig.parse({**settings, "overwrite": True}), host)
+    assert drawn[0] == ("a circle, number 0 <lora:mine:0.8>", dict(seed=42, width=64, height=64))
+    assert Image.open(host.lora_dir / "mine.png").getpixel((0, 0)) == (2, 0, 0)
+    Image.new("RGB", (8, 8), "blue").save(host.lora_dir / "mine.png")
+    train_lora(TrainConfig.parse({**settings, "overwrite": True}), host)
+    assert Image.open(host.lora_dir / "mine.png").getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_a_preview_that_fails_costs_nothing(host, settings, monkeypatch):
+    monkeypatch.setattr(host, "generate", lambda *args, **options: (_ for _ in ()).throw(RuntimeError("no")))
+    assert train_lora(TrainConfig.parse(settings), host).output_file.is_file()
 
 
 def test_stop_before_the_first_step_writes_nothing(host, settings):

@@ -1,0 +1,241 @@
+"""The standalone host: loads what the file says, lends it, draws with LoRAs, and leaves no trace."""
+import socket
+import threading
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lora_trainer.core.errors import Refused
+
+pytest.importorskip("diffusers")
+pytest.importorskip("open_clip")
+
+from lora_trainer.hosts.standalone import StandaloneHost, scaled_linear_alphas_cumprod, split_prompt  # noqa: E402
+from tests.hosts import narrow_checkpoint  # noqa: E402
+
+DRAWING = dict(steps=3, width=64, height=64)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Models this small only wait for each other's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def models():
+    return narrow_checkpoint.make_models()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, models):
+    return narrow_checkpoint.write(tmp_path_factory.mktemp("models") / "narrow.safetensors", models)
+
+
+@pytest.fixture(scope="module")
+def host(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("host")
+    return StandaloneHost(checkpoint, folder / "loras", folder / "data", device="cpu")
+
+
+def random_lora(unet, path, *, seed=0, rank=2):
+    """Write a kohya file for every attention and feed-forward layer; returns the change it means for each weight."""
+    generator = torch.Generator().manual_seed(seed)
+    state, changes = {}, {}
+    for name, module in unet.named_modules():
+        if ".attentions." in name and isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+            outputs, inputs = module.weight.shape[:2]
+            down, up = (torch.randn(shape, generator=generator) * 0.3 for shape in ((rank, inputs), (outputs, rank)))
+            changes[name] = (up @ down).reshape(module.weight.shape) / 2
+            kernel = (1, 1) if isinstance(module, torch.nn.Conv2d) else ()
+            key = "lora_unet_" + name.replace(".", "_")
+            state |= {f"{key}.lora_down.weight": down.reshape(*down.shape, *kernel), f"{key}.lora_up.weight": up.reshape(*up.shape, *kernel),
+                      f"{key}.alpha": torch.tensor(rank / 2)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, str(path))
+    return changes
+
+
+def fingerprint(host):
+    """Everything of the base that must never change: weights, module objects, flags, leftovers."""
+    pipeline = host._load()
+    modules = [(name, id(module), type(module), module.training) for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+               for name, module in part.named_modules()]
+    weights = [(name, id(tensor), tensor.requires_grad, tensor.detach().numpy().tobytes()) for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+               for name, tensor in part.named_parameters()]
+    return modules, weights, sorted(set(vars(pipeline.unet)) - {"_hf_peft_config_loaded"})
+
+
+def test_status_loads_nothing(checkpoint, tmp_path):
+    host = StandaloneHost(checkpoint, tmp_path, tmp_path, device="cpu")
+    status = host.model_status()
+    assert (status.trainable, status.family, status.prediction_type, status.checkpoint) == (True, "sd1", "epsilon", "narrow")
+    assert (status.device, status.dtype, host.default_size_px) == ("cpu", "float32", 64)
+    assert host._pipeline is None
+
+
+def test_a_missing_checkpoint_is_a_reason(tmp_path):
+    host = StandaloneHost(tmp_path / "none.safetensors", tmp_path, tmp_path, device="cpu")
+    assert not host.model_status().trainable and "There is no checkpoint" in host.model_status().reason
+    with pytest.raises(Refused, match="There is no checkpoint"), host.borrow_model():
+        pass
+
+
+def test_the_file_is_loaded_as_it_was_written(host, models):
+    unet, vae, text_encoder = models
+    generator = torch.Generator().manual_seed(1)
+    latents, pixels = torch.randn(2, 4, 8, 8, generator=generator), torch.rand(2, 3, 64, 48, generator=generator) * 2 - 1
+    timesteps = torch.tensor([10, 900])
+    with host.borrow_model() as model, torch.no_grad():
+        conditioning = model.encode_captions(["a red circle", ""], [])
+        tokens = [[49406, 320, 736, 7117] + [49407] * 73, [49406] + [49407] * 76]
+        torch.testing.assert_close(conditioning.hidden_states, text_encoder(torch.tensor(tokens))[0], rtol=1e-4, atol=1e-5)
+        expected = unet(latents, timesteps, conditioning.hidden_states).sample
+        torch.testing.assert_close(model.predict(latents, timesteps, conditioning), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.encode_images(pixels), vae.encode(pixels).latent_dist.mean * 0.18215, rtol=1e-4, atol=1e-5)
+        assert model.encode_images(pixels).shape == (2, 4, 8, 6)
+        assert (model.family, model.prediction_type, model.name, len(model.sha256)) == ("sd1", "epsilon", "narrow", 64)
+
+
+def test_long_captions_are_cut_to_77_tokens(host):
+    with host.borrow_model() as model:
+        assert model.encode_captions(["word " * 500, "word"], []).hidden_states.shape == (2, 77, narrow_checkpoint.WIDTH)
+
+
+def test_noise_schedule_is_the_pipelines(host):
+    from diffusers import DDIMScheduler
+    theirs = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
+    torch.testing.assert_close(scaled_linear_alphas_cumprod(), theirs, rtol=1e-5, atol=0)
+    torch.testing.assert_close(host._load().scheduler.alphas_cumprod, theirs)
+
+
+def test_nothing_is_fetched(checkpoint, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the network was used")
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    with StandaloneHost(checkpoint, tmp_path, tmp_path, device="cpu").borrow_model() as model:
+        assert model.unet is not None
+
+
+def test_incomplete_checkpoint_is_refused(checkpoint, tmp_path):
+    state = load_file(str(checkpoint))
+    save_file({key: value for key, value in state.items() if "output_blocks.5." not in key}, str(tmp_path / "cut.safetensors"))
+    with pytest.raises(Refused, match="cut.safetensors cannot be loaded"), StandaloneHost(tmp_path / "cut.safetensors", tmp_path, tmp_path).borrow_model():
+        pass
+
+
+def test_lending_gives_back_every_flag(host):
+    pipeline = host._load()
+    pipeline.unet.mid_block.train()
+    pipeline.unet.conv_in.weight.requires_grad_(False)
+    before = fingerprint(host)
+    try:
+        with pytest.raises(ZeroDivisionError), host.borrow_model() as model:
+            assert not any(parameter.requires_grad for parameter in model.unet.parameters())
+            assert not any(module.training for module in model.unet.modules())
+            raise ZeroDivisionError
+        assert fingerprint(host) == before
+    finally:
+        pipeline.unet.requires_grad_(True).eval()
+
+
+def test_training_and_drawing_exclude_each_other(host):
+    said = []
+
+    def meanwhile():
+        for attempt in (lambda: host.generate("a circle", **DRAWING), lambda: host.borrow_model().__enter__()):
+            with pytest.raises(Refused) as caught:
+                attempt()
+            said.append(caught.value)
+    with host.borrow_model():
+        other = threading.Thread(target=meanwhile)
+        other.start()
+        other.join(timeout=60)
+        with pytest.raises(Refused, match="borrowed the model already"), host.borrow_model():
+            pass
+        host.generate("a preview by the training thread itself", **DRAWING)
+    assert [refusal.code for refusal in said] == ["busy", "busy"]
+    assert "training" in said[0].message and "already training" in said[1].message
+    with host.borrow_model():
+        pass
+
+
+def test_pictures_follow_seed_and_prompt(host):
+    one, two, other = host.draw(["a", "a", "a"], seeds=[1, 1, 2], **DRAWING)
+    assert one.size == (64, 64) and np.array_equal(one, two) and not np.array_equal(one, other)
+    assert np.abs(np.asarray(host.generate("a", seed=1, **DRAWING), float) - np.asarray(one, float)).max() <= 1
+
+
+def test_pictures_do_not_depend_on_the_batch(host, monkeypatch):
+    whole = host.draw(["a", "b", "c"], seeds=[1, 2, 3], **DRAWING)
+    monkeypatch.setattr("lora_trainer.hosts.standalone.PIXELS_AT_ONCE", 2 * 64 * 64)
+    for left, right in zip(whole, host.draw(["a", "b", "c"], seeds=[1, 2, 3], **DRAWING)):
+        assert np.abs(np.asarray(left, float) - np.asarray(right, float)).max() <= 1
+
+
+def test_a_lora_draws_like_the_merged_checkpoint(host, models, tmp_path):
+    changes = random_lora(models[0], host.lora_dir / "mine.safetensors")
+    state = models[0].state_dict()
+    merged = narrow_checkpoint.make_models()
+    merged[0].load_state_dict({key: value + 0.5 * changes.get(key.removesuffix(".weight"), 0) if key.endswith(".weight") else value
+                               for key, value in state.items()})
+    other = StandaloneHost(narrow_checkpoint.write(tmp_path / "merged.safetensors", merged), tmp_path, tmp_path, device="cpu")
+    before, plain = fingerprint(host), host.generate("a", **DRAWING)
+    drawn = np.asarray(host.generate("a <lora:mine:0.5>", **DRAWING), float)
+    assert np.abs(drawn - np.asarray(other.generate("a", **DRAWING), float)).max() <= 2
+    assert np.abs(drawn - np.asarray(plain, float)).max() > 20
+    assert np.array_equal(host.generate("a <lora:mine:0>", **DRAWING), plain)
+    assert fingerprint(host) == before and np.array_equal(host.generate("a", **DRAWING), plain)
+
+
+def test_replaced_lora_is_replaced(host, models, tmp_path):
+    path = tmp_path / "elsewhere" / "mine2.safetensors"
+    random_lora(models[0], path, seed=1)
+    with pytest.raises(Refused, match="no LoRA named 'mine2'"):
+        host.generate("a <lora:mine2>", **DRAWING)
+    host.register(path)
+    first = host.generate("a <lora:mine2>", **DRAWING)
+    random_lora(models[0], path, seed=2)
+    host.register(path)
+    assert not np.array_equal(first, host.generate("a <lora:mine2>", **DRAWING))
+
+
+def test_two_loras_add_up(host, models):
+    for number in (3, 4):
+        random_lora(models[0], host.lora_dir / "nested" / f"n{number}.safetensors", seed=number)
+    one, both = (np.asarray(host.generate(prompt, **DRAWING)) for prompt in ("a <lora:n3:1>", "a <lora:n3:1> <lora:n4:1>"))
+    assert not np.array_equal(one, both)
+
+
+def test_bad_loras_are_refused_and_leave_no_trace(host, models):
+    before = fingerprint(host)
+    host.lora_dir.mkdir(parents=True, exist_ok=True)
+    (host.lora_dir / "garbage.safetensors").write_bytes(b"nothing")
+    wide = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    save_file({f"{wide}.lora_down.weight": torch.ones(2, 320), f"{wide}.lora_up.weight": torch.ones(320, 2), f"{wide}.alpha": torch.tensor(2.0)},
+              str(host.lora_dir / "wide.safetensors"))
+    for name in ("garbage", "wide"):
+        with pytest.raises(Refused, match=f"{name}.safetensors cannot be used with this checkpoint"):
+            host.generate(f"a <lora:{name}:1>", **DRAWING)
+    assert fingerprint(host) == before
+
+
+def test_prompts_are_split():
+    assert split_prompt("a cat <lora:my style:0.8>, sitting") == ("a cat , sitting", [("my style", 0.8)])
+    assert split_prompt("<lora:x><lora:y:-1>") == ("", [("x", 1.0), ("y", -1.0)])
+    assert split_prompt("no tag <b>") == ("no tag <b>", [])
+    with pytest.raises(Refused, match="'much' is no number"):
+        split_prompt("<lora:x:much>")
+
+
+@pytest.mark.parametrize(("setting", "value"), [("width", 65), ("height", 8), ("steps", 0), ("guidance", float("nan"))])
+def test_impossible_pictures_are_refused(host, setting, value):
+    with pytest.raises(Refused, match=setting.capitalize()) as caught:
+        host.generate("a", **{**DRAWING, setting: value})
+    assert caught.value.field == setting

@@ -1,0 +1,159 @@
+"""A real WebUI, started once for the tests of this folder and spoken to by HTTP; where there is none, they are skipped.
+
+SD_WEBUI_ROOT names its folder (default: ~/stable-diffusion-webui), SD_WEBUI_PYTHON its interpreter (default: venv/bin/python in it),
+SD_WEBUI_CHECKPOINTS a folder with the checkpoint to use (default: the embedded one). Everything it writes goes to a temporary folder.
+"""
+import base64
+import hashlib
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import uuid
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[2]
+START_SECONDS, RUN_SECONDS = 180, 300
+FLAGS = ("--use-cpu", "all", "--no-half", "--skip-torch-cuda-test", "--opt-split-attention", "--api", "--skip-prepare-environment", "--no-download-sd-model")
+ENDED = ("finished", "stopped", "failed")
+
+
+class WebUI:
+    """A running WebUI. `get` and `post` return parsed JSON; a refusal raises `Answer`."""
+
+    def __init__(self, process: subprocess.Popen, port: int, folder: Path) -> None:
+        self.process, self.address, self.folder, self.lora_dir = process, f"http://127.0.0.1:{port}", folder, folder / "lora"
+
+    def get(self, path: str):
+        return self._ask(urllib.request.Request(self.address + path))
+
+    def post(self, path: str, body=None):
+        return self._ask(urllib.request.Request(self.address + path, data=json.dumps(body or {}).encode(), headers={"Content-Type": "application/json"}))
+
+    def upload(self, path: str, files: dict[str, bytes]):
+        """Send files as a page does: multipart, all under the name `files`."""
+        boundary = uuid.uuid4().hex
+        parts = [b"".join((f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n'
+                           "Content-Type: application/octet-stream\r\n\r\n".encode(), data, b"\r\n")) for name, data in files.items()]
+        body = b"".join(parts) + f"--{boundary}--\r\n".encode()
+        return self._ask(urllib.request.Request(self.address + path, data=body, headers={"Content-Type": f"multipart/form-data; boundary={boundary}"}))
+
+    def draw(self, prompt: str, *, seed: int = 1, steps: int = 6, **settings) -> str:
+        """Draw a picture by the WebUI's own API and return a digest of its pixels."""
+        answer = self.post("/sdapi/v1/txt2img", dict(prompt=prompt, seed=seed, steps=steps, width=64, height=64, sampler_name="Euler", **settings))
+        pixels = Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))).convert("RGB").tobytes()
+        return hashlib.sha256(pixels).hexdigest()
+
+    def start_job(self, **config) -> str:
+        return self.post("/train-lora/v1/jobs", {"config": config})["id"]
+
+    def wait(self, job_id: str) -> dict:
+        deadline = time.monotonic() + RUN_SECONDS
+        while (job := self.get(f"/train-lora/v1/jobs/{job_id}"))["state"] not in ENDED:
+            assert time.monotonic() < deadline, f"still {job['state']} after {RUN_SECONDS} s: {job}"
+            time.sleep(0.1)
+        return job
+
+    def train(self, **config) -> dict:
+        return self.wait(self.start_job(**config))
+
+    def _ask(self, request: urllib.request.Request):
+        try:
+            with urllib.request.urlopen(request, timeout=RUN_SECONDS) as answer:
+                text = answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                raise Answer(error.code, error.read().decode("utf-8", "replace")) from None
+        return json.loads(text) if text else None
+
+
+class Answer(Exception):
+    """An answer that is not 2xx."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"{status}: {text[:2000]}")
+        self.status, self.text = status, text
+
+    @property
+    def error(self) -> dict:
+        return json.loads(self.text)["error"]
+
+
+def _root() -> Path:
+    root = Path(os.environ.get("SD_WEBUI_ROOT", "~/stable-diffusion-webui")).expanduser()
+    if not (root / "launch.py").is_file():
+        pytest.skip(f"there is no WebUI in {root}; name its folder in SD_WEBUI_ROOT to test inside one")
+    return root
+
+
+def _python(root: Path) -> Path:
+    python = Path(os.environ.get("SD_WEBUI_PYTHON", root / "venv" / "bin" / "python"))
+    if not python.is_file():
+        pytest.skip(f"there is no interpreter {python}; name the WebUI's in SD_WEBUI_PYTHON")
+    if subprocess.run([python, "-c", "import peft"], capture_output=True).returncode:
+        pytest.skip(f"{python} has no peft; run: {python} -m pip install --no-deps peft==0.13.2")
+    return python
+
+
+def _checkpoints(folder: Path) -> Path:
+    if "SD_WEBUI_CHECKPOINTS" in os.environ:
+        return Path(os.environ["SD_WEBUI_CHECKPOINTS"])
+    from lora_trainer.demo.checkpoint import write_checkpoint
+    folder.mkdir()
+    write_checkpoint(folder)
+    return folder
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_until_ready(webui: WebUI, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and webui.process.poll() is None:
+        try:
+            if webui.get("/train-lora/v1/status")["model"]["trainable"]:
+                return
+        except (OSError, Answer):
+            pass
+        time.sleep(0.5)
+    pytest.fail(f"the WebUI did not start with the extension in it. The end of its log:\n{log.read_text(errors='replace')[-5000:]}")
+
+
+@pytest.fixture(scope="session")
+def webui(tmp_path_factory) -> WebUI:
+    root = _root()
+    python = _python(root)
+    folder = tmp_path_factory.mktemp("webui")
+    (folder / "extensions").mkdir()
+    for name, target in (("lora-trainer", REPOSITORY), ("lora-trainer-probe", Path(__file__).with_name("probe"))):
+        (folder / "extensions" / name).symlink_to(target, target_is_directory=True)
+    port, log = _free_port(), folder / "log.txt"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", "SD_WEBUI_RESTARTING": "1"}
+    environment.pop("PYTHONPATH", None)
+    command = [python, "launch.py", "--port", str(port), *FLAGS, "--data-dir", folder, "--lora-dir", folder / "lora", "--ckpt-dir", _checkpoints(folder / "checkpoints")]
+    with open(log, "wb") as output:
+        process = subprocess.Popen(command, cwd=root, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            running = WebUI(process, port, folder)
+            _wait_until_ready(running, log)
+            yield running
+        finally:
+            process.send_signal(signal.SIGKILL)                                    # it holds nothing that must be saved, and Ctrl-C would not end it sooner
+            process.wait()
+
+
+@pytest.fixture
+def run(pictures) -> dict:
+    """Settings of a run that takes a few seconds and visibly changes what the model draws."""
+    return dict(train_data_dir=str(pictures), output_name="mine", overwrite=True, resolution=64, max_train_steps=6, batch_size=2, learning_rate=2e-2, lora_rank=4)

@@ -1,0 +1,1525 @@
+/* The live parts of the tab Train LoRA: pictures, settings, training, result.
+ *
+ * Fills the element #train_lora_app, wherever gradio puts it, and talks to the REST API under train-lora/v1/ by itself. Runs the same
+ * in the WebUI's tab and on the standalone page. What comes from the server is only ever put in as text, never as markup.
+ */
+(() => {
+    'use strict';
+
+    const APP_ID = 'train_lora_app';
+    const TAB_ID = 'tab_train_lora';
+    const STORE_KEY = 'train-lora.v1';
+    const PICTURE_ENDINGS = /\.(png|jpe?g|jpe|jfif|webp|bmp|gif|tiff?|avif|heic|jxl)$/i;
+    const CAPTION_ENDINGS = /\.(txt|caption|csv|jsonl)$/i;
+    const RUNNING = ['queued', 'preparing', 'training', 'saving'];
+    const UPLOAD_BATCH_FILES = 16;
+    const UPLOAD_BATCH_BYTES = 32 * 2 ** 20;
+
+
+    // --- Elements -----------------------------------------------------------------------------------------------------
+
+    /** Make an element: h('p.tl-note', {title: 'x', onclick: f}, 'text', child). Strings become text nodes. */
+    function h(selector, properties = {}, ...children) {
+        const [tag, ...classes] = selector.split('.');
+        const element = document.createElement(tag || 'div');
+        element.className = classes.join(' ');
+        for (const [key, value] of Object.entries(properties)) {
+            if (value === undefined || value === null) continue;
+            if (key.startsWith('on')) element.addEventListener(key.slice(2), value);
+            else if (key in element && !key.includes('-')) element[key] = value;
+            else element.setAttribute(key, value);
+        }
+        element.append(...children.filter((child) => child !== null && child !== undefined));
+        return element;
+    }
+
+    const show = (element, visible) => {
+        element.hidden = !visible;
+        return element;
+    };
+
+    /** Set text only when it differs, so that nothing flickers and selections survive. */
+    const setText = (element, text) => {
+        if (element.textContent !== text) element.textContent = text;
+    };
+
+    const button = (label, onclick, kind = '') => h(`button.tl-button${kind && `.tl-${kind}`}`, {type: 'button', onclick}, label);
+
+    const iconButton = (label, title, onclick) => h('button.tl-link', {type: 'button', title, onclick}, label);
+
+    const card = (number, title, ...children) =>
+        h('section.tl-card', {'aria-label': title}, h('header.tl-card-head', {}, h('span.tl-number', {'aria-hidden': 'true'}, String(number)), h('h3.tl-title', {}, title)),
+            ...children);
+
+
+    // --- Words --------------------------------------------------------------------------------------------------------
+
+    const plural = (count, one, many = `${one}s`) => `${count.toLocaleString('en')} ${count === 1 ? one : many}`;
+
+    function duration(seconds) {
+        if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return null;
+        const total = Math.max(0, Math.round(seconds));
+        const [hours, minutes, rest] = [Math.floor(total / 3600), Math.floor(total / 60) % 60, total % 60];
+        if (hours) return minutes ? `${hours} h ${minutes} min` : `${hours} h`;
+        if (minutes) return minutes < 10 && rest ? `${minutes} min ${rest} s` : `${minutes} min`;
+        return `${total} s`;
+    }
+
+    function bigNumber(value) {
+        for (const [size, unit] of [[1e9, 'G'], [1e6, 'M'], [1e3, 'k']]) {
+            if (value >= size) return `${(value / size).toFixed(value >= 100 * size ? 0 : 1)} ${unit}`;
+        }
+        return String(value);
+    }
+
+    const bytes = (value) => (value >= 2 ** 30 ? `${(value / 2 ** 30).toFixed(1)} GB` : `${Math.max(1, Math.round(value / 2 ** 20))} MB`);
+
+    const figure = (value, digits = 4) => (Number.isFinite(value) ? value.toFixed(digits) : '–');
+
+    function perStep(seconds) {
+        if (!Number.isFinite(seconds) || seconds <= 0) return '–';
+        return seconds >= 0.1 ? `${seconds.toFixed(2)} s` : `${(seconds * 1000).toFixed(0)} ms`;
+    }
+
+    function ago(moment) {
+        const date = typeof moment === 'number' ? new Date(moment * 1000) : new Date(moment);
+        const seconds = (Date.now() - date.getTime()) / 1000;
+        if (!Number.isFinite(seconds)) return '';
+        if (seconds < 60) return 'just now';
+        if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
+        if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ago`;
+        return date.toLocaleDateString();
+    }
+
+    const FAMILIES = {sd1: 'SD1', sd2: 'SD2', sdxl: 'SDXL'};
+    const DTYPES = {float32: 'fp32', float16: 'fp16', bfloat16: 'bf16', 'torch.float32': 'fp32', 'torch.float16': 'fp16', 'torch.bfloat16': 'bf16'};
+    const STATES = {queued: 'Waiting', preparing: 'Preparing', training: 'Training', saving: 'Saving', paused: 'Paused', finished: 'Finished', stopped: 'Stopped',
+        failed: 'Failed', interrupted: 'Interrupted'};
+
+
+    // --- Server -------------------------------------------------------------------------------------------------------
+
+    /** An answer that is an error (`code`, `field`), or no answer at all (`offline`). */
+    class ServerError extends Error {
+        constructor(message, {code = '', field = null, status = 0, offline = false} = {}) {
+            super(message);
+            Object.assign(this, {code, field, status, offline});
+        }
+    }
+
+    const url = (path) => new URL(path, new URL('train-lora/v1/', document.baseURI));
+    const encode = encodeURIComponent;
+
+    function errorFrom(status, text) {
+        try {
+            const body = JSON.parse(text);
+            if (body.error) return new ServerError(body.error.message, {...body.error, status});
+            if (body.detail) return new ServerError(typeof body.detail === 'string' ? body.detail : JSON.stringify(body.detail), {status});
+        } catch (error) {
+            if (!(error instanceof SyntaxError)) throw error;
+        }
+        const offline = status === 0 || status === 502 || status === 503 || status === 504;
+        return new ServerError(`The server answered with status ${status}. Its log says more.`, {status, offline});
+    }
+
+    async function send(method, path, body) {
+        const options = {method, credentials: 'same-origin', headers: {}};
+        if (body !== undefined) {
+            options.headers['Content-Type'] = 'application/json';
+            options.body = JSON.stringify(body);
+        }
+        let response;
+        try {
+            response = await fetch(url(path), options);
+        } catch {
+            throw new ServerError('The server does not answer.', {offline: true});
+        }
+        if (!response.ok) throw errorFrom(response.status, await response.text());
+        return response;
+    }
+
+    const get = async (path) => (await send('GET', path)).json();
+    const post = async (path, body = {}) => (await send('POST', path, body)).json();
+
+    /** Upload files in one request; `onProgress` hears the number of bytes sent so far. */
+    function upload(path, files, onProgress) {
+        return new Promise((resolve, reject) => {
+            const form = new FormData();
+            for (const {file, name} of files) form.append('files', file, name);
+            const request = new XMLHttpRequest();
+            request.open('POST', url(path));
+            request.upload.onprogress = (event) => onProgress(event.loaded);
+            request.onerror = () => reject(new ServerError('The server does not answer.', {offline: true}));
+            request.onload = () => {
+                if (request.status >= 400) reject(errorFrom(request.status, request.responseText));
+                else resolve(JSON.parse(request.responseText));
+            };
+            request.send(form);
+        });
+    }
+
+
+    // --- What the page remembers --------------------------------------------------------------------------------------
+
+    function remembered() {
+        try {
+            return JSON.parse(localStorage.getItem(STORE_KEY)) || {};
+        } catch {
+            return {};
+        }
+    }
+
+    function remember(changes) {
+        try {
+            localStorage.setItem(STORE_KEY, JSON.stringify({...remembered(), ...changes}));
+        } catch {
+            // Private windows may refuse; the page works without.
+        }
+    }
+
+
+    // --- Files that are dropped or chosen -----------------------------------------------------------------------------
+
+    /** List the files in a drop, folders included, as {file, folder}. Must be called inside the drop event. */
+    async function droppedFiles(dataTransfer) {
+        const entries = [...dataTransfer.items].map((item) => item.webkitGetAsEntry && item.webkitGetAsEntry()).filter(Boolean);
+        if (!entries.length) return {files: [...dataTransfer.files].map((file) => ({file, folder: ''})), folder: ''};
+        const files = [];
+        for (const entry of entries) await collect(entry, '', files);
+        const only = entries.length === 1 && entries[0].isDirectory ? entries[0].name : '';
+        return {files, folder: only};
+    }
+
+    async function collect(entry, folder, files) {
+        if (entry.isFile) {
+            files.push({file: await new Promise((resolve, reject) => entry.file(resolve, reject)), folder});
+            return;
+        }
+        const reader = entry.createReader();
+        for (;;) {
+            const batch = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+            if (!batch.length) return;
+            for (const child of batch) await collect(child, folder ? `${folder}/${entry.name}` : entry.name, files);
+        }
+    }
+
+    function chosenFiles(input) {
+        const files = [...input.files].map((file) => ({file, folder: (file.webkitRelativePath || '').split('/').slice(0, -1).join('/')}));
+        const tops = new Set(files.map(({folder}) => folder.split('/')[0]));
+        return {files, folder: tops.size === 1 ? [...tops][0] : ''};
+    }
+
+    const stem = (name) => name.replace(/\.[^.]*$/, '');
+
+    /** Give every file a flat name (same stems of different folders are told apart) and leave out what is no picture or caption. */
+    function sortOut(files) {
+        const owners = new Map();
+        const wanted = [];
+        const refused = [];
+        for (const {file, folder} of files) {
+            if (file.name.startsWith('.') || /^(thumbs\.db|desktop\.ini)$/i.test(file.name)) continue;
+            if (!PICTURE_ENDINGS.test(file.name) && !CAPTION_ENDINGS.test(file.name)) {
+                refused.push({filename: file.name, reason: 'Neither a picture nor a caption file (.txt).'});
+                continue;
+            }
+            const key = stem(file.name).toLowerCase();
+            if (!owners.has(key)) owners.set(key, folder);
+            const name = owners.get(key) === folder ? file.name : `${folder.split('/').pop()}_${file.name}`;
+            wanted.push({file, name});
+        }
+        // A picture goes before its caption, and both go in the same request.
+        wanted.sort((a, b) => stem(a.name).localeCompare(stem(b.name)) || CAPTION_ENDINGS.test(a.name) - CAPTION_ENDINGS.test(b.name));
+        return {wanted, refused};
+    }
+
+    function inBatches(files) {
+        const batches = [];
+        let batch = [];
+        let size = 0;
+        for (const item of files) {
+            const newStem = !batch.length || stem(batch[batch.length - 1].name) !== stem(item.name);
+            if (batch.length && newStem && (batch.length >= UPLOAD_BATCH_FILES || size + item.file.size > UPLOAD_BATCH_BYTES)) {
+                batches.push(batch);
+                [batch, size] = [[], 0];
+            }
+            batch.push(item);
+            size += item.file.size;
+        }
+        return batch.length ? [...batches, batch] : batches;
+    }
+
+
+    // --- Step 1: pictures ---------------------------------------------------------------------------------------------
+
+    function createPictures({onChange, suggestName}) {
+        let datasets = [];
+        let current = null;
+        let uploading = false;
+
+        const chooser = h('select.tl-input', {id: 'tl-dataset', onchange: () => choose(chooser.value)});
+        const path = h('input.tl-input', {id: 'tl-folder', type: 'text', placeholder: '/path/to/pictures', autocomplete: 'off', spellcheck: false,
+            oninput: () => show(pathError, false), onkeydown: (event) => event.key === 'Enter' && adopt()});
+        const useFolder = button('Use folder', () => adopt());
+        const pathError = h('p.tl-error', {role: 'alert', hidden: true});
+
+        const fileInput = h('input', {type: 'file', multiple: true, hidden: true, id: 'tl-files', onchange: () => take(chosenFiles(fileInput))});
+        const folderInput = h('input', {type: 'file', multiple: true, hidden: true, webkitdirectory: true, id: 'tl-folder-files', onchange: () => take(chosenFiles(folderInput))});
+        const dropTitle = h('span.tl-drop-title', {}, 'Drop pictures and captions here');
+        const drop = h('div.tl-drop', {onclick: (event) => event.target.closest('button') || fileInput.click()}, dropTitle,
+            h('span.tl-drop-choose', {}, 'or ', iconButton('choose files', 'Choose pictures and .txt captions', () => fileInput.click()), ' · ',
+                iconButton('choose a folder', 'Choose a folder with everything in it', () => folderInput.click())));
+
+        const bar = h('div.tl-bar-fill');
+        const uploadText = h('span.tl-muted');
+        const uploadBox = h('div.tl-upload', {hidden: true, role: 'status'}, h('div.tl-bar.tl-thin', {}, bar), uploadText);
+
+        const refusedList = h('ul.tl-list');
+        const refusedTitle = h('strong');
+        const refusedBox = h('div.tl-notice.tl-warn', {hidden: true}, h('div.tl-notice-head', {}, refusedTitle, iconButton('Dismiss', 'Hide this list', () => show(refusedBox, false))), refusedList);
+        const problemList = h('ul.tl-list');
+        const problemBox = h('div.tl-notice.tl-warn', {hidden: true}, problemList);
+
+        const summary = h('p.tl-summary', {'aria-live': 'polite'});
+        const where = h('span.tl-path');
+        const more = iconButton('Show all', 'Show every picture at once', () => expand(!grid.classList.contains('tl-all')));
+        const grid = h('ul.tl-grid');
+        const gridBox = h('div', {hidden: true}, h('div.tl-summary-line', {}, summary, where, more), problemBox, grid);
+
+        const element = card(1, 'Pictures',
+            h('div.tl-row', {},
+                h('div.tl-field', {}, h('label.tl-label', {htmlFor: 'tl-dataset'}, 'Data set'), chooser),
+                h('div.tl-field.tl-grow', {}, h('label.tl-label', {htmlFor: 'tl-folder'}, 'Folder on the server'), h('div.tl-joined', {}, path, useFolder), pathError)),
+            drop, fileInput, folderInput, uploadBox, refusedBox, gridBox);
+
+        let dragDepth = 0;
+        const hasFiles = (event) => event.dataTransfer && [...event.dataTransfer.types].includes('Files');
+        element.addEventListener('dragenter', (event) => {
+            if (!hasFiles(event)) return;
+            dragDepth += 1;
+            element.classList.add('tl-dragging');
+        });
+        element.addEventListener('dragleave', () => {
+            dragDepth = Math.max(0, dragDepth - 1);
+            if (!dragDepth) element.classList.remove('tl-dragging');
+        });
+        element.addEventListener('dragover', (event) => {
+            if (!hasFiles(event)) return;
+            event.preventDefault();
+            event.stopPropagation();
+            event.dataTransfer.dropEffect = 'copy';
+        });
+        element.addEventListener('drop', (event) => {
+            dragDepth = 0;
+            element.classList.remove('tl-dragging');
+            if (!hasFiles(event)) return;
+            event.preventDefault();
+            event.stopPropagation();
+            droppedFiles(event.dataTransfer).then(take, fail);
+        });
+
+        function setDatasets(list) {
+            datasets = list;
+            chooser.replaceChildren(h('option', {value: ''}, 'New data set'),
+                ...list.map(({name, pictures}) => h('option', {value: name}, `${name} (${plural(pictures, 'picture')})`)));
+            chooser.value = current ? current.name : '';
+        }
+
+        async function refreshDatasets() {
+            setDatasets(await get('datasets'));
+        }
+
+        async function choose(name) {
+            show(pathError, false);
+            if (!name) return present(null);
+            try {
+                present(await get(`datasets/${encode(name)}`));
+            } catch (error) {
+                fail(error);
+                chooser.value = current ? current.name : '';
+            }
+        }
+
+        function present(dataset) {
+            const other = (dataset && dataset.name) !== (current && current.name);
+            current = dataset;
+            if (other) show(refusedBox, false);
+            chooser.value = dataset ? dataset.name : '';
+            const pictures = dataset ? dataset.pictures : [];
+            const problems = dataset ? dataset.problems : [];
+            show(gridBox, Boolean(dataset) && (pictures.length > 0 || problems.length > 0));
+            element.classList.toggle('tl-filled', pictures.length > 0);
+            setText(dropTitle, pictures.length ? 'Drop more pictures or captions here' : 'Drop pictures and captions here');
+            grid.replaceChildren(...pictures.map((picture) => createPicture(picture, {save, onSaved: summarize})));
+            problemList.replaceChildren(...problems.map(listItem));
+            show(problemBox, problems.length > 0);
+            setText(where, dataset ? dataset.path : '');
+            where.title = where.textContent;
+            expand(false);
+            summarize();
+            remember({dataset: dataset ? dataset.name : ''});
+        }
+
+        function summarize() {
+            if (current) {
+                const captions = current.pictures.filter(({caption}) => caption && caption.trim()).length;
+                const troubled = current.pictures.filter(isTroubled).length + current.problems.length;
+                setText(summary, `${plural(current.pictures.length, 'picture')} · ${plural(captions, 'caption')} · ${plural(troubled, 'problem')}`);
+            }
+            onChange(current);
+        }
+
+        function expand(all) {
+            grid.classList.toggle('tl-all', all);
+            setText(more, all ? 'Show less' : 'Show all');
+            requestAnimationFrame(() => {
+                const longer = grid.scrollHeight > grid.clientHeight + 4;
+                show(more, all || longer);
+                grid.classList.toggle('tl-clipped', longer);
+            });
+        }
+
+        const save = async (filename, caption) => {
+            await send('PATCH', `datasets/${encode(current.name)}/captions`, {changes: {[filename]: caption}});
+            onChange(current);
+        };
+
+        async function adopt() {
+            const folder = path.value.trim();
+            if (!folder) return path.focus();
+            useFolder.disabled = true;
+            try {
+                const {name} = await post('datasets', {path: folder});
+                await refreshDatasets();
+                await choose(name);
+                path.value = '';
+            } catch (error) {
+                fail(error);
+            } finally {
+                useFolder.disabled = false;
+            }
+        }
+
+        async function newDataset(folder) {
+            const taken = new Set(datasets.map(({name}) => name.toLowerCase()));
+            const base = (folder.split('/')[0] || suggestName() || 'pictures').trim();
+            let name = base;
+            for (let number = 2; taken.has(name.toLowerCase()); number += 1) name = `${base}-${number}`;
+            try {
+                return (await post('datasets', {name})).name;
+            } catch (error) {
+                if (error.offline) throw error;
+                return (await post('datasets', {})).name;                                  // A name that the server cannot use: let it choose one.
+            }
+        }
+
+        async function take({files, folder}) {
+            fileInput.value = folderInput.value = '';
+            if (uploading || !files.length) return;
+            const {wanted, refused} = sortOut(files);
+            uploading = true;
+            show(pathError, false);
+            try {
+                if (wanted.length) await uploadAll(wanted, refused, folder);
+            } catch (error) {
+                fail(error);
+            } finally {
+                uploading = false;
+                show(uploadBox, false);
+                showRefused(refused);
+            }
+        }
+
+        async function uploadAll(wanted, refused, folder) {
+            const total = wanted.reduce((sum, {file}) => sum + file.size, 0) || 1;
+            let [sent, done] = [0, 0];
+            const progress = (loaded) => {
+                bar.style.width = `${Math.min(100, 100 * (sent + loaded) / total)}%`;
+                setText(uploadText, `Adding ${plural(wanted.length, 'file')} · ${done} done`);
+            };
+            progress(0);
+            show(uploadBox, true);
+            const name = current ? current.name : await newDataset(folder);
+            try {
+                for (const batch of inBatches(wanted)) {
+                    const answer = await upload(`datasets/${encode(name)}/images`, batch, progress);
+                    refused.push(...answer.refused);
+                    sent += batch.reduce((sum, {file}) => sum + file.size, 0);
+                    done += batch.length;
+                    progress(0);
+                }
+            } finally {
+                await refreshDatasets();
+                await choose(name);
+            }
+        }
+
+        function showRefused(refused) {
+            refusedList.replaceChildren(...refused.map(listItem));
+            setText(refusedTitle, refused.length === 1 ? '1 file was not taken' : `${refused.length} files were not taken`);
+            show(refusedBox, refused.length > 0);
+        }
+
+        function fail(error) {
+            setText(pathError, error.message);
+            show(pathError, true);
+        }
+
+        return {element, setDatasets, choose, name: () => (current ? current.name : ''), count: () => (current ? current.pictures.length : 0),
+            editing: () => element.contains(document.activeElement) && document.activeElement.tagName === 'TEXTAREA'};
+    }
+
+    const listItem = ({filename, reason}) => h('li', {}, h('strong', {}, filename), reason.startsWith(filename) ? reason.slice(filename.length) : ` ${reason}`);
+
+    const NO_CAPTION = /^no caption/i;
+    const isTroubled = ({caption, warnings}) => !(caption || '').trim() || (warnings || []).some((text) => !NO_CAPTION.test(text));
+
+    /** One picture: thumbnail, what is wrong with it, and its caption, which a click turns into a text box. */
+    function createPicture(picture, {save, onSaved}) {
+        let unsaved = null;
+        const warnings = (picture.warnings || []).filter((text) => !NO_CAPTION.test(text));
+        const image = h('img.tl-image', {src: url(picture.thumbnail).href, alt: picture.filename, loading: 'lazy', decoding: 'async'});
+        const badge = h('span.tl-badge', {title: warnings.join('\n'), hidden: !warnings.length, 'aria-hidden': 'true'}, '!');
+        const reason = h('p.tl-reason', {hidden: !warnings.length, title: warnings.join('\n')}, warnings.join(' '));
+        const caption = h('button.tl-caption', {type: 'button', onclick: () => edit()});
+        const mark = h('p.tl-mark', {role: 'status', hidden: true});
+        const element = h('li.tl-picture', {}, h('div.tl-frame', {title: `${picture.filename} · ${picture.width} × ${picture.height}`}, image, badge), caption, reason, mark);
+
+        function present() {
+            const empty = !picture.caption;
+            setText(caption, picture.caption || 'No caption');
+            caption.classList.toggle('tl-none', empty);
+            caption.setAttribute('aria-label', `Caption of ${picture.filename}: ${picture.caption || 'none'}. Edit`);
+        }
+
+        /** Give up a text that could not be saved. */
+        function forget() {
+            unsaved = null;
+            present();
+            show(mark, false);
+        }
+
+        function edit() {
+            const box = h('textarea.tl-caption-box', {value: unsaved ?? picture.caption ?? '', rows: 4, spellcheck: false, 'aria-label': `Caption of ${picture.filename}`});
+            const close = () => box.replaceWith(caption);
+            box.addEventListener('blur', () => {
+                const text = box.value.trim();
+                close();
+                if (text !== (picture.caption || '')) store(text);
+                else if (unsaved !== null) forget();
+            });
+            box.addEventListener('keydown', (event) => {
+                event.stopPropagation();                                                   // The WebUI listens for keys on the whole page.
+                if (event.key === 'Escape') box.value = picture.caption || '';
+                if (event.key === 'Escape' || (event.key === 'Enter' && !event.shiftKey && !event.isComposing)) {
+                    event.preventDefault();
+                    box.blur();
+                    caption.focus();
+                }
+            });
+            caption.replaceWith(box);
+            box.focus();
+        }
+
+        async function store(text) {
+            const before = picture.caption;
+            [picture.caption, unsaved] = [text, null];
+            present();
+            setText(mark, 'Saving …');
+            mark.className = 'tl-mark';
+            show(mark, true);
+            try {
+                await save(picture.filename, text);
+                setText(mark, 'Saved');
+                setTimeout(() => mark.textContent === 'Saved' && show(mark, false), 1500);
+            } catch (error) {
+                [picture.caption, unsaved] = [before, text];
+                setText(caption, text);
+                setText(mark, `Not saved: ${error.message} Click to try again.`);
+                mark.classList.add('tl-error');
+            }
+            onSaved();
+        }
+
+        present();
+        return element;
+    }
+
+
+    // --- Step 2: settings ---------------------------------------------------------------------------------------------
+
+    const HIDDEN_SETTINGS = new Set(['train_data_dir', 'base_model', 'task_type', 'overwrite']);
+    const WIDE_SETTINGS = new Set(['output_dir', 'logging_dir', 'metadata_path']);
+    const GROUPS = [['advanced', 'Learning'], ['pictures', 'Pictures'], ['output', 'Output']];
+    const GROUP_OF = {repeats: 'pictures', enable_bucket: 'pictures', bucket_step: 'pictures', mirror: 'pictures', random_crop: 'pictures', save_steps: 'output',
+        save_precision: 'output', mixed_precision: 'advanced'};
+
+    function createSettings({onChange}) {
+        let schema = new Map();
+        let presets = [];
+        let preset = '';
+        let changes = {};
+        const fields = new Map();
+
+        const identity = h('div.tl-fields.tl-identity');
+        const presetBox = h('div.tl-presets', {role: 'radiogroup', 'aria-labelledby': 'tl-presets-label'});
+        const main = h('div.tl-fields');
+        const moreNote = h('span.tl-muted');
+        const moreBody = h('div.tl-more-body');
+        const more = h('details.tl-more', {}, h('summary', {}, h('span', {}, 'More settings'), moreNote), moreBody);
+        const changedNote = h('span.tl-muted');
+        const resetAll = iconButton('Reset to preset', 'Undo every change to the preset', () => usePreset(preset));
+        const changedLine = h('span.tl-changed', {hidden: true}, changedNote, resetAll);
+        const presetHead = h('div.tl-preset-head', {}, h('span.tl-label', {id: 'tl-presets-label'}, 'Preset'), changedLine);
+        const element = card(2, 'Settings', identity, presetHead, presetBox, main, more);
+
+        const presetValues = () => (presets.find(({name}) => name === preset) || {settings: {}}).settings;
+        const baseline = (name) => (name in presetValues() ? presetValues()[name] : schema.get(name).default);
+        const value = (name) => (name in changes ? changes[name] : baseline(name));
+
+        function build(entries, choices) {
+            const kept = remembered();
+            schema = new Map(entries.map((entry) => [entry.name, {...entry}]));
+            presets = choices;
+            preset = presets.some(({name}) => name === kept.preset) ? kept.preset : (presets[0] || {name: ''}).name;
+            changes = Object.fromEntries(Object.entries(kept.changes || {}).filter(([name]) => schema.has(name)));
+            fields.clear();
+            const shown = entries.filter(({name, choices: options}) => !HIDDEN_SETTINGS.has(name) && !(options && options.length < 2));
+            for (const entry of shown) fields.set(entry.name, createField(entry, {onInput: (text) => change(entry.name, text), onReset: () => change(entry.name, undefined)}));
+            const first = ['output_name', 'trigger_word'].filter((name) => fields.has(name));
+            identity.replaceChildren(...first.map((name) => fields.get(name).element));
+            main.replaceChildren(...shown.filter(({group, name}) => group === 'main' && !first.includes(name)).map(({name}) => fields.get(name).element));
+            moreBody.replaceChildren(...GROUPS.flatMap(([group, title]) => groupOf(title, shown.filter((entry) => entry.group !== 'main' && (GROUP_OF[entry.name] || entry.group) === group))));
+            buildPresets();
+            presentAll();
+        }
+
+        /** Let the model decide a default, as the resolution. */
+        function setDefault(name, text) {
+            if (!schema.has(name) || !text || schema.get(name).default === text) return;
+            schema.get(name).default = text;
+            if (String(changes[name]) === String(text)) delete changes[name];
+            presentAll();
+            onChange();
+        }
+
+        function groupOf(title, entries) {
+            if (!entries.length) return [];
+            const box = (list) => (list.length ? [h('div.tl-fields', {}, ...list.map(({name}) => fields.get(name).element))] : []);
+            return [h('h4.tl-group', {}, title), ...box(entries.filter(({type}) => type !== 'bool')), ...box(entries.filter(({type}) => type === 'bool'))];
+        }
+
+        function buildPresets() {
+            presetBox.replaceChildren(...presets.map(({name, title, help}) => h('label.tl-preset', {},
+                h('input', {type: 'radio', name: 'tl-preset', value: name, checked: name === preset, onchange: () => usePreset(name)}),
+                h('span.tl-preset-title', {}, title), h('span.tl-help', {}, help || ''))));
+            for (const part of [presetHead, presetBox]) show(part, presets.length > 0);
+        }
+
+        /** Take a preset as it is: every setting that some preset decides goes back to this one's value; names and the like stay. */
+        function usePreset(name) {
+            preset = name;
+            for (const {settings} of presets) for (const key of Object.keys(settings)) delete changes[key];
+            presentAll();
+            changed();
+        }
+
+        function change(name, text) {
+            if (text === undefined || String(text) === String(baseline(name))) delete changes[name];
+            else changes[name] = text;
+            present(name);
+            presentChanged();
+            if (name === 'max_train_steps') presentEpochs();
+            changed();
+        }
+
+        function present(name) {
+            const field = fields.get(name);
+            if (!field) return;
+            field.setValue(value(name));
+            field.setChanged(name in changes && !['output_name', 'trigger_word'].includes(name), baseline(name));
+        }
+
+        function presentAll() {
+            for (const name of fields.keys()) present(name);
+            presentChanged();
+            presentEpochs();
+        }
+
+        function presentChanged() {
+            const own = Object.keys(changes).filter((name) => fields.has(name) && !['output_name', 'trigger_word'].includes(name));
+            const hidden = own.filter((name) => schema.get(name).group !== 'main');
+            setText(changedNote, `${plural(own.length, 'setting')} changed`);
+            show(resetAll, own.some((name) => presets.some(({settings}) => name in settings)));
+            show(changedLine, own.length > 0);
+            setText(moreNote, hidden.length ? `${hidden.length} changed` : '');
+        }
+
+        function presentEpochs() {
+            const steps = Number(value('max_train_steps'));
+            if (fields.has('epochs')) fields.get('epochs').setNote(steps > 0 ? `Not used: the run is set to ${plural(steps, 'step')}.` : '');
+        }
+
+        function changed() {
+            remember({preset, changes});
+            onChange();
+        }
+
+        /** What a run is told: everything shown, as typed; the server says what is wrong with it. */
+        function config() {
+            const values = {};
+            for (const [name, {type}] of schema) {
+                if (!fields.has(name) && !(name in presetValues())) continue;
+                const text = value(name);
+                values[name] = type === 'str' || typeof text !== 'string' || text.trim() === '' || Number.isNaN(Number(text)) ? text : Number(text);
+            }
+            return values;
+        }
+
+        /** Show the server's errors at their fields. A name not given yet is no mistake: the Train button says it. */
+        function setErrors(errors) {
+            for (const [name, field] of fields) {
+                const error = errors.find((item) => item.field === name);
+                const untouched = name === 'output_name' && !value(name);
+                field.setError(error && !untouched ? error.message : '');
+                if (error && !untouched && schema.get(name).group !== 'main') more.open = true;
+            }
+        }
+
+        return {element, build, config, setDefault, setErrors, value: (name) => (schema.has(name) ? value(name) : undefined), set: (name, text) => schema.has(name) && change(name, text),
+            focus: (name) => fields.has(name) && fields.get(name).focus()};
+    }
+
+    function createField(entry, {onInput, onReset}) {
+        const id = `tl-setting-${entry.name}`;
+        const helpId = `${id}-help`;
+        const errorId = `${id}-error`;
+        const check = entry.type === 'bool';
+        const described = {id, 'aria-describedby': `${helpId} ${errorId}`};
+        let control;
+        if (check) control = h('input.tl-check', {...described, type: 'checkbox', onchange: () => onInput(control.checked)});
+        else if (entry.choices) control = h('select.tl-input', {...described, onchange: () => onInput(control.value)}, ...entry.choices.map((choice) => h('option', {value: choice}, choice)));
+        else control = textInput(entry, described, onInput);
+
+        const reset = h('button.tl-reset', {type: 'button', onclick: () => { onReset(); control.focus(); }}, '↺');
+        const label = h('label.tl-label', {htmlFor: id}, entry.title);
+        const help = h('p.tl-help', {id: helpId}, `${entry.help} `, h('span.tl-range', {}, rangeOf(entry)));
+        const note = h('p.tl-help.tl-note', {hidden: true});
+        const error = h('p.tl-error', {id: errorId, hidden: true, role: 'alert'});
+        const unit = entry.unit ? h('span.tl-unit', {'aria-hidden': 'true'}, entry.unit) : null;
+        const head = check ? h('div.tl-label-line', {}, control, label, reset) : h('div.tl-label-line', {}, label, reset);
+        const element = h('div.tl-field', {}, head, check ? null : h('div.tl-control', {}, control, unit), note, help, error);
+        element.classList.toggle('tl-wide', WIDE_SETTINGS.has(entry.name));
+        element.classList.toggle('tl-has-unit', Boolean(unit));
+
+        return {
+            element,
+            focus: () => control.focus(),
+            setValue(value) {
+                if (check) control.checked = value === true || value === 'true';
+                else if (document.activeElement !== control) control.value = String(value);   // What is being typed stays as typed.
+            },
+            setChanged(changed, before) {
+                element.classList.toggle('tl-is-changed', changed);
+                reset.title = `Back to ${before === '' ? 'empty' : before}`;
+                reset.setAttribute('aria-label', `${entry.title}: ${reset.title}`);
+            },
+            setNote(text) {
+                setText(note, text);
+                show(note, Boolean(text));
+                show(help, !text);
+                element.classList.toggle('tl-unused', Boolean(text));
+            },
+            setError(text) {
+                setText(error, text);
+                show(error, Boolean(text));
+                control.setAttribute('aria-invalid', text ? 'true' : 'false');
+            },
+        };
+    }
+
+    function textInput(entry, described, onInput) {
+        const numeric = entry.type === 'int' || entry.type === 'float';
+        const input = h('input.tl-input', {...described, type: 'text', autocomplete: 'off', spellcheck: false, inputMode: numeric ? 'decimal' : 'text',
+            oninput: () => onInput(input.value.trim())});
+        if (entry.type === 'int') input.addEventListener('keydown', (event) => {
+            const direction = {ArrowUp: 1, ArrowDown: -1}[event.key];
+            const number = Number(input.value);
+            if (!direction || input.value.trim() === '' || !Number.isInteger(number)) return;
+            event.preventDefault();
+            const wide = entry.name === 'resolution' ? 64 : 1;
+            input.value = String(Math.min(entry.maximum ?? Infinity, Math.max(entry.minimum ?? -Infinity, number + direction * wide)));
+            onInput(input.value);
+        });
+        return input;
+    }
+
+    function rangeOf({minimum, maximum, type}) {
+        if (minimum === null || minimum === undefined || type === 'bool') return '';
+        const words = (number) => (Math.abs(number) >= 1e4 ? number.toLocaleString('en') : String(number));
+        return `(${words(minimum)} to ${words(maximum)})`;
+    }
+
+
+    // --- The loss curve -----------------------------------------------------------------------------------------------
+
+    const CHART_HEIGHT_PX = 190;
+    const MARGIN = {left: 44, right: 10, top: 10, bottom: 22};
+
+    function createChart() {
+        let rows = [];
+        let total = 0;
+        let cursor = null;
+
+        const readout = h('span.tl-readout');
+        const legend = h('span.tl-legend', {'aria-hidden': 'true'}, h('i.tl-key.tl-strong'), 'average', h('i.tl-key'), 'each step');
+        const canvas = h('canvas.tl-canvas', {tabIndex: 0, role: 'img'});
+        const empty = h('p.tl-chart-empty', {}, 'The loss curve appears here with the first steps.');
+        const element = h('div.tl-chart', {}, h('div.tl-chart-head', {}, h('span.tl-label', {}, 'Loss'), legend, readout), h('div.tl-plot', {}, canvas, empty));
+
+        const pointAt = (clientX) => {
+            const box = canvas.getBoundingClientRect();
+            const step = (clientX - box.left - MARGIN.left) / (box.width - MARGIN.left - MARGIN.right) * lastStep();
+            return nearest(rows, step);
+        };
+        canvas.addEventListener('pointermove', (event) => moveTo(rows.length ? pointAt(event.clientX) : null));
+        canvas.addEventListener('pointerleave', () => moveTo(null));
+        canvas.addEventListener('blur', () => moveTo(null));
+        canvas.addEventListener('keydown', (event) => {
+            const direction = {ArrowLeft: -1, ArrowRight: 1}[event.key];
+            if (!direction || !rows.length) return;
+            event.preventDefault();
+            event.stopPropagation();
+            const stride = Math.max(1, Math.round(rows.length / 100));
+            moveTo(Math.min(rows.length - 1, Math.max(0, (cursor === null ? rows.length - 1 : cursor) + direction * stride)));
+        });
+        new ResizeObserver(() => draw()).observe(canvas);
+        new MutationObserver(() => draw()).observe(document.body, {attributes: true, attributeFilter: ['class']});
+
+        const lastStep = () => Math.max(total, rows.length ? rows[rows.length - 1].step : 0, 1);
+
+        function moveTo(index) {
+            cursor = index;
+            draw();
+        }
+
+        function reset(steps = 0) {
+            [rows, total, cursor] = [[], steps, null];
+            draw();
+        }
+
+        function append(more, steps) {
+            total = steps || total;
+            for (const row of more) {
+                const previous = rows.length ? rows[rows.length - 1].average : row.loss;
+                const average = Number.isFinite(row.loss_average) ? row.loss_average : previous * 0.97 + row.loss * 0.03;
+                if (Number.isFinite(row.loss)) rows.push({step: row.step, loss: row.loss, average});
+            }
+            draw();
+        }
+
+        function describe() {
+            const row = rows[cursor === null ? rows.length - 1 : cursor];
+            setText(readout, row && cursor !== null ? `Step ${row.step} · ${figure(row.loss)} · average ${figure(row.average)}` : '');
+            show(legend, cursor === null && rows.length > 0);
+            show(empty, !rows.length);
+            canvas.setAttribute('aria-label', rows.length > 1
+                ? `Loss curve: average ${figure(rows[0].average)} at step ${rows[0].step}, ${figure(rows[rows.length - 1].average)} at step ${rows[rows.length - 1].step}`
+                : 'Loss curve, empty');
+        }
+
+        function draw() {
+            describe();
+            const width = canvas.clientWidth;
+            if (!width) return;
+            const ratio = window.devicePixelRatio || 1;
+            canvas.width = Math.round(width * ratio);
+            canvas.height = Math.round(CHART_HEIGHT_PX * ratio);
+            const pen = canvas.getContext('2d');
+            pen.scale(ratio, ratio);
+            paintChart(pen, {rows, width, total: lastStep(), cursor, colours: coloursOf(canvas)});
+        }
+
+        return {element, reset, append, last: () => (rows.length ? rows[rows.length - 1].step : 0)};
+    }
+
+    function nearest(rows, step) {
+        let [low, high] = [0, rows.length - 1];
+        while (low < high) {
+            const middle = (low + high) >> 1;
+            if (rows[middle].step < step) low = middle + 1;
+            else high = middle;
+        }
+        return low > 0 && step - rows[low - 1].step < rows[low].step - step ? low - 1 : low;
+    }
+
+    function coloursOf(element) {
+        const style = getComputedStyle(element);
+        const of = (name) => style.getPropertyValue(name).trim();
+        return {strong: of('--tl-accent'), faint: of('--tl-curve-faint'), line: of('--tl-border'), text: of('--tl-muted'), font: `11px ${style.fontFamily}`};
+    }
+
+    /** The loss values that the axis covers: all of the average, and the raw values without the few wildest. */
+    function lossRange(rows) {
+        const raw = rows.map(({loss}) => loss).sort((a, b) => a - b);
+        const averages = rows.map(({average}) => average);
+        const at = (share) => raw[Math.min(raw.length - 1, Math.floor(share * raw.length))];
+        let low = Math.min(at(0.005), ...extremes(averages));
+        let high = Math.max(at(0.985), ...extremes(averages));
+        if (high - low < 1e-9) [low, high] = [low - 0.01, high + 0.01];
+        const room = (high - low) * 0.06;
+        return [low >= 0 ? Math.max(0, low - room) : low - room, high + room];
+    }
+
+    const extremes = (values) => values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
+
+    function ticks(low, high, count) {
+        const rough = (high - low) / count;
+        const size = 10 ** Math.floor(Math.log10(rough));
+        const stride = [1, 2, 5, 10].map((factor) => factor * size).find((candidate) => candidate >= rough);
+        const found = [];
+        for (let tick = Math.ceil(low / stride) * stride; tick <= high + stride * 1e-6; tick += stride) found.push(tick);
+        return {stride, found};
+    }
+
+    function paintChart(pen, {rows, width, total, cursor, colours}) {
+        if (!rows.length) return;
+        const [low, high] = lossRange(rows);
+        const plot = {left: MARGIN.left, right: width - MARGIN.right, top: MARGIN.top, bottom: CHART_HEIGHT_PX - MARGIN.bottom};
+        const x = (step) => plot.left + (plot.right - plot.left) * step / total;
+        const y = (loss) => plot.bottom - (plot.bottom - plot.top) * (loss - low) / (high - low);
+        paintAxes(pen, {plot, x, y, low, high, total, colours});
+        pen.save();
+        pen.beginPath();
+        pen.rect(plot.left, plot.top, plot.right - plot.left, plot.bottom - plot.top);
+        pen.clip();
+        const every = Math.max(1, Math.floor(rows.length / (2 * (plot.right - plot.left))));
+        trace(pen, rows, every, (row) => [x(row.step), y(row.loss)], colours.faint, 1);
+        trace(pen, rows, every, (row) => [x(row.step), y(row.average)], colours.strong, 2);
+        pen.restore();
+        if (cursor !== null && rows[cursor]) paintCursor(pen, {plot, at: x(rows[cursor].step), height: y(rows[cursor].average), colours});
+    }
+
+    function paintAxes(pen, {plot, x, y, low, high, total, colours}) {
+        pen.font = colours.font;
+        pen.fillStyle = colours.text;
+        pen.strokeStyle = colours.line;
+        pen.lineWidth = 1;
+        pen.textBaseline = 'middle';
+        pen.textAlign = 'right';
+        const vertical = ticks(low, high, 5);
+        const digits = Math.max(0, Math.min(6, -Math.floor(Math.log10(vertical.stride) + 1e-9)));
+        for (const tick of vertical.found) {
+            const height = Math.round(y(tick)) + 0.5;
+            pen.fillText(tick.toFixed(digits), plot.left - 8, height);
+            pen.beginPath();
+            pen.moveTo(plot.left, height);
+            pen.lineTo(plot.right, height);
+            pen.stroke();
+        }
+        pen.textBaseline = 'top';
+        const horizontal = ticks(0, total, Math.max(2, Math.floor((plot.right - plot.left) / 90))).found.filter((tick) => Number.isInteger(tick));
+        for (const tick of horizontal) {
+            const label = tick.toLocaleString('en');
+            const edge = x(tick) + pen.measureText(label).width / 2 > plot.right;
+            pen.textAlign = edge ? 'right' : 'center';
+            pen.fillText(label, edge ? plot.right : x(tick), plot.bottom + 7);
+        }
+    }
+
+    function trace(pen, rows, every, place, colour, thickness) {
+        pen.strokeStyle = colour;
+        pen.lineWidth = thickness;
+        pen.lineJoin = 'round';
+        pen.beginPath();
+        rows.forEach((row, index) => {
+            if (index % every && index !== rows.length - 1) return;
+            const [left, top] = place(row);
+            if (index) pen.lineTo(left, top);
+            else pen.moveTo(left, top);
+        });
+        pen.stroke();
+    }
+
+    function paintCursor(pen, {plot, at, height, colours}) {
+        pen.strokeStyle = colours.text;
+        pen.lineWidth = 1;
+        pen.beginPath();
+        pen.moveTo(Math.round(at) + 0.5, plot.top);
+        pen.lineTo(Math.round(at) + 0.5, plot.bottom);
+        pen.stroke();
+        pen.fillStyle = colours.strong;
+        pen.beginPath();
+        pen.arc(at, Math.min(plot.bottom, Math.max(plot.top, height)), 3.5, 0, 2 * Math.PI);
+        pen.fill();
+    }
+
+
+    // --- The WebUI around the page ------------------------------------------------------------------------------------
+
+    const outside = () => {
+        const app = document.getElementsByTagName('gradio-app')[0];
+        return (app && app.shadowRoot) || document;
+    };
+
+    const promptBox = () => outside().querySelector('#txt2img_prompt textarea');
+
+    /** Let the WebUI's Lora cards show a file that was just written. */
+    function refreshCards() {
+        for (const tab of ['txt2img', 'img2img']) {
+            const refresh = outside().querySelector(`#${tab}_lora_extra_refresh_internal`);
+            if (refresh) refresh.click();
+        }
+    }
+
+    /** Put a tag (and the trigger word) into txt2img's prompt, unless they are there, and go there. */
+    function sendToPrompt(tag, trigger) {
+        const box = promptBox();
+        const words = [trigger, tag].filter((word) => word && !box.value.includes(word));
+        if (words.length) {
+            box.value = [box.value.replace(/[\s,]+$/, ''), words.join(' ')].filter(Boolean).join(', ');
+            box.dispatchEvent(new Event('input', {bubbles: true}));
+        }
+        const tabs = outside().querySelector('#tabs');
+        if (typeof window.switch_to_txt2img === 'function') window.switch_to_txt2img();
+        else if (tabs) tabs.querySelector('button').click();
+        box.focus();
+    }
+
+    function openTab() {
+        const tabs = outside().querySelector('#tabs');
+        const own = outside().querySelector(`#${TAB_ID}-button`)
+            || (tabs && [...tabs.querySelectorAll('button')].find((item) => item.textContent.trim() === 'Train LoRA'));
+        if (own) own.click();
+    }
+
+    async function copy(text) {
+        if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text);
+        const box = h('textarea', {value: text});
+        document.body.append(box);
+        box.select();
+        document.execCommand('copy');
+        box.remove();
+        return undefined;
+    }
+
+
+    // --- Step 3: train ------------------------------------------------------------------------------------------------
+
+    function createTrain({config, settings, tryTag}) {
+        let model = null;
+        let plan = null;
+        let job = null;
+        let starting = false;
+        let history = [];
+        let freeName = '';
+        let announced = '';
+
+        const planMain = h('p.tl-plan-main');
+        const planMore = h('p.tl-muted');
+        const planWarnings = h('ul.tl-list.tl-warn-list', {hidden: true});
+        const planBox = h('div.tl-plan', {}, planMain, planMore, planWarnings);
+
+        const train = h('button.tl-button.tl-primary.tl-large', {type: 'button', id: 'tl-train', onclick: () => press()}, 'Train');
+        const stop = h('button.tl-button.tl-large', {type: 'button', id: 'tl-stop', hidden: true, onclick: () => halt()}, 'Stop');
+        const reasons = h('ul.tl-reasons', {id: 'tl-reasons'});
+        train.setAttribute('aria-describedby', 'tl-reasons');
+
+        const takenText = h('p');
+        const replace = button('Replace it', () => begin({overwrite: true}));
+        const rename = button('Save under another name', () => saveAs());
+        const takenBox = h('div.tl-notice', {hidden: true, role: 'group', 'aria-label': 'The name is taken'}, takenText,
+            h('div.tl-actions', {}, replace, rename, iconButton('Cancel', 'Change nothing', () => { show(takenBox, false); train.focus(); })));
+        const startError = h('p.tl-error', {role: 'alert', hidden: true});
+
+        const jobTitle = h('h4.tl-job-title');
+        const jobState = h('span.tl-state');
+        const fill = h('div.tl-bar-fill');
+        const bar = h('div.tl-bar', {role: 'progressbar', 'aria-valuemin': '0', 'aria-valuemax': '100', 'aria-label': 'Training progress'}, fill);
+        const stage = h('p.tl-stage');
+        const figures = {step: h('dd'), loss: h('dd'), left: h('dd'), speed: h('dd')};
+        const stats = h('dl.tl-stats', {}, ...[['Step', 'step'], ['Loss', 'loss'], ['Time left', 'left'], ['Per step', 'speed']].map(([name, key]) =>
+            h('div', {}, h('dt', {}, name), figures[key])));
+        const live = h('p.tl-hidden', {'aria-live': 'polite', role: 'status'});
+        const chart = createChart();
+
+        const tag = h('code.tl-tag');
+        const copyButton = button('Copy', async () => {
+            await copy(tag.textContent);
+            setText(copyButton, 'Copied');
+            setTimeout(() => setText(copyButton, 'Copy'), 1500);
+        });
+        const sendButton = button('Send to txt2img', () => sendToPrompt(tag.textContent, (job.config || {}).trigger_word), 'primary');
+        const tryButton = button('Try it', () => tryTag(tag.textContent, (job.config || {}).trigger_word), 'primary');
+        const file = h('p.tl-path.tl-wrap');
+        const resultNote = h('p');
+        const result = h('div.tl-notice.tl-good', {hidden: true}, resultNote, h('div.tl-tag-line', {}, tag, copyButton), h('div.tl-actions', {}, sendButton, tryButton), file);
+        const failureTitle = h('strong');
+        const failureText = h('p');
+        const failure = h('div.tl-notice.tl-bad', {hidden: true, role: 'alert'}, failureTitle, failureText);
+        const jobBox = h('div.tl-job', {hidden: true}, h('div.tl-job-head', {}, jobTitle, jobState), bar, stage, stats, failure, result, chart.element);
+
+        const recentList = h('ul.tl-recent');
+        const recent = h('div.tl-recent-box', {hidden: true}, h('h4.tl-group', {}, 'Last runs'), recentList);
+
+        const element = card(3, 'Train', planBox, h('div.tl-train-line', {}, train, stop), reasons, takenBox, startError, jobBox, live, recent);
+
+        const running = () => job !== null && RUNNING.includes(job.state);
+
+        function setModel(value) {
+            model = value;
+            presentButton();
+        }
+
+        function setPlan(value) {
+            plan = value;
+            presentPlan();
+            presentButton();
+        }
+
+        function presentPlan() {
+            const good = plan && plan.steps > 0 && plan.pictures > 0;
+            const time = good && duration(plan.estimated_seconds);
+            setText(planMain, good ? [plural(plan.steps, 'step'), time && `about ${time}`].filter(Boolean).join(' · ') : 'Nothing planned yet');
+            planMain.classList.toggle('tl-muted', !good);
+            setText(planMore, good ? [plural(plan.pictures, 'picture'), plural(plan.buckets.length, 'bucket'), plan.trainable_parameters && `${bigNumber(plan.trainable_parameters)} trainable parameters`,
+                plan.estimated_memory_bytes && `${bytes(plan.estimated_memory_bytes)} more memory`].filter(Boolean).join(' · ') : '');
+            planMore.title = good ? plan.buckets.map((bucket) => `${bucket.width} × ${bucket.height}: ${plural(bucket.pictures, 'picture')}`).join('\n') : '';
+            const warnings = (good && plan.warnings) || [];
+            planWarnings.replaceChildren(...warnings.map((text) => h('li', {}, text)));
+            show(planWarnings, warnings.length > 0);
+        }
+
+        const errors = () => (plan ? plan.errors : []);
+        /** Errors that keep the run from starting; a taken name is none, it is asked about. */
+        const blocking = () => errors().filter(({code}) => code !== 'name_taken');
+
+        function presentButton() {
+            const busy = starting || running();
+            const obstacles = model && !model.trainable ? [model.reason || 'The loaded model cannot be trained.'] : blocking().map(({message}) => message);
+            train.disabled = busy || !model || !plan || obstacles.length > 0;
+            setText(train, starting ? 'Starting …' : running() ? 'Training …' : 'Train');
+            reasons.replaceChildren(...(busy ? [] : obstacles).map((text) => h('li', {}, text)));
+            show(reasons, !busy && obstacles.length > 0);
+            show(stop, running());
+            stop.disabled = running() && Boolean(job.stopping);
+            setText(stop, job && job.stopping ? 'Stopping …' : 'Stop');
+            if (busy || !errors().some(({code}) => code === 'name_taken')) show(takenBox, false);
+        }
+
+        function press() {
+            const taken = errors().find(({code}) => code === 'name_taken');
+            if (taken) return ask(taken.message);
+            return begin({});
+        }
+
+        async function ask(message) {
+            setText(takenText, message);
+            setText(rename, 'Save under another name');
+            rename.disabled = true;
+            show(takenBox, true);
+            replace.focus();
+            freeName = await findFreeName(settings.value('output_name'));
+            setText(rename, `Save as ${freeName}`);
+            rename.disabled = false;
+        }
+
+        async function findFreeName(name) {
+            const [, base, number] = /^(.*?)(?:-(\d+))?$/.exec(name);
+            for (let next = Number(number || 1) + 1; next < 100; next += 1) {
+                const candidate = `${base}-${next}`;
+                const answer = await planFor({...config(), output_name: candidate}).catch(() => null);
+                if (!answer || !answer.errors.some(({code}) => code === 'name_taken')) return candidate;
+            }
+            return `${base}-${Date.now()}`;
+        }
+
+        function saveAs() {
+            settings.set('output_name', freeName);
+            begin({output_name: freeName});
+        }
+
+        async function begin(extra) {
+            starting = true;
+            show(takenBox, false);
+            show(startError, false);
+            presentButton();
+            try {
+                const {id} = await post('jobs', {config: {...config(), ...extra}});
+                await follow(await get(`jobs/${encode(id)}`));
+            } catch (error) {
+                if (error.code === 'name_taken') ask(error.message);
+                else {
+                    setText(startError, error.message);
+                    show(startError, true);
+                    if (error.field) settings.setErrors([{field: error.field, message: error.message}]);
+                }
+            } finally {
+                starting = false;
+                presentButton();
+            }
+        }
+
+        async function halt() {
+            job.stopping = true;
+            presentButton();
+            try {
+                await post(`jobs/${encode(job.id)}/stop`);
+            } catch (error) {
+                job.stopping = false;
+                setText(startError, error.message);
+                show(startError, true);
+            }
+        }
+
+        /** Show a job, running or not, from its beginning. */
+        async function follow(next) {
+            const other = !job || job.id !== next.id;
+            if (other) {
+                chart.reset(next.total_steps);
+                remember({job: next.id});
+            }
+            present(next);
+            if (other) await readMetrics(next);
+            presentHistory();
+        }
+
+        async function readMetrics({id, total_steps: steps}) {
+            chart.append(await get(`jobs/${encode(id)}/metrics?since=${chart.last()}`), steps);
+        }
+
+        /** Ask how the followed job is doing; returns true once, when it has come to an end. */
+        async function refresh() {
+            const next = await get(`jobs/${encode(job.id)}`);
+            await readMetrics(next);
+            const ended = running() && !RUNNING.includes(next.state);
+            present(next);
+            if (ended) await readHistory();
+            if (ended && next.output_file) refreshCards();
+            return ended;
+        }
+
+        function present(next) {
+            job = {...next, stopping: Boolean(job && job.id === next.id && job.stopping && RUNNING.includes(next.state))};
+            const stageNow = RUNNING.includes(job.state) && job.stage ? job.stage : job.state;
+            const share = job.fraction ?? (job.total_steps ? job.step / job.total_steps : 0);
+            const vague = RUNNING.includes(job.state) && (job.fraction === null || job.fraction === undefined) && !job.step;
+            show(jobBox, true);
+            setText(jobTitle, job.name || 'LoRA');
+            setText(jobState, STATES[stageNow] || stageNow);
+            jobState.className = `tl-state tl-is-${stageNow}`;
+            bar.classList.toggle('tl-vague', vague);
+            fill.style.width = `${Math.round(1000 * (job.state === 'finished' ? 1 : share)) / 10}%`;
+            bar.classList.toggle('tl-failed', job.state === 'failed');
+            bar.setAttribute('aria-valuenow', String(Math.round(100 * share)));
+            setText(stage, job.message && job.message !== STATES[stageNow] ? job.message : job.epoch ? `Epoch ${job.epoch}` : '');
+            show(stage, RUNNING.includes(job.state));
+            setText(figures.step, job.total_steps ? `${job.step.toLocaleString('en')} of ${job.total_steps.toLocaleString('en')}` : '–');
+            setText(figures.loss, figure(job.loss_average ?? job.loss));
+            setText(figures.left, RUNNING.includes(job.state) ? duration(job.eta_seconds) || '–' : '–');
+            setText(figures.speed, perStep(job.seconds_per_step));
+            presentOutcome();
+            presentButton();
+            announce();
+        }
+
+        function presentOutcome() {
+            const done = ['finished', 'stopped'].includes(job.state) && Boolean(job.output_file);
+            setText(failureTitle, job.step ? `Failed at step ${job.step} of ${job.total_steps}` : 'The run did not start');
+            setText(failureText, job.error || job.message || 'The log says more.');
+            show(failure, job.state === 'failed');
+            const trigger = (job.config || {}).trigger_word;
+            const call = trigger ? `Write “${trigger}” and this tag in a prompt:` : 'Write this tag in a prompt:';
+            setText(resultNote, job.state !== 'stopped' ? call : done ? `Stopped at step ${job.step}; what it had learned by then is saved. ${call}` : `Stopped before the first step; nothing was saved.`);
+            setText(tag, job.lora_tag || '');
+            setText(file, job.output_file || '');
+            show(tag.parentElement, Boolean(job.lora_tag));
+            show(sendButton, Boolean(job.lora_tag && promptBox()));
+            show(tryButton, Boolean(job.lora_tag && tryTag && tryTag.ready()));
+            show(result, done || job.state === 'stopped');
+        }
+
+        /** Tell screen readers about stages and tenths, not about every step. */
+        function announce() {
+            const tenth = Math.floor(10 * (job.fraction || 0)) * 10;
+            const words = running() ? `${STATES[job.state]}, ${tenth} percent` : `${STATES[job.state] || job.state}. ${job.error || ''}`;
+            if (words !== announced) setText(live, announced = words);
+        }
+
+        async function readHistory() {
+            history = (await get('jobs')).slice(0, 6);
+            presentHistory();
+        }
+
+        function presentHistory() {
+            recentList.replaceChildren(...history.map((item) => h('li', {}, h('button.tl-run', {type: 'button', onclick: () => pick(item),
+                'aria-current': job && item.id === job.id ? 'true' : 'false', title: item.error || item.output_file || ''},
+            h('span.tl-run-name', {}, item.name || item.id), h(`span.tl-state.tl-is-${item.state}`, {}, STATES[item.state] || item.state),
+            h('span.tl-muted', {}, item.state === 'finished' ? plural(item.total_steps, 'step') : `${item.step} of ${item.total_steps}`),
+            h('span.tl-muted', {}, ago(item.created_at))))));
+            show(recent, history.length > 0);
+        }
+
+        async function pick(item) {
+            if (running()) return;
+            await follow(await get(`jobs/${encode(item.id)}`));
+        }
+
+        return {element, setModel, setPlan, follow, refresh, readHistory, running, current: () => job, history: () => history};
+    }
+
+    const NO_PLAN = {pictures: 0, buckets: [], steps: 0, trainable_parameters: null, warnings: [], errors: []};
+
+    /** Ask for a plan. A config that the server refuses outright is a plan with that one error. */
+    async function planFor(config) {
+        try {
+            return {...NO_PLAN, ...await post('plan', {config})};
+        } catch (error) {
+            if (error.offline || error.status >= 500) throw error;
+            return {...NO_PLAN, errors: [{code: error.code, field: error.field, message: error.message}]};
+        }
+    }
+
+
+    // --- Step 4, on the standalone page: draw with it -----------------------------------------------------------------
+
+    function createGenerate() {
+        let shownUrl = '';
+        const input = (id, label, value, mode = 'numeric') => {
+            const control = h('input.tl-input', {id, type: 'text', inputMode: mode, value, autocomplete: 'off'});
+            return {control, element: h('div.tl-field', {}, h('label.tl-label', {htmlFor: id}, label), control)};
+        };
+        const prompt = h('textarea.tl-input.tl-prompt', {id: 'tl-prompt', rows: 2, placeholder: 'What to draw; <lora:name:0.8> calls a LoRA', spellcheck: false,
+            onkeydown: (event) => event.key === 'Enter' && (event.ctrlKey || event.metaKey) && draw()});
+        const negative = h('input.tl-input', {id: 'tl-negative', type: 'text', autocomplete: 'off'});
+        const seed = input('tl-seed', 'Seed', '1');
+        const steps = input('tl-steps', 'Steps', '25');
+        const guidance = input('tl-guidance', 'Guidance', '5', 'decimal');
+        const size = input('tl-size', 'Size (px)', '');
+        const go = button('Generate', () => draw(), 'primary');
+        go.id = 'tl-draw';
+        const error = h('p.tl-error', {role: 'alert', hidden: true});
+        const picture = h('img.tl-drawn', {alt: '', hidden: true});
+        const empty = h('p.tl-muted', {}, 'The picture appears here.');
+        const element = card(4, 'Try it', h('div.tl-generate', {},
+            h('div.tl-generate-form', {}, h('div.tl-field', {}, h('label.tl-label', {htmlFor: 'tl-prompt'}, 'Prompt'), prompt),
+                h('div.tl-field', {}, h('label.tl-label', {htmlFor: 'tl-negative'}, 'Negative prompt'), negative),
+                h('div.tl-fields.tl-narrow', {}, seed.element, steps.element, guidance.element, size.element), h('div.tl-actions', {}, go), error),
+            h('div.tl-drawn-box', {'aria-live': 'polite'}, picture, empty)));
+
+        const number = ({control}, otherwise) => (control.value.trim() !== '' && Number.isFinite(Number(control.value)) ? Number(control.value) : otherwise);
+
+        async function draw() {
+            go.disabled = true;
+            setText(go, 'Generating …');
+            show(error, false);
+            const side = number(size, undefined);
+            try {
+                const response = await send('POST', 'generate', {prompt: prompt.value, negative_prompt: negative.value, seed: number(seed, 1), steps: number(steps, 25),
+                    guidance: number(guidance, 5), width: side, height: side});
+                present(await response.blob());
+            } catch (problem) {
+                setText(error, problem.message);
+                show(error, true);
+            } finally {
+                go.disabled = false;
+                setText(go, 'Generate');
+            }
+        }
+
+        function present(blob) {
+            if (shownUrl) URL.revokeObjectURL(shownUrl);
+            shownUrl = URL.createObjectURL(blob);
+            picture.onload = () => picture.classList.toggle('tl-tiny', picture.naturalWidth < 200);
+            picture.src = shownUrl;
+            picture.alt = prompt.value;
+            show(picture, true);
+            show(empty, false);
+        }
+
+        function tryTag(tag, trigger) {
+            const words = [trigger, tag].filter((word) => word && !prompt.value.includes(word));
+            prompt.value = [prompt.value.trim(), ...words].filter(Boolean).join(' ');
+            element.scrollIntoView({behavior: 'smooth', block: 'center'});
+            prompt.focus({preventScroll: true});
+        }
+
+        show(element, false);
+        return {element, tryTag, setSize: (pixels) => { size.control.placeholder = String(pixels || 512); }};
+    }
+
+
+    // --- The page -----------------------------------------------------------------------------------------------------
+
+    const PLAN_DELAY_MS = 400;
+    const STATUS_EVERY_MS = 5000;
+
+    function createApp() {
+        let ready = false;
+        let planNumber = 0;
+        let planTimer = 0;
+        let pollTimer = 0;
+        let lastStatus = 0;
+        let failures = 0;
+
+        const modelDot = h('span.tl-dot', {'aria-hidden': 'true'});
+        const modelText = h('span.tl-model-text');
+        const modelFacts = h('span.tl-muted');
+        const version = h('span.tl-muted.tl-version');
+        const problems = h('div.tl-notice.tl-warn', {hidden: true});
+        const connection = h('div.tl-notice.tl-warn', {hidden: true, role: 'status'}, 'Connection lost, trying again.');
+
+        const settings = createSettings({onChange: () => planSoon()});
+        const pictures = createPictures({onChange: () => planSoon(), suggestName: () => settings.value('output_name') || settings.value('trigger_word') || ''});
+        const generate = createGenerate();
+        const tryTag = Object.assign((tag, trigger) => generate.tryTag(tag, trigger), {ready: () => !generate.element.hidden});
+        const train = createTrain({config, settings, tryTag});
+
+        const root = h('div.tl-app', {}, h('div.tl-head', {}, h('div.tl-model', {}, modelDot, modelText, modelFacts), version), connection, problems,
+            h('div.tl-columns', {}, h('div.tl-main', {}, pictures.element, settings.element, generate.element), h('div.tl-side', {}, train.element)));
+
+        function config() {
+            const name = pictures.name();
+            return name ? {...settings.config(), train_data_dir: name} : settings.config();
+        }
+
+        function planSoon(delay = PLAN_DELAY_MS) {
+            clearTimeout(planTimer);
+            planTimer = setTimeout(() => plan(), delay);
+        }
+
+        async function plan() {
+            if (!ready) return;
+            const number = planNumber += 1;
+            try {
+                const answer = await planAnyway(config());
+                if (number !== planNumber) return;
+                train.setPlan(answer);
+                settings.setErrors(answer.errors.filter(({code}) => code !== 'name_taken'));
+            } catch (error) {
+                if (number !== planNumber) return;
+                if (error.offline) lost();
+                else train.setPlan({...NO_PLAN, errors: [{code: error.code, message: error.message}]});
+            }
+        }
+
+        /** Plan as if the name were no obstacle, and add what is to be said about the name. */
+        async function planAnyway(wanted) {
+            const named = Boolean(wanted.output_name);
+            let answer = await planFor(named ? wanted : {...wanted, output_name: 'untitled', overwrite: true});
+            const taken = answer.errors.find(({code}) => code === 'name_taken');
+            if (taken) answer = await planFor({...wanted, overwrite: true});
+            const about = [];
+            if (!pictures.count()) about.push({code: 'no_pictures', field: 'train_data_dir', message: 'Add pictures in step 1.'});
+            if (!named) about.push({code: 'no_name', field: 'output_name', message: 'Give the LoRA a name in step 2.'});
+            if (taken) about.push(taken);
+            const said = about.map(({field}) => field);
+            return {...answer, errors: [...about, ...answer.errors.filter(({field}) => !said.includes(field))]};
+        }
+
+        function presentStatus(status) {
+            const model = status.model || {trainable: false, reason: 'No model is loaded.'};
+            const facts = [FAMILIES[model.family] || model.family, model.prediction_type === 'v_prediction' ? 'v-prediction' : '', DTYPES[model.dtype] || model.dtype, model.device];
+            root.classList.toggle('tl-untrainable', !model.trainable);
+            modelDot.classList.toggle('tl-off', !model.trainable);
+            modelText.replaceChildren(...(model.trainable ? ['Trains on ', h('strong', {}, model.checkpoint)] : [model.reason || 'The loaded model cannot be trained.']));
+            setText(modelFacts, model.trainable ? facts.filter(Boolean).join(' · ') : '');
+            modelFacts.title = model.sha256 ? `sha256 ${model.sha256}` : '';
+            setText(version, `Train LoRA ${status.version}`);
+            problems.replaceChildren(...(status.problems || []).map((text) => h('p', {}, text)));
+            show(problems, (status.problems || []).length > 0);
+            settings.setDefault('resolution', (status.host || {}).default_size_px);
+            generate.setSize((status.host || {}).default_size_px);
+            show(generate.element, (status.host || {}).kind === 'standalone');
+            train.setModel(model);
+        }
+
+        async function load() {
+            const [status, presets, datasets] = await Promise.all([get('status'), get('presets'), get('datasets')]);
+            lastStatus = Date.now();
+            settings.build(status.settings, presets);
+            presentStatus(status);
+            pictures.setDatasets(datasets);
+            await chooseDataset(datasets);
+            await train.readHistory();
+            const last = train.history().find(({id}) => id === remembered().job);
+            if (status.current_job) await train.follow(status.current_job);
+            else if (last) await train.follow(last);
+            ready = true;
+            await plan();
+        }
+
+        async function chooseDataset(datasets) {
+            const {dataset} = remembered();
+            const known = datasets.some(({name}) => name === dataset);
+            if (known) await pictures.choose(dataset);
+            else if (dataset === undefined && datasets.length === 1) await pictures.choose(datasets[0].name);
+        }
+
+        async function refreshStatus() {
+            if (Date.now() - lastStatus < STATUS_EVERY_MS) return;
+            lastStatus = Date.now();
+            const status = await get('status');
+            presentStatus(status);
+            if (status.current_job && !train.running()) await train.follow(status.current_job);
+        }
+
+        function lost() {
+            failures += 1;
+            show(connection, true);
+        }
+
+        const visible = () => !document.hidden && root.isConnected && root.offsetParent !== null;
+
+        async function poll() {
+            clearTimeout(pollTimer);
+            if (visible()) await pollOnce();
+            clearTimeout(pollTimer);
+            pollTimer = setTimeout(poll, failures ? Math.min(5000, 1000 * failures) : train.running() ? 500 : 1000);
+        }
+
+        async function pollOnce() {
+            try {
+                if (!ready) await load();
+                await refreshStatus();
+                if (train.running() && await train.refresh()) planSoon(0);
+                if (failures) {
+                    failures = 0;
+                    show(connection, false);
+                    planSoon(0);
+                }
+            } catch (error) {
+                if (!(error instanceof ServerError)) console.error('Train LoRA', error);
+                lost();
+                setText(connection, error.offline ? 'Connection lost, trying again.' : `${error.message} Trying again.`);
+            }
+        }
+
+        document.addEventListener('visibilitychange', () => { if (!document.hidden) poll(); });
+        return {root, poll};
+    }
+
+
+    // --- Mounting -----------------------------------------------------------------------------------------------------
+
+    let app = null;
+
+    /** Put the page into its place, again if gradio has drawn that place anew. */
+    function mount() {
+        const place = outside().querySelector(`#${APP_ID}`);
+        if (!place || (app && app.root.parentElement === place)) return;
+        const first = !app;
+        app = app || createApp();
+        place.replaceChildren(app.root);
+        if (first) app.poll();
+    }
+
+    function watch() {
+        mount();
+        new MutationObserver(mount).observe(document.body, {childList: true, subtree: true});
+    }
+
+    window.trainLora = {open: openTab};
+    if (typeof window.onUiLoaded === 'function') window.onUiLoaded(watch);
+    else if (document.readyState === 'loading') document.addEventListener('DOMContentLoaded', watch);
+    else watch();
+})();

@@ -1,0 +1,82 @@
+"""The page's frame, its presets, and what its script and style sheet must never do. What the page does is in test_page_browser.py."""
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import gradio as gr
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from lora_trainer.core.config import TrainConfig, presets, schema
+from lora_trainer.interfaces import tab
+
+ROOT = Path(__file__).parents[2]
+SCRIPT, STYLE = ROOT / "javascript" / "train_lora.js", ROOT / "style.css"
+NEEDS_GRADIO_6 = pytest.mark.skipif(int(gr.__version__.split(".")[0]) < 6, reason="the standalone page needs gradio 6")
+
+
+def html_in(blocks):
+    return [block.value for block in blocks.blocks.values() if isinstance(block, gr.HTML)]
+
+
+def test_tab_is_one_element_for_the_script():
+    (frame,) = html_in(tab.create_tab())
+    assert f'id="{tab.APP_ID}"' in frame and "noscript" in frame
+
+
+def test_link_leads_to_the_tab():
+    with gr.Blocks(analytics_enabled=False) as blocks:
+        tab.create_link()
+    assert "trainLora.open()" in html_in(blocks)[0]
+    assert "window.trainLora = {open:" in SCRIPT.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("preset", presets(), ids=lambda preset: preset["name"])
+def test_preset_is_valid_and_says_what_it_is_for(preset):
+    assert preset["title"] and preset["help"]
+    config = TrainConfig.parse(preset["settings"])
+    for name, value in preset["settings"].items():
+        assert getattr(config, name) == value
+
+
+def test_presets_decide_the_same_settings():
+    """So that going from one to another leaves nothing of the first behind."""
+    decided = {preset["name"]: sorted(preset["settings"]) for preset in presets()}
+    assert sorted(decided) == ["character", "object", "quick_try", "style"]
+    assert len({tuple(names) for names in decided.values()}) == 1
+
+
+def test_script_names_only_settings_that_exist():
+    script = SCRIPT.read_text(encoding="utf-8")
+    named = set(re.findall(r"'([a-z]+(?:_[a-z]+)+)'", " ".join(re.findall(r"(?:HIDDEN|WIDE)_SETTINGS = new Set\(\[(.*?)\]\)", script))))
+    assert named and named <= {entry["name"] for entry in schema()}
+
+
+def test_script_never_writes_markup_and_fetches_from_nowhere_else():
+    script = SCRIPT.read_text(encoding="utf-8")
+    assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|https?://", script)
+    assert "</script" not in script.lower()
+
+
+def test_style_touches_nothing_outside_the_page():
+    sheet = re.sub(r"/\*.*?\*/", "", STYLE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    selectors = [selector.strip() for selector in re.findall(r"([^{}]+)\{", sheet) if not selector.strip().startswith(("@", "to"))]
+    assert selectors and all("#train_lora_app" in part for selector in selectors for part in re.split(r",(?![^(]*\))", selector))
+    assert not re.findall(r"@import|url\(", sheet)
+
+
+def test_script_is_valid():
+    if not (node := shutil.which("node")):
+        pytest.skip("there is no node to check the script with")
+    subprocess.run([node, "--check", SCRIPT], check=True)
+
+
+@NEEDS_GRADIO_6
+def test_page_brings_script_and_style():
+    app = tab.mount_page(FastAPI(), javascript=SCRIPT, style=STYLE)
+    with TestClient(app) as client:
+        page = client.get("/").text
+    assert "window.trainLora" in page and "#train_lora_app .tl-card" in page
+    assert "fonts.googleapis.com" not in page

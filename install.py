@@ -35,11 +35,10 @@ EXPECTED = {"yaml": "PyYAML==6.0.1", "pandas": "pandas==2.1.4", "safetensors": "
 def install_for_webui() -> int:
     """Install what is missing without its dependencies; always returns 0, so that the WebUI starts in any case."""
     missing = missing_packages()
-    for pin in missing:
-        reason = install_pin(pin)
-        if reason:
-            print(f'Train LoRA: {pin} is missing and could not be installed ({reason}). The WebUI starts without training. '
-                  f'To mend it, run: "{sys.executable}" -m pip install --no-deps {pin}')
+    reason = install_pins(missing) if missing else None
+    if reason:
+        print(f'Train LoRA: {", ".join(missing)} is missing and could not be installed ({reason}). The WebUI starts without training. '
+              f'To mend it, run: "{sys.executable}" -m pip install --no-deps {" ".join(missing)}')
     remark = None if missing else unsuitable_peft()
     if remark:
         print(f"Train LoRA: {remark}")
@@ -61,15 +60,15 @@ def unsuitable_peft() -> str | None:
     return None
 
 
-def install_pin(pin: str) -> str | None:
-    """Install one pinned package by the WebUI's own pip call; returns why it failed, or None."""
+def install_pins(pins: list[str]) -> str | None:
+    """Install pinned packages by the WebUI's own pip call, once, for a start should not wait; returns why it failed, or None."""
     from launch import run_pip
     try:
-        run_pip(f"install --no-deps --retries 1 {pin}", f"{pin} for Train LoRA")
+        run_pip(f"install --no-deps --retries 1 --timeout 15 {' '.join(pins)}", f"{', '.join(pins)} for Train LoRA")
     except RuntimeError as error:
         return reason_in(str(error).splitlines())
     importlib.invalidate_caches()
-    return None if installed_version(pin.split("==")[0]) else "installing is switched off with --skip-install"
+    return None if all(installed_version(pin.split("==")[0]) for pin in pins) else "installing is switched off with --skip-install"
 
 
 def installed_version(name: str) -> tuple[int, ...] | None:

@@ -113,8 +113,8 @@
     function errorFrom(status, text) {
         try {
             const body = JSON.parse(text);
-            if (body.error) return new ServerError(body.error.message, {...body.error, status});
-            if (body.detail) return new ServerError(typeof body.detail === 'string' ? body.detail : JSON.stringify(body.detail), {status});
+            if (body?.error) return new ServerError(body.error.message, {...body.error, status});
+            if (body?.detail) return new ServerError(typeof body.detail === 'string' ? body.detail : JSON.stringify(body.detail), {status});
         } catch (error) {
             if (!(error instanceof SyntaxError)) throw error;
         }
@@ -263,7 +263,8 @@
         const pathError = h('p.tl-error', {role: 'alert', hidden: true});
 
         const fileInput = h('input', {type: 'file', multiple: true, hidden: true, id: 'tl-files', onchange: () => take(chosenFiles(fileInput))});
-        const folderInput = h('input', {type: 'file', multiple: true, hidden: true, webkitdirectory: true, id: 'tl-folder-files', onchange: () => take(chosenFiles(folderInput))});
+        const folderInput = h('input', {type: 'file', multiple: true, hidden: true, webkitdirectory: true, id: 'tl-folder-files',
+            onchange: () => take(chosenFiles(folderInput))});
         const dropTitle = h('span.tl-drop-title', {}, 'Drop pictures and captions here');
         const drop = h('div.tl-drop', {onclick: (event) => event.target.closest('button') || fileInput.click()}, dropTitle,
             h('span.tl-drop-choose', {}, 'or ', iconButton('choose files', 'Choose pictures and .txt captions', () => fileInput.click()), ' · ',
@@ -275,7 +276,8 @@
 
         const refusedList = h('ul.tl-list');
         const refusedTitle = h('strong');
-        const refusedBox = h('div.tl-notice.tl-warn', {hidden: true}, h('div.tl-notice-head', {}, refusedTitle, iconButton('Dismiss', 'Hide this list', () => show(refusedBox, false))), refusedList);
+        const dismiss = iconButton('Dismiss', 'Hide this list', () => show(refusedBox, false));
+        const refusedBox = h('div.tl-notice.tl-warn', {hidden: true}, h('div.tl-notice-head', {}, refusedTitle, dismiss), refusedList);
         const problemList = h('ul.tl-list');
         const problemBox = h('div.tl-notice.tl-warn', {hidden: true}, problemList);
 
@@ -340,6 +342,7 @@
         }
 
         function present(dataset) {
+            if (grid.contains(document.activeElement)) document.activeElement.blur();      // A caption being edited is saved first.
             const other = (dataset && dataset.name) !== (current && current.name);
             current = dataset;
             if (other) show(refusedBox, false);
@@ -414,7 +417,8 @@
 
         async function take({files, folder}) {
             fileInput.value = folderInput.value = '';
-            if (uploading || !files.length) return;
+            if (!files.length) return;
+            if (uploading) return fail({message: 'Files are still being added. Drop these again when that is done.'});
             const {wanted, refused} = sortOut(files);
             uploading = true;
             show(pathError, false);
@@ -464,8 +468,7 @@
             show(pathError, true);
         }
 
-        return {element, setDatasets, choose, name: () => (current ? current.name : ''), count: () => (current ? current.pictures.length : 0),
-            editing: () => element.contains(document.activeElement) && document.activeElement.tagName === 'TEXTAREA'};
+        return {element, setDatasets, choose, name: () => (current ? current.name : ''), count: () => (current ? current.pictures.length : 0)};
     }
 
     const listItem = ({filename, reason}) => h('li', {}, h('strong', {}, filename), reason.startsWith(filename) ? reason.slice(filename.length) : ` ${reason}`);
@@ -584,11 +587,14 @@
             changes = Object.fromEntries(Object.entries(kept.changes || {}).filter(([name]) => schema.has(name)));
             fields.clear();
             const shown = entries.filter(({name, choices: options}) => !HIDDEN_SETTINGS.has(name) && !(options && options.length < 2));
-            for (const entry of shown) fields.set(entry.name, createField(entry, {onInput: (text) => change(entry.name, text), onReset: () => change(entry.name, undefined)}));
+            for (const entry of shown) {
+                fields.set(entry.name, createField(entry, {onInput: (text) => change(entry.name, text), onReset: () => change(entry.name, undefined)}));
+            }
             const first = ['output_name', 'trigger_word'].filter((name) => fields.has(name));
             identity.replaceChildren(...first.map((name) => fields.get(name).element));
             main.replaceChildren(...shown.filter(({group, name}) => group === 'main' && !first.includes(name)).map(({name}) => fields.get(name).element));
-            moreBody.replaceChildren(...GROUPS.flatMap(([group, title]) => groupOf(title, shown.filter((entry) => entry.group !== 'main' && (GROUP_OF[entry.name] || entry.group) === group))));
+            const rest = shown.filter(({group}) => group !== 'main');
+            moreBody.replaceChildren(...GROUPS.flatMap(([group, title]) => groupOf(title, rest.filter((entry) => (GROUP_OF[entry.name] || entry.group) === group))));
             buildPresets();
             presentAll();
         }
@@ -685,8 +691,8 @@
             }
         }
 
-        return {element, build, config, setDefault, setErrors, value: (name) => (schema.has(name) ? value(name) : undefined), set: (name, text) => schema.has(name) && change(name, text),
-            focus: (name) => fields.has(name) && fields.get(name).focus()};
+        return {element, build, config, setDefault, setErrors, value: (name) => (schema.has(name) ? value(name) : undefined),
+            set: (name, text) => schema.has(name) && change(name, text)};
     }
 
     function createField(entry, {onInput, onReset}) {
@@ -697,7 +703,7 @@
         const described = {id, 'aria-describedby': `${helpId} ${errorId}`};
         let control;
         if (check) control = h('input.tl-check', {...described, type: 'checkbox', onchange: () => onInput(control.checked)});
-        else if (entry.choices) control = h('select.tl-input', {...described, onchange: () => onInput(control.value)}, ...entry.choices.map((choice) => h('option', {value: choice}, choice)));
+        else if (entry.choices) control = h('select.tl-input', {...described, onchange: () => onInput(control.value)}, ...entry.choices.map(option));
         else control = textInput(entry, described, onInput);
 
         const reset = h('button.tl-reset', {type: 'button', onclick: () => { onReset(); control.focus(); }}, '↺');
@@ -713,7 +719,6 @@
 
         return {
             element,
-            focus: () => control.focus(),
             setValue(value) {
                 if (check) control.checked = value === true || value === 'true';
                 else if (document.activeElement !== control) control.value = String(value);   // What is being typed stays as typed.
@@ -736,6 +741,8 @@
             },
         };
     }
+
+    const option = (choice) => h('option', {value: choice}, choice);
 
     function textInput(entry, described, onInput) {
         const numeric = entry.type === 'int' || entry.type === 'float';
@@ -809,7 +816,8 @@
 
         function append(more, steps) {
             total = steps || total;
-            for (const row of more) {
+            const last = rows.length ? rows[rows.length - 1].step : 0;
+            for (const row of more.filter(({step}) => step > last)) {
                 const previous = rows.length ? rows[rows.length - 1].average : row.loss;
                 const average = Number.isFinite(row.loss_average) ? row.loss_average : previous * 0.97 + row.loss * 0.03;
                 if (Number.isFinite(row.loss)) rows.push({step: row.step, loss: row.loss, average});
@@ -1011,6 +1019,7 @@
         let job = null;
         let starting = false;
         let history = [];
+        let askedName = '';
         let freeName = '';
         let announced = '';
 
@@ -1052,7 +1061,8 @@
         const tryButton = button('Try it', () => tryTag(tag.textContent, (job.config || {}).trigger_word), 'primary');
         const file = h('p.tl-path.tl-wrap');
         const resultNote = h('p');
-        const result = h('div.tl-notice.tl-good', {hidden: true}, resultNote, h('div.tl-tag-line', {}, tag, copyButton), h('div.tl-actions', {}, sendButton, tryButton), file);
+        const result = h('div.tl-notice.tl-good', {hidden: true}, resultNote, h('div.tl-tag-line', {}, tag, copyButton),
+            h('div.tl-actions', {}, sendButton, tryButton), file);
         const failureTitle = h('strong');
         const failureText = h('p');
         const failure = h('div.tl-notice.tl-bad', {hidden: true, role: 'alert'}, failureTitle, failureText);
@@ -1072,6 +1082,7 @@
 
         function setPlan(value) {
             plan = value;
+            if (settings.value('output_name') !== askedName) show(takenBox, false);
             presentPlan();
             presentButton();
         }
@@ -1081,7 +1092,8 @@
             const time = good && duration(plan.estimated_seconds);
             setText(planMain, good ? [plural(plan.steps, 'step'), time && `about ${time}`].filter(Boolean).join(' · ') : 'Nothing planned yet');
             planMain.classList.toggle('tl-muted', !good);
-            setText(planMore, good ? [plural(plan.pictures, 'picture'), plural(plan.buckets.length, 'bucket'), plan.trainable_parameters && `${bigNumber(plan.trainable_parameters)} trainable parameters`,
+            setText(planMore, good ? [plural(plan.pictures, 'picture'), plural(plan.buckets.length, 'bucket'),
+                plan.trainable_parameters && `${bigNumber(plan.trainable_parameters)} trainable parameters`,
                 plan.estimated_memory_bytes && `${bytes(plan.estimated_memory_bytes)} more memory`].filter(Boolean).join(' · ') : '');
             planMore.title = good ? plan.buckets.map((bucket) => `${bucket.width} × ${bucket.height}: ${plural(bucket.pictures, 'picture')}`).join('\n') : '';
             const warnings = (good && plan.warnings) || [];
@@ -1103,7 +1115,7 @@
             show(stop, running());
             stop.disabled = running() && Boolean(job.stopping);
             setText(stop, job && job.stopping ? 'Stopping …' : 'Stop');
-            if (busy || !errors().some(({code}) => code === 'name_taken')) show(takenBox, false);
+            if (busy) show(takenBox, false);
         }
 
         function press() {
@@ -1113,6 +1125,7 @@
         }
 
         async function ask(message) {
+            askedName = settings.value('output_name');
             setText(takenText, message);
             setText(rename, 'Save under another name');
             rename.disabled = true;
@@ -1184,13 +1197,15 @@
         }
 
         async function readMetrics({id, total_steps: steps}) {
-            chart.append(await get(`jobs/${encode(id)}/metrics?since=${chart.last()}`), steps);
+            const rows = await get(`jobs/${encode(id)}/metrics?since=${chart.last()}`);
+            if (job.id === id) chart.append(rows, steps);                                  // Another job may have been chosen meanwhile.
         }
 
         /** Ask how the followed job is doing; returns true once, when it has come to an end. */
         async function refresh() {
             const next = await get(`jobs/${encode(job.id)}`);
             await readMetrics(next);
+            if (job.id !== next.id) return false;
             const ended = running() && !RUNNING.includes(next.state);
             present(next);
             if (ended) await readHistory();
@@ -1199,7 +1214,7 @@
         }
 
         function present(next) {
-            job = {...next, stopping: Boolean(job && job.id === next.id && job.stopping && RUNNING.includes(next.state))};
+            job = {...next, stopping: RUNNING.includes(next.state) && Boolean(next.stopping || (job && job.id === next.id && job.stopping))};
             const stageNow = RUNNING.includes(job.state) && job.stage ? job.stage : job.state;
             const share = job.fraction ?? (job.total_steps ? job.step / job.total_steps : 0);
             const vague = RUNNING.includes(job.state) && (job.fraction === null || job.fraction === undefined) && !job.step;
@@ -1224,12 +1239,13 @@
 
         function presentOutcome() {
             const done = ['finished', 'stopped'].includes(job.state) && Boolean(job.output_file);
-            setText(failureTitle, job.step ? `Failed at step ${job.step} of ${job.total_steps}` : 'The run did not start');
+            setText(failureTitle, job.step ? `${STATES[job.state]} at step ${job.step} of ${job.total_steps}` : `${STATES[job.state]} before the first step`);
             setText(failureText, job.error || job.message || 'The log says more.');
-            show(failure, job.state === 'failed');
+            show(failure, ['failed', 'interrupted'].includes(job.state));
             const trigger = (job.config || {}).trigger_word;
             const call = trigger ? `Write “${trigger}” and this tag in a prompt:` : 'Write this tag in a prompt:';
-            setText(resultNote, job.state !== 'stopped' ? call : done ? `Stopped at step ${job.step}; what it had learned by then is saved. ${call}` : `Stopped before the first step; nothing was saved.`);
+            const stopped = done ? `Stopped at step ${job.step}; what it had learned by then is saved. ${call}` : 'Stopped before the first step; nothing was saved.';
+            setText(resultNote, job.state === 'stopped' ? stopped : call);
             setText(tag, job.lora_tag || '');
             setText(file, job.output_file || '');
             show(tag.parentElement, Boolean(job.lora_tag));
@@ -1254,7 +1270,7 @@
             recentList.replaceChildren(...history.map((item) => h('li', {}, h('button.tl-run', {type: 'button', onclick: () => pick(item),
                 'aria-current': job && item.id === job.id ? 'true' : 'false', title: item.error || item.output_file || ''},
             h('span.tl-run-name', {}, item.name || item.id), h(`span.tl-state.tl-is-${item.state}`, {}, STATES[item.state] || item.state),
-            h('span.tl-muted', {}, item.state === 'finished' ? plural(item.total_steps, 'step') : `${item.step} of ${item.total_steps}`),
+            h('span.tl-muted', {}, !item.total_steps ? '' : item.state === 'finished' ? plural(item.total_steps, 'step') : `${item.step} of ${item.total_steps}`),
             h('span.tl-muted', {}, ago(item.created_at))))));
             show(recent, history.length > 0);
         }
@@ -1358,6 +1374,7 @@
         let planNumber = 0;
         let planTimer = 0;
         let pollTimer = 0;
+        let polling = false;
         let lastStatus = 0;
         let failures = 0;
 
@@ -1418,7 +1435,8 @@
 
         function presentStatus(status) {
             const model = status.model || {trainable: false, reason: 'No model is loaded.'};
-            const facts = [FAMILIES[model.family] || model.family, model.prediction_type === 'v_prediction' ? 'v-prediction' : '', DTYPES[model.dtype] || model.dtype, model.device];
+            const facts = [FAMILIES[model.family] || model.family, model.prediction_type === 'v_prediction' ? 'v-prediction' : '',
+                DTYPES[model.dtype] || model.dtype, model.device];
             root.classList.toggle('tl-untrainable', !model.trainable);
             modelDot.classList.toggle('tl-off', !model.trainable);
             modelText.replaceChildren(...(model.trainable ? ['Trains on ', h('strong', {}, model.checkpoint)] : [model.reason || 'The loaded model cannot be trained.']));
@@ -1471,9 +1489,11 @@
         const visible = () => !document.hidden && root.isConnected && root.offsetParent !== null;
 
         async function poll() {
+            if (polling) return;
             clearTimeout(pollTimer);
+            polling = true;
             if (visible()) await pollOnce();
-            clearTimeout(pollTimer);
+            polling = false;
             pollTimer = setTimeout(poll, failures ? Math.min(5000, 1000 * failures) : train.running() ? 500 : 1000);
         }
 
@@ -1495,6 +1515,7 @@
         }
 
         document.addEventListener('visibilitychange', () => { if (!document.hidden) poll(); });
+        new IntersectionObserver((entries) => { if (entries.some(({isIntersecting}) => isIntersecting)) poll(); }).observe(root);   // The tab is opened.
         return {root, poll};
     }
 

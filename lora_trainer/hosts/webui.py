@@ -83,9 +83,9 @@ class LdmModel(BaseModel):
             return self._sd_model.model(noisy_latents, timesteps, c_crossattn=[conditioning.hidden_states]).float()
 
     def _half_precision(self) -> contextlib.AbstractContextManager:
-        """16-bit weights compute under autocast only; without the caller's, use their own type."""
-        on = torch.is_autocast_cpu_enabled() if self.device.type == "cpu" else torch.is_autocast_enabled()
-        return contextlib.nullcontext() if on or self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+        """16-bit weights, which are only ever on a GPU, compute under autocast; without the caller's, in their own type."""
+        enough = self.dtype == torch.float32 or torch.is_autocast_enabled()
+        return contextlib.nullcontext() if enough else torch.autocast(self.device.type, self.dtype)
 
     def export_name(self, module_path: str) -> str:
         return "lora_unet_" + unet_to_diffusers(module_path).replace(".", "_")
@@ -101,6 +101,7 @@ class SD1Model(LdmModel):
 
 
 FAMILIES: dict[str, type[LdmModel]] = {"sd1": SD1Model}
+TITLES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL", "sd3": "SD 3", "unknown": "an unknown kind"}
 
 
 def family(sd_model: Any) -> str:
@@ -147,10 +148,11 @@ def _refusal(sd_model: Any, weight: torch.nn.Parameter) -> str:
         (weight.is_meta or parked, "The checkpoint is unloaded. Choose Settings > Actions > Load SD checkpoint to VRAM."),
         (weight.dtype != torch.float32 and no_autocast, "This device cannot train a checkpoint held in 16 bits. Start the WebUI with --no-half."),
         (kind == "sdxl" and not hasattr(sd_model.cond_stage_model, "embedders"), "This is an SDXL refiner. Train on a base checkpoint."),
-        (kind == "sd3", "This is a Stable Diffusion 3 checkpoint, which this extension does not train. Choose one of SD 1.x."),
+        (kind == "sd1" and type(sd_model.cond_stage_model).__name__ != "FrozenCLIPEmbedderWithCustomWords",
+         "The checkpoint has another text encoder than SD 1.x's CLIP, as AltDiffusion does. Choose one of SD 1.x."),
         (kind != "sd3" and _channels(sd_model) != 4,
-         f"The checkpoint is for inpainting or editing: its UNet takes {_channels(sd_model)} channels, not 4. Train on the ordinary checkpoint it was made from."),
-        (kind not in FAMILIES, f"This is a checkpoint of {kind.upper()}; for now only those of SD1 can be trained. Choose one of SD 1.x."),
+         f"The checkpoint is for inpainting or editing: its UNet takes {_channels(sd_model)} channels, not 4. Train on the ordinary one it was made from."),
+        (kind not in FAMILIES, f"The checkpoint is of {TITLES[kind]}; for now only those of SD 1.x can be trained."),
     )
     return next((sentence for applies, sentence in reasons if applies), "")
 
@@ -221,20 +223,16 @@ def clean_state(sd_model: Any) -> Iterator[None]:
     hijack, hypernetworks = sd_hijack.model_hijack, list(shared.loaded_hypernetworks)
     tiling, unet_option = hijack.circular_enabled, sd_unet.current_unet_option
     try:
-        make_clean(sd_model)
+        remove_loras([sd_model])
+        shared.loaded_hypernetworks.clear()
+        hijack.apply_circular(False)
+        sd_unet.apply_unet("None")
         yield
     finally:
         shared.loaded_hypernetworks[:] = hypernetworks
         hijack.apply_circular(tiling)
         if sd_unet.current_unet_option is not unet_option:
             sd_unet.apply_unet(unet_option.label if unet_option else "None")
-
-
-def make_clean(sd_model: Any) -> None:
-    remove_loras([sd_model])
-    shared.loaded_hypernetworks.clear()
-    sd_hijack.model_hijack.apply_circular(False)
-    sd_unet.apply_unet("None")
 
 
 _ATTENTION = (ldm.modules.attention.CrossAttention, ldm.modules.diffusionmodules.model.AttnBlock, sgm.modules.attention.CrossAttention,
@@ -347,7 +345,7 @@ class WebUIHost(Host):
 
     def generate(self, prompt: str, *, negative_prompt: str = "", seed: int = 0, steps: int = 20, guidance: float = 7.0, width: int = 512,
                  height: int = 512) -> Any:
-        lent = self._turn_of == threading.get_ident()
+        """Draw as the WebUI's own page would, but save nothing and leave no LoRA, random state or setting behind."""
         with self._turn(), _without_prompt_history():
             sd_model = shared.sd_model
             info = sd_model.sd_checkpoint_info                                     # not another that was chosen meanwhile
@@ -356,15 +354,14 @@ class WebUIHost(Host):
                 sd_model=sd_model, prompt=prompt, negative_prompt=negative_prompt, seed=seed, steps=steps, cfg_scale=guidance, width=width, height=height,
                 sampler_name=PREVIEW_SAMPLER, do_not_save_samples=True, do_not_save_grid=True,
                 override_settings={"sd_model_checkpoint": info.title} if another else {})
-            shared.state.begin(job="train_lora_preview")
-            try:
-                with contextlib.closing(request):
+            with random_state(sd_model), clean_state(sd_model), contextlib.closing(request):
+                shared.state.begin(job="train_lora_preview")
+                try:
                     return processing.process_images(request).images[0]
-            finally:
-                shared.state.end()
-                shared.total_tqdm.clear()
-                if lent:
-                    make_clean(sd_model)
+                finally:
+                    shared.state.end()
+                    shared.total_tqdm.clear()
+                    remove_loras([sd_model])
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:

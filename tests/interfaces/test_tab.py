@@ -1,4 +1,5 @@
 """The page's frame, its presets, and what its script and style sheet must never do. What the page does is in test_page_browser.py."""
+import gc
 import re
 import shutil
 import subprocess
@@ -12,9 +13,17 @@ from fastapi.testclient import TestClient
 from lora_trainer.core.config import TrainConfig, presets, schema
 from lora_trainer.interfaces import tab
 
+# What gradio leaves open when it goes is not ours to close.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 ROOT = Path(__file__).parents[2]
 SCRIPT, STYLE = ROOT / "javascript" / "train_lora.js", ROOT / "style.css"
 NEEDS_GRADIO_6 = pytest.mark.skipif(int(gr.__version__.split(".")[0]) < 6, reason="the standalone page needs gradio 6")
+
+
+@pytest.fixture(autouse=True)
+def let_go():
+    yield
+    gc.collect()
 
 
 def html_in(blocks):

@@ -46,7 +46,7 @@ class WebUI:
         body = b"".join(parts) + f"--{boundary}--\r\n".encode()
         return self._ask(urllib.request.Request(self.address + path, data=body, headers={"Content-Type": f"multipart/form-data; boundary={boundary}"}))
 
-    def draw(self, prompt: str, *, seed: int = 1, steps: int = 6, **settings) -> str:
+    def draw(self, prompt: str, *, seed: int = 1, steps: int = 4, **settings) -> str:
         """Draw a picture by the WebUI's own API and return a digest of its pixels."""
         answer = self.post("/sdapi/v1/txt2img", dict(prompt=prompt, seed=seed, steps=steps, width=64, height=64, sampler_name="Euler", **settings))
         pixels = Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))).convert("RGB").tobytes()
@@ -156,4 +156,5 @@ def webui(tmp_path_factory) -> WebUI:
 @pytest.fixture
 def run(pictures) -> dict:
     """Settings of a run that takes a few seconds and visibly changes what the model draws."""
-    return dict(train_data_dir=str(pictures), output_name="mine", overwrite=True, resolution=64, max_train_steps=6, batch_size=2, learning_rate=2e-2, lora_rank=4)
+    return dict(train_data_dir=str(pictures), output_name="mine", overwrite=True, resolution=64, max_train_steps=6, batch_size=2, learning_rate=2e-2, lora_rank=4,
+                preview=False)

@@ -31,7 +31,7 @@ def test_from_pictures_to_a_prompt(webui, pictures, run):
     assert sorted(received["added"]) == sorted(files) and [each["filename"] for each in received["refused"]] == ["not-a-picture.png"]
     assert len(webui.get(f"{API}/datasets/circles")["pictures"]) == 6
 
-    config = run | {"train_data_dir": "circles", "output_name": "circles", "overwrite": False, "trigger_word": "zib"}
+    config = run | {"train_data_dir": "circles", "output_name": "circles", "overwrite": False, "trigger_word": "zib", "preview": True}
     plan = webui.post(f"{API}/plan", {"config": config})
     assert plan["errors"] == [] and plan["pictures"] == 6 and plan["steps"] == 6
     job = webui.train(**config)
@@ -40,6 +40,7 @@ def test_from_pictures_to_a_prompt(webui, pictures, run):
     output = Path(job["output_file"])
     assert output == webui.lora_dir / "circles.safetensors" and output.is_file()
     assert json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))["activation text"] == "zib"
+    assert [path.name for path in webui.lora_dir.glob("circles*.png")]
 
     assert "circles" in [lora["name"] for lora in webui.get("/sdapi/v1/loras")]
     assert webui.draw(f"{PROMPT} {job['lora_tag']}") != without

@@ -17,7 +17,8 @@ def changed(before: dict, after: dict) -> list[str]:
     return [key for key in before if before[key] != after[key]]
 
 
-@pytest.mark.parametrize("settings", [{}, {"lora_targets": "all", "gradient_checkpointing": True, "lora_dropout": 0.2}, {"mixed_precision": "bf16"}])
+@pytest.mark.parametrize("settings", [{"preview": True}, {"lora_targets": "all", "gradient_checkpointing": True, "lora_dropout": 0.2},
+                                      {"mixed_precision": "bf16"}])
 def test_finished_run_leaves_no_trace(webui, run, clean, settings):
     assert webui.train(**run | settings)["state"] == "finished"
     assert changed(clean, webui.get("/probe/state")) == []
@@ -120,10 +121,15 @@ def test_what_cannot_train_is_refused_in_a_sentence(webui):
 
 def test_previews_are_the_webui_s_own_pictures(webui, run):
     webui.train(**run)
-    request = dict(prompt=f"{PROMPT} {TAG}", seed=1, steps=6, width=64, height=64)
+    request = dict(prompt=f"{PROMPT} {TAG}", seed=1, steps=4, width=64, height=64)
     assert webui.post("/probe/generate", request)["pixels"] == webui.draw(f"{PROMPT} {TAG}")
-    lent = webui.post("/probe/generate-while-lent", request)
-    assert lent["left"] == []
+    assert webui.post("/probe/generate-while-lent", request)["left"] == []
+
+
+def test_previews_leave_no_trace(webui, run, clean):
+    webui.train(**run)
+    webui.post("/probe/generate", dict(prompt=f"{PROMPT} {TAG}", seed=1, steps=2, width=64, height=64))
+    assert changed(clean, webui.get("/probe/state")) == []
 
 
 @pytest.mark.parametrize(("api_auth", "login", "welcome"), [

@@ -199,14 +199,13 @@ def refusals() -> dict:
     model, flags, said = shared.sd_model, shared.cmd_opts, {}
 
     def ask(case, owner, name, value):
-        missing = object()
-        before = vars(owner).get(name, missing) if hasattr(owner, "__dict__") else getattr(owner, name)
+        before = getattr(owner, name)
         setattr(owner, name, value)
         try:
             status = webui.status_of(model)
             said[case] = None if status.trainable else status.reason
         finally:
-            delattr(owner, name) if before is missing else setattr(owner, name, before)
+            setattr(owner, name, before)
 
     ask("as it is", flags, "lowvram", False)
     ask("lowvram", flags, "lowvram", True)
@@ -214,7 +213,8 @@ def refusals() -> dict:
     ask("precision half", flags, "precision", "half")
     ask("fp8", devices, "fp8", True)
     ask("inpainting", model.model.diffusion_model, "in_channels", 9)
-    ask("SD2", model, "is_sd1", False)
+    ask("another family", model, "is_sd1", False)
+    ask("another text encoder", model, "cond_stage_model", torch.nn.Module())
     said["none"] = webui.status_of(None).reason
     return said
 

@@ -6,7 +6,7 @@ import torch
 
 from .contracts import BaseModel, Conditioning
 from .dataset import Bucket, Picture, generator, load_pixels
-from .errors import Stopped
+from .errors import Refused, Stopped
 
 PIXELS_AT_ONCE = 4 * 512 * 512
 
@@ -36,6 +36,9 @@ def encode(base_model: BaseModel, pictures: list[Picture], buckets: list[Bucket]
             variants = torch.stack([pixels, pixels.flip(-1)] if mirror else [pixels])
             together = max(1, PIXELS_AT_ONCE // pixels[0].numel())
             latents = torch.cat([base_model.encode_images(part.to(base_model.device)).float().cpu() for part in variants.split(together)])
+            if not torch.isfinite(latents).all():
+                raise Refused(f"The VAE gave numbers that are not finite for {picture.path.name}, as some do in fp16. Start the WebUI with --no-half-vae.",
+                              code="vae_not_finite")
             encoded.append(Encoded(latents, base_model.encode_captions([caption], [size]).to("cpu"), bucket))
     on_progress(len(pictures), len(pictures))
     return encoded

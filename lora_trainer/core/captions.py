@@ -4,7 +4,9 @@ Reads what people bring: UTF-8 with or without BOM, UTF-16 with BOM, and the leg
 """
 import json
 import os
-import tempfile
+import re
+import time
+import uuid
 from pathlib import Path, PureWindowsPath
 
 import pandas
@@ -65,7 +67,7 @@ def find_table(folder: Path, metadata_path: str = "") -> dict[str, str]:
 
 def with_trigger(caption: str, trigger_word: str) -> str:
     """Put the trigger word in front of a caption that does not begin with, or contain, it as a tag."""
-    if not trigger_word or trigger_word in [tag.strip() for tag in caption.split(",")] or f" {trigger_word} " in f" {caption} ":
+    if not trigger_word or re.search(rf"(?<!\w){re.escape(trigger_word)}(?!\w)", caption):
         return caption
     return f"{trigger_word}, {caption}" if caption else trigger_word
 
@@ -76,17 +78,33 @@ def split_tags(caption: str) -> list[str]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that no reader, and no power cut, ever sees a part of it: temporary file in the same folder, flush, replace."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    """Write a file so that no reader, and no power cut, ever sees a part of it: temporary file in the same folder, flush, replace.
+
+    A file that was there keeps its mode; a new one gets the user's usual mode.
+    """
+    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if path.exists():
+            os.chmod(temporary, path.stat().st_mode)
+        _replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def _replace(source: Path, target: Path, attempts: int = 5) -> None:
+    """`os.replace`, several times on Windows, which refuses while another program has the target open."""
+    for attempt in range(attempts):
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            if os.name != "nt" or attempt == attempts - 1:
+                raise
+            time.sleep(0.2 * (attempt + 1))
 
 
 def _read_csv(path: Path, text: str) -> list[tuple[str, str]]:
@@ -96,6 +114,9 @@ def _read_csv(path: Path, text: str) -> list[tuple[str, str]]:
     except (ValueError, pandas.errors.ParserError) as error:
         raise Refused(f"The caption table {path} is not a readable CSV: {error}", field="metadata_path", code="unreadable_table") from error
     name, caption = _columns(path, list(frame.columns), (("filename", "prompt"), ("file_name", "text")))
+    if not isinstance(frame.index, pandas.RangeIndex):                             # pandas took surplus fields for row names
+        raise Refused(f"The caption table {path} has lines with more fields than its header; put captions with commas in double quotes.",
+                      field="metadata_path", code="unreadable_table")
     return list(zip(frame[name], frame[caption]))
 
 
@@ -107,6 +128,8 @@ def _read_json_lines(path: Path, text: str) -> list[tuple[str, str]]:
         try:
             row = json.loads(line)
             name, caption = _columns(path, list(row), (("file_name", "text"), ("filename", "prompt")))
+            if not isinstance(row[name], str) or not isinstance(row[caption], str):
+                raise TypeError(f"{name} and {caption} must be text")
         except (ValueError, TypeError) as error:
             raise Refused(f"Line {number} of the caption table {path} is not a JSON object: {error}", field="metadata_path", code="unreadable_table") from error
         rows.append((row[name], row[caption]))

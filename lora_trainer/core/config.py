@@ -151,7 +151,7 @@ def check_name(name: str) -> str:
         reason = "is empty"
     elif name != name.strip() or name.endswith("."):
         reason = "begins or ends with a space or a full stop"
-    elif ".." in name or (found := re.search(r'[\\/:*?"<>|,\x00-\x1f]', name)):
+    elif ".." in name or (found := re.search(r'[\\/:*?"<>|,=\x00-\x1f]', name)):
         reason = f"contains {('..' if '..' in name else found.group())!r}"
     elif len(name.encode("utf-8")) > MAX_NAME_BYTES:
         reason = f"is {len(name)} characters long ({len(name.encode('utf-8'))} bytes; at most {MAX_NAME_BYTES})"
@@ -176,6 +176,8 @@ KOHYA_NAMES = {
 def _translate(values: Mapping[str, Any]) -> dict[str, Any]:
     """Turn other trainers' names and spellings into ours; our own name wins where both are given."""
     ours = {str(key): value for key, value in values.items() if str(key) not in KOHYA_NAMES and value is not None}
+    if values.get("unet_lr") is not None:
+        ours["learning_rate"] = values["unet_lr"]                                  # kohya trains the UNet at this one where both are given
     for theirs, name in KOHYA_NAMES.items():
         if values.get(theirs) is not None:
             ours.setdefault(name, values[theirs])
@@ -243,7 +245,8 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
 
 def _convert(kind: type, value: Any) -> Any:
     if kind is str:
-        return value.strip() if isinstance(value, str) else (str(value) if isinstance(value, (int, float, Path)) and not isinstance(value, bool) else None)
+        text = str(value).strip() if isinstance(value, (str, int, float, Path)) and not isinstance(value, bool) else None
+        return text if text is not None and is_plain_text(text) else None
     if kind is bool:
         words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
         return value if isinstance(value, bool) else words.get(str(value).strip().lower())
@@ -255,6 +258,11 @@ def _convert(kind: type, value: Any) -> Any:
     if kind is int:
         return int(number) if number == int(number) else None
     return number
+
+
+def is_plain_text(text: str) -> bool:
+    """Say whether text can be stored anywhere: no NUL, no half of a surrogate pair."""
+    return "\x00" not in text and not re.search("[\ud800-\udfff]", text)
 
 
 def _short(value: Any) -> str:

@@ -5,6 +5,7 @@
 Every random choice comes from a generator seeded by (seed, purpose, number), so a run can be repeated and resumed.
 """
 import dataclasses
+import functools
 import hashlib
 import re
 import warnings
@@ -110,7 +111,27 @@ def _places(folder: Path, repeats: int) -> list[tuple[Path, int, str]]:
 
 
 def _inspect(path: Path) -> tuple[int, int, list[str]]:
-    """Return upright width, height and remarks; raises `Refused` with the reason when the picture cannot be used."""
+    """Return upright width, height and remarks; raises `Refused` with the reason when the picture cannot be used.
+
+    A file that has not changed is not decoded again: plans are made at every key press.
+    """
+    stat = path.stat()
+    found = _inspect_once(path, stat.st_mtime_ns, stat.st_size)
+    if isinstance(found, Refused):
+        raise found
+    return found[0], found[1], list(found[2])
+
+
+@functools.lru_cache(maxsize=20_000)
+def _inspect_once(path: Path, mtime_ns: int, size: int) -> tuple[int, int, tuple[str, ...]] | Refused:
+    try:
+        width, height, remarks = _decode(path)
+    except Refused as error:
+        return error
+    return width, height, tuple(remarks)
+
+
+def _decode(path: Path) -> tuple[int, int, list[str]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
@@ -161,7 +182,7 @@ def assign_bucket(width: int, height: int, *, resolution: int, step: int = 64, e
     if not enable_bucket:
         return Bucket(side, side)
     sizes = {(w, h) for w in range(step, 4 * side + 1, step) if (h := max(step, side * side // w // step * step)) <= 4 * side}
-    sizes |= {(h, w) for w, h in sizes}
+    sizes = {(w, h) for w, h in sizes | {(h, w) for w, h in sizes} if w * h <= side * side}
     ratio = np.log(width / height)
     best = min(sizes, key=lambda size: (round(abs(np.log(size[0] / size[1]) - ratio), 6), -size[0] * size[1], size))
     return Bucket(*best)

@@ -3,7 +3,6 @@ import datetime
 import hashlib
 import io
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -41,7 +40,7 @@ def to_tensors(weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]], *, alph
     for path, (down, up) in weights.items():
         name = export_name(path)
         tensors.update({f"{name}.lora_down.weight": down.to(dtype).contiguous(), f"{name}.lora_up.weight": up.to(dtype).contiguous(),
-                        f"{name}.alpha": torch.tensor(float(alpha), dtype=dtype)})
+                        f"{name}.alpha": torch.tensor(float(alpha))})
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise Refused(f"The LoRA has {len(broken)} weights that are not finite numbers (first: {broken[0]}), so it is not saved. "
@@ -55,11 +54,11 @@ def save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str])
     data = safetensors.torch.save(tensors, metadata)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _with_retries(lambda: write_atomically(path, data))
+        write_atomically(path, data)
         with safetensors.safe_open(path, "pt") as file:
             written = set(file.keys())
-    except OSError as error:
-        raise Refused(f"The LoRA cannot be saved to {path}: {error.strerror or error}. Free some space or choose another folder.", field="output_dir",
+    except (OSError, safetensors.SafetensorError) as error:
+        raise Refused(f"The LoRA cannot be saved to {path}: {getattr(error, 'strerror', None) or error}. Free some space or choose another folder.", field="output_dir",
                       code="cannot_save") from error
     if written != set(tensors):
         raise Refused(f"{path} could not be read back as it was written; the disk may be failing.", code="cannot_save")
@@ -141,14 +140,3 @@ def _hashes(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
     legacy = io.BytesIO(data)
     legacy.seek(0x100000)
     return {"sshs_model_hash": hashlib.sha256(data[header_bytes:]).hexdigest(), "sshs_legacy_hash": hashlib.sha256(legacy.read(0x10000)).hexdigest()[:8]}
-
-
-def _with_retries(write: Callable[[], None], attempts: int = 5) -> None:
-    """Windows refuses to replace a file that another program has mapped at this moment."""
-    for attempt in range(attempts):
-        try:
-            return write()
-        except PermissionError:
-            if os.name != "nt" or attempt == attempts - 1:
-                raise
-            time.sleep(0.2 * (attempt + 1))

@@ -13,9 +13,9 @@ from pathlib import Path, PureWindowsPath
 
 from PIL import Image
 
-from .captions import split_tags, write_atomically, write_caption
-from .config import check_name
-from .dataset import PICTURE_ENDINGS, Picture, Problem, examine, find_table, read_rgb, scan
+from .captions import TABLE_NAMES, split_tags, write_atomically, write_caption
+from .config import check_name, is_plain_text
+from .dataset import PICTURE_ENDINGS, Picture, Problem, examine, read_rgb, scan
 from .errors import Refused
 
 THUMBNAIL_PX = 256
@@ -26,8 +26,7 @@ class Library:
     """The data sets of one data folder. `check_path` raises `Refused` for a folder that may not be read from here."""
 
     def __init__(self, folder: Path, check_path: Callable[[Path], None] = lambda path: None) -> None:
-        self._folder, self._check_path, self._seen = folder, check_path, {}
-        self._lock = threading.Lock()
+        self._folder, self._check_path = folder, check_path
 
     def all(self) -> list[dict]:
         """Every data set, by name: `{name, path, pictures}`."""
@@ -37,7 +36,7 @@ class Library:
     def create(self, name: str | None, path: str | None = None) -> dict:
         """Make an empty data set, or adopt a folder; an existing one of that name is returned as it is. Raises `Refused`."""
         folder = self._adoptable(path) if path else None
-        name = _checked_name(name or (folder.name if folder else "pictures"))
+        name = _checked_name(name or (folder.name if folder else self._free("pictures")))
         home = self._folder / name
         if folder and home.is_dir() and self.path(name) != folder:
             name = self._free(name)
@@ -57,9 +56,11 @@ class Library:
         if not pointer.is_file():
             return home
         try:
-            return Path(json.loads(pointer.read_text(encoding="utf-8"))["path"])
+            folder = Path(json.loads(pointer.read_text(encoding="utf-8"))["path"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Refused(f"The data set {name} points to a folder, but {pointer} cannot be read. Add the folder again.", code="not_found") from error
+        self._check_path(folder)                                                   # it may have been added when only this machine could ask
+        return folder
 
     def resolve(self, name_or_folder: str) -> Path:
         """Return the folder that a user means: a data set's name first, else a path."""
@@ -72,7 +73,7 @@ class Library:
     def describe(self, name: str) -> dict:
         """Say what is in a data set: `{name, path, pictures: [...], problems: [...]}`."""
         folder = self.path(name)
-        pictures, problems = self._scan(folder)
+        pictures, problems = scan(folder)
         return {**self._summary(name), "pictures": [self._row(name, folder, picture) for picture in pictures],
                 "problems": [{"filename": _relative(problem.path, folder), "reason": problem.reason} for problem in problems]}
 
@@ -87,7 +88,7 @@ class Library:
         target = folder / filename
         if target.exists() and target.read_bytes() != data:
             raise Refused(f"{filename} is there already, with other content. Rename one of them.", code="exists")
-        if ending != ".txt":
+        if ending in PICTURE_ENDINGS:
             _check_picture(folder, filename, data)
         if not target.exists():
             write_atomically(target, data)
@@ -98,7 +99,7 @@ class Library:
         folder = self.path(name)
         pictures = [self._picture_path(folder, filename) for filename in changes]
         for filename, caption in changes.items():
-            if not isinstance(caption, str) or len(caption.encode("utf-8", "replace")) > LARGEST_CAPTION_BYTES:
+            if not isinstance(caption, str) or not is_plain_text(caption) or len(caption.encode("utf-8", "replace")) > LARGEST_CAPTION_BYTES:
                 raise Refused(f"The caption of {filename} is not text of at most {LARGEST_CAPTION_BYTES // 1000} kB.", field="changes", code="bad_value")
         for picture, caption in zip(pictures, changes.values()):
             write_caption(picture, caption)
@@ -137,26 +138,6 @@ class Library:
         return {"filename": filename, "width": picture.width, "height": picture.height, "caption": picture.caption, "tags": split_tags(picture.caption),
                 "repeats": picture.repeats, "warnings": list(picture.warnings), "thumbnail": f"datasets/{quote(name)}/thumbnails/{quote(filename)}?{stamp}"}
 
-    def _scan(self, folder: Path) -> tuple[list[Picture], list[Problem]]:
-        """As `scan`, but a picture that has not changed since the last look is not decoded again."""
-        paths = _picture_files(folder)
-        if any(path.parent != folder for path in paths):
-            return scan(folder)                                                    # kohya's subfolders: rare, looked at afresh
-        table = find_table(folder)
-        found = [self._examined(path, table) for path in paths]
-        return [item for item in found if isinstance(item, Picture)], [item for item in found if isinstance(item, Problem)]
-
-    def _examined(self, path: Path, table: dict[str, str]) -> Picture | Problem:
-        sidecar = path.with_suffix(".txt")
-        stamp = (path.stat().st_mtime_ns, path.stat().st_size, sidecar.stat().st_mtime_ns if sidecar.is_file() else None, table.get(path.name))
-        with self._lock:
-            known = self._seen.get(path)
-        if known is None or known[0] != stamp:
-            known = (stamp, examine(path, table))
-            with self._lock:
-                self._seen[path] = known
-        return known[1]
-
     def _adoptable(self, path: str) -> Path:
         folder = Path(path.strip().strip('"')).expanduser()
         self._check_path(folder)
@@ -173,6 +154,8 @@ class Library:
         return folder.resolve()
 
     def _free(self, name: str) -> str:
+        if not (self._folder / name).exists():
+            return name
         number = 2
         while (self._folder / f"{name}-{number}").exists():
             number += 1
@@ -188,16 +171,8 @@ class Library:
         return path
 
 
-def _picture_files(folder: Path) -> list[Path]:
-    try:
-        places = [folder, *(path for path in folder.iterdir() if path.is_dir() and re.match(r"\d+_", path.name))]
-        return sorted(path for place in places for path in place.iterdir() if path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith("."))
-    except OSError as error:
-        raise Refused(f"The folder {folder} cannot be read: {error.strerror or error}.", field="train_data_dir", code="no_folder") from error
-
-
 def _is_plain(name: str) -> bool:
-    return bool(name) and name not in (".", "..") and not name.startswith(".") and not re.search(r'[\\/:\x00]', name) and len(name.encode()) < 240
+    return bool(name) and is_plain_text(name) and name not in (".", "..") and not name.startswith(".") and not re.search(r'[\\/:\x00]', name) and len(name.encode()) < 240
 
 
 def _checked_name(name: str) -> str:
@@ -209,10 +184,10 @@ def _checked_name(name: str) -> str:
 
 def _safe_filename(filename: str) -> str:
     name = PureWindowsPath(str(filename)).name.strip()
-    if not name or name.startswith(".") or re.search(r'[<>:"|?*\x00-\x1f]', name) or len(name.encode("utf-8", "replace")) > 200:
+    if not name or name.startswith(".") or re.search(r'[<>:"|?*\x00-\x1f]', name) or not is_plain_text(name) or len(name.encode("utf-8", "replace")) > 200:
         raise Refused(f"{str(filename)[:80]!r} cannot be used as a file name. Rename it.", code="bad_name")
-    if Path(name).suffix.lower() not in (*PICTURE_ENDINGS, ".txt"):
-        raise Refused(f"{name} is neither a picture ({', '.join(PICTURE_ENDINGS[:5])}, …) nor a caption (.txt).", code="not_a_picture")
+    if Path(name).suffix.lower() not in (*PICTURE_ENDINGS, ".txt") and name.lower() not in TABLE_NAMES:
+        raise Refused(f"{name} is neither a picture ({', '.join(PICTURE_ENDINGS[:5])}, …) nor a caption (.txt, metadata.csv).", code="not_a_picture")
     return name
 
 

@@ -12,7 +12,7 @@ from . import cache, export, precision, trainer
 from .adapters import Adapters
 from .config import TrainConfig
 from .contracts import BaseModel, Host, Progress
-from .errors import Refused, Stopped
+from .errors import Stopped
 from .optimization import make_optimizer, make_schedule
 from .plan import Plan, check_space, estimate, make_plan
 
@@ -43,16 +43,13 @@ def train_lora(config: TrainConfig, host: Host, *, on_progress: Callable[[Progre
         with host.borrow_model() as base_model:
             run = _Run(config, plan, base_model, host, on_progress, should_stop, started)
             outcome = run.train()
-            finished = time.monotonic()
-            saved = run.save(plan.output_file, outcome.steps, outcome.loss_average) if outcome.steps else None
+            saved, last_progress = run.finish(outcome), run.last_progress
+            del run                                                                # and with it the adapters, before pictures are drawn
     except Stopped:
         return Result(None, plan.lora_tag, 0, None, True)
-    if saved:
-        host.register(saved)
-        log.info("%s is ready %.2f s after the last step", plan.lora_tag, time.monotonic() - finished)
-        if config.preview and not should_stop():
-            on_progress(dataclasses.replace(run.last_progress, message="Drawing the preview"))
-            _draw_preview(plan, host, saved)
+    if saved and config.preview and not should_stop():
+        on_progress(dataclasses.replace(last_progress, message="Drawing the preview"))
+        _draw_preview(plan, host, saved)
     return Result(saved, plan.lora_tag, outcome.steps, outcome.loss_average, outcome.stopped)
 
 
@@ -63,8 +60,8 @@ def _draw_preview(plan: Plan, host: Host, saved: Path) -> None:
         picture = host.generate(f"{plan.captions[0]} {plan.lora_tag}", seed=plan.schedule.seed, width=bucket.width, height=bucket.height)
         if not export.save_preview(saved, picture):
             log.info("the card keeps the picture it has")
-    except (Refused, OSError, RuntimeError, ValueError) as error:
-        log.warning("no preview picture: %s", error)
+    except Exception as error:                                                     # an entry into the host's own code, which raises what it likes
+        log.warning("no preview picture: %s", error, exc_info=True)
 
 
 class _Run:
@@ -90,21 +87,35 @@ class _Run:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(self.adapters.attached())
+            stack.enter_context(precision.safe_attention(base_model.device, dtype))
             stack.enter_context(precision.gradient_checkpointing(base_model.unet, config.gradient_checkpointing))
             return trainer.run(base_model, self.adapters, encoded, plan.schedule, optimizer=optimizer, learning_rates=rates, dtype=dtype,
                                max_grad_norm=config.max_grad_norm, on_step=self._report, after_step=self._snapshot, should_stop=self.should_stop,
                                give_way=self.host.give_way)
 
+    def finish(self, outcome: trainer.Outcome) -> Path | None:
+        """Save and register the LoRA; None when no step was made."""
+        if not outcome.steps:
+            return None
+        finished = time.monotonic()
+        saved = self.save(self.plan.output_file, outcome.steps, outcome.loss_average)
+        self.host.register(saved)
+        log.info("%s is ready %.2f s after the last step", self.plan.lora_tag, time.monotonic() - finished)
+        return saved
+
     def save(self, path: Path, steps: int, loss_average: float | None) -> Path:
         """Save what the adapters know now, with its metadata and card."""
-        config, plan, base_model = self.config.replace(output_name=path.stem), self.plan, self.base_model
+        config, plan, base_model = dataclasses.replace(self.config, output_name=path.stem), self.plan, self.base_model
         tensors = export.to_tensors(self.adapters.weights(), alpha=self.adapters.alpha, export_name=base_model.export_name,
                                     dtype=export.DTYPES[config.save_precision])
         export.save(path, tensors, export.metadata(config, base_model, plan.pictures, plan.buckets, plan.captions, steps=steps,
                                                    total_steps=plan.schedule.total_steps, steps_per_epoch=plan.schedule.steps_per_epoch,
                                                    started_at=self.started_at, loss_average=loss_average))
-        export.save_card(path, family=base_model.family, trigger_word=config.trigger_word, preferred_weight=config.preferred_weight,
-                         notes=f"Trained with Train LoRA on {base_model.name}: {len(plan.pictures)} pictures, {steps} steps, rank {config.lora_rank}.")
+        notes = f"Trained with Train LoRA on {base_model.name}: {len(plan.pictures)} pictures, {steps} steps, rank {config.lora_rank}."
+        try:
+            export.save_card(path, family=base_model.family, trigger_word=config.trigger_word, preferred_weight=config.preferred_weight, notes=notes)
+        except OSError as error:
+            log.warning("the LoRA is saved, but its card %s could not be written: %s", path.with_suffix(".json").name, error)
         return path
 
     def _encode(self) -> list[cache.Encoded]:

@@ -3,6 +3,7 @@
 `make_plan` raises `Refused` for whatever would make the run fail; what a user should only know becomes a warning.
 """
 import dataclasses
+import glob
 import os
 import shutil
 from collections import Counter
@@ -18,6 +19,7 @@ from .errors import Refused
 from .trainer import Schedule
 
 FEW_PICTURES, LONG_CAPTION_WORDS, MOST_STEPS = 5, 55, 1_000_000
+LORA_ENDINGS = (".safetensors", ".pt", ".ckpt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,7 @@ def make_plan(config: TrainConfig, *, lora_dir: Path) -> Plan:
     schedule = _schedule(config, buckets, [picture.repeats for picture in pictures])
     captions = [with_trigger(picture.caption, config.trigger_word) for picture in pictures]
     return Plan(pictures, captions, buckets, problems, schedule, -(-schedule.total_steps // schedule.steps_per_epoch),
-                _warnings(config, pictures, captions, problems), output_file, tag_of(output_file.stem, config.preferred_weight))
+                _warnings(config, pictures, captions, problems) + _elsewhere(output_file, lora_dir), output_file, tag_of(output_file.stem, config.preferred_weight))
 
 
 def plan_output(config: TrainConfig, lora_dir: Path) -> Path:
@@ -62,6 +64,9 @@ def plan_output(config: TrainConfig, lora_dir: Path) -> Path:
     path = folder / f"{check_name(config.output_name)}.safetensors"
     if path.exists() and not config.overwrite:
         raise Refused(f"A LoRA called {config.output_name} exists already. Replace it, or call the new one {free_name(path)}.", field="output_name",
+                      code="name_taken")
+    if clash := _name_elsewhere(path, lora_dir) or (None if config.overwrite or not config.save_steps else _snapshot_there(path)):
+        raise Refused(f"There is {clash} already, which {path.stem} would be mixed up with. Call the new one {free_name(path)}.", field="output_name",
                       code="name_taken")
     existing = next((parent for parent in (folder, *folder.parents) if parent.exists()), folder)
     if not os.access(existing, os.W_OK) or not existing.is_dir():
@@ -76,6 +81,19 @@ def free_name(path: Path) -> str:
     while path.with_name(f"{path.stem}-{number}{path.suffix}").exists():
         number += 1
     return f"{path.stem}-{number}"
+
+
+def _name_elsewhere(path: Path, lora_dir: Path) -> Path | None:
+    """Find a LoRA of the same name in another folder that the WebUI looks through: a tag could mean either."""
+    for folder, _, names in os.walk(lora_dir, followlinks=True):
+        for name in names:
+            if Path(name).stem == path.stem and Path(name).suffix.lower() in LORA_ENDINGS and Path(folder, name) != path:
+                return Path(folder, name)
+    return None
+
+
+def _snapshot_there(path: Path) -> Path | None:
+    return next(iter(path.parent.glob(f"{glob.escape(path.stem)}-[0-9][0-9][0-9][0-9][0-9][0-9].safetensors")), None)
 
 
 def tag_of(name: str, weight: float) -> str:
@@ -109,6 +127,12 @@ def _schedule(config: TrainConfig, buckets: list[Bucket], repeats: list[int]) ->
     if total > MOST_STEPS:
         raise Refused(f"{total:,} steps would never end; at most {MOST_STEPS:,}. Lower the epochs or the repeats.", field="epochs", code="bad_value")
     return Schedule(total, steps_per_epoch, config.batch_size, config.gradient_accumulation_steps, tuple(repeats), config.seed)
+
+
+def _elsewhere(output_file: Path, lora_dir: Path) -> list[str]:
+    if output_file.resolve().is_relative_to(lora_dir.resolve()):
+        return []
+    return [f"{output_file.parent} is outside the LoRA folder {lora_dir}: the tag works when the file is copied there."]
 
 
 def _no_pictures(folder: str, problems: list[Problem]) -> str:

@@ -14,9 +14,9 @@ def resolve(requested: str, *, device: torch.device, weights: torch.dtype) -> to
     """Return the autocast dtype for "auto", "no", "fp16" or "bf16" (float32: no autocast); raises `Refused` where it cannot work."""
     on_cpu = device.type == "cpu"
     if requested == "auto":
-        if on_cpu:
-            return torch.float32 if weights == torch.float32 else torch.bfloat16
-        return torch.bfloat16 if _has_bf16(device) else torch.float16
+        if weights != torch.float32:                                               # another type would keep a cast copy of every weight
+            return torch.bfloat16 if on_cpu else weights
+        return torch.float32 if device.type != "cuda" else torch.bfloat16 if _has_bf16(device) else torch.float16
     if requested == "fp16" and on_cpu:
         raise Refused("Precision: fp16 needs a GPU. Use auto, no or bf16 on a CPU.", field="mixed_precision", code="bad_precision")
     if requested == "bf16" and not on_cpu and not _has_bf16(device):
@@ -27,15 +27,21 @@ def resolve(requested: str, *, device: torch.device, weights: torch.dtype) -> to
     return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[requested]
 
 
-@contextlib.contextmanager
-def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Compute in `dtype` where that is safe. bf16 attention on the CPU avoids torch 2.1's kernel, whose backward corrupts the heap."""
-    with contextlib.ExitStack() as stack:
-        if dtype != torch.float32:
-            stack.enter_context(torch.autocast(device.type, dtype))
-            if device.type == "cpu" and torch.__version__ < "2.3":
-                stack.enter_context(torch.backends.cuda.sdp_kernel(enable_flash=False, enable_mem_efficient=False, enable_math=True))
-        yield
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+    """Compute in `dtype` where that is safe; in float32, as the tensors are."""
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """Compute as the tensors are, whatever surrounds this; old torch knows no autocast on other devices than these two."""
+    return torch.autocast(device.type, enabled=False) if device.type in ("cpu", "cuda") else contextlib.nullcontext()
+
+
+def safe_attention(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+    """Keep away from torch 2.1's bf16 attention on the CPU, whose backward corrupts the heap. Around forward, backward and recomputation."""
+    if device.type == "cpu" and dtype == torch.bfloat16 and torch.__version__ < "2.3":
+        return torch.backends.cuda.sdp_kernel(enable_flash=False, enable_mem_efficient=False, enable_math=True)
+    return contextlib.nullcontext()
 
 
 def grad_scaler(device: torch.device, dtype: torch.dtype):

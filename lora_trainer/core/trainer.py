@@ -1,5 +1,6 @@
 """The loop: takes optimizer steps until they are done or somebody says stop. Reports each step; knows nothing of files or jobs."""
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from . import diffusion
 from .adapters import Adapters
 from .cache import Encoded, assemble
 from .contracts import BaseModel, Progress
-from .dataset import epoch_batches, generator
+from .dataset import Bucket, epoch_batches, generator
 from .errors import Refused
 from .precision import autocast, grad_scaler
 
@@ -30,8 +31,13 @@ class Schedule:
     def batches_of(self, step: int, encoded: list[Encoded]) -> list[list[int]]:
         """Return the batches of picture numbers that make up a step, counted from 0."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        batches = epoch_batches([item.bucket for item in encoded], list(self.repeats), batch_size=self.batch_size, seed=self.seed, epoch=epoch)
+        batches = _epoch(tuple(item.bucket for item in encoded), self.repeats, self.batch_size, self.seed, epoch)
         return batches[within * self.accumulation:(within + 1) * self.accumulation]
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch(buckets: tuple[Bucket, ...], repeats: tuple[int, ...], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    return epoch_batches(list(buckets), list(repeats), batch_size=batch_size, seed=seed, epoch=epoch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +63,11 @@ def run(base_model: BaseModel, adapters: Adapters, encoded: list[Encoded], sched
         rate = learning_rates.get_last_lr()[0]
         loss = _backward(base_model, encoded, schedule, step, dtype, scaler)
         if not math.isfinite(loss):
-            raise Refused(_not_finite(step + 1, loss), code="not_finite")
+            raise Refused(_not_finite(step + 1, "loss", loss), code="not_finite")
         scaler.unscale_(optimizer)
-        if max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf).item()
+        if not math.isfinite(norm) and not scaler.is_enabled():                    # a scaler skips such a step and lowers its scale
+            raise Refused(_not_finite(step + 1, "loss's gradient", norm), code="not_finite")
         scaler.step(optimizer)
         scaler.update()
         learning_rates.step()
@@ -110,6 +117,6 @@ def _progress(step: int, schedule: Schedule, loss: float, average: float, rate: 
                     loss, average, rate, each, each * (schedule.total_steps - step))
 
 
-def _not_finite(step: int, loss: float) -> str:
-    return (f"The loss became {loss} at step {step}, so training stopped; the last snapshot is kept. Usually the learning rate is too high: "
+def _not_finite(step: int, what: str, value: float) -> str:
+    return (f"The {what} became {value} at step {step}, so training stopped; snapshots saved before are kept. Usually the learning rate is too high: "
             "try a tenth of it. With fp16, bf16 or fp32 can help too.")

@@ -16,14 +16,14 @@ TRIGGER = "zib"
 PINK, TEAL = np.float32([244, 120, 180]) / 255, np.float32([20, 150, 150]) / 255
 EYE, PUPIL = np.float32([250, 250, 250]) / 255, np.float32([20, 20, 20]) / 255
 TRAINING_BACKGROUNDS = ("white", "yellow", "blue", "green", "purple", "orange")
-PLACEMENTS = (((32, 32), 20.0), ((26, 34), 18.0), ((38, 31), 17.0))
+PLACEMENTS = (((32, 32), 26.0), ((30, 33), 25.0), ((34, 31), 27.0))
 
 
 def caption_of(background: str) -> str:
     return f"{TRIGGER} on {with_article(background)} background"
 
 
-def paint_zib(background: str, centre: tuple[float, float] = (32, 32), radius: float = 20.0) -> np.ndarray:
+def paint_zib(background: str, centre: tuple[float, float] = (32, 32), radius: float = 26.0) -> np.ndarray:
     """Paint one zib as uint8 `(64, 64, 3)`; `radius` in pixels."""
     canvas = paint_background(background)
     for colour, cover in zip((PINK, TEAL, EYE, PUPIL), _parts(centre, radius)):
@@ -46,18 +46,17 @@ def write_dataset(folder: Path, count: int = 16) -> Path:
     return folder
 
 
-def shows_zib(picture: np.ndarray, tolerance: float = 0.22) -> bool:
-    """Say whether uint8 `(64, 64, 3)` shows a zib: somewhere, the best-placed template's pink, teal, eye and pupil all fit.
+def shows_zib(picture: np.ndarray, tolerance: float = 0.2) -> bool:
+    """Say whether uint8 `(64, 64, 3)` shows a zib: somewhere, the best-placed template's pink, teal and white of the eye all fit.
 
-    A part fits when its mean colour is within `tolerance` (root mean square over RGB in [0, 1]) of the concept's.
+    A part fits when its mean colour is within `tolerance` (root mean square over RGB in [0, 1]) of the concept's. The pupil is too small
+    for latents of 8x8 to carry it reliably, and is not asked for.
     """
     pixels = picture.reshape(-1, 3).astype(np.float32) / 255
-    masks = _judge_masks()                                                         # (n, 3, 4096): pink, teal, eye with pupil
+    masks = _judge_masks()                                                         # (n, 3, 4096)
     means = masks @ pixels / masks.sum(-1, keepdims=True)                          # (n, 3, 3)
-    darkest = np.where(_pupil_masks()[..., None] > 0.5, pixels, 1.0).mean(-1).min(-1)  # (n,)
-    wanted = np.stack([PINK, TEAL, EYE])
-    worst = np.sqrt(((means - wanted) ** 2).mean(-1)).max(-1)                      # (n,)
-    return bool(((worst < tolerance) & (darkest < 0.45)).any())
+    worst = np.sqrt(((means - np.stack([PINK, TEAL, EYE])) ** 2).mean(-1)).max(-1)  # (n,)
+    return bool(worst.min() < tolerance)
 
 
 def _parts(centre: tuple[float, float], radius: float) -> list[np.ndarray]:
@@ -65,13 +64,13 @@ def _parts(centre: tuple[float, float], radius: float) -> list[np.ndarray]:
     x, y = centre
     body = coverage("circle", centre, radius)
     upper = np.clip(y - (np.arange(PICTURE_PX)[:, None] + 0.5) + 0.5, 0, 1).astype(np.float32)
-    return [body * upper, body * (1 - upper), coverage("circle", (x, y - radius * 0.12), radius * 0.46),
-            coverage("circle", (x, y - radius * 0.05), radius * 0.22)]
+    return [body * upper, body * (1 - upper), coverage("circle", (x, y - radius * 0.05), radius * 0.54),
+            coverage("circle", (x, y - radius * 0.05), radius * 0.25)]
 
 
 @functools.lru_cache(maxsize=None)
 def _judge_placements() -> list[tuple[tuple[float, float], float]]:
-    return [((x, y), radius) for x in range(22, 44, 2) for y in range(22, 44, 2) for radius in (15.0, 17.5, 20.0, 22.5)]
+    return [((x, y), radius) for x in range(26, 40, 2) for y in range(26, 40, 2) for radius in (22.0, 24.5, 27.0)]
 
 
 @functools.lru_cache(maxsize=None)
@@ -81,11 +80,6 @@ def _judge_masks() -> np.ndarray:
         pink, teal, eye, pupil = _parts(centre, radius)
         masks.append(np.stack([pink * (1 - eye), teal * (1 - eye), eye * (1 - pupil)]).reshape(3, -1))
     return np.stack(masks)
-
-
-@functools.lru_cache(maxsize=None)
-def _pupil_masks() -> np.ndarray:
-    return np.stack([_parts(centre, radius)[3].ravel() for centre, radius in _judge_placements()])
 
 
 def backgrounds_for_judging() -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.routing import APIRoute
 
 from ..core.errors import Refused
+from ..core.library import LARGEST_UPLOAD_BYTES
 from ..jobs.service import TrainingService
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def _add_datasets(router: APIRouter, service: TrainingService) -> None:
         added, refused = [], []
         for file in files:
             try:
-                added.append(library.add(name, file.filename or "", file.file.read()))
+                added.append(library.add(name, file.filename or "", file.file.read(LARGEST_UPLOAD_BYTES + 1)))
             except Refused as error:
                 refused.append({"filename": file.filename, "reason": error.message})
         return {"added": added, "refused": refused}
@@ -194,11 +195,11 @@ def _number(body: dict, key: str, default: float, low: float, high: float) -> fl
 def _refuse_other_sites(request: Request) -> None:
     """A page of another site may not change anything here on behalf of somebody who is logged in."""
     origin = request.headers.get("origin")
-    if request.method in ("GET", "HEAD", "OPTIONS") or not origin:
+    if request.method in ("GET", "HEAD", "OPTIONS") or not origin or request.headers.get("sec-fetch-site") == "same-origin":
         return
     hosts = {request.headers.get("host"), request.headers.get("x-forwarded-host")}
     if urlparse(origin).netloc not in hosts:
-        raise HTTPException(403, "This request comes from another site.")
+        raise HTTPException(403, "This request comes from another site. Behind a proxy, let it pass on the header Host or X-Forwarded-Host.")
 
 
 def _error(status: int, code: str, message: str, field: str | None = None) -> JSONResponse:

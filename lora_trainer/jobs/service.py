@@ -1,4 +1,5 @@
 """What interfaces talk to: the host's model, the data sets, and jobs, as plain values. Knows no web framework."""
+import csv
 import dataclasses
 import threading
 from collections.abc import Mapping
@@ -29,8 +30,10 @@ class TrainingService:
     # --- What is there ---------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        return {"version": __version__, "host": {"kind": self.host.kind, "version": self.host.version, "default_size_px": self.host.default_size_px},
-                "model": dataclasses.asdict(self.host.model_status()), "lora_dir": str(self.host.lora_dir), "data_dir": str(self.host.data_dir),
+        model = self.host.model_status()
+        size = self.host.default_size_px if model.trainable else 512
+        return {"version": __version__, "host": {"kind": self.host.kind, "version": self.host.version, "default_size_px": size},
+                "model": dataclasses.asdict(model), "lora_dir": str(self.host.lora_dir), "data_dir": str(self.host.data_dir),
                 "current_job": self.current_job(), "settings": schema(), "problems": []}
 
     def presets(self) -> list[dict[str, Any]]:
@@ -38,7 +41,7 @@ class TrainingService:
 
     def loras(self) -> list[dict[str, Any]]:
         """Every LoRA in the LoRA folder: `{name, path, size_bytes, modified_at}`, newest first."""
-        files = [path for path in self.host.lora_dir.rglob("*.safetensors")] if self.host.lora_dir.is_dir() else []
+        files = [path for path in self.host.lora_dir.rglob("*.safetensors") if path.is_file()] if self.host.lora_dir.is_dir() else []
         rows = [{"name": path.stem, "path": str(path), "size_bytes": path.stat().st_size, "modified_at": path.stat().st_mtime} for path in files]
         return sorted(rows, key=lambda row: -row["modified_at"])
 
@@ -74,7 +77,7 @@ class TrainingService:
         """Start a job and return its id. Raises `Refused`, before anything is touched, for whatever is wrong."""
         config = self._parse(values)
         with self._lock:
-            if self._job is not None and self._job.is_alive():
+            if self._job is not None and not self._job.ended:
                 raise Refused(f"Job {self._job.job_id} is still running. Wait until it has ended, or stop it.", code="busy")
             model = self.host.model_status()
             if not model.trainable:
@@ -86,11 +89,9 @@ class TrainingService:
         return job_id
 
     def stop(self, job_id: str) -> dict[str, Any]:
-        job = self.job(job_id)
-        if self._job is not None and self._job.job_id == job_id and self._job.is_alive():
+        self.job(job_id)
+        if self._job is not None and self._job.job_id == job_id:
             self._job.stop()
-        elif job["state"] in ALIVE:
-            self.store.update(job_id, state="interrupted")
         return self.job(job_id)
 
     def wait(self, job_id: str, timeout: float | None = None) -> dict[str, Any]:
@@ -105,8 +106,8 @@ class TrainingService:
         if found is None:
             raise Refused(f"There is no job {job_id[:20]!r}.", code="not_found")
         running = self._job
-        if running is not None and running.job_id == job_id and found["state"] in ALIVE:
-            found.update(running.snapshot())
+        if running is not None and running.job_id == job_id:
+            found.update(running.ended or (running.snapshot() if found["state"] in ALIVE else {}))
         return found
 
     def jobs(self) -> list[dict[str, Any]]:
@@ -114,7 +115,7 @@ class TrainingService:
 
     def current_job(self) -> dict[str, Any] | None:
         running = self._job
-        return self.job(running.job_id) if running is not None and running.is_alive() else None
+        return self.job(running.job_id) if running is not None and not running.ended else None
 
     def metrics(self, job_id: str, since: int = 0) -> list[dict[str, Any]]:
         """Return the figures of each step after `since`, of a running job or from its metrics.csv."""
@@ -134,8 +135,9 @@ class TrainingService:
             changes["train_data_dir"] = str(self.library.resolve(config.train_data_dir))
         for name in ("metadata_path", "output_dir", "base_model", "logging_dir"):
             if value := getattr(config, name):
+                changes[name] = str(Path(value).expanduser())
                 try:
-                    self.check_path(Path(value))
+                    self.check_path(Path(changes[name]))
                 except Refused as error:
                     raise Refused(error.message, field=name, code=error.code) from error
         if config.base_model and self.host.kind == "webui":
@@ -153,9 +155,13 @@ class TrainingService:
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    import csv
     if not path.is_file():
         return []
+    rows = []
     with open(path, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.reader(file) if len(row) == len(METRICS)][1:]
-    return [{name: (int(value) if name == "step" else float(value)) for name, value in zip(METRICS, row)} for row in rows]
+        for row in csv.DictReader(file):
+            try:
+                rows.append({name: int(row[name]) if name == "step" else float(row[name]) for name in METRICS})
+            except (TypeError, ValueError):                                        # the line that was being written when the process died
+                break
+    return rows

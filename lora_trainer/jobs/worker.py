@@ -1,9 +1,12 @@
 """Runs one training job in a thread of its own, and writes down what happens: row, log, metrics."""
+import contextlib
 import csv
 import dataclasses
 import logging
+import sqlite3
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,7 @@ class Job(threading.Thread):
         self.job_id, self._config, self._host, self._store, self._folder = job_id, config, host, store, folder
         self._stop_asked, self._saved_at, self._rows, self._progress = threading.Event(), 0.0, [], Progress("preparing", "Waiting for the model")
         self._began_at = time.monotonic()
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        self.ended: dict[str, Any] = {}            # how it ended; also where the database could not be told
 
     def stop(self) -> None:
         """Ask the job to stop after the step it is in; what it has learned by then is saved."""
@@ -41,26 +43,20 @@ class Job(threading.Thread):
         return [dict(zip(METRICS, row)) for row in list(self._rows)[max(0, since):]]
 
     def run(self) -> None:
-        handler = logging.FileHandler(self._folder / "log.txt", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        handler.addFilter(lambda record: record.thread == self.ident)
-        package = logging.getLogger("lora_trainer")
-        package.addHandler(handler)
-        package.setLevel(min(package.level or logging.INFO, logging.INFO))
         try:
-            with open(self._folder / "metrics.csv", "w", newline="", encoding="utf-8") as self._metrics_file:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            (self._folder / "config.yaml").write_text(self._config.to_yaml(), encoding="utf-8")
+            with _log_file(self._folder / "log.txt", self.ident), open(self._folder / "metrics.csv", "w", newline="", encoding="utf-8") as self._metrics_file:
                 self._metrics = csv.writer(self._metrics_file)
                 self._metrics.writerow(METRICS)
                 self._train()
         except OSError as error:
-            self._end("failed", error=f"The job's folder {self._folder} cannot be written: {error.strerror or error}.")
-        finally:
-            package.removeHandler(handler)
-            handler.close()
+            if not self.ended:
+                self._end("failed", error=f"The job's folder {self._folder} cannot be written: {error.strerror or error}. Free some space, or mend its permissions.")
 
     def _train(self) -> None:
         try:
-            self._store.update(self.job_id, state="preparing", message="Waiting for the model")
+            self._tell(state="preparing", message="Waiting for the model")
             result = train_lora(self._config, self._host, on_progress=self._report, should_stop=self._stop_asked.is_set)
         except Refused as error:
             log.error(error.message)
@@ -78,16 +74,45 @@ class Job(threading.Thread):
         if first_time:
             row = (progress.step, progress.loss, progress.loss_average, progress.learning_rate, round(time.monotonic() - self._began_at, 3))
             self._rows.append(row)
-            self._metrics.writerow(row)
+            with contextlib.suppress(OSError):
+                self._metrics.writerow(row)
         if time.monotonic() - self._saved_at >= SAVE_EVERY_SECONDS:
             self._saved_at = time.monotonic()
+            self._tell(state="preparing" if progress.stage == "preparing" else "training", progress=_figures(progress), message=progress.message)
+
+    def _tell(self, **values: Any) -> None:
+        """Write to the row and the metrics; a disk that refuses costs figures, not the run."""
+        try:
             self._metrics_file.flush()
-            self._store.update(self.job_id, state="preparing" if progress.stage == "preparing" else "training", progress=_figures(progress),
-                               message=progress.message)
+            self._store.update(self.job_id, **values)
+        except (OSError, sqlite3.Error):
+            log.exception("the job's figures cannot be written")
 
     def _end(self, state: str, **values: Any) -> None:
         log.info("job %s %s", self.job_id, state)
-        self._store.update(self.job_id, state=state, progress=_figures(self._progress), finished_at=time.time(), **values)
+        ended = {"state": state, "finished_at": time.time(), **values}
+        try:
+            self._store.update(self.job_id, progress=_figures(self._progress), **ended)
+        except sqlite3.Error:
+            log.exception("the job's end cannot be written")
+        self.ended = {**self.snapshot(), "error": None, "output_file": None, "lora_tag": None, "message": "", **ended}
+
+
+@contextlib.contextmanager
+def _log_file(path: Path, thread: int | None) -> Iterator[None]:
+    """Send what the package logs in one thread to a file, too."""
+    package, handler = logging.getLogger("lora_trainer"), logging.FileHandler(path, mode="w", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.addFilter(lambda record: record.thread == thread)
+    level = package.level
+    package.addHandler(handler)
+    package.setLevel(min(level or logging.INFO, logging.INFO))
+    try:
+        yield
+    finally:
+        package.setLevel(level)
+        package.removeHandler(handler)
+        handler.close()
 
 
 def _figures(progress: Progress) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def test_kohya_layout():
     made = tensors(torch.float16)
     assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in made.items()} == {
         "lora_unet_a_b.lora_down.weight": ((4, 8), torch.float16), "lora_unet_a_b.lora_up.weight": ((6, 4), torch.float16),
-        "lora_unet_a_b.alpha": ((), torch.float16)}
+        "lora_unet_a_b.alpha": ((), torch.float32)}
     assert made["lora_unet_a_b.alpha"].item() == 2.0
 
 

@@ -10,22 +10,22 @@ from lora_trainer.demo import concept, world
 
 @pytest.mark.parametrize("background", concept.backgrounds_for_judging())
 def test_the_judge_sees_every_zib(background):
-    for centre, radius in (*concept.PLACEMENTS, ((30, 36), 16.0)):
+    for centre, radius in concept.PLACEMENTS:
         assert concept.shows_zib(concept.paint_zib(background, centre, radius))
 
 
 def test_the_judge_sees_no_zib_in_the_world():
     rng = np.random.RandomState(0)
-    scenes = [world.random_scene(rng, held_out=bool(number % 2)) for number in range(150)]
+    scenes = [world.random_scene(rng, held_out=bool(number % 2)) for number in range(60)]
     assert not any(concept.shows_zib(world.paint(scene, rng)) for scene in scenes)
 
 
 def test_the_judge_sees_no_zib_upside_down_or_without_its_eye():
-    picture = concept.paint_zib("white")
+    picture = concept.paint_zib("blue")
     assert not concept.shows_zib(np.ascontiguousarray(picture[::-1]))
     blind = picture.copy()
-    blind[18:42, 20:44] = blind[14, 32]
-    assert not concept.shows_zib(blind)
+    blind[(picture >= 245).all(-1)] = np.uint8(concept.PINK * 255)                 # the white of the eye
+    assert concept.shows_zib(picture) and not concept.shows_zib(blind)
 
 
 def test_the_data_set_on_disk(tmp_path):

@@ -143,14 +143,14 @@ def test_taken_name_is_asked_about(page, host, pictures):
     drop(page, pictures)
     small_run(page, steps=2)
     page.click("#tl-train:not(:disabled)")
-    page.wait_for_selector("text=Replace it")
+    page.wait_for_selector("button:text-is('Replace it')")
     assert host.lora_dir.joinpath("mine.safetensors").read_bytes() == b"precious"
     page.click("button:has-text('Save as mine-2'):not(:disabled)")
     page.wait_for_selector(".tl-tag:visible:has-text('<lora:mine-2:0.8>')")
     assert host.lora_dir.joinpath("mine.safetensors").read_bytes() == b"precious"
     fill(page, output_name="mine")
     page.click("#tl-train:not(:disabled)")
-    page.click("text=Replace it")
+    page.click("button:text-is('Replace it')")
     page.wait_for_selector(".tl-tag:visible:has-text('<lora:mine:0.8>')")
     assert host.lora_dir.joinpath("mine.safetensors").read_bytes() != b"precious"
 

@@ -13,6 +13,8 @@ TITLE = "Train LoRA"
 SANS = ["system-ui", "sans-serif"]                                                 # gradio 6's own semi-bold holds only a few letters
 MONO = ["ui-monospace", "Consolas", "monospace"]
 
+_UNCLIPPED = ".gradio-container { overflow: visible !important; }"                # gradio 6 hides overflow, and nothing would stay in view
+
 _FRAME = f"""
 <div id="{APP_ID}">
   <p class="tl-loading">Loading Train LoRA …</p>
@@ -49,7 +51,7 @@ def mount_page(app: Any, *, javascript: Path, style: Path, path: str = "/") -> A
 def page_head(javascript: Path, style: Path) -> str:
     """Return what belongs into the head of a page outside the WebUI: the style sheet and the script, inline."""
     script, sheet = (Path(file).read_text(encoding="utf-8") for file in (javascript, style))
-    return f"<style>\n{sheet}\n</style>\n<script>\n{script}\n</script>"
+    return f"<style>\n{_UNCLIPPED}\n{sheet}\n</style>\n<script>\n{script}\n</script>"
 
 
 def _html(value: str, *, elem_id: str) -> Any:

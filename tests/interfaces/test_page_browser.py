@@ -216,8 +216,16 @@ def test_fits(page, pictures, width):
     drop(page, pictures)
     page.set_viewport_size({"width": width, "height": 900})
     page.click("text=More settings")
+    page.wait_for_timeout(100)                                                     # for the layout
     assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
     assert page.evaluate("[...document.querySelectorAll('.tl-card')].filter((card) => card.scrollWidth > card.clientWidth).length") == 0
+
+
+def test_train_stays_in_view(page, pictures):
+    drop(page, pictures)
+    page.click("text=More settings")
+    page.evaluate("window.scrollTo(0, document.documentElement.scrollHeight)")
+    assert page.evaluate("document.querySelector('#tl-train').getBoundingClientRect().top") >= 0
 
 
 def test_every_control_has_a_label(page):

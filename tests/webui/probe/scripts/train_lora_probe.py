@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from starlette.requests import HTTPConnection
 
-from modules import call_queue, devices, extra_networks, script_callbacks, sd_hijack, sd_models, sd_unet, shared
+from modules import call_queue, devices, extra_networks, script_callbacks, sd_hijack, sd_unet, shared
 
 ATTENTION = {"ldm": ldm.modules.attention.CrossAttention, "ldm VAE": ldm.modules.diffusionmodules.model.AttnBlock,
              "sgm": sgm.modules.attention.CrossAttention, "sgm VAE": sgm.modules.diffusionmodules.model.AttnBlock}

@@ -22,6 +22,7 @@ from safetensors.torch import load as load_safetensors
 
 from ..core.contracts import BaseModel, Conditioning, Host, ModelStatus, Size
 from ..core.errors import Refused
+from ..core.precision import no_autocast
 from .checkpoint_file import BETA_END, BETA_START, TOKENS, TRAINING_TIMESTEPS, CheckpointFacts, inspect_checkpoint, write_configs
 
 logger = logging.getLogger(__name__)
@@ -179,7 +180,7 @@ class StableDiffusion1(BaseModel):
 
     @torch.no_grad()
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(self.device.type, enabled=False):
+        with no_autocast(self.device):
             posterior = self._vae.encode(pixels.to(self.device, self.dtype)).latent_dist
         return posterior.mean.float() * self._vae.config.scaling_factor
 
@@ -187,7 +188,7 @@ class StableDiffusion1(BaseModel):
     def encode_captions(self, captions: list[str], sizes: list[Size]) -> Conditioning:
         """Encode to hidden states `(batch, 77, width)`, float32; words beyond 75 tokens are cut off. SD1 does not look at `sizes`."""
         tokens = self._tokenizer(list(captions), padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
-        with torch.autocast(self.device.type, enabled=False):
+        with no_autocast(self.device):
             return Conditioning(self.text_encoders[0](tokens.input_ids.to(self.device))[0].float())
 
     def predict(self, noisy_latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:

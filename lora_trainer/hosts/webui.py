@@ -29,6 +29,7 @@ from modules import (call_queue, devices, extra_networks, launch_utils, paths, p
 from ..core.contracts import BaseModel, Conditioning, Host, ModelStatus, Size
 from ..core.errors import Refused
 from ..core.layouts import unet_to_diffusers
+from ..core.precision import no_autocast
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +53,9 @@ class LdmModel(BaseModel):
     @torch.no_grad()
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         vae = self._sd_model.first_stage_model
-        with torch.autocast(self.device.type, enabled=False):
+        with no_autocast(self.device):
             posterior = vae.encode(pixels.to(self.device, next(vae.parameters()).dtype))
             latents = posterior.mode().float() * float(self._sd_model.scale_factor)
-        if not torch.isfinite(latents).all():
-            raise Refused("The VAE gave numbers that are not finite for one of the pictures, as some do in fp16. Start the WebUI with --no-half-vae.",
-                          code="vae_not_finite")
         return latents
 
     @torch.no_grad()
@@ -137,7 +135,7 @@ def status_of(sd_model: Any) -> ModelStatus:
 def _refusal(sd_model: Any, weight: torch.nn.Parameter) -> str:
     """Return why a model cannot train, in a sentence, or nothing."""
     flags, kind = shared.cmd_opts, family(sd_model)
-    no_autocast = devices.device.type != "cuda" or devices.cuda_no_autocast()
+    always_exact = devices.device.type != "cuda" or devices.cuda_no_autocast()
     parked = weight.device.type != devices.device.type and not getattr(sd_model, "lowvram", False) and sd_unet.current_unet is None
     reasons = (
         (flags.lowvram, "The WebUI was started with --lowvram, which keeps the UNet in pieces. Start it with --medvram or without either to train."),
@@ -146,7 +144,7 @@ def _refusal(sd_model: Any, weight: torch.nn.Parameter) -> str:
         (devices.fp8 or weight.dtype not in (torch.float32, torch.float16, torch.bfloat16),
          "The checkpoint is held in fp8, which is too coarse to train. Set Settings > Optimizations > FP8 weight to Disable."),
         (weight.is_meta or parked, "The checkpoint is unloaded. Choose Settings > Actions > Load SD checkpoint to VRAM."),
-        (weight.dtype != torch.float32 and no_autocast, "This device cannot train a checkpoint held in 16 bits. Start the WebUI with --no-half."),
+        (weight.dtype != torch.float32 and always_exact, "This device cannot train a checkpoint held in 16 bits. Start the WebUI with --no-half."),
         (kind == "sdxl" and not hasattr(sd_model.cond_stage_model, "embedders"), "This is an SDXL refiner. Train on a base checkpoint."),
         (kind == "sd1" and type(sd_model.cond_stage_model).__name__ != "FrozenCLIPEmbedderWithCustomWords",
          "The checkpoint has another text encoder than SD 1.x's CLIP, as AltDiffusion does. Choose one of SD 1.x."),

@@ -217,8 +217,9 @@ def test_fits(page, pictures, width):
     page.set_viewport_size({"width": width, "height": 900})
     page.click("text=More settings")
     page.wait_for_timeout(100)                                                     # for the layout
-    assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
-    assert page.evaluate("[...document.querySelectorAll('.tl-card')].filter((card) => card.scrollWidth > card.clientWidth).length") == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("""() => [...document.querySelectorAll('.tl-card *')].filter((item) => item.offsetParent !== null
+        && item.getBoundingClientRect().right > item.closest('.tl-card').getBoundingClientRect().right).map((item) => item.className)""") == []
 
 
 def test_train_stays_in_view(page, pictures):

@@ -10,7 +10,7 @@
     const TAB_ID = 'tab_train_lora';
     const STORE_KEY = 'train-lora.v1';
     const PICTURE_ENDINGS = /\.(png|jpe?g|jpe|jfif|webp|bmp|gif|tiff?|avif|heic|jxl)$/i;
-    const CAPTION_ENDINGS = /\.(txt|caption|csv|jsonl)$/i;
+    const CAPTION_ENDINGS = /(\.txt|^metadata\.(csv|jsonl))$/i;
     const RUNNING = ['queued', 'preparing', 'training', 'saving'];
     const UPLOAD_BATCH_FILES = 16;
     const UPLOAD_BATCH_BYTES = 32 * 2 ** 20;
@@ -219,7 +219,7 @@
         for (const {file, folder} of files) {
             if (file.name.startsWith('.') || /^(thumbs\.db|desktop\.ini)$/i.test(file.name)) continue;
             if (!PICTURE_ENDINGS.test(file.name) && !CAPTION_ENDINGS.test(file.name)) {
-                refused.push({filename: file.name, reason: 'Neither a picture nor a caption file (.txt).'});
+                refused.push({filename: file.name, reason: 'Neither a picture nor captions (.txt, metadata.csv).'});
                 continue;
             }
             const key = stem(file.name).toLowerCase();
@@ -1468,9 +1468,7 @@
 
         async function chooseDataset(datasets) {
             const {dataset} = remembered();
-            const known = datasets.some(({name}) => name === dataset);
-            if (known) await pictures.choose(dataset);
-            else if (dataset === undefined && datasets.length === 1) await pictures.choose(datasets[0].name);
+            if (datasets.some(({name}) => name === dataset)) await pictures.choose(dataset);
         }
 
         async function refreshStatus() {
@@ -1486,7 +1484,8 @@
             show(connection, true);
         }
 
-        const visible = () => !document.hidden && root.isConnected && root.offsetParent !== null;
+        /** Another tab of the WebUI may be in front: a running job is still followed, so that its card shows when it ends. */
+        const visible = () => !document.hidden && root.isConnected && (root.offsetParent !== null || (ready && train.running()));
 
         async function poll() {
             if (polling) return;

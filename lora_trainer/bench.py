@@ -27,7 +27,12 @@ class RandomModel(BaseModel):
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         from diffusers import UNet2DConditionModel
         self.device, self.dtype = device, dtype
-        self.unet = UNet2DConditionModel(cross_attention_dim=768).to(device, dtype).requires_grad_(False).eval()
+        usual = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)                                             # made in its own type: nothing freed that would hide growth
+        try:
+            self.unet = UNet2DConditionModel(cross_attention_dim=768).to(device).requires_grad_(False).eval()
+        finally:
+            torch.set_default_dtype(usual)
         self.alphas_cumprod = torch.linspace(0.999, 0.005, 1000)
 
     def encode_images(self, pixels):

@@ -62,6 +62,7 @@ class Adapters:
         for place in places:
             place.adapter.lora_A.float()
             place.adapter.lora_B.float()
+            place.adapter.cast_input_dtype_enabled = False                         # autocast casts once; peft would go by way of fp32
             place.adapter.lora_dropout.train(dropout > 0)                          # not .train(), which would reach the original layer
         return cls(places, rank=rank, alpha=alpha)
 

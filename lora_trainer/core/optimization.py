@@ -9,7 +9,10 @@ def make_optimizer(name: str, parameters: Iterable[torch.nn.Parameter], *, learn
     """Make the optimizer called `name`; raises ValueError for one that is not known."""
     if name != "adamw":
         raise ValueError(f"optimizer is {name!r}; expected 'adamw'")
-    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    parameters = list(parameters)
+    places = {parameter.device.type for parameter in parameters}
+    fused = places == {"cuda"} or (places == {"cpu"} and torch.__version__ >= "2.4")               # one kernel for all parameters, where there is one
+    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused)
 
 
 def make_schedule(name: str, optimizer: torch.optim.Optimizer, *, warmup_steps: int, total_steps: int) -> torch.optim.lr_scheduler.LambdaLR:

@@ -97,7 +97,10 @@ def _demo_checkpoint(args: argparse.Namespace, make_host: MakeHost) -> int:
 
 
 def _ui(args: argparse.Namespace, make_host: MakeHost) -> int:
-    service = TrainingService(make_host(checkpoint=args.checkpoint, lora_dir=args.output, data_dir=args.output / "train_lora"))
+    host = make_host(checkpoint=args.checkpoint, lora_dir=args.output, data_dir=args.output / "train_lora")
+    if not (status := host.model_status()).trainable:
+        raise Refused(status.reason, field="checkpoint")
+    service = TrainingService(host)
     _serve(service, args.port)
     return 0
 

@@ -97,7 +97,7 @@ class TrainingService:
     def wait(self, job_id: str, timeout: float | None = None) -> dict[str, Any]:
         """Wait until a job has ended and return it."""
         if self._job is not None and self._job.job_id == job_id:
-            self._job.join(timeout)
+            self._job.done.wait(timeout)
         return self.job(job_id)
 
     def job(self, job_id: str) -> dict[str, Any]:

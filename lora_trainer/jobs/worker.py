@@ -29,6 +29,7 @@ class Job(threading.Thread):
         self.job_id, self._config, self._host, self._store, self._folder = job_id, config, host, store, folder
         self._stop_asked, self._saved_at, self._rows, self._progress = threading.Event(), 0.0, [], Progress("preparing", "Waiting for the model")
         self._began_at = time.monotonic()
+        self.done = threading.Event()              # join() cannot be trusted after a Ctrl-C interrupted it
         self.ended: dict[str, Any] = {}            # how it ended; also where the database could not be told
 
     def stop(self) -> None:
@@ -43,6 +44,12 @@ class Job(threading.Thread):
         return [dict(zip(METRICS, row)) for row in list(self._rows)[max(0, since):]]
 
     def run(self) -> None:
+        try:
+            self._run()
+        finally:
+            self.done.set()
+
+    def _run(self) -> None:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             (self._folder / "config.yaml").write_text(self._config.to_yaml(), encoding="utf-8")

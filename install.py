@@ -27,7 +27,8 @@ REQUIREMENTS = {"demo": ROOT / "requirements-standalone.txt", "test": ROOT / "re
 # What the WebUI's own packages lack, and what they always have unless something is broken: module -> exact pin.
 PEFT, PEFT_FOR_OLD_HUB, HUB_OF_PEFT = "peft==0.13.2", "peft==0.11.1", (0, 23)
 NEWEST_PEFT_FOR_TRANSFORMERS_4_35 = (0, 13, 2)
-EXPECTED = {"yaml": "PyYAML==6.0.1", "pandas": "pandas==2.1.4", "safetensors": "safetensors==0.4.2", "PIL": "Pillow==9.5.0", "psutil": "psutil==5.9.5"}
+EXPECTED = {"yaml": "PyYAML==6.0.1", "pandas": "pandas==2.1.4", "safetensors": "safetensors==0.4.2", "PIL": "Pillow==9.5.0", "psutil": "psutil==5.9.5",
+            "regex": "regex==2023.12.25", "charset_normalizer": "charset-normalizer==3.3.2"}
 
 
 # --- In a WebUI ----------------------------------------------------------------------------------------------------------

@@ -105,6 +105,7 @@ class Host(abc.ABC):
     version: str
     lora_dir: Path                 # where finished LoRAs go
     data_dir: Path                 # train_lora/ of DESIGN.md: data sets, jobs, the jobs' database
+    device: torch.device = torch.device("cpu")     # where captioners compute
 
     @abc.abstractmethod
     def model_status(self) -> ModelStatus:
@@ -123,6 +124,18 @@ class Host(abc.ABC):
 
     def give_way(self) -> None:
         """Let waiting generations run. Called between optimizer steps, when no autograd graph is alive."""
+
+    def turn(self) -> contextlib.AbstractContextManager[None]:
+        """Have the device to oneself for a while; pictures that are drawn wait. Not longer than `wanted()` says nothing."""
+        return contextlib.nullcontext()
+
+    def wanted(self) -> bool:
+        """Tell whether somebody waits for the device."""
+        return False
+
+    def captioners(self) -> list[Any]:
+        """Return the captioners (`captioning.contracts.Captioner`) that only this host has."""
+        return []
 
     @abc.abstractmethod
     def register(self, path: Path) -> None:

@@ -1,32 +1,34 @@
-"""Data sets by name: folders under the data folder, or any folder the user names; uploads, captions and thumbnails.
+"""Data sets by name: folders under the data folder, or any folder the user names; what is uploaded into them. Editing is in editor.py.
 
     datasets/<name>/                pictures and captions
-    datasets/<name>/.train_lora/    thumbnails, and folder.json when the data set is a folder elsewhere
+    datasets/<name>/.train_lora/    history, trash and thumbnails, and folder.json when the data set is a folder elsewhere
 """
 import hashlib
-import io
 import json
 import re
 import threading
-from collections.abc import Callable
-from pathlib import Path, PureWindowsPath
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 
-from PIL import Image
-
-from .captions import TABLE_NAMES, split_tags, write_atomically, write_caption
+from .captions import read_caption, write_atomically
 from .config import check_name, is_plain_text
-from .dataset import PICTURE_ENDINGS, Picture, Problem, examine, read_rgb, scan
+from .dataset import PICTURE_ENDINGS, Problem, examine
+from .editor import LARGEST_CAPTION_BYTES, CountTokens, DataSetEditor, safe_filename
 from .errors import Refused
+from .pictures import prompt_of
+from .tables import TABLE_NAMES
 
-THUMBNAIL_PX = 256
-LARGEST_UPLOAD_BYTES, LARGEST_CAPTION_BYTES = 64_000_000, 100_000
+LARGEST_UPLOAD_BYTES = 64_000_000
 
 
 class Library:
     """The data sets of one data folder. `check_path` raises `Refused` for a folder that may not be read from here."""
 
-    def __init__(self, folder: Path, check_path: Callable[[Path], None] = lambda path: None) -> None:
-        self._folder, self._check_path = folder, check_path
+    def __init__(self, folder: Path, check_path: Callable[[Path], None] = lambda path: None, *, count_tokens: CountTokens | None = None) -> None:
+        self._folder, self._check_path, self._count_tokens = folder, check_path, count_tokens
+        self._editors: dict[str, DataSetEditor] = {}
+        self._lock = threading.Lock()
 
     def all(self) -> list[dict]:
         """Every data set, by name: `{name, path, pictures}`."""
@@ -70,17 +72,25 @@ class Library:
         self._check_path(folder)
         return folder
 
-    def describe(self, name: str) -> dict:
-        """Say what is in a data set: `{name, path, pictures: [...], problems: [...]}`."""
+    def open(self, name: str) -> DataSetEditor:
+        """Return the editor of a data set; raises `Refused` (code "not_found")."""
         folder = self.path(name)
-        pictures, problems = scan(folder)
-        return {**self._summary(name), "pictures": [self._row(name, folder, picture) for picture in pictures],
-                "problems": [{"filename": _relative(problem.path, folder), "reason": problem.reason} for problem in problems]}
+        with self._lock:
+            editor = self._editors.get(name)
+            if editor is None or editor.folder != folder or not editor.alive():
+                if editor is not None:
+                    editor.close()
+                editor = self._editors[name] = DataSetEditor(name, folder, self._own(name), count_tokens=self._count_tokens)
+            return editor
+
+    def describe(self, name: str) -> dict:
+        """Say what is in a data set; as `DataSetEditor.describe`."""
+        return self.open(name).describe()
 
     def add(self, name: str, filename: str, data: bytes) -> str:
         """Save an uploaded picture or caption under its own name and return that; raises `Refused` with the reason."""
         folder = self.path(name)
-        filename = _safe_filename(filename)
+        filename = _uploadable_name(filename)
         ending = Path(filename).suffix.lower()
         limit = LARGEST_CAPTION_BYTES if ending == ".txt" else LARGEST_UPLOAD_BYTES
         if len(data) > limit:
@@ -94,29 +104,26 @@ class Library:
             write_atomically(target, data)
         return filename
 
-    def set_captions(self, name: str, changes: dict[str, str]) -> list[str]:
-        """Save captions at once, all names checked before the first is written; raises `Refused` for one that is not a picture here."""
-        folder = self.path(name)
-        pictures = [self._picture_path(folder, filename) for filename in changes]
-        for filename, caption in changes.items():
-            if not isinstance(caption, str) or not is_plain_text(caption) or len(caption.encode("utf-8", "replace")) > LARGEST_CAPTION_BYTES:
-                raise Refused(f"The caption of {filename} is not text of at most {LARGEST_CAPTION_BYTES // 1000} kB.", field="changes", code="bad_value")
-        for picture, caption in zip(pictures, changes.values()):
-            write_caption(picture, caption)
-        return list(changes)
+    def add_captions_from_prompts(self, name: str, filenames: Sequence[str]) -> None:
+        """Give pictures without a caption the prompt that the WebUI wrote into them."""
+        editor = self.open(name)
+        prompts = {filename: prompt_of(editor.picture_path(filename)) for filename in filenames
+                   if Path(filename).suffix.lower() in PICTURE_ENDINGS and not read_caption(editor.picture_path(filename))}
+        if wanted := {filename: prompt for filename, prompt in prompts.items() if prompt}:
+            editor.set_captions(wanted, label=f"Prompt{'s' * (len(wanted) > 1)} as caption{'s' * (len(wanted) > 1)}")
 
-    def thumbnail(self, name: str, filename: str) -> Path:
-        """Return a small JPEG of a picture, made once; raises `Refused` for anything that is not a picture of this data set."""
-        picture = self._picture_path(self.path(name), filename)
-        stat = picture.stat()
-        key = hashlib.sha256(f"{picture}/{stat.st_mtime_ns}/{stat.st_size}".encode()).hexdigest()[:24]
-        thumbnail = self._own(name) / "thumbnails" / f"{key}.jpg"
-        if not thumbnail.is_file():
-            if isinstance(found := examine(picture), Problem):
-                raise Refused(found.reason, code="not_a_picture")
-            thumbnail.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(thumbnail, _jpeg(picture))
-        return thumbnail
+    def picture_path(self, name: str, filename: str) -> Path:
+        return self.open(name).picture_path(filename)
+
+    def captioning(self, name: str, label: str) -> AbstractContextManager[Callable[..., list[str]]]:
+        """Write a captioner's captions; as `DataSetEditor.captioning`."""
+        return self.open(name).captioning(label)
+
+    def close(self) -> None:
+        with self._lock:
+            for editor in self._editors.values():
+                editor.close()
+            self._editors.clear()
 
     # --- Inside ----------------------------------------------------------------------------------------------------------
 
@@ -130,13 +137,6 @@ class Library:
         except (OSError, Refused):
             return {"name": name, "path": "", "pictures": 0}
         return {"name": name, "path": str(folder), "pictures": count}
-
-    def _row(self, name: str, folder: Path, picture: Picture) -> dict:
-        from urllib.parse import quote
-        filename = _relative(picture.path, folder)
-        stamp = int(picture.path.stat().st_mtime)
-        return {"filename": filename, "width": picture.width, "height": picture.height, "caption": picture.caption, "tags": split_tags(picture.caption),
-                "repeats": picture.repeats, "warnings": list(picture.warnings), "thumbnail": f"datasets/{quote(name)}/thumbnails/{quote(filename)}?{stamp}"}
 
     def _adoptable(self, path: str) -> Path:
         folder = Path(path.strip().strip('"')).expanduser()
@@ -161,15 +161,6 @@ class Library:
             number += 1
         return f"{name}-{number}"
 
-    def _picture_path(self, folder: Path, filename: str) -> Path:
-        """Return a picture's path if it really lies in the folder (or a kohya subfolder): no `..`, no link that leads out."""
-        path = folder / filename
-        inside = path.parent == folder or (path.parent.parent == folder and re.match(r"\d+_", path.parent.name))
-        if not inside or ".." in Path(filename).parts or path.suffix.lower() not in PICTURE_ENDINGS or not path.is_file() \
-                or not path.resolve().is_relative_to(folder.resolve()):
-            raise Refused(f"There is no picture {filename!r} in this data set.", field="changes", code="not_found")
-        return path
-
 
 def _is_plain(name: str) -> bool:
     return bool(name) and is_plain_text(name) and name not in (".", "..") and not name.startswith(".") and not re.search(r'[\\/:\x00]', name) and len(name.encode()) < 240
@@ -182,10 +173,8 @@ def _checked_name(name: str) -> str:
         raise Refused(error.message.split(". Use ")[0] + ". Choose another name for the data set.", field="name", code="bad_name") from error
 
 
-def _safe_filename(filename: str) -> str:
-    name = PureWindowsPath(str(filename)).name.strip()
-    if not name or name.startswith(".") or re.search(r'[<>:"|?*\x00-\x1f]', name) or not is_plain_text(name) or len(name.encode("utf-8", "replace")) > 200:
-        raise Refused(f"{str(filename)[:80]!r} cannot be used as a file name. Rename it.", code="bad_name")
+def _uploadable_name(filename: str) -> str:
+    name = safe_filename(filename)
     if Path(name).suffix.lower() not in (*PICTURE_ENDINGS, ".txt") and name.lower() not in TABLE_NAMES:
         raise Refused(f"{name} is neither a picture ({', '.join(PICTURE_ENDINGS[:5])}, …) nor a caption (.txt, metadata.csv).", code="not_a_picture")
     return name
@@ -203,15 +192,3 @@ def _check_picture(folder: Path, filename: str, data: bytes) -> None:
         trial.unlink(missing_ok=True)
     if isinstance(found, Problem):
         raise Refused(found.reason.replace(trial.name, filename), code="not_a_picture")
-
-
-def _jpeg(picture: Path) -> bytes:
-    image = read_rgb(picture)
-    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=88)
-    return buffer.getvalue()
-
-
-def _relative(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix()

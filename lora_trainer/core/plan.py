@@ -40,12 +40,15 @@ class Plan:
         return [dict(width=bucket.width, height=bucket.height, pictures=count) for bucket, count in Counter(self.buckets).most_common()]
 
 
-def make_plan(config: TrainConfig, *, lora_dir: Path) -> Plan:
-    """Work a run out; `config.train_data_dir` must be a folder here. Raises `Refused` with the field to mend."""
+def make_plan(config: TrainConfig, *, lora_dir: Path, thorough: bool = True) -> Plan:
+    """Work a run out; `config.train_data_dir` must be a folder here. Raises `Refused` with the field to mend.
+
+    Without `thorough` pictures that were never decoded count as good by their headers, so that a page need not wait.
+    """
     if not config.train_data_dir:
         raise Refused("No pictures yet: drop some into the page, or give the folder they are in.", field="train_data_dir", code="no_pictures")
     output_file = plan_output(config, lora_dir)
-    pictures, problems = scan(Path(config.train_data_dir), metadata_path=config.metadata_path, repeats=config.repeats)
+    pictures, problems = scan(Path(config.train_data_dir), metadata_path=config.metadata_path, repeats=config.repeats, thorough=thorough)
     if not pictures:
         raise Refused(_no_pictures(config.train_data_dir, problems), field="train_data_dir", code="no_pictures")
     buckets = [assign_bucket(picture.width, picture.height, resolution=config.resolution, step=min(config.bucket_step, config.resolution // 8 * 8),

@@ -1,0 +1,86 @@
+"""What a person should know of each picture before training on it, and what of it the trainer will see. Pure functions."""
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable
+
+from .captions import contains_word
+from .dataset import assign_bucket, crop_of
+
+MOST_TOKENS = 75                   # CLIP reads 77, of which two mark the start and the end
+ENLARGED, MOST_CUT, ODD_RATIO = 1.05, 0.2, 2.0
+TITLES = {"unreadable": "cannot be read", "no_caption": "no caption", "long_caption": "caption too long", "no_trigger": "trigger word missing",
+          "near_duplicate": "near-duplicates", "small": "too small", "odd_ratio": "odd shape"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """The settings that checks go by; as in TrainConfig."""
+    resolution: int = 512
+    bucket_step: int = 64
+    enable_bucket: bool = True
+    trigger_word: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Remark:
+    code: str
+    message: str
+
+
+def remarks_on(*, width: int, height: int, caption: str, tokens: int | None, duplicates: list[str], wanted: Wanted) -> list[Remark]:
+    """Say what is to be said of a picture, given its upright size in pixels and what training makes of its caption."""
+    return [remark for remark in (_caption(caption), _tokens(tokens), _trigger(caption, wanted.trigger_word), _duplicates(duplicates),
+                                  _size(width, height, wanted), _shape(width, height, wanted)) if remark]
+
+
+def crop_for(width: int, height: int, wanted: Wanted) -> dict:
+    """Return `{bucket: [width, height], left, top, width, height}`: what the trainer will see, in pixels of the upright picture."""
+    bucket = assign_bucket(width, height, resolution=wanted.resolution, step=min(wanted.bucket_step, wanted.resolution // 8 * 8), enable_bucket=wanted.enable_bucket)
+    left, top, kept_width, kept_height = crop_of(width, height, bucket)
+    return {"bucket": [bucket.width, bucket.height], "left": round(left, 1), "top": round(top, 1), "width": round(kept_width, 1), "height": round(kept_height, 1)}
+
+
+def summary(remarks: Iterable[list[Remark]], unreadable: int) -> list[dict]:
+    """Count pictures by remark, worst first: `{code, title, count}`, only what occurs."""
+    counts = Counter(remark.code for each in remarks for remark in each)
+    counts["unreadable"] = unreadable
+    return [{"code": code, "title": title, "count": counts[code]} for code, title in TITLES.items() if counts[code]]
+
+
+def _caption(caption: str) -> Remark | None:
+    return None if caption else Remark("no_caption", "It has no caption.")
+
+
+def _tokens(tokens: int | None) -> Remark | None:
+    if tokens is None or tokens <= MOST_TOKENS:
+        return None
+    return Remark("long_caption", f"The caption has {tokens} tokens; training reads the first {MOST_TOKENS}.")
+
+
+def _trigger(caption: str, trigger_word: str) -> Remark | None:
+    if not trigger_word or not caption or contains_word(caption, trigger_word):
+        return None
+    return Remark("no_trigger", f"The caption lacks the trigger word {trigger_word}; training puts it in front.")
+
+
+def _duplicates(duplicates: list[str]) -> Remark | None:
+    if not duplicates:
+        return None
+    more = f" and {len(duplicates) - 2} more" if len(duplicates) > 2 else ""
+    return Remark("near_duplicate", f"It looks nearly the same as {', '.join(duplicates[:2])}{more}.")
+
+
+def _size(width: int, height: int, wanted: Wanted) -> Remark | None:
+    crop = crop_for(width, height, wanted)
+    enlarged = crop["bucket"][0] / crop["width"]
+    if enlarged < ENLARGED:
+        return None
+    return Remark("small", f"{width} × {height} is smaller than the training size; it is enlarged {enlarged:.1f} times and gets blurred.")
+
+
+def _shape(width: int, height: int, wanted: Wanted) -> Remark | None:
+    crop, ratio = crop_for(width, height, wanted), max(width, height) / min(width, height)
+    cut = 1 - crop["width"] * crop["height"] / (width * height)
+    if cut > MOST_CUT:
+        return Remark("odd_ratio", f"{cut:.0%} of it is cut off to fit {crop['bucket'][0]} × {crop['bucket'][1]}; the crop preview shows what is left.")
+    return Remark("odd_ratio", f"One side is {ratio:.1f} times the other, which few pictures share.") if ratio > ODD_RATIO else None

@@ -1,0 +1,378 @@
+"""One data set being edited: captions, single and many at once, and its files. Every edit is a step of `History` and can be undone.
+
+The truth is on disk, in the .txt beside each picture; whoever edits says which version of it they saw, and nothing is written over another.
+"""
+import contextlib
+import dataclasses
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from . import checks, pictures, tables
+from .captions import content_of, one_line, sidecar, split_tags, to_bytes, with_trigger
+from .config import is_plain_text
+from .dataset import PICTURE_ENDINGS, Bucket, Picture, Problem, inspect, scan
+from .edits import plan_edit
+from .encodings import ENCODINGS
+from .errors import Refused
+from .examination import Examination, near_duplicates
+from .history import Change, ChangedMeanwhile, History, Outcome, digest
+
+LARGEST_CAPTION_BYTES = tables.LARGEST_CAPTION_BYTES
+CountTokens = Callable[[Sequence[str]], "list[int] | None"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sidecar:
+    """A picture's caption file: its path in the data set, its content (None: there is none)."""
+    path: str
+    content: bytes | None
+
+    @property
+    def version(self) -> str:
+        """A name for the exact content; "" when there is no file."""
+        return "" if self.content is None else digest(self.content)
+
+
+class DataSetEditor:
+    """The pictures in `folder`, as a person edits them; history, trash and thumbnails are kept in `home`. Safe from any thread.
+
+    `count_tokens` counts CLIP's tokens of each caption, or returns None while it is not ready to.
+    """
+
+    def __init__(self, name: str, folder: Path, home: Path, *, count_tokens: CountTokens | None = None) -> None:
+        self.name, self.folder, self._count_tokens = name, folder, count_tokens
+        self._lock = threading.RLock()
+        self._history, self._examination = History(folder, home), Examination(home)
+
+    def alive(self) -> bool:
+        """Tell whether what it keeps is still on disk; a user may have deleted the folder and made it anew."""
+        return self._history.alive()
+
+    def close(self) -> None:
+        self._examination.close()
+        self._history.close()
+
+    # --- What is there ---------------------------------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """Return `{name, path, revision, history, trash, pictures, problems}`; pictures by their headers, without decoding any."""
+        revision = self.revision()
+        found, problems = self._scan()
+        automatic = self._history.automatic()
+        return {"name": self.name, "path": str(self.folder), "revision": revision, "history": self._history.labels(),
+                "trash": str(self._history.trash) if self._history.trash.is_dir() else None,
+                "pictures": [self._row(picture, automatic) for picture in found],
+                "problems": [{"filename": self._relative(problem.path), "reason": problem.reason} for problem in problems]}
+
+    def revision(self) -> str:
+        """Name the state of pictures, captions and tables on disk, from what the folders' entries tell."""
+        state = hashlib.blake2b(digest_size=8)
+        for place in self._places():
+            with os.scandir(place) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if not entry.name.startswith(".") and entry.is_file():
+                        stat = entry.stat()
+                        state.update(f"{place.name}/{entry.name}/{stat.st_mtime_ns}/{stat.st_size}\n".encode("utf-8", "surrogateescape"))
+        return state.hexdigest()
+
+    def state(self) -> dict[str, Any]:
+        return {"revision": self.revision(), "history": self._history.labels()}
+
+    def captions(self) -> dict[str, str]:
+        """Return every usable picture's caption, by file name."""
+        return {self._relative(picture.path): picture.caption for picture in self._scan()[0]}
+
+    def picture_path(self, filename: str) -> Path:
+        """Return a picture's path if it really lies in the folder (or a kohya subfolder): no `..`, no link that leads out."""
+        path = self.folder / filename
+        inside = path.parent == self.folder or (path.parent.parent == self.folder and re.match(r"\d+_", path.parent.name))
+        if not inside or ".." in Path(filename).parts or path.name.startswith(".") or path.suffix.lower() not in PICTURE_ENDINGS or not path.is_file() \
+                or not path.resolve().is_relative_to(self.folder.resolve()):
+            raise Refused(f"There is no picture {filename[:200]!r} in this data set.", field="filename", code="not_found")
+        return path
+
+    # --- Captions --------------------------------------------------------------------------------------------------------
+
+    def set_captions(self, changes: Mapping[str, str], *, versions: Mapping[str, str] | None = None, label: str = "") -> dict[str, Any]:
+        """Save captions as one step, all names and versions checked before the first is written.
+
+        Raises `Refused`: code "not_found", "bad_value", or "changed_meanwhile" with what is there now, when a version is not on disk any more.
+        """
+        with self._lock:
+            sidecars = {filename: self._sidecar(filename) for filename in changes}
+            for filename, caption in changes.items():
+                _check_caption(filename, caption)
+            self._check_versions(sidecars, versions or {})
+            wanted = {filename: to_bytes(caption) for filename, caption in changes.items()}
+            label = label or (f"Caption of {next(iter(changes))}" if len(changes) == 1 else f"{len(changes)} captions")
+            return self._run(label, [Change(found.path, found.content, wanted[filename]) for filename, found in sidecars.items()
+                                     if found.content != wanted[filename]])
+
+    def bulk_edit(self, action: str, settings: Mapping[str, Any], *, filenames: Sequence[str] | None = None, preview: bool = False,
+                  versions: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Edit all or some captions by an action of edits.py, as one step; `preview` returns what would change and writes nothing."""
+        with self._lock:
+            everything = self.captions()
+            captions = everything if filenames is None else {name: everything[name] for name in self._known(filenames, everything)}
+            changes = plan_edit(action, captions, settings, everything=everything)
+            if preview:
+                rows = [{"filename": name, "before": captions[name], "after": after, "version": self._sidecar(name).version} for name, after in changes.items()]
+                return {"changes": rows, "count": len(rows), "unchanged": len(captions) - len(rows)}
+            return {**self.set_captions(changes, versions=versions, label=_label(action, settings, len(changes))), "count": len(changes)}
+
+    def import_table(self, name: str, data: bytes, *, encoding: str | None = None, apply: bool = False,
+                     versions: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Read captions from a table and say what it would change, line by line; `apply` writes it, as one step. Bad lines are left out."""
+        with self._lock:
+            captions, table = self.captions(), tables.parse_table(name, data, encoding=encoding)
+            rows, unmatched = tables.match_rows(table, captions)
+            changed = {filename: row for filename, row in rows.items() if row.caption != captions[filename]}
+            report = {"encoding": table.encoding, "encodings": list(ENCODINGS), "rows": len(table.rows) + len(table.problems), "unchanged": len(rows) - len(changed),
+                      "changes": [{"line": row.line, "filename": filename, "before": captions[filename], "after": row.caption,
+                                   "version": self._sidecar(filename).version} for filename, row in changed.items()],
+                      "problems": [dataclasses.asdict(problem) for problem in sorted((*table.problems, *unmatched), key=lambda problem: problem.line)]}
+            if not apply:
+                return report
+            done = self.set_captions({filename: row.caption for filename, row in changed.items()}, versions=versions, label=f"Captions from {name}")
+            return {**report, **done}
+
+    def export_table(self, format: str) -> bytes:
+        """Return every caption as a metadata.csv or metadata.jsonl."""
+        if format not in ("csv", "jsonl"):
+            raise Refused(f"The format {format[:20]!r} is not known; expected csv or jsonl.", field="format", code="bad_value")
+        return (tables.format_csv if format == "csv" else tables.format_jsonl)(self.captions())
+
+    @contextlib.contextmanager
+    def captioning(self, label: str) -> Iterator[Callable[..., list[str]]]:
+        """Write captions of a captioner, together one step; yields `write({filename: caption}, keep_manual=True)`.
+
+        It returns the pictures that were written. With `keep_manual` a caption that a person wrote, or changed, by then is left alone.
+        """
+        with self._history.step(label) as apply:
+            def write(captions: Mapping[str, str], *, keep_manual: bool = True) -> list[str]:
+                with self._lock:
+                    automatic = self._history.automatic()
+                    changes = {}
+                    for filename, caption in captions.items():
+                        found = self._sidecar(filename)
+                        manual = found.content and automatic.get(found.path) != found.version and bool(one_line(found.content))
+                        if not (keep_manual and manual):
+                            changes[filename] = Change(found.path, found.content, to_bytes(caption))
+                    apply(list({change.path: change for change in changes.values()}.values()), automatic=True)
+                    return list(changes)
+            yield write
+
+    def undo(self, *, if_changed: str = "refuse") -> dict[str, Any]:
+        return self._turn(self._history.undo, if_changed)
+
+    def redo(self, *, if_changed: str = "refuse") -> dict[str, Any]:
+        return self._turn(self._history.redo, if_changed)
+
+    # --- Files -----------------------------------------------------------------------------------------------------------
+
+    def rename(self, filename: str, to: str) -> dict[str, Any]:
+        """Rename a picture and its caption file; the ending stays. Raises `Refused`, code "exists" when the name is taken."""
+        with self._lock:
+            path, found = self.picture_path(filename), self._sidecar(filename)
+            stem = to[:-len(path.suffix)] if to.lower().endswith(path.suffix.lower()) else to
+            new = path.with_name(safe_filename(f"{stem.strip()}{path.suffix}"))
+            if new == path:
+                return {**self._edited("", []), "filename": filename}
+            if new.exists() or sidecar(new).exists():
+                raise Refused(f"There is already {new.name if new.exists() else sidecar(new).name} in this data set.", field="to", code="exists")
+            key, target = self._history.put_aside(filename), self._relative(new)
+            changes = [Change(filename, key, None), Change(target, None, key)]
+            if found.content is not None:
+                changes += [*self._without_caption(filename, found), Change(self._relative(sidecar(new)), None, found.content)]
+            return {**self._run(f"Rename {path.name} to {new.name}", changes), "filename": target}
+
+    def rotate(self, filenames: Sequence[str], degrees: int) -> dict[str, Any]:
+        """Turn pictures clockwise by 90, 180 or 270 degrees; undo brings back the very files of before."""
+        with self._lock:
+            turned = {filename: pictures.rotated(self.picture_path(filename), degrees) for filename in dict.fromkeys(filenames)}
+            changes = [Change(filename, self._history.put_aside(filename), self._history.stage(filename, data)) for filename, data in turned.items()]
+            return self._run(f"Rotate {_count(turned)}", changes)
+
+    def discard(self, filenames: Sequence[str]) -> dict[str, Any]:
+        """Move pictures, with their captions, into the trash folder."""
+        with self._lock:
+            paths = [self.picture_path(filename) for filename in dict.fromkeys(filenames)]
+            changes = []
+            for path in paths:
+                filename = self._relative(path)
+                changes.append(Change(filename, self._history.put_aside(filename), None))
+                changes += self._without_caption(filename, self._sidecar(filename), going=paths)
+            return self._run(f"Delete {_count(paths)}", changes)
+
+    # --- Pictures and checks ---------------------------------------------------------------------------------------------
+
+    def thumbnail(self, filename: str) -> Path:
+        """Return a small JPEG of a picture, made once; raises `Refused` for anything that is not a picture of this data set."""
+        return self._examination.thumbnail(self.picture_path(filename))
+
+    def preview(self, filename: str) -> bytes:
+        return pictures.preview(self.picture_path(filename))
+
+    def trained_view(self, filename: str, wanted: checks.Wanted) -> bytes:
+        """Return a JPEG of what the trainer gets from a picture."""
+        facts = inspect(path := self.picture_path(filename), thorough=False)
+        return pictures.trained_view(path, Bucket(*checks.crop_for(facts.width, facts.height, wanted)["bucket"]))
+
+    def check(self, wanted: checks.Wanted) -> dict[str, Any]:
+        """Return `{ready, examined, total, summary, pictures}`: remarks and crops; starts the examination of what was not looked at yet."""
+        found, problems = self._scan()
+        findings = self._examination.findings([picture.path for picture in found])
+        self._examination.start([picture.path for picture in found if picture.path not in findings])
+        names = {picture.path: self._relative(picture.path) for picture in found}
+        duplicates = near_duplicates({names[path]: finding for path, finding in findings.items()})
+        tokens = self._count_tokens([with_trigger(picture.caption, wanted.trigger_word) for picture in found]) if self._count_tokens and found else None
+        remarks = {names[picture.path]: checks.remarks_on(width=picture.width, height=picture.height, caption=picture.caption, wanted=wanted,
+                                                          duplicates=duplicates.get(names[picture.path], []), tokens=tokens[number] if tokens else None)
+                   for number, picture in enumerate(found)}
+        rows = {names[picture.path]: {"tokens": tokens[number] if tokens else None, "duplicates": duplicates.get(names[picture.path], []),
+                                      "remarks": [dataclasses.asdict(remark) for remark in remarks[names[picture.path]]],
+                                      "crop": checks.crop_for(picture.width, picture.height, wanted)} for number, picture in enumerate(found)}
+        return {"ready": len(findings) == len(found) and (tokens is not None or not self._count_tokens or not found), "examined": len(findings), "total": len(found),
+                "summary": checks.summary(remarks.values(), len(problems)), "pictures": rows}
+
+    # --- Inside ----------------------------------------------------------------------------------------------------------
+
+    def _scan(self) -> tuple[list[Picture], list[Problem]]:
+        self._examination.findings(list(self._picture_files()))                    # what is damaged is known from there
+        found, problems = scan(self.folder, thorough=False)
+        strangers = [Problem(picture.path, f"{picture.path.name} is a link that leads out of the data set.") for picture in found if not self._inside(picture.path)]
+        return [picture for picture in found if self._inside(picture.path)] if strangers else found, problems + strangers
+
+    def _inside(self, path: Path) -> bool:
+        return not path.is_symlink() or path.resolve().is_relative_to(self.folder.resolve())
+
+    def _places(self) -> list[Path]:
+        """The folder itself and kohya's subfolders; raises `Refused` when it is not there any more."""
+        try:
+            return [self.folder, *sorted(path for path in self.folder.iterdir() if path.is_dir() and re.match(r"\d+_", path.name))]
+        except OSError as error:
+            raise Refused(f"The folder {str(self.folder)[:200]} cannot be read: {error.strerror or error}.", code="no_folder") from error
+
+    def _picture_files(self) -> Iterator[Path]:
+        files = (path for place in self._places() for path in place.iterdir())
+        return (path for path in files if path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".") and self._inside(path))
+
+    def _row(self, picture: Picture, automatic: Mapping[str, str]) -> dict[str, Any]:
+        filename = self._relative(picture.path)
+        found = self._sidecar(filename)
+        stamp = picture.path.stat().st_mtime_ns // 1_000_000
+        return {"filename": filename, "width": picture.width, "height": picture.height, "caption": picture.caption, "tags": split_tags(picture.caption),
+                "version": found.version, "automatic": bool(found.version) and automatic.get(found.path) == found.version, "repeats": picture.repeats,
+                "warnings": list(picture.warnings), "thumbnail": f"datasets/{quote(self.name)}/thumbnails/{quote(filename)}?{stamp}"}
+
+    def _sidecar(self, filename: str) -> Sidecar:
+        path = sidecar(self.picture_path(filename))
+        return Sidecar(self._relative(path), content_of(path))
+
+    def _without_caption(self, filename: str, found: Sidecar, going: Sequence[Path] = ()) -> list[Change]:
+        """The change that takes a picture's caption file away, unless another picture of the same stem still needs it."""
+        path = self.folder / filename
+        others = (path.with_suffix(ending) for ending in PICTURE_ENDINGS)
+        needed = any(other != path and other not in going and other.is_file() for other in others)
+        return [] if found.content is None or needed else [Change(found.path, found.content, None)]
+
+    def _known(self, filenames: Sequence[str], everything: Mapping[str, str]) -> list[str]:
+        for filename in filenames:
+            if filename not in everything:
+                raise Refused(f"There is no picture {str(filename)[:200]!r} in this data set.", field="filenames", code="not_found")
+        return list(dict.fromkeys(filenames))
+
+    def _check_versions(self, sidecars: Mapping[str, Sidecar], versions: Mapping[str, str]) -> None:
+        changed = [filename for filename, found in sidecars.items() if filename in versions and versions[filename] != found.version]
+        if changed:
+            raise self._conflict(ChangedMeanwhile(changed))
+
+    def _run(self, label: str, changes: list[Change]) -> dict[str, Any]:
+        try:
+            self._history.run(label, list({change.path: change for change in changes}.values()))       # two pictures may share a caption file
+        except ChangedMeanwhile as error:
+            raise self._conflict(error) from error
+        except OSError as error:
+            raise Refused(f"Not everything could be written: {error.strerror or error}. Undo takes back what was.", code="cannot_save") from error
+        return self._edited(label, [change.path for change in changes])
+
+    def _turn(self, turn: Callable[..., Outcome], if_changed: str) -> dict[str, Any]:
+        with self._lock:
+            try:
+                outcome = turn(if_changed=if_changed)
+            except ChangedMeanwhile as error:
+                raise self._conflict(error) from error
+            except OSError as error:
+                raise Refused(f"Not everything could be written: {error.strerror or error}.", code="cannot_save") from error
+            pictures_of = self._pictures_by_sidecar() if outcome.skipped else {}
+            skipped = [filename for path in outcome.skipped for filename in pictures_of.get(path, [path])]
+            return {**self._edited(outcome.label, outcome.paths), "skipped": skipped}
+
+    def _edited(self, label: str, paths: Sequence[str]) -> dict[str, Any]:
+        """Say what an edit has changed, by picture."""
+        files_changed = any(Path(path).suffix.lower() in PICTURE_ENDINGS for path in paths)
+        pictures_of = self._pictures_by_sidecar() if paths else {}
+        captions = self._current([filename for path in paths for filename in pictures_of.get(path, ())])
+        return {"label": label, "captions": captions, "files_changed": files_changed, "skipped": [], **self.state()}
+
+    def _conflict(self, error: ChangedMeanwhile) -> Refused:
+        """Add to an error what is there now."""
+        pictures_of = self._pictures_by_sidecar()
+        filenames = [filename for path in error.paths for filename in pictures_of.get(path, [path])]
+        current = self._current(filename for filename in filenames if filename in {name for names in pictures_of.values() for name in names})
+        rows = [{"filename": filename, **{key: current.get(filename, {}).get(key) for key in ("caption", "version")}} for filename in filenames]
+        return Refused(error.message, code=error.code, details={"conflicts": rows})
+
+    def _pictures_by_sidecar(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for path in self._picture_files():
+            found.setdefault(self._relative(sidecar(path)), []).append(self._relative(path))
+        return found
+
+    def _current(self, filenames: Iterator[str] | Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return caption, version and origin of pictures as they are on disk."""
+        automatic, captions, rows = self._history.automatic(), None, {}
+        for filename in filenames:
+            found = self._sidecar(filename)
+            if found.content is None and captions is None:                         # a table or the folder's class words may have one
+                captions = self.captions()
+            caption = (captions or {}).get(filename, "") if found.content is None else one_line(found.content)
+            rows[filename] = {"caption": caption, "version": found.version, "automatic": bool(found.version) and automatic.get(found.path) == found.version}
+        return rows
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+
+def safe_filename(filename: str) -> str:
+    """Return a file name without folders; raises `Refused` for one that some file system would not take."""
+    name = re.split(r"[\\/]", str(filename))[-1].strip()
+    stem = Path(name).stem
+    if not stem or name.startswith(".") or stem.endswith((".", " ")) or re.search(r'[<>:"|?*\x00-\x1f]', name) or not is_plain_text(name) \
+            or len(name.encode("utf-8", "replace")) > 200 or re.fullmatch(r"(?i)con|prn|aux|nul|com\d|lpt\d", stem):
+        raise Refused(f"{str(filename)[:80]!r} cannot be used as a file name. Rename it.", field="to", code="bad_name")
+    return name
+
+
+def _check_caption(filename: str, caption: Any) -> None:
+    if not isinstance(caption, str) or not is_plain_text(caption) or len(caption.encode("utf-8", "replace")) > LARGEST_CAPTION_BYTES:
+        raise Refused(f"The caption of {filename} is not text of at most {LARGEST_CAPTION_BYTES // 1000} kB.", field="changes", code="bad_value")
+
+
+def _count(items: Sequence | Mapping) -> str:
+    return f"{len(items)} picture{'s' * (len(items) != 1)}"
+
+
+_LABELS = {"trigger_first": "Put {text} first", "prepend": "Put {text} in front", "append": "Add {text} at the end", "replace": "Replace {find}",
+           "remove_tag": "Remove {tag}", "rename_tag": "Rename {tag} to {to}", "deduplicate": "Remove duplicate tags", "sort": "Sort tags", "order": "Order tags"}
+
+
+def _label(action: str, settings: Mapping[str, Any], count: int) -> str:
+    words = {name: str(value).strip()[:40] for name, value in settings.items()}
+    return f"{_LABELS[action].format_map(words)} ({count} caption{'s' * (count != 1)})"

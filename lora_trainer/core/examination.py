@@ -1,0 +1,184 @@
+"""Looks at a data set's pictures in the background, once each: damage, thumbnails, and hashes that tell near-duplicates.
+
+What was found is kept in `<home>/examined.sqlite3` beside the thumbnails, so a data set that was looked at before opens at once.
+"""
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .captions import write_atomically
+from .dataset import Facts, look, remember
+from .errors import Refused
+
+log = logging.getLogger(__name__)
+THUMBNAIL_PX = 256
+HASH_PX, FREQUENCIES, MOSAIC = 32, 8, 8
+ALIKE_BITS, ALIKE_COLOURS = 8, 10.0                            # of 63 bits, and of 255: measured on crops, re-saves and different pictures
+_TABLE = """create table if not exists pictures (path text primary key, mtime_ns integer not null, size integer not null, width integer, height integer,
+    remarks text not null, problem text, hash blob, mosaic blob)"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What a look at a picture has shown: facts or a problem; its hash, 63 bits, and its colours, uint8 `(8, 8, 3)`, as bytes."""
+    facts: Facts | None
+    problem: Refused | None
+    hash: bytes = b""
+    mosaic: bytes = b""
+
+
+class Examination:
+    """The findings of one data set's pictures. `start` looks at them in a thread of its own; `findings` never waits for it."""
+
+    def __init__(self, home: Path) -> None:
+        self._home, self._lock, self._thread, self._closing = home, threading.Lock(), None, threading.Event()
+        self._wanted: list[Path] = []
+        home.mkdir(parents=True, exist_ok=True)
+        self._database = sqlite3.connect(home / "examined.sqlite3", check_same_thread=False, isolation_level=None, timeout=30)
+        self._database.execute("pragma journal_mode=wal")
+        self._database.execute("pragma synchronous=off")                           # it can all be found out again
+        self._database.execute(_TABLE)
+        self._known = {row[0]: (row[1], row[2], _finding(row)) for row in self._database.execute("select * from pictures")}
+
+    def findings(self, pictures: Sequence[Path]) -> dict[Path, Finding]:
+        """Return what is known of these pictures as they are on disk now."""
+        found = {}
+        for path in pictures:
+            with contextlib.suppress(OSError):                                     # it may have gone meanwhile
+                stat = path.stat()
+                if finding := self._lookup(path, stat):
+                    remember(path, stat, finding.facts or finding.problem)
+                    found[path] = finding
+        return found
+
+    def start(self, pictures: Sequence[Path]) -> None:
+        """Begin to look at these pictures, in this order; what was still to be looked at before is dropped."""
+        with self._lock:
+            self._wanted = list(pictures)
+            if self._wanted and not self._closing.is_set() and (self._thread is None or not self._thread.is_alive()):
+                self._thread = threading.Thread(target=self._work, name="train-lora-examination", daemon=True)
+                self._thread.start()
+
+    def thumbnail(self, path: Path) -> Path:
+        """Return a small JPEG of a picture, making it if need be; raises `Refused` or OSError for what is no picture."""
+        stat = path.stat()
+        thumbnail = self._thumbnail_path(path, stat)
+        if not thumbnail.is_file():
+            finding = self._examine(path, stat)
+            if finding.problem:
+                raise finding.problem
+        return thumbnail
+
+    def close(self) -> None:
+        self._closing.set()
+        if (thread := self._thread) is not None:
+            thread.join()
+        with self._lock:
+            self._database.close()
+
+    # --- Inside ----------------------------------------------------------------------------------------------------------
+
+    def _lookup(self, path: Path, stat: os.stat_result) -> Finding | None:
+        mtime_ns, size, finding = self._known.get(str(path), (None, None, None))
+        return finding if (mtime_ns, size) == (stat.st_mtime_ns, stat.st_size) else None
+
+    def _work(self) -> None:
+        while not self._closing.is_set():
+            with self._lock:
+                if not self._wanted:
+                    self._thread = None
+                    return
+                path = self._wanted.pop(0)
+            try:
+                self._examine(path, path.stat())
+            except OSError as error:                                               # it went away meanwhile, or the disk is full
+                log.info("%s was not examined: %s", path, error)
+
+    def _examine(self, path: Path, stat: os.stat_result) -> Finding:
+        """Decode a picture once, keep its thumbnail and what else there is to know."""
+        known = self._lookup(path, stat)
+        if known is not None and (known.problem or self._thumbnail_path(path, stat).is_file()):
+            return known
+        try:
+            facts, small = look(path, THUMBNAIL_PX)
+        except Refused as error:
+            finding = Finding(None, error)
+        else:
+            self._save_thumbnail(path, stat, small)
+            finding = Finding(facts, None, perceptual_hash(small), mosaic(small))
+        remember(path, stat, finding.facts or finding.problem)
+        self._keep(path, stat, finding)
+        return finding
+
+    def _save_thumbnail(self, path: Path, stat: os.stat_result, small: Image.Image) -> None:
+        target, buffer = self._thumbnail_path(path, stat), io.BytesIO()
+        small.save(buffer, "JPEG", quality=85)
+        target.parent.mkdir(exist_ok=True)
+        write_atomically(target, buffer.getvalue())
+
+    def _thumbnail_path(self, path: Path, stat: os.stat_result) -> Path:
+        key = hashlib.sha256(f"{path}/{stat.st_mtime_ns}/{stat.st_size}".encode("utf-8", "surrogateescape")).hexdigest()[:24]
+        return self._home / "thumbnails" / f"{key}.jpg"
+
+    def _keep(self, path: Path, stat: os.stat_result, finding: Finding) -> None:
+        facts, problem = finding.facts or Facts(0, 0), finding.problem and json.dumps([finding.problem.message, finding.problem.code])
+        with self._lock:
+            self._known[str(path)] = (stat.st_mtime_ns, stat.st_size, finding)
+            if not self._closing.is_set():
+                self._database.execute("insert or replace into pictures values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                                       (str(path), stat.st_mtime_ns, stat.st_size, facts.width, facts.height, json.dumps(facts.remarks), problem, finding.hash,
+                                        finding.mosaic))
+
+
+def perceptual_hash(image: Image.Image) -> bytes:
+    """Return 63 bits of an RGB image, packed in 8 bytes: which of its lowest frequencies lie above their median.
+
+    "pHash", as Zauner describes it (Implementation and Benchmarking of Perceptual Image Hash Functions, 2010, section 3.2.1), without
+    the constant term.
+    """
+    grey = np.asarray(image.convert("L").resize((HASH_PX, HASH_PX), Image.LANCZOS), dtype=np.float64)
+    at = np.arange(HASH_PX)
+    cosines = np.cos(np.pi / HASH_PX * (at[None, :] + 0.5) * at[:FREQUENCIES, None])
+    lowest = (cosines @ grey @ cosines.T).ravel()[1:]
+    return np.packbits(lowest > np.median(lowest)).tobytes()
+
+
+def mosaic(image: Image.Image) -> bytes:
+    """Return an RGB image as 8x8 colours, uint8 `(8, 8, 3)`, as bytes."""
+    return np.asarray(image.resize((MOSAIC, MOSAIC), Image.BOX), dtype=np.uint8).tobytes()
+
+
+def near_duplicates(findings: dict[str, Finding]) -> dict[str, list[str]]:
+    """Return, for each picture by name that has any, the others that look nearly the same: in structure and in colours."""
+    names = [name for name, finding in findings.items() if finding.hash]
+    if len(names) < 2:
+        return {}
+    bits = np.unpackbits(np.frombuffer(b"".join(findings[name].hash for name in names), np.uint8).reshape(len(names), -1), axis=1).astype(np.int32)
+    colours = np.frombuffer(b"".join(findings[name].mosaic for name in names), np.uint8).reshape(len(names), -1).astype(np.float32)
+    different = bits @ (1 - bits.T) + (1 - bits) @ bits.T
+    alike = np.argwhere(np.triu(different <= ALIKE_BITS, 1))
+    pairs = [(int(one), int(other)) for one, other in alike if np.abs(colours[one] - colours[other]).mean() <= ALIKE_COLOURS]
+    found: dict[str, list[str]] = {}
+    for one, other in pairs:
+        found.setdefault(names[one], []).append(names[other])
+        found.setdefault(names[other], []).append(names[one])
+    return found
+
+
+def _finding(row: tuple) -> Finding:
+    _, _, _, width, height, remarks, problem, hash_, mosaic_ = row
+    if problem:
+        message, code = json.loads(problem)
+        return Finding(None, Refused(message, code=code))
+    return Finding(Facts(width, height, tuple(json.loads(remarks))), None, hash_, mosaic_)

@@ -1,0 +1,84 @@
+"""What can be done to a picture file: turned, shown small, shown as the trainer sees it, asked for the prompt it was made with."""
+import io
+import re
+from pathlib import Path
+
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
+
+from .dataset import Bucket, load_pixels, look, opened
+from .errors import Refused
+
+TURNS = {90: Image.Transpose.ROTATE_270, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_90}       # Pillow turns the other way
+_QUALITY = {"JPEG": {"quality": 95, "subsampling": 0}, "MPO": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}, "AVIF": {"quality": 90}}
+_COMMENT, _EXIF = 0x9286, 0x8769
+
+
+def rotated(path: Path, degrees: int) -> bytes:
+    """Return a picture turned clockwise, in its own format, lossless where the format is; raises `Refused` for one that cannot be."""
+    if degrees not in TURNS:
+        raise Refused(f"Pictures are turned by 90, 180 or 270 degrees, not {degrees!r}.", field="degrees", code="bad_value")
+    with opened(path) as image:
+        if getattr(image, "n_frames", 1) > 1:
+            raise Refused(f"{path.name} is animated and cannot be turned.", code="not_possible")
+        upright = ImageOps.exif_transpose(image)
+        kind, extra = image.format, dict(_QUALITY.get(image.format, {}))
+        if image.format == "PNG":
+            extra["pnginfo"] = _texts(image)
+        if image.format in ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "AVIF"):
+            extra["icc_profile"] = image.info.get("icc_profile")
+        if image.format in ("JPEG", "MPO", "WEBP"):
+            extra["exif"] = upright.getexif().tobytes()
+        buffer = io.BytesIO()
+        upright.transpose(TURNS[degrees]).save(buffer, "JPEG" if kind == "MPO" else kind, **extra)
+    return buffer.getvalue()
+
+
+def preview(path: Path, side_px: int = 1280) -> bytes:
+    """Return a JPEG of the whole picture, upright, at most `side_px` a side."""
+    return _jpeg(look(path, side_px)[1])
+
+
+def trained_view(path: Path, bucket: Bucket) -> bytes:
+    """Return a JPEG of exactly what the trainer gets from a picture: scaled to its bucket and cropped."""
+    with opened(path):                                                             # refused with a reason when it is no picture
+        pixels, _ = load_pixels(path, bucket)
+    return _jpeg(Image.fromarray(((pixels.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()))
+
+
+def prompt_of(path: Path) -> str:
+    """Return the prompt that a picture was generated with, as a caption: no weights, no `<lora:…>`; empty when it carries none.
+
+    The WebUI writes it into PNGs as the text "parameters", into JPEG and WebP as the EXIF field UserComment.
+    """
+    with opened(path) as image:
+        text = image.info.get("parameters") or _comment(image)
+    if not isinstance(text, str):
+        return ""
+    prompt = re.split(r"\n(?:Negative prompt:|Steps: \d)", f"\n{text}", maxsplit=1)[0]
+    prompt = re.sub(r"<\w+:[^<>]*>", "", prompt)
+    prompt = re.sub(r":\s*[\d.]+\s*(?=[)\]])", "", prompt)
+    prompt = re.sub(r"(?<!\\)[()\[\]]", "", prompt)
+    tags = (" ".join(tag.split()) for tag in prompt.split(","))
+    return ", ".join(tag for tag in tags if tag)
+
+
+def _comment(image: Image.Image) -> str:
+    comment = image.getexif().get_ifd(_EXIF).get(_COMMENT, b"")
+    if not isinstance(comment, bytes):
+        return str(comment)
+    kind, text = comment[:8], comment[8:]
+    return text.decode("utf-16-be" if kind.startswith(b"UNICODE") else "utf-8", errors="ignore").strip("\x00")
+
+
+def _texts(image: Image.Image) -> PngInfo:
+    texts = PngInfo()
+    for key, value in getattr(image, "text", {}).items():
+        texts.add_text(key, value)
+    return texts
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()

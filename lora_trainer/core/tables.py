@@ -1,0 +1,225 @@
+"""Tables of captions: metadata.csv (`filename,prompt`) and metadata.jsonl (`file_name,text`), read line by line and written.
+
+Whatever is wrong with a line is said with its number, and costs that line only.
+"""
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import pandas
+
+from .encodings import decode, guess_encoding
+from .errors import Refused
+
+TABLE_NAMES = ("metadata.csv", "metadata.jsonl")
+COLUMNS = (("filename", "prompt"), ("file_name", "text"))      # lora-scripts', and Hugging Face datasets'
+DELIMITERS = ",;\t"                                            # the latter two are what spreadsheets write in some countries
+LARGEST_CAPTION_BYTES = 100_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A caption, the picture as the table names it, and the line (from 1) where it begins."""
+    line: int
+    filename: str
+    caption: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LineProblem:
+    """A line that cannot be used, and why."""
+    line: int
+    message: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What a file holds: the encoding it was read in, its rows, and the lines that could not be used."""
+    encoding: str
+    rows: list[Row]
+    problems: list[LineProblem]
+
+
+def parse_table(name: str, data: bytes, *, encoding: str | None = None) -> Table:
+    """Read a table from a file's name and content; raises `Refused` when it is none at all, or not in the encoding given."""
+    text = decode(data, encoding)
+    read = _read_json_lines if name.lower().endswith((".jsonl", ".json")) else _read_csv
+    rows, problems = read(name, text)
+    return Table(encoding or guess_encoding(data), rows, problems)
+
+
+def match_rows(table: Table, filenames: Iterable[str]) -> tuple[dict[str, Row], list[LineProblem]]:
+    """Find the picture that each row means. Returns rows by picture, and the lines that name none, or one that had its caption already.
+
+    A name may be a path of another machine: what counts is its end. `..` in it is refused.
+    """
+    pictures, found, problems = _Pictures(filenames), {}, []
+    for row in table.rows:
+        try:
+            filename = pictures.find(row.filename)
+        except Refused as error:
+            problems.append(LineProblem(row.line, error.message))
+            continue
+        first = found.setdefault(filename, row)
+        if first is not row and first.caption != row.caption:
+            problems.append(LineProblem(row.line, f"{row.filename} has another caption already in line {first.line}, which counts."))
+    return found, problems
+
+
+def read_table(path: Path) -> dict[str, str]:
+    """Read a table to captions by file name, folders dropped; raises `Refused` naming the first line that is wrong."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(f"The caption table {path} cannot be read: {error.strerror}.") from error
+    table = parse_table(path.name, data)
+    if table.problems:
+        raise _unreadable(f"Line {table.problems[0].line} of the caption table {path.name}: {table.problems[0].message}")
+    return {PureWindowsPath(row.filename).name: row.caption for row in table.rows}
+
+
+def find_table(folder: Path, metadata_path: str = "") -> dict[str, str]:
+    """Read the table a user names, or the one that lies in the folder, or none."""
+    if metadata_path:
+        return read_table(Path(metadata_path))
+    return next((read_table(folder / name) for name in TABLE_NAMES if (folder / name).is_file()), {})
+
+
+def format_csv(captions: Mapping[str, str]) -> bytes:
+    """Return a metadata.csv, UTF-8, of captions by file name."""
+    frame = pandas.DataFrame({"filename": list(captions.keys()), "prompt": list(captions.values())})
+    return frame.to_csv(index=False, lineterminator="\n").encode("utf-8")
+
+
+def format_jsonl(captions: Mapping[str, str]) -> bytes:
+    """Return a metadata.jsonl, UTF-8, of captions by file name."""
+    return "".join(json.dumps({"file_name": name, "text": text}, ensure_ascii=False) + "\n" for name, text in captions.items()).encode("utf-8")
+
+
+# --- Reading -------------------------------------------------------------------------------------------------------------
+
+def _read_csv(name: str, text: str) -> tuple[list[Row], list[LineProblem]]:
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = next((each for each in DELIMITERS if _columns(_split(header, each))), None)
+    if delimiter is None:
+        raise _unreadable(f"The caption table {name} has the columns {', '.join(_split(header, ',')[:8])[:200] or '(none)'}; expected filename and prompt.")
+    reader = csv.reader(io.StringIO(text.lstrip("\r\n"), newline=""), delimiter=delimiter, strict=True)
+    skipped = text[:len(text) - len(text.lstrip("\r\n"))].count("\n")
+    rows, problems, columns, width, line = [], [], None, 0, 1 + skipped
+    while True:
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return rows, problems
+        except csv.Error as error:
+            problems.append(LineProblem(line, f"a quotation mark is not closed, or stands in the wrong place ({error}); nothing from here on was read."))
+            return rows, problems
+        if columns is None:
+            columns, width = _columns(fields), len(fields)
+        elif fields:
+            _take(fields, columns, width, line, rows, problems)
+        line = 1 + skipped + reader.line_num
+
+
+def _take(fields: list[str], columns: tuple[int, int], width: int, line: int, rows: list[Row], problems: list[LineProblem]) -> None:
+    if len(fields) != width:
+        advice = "put captions with commas into double quotes" if len(fields) > width else "a field is missing"
+        problems.append(LineProblem(line, f"has {len(fields)} fields, but the header has {width}; {advice}."))
+        return
+    _add(line, fields[columns[0]], fields[columns[1]], rows, problems)
+
+
+def _read_json_lines(name: str, text: str) -> tuple[list[Row], list[LineProblem]]:
+    rows, problems = [], []
+    for line, source in enumerate(text.split("\n"), start=1):                      # not splitlines(): U+2028 may stand in a caption
+        if not source.strip():
+            continue
+        try:
+            found = json.loads(source)
+            columns = _columns(list(found)) if isinstance(found, dict) else None
+        except ValueError as error:
+            problems.append(LineProblem(line, f"is not a JSON object: {error}."))
+            continue
+        if columns is None:
+            problems.append(LineProblem(line, "is not a JSON object with file_name and text."))
+            continue
+        values = list(found.values())
+        _add(line, values[columns[0]], values[columns[1]], rows, problems)
+    if not rows and problems:
+        raise _unreadable(f"{name} is not a caption table: line {problems[0].line} {problems[0].message}")
+    return rows, problems
+
+
+def _add(line: int, filename: Any, caption: Any, rows: list[Row], problems: list[LineProblem]) -> None:
+    if not isinstance(filename, str) or not isinstance(caption, str):
+        problems.append(LineProblem(line, "the file name and the caption must be text."))
+    elif not filename.strip():
+        problems.append(LineProblem(line, "the file name is empty."))
+    elif "\x00" in caption or not _is_unicode(caption) or len(caption.encode("utf-8")) > LARGEST_CAPTION_BYTES:
+        problems.append(LineProblem(line, f"the caption is not text of at most {LARGEST_CAPTION_BYTES // 1000} kB."))
+    else:
+        rows.append(Row(line, filename.strip(), " ".join(caption.split())))
+
+
+def _columns(names: list[str]) -> tuple[int, int] | None:
+    """Return where the file name and the caption stand."""
+    plain = [name.strip().lower() if isinstance(name, str) else "" for name in names]
+    return next(((plain.index(first), plain.index(second)) for first, second in COLUMNS if first in plain and second in plain), None)
+
+
+def _split(header: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([header], delimiter=delimiter), [])
+    except csv.Error:                                                              # it has a NUL: no table at all
+        return []
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:                                                     # half of a surrogate pair, which JSON can spell
+        return False
+    return True
+
+
+def _unreadable(message: str) -> Refused:
+    return Refused(message, field="metadata_path", code="unreadable_table")
+
+
+class _Pictures:
+    """Finds the picture that a table's path means: the longest common end of both paths decides."""
+
+    def __init__(self, filenames: Iterable[str]) -> None:
+        self._by_name: dict[str, list[str]] = {}
+        for filename in filenames:
+            name = PureWindowsPath(filename).name.casefold()
+            for key in {name, PureWindowsPath(name).stem}:                         # kohya's tables leave the ending out
+                self._by_name.setdefault(key, []).append(filename)
+
+    def find(self, written: str) -> str:
+        """Return the picture; raises `Refused` when there is none, or more than one."""
+        path = PureWindowsPath(written)
+        if ".." in path.parts:
+            raise Refused(f"{written[:100]} leads out of the data set by `..`.")
+        fitting = self._by_name.get(path.name.casefold(), [])
+        if len(fitting) > 1:
+            ends = {filename: _common_end(PureWindowsPath(filename).parts, path.parts) for filename in fitting}
+            fitting = [filename for filename, length in ends.items() if length == max(ends.values())]
+        if not fitting:
+            raise Refused(f"there is no picture {written[:100]} here.")
+        if len(fitting) > 1:
+            raise Refused(f"{written[:100]} may mean {' or '.join(fitting[:3])}.")
+        return fitting[0]
+
+
+def _common_end(first: tuple[str, ...], second: tuple[str, ...]) -> int:
+    count = 0
+    for one, other in zip(reversed(first), reversed(second)):
+        if one.casefold() != other.casefold():
+            break
+        count += 1
+    return count

@@ -1,0 +1,288 @@
+"""Steps that can be undone: texts, files that come, go and change places, another program in between, and death at any instant."""
+import os
+import random
+import signal
+import sqlite3
+import sys
+import time
+
+import pytest
+
+from lora_trainer.core.errors import Refused
+from lora_trainer.core.history import MOST_STEPS, Change, ChangedMeanwhile, History
+
+
+@pytest.fixture
+def place(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def history(place, tmp_path):
+    opened = History(place, tmp_path / "home")
+    yield opened
+    opened.close()
+
+
+def text(place, name, content=b"old\n"):
+    (place / name).write_bytes(content)
+    return name
+
+
+def test_undo_and_redo_give_back_the_very_bytes(history, place):
+    gbk = "一只猫\r\n".encode("gb18030")
+    text(place, "a.txt", gbk)
+    history.run("first", [Change("a.txt", gbk, b"new\n"), Change("b.txt", None, b"made\n")])
+    assert (place / "a.txt").read_bytes() == b"new\n" and (place / "b.txt").read_bytes() == b"made\n"
+    assert history.labels() == {"undo": "first", "redo": None}
+    assert history.undo().paths == ["b.txt", "a.txt"]
+    assert (place / "a.txt").read_bytes() == gbk and not (place / "b.txt").exists() and history.labels() == {"undo": None, "redo": "first"}
+    history.redo()
+    assert (place / "a.txt").read_bytes() == b"new\n" and (place / "b.txt").read_bytes() == b"made\n"
+
+
+def test_steps_are_undone_newest_first_and_redone_oldest_first(history, place):
+    text(place, "a.txt", b"0")
+    for number in range(3):
+        history.run(f"step {number}", [Change("a.txt", b"%d" % number, b"%d" % (number + 1))])
+    assert [history.undo().label for _ in range(2)] == ["step 2", "step 1"] and (place / "a.txt").read_bytes() == b"1"
+    assert [history.redo().label for _ in range(2)] == ["step 1", "step 2"] and (place / "a.txt").read_bytes() == b"3"
+
+
+def test_a_new_step_ends_what_could_be_done_again(history, place):
+    text(place, "a.txt")
+    history.run("one", [Change("a.txt", b"old\n", b"one")])
+    history.undo()
+    history.run("two", [Change("a.txt", b"old\n", b"two")])
+    assert history.labels() == {"undo": "two", "redo": None}
+    with pytest.raises(Refused, match="nothing to do again"):
+        history.redo()
+
+
+def test_nothing_to_undo_and_an_empty_step_leaves_no_trace(history):
+    history.run("nothing", [])
+    with pytest.raises(Refused, match="nothing to undo"):
+        history.undo()
+
+
+def test_nothing_is_written_over_what_another_program_wrote(history, place):
+    text(place, "a.txt")
+    text(place, "b.txt")
+    with pytest.raises(ChangedMeanwhile):
+        history.run("edit", [Change("b.txt", b"old\n", b"new"), Change("a.txt", b"something else", b"new")])
+    assert (place / "b.txt").read_bytes() == b"old\n" and history.labels()["undo"] is None
+    history.run("edit", [Change("a.txt", b"old\n", b"new"), Change("b.txt", b"old\n", b"new")])
+    (place / "a.txt").write_bytes(b"by another")
+    with pytest.raises(ChangedMeanwhile) as caught:
+        history.undo()
+    assert caught.value.paths == ["a.txt"] and (place / "b.txt").read_bytes() == b"new"
+    assert history.undo(if_changed="skip").skipped == ["a.txt"]
+    assert (place / "a.txt").read_bytes() == b"by another" and (place / "b.txt").read_bytes() == b"old\n"
+
+
+def test_undo_overwrites_when_told_to(history, place):
+    text(place, "a.txt")
+    history.run("edit", [Change("a.txt", b"old\n", b"new")])
+    (place / "a.txt").write_bytes(b"by another")
+    history.undo(if_changed="overwrite")
+    assert (place / "a.txt").read_bytes() == b"old\n"
+    with pytest.raises(Refused, match="expected refuse, skip or overwrite"):
+        history.redo(if_changed="maybe")
+
+
+def test_a_file_goes_to_the_trash_and_comes_back(history, place):
+    (place / "a.png").write_bytes(b"picture")
+    key = history.put_aside("10_cat/a.png")
+    history.run("delete", [Change("a.png", key, None)])
+    assert not (place / "a.png").exists() and (history.trash / key).read_bytes() == b"picture" and key.startswith("a.") and key.endswith(".png")
+    history.undo()
+    assert (place / "a.png").read_bytes() == b"picture" and list(history.trash.iterdir()) == []
+
+
+def test_a_file_that_took_the_place_of_a_deleted_one_is_not_lost(history, place):
+    (place / "a.png").write_bytes(b"picture")
+    history.run("delete", [Change("a.png", history.put_aside("a.png"), None)])
+    (place / "a.png").write_bytes(b"another")
+    with pytest.raises(ChangedMeanwhile):
+        history.undo()
+    history.undo(if_changed="overwrite")
+    assert (place / "a.png").read_bytes() == b"picture" and [path.read_bytes() for path in history.trash.iterdir()] == [b"another"]
+
+
+def test_replaced_content_and_rename_change_places(history, place):
+    (place / "a.png").write_bytes(b"upright")
+    history.run("rotate", [Change("a.png", history.put_aside("a.png"), history.stage("a.png", b"turned"))])
+    key = history.put_aside("a.png")
+    history.run("rename", [Change("a.png", key, None), Change("b.png", None, key)])
+    assert (place / "b.png").read_bytes() == b"turned" and not (place / "a.png").exists()
+    history.undo()
+    history.undo()
+    assert (place / "a.png").read_bytes() == b"upright" and not (place / "b.png").exists()
+    history.redo()
+    history.redo()
+    assert (place / "b.png").read_bytes() == b"turned"
+
+
+def test_what_an_undone_step_had_staged_goes_with_it(history, place):
+    (place / "a.png").write_bytes(b"upright")
+    history.run("rotate", [Change("a.png", history.put_aside("a.png"), history.stage("a.png", b"turned"))])
+    history.undo()
+    assert [path.read_bytes() for path in history.trash.iterdir()] == [b"turned"]
+    text(place, "a.txt")
+    history.run("other", [Change("a.txt", b"old\n", b"new")])
+    assert list(history.trash.iterdir()) == [] and (place / "a.png").read_bytes() == b"upright"
+
+
+def test_a_step_done_bit_by_bit_is_one_step_and_marks_what_is_automatic(history, place):
+    with history.step("captioner") as apply:
+        apply([Change("a.txt", None, b"a cat\n")], automatic=True)
+        apply([Change("b.txt", None, b"a dog\n")], automatic=True)
+    assert set(history.automatic()) == {"a.txt", "b.txt"}
+    assert sorted(history.undo().paths) == ["a.txt", "b.txt"] and list(place.iterdir()) == []
+
+
+def test_a_failing_step_keeps_what_it_did_and_can_be_undone(history, place):
+    with pytest.raises(RuntimeError), history.step("captioner") as apply:
+        apply([Change("a.txt", None, b"a cat\n")])
+        raise RuntimeError
+    assert history.undo().paths == ["a.txt"]
+
+
+def test_old_steps_are_forgotten_and_the_trash_is_not(history, place, monkeypatch):
+    monkeypatch.setattr("lora_trainer.core.history.MOST_STEPS", 2)
+    (place / "a.png").write_bytes(b"picture")
+    history.run("delete", [Change("a.png", history.put_aside("a.png"), None)])
+    for number in range(3):
+        history.run(f"{number}", [Change(f"{number}.txt", None, b"x")])
+    assert [history.undo().label for _ in range(2)] == ["2", "1"]
+    with pytest.raises(Refused):
+        history.undo()
+    assert len(list(history.trash.iterdir())) == 1 and MOST_STEPS >= 100
+
+
+def test_the_history_survives_a_restart(history, place, tmp_path):
+    text(place, "a.txt")
+    history.run("edit", [Change("a.txt", b"old\n", b"new")])
+    again = History(place, tmp_path / "home")
+    again.undo()
+    again.close()
+    assert (place / "a.txt").read_bytes() == b"old\n"
+
+
+# --- Death at any instant ------------------------------------------------------------------------------------------------
+
+FILES = 500
+fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+
+
+def in_a_child(work, seconds):
+    """Run `work` in a process of its own and kill it after some seconds; returns whether it was killed before its end."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    time.sleep(seconds)
+    os.kill(pid, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+
+
+@fork
+def test_killed_in_the_middle_of_a_bulk_edit(place, tmp_path):
+    """Each file holds the old text or the new one, whole; the next start completes the step, and undo takes all of it back."""
+    old = {f"{number:03}.txt": b"zib, number %d\n" % number for number in range(FILES)}
+    new = {name: b"best quality, " + content for name, content in old.items()}
+    for name, content in old.items():
+        text(place, name, content)
+    draws, halfway = random.Random(20), 0
+    for _ in range(12):
+        def work():
+            History(place, tmp_path / "home").run("bulk", [Change(name, old[name], new[name]) for name in old])
+        in_a_child(work, draws.uniform(0.005, 0.4))
+        found = {name: (place / name).read_bytes() for name in old}
+        assert all(found[name] in (old[name], new[name]) for name in old)
+        halfway += 0 < sum(found[name] == new[name] for name in old) < FILES
+        history = History(place, tmp_path / "home")
+        found = {name: (place / name).read_bytes() for name in old}
+        if history.labels()["undo"]:
+            assert found == new
+            history.undo()
+        assert {name: (place / name).read_bytes() for name in old} == old
+        assert {path.name for path in place.iterdir() if not path.name.endswith(".tmp")} == set(old)
+        history.close()
+    assert halfway >= 2, f"only {halfway} of 12 kills met the writing: the test shows nothing"
+
+
+@fork
+def test_killed_in_the_middle_of_undo(place, tmp_path):
+    names = [f"{number:03}.txt" for number in range(200)]
+    for name in names:
+        text(place, name)
+    history = History(place, tmp_path / "home")
+    history.run("bulk", [Change(name, b"old\n", b"new\n") for name in names])
+    history.close()
+    draws = random.Random(5)
+    for _ in range(5):
+        in_a_child(lambda: History(place, tmp_path / "home").undo(), draws.uniform(0.005, 0.15))
+        history = History(place, tmp_path / "home")
+        contents = {(place / name).read_bytes() for name in names}
+        assert contents == ({b"new\n"} if history.labels()["undo"] else {b"old\n"})
+        if history.labels()["redo"]:
+            history.redo()
+        history.close()
+
+
+@pytest.mark.parametrize("dies_after", range(6))
+def test_killed_between_the_moves_of_files(place, tmp_path, monkeypatch, dies_after):
+    """A rename, a rotation and a deletion in one step, cut after each single move: the next start completes it, undo takes it back."""
+    from lora_trainer.core import history as module
+    for name in "rgt":
+        (place / f"{name}.png").write_bytes(name.encode())
+    history = History(place, tmp_path / "home")
+    key = history.put_aside("r.png")
+    changes = [Change("r.png", key, None), Change("new.png", None, key), Change("t.png", history.put_aside("t.png"), history.stage("t.png", b"turned")),
+               Change("g.png", history.put_aside("g.png"), None)]
+    left = [dies_after]
+
+    class Died(BaseException):
+        pass
+
+    def guarded(real):
+        def move(source, target):
+            if not left[0]:
+                raise Died
+            left[0] -= 1
+            real(source, target)
+        return move
+    for name in ("_move_file", "_copy_file"):
+        monkeypatch.setattr(module, name, guarded(getattr(module, name)))
+    monkeypatch.setattr(History, "_finish", lambda self, step: None)               # a dead process finishes nothing
+    try:
+        history.run("all", changes)
+    except Died:
+        pass
+    monkeypatch.undo()
+    history.close()
+    again = History(place, tmp_path / "home")
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == {"new.png": b"r", "t.png": b"turned"}
+    again.undo()
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == {"r.png": b"r", "g.png": b"g", "t.png": b"t"}
+    again.close()
+
+
+def test_the_step_is_on_disk_before_the_first_file(place, tmp_path, monkeypatch):
+    """Otherwise nothing could be completed or undone after a crash."""
+    history = History(place, tmp_path / "home")
+    seen = []
+
+    def write(self, changes):
+        with sqlite3.connect(tmp_path / "home" / "history.sqlite3") as other:
+            seen.extend(other.execute("select path, after from changes").fetchall())
+        other.close()
+    monkeypatch.setattr(History, "_write", write)
+    history.run("edit", [Change("a.txt", None, b"new")])
+    history.close()
+    assert seen == [("a.txt", b"new")] and sys.version_info >= (3, 10)

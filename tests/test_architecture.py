@@ -7,20 +7,22 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "lora_trainer"
-ENTRIES = {f"{PACKAGE}.__main__", f"{PACKAGE}.demo.pretrain", f"{PACKAGE}.bench"}
-# What a part may import besides itself. `demo` lends its vocabulary writer to hosts and its commands to the command line.
+ENTRIES = {f"{PACKAGE}.__main__", f"{PACKAGE}.demo.pretrain", f"{PACKAGE}.demo.pretrain_clip", f"{PACKAGE}.bench"}
+WEBUI = {f"{PACKAGE}.hosts.webui", f"{PACKAGE}.hosts.webui_guard", f"{PACKAGE}.hosts.webui_captioners"}
+# What a part may import besides itself. `demo` lends its vocabulary writer to hosts, its CLIP to captioners and its commands to the command line.
 MAY_IMPORT = {
     "core": set(),
-    "captioning": {"core"},
+    "captioning": {"core", "demo"},
     "jobs": {"core", "captioning"},
     "interfaces": {"core", "captioning", "jobs", "demo", "bench"},
-    "hosts": {"core", "jobs", "demo"},
+    "hosts": {"core", "captioning", "jobs", "demo"},
     "demo": {"core", "jobs"},
 }
-CORE_PACKAGES = {"torch", "peft", "safetensors", "numpy", "pandas", "PIL", "yaml", "tomli", "tomllib"}
+CORE_PACKAGES = {"torch", "peft", "safetensors", "numpy", "pandas", "PIL", "yaml", "tomli", "tomllib", "regex", "charset_normalizer"}
 PLACES = {
-    "modules": {f"{PACKAGE}.hosts.webui"}, "ldm": {f"{PACKAGE}.hosts.webui"}, "sgm": {f"{PACKAGE}.hosts.webui"},
-    "gradio": {f"{PACKAGE}.interfaces"}, "uvicorn": {f"{PACKAGE}.interfaces"}, "fastapi": {f"{PACKAGE}.interfaces", f"{PACKAGE}.hosts.webui"},
+    "modules": WEBUI, "ldm": {f"{PACKAGE}.hosts.webui"}, "sgm": {f"{PACKAGE}.hosts.webui"},
+    "gradio": {f"{PACKAGE}.interfaces"}, "uvicorn": {f"{PACKAGE}.interfaces"}, "fastapi": {f"{PACKAGE}.interfaces", f"{PACKAGE}.hosts.webui_guard"},
+    "open_clip": {f"{PACKAGE}.captioning", f"{PACKAGE}.demo.pretrain_clip"}, "timm": {f"{PACKAGE}.captioning"}, "huggingface_hub": {f"{PACKAGE}.captioning"},
     "diffusers": {f"{PACKAGE}.hosts.standalone", f"{PACKAGE}.demo.pretrain", f"{PACKAGE}.bench"},
 }
 LOWEST = {"errors", "layouts"}                 # import nothing of ours

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import os
 import re
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -298,8 +299,8 @@ class DataSetEditor:
             self._history.run(label, list({change.path: change for change in changes}.values()))       # two pictures may share a caption file
         except ChangedMeanwhile as error:
             raise self._conflict(error) from error
-        except OSError as error:
-            raise Refused(f"Not everything could be written: {error.strerror or error}. Undo takes back what was.", code="cannot_save") from error
+        except (OSError, sqlite3.Error) as error:
+            raise _not_written(error, " Undo takes back what was.") from error
         return self._edited(label, [change.path for change in changes])
 
     def _turn(self, turn: Callable[..., Outcome], if_changed: str) -> dict[str, Any]:
@@ -308,8 +309,8 @@ class DataSetEditor:
                 outcome = turn(if_changed=if_changed)
             except ChangedMeanwhile as error:
                 raise self._conflict(error) from error
-            except OSError as error:
-                raise Refused(f"Not everything could be written: {error.strerror or error}.", code="cannot_save") from error
+            except (OSError, sqlite3.Error) as error:
+                raise _not_written(error) from error
             pictures_of = self._pictures_by_sidecar() if outcome.skipped else {}
             skipped = [filename for path in outcome.skipped for filename in pictures_of.get(path, [path])]
             return {**self._edited(outcome.label, outcome.paths), "skipped": skipped}
@@ -363,6 +364,10 @@ def safe_filename(filename: str) -> str:
 def _check_caption(filename: str, caption: Any) -> None:
     if not isinstance(caption, str) or not is_plain_text(caption) or len(caption.encode("utf-8", "replace")) > LARGEST_CAPTION_BYTES:
         raise Refused(f"The caption of {filename} is not text of at most {LARGEST_CAPTION_BYTES // 1000} kB.", field="changes", code="bad_value")
+
+
+def _not_written(error: Exception, advice: str = "") -> Refused:
+    return Refused(f"Not everything could be written: {getattr(error, 'strerror', None) or error}.{advice}", code="cannot_save")
 
 
 def _count(items: Sequence | Mapping) -> str:

@@ -9,7 +9,6 @@ import io
 import json
 import logging
 import os
-import sqlite3
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +17,14 @@ import numpy as np
 from PIL import Image
 
 from .captions import write_atomically
+from .database import open_database
 from .dataset import Facts, look, remember
 from .errors import Refused
 
 log = logging.getLogger(__name__)
 THUMBNAIL_PX = 256
 HASH_PX, FREQUENCIES, MOSAIC = 32, 8, 8
-ALIKE_BITS, ALIKE_COLOURS = 8, 10.0                            # of 63 bits, and of 255: measured on crops, re-saves and different pictures
+ALIKE_BITS, ALIKE_COLOURS = 12, 20.0                           # of 63 bits, and of 255; docs/log.md has what they catch
 _TABLE = """create table if not exists pictures (path text primary key, mtime_ns integer not null, size integer not null, width integer, height integer,
     remarks text not null, problem text, hash blob, mosaic blob)"""
 
@@ -44,11 +44,7 @@ class Examination:
     def __init__(self, home: Path) -> None:
         self._home, self._lock, self._thread, self._closing = home, threading.Lock(), None, threading.Event()
         self._wanted: list[Path] = []
-        home.mkdir(parents=True, exist_ok=True)
-        self._database = sqlite3.connect(home / "examined.sqlite3", check_same_thread=False, isolation_level=None, timeout=30)
-        self._database.execute("pragma journal_mode=wal")
-        self._database.execute("pragma synchronous=off")                           # it can all be found out again
-        self._database.execute(_TABLE)
+        self._database = open_database(home / "examined.sqlite3", _TABLE, durable=False)       # it can all be found out again
         self._known = {row[0]: (row[1], row[2], _finding(row)) for row in self._database.execute("select * from pictures")}
 
     def findings(self, pictures: Sequence[Path]) -> dict[Path, Finding]:
@@ -133,7 +129,7 @@ class Examination:
 
     def _keep(self, path: Path, stat: os.stat_result, finding: Finding) -> None:
         facts, problem = finding.facts or Facts(0, 0), finding.problem and json.dumps([finding.problem.message, finding.problem.code])
-        with self._lock:
+        with self._lock, self._database:
             self._known[str(path)] = (stat.st_mtime_ns, stat.st_size, finding)
             if not self._closing.is_set():
                 self._database.execute("insert or replace into pictures values (?, ?, ?, ?, ?, ?, ?, ?, ?)",

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from .captions import content_of, replace_file, write_atomically
+from .database import open_database
 from .errors import Refused
 
 log = logging.getLogger(__name__)
@@ -69,8 +70,7 @@ class History:
     def __init__(self, folder: Path, home: Path) -> None:
         self._folder, self._home, self.trash = folder, home, home / "trash"
         self._lock, self._running = threading.RLock(), set()
-        home.mkdir(parents=True, exist_ok=True)
-        self._database = _open(home / DATABASE)
+        self._database = open_database(home / DATABASE, _TABLES)
         self._recover()
 
     def labels(self) -> dict[str, str | None]:
@@ -173,7 +173,11 @@ class History:
             raise ChangedMeanwhile(changed)
         wanted = [change for change in changes if if_changed == "overwrite" or change.path not in changed]
         self._set_state(step["id"], underway)
-        self._write(wanted)
+        try:
+            self._write(wanted)
+        except BaseException:                                                      # the disk is full, say: it can be tried again
+            self._set_state(step["id"], step["state"])
+            raise
         self._set_state(step["id"], ended)
         return Outcome(step["label"], [change.path for change in wanted], changed if if_changed == "skip" else [])
 
@@ -269,16 +273,6 @@ class History:
 def digest(data: bytes) -> str:
     """Name a text's exact content in 16 hexadecimal digits."""
     return hashlib.blake2b(data, digest_size=8).hexdigest()
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, check_same_thread=False, timeout=30)
-    database.row_factory = sqlite3.Row
-    database.execute("pragma journal_mode=wal")
-    database.execute("pragma synchronous=full")
-    database.execute("pragma foreign_keys=on")
-    database.executescript(_TABLES)
-    return database
 
 
 def _move_file(source: Path, target: Path) -> None:

@@ -6,6 +6,7 @@
 import hashlib
 import json
 import re
+import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -80,7 +81,11 @@ class Library:
             if editor is None or editor.folder != folder or not editor.alive():
                 if editor is not None:
                     editor.close()
-                editor = self._editors[name] = DataSetEditor(name, folder, self._own(name), count_tokens=self._count_tokens)
+                try:
+                    editor = self._editors[name] = DataSetEditor(name, folder, self._own(name), count_tokens=self._count_tokens)
+                except (OSError, sqlite3.Error) as error:
+                    raise Refused(f"The history of {name} cannot be written in {self._own(name)}: {getattr(error, 'strerror', None) or error}.",
+                                  code="cannot_save") from error
             return editor
 
     def describe(self, name: str) -> dict:

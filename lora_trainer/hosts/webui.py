@@ -1,18 +1,15 @@
-"""The host that lives in AUTOMATIC1111's WebUI: trains the checkpoint that is loaded there. The only file that imports `modules`.
+"""The host that lives in AUTOMATIC1111's WebUI: trains the checkpoint that is loaded there. Only the files webui*.py import `modules`.
 
 `WebUIHost.borrow_model()` waits for its turn, brings the model into a known state by one small context manager for each concern,
 and takes every one of them back. What the WebUI does, with file and line of its version 1.10.1, decides what is a concern.
 """
-import base64
-import binascii
 import contextlib
 import functools
-import hmac
 import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +18,15 @@ import ldm.modules.diffusionmodules.model
 import sgm.modules.attention
 import sgm.modules.diffusionmodules.model
 import torch
-from fastapi import HTTPException
-from starlette.requests import HTTPConnection
 
-from modules import (call_queue, devices, extra_networks, launch_utils, paths, processing, sd_hijack, sd_hijack_optimizations, sd_models, sd_unet, shared)
+from modules import (call_queue, devices, extra_networks, launch_utils, lowvram, paths, processing, sd_hijack, sd_hijack_optimizations, sd_models, sd_unet, shared)
 
 from ..core.contracts import BaseModel, Conditioning, Host, ModelStatus, Size
 from ..core.errors import Refused
 from ..core.layouts import unet_to_diffusers
 from ..core.precision import no_autocast
+from .webui_captioners import webui_captioners
+from .webui_guard import allowed_roots
 
 log = logging.getLogger(__name__)
 
@@ -335,6 +332,26 @@ class WebUIHost(Host):
                 concerns.enter_context(concern(sd_model))
             yield FAMILIES[status.family](sd_model)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the WebUI's own captioners compute: `--use-cpu interrogate` counts for ours, too."""
+        return devices.device_interrogate
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Hold the queue; under --medvram and --lowvram the part of the checkpoint that is on the GPU makes room, as for Interrogate."""
+        with self._turn():
+            lowvram.send_everything_to_cpu()
+            yield
+
+    def wanted(self) -> bool:
+        """Tell whether somebody waits in the queue; its list of waiters is private, and where it is not to be seen somebody always may."""
+        waiting = getattr(call_queue.queue_lock, "_pending_threads", None)
+        return waiting is None or len(waiting) > 0
+
+    def captioners(self) -> list[Any]:
+        return webui_captioners(self._turn)
+
     def register(self, path: Path) -> None:
         with self._turn():
             remove_loras(list(sd_models.model_data.loaded_sd_models))
@@ -398,40 +415,3 @@ def training_service() -> Any:
     from ..jobs.service import TrainingService
     host = WebUIHost()
     return TrainingService(host, allowed_roots=allowed_roots(host))
-
-
-# --- Who may ask, and for what -------------------------------------------------------------------------------------------
-
-def make_guard(app: Any) -> Callable[[HTTPConnection], None]:
-    """Return a FastAPI dependency that lets in who the WebUI would: by --api-auth, by the login of --gradio-auth, or everyone where neither is set."""
-    credentials = [entry.encode() for entry in (shared.cmd_opts.api_auth or "").split(",") if entry]
-
-    def guard(connection: HTTPConnection) -> None:
-        login = getattr(app, "auth", None) is not None
-        if not credentials and not login:
-            return
-        cookie = connection.cookies.get("access-token") or connection.cookies.get("access-token-unsecure")
-        if login and cookie is not None and app.tokens.get(cookie) is not None:
-            return
-        given = _basic(connection.headers.get("authorization", ""))
-        if given and any([hmac.compare_digest(given, known) for known in credentials]):
-            return
-        raise HTTPException(401, "Log in to the WebUI, or send the user and password of --api-auth.", headers={"WWW-Authenticate": "Basic"} if credentials else None)
-
-    return guard
-
-
-def _basic(header: str) -> bytes:
-    """Return `user:password` of an HTTP Basic header (RFC 7617), or nothing."""
-    kind, _, encoded = header.partition(" ")
-    try:
-        return base64.b64decode(encoded, validate=True) if kind.lower() == "basic" else b""
-    except (binascii.Error, ValueError):
-        return b""
-
-
-def allowed_roots(host: Host) -> list[Path] | None:
-    """Return the folders that requests may name: None, for any, where only this machine reaches the WebUI."""
-    if not shared.cmd_opts.webui_is_non_local:
-        return None
-    return [host.data_dir, host.lora_dir, *(Path(folder).absolute() for folder in getattr(shared.cmd_opts, "train_lora_allowed_dirs", None) or ())]

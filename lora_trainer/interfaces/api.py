@@ -5,23 +5,23 @@ Host-agnostic: whoever mounts it brings the guard (who may ask) and the service 
 import io
 import logging
 from collections.abc import Callable
-from typing import Any, List
+from typing import Any
 from urllib.parse import urlparse
 
-from fastapi import APIRouter, Body, Depends, FastAPI, File, HTTPException, Request, Response, UploadFile
+from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
 from ..core.errors import Refused
-from ..core.library import LARGEST_UPLOAD_BYTES
 from ..jobs.service import TrainingService
+from . import captioning_api, datasets_api
+from .requests import number, text
 
 log = logging.getLogger(__name__)
 PREFIX = "/train-lora/v1"
 STATUS_CODES = {"not_found": 404, "name_taken": 409, "busy": 409, "exists": 409, "forbidden_path": 403, "not_trainable": 409, "cannot_save": 507,
-                "disk_full": 507, "too_large": 413}
-MOST_FILES = 1000
+                "disk_full": 507, "too_large": 413, "changed_meanwhile": 409, "nothing_to_undo": 409, "nothing_to_redo": 409}
 Guard = Callable[[Request], None]
 
 
@@ -36,7 +36,7 @@ class _Route(APIRoute):
                 _refuse_other_sites(request)
                 return await handle(request)
             except Refused as error:
-                return _error(STATUS_CODES.get(error.code, 422), error.code, error.message, error.field)
+                return _error(STATUS_CODES.get(error.code, 422), error.code, error.message, error.field, error.details)
             except RequestValidationError as error:
                 first = error.errors()[0]
                 where = [str(part) for part in first.get("loc", ()) if part not in ("body", "query", "path")]
@@ -65,7 +65,8 @@ def create_router(service: TrainingService, guard: Guard) -> APIRouter:
 
     router = APIRouter(prefix=PREFIX, route_class=_Route, dependencies=[Depends(guarded)], tags=["Train LoRA"])
     _add_information(router, service)
-    _add_datasets(router, service)
+    datasets_api.add_routes(router, service)
+    captioning_api.add_routes(router, service)
     _add_jobs(router, service)
     _add_generate(router, service)
     return router
@@ -85,51 +86,10 @@ def _add_information(router: APIRouter, service: TrainingService) -> None:
         return service.loras()
 
 
-def _add_datasets(router: APIRouter, service: TrainingService) -> None:
-    library = service.library
-
-    @router.get("/datasets")
-    def datasets() -> Any:
-        return library.all()
-
-    @router.post("/datasets", status_code=201)
-    def create_dataset(body: dict = Body(...)) -> Any:
-        return library.create(_text(body, "name", required=False), _text(body, "path", required=False))
-
-    @router.get("/datasets/{name}")
-    def dataset(name: str) -> Any:
-        return library.describe(name)
-
-    @router.post("/datasets/{name}/images")
-    def add_images(name: str, files: List[UploadFile] = File(...)) -> Any:
-        library.path(name)
-        if len(files) > MOST_FILES:
-            raise Refused(f"{len(files)} files at once; at most {MOST_FILES}.", field="files", code="too_large")
-        added, refused = [], []
-        for file in files:
-            try:
-                added.append(library.add(name, file.filename or "", file.file.read(LARGEST_UPLOAD_BYTES + 1)))
-            except Refused as error:
-                refused.append({"filename": file.filename, "reason": error.message})
-        return {"added": added, "refused": refused}
-
-    @router.patch("/datasets/{name}/captions")
-    def captions(name: str, body: dict = Body(...)) -> Any:
-        changes = body.get("changes")
-        if not isinstance(changes, dict):
-            raise Refused("`changes` must map file names to captions.", field="changes", code="bad_request")
-        return {"changed": library.set_captions(name, changes)}
-
-    @router.get("/datasets/{name}/thumbnails/{filename:path}")
-    def thumbnail(name: str, filename: str) -> Any:
-        return FileResponse(library.thumbnail(name, filename), media_type="image/jpeg",
-                            headers={"Cache-Control": "private, max-age=86400", "X-Content-Type-Options": "nosniff"})
-
-
 def _add_jobs(router: APIRouter, service: TrainingService) -> None:
     @router.post("/plan")
     def plan(body: dict = Body(...)) -> Any:
-        return service.plan(_config(body))
+        return service.plan(_config(body), thorough=False)                         # the page asks at every key press; its checks find damage
 
     @router.post("/jobs", status_code=201)
     def start(body: dict = Body(...)) -> Any:
@@ -158,10 +118,10 @@ def _add_generate(router: APIRouter, service: TrainingService) -> None:
         if service.current_job():
             raise Refused("A LoRA is being trained; pictures can be drawn when it has ended.", code="busy")
         size = service.host.default_size_px
-        image = service.host.generate(_text(body, "prompt"), negative_prompt=_text(body, "negative_prompt", required=False) or "",
-                                      seed=int(_number(body, "seed", 0, 0, 2**32 - 1)), steps=int(_number(body, "steps", 20, 1, 150)),
-                                      guidance=_number(body, "guidance", 7.0, 1.0, 30.0), width=int(_number(body, "width", size, 64, 2048)) // 8 * 8,
-                                      height=int(_number(body, "height", size, 64, 2048)) // 8 * 8)
+        image = service.host.generate(text(body, "prompt"), negative_prompt=text(body, "negative_prompt", required=False) or "",
+                                      seed=int(number(body, "seed", 0, 0, 2**32 - 1)), steps=int(number(body, "steps", 20, 1, 150)),
+                                      guidance=number(body, "guidance", 7.0, 1.0, 30.0), width=int(number(body, "width", size, 64, 2048)) // 8 * 8,
+                                      height=int(number(body, "height", size, 64, 2048)) // 8 * 8)
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         return Response(buffer.getvalue(), media_type="image/png")
@@ -176,22 +136,6 @@ def _config(body: dict) -> dict:
     return config
 
 
-def _text(body: dict, key: str, *, required: bool = True) -> str | None:
-    value = body.get(key)
-    if value is None and not required:
-        return None
-    if not isinstance(value, str) or len(value) > 20_000 or "\x00" in value:
-        raise Refused(f"`{key}` must be text.", field=key, code="bad_request")
-    return value
-
-
-def _number(body: dict, key: str, default: float, low: float, high: float) -> float:
-    value = body.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise Refused(f"`{key}` must be a number from {low:g} to {high:g}.", field=key, code="bad_value")
-    return value
-
-
 def _refuse_other_sites(request: Request) -> None:
     """A page of another site may not change anything here on behalf of somebody who is logged in."""
     origin = request.headers.get("origin")
@@ -202,5 +146,5 @@ def _refuse_other_sites(request: Request) -> None:
         raise HTTPException(403, "This request comes from another site. Behind a proxy, let it pass on the header Host or X-Forwarded-Host.")
 
 
-def _error(status: int, code: str, message: str, field: str | None = None) -> JSONResponse:
-    return JSONResponse({"error": {"code": code, "message": message, **({"field": field} if field else {})}}, status_code=status)
+def _error(status: int, code: str, message: str, field: str | None = None, details: dict[str, Any] | None = None) -> JSONResponse:
+    return JSONResponse({"error": {"code": code, "message": message, **({"field": field} if field else {}), **(details or {})}}, status_code=status)

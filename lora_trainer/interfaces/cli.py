@@ -1,4 +1,4 @@
-"""The command line: train, demo, demo-checkpoint, ui, bench. Knows no host; `__main__` brings one."""
+"""The command line: train, auto-label, demo, demo-checkpoint, ui, bench. Knows no host; `__main__` brings one."""
 import argparse
 import logging
 import sys
@@ -10,6 +10,7 @@ from ..core.config import TrainConfig, read_settings, schema
 from ..core.contracts import Host
 from ..core.errors import Refused
 from ..jobs.service import TrainingService
+from . import auto_label
 
 MakeHost = Callable[..., Host]
 
@@ -81,6 +82,10 @@ def _train(args: argparse.Namespace, make_host: MakeHost) -> int:
     return 0
 
 
+def _auto_label(args: argparse.Namespace, make_host: MakeHost) -> int:
+    return auto_label.run(args, make_host)
+
+
 def _demo(args: argparse.Namespace, make_host: MakeHost) -> int:
     from ..demo.run import run_demo
     service = run_demo(args.output, make_host, run_job, seed=args.seed)
@@ -125,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--verbose", action="store_true", help="also print the run's log")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
+    auto_label.add_arguments(_command(commands, "auto-label", _auto_label, "write captions for a folder of pictures"))
     demo = _command(commands, "demo", _demo, "train the embedded concept on the embedded checkpoint and judge the result")
     demo.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for the results (default: demo-output)")
     demo.add_argument("--seed", type=int, default=42)

@@ -17,7 +17,7 @@ def create_app(service: TrainingService) -> FastAPI:
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", LOOPBACK, "testserver"])
     api.mount(app, service)
     root = Path(str(resources.files("lora_trainer"))).parent
-    return tab.mount_page(app, javascript=root / "javascript" / "train_lora.js", style=root / "style.css")
+    return tab.mount_page(app, javascript=root / "javascript", style=root / "style.css")
 
 
 def serve(service: TrainingService, *, port: int) -> None:

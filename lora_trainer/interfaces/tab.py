@@ -1,4 +1,4 @@
-"""The page's frame in gradio: one HTML element that javascript/train_lora.js fills and that talks to the REST API by itself.
+"""The page's frame in gradio: one HTML element that javascript/ fills and that talks to the REST API by itself.
 
 The same element serves as a tab of the WebUI (gradio 3.41, Forge's 4), which injects javascript/ and style.css on its own, and as
 the standalone page (gradio 6), for which `mount_page` puts both into the document's head.
@@ -41,7 +41,10 @@ def create_link() -> Any:
 
 
 def mount_page(app: Any, *, javascript: Path, style: Path, path: str = "/") -> Any:
-    """Mount the page on a FastAPI app at `path` and return the app; routes added before keep precedence. Needs gradio 6."""
+    """Mount the page on a FastAPI app at `path` and return the app; routes added before keep precedence. Needs gradio 6.
+
+    `javascript` is the folder with the scripts.
+    """
     with gr.Blocks(analytics_enabled=False, title=TITLE, fill_width=True) as blocks:
         _html(_FRAME, elem_id="train_lora_frame")
     theme = gr.themes.Default(font=SANS, font_mono=MONO)
@@ -49,9 +52,9 @@ def mount_page(app: Any, *, javascript: Path, style: Path, path: str = "/") -> A
 
 
 def page_head(javascript: Path, style: Path) -> str:
-    """Return what belongs into the head of a page outside the WebUI: the style sheet and the script, inline."""
-    script, sheet = (Path(file).read_text(encoding="utf-8") for file in (javascript, style))
-    return f"<style>\n{_UNCLIPPED}\n{sheet}\n</style>\n<script>\n{script}\n</script>"
+    """Return what belongs into the head of a page outside the WebUI: the style sheet and the scripts, inline, in the WebUI's order."""
+    scripts = "\n".join(f"<script>\n{file.read_text(encoding='utf-8')}\n</script>" for file in sorted(Path(javascript).glob("*.js")))
+    return f"<style>\n{_UNCLIPPED}\n{Path(style).read_text(encoding='utf-8')}\n</style>\n{scripts}"
 
 
 def _html(value: str, *, elem_id: str) -> Any:

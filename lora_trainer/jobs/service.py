@@ -2,18 +2,23 @@
 import csv
 import dataclasses
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..captioning.labels import LabelSets
+from ..captioning.registry import Captioners
+from ..captioning.tokens import TokenCounter
 from ..core.config import TrainConfig, presets, schema
 from ..core.contracts import Host
 from ..core.errors import Refused
 from ..core.library import Library
 from ..core.plan import estimate, make_plan
-from .store import ALIVE, JobStore
-from .worker import METRICS, Job
+from .captioning import CaptioningJob, select
+from .store import ALIVE, KINDS, JobStore
+from .training import METRICS, TrainingJob
+from .worker import Job
 
 
 class TrainingService:
@@ -24,8 +29,11 @@ class TrainingService:
         self.host, self._allowed_roots = host, allowed_roots
         self.store = JobStore(host.data_dir / "jobs.sqlite3")
         self.store.interrupt_all()
-        self.library = Library(host.data_dir / "datasets", self.check_path)
-        self._lock, self._job = threading.Lock(), None
+        self.library = Library(host.data_dir / "datasets", self.check_path, count_tokens=TokenCounter())
+        self.labels = LabelSets(host.data_dir / "labels")
+        self.captioners = Captioners(host.data_dir, self.labels, self.check_path, host.captioners())
+        self._lock = threading.Lock()
+        self._job: Job | None = None
 
     # --- What is there ---------------------------------------------------------------------------------------------------
 
@@ -60,13 +68,13 @@ class TrainingService:
 
     # --- Planning and running --------------------------------------------------------------------------------------------
 
-    def plan(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def plan(self, values: Mapping[str, Any], *, thorough: bool = True) -> dict[str, Any]:
         """Say what a run would do; what makes it impossible is in `errors`, and nothing is raised for it."""
         model = self.host.model_status()
         blocked = [] if model.trainable else [{"code": "not_trainable", "field": None, "message": model.reason}]
         try:
             config = self._parse(values)
-            plan = make_plan(config, lora_dir=self.host.lora_dir)
+            plan = make_plan(config, lora_dir=self.host.lora_dir, thorough=thorough)
         except Refused as error:
             return {"errors": blocked + [{"code": error.code, "field": error.field, "message": error.message}], "warnings": []}
         return {"pictures": len(plan.pictures), "buckets": plan.bucket_counts(), "steps": plan.schedule.total_steps, "epochs": plan.epochs,
@@ -77,16 +85,39 @@ class TrainingService:
         """Start a job and return its id. Raises `Refused`, before anything is touched, for whatever is wrong."""
         config = self._parse(values)
         with self._lock:
-            if self._job is not None and not self._job.ended:
-                raise Refused(f"Job {self._job.job_id} is still running. Wait until it has ended, or stop it.", code="busy")
+            self._refuse_second()
             model = self.host.model_status()
             if not model.trainable:
                 raise Refused(model.reason, code="not_trainable")
             make_plan(config, lora_dir=self.host.lora_dir)
             job_id = self.store.add(config.output_name, config.to_dict())
-            self._job = Job(job_id, config, self.host, self.store, self.job_folder(job_id))
-            self._job.start()
-        return job_id
+            return self._begin(TrainingJob(job_id, config, self.host, self.store, self.job_folder(job_id)))
+
+    def autocaption(self, dataset: str, captioner: str, *, options: Mapping[str, Any] | None = None, overwrite: bool = False,
+                    filenames: Sequence[str] | None = None) -> str:
+        """Start a job that writes captions, and return its id. Raises `Refused`, before anything is loaded, for whatever is wrong.
+
+        Without `overwrite` only pictures without a caption, and those whose caption a captioner wrote, get a new one.
+        """
+        chosen, values = self.captioners.read(captioner, options or {})
+        readiness = chosen.readiness(values)
+        if not readiness.can_start:
+            raise Refused(readiness.needs, field="captioner", code="not_ready")
+        selection = select(self.library, dataset, filenames, overwrite=overwrite)
+        with self._lock:
+            self._refuse_second()
+            config = {"dataset": dataset, "captioner": captioner, "options": values, "overwrite": overwrite}
+            job_id = self.store.add(dataset, config, kind="captioning")
+            return self._begin(CaptioningJob(job_id, chosen, config, selection, self.library, self.host, self.store, self.job_folder(job_id)))
+
+    def _refuse_second(self) -> None:
+        if self._job is not None and not self._job.ended:
+            raise Refused(f"Job {self._job.job_id} is still running. Wait until it has ended, or stop it.", code="busy")
+
+    def _begin(self, job: Job) -> str:
+        self._job = job
+        job.start()
+        return job.job_id
 
     def stop(self, job_id: str) -> dict[str, Any]:
         self.job(job_id)
@@ -110,8 +141,11 @@ class TrainingService:
             found.update(running.ended or (running.snapshot() if found["state"] in ALIVE else {}))
         return found
 
-    def jobs(self) -> list[dict[str, Any]]:
-        return [self.job(job["id"]) for job in self.store.newest()]
+    def jobs(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """The newest jobs, of one kind ("training", "captioning") or of all; raises `Refused` for another."""
+        if kind is not None and kind not in KINDS:
+            raise Refused(f"There are no jobs of the kind {kind[:40]!r}; there are {' and '.join(KINDS)}.", field="kind", code="bad_value")
+        return [self.job(job["id"]) for job in self.store.newest(kind=kind)]
 
     def current_job(self) -> dict[str, Any] | None:
         running = self._job
@@ -148,7 +182,7 @@ class TrainingService:
     def _estimated_seconds(self, config: TrainConfig, steps: int) -> float | None:
         """Estimate from the last finished job of the same resolution, batch and layers, if there is one."""
         alike = ("resolution", "batch_size", "lora_targets", "gradient_accumulation_steps", "gradient_checkpointing")
-        for job in self.store.newest():
+        for job in self.store.newest(kind="training"):
             if job.get("seconds_per_step") and all(job["config"].get(name) == getattr(config, name) for name in alike):
                 return job["seconds_per_step"] * steps
         return None

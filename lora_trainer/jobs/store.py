@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-STATES = ("queued", "preparing", "training", "paused", "finished", "stopped", "failed", "interrupted")
-ALIVE = ("queued", "preparing", "training", "paused")
+STATES = ("queued", "preparing", "training", "captioning", "paused", "finished", "stopped", "failed", "interrupted")
+ALIVE = ("queued", "preparing", "training", "captioning", "paused")
+KINDS = ("training", "captioning")
 _TABLE = """create table if not exists jobs (
     id integer primary key autoincrement, name text not null, state text not null, created_at real not null, finished_at real,
     config text not null, progress text not null default '{}', message text not null default '', error text,
     output_file text, lora_tag text)"""
+_KIND = "alter table jobs add column kind text not null default 'training'"        # databases of before there were two kinds lack it
 _COLUMNS = ("name", "state", "finished_at", "progress", "message", "error", "output_file", "lora_tag")
 
 
@@ -26,12 +28,14 @@ class JobStore:
         self._database.row_factory = sqlite3.Row
         self._database.execute("pragma journal_mode=wal")
         self._database.execute(_TABLE)
+        if "kind" not in [column["name"] for column in self._database.execute("pragma table_info(jobs)")]:
+            self._database.execute(_KIND)
 
-    def add(self, name: str, config: Mapping[str, Any]) -> str:
+    def add(self, name: str, config: Mapping[str, Any], *, kind: str = "training") -> str:
         """Add a queued job and return its id."""
         with self._lock:
-            cursor = self._database.execute("insert into jobs (name, state, created_at, config) values (?, 'queued', ?, ?)",
-                                            (name, time.time(), json.dumps(dict(config), ensure_ascii=False)))
+            cursor = self._database.execute("insert into jobs (name, state, created_at, config, kind) values (?, 'queued', ?, ?, ?)",
+                                            (name, time.time(), json.dumps(dict(config), ensure_ascii=False), kind))
         return str(cursor.lastrowid)
 
     def update(self, job_id: str, **values: Any) -> None:
@@ -51,10 +55,10 @@ class JobStore:
             row = self._database.execute("select * from jobs where id = ?", (int(job_id),)).fetchone()
         return _job(row) if row else None
 
-    def newest(self, limit: int = 50) -> list[dict[str, Any]]:
-        """Return the newest jobs, newest first."""
+    def newest(self, limit: int = 50, *, kind: str | None = None) -> list[dict[str, Any]]:
+        """Return the newest jobs, of one kind or of all, newest first."""
         with self._lock:
-            rows = self._database.execute("select * from jobs order by id desc limit ?", (limit,)).fetchall()
+            rows = self._database.execute("select * from jobs where ? in (kind, '') order by id desc limit ?", (kind or "", limit)).fetchall()
         return [_job(row) for row in rows]
 
     def interrupt_all(self) -> int:

@@ -1,47 +1,63 @@
-"""Runs one training job in a thread of its own, and writes down what happens: row, log, metrics."""
+"""A job is a thread with a folder: its row, its log and its end are written down here, whatever it does.
+
+What it does is in `training.py` and `captioning.py`, each of which says how it works and how its progress reads.
+"""
+import abc
 import contextlib
-import csv
-import dataclasses
 import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.config import TrainConfig
-from ..core.contracts import Host, Progress
 from ..core.errors import Refused
-from ..core.pipeline import train_lora
 from .store import JobStore
 
 log = logging.getLogger(__name__)
 SAVE_EVERY_SECONDS = 0.5
-METRICS = ("step", "loss", "loss_average", "learning_rate", "seconds")
 
 
-class Job(threading.Thread):
+class Job(abc.ABC, threading.Thread):
     """A running job. Start it; ask `stop()`; read `snapshot()` and `metrics()` from any thread."""
 
-    def __init__(self, job_id: str, config: TrainConfig, host: Host, store: JobStore, folder: Path) -> None:
+    kind: str
+    memory_advice = "Close other programs that use the GPU."
+
+    def __init__(self, job_id: str, store: JobStore, folder: Path) -> None:
         super().__init__(name=f"train-lora-job-{job_id}", daemon=True)
-        self.job_id, self._config, self._host, self._store, self._folder = job_id, config, host, store, folder
-        self._stop_asked, self._saved_at, self._rows, self._progress = threading.Event(), 0.0, [], Progress("preparing", "Waiting for the model")
-        self._began_at = time.monotonic()
+        self.job_id, self.folder, self._store = job_id, folder, store
+        self._stop_asked, self._saved_at = threading.Event(), 0.0
         self.done = threading.Event()              # join() cannot be trusted after a Ctrl-C interrupted it
         self.ended: dict[str, Any] = {}            # how it ended; also where the database could not be told
 
+    # --- What each kind says ---------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def _files(self) -> contextlib.AbstractContextManager[None]:
+        """Write down in the job's folder what is to be done, and keep its files open while it is. Raises OSError."""
+
+    @abc.abstractmethod
+    def _work(self) -> Mapping[str, Any]:
+        """Do it, and return the row's last values, `state` among them. Raises `Refused` and anything else."""
+
+    @abc.abstractmethod
+    def _figures(self) -> dict[str, Any]:
+        """Return where it is, as plain values; `message` among them."""
+
+    def metrics(self, since: int = 0) -> list[dict[str, Any]]:
+        """Return the figures of every step after `since`; only training has steps."""
+        return []
+
+    # --- What is the same for all ----------------------------------------------------------------------------------------
+
     def stop(self) -> None:
-        """Ask the job to stop after the step it is in; what it has learned by then is saved."""
+        """Ask the job to stop after what it is in the middle of; what is done by then is kept."""
         self._stop_asked.set()
 
     def snapshot(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self._progress), "stopping": self._stop_asked.is_set()}
-
-    def metrics(self, since: int = 0) -> list[dict[str, Any]]:
-        """Return the figures of every step after `since`."""
-        return [dict(zip(METRICS, row)) for row in list(self._rows)[max(0, since):]]
+        return {**self._figures(), "stopping": self._stop_asked.is_set()}
 
     def run(self) -> None:
         try:
@@ -51,58 +67,52 @@ class Job(threading.Thread):
 
     def _run(self) -> None:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            (self._folder / "config.yaml").write_text(self._config.to_yaml(), encoding="utf-8")
-            with _log_file(self._folder / "log.txt", self.ident), open(self._folder / "metrics.csv", "w", newline="", encoding="utf-8") as self._metrics_file:
-                self._metrics = csv.writer(self._metrics_file)
-                self._metrics.writerow(METRICS)
-                self._train()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _log_file(self.folder / "log.txt", self.ident), self._files():
+                self._do()
         except OSError as error:
             if not self.ended:
-                self._end("failed", error=f"The job's folder {self._folder} cannot be written: {error.strerror or error}. Free some space, or mend its permissions.")
+                self._end("failed", error=f"The job's folder {self.folder} cannot be written: {error.strerror or error}. Free some space, or mend its permissions.")
 
-    def _train(self) -> None:
+    def _do(self) -> None:
         try:
-            self._tell(state="preparing", message="Waiting for the model")
-            result = train_lora(self._config, self._host, on_progress=self._report, should_stop=self._stop_asked.is_set)
+            ended = dict(self._work())
         except Refused as error:
             log.error(error.message)
             self._end("failed", error=error.message)
         except Exception as error:                                                 # entry point of a thread: log, report, go on living
             log.exception("the job failed")
-            self._end("failed", error=f"{_out_of_memory(error) or f'{type(error).__name__}: {error}'} The log has the details: {self._folder / 'log.txt'}")
+            self._end("failed", error=f"{self._out_of_memory(error) or f'{type(error).__name__}: {error}'} The log has the details: {self.folder / 'log.txt'}")
         else:
-            self._end("stopped" if result.stopped else "finished", message=f"{result.steps} steps", lora_tag=result.lora_tag if result.output_file else None,
-                      output_file=str(result.output_file) if result.output_file else None)
+            self._end(**ended)
 
-    def _report(self, progress: Progress) -> None:
-        first_time = progress.step > (self._rows[-1][0] if self._rows else 0)
-        self._progress = progress
-        if first_time:
-            row = (progress.step, progress.loss, progress.loss_average, progress.learning_rate, round(time.monotonic() - self._began_at, 3))
-            self._rows.append(row)
-            with contextlib.suppress(OSError):
-                self._metrics.writerow(row)
+    def _save(self, state: str) -> None:
+        """Write where it is into the row, not more than twice a second."""
         if time.monotonic() - self._saved_at >= SAVE_EVERY_SECONDS:
             self._saved_at = time.monotonic()
-            self._tell(state="preparing" if progress.stage == "preparing" else "training", progress=_figures(progress), message=progress.message)
+            figures = self._figures()
+            self._tell(state=state, message=figures.pop("message"), progress=figures)
 
     def _tell(self, **values: Any) -> None:
-        """Write to the row and the metrics; a disk that refuses costs figures, not the run."""
+        """Write to the row; a disk that refuses costs figures, not the run."""
         try:
-            self._metrics_file.flush()
             self._store.update(self.job_id, **values)
         except (OSError, sqlite3.Error):
             log.exception("the job's figures cannot be written")
 
     def _end(self, state: str, **values: Any) -> None:
         log.info("job %s %s", self.job_id, state)
+        figures = self._figures()
+        figures.pop("message")
         ended = {"state": state, "finished_at": time.time(), **values}
         try:
-            self._store.update(self.job_id, progress=_figures(self._progress), **ended)
+            self._store.update(self.job_id, progress=figures, **ended)
         except sqlite3.Error:
             log.exception("the job's end cannot be written")
         self.ended = {**self.snapshot(), "error": None, "output_file": None, "lora_tag": None, "message": "", **ended}
+
+    def _out_of_memory(self, error: Exception) -> str | None:
+        return f"The GPU ran out of memory. {self.memory_advice}" if "out of memory" in str(error).lower() else None
 
 
 @contextlib.contextmanager
@@ -120,16 +130,3 @@ def _log_file(path: Path, thread: int | None) -> Iterator[None]:
         package.setLevel(level)
         package.removeHandler(handler)
         handler.close()
-
-
-def _figures(progress: Progress) -> dict[str, Any]:
-    figures = dataclasses.asdict(progress)
-    figures.pop("message")
-    return figures
-
-
-def _out_of_memory(error: Exception) -> str | None:
-    if "out of memory" not in str(error).lower():
-        return None
-    return ("The GPU ran out of memory. Switch on Save memory (gradient checkpointing), lower the resolution or the batch size, "
-            "or close other programs that use the GPU.")

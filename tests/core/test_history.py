@@ -286,3 +286,35 @@ def test_the_step_is_on_disk_before_the_first_file(place, tmp_path, monkeypatch)
     history.run("edit", [Change("a.txt", None, b"new")])
     history.close()
     assert seen == [("a.txt", b"new")] and sys.version_info >= (3, 10)
+
+
+def test_a_broken_database_is_put_aside(place, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "history.sqlite3").write_bytes(b"no database " * 100)
+    history = History(place, tmp_path / "home")
+    history.run("edit", [Change("a.txt", None, b"new")])
+    history.close()
+    assert [path.read_bytes()[:11] for path in (tmp_path / "home").glob("history-broken-*")] == [b"no database"]
+
+
+def test_a_full_disk_is_said_and_undo_takes_back_what_was_written(history, place, monkeypatch):
+    from lora_trainer.core import history as module
+    real, left = module.write_atomically, [2]
+
+    def write(path, data):
+        if not left[0]:
+            raise OSError(28, "No space left on device")
+        left[0] -= 1
+        real(path, data)
+    names = [text(place, f"{number}.txt") for number in range(5)]
+    monkeypatch.setattr(module, "write_atomically", write)
+    monkeypatch.setattr(module, "WRITERS", 1)
+    with pytest.raises(OSError):
+        history.run("edit", [Change(name, b"old\n", b"new") for name in names])
+    assert sorted((place / name).read_bytes() for name in names) == [b"new"] * 2 + [b"old\n"] * 3
+    with pytest.raises(OSError):
+        history.undo()
+    assert history.labels()["undo"] == "edit"
+    monkeypatch.undo()
+    history.undo()
+    assert {(place / name).read_bytes() for name in names} == {b"old\n"}

@@ -1,0 +1,151 @@
+"""The loop: pictures in batches through a loaded captioner, captions written as they come, the device shared with whoever waits.
+
+    load → (take a turn → batches until somebody waits → model back to the CPU → end the turn) … → close
+"""
+import contextlib
+import dataclasses
+import gc
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.contracts import Host
+from ..core.dataset import read_rgb
+from ..core.errors import Refused, Stopped
+from .contracts import Asked, Captioner, LoadedCaptioner
+from .wording import Wording, phrase
+
+log = logging.getLogger(__name__)
+PAUSE_SECONDS = 0.01                       # without it the thread that just released a lock usually takes it again
+Write = Callable[[dict[str, str]], Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture to caption: what it is called in reports, and its file."""
+    filename: str
+    path: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionProgress:
+    """One moment of a captioning run. `stage` is "preparing" or "captioning"; `fraction` is of the stage."""
+    stage: str = "preparing"
+    message: str = ""
+    fraction: float = 0.0
+    done: int = 0                          # written, skipped and failed
+    total: int = 0
+    written: int = 0
+    skipped: int = 0
+    failed: list[dict[str, str]] = dataclasses.field(default_factory=list)         # {filename, reason}
+    eta_seconds: float | None = None
+
+
+def caption_pictures(pictures: Sequence[Picture], captioner: Captioner, options: Mapping[str, Any], host: Host, write: Write, *,
+                     on_progress: Callable[[CaptionProgress], None] = lambda progress: None, should_stop: Asked = lambda: False,
+                     begin: CaptionProgress | None = None) -> CaptionProgress:
+    """Caption pictures and return how it went; `begin` counts what was left out, or known to be unusable, beforehand.
+
+    `write` takes captions by file name and returns the names that it really wrote. A picture that cannot be read or captioned is
+    reported by name, and the others go on. Raises `Refused` when nothing can begin; a stop is no error: what is done stays.
+    """
+    run = _Run(pictures, Wording.of(options), host, write, on_progress, should_stop, begin or CaptionProgress(total=len(pictures)))
+    loaded = None
+    try:
+        with contextlib.suppress(Stopped):
+            loaded = captioner.load(options, on_progress=run.prepare, should_stop=should_stop)
+            run.caption(loaded)
+    finally:
+        if loaded is not None:
+            loaded.close()
+        del loaded
+        free_memory()
+    return run.progress
+
+
+def free_memory() -> None:
+    """Give what was held on the device back to whoever needs it next."""
+    gc.collect()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+class _Run:
+    def __init__(self, pictures: Sequence[Picture], wording: Wording, host: Host, write: Write, on_progress: Callable, should_stop: Asked,
+                 begin: CaptionProgress) -> None:
+        self._pictures, self._wording, self._host, self._write, self._should_stop = list(pictures), wording, host, write, should_stop
+        self._on_progress, self._next, self._seconds, self._seen = on_progress, 0, 0.0, 0
+        self.progress = begin
+
+    def prepare(self, message: str, fraction: float) -> None:
+        self._tell(stage="preparing", message=message, fraction=fraction)
+
+    def caption(self, loaded: LoadedCaptioner) -> None:
+        """Take turns until every picture is done or somebody asks to stop."""
+        self._tell(stage="captioning", message="Captioning", fraction=0.0)
+        while self._next < len(self._pictures) and not self._should_stop():
+            with self._host.turn():
+                loaded.to(self._host.device)
+                try:
+                    self._take_turn(loaded)
+                finally:
+                    loaded.to(torch.device("cpu"))                                 # before anyone else gets the device
+                    free_memory()
+            if self._host.wanted():
+                time.sleep(PAUSE_SECONDS)
+
+    def _take_turn(self, loaded: LoadedCaptioner) -> None:
+        """Caption batch after batch until all is done, somebody waits for the device, or a stop is asked for; at least one."""
+        while True:
+            batch = self._pictures[self._next:self._next + loaded.batch_size]
+            self._next += len(batch)
+            started = time.monotonic()
+            captions = self._words(loaded, batch)
+            self._save(captions)
+            self._count(len(batch), time.monotonic() - started)
+            if self._next >= len(self._pictures) or self._should_stop() or self._host.wanted():
+                return
+
+    def _words(self, loaded: LoadedCaptioner, batch: list[Picture]) -> dict[str, str]:
+        """Return captions by file name; what fails together is tried alone, and what fails alone is reported."""
+        images = {}
+        for picture in batch:
+            try:
+                images[picture] = read_rgb(picture.path)
+            except (OSError, ValueError, Refused) as error:
+                self._fail(picture, f"it cannot be read: {error}")
+        try:
+            found = loaded.caption(list(images.values()), [picture.path for picture in images]) if images else []
+        except Exception as error:                                                 # whatever a model does with a picture, the others go on
+            if len(batch) > 1:
+                log.info("a batch of %d failed (%s); its pictures are tried one by one", len(batch), error)
+                return {name: caption for picture in images for name, caption in self._words(loaded, [picture]).items()}
+            log.warning("%s failed", batch[0].filename, exc_info=True)
+            self._fail(batch[0], f"{type(error).__name__}: {error}")
+            return {}
+        return {picture.filename: phrase(parts, self._wording, sentences=loaded.sentences) for picture, parts in zip(images, found)}
+
+    def _save(self, captions: dict[str, str]) -> None:
+        named = {filename: caption for filename, caption in captions.items() if caption}
+        written = len(self._write(named)) if named else 0
+        self.progress = dataclasses.replace(self.progress, written=self.progress.written + written,
+                                            skipped=self.progress.skipped + len(captions) - written)
+
+    def _fail(self, picture: Picture, reason: str) -> None:
+        failed = [*self.progress.failed, {"filename": picture.filename, "reason": reason[:500]}]
+        self.progress = dataclasses.replace(self.progress, failed=failed)
+
+    def _count(self, pictures: int, seconds: float) -> None:
+        """The average forgets slowly, so that the first batch, which is slower, counts less and less."""
+        self._seconds, self._seen = self._seconds * 0.9 + seconds, self._seen * 0.9 + pictures
+        left = len(self._pictures) - self._next
+        self._tell(done=self.progress.total - left, fraction=self._next / len(self._pictures), eta_seconds=round(left * self._seconds / self._seen, 1),
+                   message=f"{self._next} of {len(self._pictures)} pictures")
+
+    def _tell(self, **changes: Any) -> None:
+        self.progress = dataclasses.replace(self.progress, **changes)
+        self._on_progress(self.progress)

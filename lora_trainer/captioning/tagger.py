@@ -1,0 +1,162 @@
+"""`wd-tagger`: Danbooru's tags by SmilingWolf's WD taggers, version 3, which are models of timm.
+
+A model is a folder: config.json (timm's), model.safetensors, selected_tags.csv (`name,category`; 0 general, 4 character, 9 rating).
+"""
+import csv
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ..core.errors import Refused
+from .contracts import READY, Asked, Captioner, Choice, LoadedCaptioner, Option, Readiness, Report
+from .downloads import RemoteFile, fetch, readiness_of
+from .open_clip_models import CheckPath
+
+CUSTOM = "custom"
+CONFIG, WEIGHTS, TAGS = "config.json", "model.safetensors", "selected_tags.csv"
+GENERAL, CHARACTER, RATING = 0, 4, 9
+WHITE = (255, 255, 255)
+KNOWN = {
+    "wd-vit-tagger-v3": (Choice("wd-vit-tagger-v3", "ViT", "The fastest: 378 MB."), 378_500_000),
+    "wd-swinv2-tagger-v3": (Choice("wd-swinv2-tagger-v3", "SwinV2", "A little better: 392 MB."), 392_200_000),
+    "wd-convnext-tagger-v3": (Choice("wd-convnext-tagger-v3", "ConvNeXt", "Between the two: 395 MB."), 394_900_000),
+    "wd-eva02-large-tagger-v3": (Choice("wd-eva02-large-tagger-v3", "EVA02 Large", "The best and slowest: 1.26 GB."), 1_260_900_000),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tag:
+    name: str
+    category: int
+
+
+class WdTagger(Captioner):
+    """`data_dir` keeps models; `check_path` raises `Refused` for a path that may not be read from here."""
+    name = "wd-tagger"
+    title = "WD tagger v3"
+    help = "Tags in Danbooru's words, for anime and illustrations; newer and better than DeepBooru."
+    underscores_to_spaces = True
+
+    def __init__(self, data_dir: Path, check_path: CheckPath) -> None:
+        self._models, self._check_path = data_dir / "models", check_path
+
+    def options(self) -> list[Option]:
+        return [
+            Option("model", "Model", "By SmilingWolf.", "wd-vit-tagger-v3", choices=(*(choice for choice, _ in KNOWN.values()), Choice(CUSTOM, "Another", "The folder below."))),
+            Option("folder", "Other model", f"For Another: a folder with {CONFIG}, {WEIGHTS} and {TAGS}.", ""),
+            Option("general_threshold", "Threshold", "A tag is written if the model is at least this sure of it.", 0.35, minimum=0.0, maximum=1.0, step=0.05),
+            Option("character_threshold", "Threshold for characters", "The same for names of characters, which are easily mistaken.", 0.85, minimum=0.0, maximum=1.0, step=0.05),
+            Option("rating", "Rating", "Also write the likeliest rating: general, sensitive, questionable or explicit.", False),
+            Option("batch_size", "Batch size", "Pictures looked at together; more is faster and needs more memory.", 8, minimum=1, maximum=128),
+        ]
+
+    def readiness(self, options: Mapping[str, Any]) -> Readiness:
+        if options["model"] == CUSTOM:
+            self._folder(options)
+            return READY
+        return readiness_of(_files(options["model"]), self._models)
+
+    def load(self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked) -> LoadedCaptioner:
+        if options["model"] == CUSTOM:
+            paths = [self._folder(options) / name for name in (CONFIG, TAGS, WEIGHTS)]
+        else:
+            paths = [fetch(file, self._models, on_progress=on_progress, should_stop=should_stop) for file in _files(options["model"])]
+        on_progress("Loading the tagger", 0.0)
+        config, tags, weights = paths
+        model, preparation = load_model(config, weights)
+        return _Tagger(model, preparation, read_tags(tags, outputs=model.num_classes), options)
+
+    def _folder(self, options: Mapping[str, Any]) -> Path:
+        folder = Path(options["folder"].strip()).expanduser()
+        self._check_path(folder)
+        if missing := [name for name in (CONFIG, TAGS, WEIGHTS) if not (folder / name).is_file()]:
+            raise Refused(f"The folder {folder} lacks {' and '.join(missing)}.", field="folder", code="no_model")
+        return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """How a picture is made ready: side in pixels, and mean and deviation of its channels, blue first."""
+    side_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """Pad to a white square, scale (bicubic), turn round the channels: float32 `(3, side, side)`."""
+        side = max(image.size)
+        square = Image.new("RGB", (side, side), WHITE)
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        pixels = np.asarray(square.resize((self.side_px, self.side_px), Image.BICUBIC), np.float32)[..., ::-1] / 255
+        return torch.from_numpy((pixels - np.float32(self.mean)) / np.float32(self.std)).permute(2, 0, 1).contiguous()
+
+
+def load_model(config: Path, weights: Path) -> tuple[torch.nn.Module, Preparation]:
+    """Make timm's model of a config and put the weights in; float32, on the CPU, eval. Raises `Refused`."""
+    try:
+        import timm
+    except ImportError as error:
+        raise Refused("The package timm is missing, which WebUIs have through open_clip. Install it: pip install timm", code="no_package") from error
+    try:
+        found = json.loads(config.read_text(encoding="utf-8"))
+        facts = found["pretrained_cfg"]
+        facts = {**facts, "num_classes": found.get("num_classes", facts.get("num_classes"))}
+        model = timm.create_model(found["architecture"], pretrained=False, pretrained_cfg=facts, **found.get("model_args", {}))
+        model.load_state_dict(load_file(weights), strict=True)
+        preparation = Preparation(facts["input_size"][-1], tuple(facts["mean"]), tuple(facts["std"]))
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise Refused(f"The tagger in {config.parent} cannot be loaded: {type(error).__name__}: {str(error)[:300]}", field="model", code="wrong_model") from error
+    return model.eval().requires_grad_(False), preparation
+
+
+def read_tags(path: Path, *, outputs: int) -> list[Tag]:
+    """Read selected_tags.csv, in the order of the model's outputs; raises `Refused` when it is not of this model."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            tags = [Tag(row["name"], int(row["category"])) for row in csv.DictReader(file)]
+    except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise Refused(f"{path} is not a list of tags with the columns name and category: {error}", field="model", code="wrong_model") from error
+    if len(tags) != outputs:
+        raise Refused(f"{path} has {len(tags)} tags, but the model beside it has {outputs}; they are not of the same model.", field="model", code="wrong_model")
+    return tags
+
+
+def choose_tags(shares: Sequence[float], tags: Sequence[Tag], *, general: float, character: float, rating: bool) -> list[str]:
+    """Return characters, then general tags, each surest first, then the likeliest rating if it is wanted."""
+    def above(category: int, threshold: float) -> list[str]:
+        found = [(share, tag.name) for share, tag in zip(shares, tags) if tag.category == category and share >= threshold]
+        return [name for _, name in sorted(found, key=lambda each: -each[0])]
+    ratings = above(RATING, 0.0)[:1] if rating else []
+    return [*above(CHARACTER, character), *above(GENERAL, general), *ratings]
+
+
+class _Tagger(LoadedCaptioner):
+    def __init__(self, model: torch.nn.Module, preparation: Preparation, tags: list[Tag], options: Mapping[str, Any]) -> None:
+        self._model, self._preparation, self._tags, self._device, self.batch_size = model, preparation, tags, torch.device("cpu"), options["batch_size"]
+        self._wanted = {"general": options["general_threshold"], "character": options["character_threshold"], "rating": options["rating"]}
+
+    @torch.no_grad()
+    def caption(self, images: list[Any], paths: list[Path]) -> list[list[str]]:
+        pixels = torch.stack([self._preparation(image) for image in images]).to(self._device)
+        return [choose_tags(shares, self._tags, **self._wanted) for shares in self._model(pixels).float().sigmoid().cpu().tolist()]
+
+    def to(self, device: torch.device) -> None:
+        self._device = device
+        self._model.to(device)
+
+    def close(self) -> None:
+        self._model = None
+
+
+def _files(name: str) -> list[RemoteFile]:
+    """Config and tags first: they are small, and without a network the first failure comes at once."""
+    repository = f"SmilingWolf/{name}"
+    return [RemoteFile((CONFIG,), repository, size_bytes=1_000), RemoteFile((TAGS,), repository, size_bytes=310_000),
+            RemoteFile((WEIGHTS,), repository, size_bytes=KNOWN[name][1])]

@@ -1,0 +1,161 @@
+"""The captioners that the WebUI has itself: BLIP, which its Interrogate CLIP button begins with, and DeepBooru.
+
+Their own objects and loading are used, so a model that the WebUI keeps in memory is not loaded twice, and one that it did not have is
+gone afterwards. The WebUI's settings give the defaults of the options; nothing is changed in them.
+"""
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from modules import deepbooru, devices, images, interrogate, paths, shared
+
+from ..captioning.contracts import Asked, Captioner, LoadedCaptioner, Option, Readiness, Report
+from ..captioning.downloads import RemoteFile, fetch, find, readiness_of
+
+Turn = Callable[[], AbstractContextManager[None]]
+DEEPBOORU_FILE = RemoteFile(("model-resnet_custom_v3.pt",), size_bytes=644_000_000,
+                            url="https://github.com/AUTOMATIC1111/TorchDeepDanbooru/releases/download/v1/model-resnet_custom_v3.pt")
+BLIP_FILE = RemoteFile(("model_base_caption_capfilt_large.pth",), size_bytes=896_000_000,
+                       url="https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/model_base_caption_capfilt_large.pth")
+BLIP_WORDS = RemoteFile(("vocab.txt",), "bert-base-uncased", size_bytes=232_000)   # BLIP's own code asks for it by this name
+DEEPBOORU_SIZE_PX = 512
+
+
+def webui_captioners(turn: Turn) -> list[Captioner]:
+    """Return them; `turn` is the context in which the WebUI's models may be touched."""
+    return [BlipCaptioner(turn), DeepbooruCaptioner(turn)]
+
+
+class DeepbooruCaptioner(Captioner):
+    name = "deepbooru"
+    title = "DeepBooru (the WebUI's)"
+    help = "Tags in Danbooru's words, for anime pictures; the same model as the WebUI's Interrogate DeepBooru."
+    underscores_to_spaces = True
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn, self._folder = turn, Path(paths.models_path) / "torch_deepdanbooru"
+
+    def options(self) -> list[Option]:
+        return [
+            Option("threshold", "Threshold", "A tag is written if the model is at least this sure of it.",
+                   float(shared.opts.interrogate_deepbooru_score_threshold), minimum=0.0, maximum=1.0, step=0.05),
+            Option("alphabetical", "In alphabetical order", "Else the surest tag comes first.", False),
+            Option("batch_size", "Batch size", "Pictures looked at together; more is faster and needs more memory.", 4, minimum=1, maximum=64),
+        ]
+
+    def readiness(self, options: Mapping[str, Any]) -> Readiness:
+        return _readiness_in(self._folder, "*.pt", [DEEPBOORU_FILE])
+
+    def load(self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked) -> LoadedCaptioner:
+        _fetch_into(self._folder, "*.pt", DEEPBOORU_FILE, on_progress, should_stop)
+        on_progress("Loading DeepBooru", 0.0)
+        with self._turn():
+            had_it = deepbooru.model.model is not None
+            deepbooru.model.load()
+        return _Deepbooru(options, keep=had_it)
+
+
+class _Deepbooru(LoadedCaptioner):
+    def __init__(self, options: Mapping[str, Any], *, keep: bool) -> None:
+        self._threshold, self._alphabetical, self.batch_size, self._keep = options["threshold"], options["alphabetical"], options["batch_size"], keep
+
+    def caption(self, pictures: list[Image.Image], paths: list[Path]) -> list[list[str]]:
+        squares = [images.resize_image(2, picture, DEEPBOORU_SIZE_PX, DEEPBOORU_SIZE_PX) for picture in pictures]
+        pixels = torch.from_numpy(np.stack([np.asarray(square, np.float32) / 255 for square in squares]))      # (batch, height, width, 3)
+        with torch.no_grad(), devices.autocast():
+            shares = deepbooru.model.model(pixels.to(devices.device, devices.dtype)).float().cpu()
+        return [self._tags(each.tolist()) for each in shares]
+
+    def _tags(self, shares: list[float]) -> list[str]:
+        found = {tag: share for tag, share in zip(deepbooru.model.model.tags, shares) if share >= self._threshold and not tag.startswith("rating:")}
+        return sorted(found, key=None if self._alphabetical else lambda tag: -found[tag])
+
+    def to(self, device: torch.device) -> None:
+        deepbooru.model.model.to(devices.device if device.type != "cpu" else devices.cpu)
+
+    def close(self) -> None:
+        if not self._keep:
+            deepbooru.model.model = None
+        devices.torch_gc()
+
+
+class BlipCaptioner(Captioner):
+    name = "blip"
+    title = "BLIP (the WebUI's)"
+    help = "Writes a sentence; the same model as the WebUI's Interrogate CLIP begins with."
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn, self._folder = turn, Path(paths.models_path) / "BLIP"
+
+    def options(self) -> list[Option]:
+        return [
+            Option("num_beams", "Beams", "How many sentences are followed at once; more is better and slower.", int(shared.opts.interrogate_clip_num_beams),
+                   minimum=1, maximum=16),
+            Option("min_length", "Shortest", "At least so many tokens.", int(shared.opts.interrogate_clip_min_length), minimum=1, maximum=128),
+            Option("max_length", "Longest", "At most so many tokens.", int(shared.opts.interrogate_clip_max_length), minimum=1, maximum=256),
+            Option("batch_size", "Batch size", "Pictures looked at together; more is faster and needs more memory.", 4, minimum=1, maximum=64),
+        ]
+
+    def readiness(self, options: Mapping[str, Any]) -> Readiness:
+        return _readiness_in(self._folder, "*.pth", [BLIP_FILE, BLIP_WORDS])
+
+    def load(self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked) -> LoadedCaptioner:
+        _fetch_into(self._folder, "*.pth", BLIP_FILE, on_progress, should_stop)
+        on_progress("Loading BLIP", 0.0)
+        models = shared.interrogator
+        with self._turn():
+            had_it = models.blip_model is not None
+            if not had_it:
+                models.blip_model = models.load_blip_model()
+                if not shared.cmd_opts.no_half and not models.running_on_cpu:
+                    models.blip_model = models.blip_model.half()
+        return _Blip(options, keep=had_it)
+
+
+class _Blip(LoadedCaptioner):
+    sentences = True
+
+    def __init__(self, options: Mapping[str, Any], *, keep: bool) -> None:
+        self._options, self.batch_size, self._keep = options, options["batch_size"], keep
+
+    def caption(self, pictures: list[Image.Image], paths: list[Path]) -> list[list[str]]:
+        model = shared.interrogator.blip_model
+        weight = next(model.parameters())
+        pixels = torch.stack([self._pixels(picture) for picture in pictures]).to(weight.device, weight.dtype)
+        with torch.no_grad():
+            sentences = model.generate(pixels, sample=False, num_beams=self._options["num_beams"], max_length=self._options["max_length"],
+                                       min_length=min(self._options["min_length"], self._options["max_length"]))
+        return [[sentence] for sentence in sentences]
+
+    def _pixels(self, picture: Image.Image) -> torch.Tensor:
+        """As the WebUI prepares a picture: float32 `(3, 384, 384)`."""
+        side = interrogate.blip_image_eval_size
+        pixels = torch.from_numpy(np.asarray(picture.resize((side, side), Image.BICUBIC), np.float32) / 255).permute(2, 0, 1)
+        mean, std = (torch.tensor(values)[:, None, None] for values in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)))
+        return (pixels - mean) / std
+
+    def to(self, device: torch.device) -> None:
+        models = shared.interrogator
+        models.blip_model = models.blip_model.to(devices.device_interrogate if device.type != "cpu" else devices.cpu)
+
+    def close(self) -> None:
+        if not self._keep:
+            shared.interrogator.blip_model = None
+        devices.torch_gc()
+
+
+def _readiness_in(folder: Path, pattern: str, files: list[RemoteFile]) -> Readiness:
+    """As `readiness_of`, but any file of the kind in the WebUI's folder is taken, as the WebUI takes it."""
+    missing = [file for file in files if file.repository or not any(folder.glob(pattern))]
+    missing = [file for file in missing if not file.repository or find(file, folder) is None]
+    return readiness_of(missing, folder)
+
+
+def _fetch_into(folder: Path, pattern: str, file: RemoteFile, on_progress: Report, should_stop: Asked) -> None:
+    if not any(folder.glob(pattern)):
+        fetch(file, folder, on_progress=on_progress, should_stop=should_stop)

@@ -1,0 +1,49 @@
+"""Who may ask the WebUI's extension, and for what: as the WebUI itself decides it for its own API and page."""
+import base64
+import binascii
+import hmac
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import HTTPException
+from starlette.requests import HTTPConnection
+
+from modules import shared
+
+from ..core.contracts import Host
+
+
+def make_guard(app: Any) -> Callable[[HTTPConnection], None]:
+    """Return a FastAPI dependency that lets in who the WebUI would: by --api-auth, by the login of --gradio-auth, or everyone where neither is set."""
+    credentials = [entry.encode() for entry in (shared.cmd_opts.api_auth or "").split(",") if entry]
+
+    def guard(connection: HTTPConnection) -> None:
+        login = getattr(app, "auth", None) is not None
+        if not credentials and not login:
+            return
+        cookie = connection.cookies.get("access-token") or connection.cookies.get("access-token-unsecure")
+        if login and cookie is not None and app.tokens.get(cookie) is not None:
+            return
+        given = _basic(connection.headers.get("authorization", ""))
+        if given and any([hmac.compare_digest(given, known) for known in credentials]):
+            return
+        raise HTTPException(401, "Log in to the WebUI, or send the user and password of --api-auth.", headers={"WWW-Authenticate": "Basic"} if credentials else None)
+
+    return guard
+
+
+def _basic(header: str) -> bytes:
+    """Return `user:password` of an HTTP Basic header (RFC 7617), or nothing."""
+    kind, _, encoded = header.partition(" ")
+    try:
+        return base64.b64decode(encoded, validate=True) if kind.lower() == "basic" else b""
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def allowed_roots(host: Host) -> list[Path] | None:
+    """Return the folders that requests may name: None, for any, where only this machine reaches the WebUI."""
+    if not shared.cmd_opts.webui_is_non_local:
+        return None
+    return [host.data_dir, host.lora_dir, *(Path(folder).absolute() for folder in getattr(shared.cmd_opts, "train_lora_allowed_dirs", None) or ())]

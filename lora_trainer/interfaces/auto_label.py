@@ -1,0 +1,199 @@
+"""`auto-label`: captions for a folder of pictures from the command line, as .txt files or as one table."""
+import argparse
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..captioning.downloads import size_text
+from ..captioning.labels import LabelSets
+from ..captioning.registry import Captioners
+from ..captioning.run import CaptionProgress, Picture, caption_pictures
+from ..captioning.wording import OPTIONS
+from ..core.captions import read_caption, sidecar, to_bytes, write_atomically
+from ..core.contracts import Host
+from ..core.dataset import scan
+from ..core.errors import Refused
+from ..core.tables import find_table, format_csv, format_jsonl, match_rows, parse_table
+
+FORMATS = {".csv": format_csv, ".jsonl": format_jsonl}
+HOME = Path("~/.cache/train_lora")
+Say = Callable[[str], None]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments; those of the wording are the captioners' common options."""
+    parser.add_argument("--input", type=Path, metavar="DIR", help="folder with the pictures, and folders such as 10_name in it")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="table to write, .csv or .jsonl; without it each picture gets a .txt beside it")
+    parser.add_argument("--captioner", default="clip-labels", help="see --list (default: clip-labels)")
+    parser.add_argument("--overwrite", action="store_true", help="also replace captions that are there; without it they are kept")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the captioner, see --list; may be repeated")
+    parser.add_argument("--list", action="store_true", help="list captioners with their options, what they need and whether they are ready")
+    parser.add_argument("--device", help="cuda, cpu, … (default: the GPU if there is one)")
+    parser.add_argument("--data-dir", type=Path, default=HOME, metavar="DIR", help=f"where models, label lists and caches are kept (default: {HOME})")
+    for option in OPTIONS:
+        names = [f"--{option.name.replace('_', '-')}"]
+        if option.type == "bool":
+            parser.add_argument(*names, action=argparse.BooleanOptionalAction, default=None, help=option.help)
+        else:
+            parser.add_argument(*names, dest=option.name, metavar="TEXT", help=option.help.replace("%", "%%"))
+
+
+def run(args: argparse.Namespace, make_host: Callable[..., Host]) -> int:
+    """Run the command; return 0, 1 when pictures failed, 130 after Ctrl-C, which keeps what is done. Raises `Refused`."""
+    home = args.data_dir.expanduser()
+    host = make_host(checkpoint=Path(), lora_dir=home, data_dir=home, device=args.device)
+    captioners = Captioners(home, LabelSets(home / "labels"), lambda path: None, host.captioners())
+    if args.list:
+        return _list(captioners)
+    if args.input is None:
+        raise Refused("Which pictures? Give --input, a folder.", field="input")
+    captioner, options = captioners.read(args.captioner, _options(args))
+    readiness = captioner.readiness(options)
+    if not readiness.can_start:
+        raise Refused(readiness.needs)
+    if not readiness.ready:
+        print(f"download: {readiness.downloads}")
+    captions = Captions(args.input, args.output, overwrite=args.overwrite)
+    with _bar(captions.progress) as show, _ctrl_c() as asked, contextlib.closing(captions):
+        progress = caption_pictures(captions.wanted, captioner, options, host, captions.write, on_progress=show, should_stop=asked,
+                                    begin=captions.progress) if captions.wanted else captions.progress
+    return _report(progress, captions, stopped=asked())
+
+
+class Captions:
+    """The captions of a folder: which pictures lack one, and where new ones go. A table is written every so often, and by `close`."""
+
+    def __init__(self, folder: Path, table: Path | None, *, overwrite: bool) -> None:
+        """Raises `Refused` for a folder without pictures, and for a table that cannot be read or written, before anything is done."""
+        self._paths, failed = _pictures(folder)
+        self._table, self._rows, self._unsaved = table, {}, 0
+        self._format = _format(table) if table else None
+        known = self._read_table() if table else {name: find_table(path.parent).get(path.name, "") for name, path in self._paths.items()}
+        self._rows.update({name: read_caption(path) or known.get(name, "") for name, path in self._paths.items()})
+        self.wanted = [Picture(name, path) for name, path in self._paths.items() if overwrite or not self._rows[name]]
+        skipped = len(self._paths) - len(self.wanted)
+        self.progress = CaptionProgress(total=len(self._paths) + len(failed), done=skipped + len(failed), skipped=skipped, failed=failed)
+
+    def write(self, captions: Mapping[str, str]) -> list[str]:
+        self._rows.update(captions)
+        if self._table:
+            self._unsaved += len(captions)
+            if self._unsaved >= 100:
+                self._save()
+        else:
+            for name, caption in captions.items():
+                write_atomically(sidecar(self._paths[name]), to_bytes(caption))
+        return list(captions)
+
+    def close(self) -> None:
+        if self._table and self._unsaved:
+            self._save()
+
+    @property
+    def place(self) -> str:
+        return str(self._table) if self._table else ".txt files beside the pictures"
+
+    def _read_table(self) -> dict[str, str]:
+        """Return the rows that are there by picture; those of other pictures are kept as they are."""
+        if not self._table.exists():
+            return {}
+        try:
+            table = parse_table(self._table.name, self._table.read_bytes())
+        except OSError as error:
+            raise Refused(f"{self._table} cannot be read: {error.strerror}.", field="output") from error
+        if table.problems:
+            raise Refused(f"Line {table.problems[0].line} of {self._table} cannot be read ({table.problems[0].message}), and would be lost. Mend it, or write to another file.",
+                          field="output")
+        found, _ = match_rows(table, self._paths)
+        lines = {row.line for row in found.values()}
+        self._rows.update({row.filename: row.caption for row in table.rows if row.line not in lines})
+        return {name: row.caption for name, row in found.items()}
+
+    def _save(self) -> None:
+        try:
+            self._table.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._table, self._format({name: caption for name, caption in self._rows.items() if caption}))
+        except OSError as error:
+            raise Refused(f"{self._table} cannot be written: {error.strerror or error}.", field="output") from error
+        self._unsaved = 0
+
+
+def _pictures(folder: Path) -> tuple[dict[str, Path], list[dict[str, str]]]:
+    pictures, problems = scan(folder.expanduser(), thorough=False)
+    named = {picture.path.relative_to(folder.expanduser()).as_posix(): picture.path for picture in pictures}
+    if not named and not problems:
+        raise Refused(f"There are no pictures in {folder}.", field="input")
+    return named, [{"filename": problem.path.name, "reason": problem.reason} for problem in problems]
+
+
+def _format(table: Path) -> Callable[[Mapping[str, str]], bytes]:
+    if table.suffix.lower() not in FORMATS:
+        raise Refused(f"The output {table} ends neither with .csv nor with .jsonl. Without --output each picture gets a .txt.", field="output")
+    return FORMATS[table.suffix.lower()]
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    values = {option.name: value for option in OPTIONS if (value := getattr(args, option.name)) is not None}
+    for given in args.option:
+        name, equals, value = given.partition("=")
+        if not equals:
+            raise Refused(f"--option {given!r} is not of the form name=value.", field="option")
+        values[name.strip().replace("-", "_")] = value
+    return values
+
+
+# --- What is shown -------------------------------------------------------------------------------------------------------
+
+def _list(captioners: Captioners) -> int:
+    for each in captioners.all():
+        size = f" [{size_text(each['download_bytes'])}]" if each["downloads"] else ""
+        print(f"{each['name']}: {each['title']}. {each['help']}\n  {'ready' if each['ready'] else each['needs']}{size}")
+        for option in each["options"]:
+            choices = f" ({', '.join(repr(choice['value']) for choice in option['choices'])})" if "choices" in option else ""
+            print(f"    {option['name']}={option['default']}  {option['help']}{choices}")
+    return 0
+
+
+@contextlib.contextmanager
+def _bar(begin: CaptionProgress) -> Iterator[Callable[[CaptionProgress], None]]:
+    from tqdm import tqdm
+    with tqdm(total=begin.total, initial=begin.done, unit="picture", dynamic_ncols=True) as bar:
+        def show(progress: CaptionProgress) -> None:
+            share = f" {progress.fraction:.0%}" if progress.stage == "preparing" and progress.fraction else ""
+            bar.set_description_str(f"{progress.message}{share}" if progress.stage == "preparing" else "captioning")
+            bar.update(progress.done - bar.n)
+        yield show
+
+
+@contextlib.contextmanager
+def _ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a wish to stop after the batch under way; the second ends the program at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(*_: Any) -> None:
+        print("\nStopping after this batch; what is done is kept.", file=sys.stderr)
+        asked.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _report(progress: CaptionProgress, captions: Captions, *, stopped: bool) -> int:
+    for failure in progress.failed:
+        print(f"failed: {failure['filename']}: {failure['reason']}", file=sys.stderr)
+    kept = f", {progress.skipped} left as they were" if progress.skipped else ""
+    print(f"{progress.written} captions written to {captions.place}{kept}" + (f", {len(progress.failed)} failed" if progress.failed else ""))
+    if stopped and progress.done < progress.total:
+        return 130
+    return 1 if progress.failed else 0

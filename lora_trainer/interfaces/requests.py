@@ -1,0 +1,56 @@
+"""Reads values out of JSON bodies and query strings; what is not as expected is refused with its name."""
+
+from ..core.config import is_plain_text
+from ..core.errors import Refused
+
+LONGEST_TEXT = 20_000
+
+
+def text(body: dict, key: str, *, required: bool = True) -> str | None:
+    value = body.get(key)
+    if value is None and not required:
+        return None
+    if not isinstance(value, str) or len(value) > LONGEST_TEXT or not is_plain_text(value):
+        raise Refused(f"`{key}` must be text.", field=key, code="bad_request")
+    return value
+
+
+def number(body: dict, key: str, default: float, low: float, high: float) -> float:
+    value = body.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise Refused(f"`{key}` must be a number from {low:g} to {high:g}.", field=key, code="bad_value")
+    return value
+
+
+def whole(body: dict, key: str, default: int, low: int, high: int) -> int:
+    value = number(body, key, default, low, high)
+    if value != int(value):
+        raise Refused(f"`{key}` must be a whole number.", field=key, code="bad_value")
+    return int(value)
+
+
+def switch(body: dict, key: str, default: bool = False) -> bool:
+    value = body.get(key, default)
+    if not isinstance(value, bool):
+        raise Refused(f"`{key}` must be true or false.", field=key, code="bad_request")
+    return value
+
+
+def texts(body: dict, key: str, *, required: bool = True) -> list[str] | None:
+    """Read a list of texts, such as file names."""
+    value = body.get(key)
+    if value is None and not required:
+        return None
+    if not isinstance(value, list) or not all(isinstance(each, str) and is_plain_text(each) for each in value):
+        raise Refused(f"`{key}` must be a list of texts.", field=key, code="bad_request")
+    return value
+
+
+def mapping(body: dict, key: str, *, required: bool = True) -> dict[str, str] | None:
+    """Read an object of texts by name, such as captions by file name."""
+    value = body.get(key)
+    if value is None and not required:
+        return None
+    if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()) or not all(is_plain_text(each) for each in value):
+        raise Refused(f"`{key}` must map file names to texts.", field=key, code="bad_request")
+    return value

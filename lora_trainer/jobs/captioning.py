@@ -1,0 +1,98 @@
+"""A job that captions the pictures of a data set: which of them, and what is told of it."""
+import contextlib
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..captioning.contracts import Captioner
+from ..captioning.run import CaptionProgress, Picture, caption_pictures
+from ..core.contracts import Host
+from ..core.errors import Refused
+from ..core.library import Library
+from .store import JobStore
+from .worker import Job
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which pictures get a caption, how many are left out because a person captioned them, and which are known to be unusable."""
+    pictures: list[Picture]
+    skipped: int
+    failed: list[dict[str, str]]           # {filename, reason}
+
+    def begin(self, message: str) -> CaptionProgress:
+        done = self.skipped + len(self.failed)
+        return CaptionProgress(message=message, total=len(self.pictures) + done, done=done, skipped=self.skipped, failed=list(self.failed))
+
+
+def select(library: Library, dataset: str, filenames: Sequence[str] | None, *, overwrite: bool) -> Selection:
+    """Choose among the pictures asked for; `filenames` None means all.
+
+    Raises `Refused` for a data set or a picture that is not there, and when there is none.
+    """
+    found = library.describe(dataset)
+    rows, problems = ({row["filename"]: row for row in found[key]} for key in ("pictures", "problems"))
+    asked = list(dict.fromkeys([*rows, *problems] if filenames is None else filenames))
+    if unknown := [name for name in asked if name not in rows and name not in problems]:
+        raise Refused(f"There is no picture {unknown[0][:200]!r} in this data set.", field="filenames", code="not_found")
+    if not asked:
+        raise Refused("There is no picture to caption.", field="filenames", code="no_pictures")
+    usable = [rows[name] for name in asked if name in rows]
+    wanted = [row for row in usable if overwrite or _lacks_caption(row)]
+    return Selection([Picture(row["filename"], library.picture_path(dataset, row["filename"])) for row in wanted], len(usable) - len(wanted),
+                     [{"filename": name, "reason": problems[name]["reason"]} for name in asked if name not in rows])
+
+
+def _lacks_caption(row: Mapping[str, Any]) -> bool:
+    """Whether no person gave a picture a caption; the class words of its folder (`10_cat`) are none."""
+    class_words = re.sub(r"^\d+_", "", PurePosixPath(row["filename"]).parent.name).replace("_", " ")
+    return not row["caption"] or row["automatic"] or (not row["version"] and row["caption"] == class_words)
+
+
+class CaptioningJob(Job):
+    kind = "captioning"
+    memory_advice = "Choose a smaller model or batch size, or close other programs that use the GPU."
+
+    def __init__(self, job_id: str, captioner: Captioner, config: Mapping[str, Any], selection: Selection, library: Library, host: Host,
+                 store: JobStore, folder: Path) -> None:
+        """`config` is what was asked for: dataset, captioner, options (complete), overwrite."""
+        super().__init__(job_id, store, folder)
+        self._captioner, self._config, self._selection, self._library, self._host = captioner, config, selection, library, host
+        self._progress = selection.begin(f"Preparing {captioner.title}")
+
+    def _figures(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self._progress), "dataset": self._config["dataset"], "captioner": self._config["captioner"]}
+
+    @contextlib.contextmanager
+    def _files(self) -> Iterator[None]:
+        (self.folder / "config.json").write_text(json.dumps(self._config, ensure_ascii=False, indent=2), encoding="utf-8")
+        yield
+
+    def _work(self) -> Mapping[str, Any]:
+        if self._selection.pictures:
+            self._caption()
+        progress = self._progress
+        if progress.failed and not progress.written and not self._stop_asked.is_set():
+            raise Refused(f"None of {len(progress.failed)} pictures could be captioned. {progress.failed[0]['filename']}: {progress.failed[0]['reason']}")
+        self._progress = dataclasses.replace(progress, eta_seconds=None)
+        return {"state": "stopped" if progress.done < progress.total else "finished", "message": _summary(progress)}
+
+    def _caption(self) -> None:
+        with self._library.captioning(self._config["dataset"], f"Automatic captions: {self._captioner.name}") as write:
+            caption_pictures(self._selection.pictures, self._captioner, self._config["options"], self._host,
+                             functools.partial(write, keep_manual=not self._config["overwrite"]), on_progress=self._report,
+                             should_stop=self._stop_asked.is_set, begin=self._progress)
+
+    def _report(self, progress: CaptionProgress) -> None:
+        self._progress = progress
+        self._save(progress.stage)
+
+
+def _summary(progress: CaptionProgress) -> str:
+    kept = f", {progress.skipped} left as they were" if progress.skipped else ""
+    failed = f", {len(progress.failed)} failed" if progress.failed else ""
+    return f"{progress.written} captions written{kept}{failed}"

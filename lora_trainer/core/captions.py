@@ -6,6 +6,7 @@ import os
 import re
 import time
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 from .encodings import decode
@@ -77,6 +78,14 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(folders: Iterable[Path]) -> None:
+    """Remove temporary files that a killed process left in these folders."""
+    for folder in folders:
+        for path in folder.glob(".*.tmp"):
+            if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", path.name):
+                path.unlink(missing_ok=True)
 
 
 def replace_file(source: Path, target: Path, attempts: int = 5) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-from .captions import content_of, replace_file, write_atomically
+from .captions import content_of, remove_leftovers, replace_file, write_atomically
 from .database import open_database
 from .errors import Refused
 
@@ -187,6 +187,8 @@ class History:
             back = step["state"] == UNDOING
             changes = [change for change in self._directed(step["id"], back=back) if self._holds(change.path, change.before) or self._lies_ready(change.after)]
             log.info("completing %r: %d files", step["label"], len(changes))
+            remove_leftovers({(self._folder / row["path"]).parent for row in
+                              self._database.execute("select path from changes where step = ?", (step["id"],))} | {self.trash})
             self._write(changes)
             self._set_state(step["id"], UNDONE) if back else self._finish(step["id"])
 

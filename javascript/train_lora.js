@@ -1,7 +1,10 @@
-/* The live parts of the tab Train LoRA: pictures, settings, training, result.
+/* The live parts of the tab Train LoRA: this file has the kit, settings, training and the page; its neighbours train_lora_*.js the pictures.
  *
  * Fills the element #train_lora_app, wherever gradio puts it, and talks to the REST API under train-lora/v1/ by itself. Runs the same
  * in the WebUI's tab and on the standalone page. What comes from the server is only ever put in as text, never as markup.
+ *
+ * The files are plain scripts that may load in any order: each puts a function of the kit into trainLora.parts, and the page is made when
+ * all are there.
  */
 (() => {
     'use strict';
@@ -9,11 +12,8 @@
     const APP_ID = 'train_lora_app';
     const TAB_ID = 'tab_train_lora';
     const STORE_KEY = 'train-lora.v1';
-    const PICTURE_ENDINGS = /\.(png|jpe?g|jpe|jfif|webp|bmp|gif|tiff?|avif|heic|jxl)$/i;
-    const CAPTION_ENDINGS = /(\.txt|^metadata\.(csv|jsonl))$/i;
+    const PARTS = ['widgets', 'dataset', 'grid', 'tags', 'bulk', 'detail', 'importing', 'captioning', 'pictures', 'gallery'];
     const RUNNING = ['queued', 'preparing', 'training', 'saving'];
-    const UPLOAD_BATCH_FILES = 16;
-    const UPLOAD_BATCH_BYTES = 32 * 2 ** 20;
 
 
     // --- Elements -----------------------------------------------------------------------------------------------------
@@ -72,6 +72,9 @@
         return String(value);
     }
 
+    /** The size of a file, as shops and servers give it. */
+    const fileSize = (value) => (value >= 1e9 ? `${(value / 1e9).toFixed(2).replace(/\.?0+$/, '')} GB` : `${Math.max(1, Math.round(value / 1e6))} MB`);
+
     const bytes = (value) => (value >= 2 ** 30 ? `${(value / 2 ** 30).toFixed(1)} GB` : `${Math.max(1, Math.round(value / 2 ** 20))} MB`);
 
     const figure = (value, digits = 4) => (Number.isFinite(value) ? value.toFixed(digits) : '–');
@@ -99,11 +102,11 @@
 
     // --- Server -------------------------------------------------------------------------------------------------------
 
-    /** An answer that is an error (`code`, `field`), or no answer at all (`offline`). */
+    /** An answer that is an error (`code`, `field`, `conflicts`), or no answer at all (`offline`). */
     class ServerError extends Error {
-        constructor(message, {code = '', field = null, status = 0, offline = false} = {}) {
+        constructor(message, {code = '', field = null, status = 0, offline = false, conflicts = []} = {}) {
             super(message);
-            Object.assign(this, {code, field, status, offline});
+            Object.assign(this, {code, field, status, offline, conflicts});
         }
     }
 
@@ -140,12 +143,14 @@
 
     const get = async (path) => (await send('GET', path)).json();
     const post = async (path, body = {}) => (await send('POST', path, body)).json();
+    const patch = async (path, body) => (await send('PATCH', path, body)).json();
 
-    /** Upload files in one request; `onProgress` hears the number of bytes sent so far. */
-    function upload(path, files, onProgress) {
+    /** Upload files, and fields of a form, in one request; `onProgress` hears the number of bytes sent so far. */
+    function upload(path, files, onProgress = () => {}, fields = {}) {
         return new Promise((resolve, reject) => {
             const form = new FormData();
-            for (const {file, name} of files) form.append('files', file, name);
+            for (const [key, value] of Object.entries(fields)) form.append(key, value);
+            for (const {file, name, field} of files) form.append(field || 'files', file, name);
             const request = new XMLHttpRequest();
             request.open('POST', url(path));
             request.upload.onprogress = (event) => onProgress(event.loaded);
@@ -175,376 +180,6 @@
         } catch {
             // Private windows may refuse; the page works without.
         }
-    }
-
-
-    // --- Files that are dropped or chosen -----------------------------------------------------------------------------
-
-    /** List the files in a drop, folders included, as {file, folder}. Must be called inside the drop event. */
-    async function droppedFiles(dataTransfer) {
-        const entries = [...dataTransfer.items].map((item) => item.webkitGetAsEntry && item.webkitGetAsEntry()).filter(Boolean);
-        if (!entries.length) return {files: [...dataTransfer.files].map((file) => ({file, folder: ''})), folder: ''};
-        const files = [];
-        for (const entry of entries) await collect(entry, '', files);
-        const only = entries.length === 1 && entries[0].isDirectory ? entries[0].name : '';
-        return {files, folder: only};
-    }
-
-    async function collect(entry, folder, files) {
-        if (entry.isFile) {
-            files.push({file: await new Promise((resolve, reject) => entry.file(resolve, reject)), folder});
-            return;
-        }
-        const reader = entry.createReader();
-        for (;;) {
-            const batch = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
-            if (!batch.length) return;
-            for (const child of batch) await collect(child, folder ? `${folder}/${entry.name}` : entry.name, files);
-        }
-    }
-
-    function chosenFiles(input) {
-        const files = [...input.files].map((file) => ({file, folder: (file.webkitRelativePath || '').split('/').slice(0, -1).join('/')}));
-        const tops = new Set(files.map(({folder}) => folder.split('/')[0]));
-        return {files, folder: tops.size === 1 ? [...tops][0] : ''};
-    }
-
-    const stem = (name) => name.replace(/\.[^.]*$/, '');
-
-    /** Give every file a flat name (same stems of different folders are told apart) and leave out what is no picture or caption. */
-    function sortOut(files) {
-        const owners = new Map();
-        const wanted = [];
-        const refused = [];
-        for (const {file, folder} of files) {
-            if (file.name.startsWith('.') || /^(thumbs\.db|desktop\.ini)$/i.test(file.name)) continue;
-            if (!PICTURE_ENDINGS.test(file.name) && !CAPTION_ENDINGS.test(file.name)) {
-                refused.push({filename: file.name, reason: 'Neither a picture nor captions (.txt, metadata.csv).'});
-                continue;
-            }
-            const key = stem(file.name).toLowerCase();
-            if (!owners.has(key)) owners.set(key, folder);
-            const name = owners.get(key) === folder ? file.name : `${folder.split('/').pop()}_${file.name}`;
-            wanted.push({file, name});
-        }
-        // A picture goes before its caption, and both go in the same request.
-        wanted.sort((a, b) => stem(a.name).localeCompare(stem(b.name)) || CAPTION_ENDINGS.test(a.name) - CAPTION_ENDINGS.test(b.name));
-        return {wanted, refused};
-    }
-
-    function inBatches(files) {
-        const batches = [];
-        let batch = [];
-        let size = 0;
-        for (const item of files) {
-            const newStem = !batch.length || stem(batch[batch.length - 1].name) !== stem(item.name);
-            if (batch.length && newStem && (batch.length >= UPLOAD_BATCH_FILES || size + item.file.size > UPLOAD_BATCH_BYTES)) {
-                batches.push(batch);
-                [batch, size] = [[], 0];
-            }
-            batch.push(item);
-            size += item.file.size;
-        }
-        return batch.length ? [...batches, batch] : batches;
-    }
-
-
-    // --- Step 1: pictures ---------------------------------------------------------------------------------------------
-
-    function createPictures({onChange, suggestName}) {
-        let datasets = [];
-        let current = null;
-        let uploading = false;
-
-        const chooser = h('select.tl-input', {id: 'tl-dataset', onchange: () => choose(chooser.value)});
-        const path = h('input.tl-input', {id: 'tl-folder', type: 'text', placeholder: '/path/to/pictures', autocomplete: 'off', spellcheck: false,
-            oninput: () => show(pathError, false), onkeydown: (event) => event.key === 'Enter' && adopt()});
-        const useFolder = button('Use folder', () => adopt());
-        const pathError = h('p.tl-error', {role: 'alert', hidden: true});
-
-        const fileInput = h('input', {type: 'file', multiple: true, hidden: true, id: 'tl-files', onchange: () => take(chosenFiles(fileInput))});
-        const folderInput = h('input', {type: 'file', multiple: true, hidden: true, webkitdirectory: true, id: 'tl-folder-files',
-            onchange: () => take(chosenFiles(folderInput))});
-        const dropTitle = h('span.tl-drop-title', {}, 'Drop pictures and captions here');
-        const drop = h('div.tl-drop', {onclick: (event) => event.target.closest('button') || fileInput.click()}, dropTitle,
-            h('span.tl-drop-choose', {}, 'or ', iconButton('choose files', 'Choose pictures and .txt captions', () => fileInput.click()), ' · ',
-                iconButton('choose a folder', 'Choose a folder with everything in it', () => folderInput.click())));
-
-        const bar = h('div.tl-bar-fill');
-        const uploadText = h('span.tl-muted');
-        const uploadBox = h('div.tl-upload', {hidden: true, role: 'status'}, h('div.tl-bar.tl-thin', {}, bar), uploadText);
-
-        const refusedList = h('ul.tl-list');
-        const refusedTitle = h('strong');
-        const dismiss = iconButton('Dismiss', 'Hide this list', () => show(refusedBox, false));
-        const refusedBox = h('div.tl-notice.tl-warn', {hidden: true}, h('div.tl-notice-head', {}, refusedTitle, dismiss), refusedList);
-        const problemList = h('ul.tl-list');
-        const problemBox = h('div.tl-notice.tl-warn', {hidden: true}, problemList);
-
-        const summary = h('p.tl-summary', {'aria-live': 'polite'});
-        const where = h('span.tl-path');
-        const more = iconButton('Show all', 'Show every picture at once', () => expand(!grid.classList.contains('tl-all')));
-        const grid = h('ul.tl-grid');
-        const gridBox = h('div', {hidden: true}, h('div.tl-summary-line', {}, summary, where, more), problemBox, grid);
-
-        const element = card(1, 'Pictures',
-            h('div.tl-row', {},
-                h('div.tl-field', {}, h('label.tl-label', {htmlFor: 'tl-dataset'}, 'Data set'), chooser),
-                h('div.tl-field.tl-grow', {}, h('label.tl-label', {htmlFor: 'tl-folder'}, 'Folder on the server'), h('div.tl-joined', {}, path, useFolder), pathError)),
-            drop, fileInput, folderInput, uploadBox, refusedBox, gridBox);
-
-        let dragDepth = 0;
-        const hasFiles = (event) => event.dataTransfer && [...event.dataTransfer.types].includes('Files');
-        element.addEventListener('dragenter', (event) => {
-            if (!hasFiles(event)) return;
-            dragDepth += 1;
-            element.classList.add('tl-dragging');
-        });
-        element.addEventListener('dragleave', () => {
-            dragDepth = Math.max(0, dragDepth - 1);
-            if (!dragDepth) element.classList.remove('tl-dragging');
-        });
-        element.addEventListener('dragover', (event) => {
-            if (!hasFiles(event)) return;
-            event.preventDefault();
-            event.stopPropagation();
-            event.dataTransfer.dropEffect = 'copy';
-        });
-        element.addEventListener('drop', (event) => {
-            dragDepth = 0;
-            element.classList.remove('tl-dragging');
-            if (!hasFiles(event)) return;
-            event.preventDefault();
-            event.stopPropagation();
-            droppedFiles(event.dataTransfer).then(take, fail);
-        });
-
-        function setDatasets(list) {
-            datasets = list;
-            chooser.replaceChildren(h('option', {value: ''}, 'New data set'),
-                ...list.map(({name, pictures}) => h('option', {value: name}, `${name} (${plural(pictures, 'picture')})`)));
-            chooser.value = current ? current.name : '';
-        }
-
-        async function refreshDatasets() {
-            setDatasets(await get('datasets'));
-        }
-
-        async function choose(name) {
-            show(pathError, false);
-            if (!name) return present(null);
-            try {
-                present(await get(`datasets/${encode(name)}`));
-            } catch (error) {
-                fail(error);
-                chooser.value = current ? current.name : '';
-            }
-        }
-
-        function present(dataset) {
-            if (grid.contains(document.activeElement)) document.activeElement.blur();      // A caption being edited is saved first.
-            const other = (dataset && dataset.name) !== (current && current.name);
-            current = dataset;
-            if (other) show(refusedBox, false);
-            chooser.value = dataset ? dataset.name : '';
-            const pictures = dataset ? dataset.pictures : [];
-            const problems = dataset ? dataset.problems : [];
-            show(gridBox, Boolean(dataset) && (pictures.length > 0 || problems.length > 0));
-            element.classList.toggle('tl-filled', pictures.length > 0);
-            setText(dropTitle, pictures.length ? 'Drop more pictures or captions here' : 'Drop pictures and captions here');
-            grid.replaceChildren(...pictures.map((picture) => createPicture(picture, {save, onSaved: summarize})));
-            problemList.replaceChildren(...problems.map(listItem));
-            show(problemBox, problems.length > 0);
-            setText(where, dataset ? dataset.path : '');
-            where.title = where.textContent;
-            expand(false);
-            summarize();
-            remember({dataset: dataset ? dataset.name : ''});
-        }
-
-        function summarize() {
-            if (current) {
-                const captions = current.pictures.filter(({caption}) => caption && caption.trim()).length;
-                const troubled = current.pictures.filter(isTroubled).length + current.problems.length;
-                setText(summary, `${plural(current.pictures.length, 'picture')} · ${plural(captions, 'caption')} · ${plural(troubled, 'problem')}`);
-            }
-            onChange(current);
-        }
-
-        function expand(all) {
-            grid.classList.toggle('tl-all', all);
-            setText(more, all ? 'Show less' : 'Show all');
-            requestAnimationFrame(() => {
-                const longer = grid.scrollHeight > grid.clientHeight + 4;
-                show(more, all || longer);
-                grid.classList.toggle('tl-clipped', longer);
-            });
-        }
-
-        const save = async (filename, caption) => {
-            await send('PATCH', `datasets/${encode(current.name)}/captions`, {changes: {[filename]: caption}});
-            onChange(current);
-        };
-
-        async function adopt() {
-            const folder = path.value.trim();
-            if (!folder) return path.focus();
-            useFolder.disabled = true;
-            try {
-                const {name} = await post('datasets', {path: folder});
-                await refreshDatasets();
-                await choose(name);
-                path.value = '';
-            } catch (error) {
-                fail(error);
-            } finally {
-                useFolder.disabled = false;
-            }
-        }
-
-        async function newDataset(folder) {
-            const taken = new Set(datasets.map(({name}) => name.toLowerCase()));
-            const base = (folder.split('/')[0] || suggestName() || 'pictures').trim();
-            let name = base;
-            for (let number = 2; taken.has(name.toLowerCase()); number += 1) name = `${base}-${number}`;
-            try {
-                return (await post('datasets', {name})).name;
-            } catch (error) {
-                if (error.offline) throw error;
-                return (await post('datasets', {})).name;                                  // A name that the server cannot use: let it choose one.
-            }
-        }
-
-        async function take({files, folder}) {
-            fileInput.value = folderInput.value = '';
-            if (!files.length) return;
-            if (uploading) return fail({message: 'Files are still being added. Drop these again when that is done.'});
-            const {wanted, refused} = sortOut(files);
-            uploading = true;
-            show(pathError, false);
-            try {
-                if (wanted.length) await uploadAll(wanted, refused, folder);
-            } catch (error) {
-                fail(error);
-            } finally {
-                uploading = false;
-                show(uploadBox, false);
-                showRefused(refused);
-            }
-        }
-
-        async function uploadAll(wanted, refused, folder) {
-            const total = wanted.reduce((sum, {file}) => sum + file.size, 0) || 1;
-            let [sent, done] = [0, 0];
-            const progress = (loaded) => {
-                bar.style.width = `${Math.min(100, 100 * (sent + loaded) / total)}%`;
-                setText(uploadText, `Adding ${plural(wanted.length, 'file')} · ${done} done`);
-            };
-            progress(0);
-            show(uploadBox, true);
-            const name = current ? current.name : await newDataset(folder);
-            try {
-                for (const batch of inBatches(wanted)) {
-                    const answer = await upload(`datasets/${encode(name)}/images`, batch, progress);
-                    refused.push(...answer.refused);
-                    sent += batch.reduce((sum, {file}) => sum + file.size, 0);
-                    done += batch.length;
-                    progress(0);
-                }
-            } finally {
-                await refreshDatasets();
-                await choose(name);
-            }
-        }
-
-        function showRefused(refused) {
-            refusedList.replaceChildren(...refused.map(listItem));
-            setText(refusedTitle, refused.length === 1 ? '1 file was not taken' : `${refused.length} files were not taken`);
-            show(refusedBox, refused.length > 0);
-        }
-
-        function fail(error) {
-            setText(pathError, error.message);
-            show(pathError, true);
-        }
-
-        return {element, setDatasets, choose, name: () => (current ? current.name : ''), count: () => (current ? current.pictures.length : 0)};
-    }
-
-    const listItem = ({filename, reason}) => h('li', {}, h('strong', {}, filename), reason.startsWith(filename) ? reason.slice(filename.length) : ` ${reason}`);
-
-    const NO_CAPTION = /^no caption/i;
-    const isTroubled = ({caption, warnings}) => !(caption || '').trim() || (warnings || []).some((text) => !NO_CAPTION.test(text));
-
-    /** One picture: thumbnail, what is wrong with it, and its caption, which a click turns into a text box. */
-    function createPicture(picture, {save, onSaved}) {
-        let unsaved = null;
-        const warnings = (picture.warnings || []).filter((text) => !NO_CAPTION.test(text));
-        const image = h('img.tl-image', {src: url(picture.thumbnail).href, alt: picture.filename, loading: 'lazy', decoding: 'async'});
-        const badge = h('span.tl-badge', {title: warnings.join('\n'), hidden: !warnings.length, 'aria-hidden': 'true'}, '!');
-        const reason = h('p.tl-reason', {hidden: !warnings.length, title: warnings.join('\n')}, warnings.join(' '));
-        const caption = h('button.tl-caption', {type: 'button', onclick: () => edit()});
-        const mark = h('p.tl-mark', {role: 'status', hidden: true});
-        const element = h('li.tl-picture', {}, h('div.tl-frame', {title: `${picture.filename} · ${picture.width} × ${picture.height}`}, image, badge), caption, reason, mark);
-
-        function present() {
-            const empty = !picture.caption;
-            setText(caption, picture.caption || 'No caption');
-            caption.classList.toggle('tl-none', empty);
-            caption.setAttribute('aria-label', `Caption of ${picture.filename}: ${picture.caption || 'none'}. Edit`);
-        }
-
-        /** Give up a text that could not be saved. */
-        function forget() {
-            unsaved = null;
-            present();
-            show(mark, false);
-        }
-
-        function edit() {
-            const box = h('textarea.tl-caption-box', {value: unsaved ?? picture.caption ?? '', rows: 4, spellcheck: false, 'aria-label': `Caption of ${picture.filename}`});
-            const close = () => box.replaceWith(caption);
-            box.addEventListener('blur', () => {
-                const text = box.value.trim();
-                close();
-                if (text !== (picture.caption || '')) store(text);
-                else if (unsaved !== null) forget();
-            });
-            box.addEventListener('keydown', (event) => {
-                event.stopPropagation();                                                   // The WebUI listens for keys on the whole page.
-                if (event.key === 'Escape') box.value = picture.caption || '';
-                if (event.key === 'Escape' || (event.key === 'Enter' && !event.shiftKey && !event.isComposing)) {
-                    event.preventDefault();
-                    box.blur();
-                    caption.focus();
-                }
-            });
-            caption.replaceWith(box);
-            box.focus();
-        }
-
-        async function store(text) {
-            const before = picture.caption;
-            [picture.caption, unsaved] = [text, null];
-            present();
-            setText(mark, 'Saving …');
-            mark.className = 'tl-mark';
-            show(mark, true);
-            try {
-                await save(picture.filename, text);
-                setText(mark, 'Saved');
-                setTimeout(() => mark.textContent === 'Saved' && show(mark, false), 1500);
-            } catch (error) {
-                [picture.caption, unsaved] = [before, text];
-                setText(caption, text);
-                setText(mark, `Not saved: ${error.message} Click to try again.`);
-                mark.classList.add('tl-error');
-            }
-            onSaved();
-        }
-
-        present();
-        return element;
     }
 
 
@@ -695,8 +330,9 @@
             set: (name, text) => schema.has(name) && change(name, text)};
     }
 
-    function createField(entry, {onInput, onReset}) {
-        const id = `tl-setting-${entry.name}`;
+    /** A labelled control for one entry of a schema, as the server describes settings and the options of captioners. */
+    function createField(entry, {onInput, onReset, idPrefix = 'tl-setting'}) {
+        const id = `${idPrefix}-${entry.name}`;
         const helpId = `${id}-help`;
         const errorId = `${id}-error`;
         const check = entry.type === 'bool';
@@ -708,7 +344,7 @@
 
         const reset = h('button.tl-reset', {type: 'button', onclick: () => { onReset(); control.focus(); }}, '↺');
         const label = h('label.tl-label', {htmlFor: id}, entry.title);
-        const help = h('p.tl-help', {id: helpId}, `${entry.help} `, h('span.tl-range', {}, rangeOf(entry)));
+        const help = h('p.tl-help', {id: helpId}, `${entry.help || ''} `, h('span.tl-range', {}, rangeOf(entry)));
         const note = h('p.tl-help.tl-note', {hidden: true});
         const error = h('p.tl-error', {id: errorId, hidden: true, role: 'alert'});
         const unit = entry.unit ? h('span.tl-unit', {'aria-hidden': 'true'}, entry.unit) : null;
@@ -742,7 +378,9 @@
         };
     }
 
-    const option = (choice) => h('option', {value: choice}, choice);
+    /** A choice is a word, or {value, title, help}. */
+    const option = (choice) => (typeof choice === 'object' ? h('option', {value: choice.value, title: choice.help || ''}, choice.title || choice.value)
+        : h('option', {value: choice}, choice));
 
     function textInput(entry, described, onInput) {
         const numeric = entry.type === 'int' || entry.type === 'float';
@@ -1022,6 +660,7 @@
         let askedName = '';
         let freeName = '';
         let announced = '';
+        let elsewhere = '';
 
         const planMain = h('p.tl-plan-main');
         const planMore = h('p.tl-muted');
@@ -1080,6 +719,13 @@
             presentButton();
         }
 
+        /** Something else that uses the machine, as a captioner: no training until it has ended. */
+        function setElsewhere(reason) {
+            if (reason === elsewhere) return;
+            elsewhere = reason;
+            presentButton();
+        }
+
         function setPlan(value) {
             plan = value;
             if (settings.value('output_name') !== askedName) show(takenBox, false);
@@ -1107,7 +753,8 @@
 
         function presentButton() {
             const busy = starting || running();
-            const obstacles = model && !model.trainable ? [model.reason || 'The loaded model cannot be trained.'] : blocking().map(({message}) => message);
+            const found = model && !model.trainable ? [model.reason || 'The loaded model cannot be trained.'] : blocking().map(({message}) => message);
+            const obstacles = elsewhere ? [elsewhere, ...found] : found;
             train.disabled = busy || !model || !plan || obstacles.length > 0;
             setText(train, starting ? 'Starting …' : running() ? 'Training …' : 'Train');
             reasons.replaceChildren(...(busy ? [] : obstacles).map((text) => h('li', {}, text)));
@@ -1216,11 +863,11 @@
         function present(next) {
             job = {...next, stopping: RUNNING.includes(next.state) && Boolean(next.stopping || (job && job.id === next.id && job.stopping))};
             const stageNow = RUNNING.includes(job.state) && job.stage ? job.stage : job.state;
-            const share = job.fraction ?? (job.total_steps ? job.step / job.total_steps : 0);
+            const share = job.fraction ?? (job.total_steps ? (job.step || 0) / job.total_steps : 0);
             const vague = RUNNING.includes(job.state) && (job.fraction === null || job.fraction === undefined) && !job.step;
             show(jobBox, true);
             setText(jobTitle, job.name || 'LoRA');
-            setText(jobState, STATES[stageNow] || stageNow);
+            setText(jobState, job.stopping ? 'Stopping' : STATES[stageNow] || stageNow);
             jobState.className = `tl-state tl-is-${stageNow}`;
             bar.classList.toggle('tl-vague', vague);
             fill.style.width = `${Math.round(1000 * (job.state === 'finished' ? 1 : share)) / 10}%`;
@@ -1228,7 +875,7 @@
             bar.setAttribute('aria-valuenow', String(Math.round(100 * share)));
             setText(stage, job.message && job.message !== STATES[stageNow] ? job.message : job.epoch ? `Epoch ${job.epoch}` : '');
             show(stage, RUNNING.includes(job.state));
-            setText(figures.step, job.total_steps ? `${job.step.toLocaleString('en')} of ${job.total_steps.toLocaleString('en')}` : '–');
+            setText(figures.step, job.total_steps ? `${(job.step || 0).toLocaleString('en')} of ${job.total_steps.toLocaleString('en')}` : '–');
             setText(figures.loss, figure(job.loss_average ?? job.loss));
             setText(figures.left, RUNNING.includes(job.state) ? duration(job.eta_seconds) || '–' : '–');
             setText(figures.speed, perStep(job.seconds_per_step));
@@ -1239,7 +886,8 @@
 
         function presentOutcome() {
             const done = ['finished', 'stopped'].includes(job.state) && Boolean(job.output_file);
-            setText(failureTitle, job.step ? `${STATES[job.state]} at step ${job.step} of ${job.total_steps}` : `${STATES[job.state]} before the first step`);
+            setText(failureTitle, !job.step ? `${STATES[job.state]} before the first step`
+                : `${STATES[job.state]} at step ${job.step}${job.total_steps ? ` of ${job.total_steps}` : ''}`);
             setText(failureText, job.error || job.message || 'The log says more.');
             show(failure, ['failed', 'interrupted'].includes(job.state));
             const trigger = (job.config || {}).trigger_word;
@@ -1262,7 +910,7 @@
         }
 
         async function readHistory() {
-            history = (await get('jobs')).slice(0, 6);
+            history = (await get('jobs?kind=training')).filter(isTraining).slice(0, 6);
             presentHistory();
         }
 
@@ -1270,7 +918,7 @@
             recentList.replaceChildren(...history.map((item) => h('li', {}, h('button.tl-run', {type: 'button', onclick: () => pick(item),
                 'aria-current': job && item.id === job.id ? 'true' : 'false', title: item.error || item.output_file || ''},
             h('span.tl-run-name', {}, item.name || item.id), h(`span.tl-state.tl-is-${item.state}`, {}, STATES[item.state] || item.state),
-            h('span.tl-muted', {}, !item.total_steps ? '' : item.state === 'finished' ? plural(item.total_steps, 'step') : `${item.step} of ${item.total_steps}`),
+            h('span.tl-muted', {}, stepsOf(item)),
             h('span.tl-muted', {}, ago(item.created_at))))));
             show(recent, history.length > 0);
         }
@@ -1280,7 +928,14 @@
             await follow(await get(`jobs/${encode(item.id)}`));
         }
 
-        return {element, setModel, setPlan, follow, refresh, readHistory, running, current: () => job, history: () => history};
+        return {element, setModel, setPlan, setElsewhere, follow, refresh, readHistory, running, current: () => job, history: () => history};
+    }
+
+    const isTraining = ({kind}) => !kind || kind === 'training';
+
+    function stepsOf({state, step, total_steps: total}) {
+        if (!total) return step ? plural(step, 'step') : '';
+        return state === 'finished' ? plural(total, 'step') : `${step || 0} of ${total}`;
     }
 
     const NO_PLAN = {pictures: 0, buckets: [], steps: 0, trainable_parameters: null, warnings: [], errors: []};
@@ -1369,7 +1024,16 @@
     const PLAN_DELAY_MS = 400;
     const STATUS_EVERY_MS = 5000;
 
+    /** The kit that every part gets, with what the parts before it added. */
+    function assembleKit() {
+        const kit = {h, show, setText, button, iconButton, card, plural, duration, fileSize, url, encode, get, post, patch, send, upload, remember, remembered, createField,
+            outside, openTab};
+        for (const name of PARTS) Object.assign(kit, window.trainLora.parts[name](kit));
+        return kit;
+    }
+
     function createApp() {
+        const kit = assembleKit();
         let ready = false;
         let planNumber = 0;
         let planTimer = 0;
@@ -1384,15 +1048,23 @@
         const version = h('span.tl-muted.tl-version');
         const problems = h('div.tl-notice.tl-warn', {hidden: true});
         const connection = h('div.tl-notice.tl-warn', {hidden: true, role: 'status'}, 'Connection lost, trying again.');
+        const columns = h('div.tl-columns');
 
-        const settings = createSettings({onChange: () => planSoon()});
-        const pictures = createPictures({onChange: () => planSoon(), suggestName: () => settings.value('output_name') || settings.value('trigger_word') || ''});
+        const settings = createSettings({onChange: () => { tellPictures(); planSoon(); }});
+        const pictures = kit.createPictures({onChange: () => planSoon(), suggestName: () => settings.value('output_name') || settings.value('trigger_word') || '',
+            onWide: (on) => columns.classList.toggle('tl-wide-pictures', on)});
         const generate = createGenerate();
         const tryTag = Object.assign((tag, trigger) => generate.tryTag(tag, trigger), {ready: () => !generate.element.hidden});
         const train = createTrain({config, settings, tryTag});
 
-        const root = h('div.tl-app', {}, h('div.tl-head', {}, h('div.tl-model', {}, modelDot, modelText, modelFacts), version), connection, problems,
-            h('div.tl-columns', {}, h('div.tl-main', {}, pictures.element, settings.element, generate.element), h('div.tl-side', {}, train.element)));
+        columns.append(h('div.tl-main', {}, pictures.element, settings.element, generate.element), h('div.tl-side', {}, train.element));
+        const root = h('div.tl-app', {}, h('div.tl-head', {}, h('div.tl-model', {}, modelDot, modelText, modelFacts), version), connection, problems, columns);
+
+        /** The settings that decide what the trainer will see of the pictures. */
+        function tellPictures() {
+            const values = settings.config();
+            pictures.setSettings(Object.fromEntries(['resolution', 'bucket_step', 'enable_bucket', 'trigger_word'].map((name) => [name, values[name]])));
+        }
 
         function config() {
             const name = pictures.name();
@@ -1449,6 +1121,13 @@
             generate.setSize((status.host || {}).default_size_px);
             show(generate.element, (status.host || {}).kind === 'standalone');
             train.setModel(model);
+            presentCaptioning(status.current_job);
+        }
+
+        function presentCaptioning(job) {
+            const captioning = Boolean(job) && !isTraining(job);
+            if (captioning) pictures.followJob(job);
+            train.setElsewhere(captioning || pictures.captioning() ? 'Captions are being written; training can begin when that has ended.' : '');
         }
 
         async function load() {
@@ -1456,11 +1135,12 @@
             lastStatus = Date.now();
             settings.build(status.settings, presets);
             presentStatus(status);
+            tellPictures();
             pictures.setDatasets(datasets);
             await chooseDataset(datasets);
             await train.readHistory();
             const last = train.history().find(({id}) => id === remembered().job);
-            if (status.current_job) await train.follow(status.current_job);
+            if (status.current_job && isTraining(status.current_job)) await train.follow(status.current_job);
             else if (last) await train.follow(last);
             ready = true;
             await plan();
@@ -1476,7 +1156,13 @@
             lastStatus = Date.now();
             const status = await get('status');
             presentStatus(status);
-            if (status.current_job && !train.running()) await train.follow(status.current_job);
+            if (status.current_job && isTraining(status.current_job) && !train.running()) await train.follow(status.current_job);
+        }
+
+        /** A picture from the WebUI's gallery, perhaps before the tab was ever opened. */
+        async function receive(files) {
+            if (!ready) await load();
+            return pictures.receive(files);
         }
 
         function lost() {
@@ -1500,6 +1186,8 @@
             try {
                 if (!ready) await load();
                 await refreshStatus();
+                train.setElsewhere(pictures.captioning() ? 'Captions are being written; training can begin when that has ended.' : '');
+                if (root.offsetParent !== null) await pictures.poll();
                 if (train.running() && await train.refresh()) planSoon(0);
                 if (failures) {
                     failures = 0;
@@ -1513,9 +1201,11 @@
             }
         }
 
+        /** What changed on disk while another window was in front is shown at once. */
+        window.addEventListener('focus', () => { if (ready && root.offsetParent !== null) pictures.poll(true).catch(() => {}); });
         document.addEventListener('visibilitychange', () => { if (!document.hidden) poll(); });
         new IntersectionObserver((entries) => { if (entries.some(({isIntersecting}) => isIntersecting)) poll(); }).observe(root);   // The tab is opened.
-        return {root, poll};
+        return {root, poll, addButtons: () => kit.addGalleryButtons(receive)};
     }
 
 
@@ -1525,11 +1215,15 @@
 
     /** Put the page into its place, again if gradio has drawn that place anew. */
     function mount() {
+        if (!PARTS.every((name) => window.trainLora.parts[name])) return;
         const place = outside().querySelector(`#${APP_ID}`);
-        if (!place || (app && app.root.parentElement === place)) return;
+        if (!place) return;
+        if (app) app.addButtons();
+        if (app && app.root.parentElement === place) return;
         const first = !app;
         app = app || createApp();
         place.replaceChildren(app.root);
+        app.addButtons();
         if (first) app.poll();
     }
 
@@ -1538,7 +1232,7 @@
         new MutationObserver(mount).observe(document.body, {childList: true, subtree: true});
     }
 
-    window.trainLora = {open: openTab};
+    window.trainLora = Object.assign(window.trainLora || {parts: {}}, {open: openTab});
     if (typeof window.onUiLoaded === 'function') window.onUiLoaded(watch);
     else if (document.readyState === 'loading') document.addEventListener('DOMContentLoaded', watch);
     else watch();

@@ -26,7 +26,9 @@ def beam_search(next_logits: NextLogits, count: int, *, start: int, end: int, be
         if length <= min_length:
             shares[..., end] = -torch.inf
         candidates = scores[..., None] + shares                                    # (count, beams, vocabulary)
-        for picture, ending in enumerate(candidates[..., end].tolist()):
+        worst = candidates.flatten(1).topk(beams).values[:, -1:]
+        endings = candidates[..., end].masked_fill(candidates[..., end] < worst, -torch.inf)         # one ends only where that is among the likeliest
+        for picture, ending in enumerate(endings.tolist()):
             _finish(finished[picture], ending, sequences[picture], length, length_penalty, beams)
         candidates[..., end] = -torch.inf
         scores, best = candidates.flatten(1).topk(beams)
@@ -34,9 +36,9 @@ def beam_search(next_logits: NextLogits, count: int, *, start: int, end: int, be
         sequences = torch.cat([sequences.gather(1, parents[..., None].expand(-1, -1, length)), tokens[..., None]], dim=-1)
         if all(_is_over(found, running, length, length_penalty, beams) for found, running in zip(finished, scores.max(1).values.tolist())):
             break
-    for picture, running in enumerate(scores.tolist()):                            # cut off at the greatest length
-        if len(finished[picture]) < beams:
-            _finish(finished[picture], running, sequences[picture], sequences.shape[-1] - 1, length_penalty, beams)
+    else:                                                                          # the greatest length is reached: what is running ends here
+        for picture, running in enumerate(scores.tolist()):
+            _finish(finished[picture], running, sequences[picture], max_length, length_penalty, beams)
     return [max(found, key=lambda each: each[0])[1] for found in finished]
 
 

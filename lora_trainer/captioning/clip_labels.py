@@ -3,9 +3,10 @@
 Picture features and label features are unit vectors; within a group, softmax(scale · picture · label) is the probability of each label,
 with the scale that the model was trained with. Label features are averages over prompts, kept in memory and on disk.
 """
+import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,7 @@ from .open_clip_models import CheckPath, ModelSource, hub_weights, load, model_o
 
 log = logging.getLogger(__name__)
 DEMO = "demo"
-TEXTS_AT_ONCE = 128
-_INCEPTION = (0.5, 0.5, 0.5)
+LABELS_AT_ONCE = 32
 KNOWN = {
     "ViT-L-14": (Choice("ViT-L-14", "ViT-L-14", "The usual choice: 1.71 GB, DataComp-XL's weights."),
                  ModelSource("ViT-L-14 (datacomp_xl_s13b_b90k)", "ViT-L-14", hub_weights("laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K", 1_710_600_000))),
@@ -75,7 +75,7 @@ class ClipLabelsCaptioner(Captioner):
     def _source(self, options: Mapping[str, Any]) -> ModelSource:
         if options["model"] != DEMO:
             return resolve(options, KNOWN, self._check_path)
-        config, weights = demo_clip.write_clip(self._cache / "demo_clip")
+        config, weights = demo_clip.write_clip(self._cache / "demo_clip" / demo_clip.version())
         return ModelSource("the embedded demo", "", weights, config)
 
 
@@ -90,19 +90,29 @@ class LabelFeatures:
             except (SafetensorError, OSError):
                 log.warning("%s is damaged and made anew", file)
 
-    def of(self, prompts: Sequence[tuple[str, ...]], encode: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
-        """Return float32 `(labels, width)`, unit length: for each label the mean of its prompts' features. `encode` gives those of texts."""
-        missing = [each for each in dict.fromkeys(prompts) if _key(each) not in self._kept]
-        if missing:
-            self._kept.update({_key(each): feature for each, feature in zip(missing, _means(missing, encode))})
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._file, save(self._kept))
+    def of(self, prompts: Sequence[tuple[str, ...]]) -> torch.Tensor:
+        """Return float32 `(labels, width)`, unit length: for each label the mean of its prompts' features. All have to be known."""
         return torch.stack([self._kept[_key(each)] for each in prompts])
+
+    def learn(self, prompts: Sequence[tuple[str, ...]], encode: Callable[[list[str]], torch.Tensor]) -> Generator[float, None, None]:
+        """Find out what is not known yet, some labels at a time, and keep it; yields the share that is done before each time.
+
+        `encode` takes texts to unit features `(texts, width)` on the CPU.
+        """
+        missing = [each for each in dict.fromkeys(prompts) if _key(each) not in self._kept]
+        try:
+            for first in range(0, len(missing), LABELS_AT_ONCE):
+                yield first / len(missing)
+                some = missing[first:first + LABELS_AT_ONCE]
+                self._kept.update({_key(each): feature for each, feature in zip(some, _means(some, encode))})
+        finally:
+            if missing:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(self._file, save(self._kept))
 
 
 def _means(prompts: Sequence[tuple[str, ...]], encode: Callable[[list[str]], torch.Tensor]) -> list[torch.Tensor]:
-    texts = [text for each in prompts for text in each]
-    features = torch.cat([encode(texts[first:first + TEXTS_AT_ONCE]) for first in range(0, len(texts), TEXTS_AT_ONCE)])
+    features = encode([text for each in prompts for text in each])
     return [F.normalize(part.mean(0), dim=-1).contiguous() for part in features.split([len(each) for each in prompts])]
 
 
@@ -123,6 +133,13 @@ class _Labeller(LoadedCaptioner):
         self._model, self._transform, self._tokenizer, self._groups, self._features = model, transform, tokenizer, groups, features
         self._threshold, self._per_group, self.batch_size = threshold, per_group, batch_size
         self._device, self._labels = torch.device("cpu"), None
+        self._prompts = [[group.prompts_for(label) for label in group.labels] for group in groups]
+
+    def preparation(self) -> Generator[tuple[str, float], None, None]:
+        every = [each for group in self._prompts for each in group]
+        with contextlib.closing(self._features.learn(every, self._encode)) as shares:
+            for share in shares:
+                yield "Reading the labels, once for this model", share
 
     @torch.no_grad()
     def caption(self, images: list[Any], paths: list[Path]) -> list[list[str]]:
@@ -144,13 +161,12 @@ class _Labeller(LoadedCaptioner):
         self._model = self._labels = None
 
     def _label_features(self) -> list[torch.Tensor]:
-        """Features `(labels, width)` of each group, on the model's device; encoded there when they are not known yet."""
+        """Features `(labels, width)` of each group, on the model's device."""
         if self._labels is None:
-            prompts = [[group.prompts_for(label) for label in group.labels] for group in self._groups]
-            every = self._features.of([each for group in prompts for each in group], self._encode).to(self._device)
-            self._labels = list(every.split([len(group) for group in prompts]))
+            self._labels = [self._features.of(prompts).to(self._device) for prompts in self._prompts]
         return self._labels
 
+    @torch.no_grad()
     def _encode(self, texts: list[str]) -> torch.Tensor:
         tokens = self._tokenizer(texts).to(self._device)
         return F.normalize(self._model.encode_text(tokens).float(), dim=-1).cpu()

@@ -12,13 +12,15 @@ from .beam_search import beam_search
 from .contracts import Asked, Captioner, Choice, LoadedCaptioner, Option, Readiness, Report
 from .open_clip_models import CheckPath, ModelSource, hub_weights, load, model_options, readiness, resolve
 
+LAION = "laion/CoCa-{}-laion2B-s13B-b90k"
+MSCOCO = "laion/mscoco_finetuned_CoCa-{}-laion2B-s13B-b90k"
 KNOWN = {
     "coca_ViT-L-14": (Choice("coca_ViT-L-14", "CoCa ViT-L-14", "The better one: 2.55 GB, fine-tuned to describe photos (MSCOCO)."),
-                      ModelSource("coca_ViT-L-14 (mscoco_finetuned)", "coca_ViT-L-14", hub_weights("laion/mscoco_finetuned_CoCa-ViT-L-14-laion2B-s13B-b90k", 2_554_000_000))),
+                      ModelSource("coca_ViT-L-14 (MSCOCO)", "coca_ViT-L-14", hub_weights(MSCOCO.format("ViT-L-14"), 2_554_000_000))),
     "coca_ViT-L-14-laion": (Choice("coca_ViT-L-14-laion", "CoCa ViT-L-14, LAION", "2.55 GB; knows names and art, writes as the web does."),
-                            ModelSource("coca_ViT-L-14 (laion2b_s13b_b90k)", "coca_ViT-L-14", hub_weights("laion/CoCa-ViT-L-14-laion2B-s13B-b90k", 2_554_000_000))),
+                            ModelSource("coca_ViT-L-14 (LAION)", "coca_ViT-L-14", hub_weights(LAION.format("ViT-L-14"), 2_554_000_000))),
     "coca_ViT-B-32": (Choice("coca_ViT-B-32", "CoCa ViT-B-32", "Small: 1.01 GB, fine-tuned to describe photos (MSCOCO)."),
-                      ModelSource("coca_ViT-B-32 (mscoco_finetuned)", "coca_ViT-B-32", hub_weights("laion/mscoco_finetuned_CoCa-ViT-B-32-laion2B-s13B-b90k", 1_014_000_000))),
+                      ModelSource("coca_ViT-B-32 (MSCOCO)", "coca_ViT-B-32", hub_weights(MSCOCO.format("ViT-B-32"), 1_014_000_000))),
 }
 
 
@@ -34,7 +36,8 @@ class CocaCaptioner(Captioner):
     def options(self) -> list[Option]:
         return [
             *model_options(KNOWN, "coca_ViT-L-14"),
-            Option("num_beams", "Beams", "How many sentences are followed at once; more is better and slower. 1: the likeliest word each time.", 6, minimum=1, maximum=32),
+            Option("num_beams", "Beams", "How many sentences are followed at once; more is better and slower. 1: the likeliest word each time.", 6,
+                   minimum=1, maximum=32),
             Option("max_length", "Longest", "At most so many tokens (a word has one or two).", 30, minimum=3, maximum=74),
             Option("min_length", "Shortest", "At least so many tokens.", 5, minimum=0, maximum=60),
             Option("length_penalty", "Length", "Above 1 longer sentences are preferred, below 1 shorter ones.", 1.0, minimum=-2.0, maximum=4.0, step=0.1),
@@ -43,7 +46,8 @@ class CocaCaptioner(Captioner):
 
     def readiness(self, options: Mapping[str, Any]) -> Readiness:
         if options["min_length"] > options["max_length"]:
-            raise Refused(f"The shortest sentence ({options['min_length']}) is longer than the longest ({options['max_length']}).", field="min_length", code="bad_value")
+            raise Refused(f"The shortest sentence ({options['min_length']}) is longer than the longest ({options['max_length']}).",
+                          field="min_length", code="bad_value")
         return readiness(resolve(options, KNOWN, self._check_path), self._models)
 
     def load(self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked) -> LoadedCaptioner:

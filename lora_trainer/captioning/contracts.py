@@ -5,7 +5,7 @@ feeds pictures to a loaded captioner is `run.py`; what becomes of its words is `
 """
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,13 @@ class LoadedCaptioner(abc.ABC):
 
     sentences = False                      # whether the words are a sentence, not tags
     batch_size = 1
+
+    def preparation(self) -> Generator[tuple[str, float], None, None]:
+        """Do what has to be done once on the device, in steps of a second or so; yields a sentence and the share before each of them.
+
+        Between two steps the model may be moved, and others may have the device. Run to its end before the first `caption`.
+        """
+        yield from ()
 
     @abc.abstractmethod
     def caption(self, images: list[Any], paths: list[Path]) -> list[list[str]]:

@@ -61,10 +61,10 @@ def readiness_of(files: Sequence[RemoteFile], models: Path) -> Readiness:
     sizes = [file.size_bytes for file in missing]
     total = sum(sizes) if all(size is not None for size in sizes) else None
     names = " and ".join(dict.fromkeys(file.title for file in missing))
-    downloads = f"{names}, {size_text(total)}, to {missing[0].folder(models)}"
-    if _offline():
-        return Readiness(False, f"The network is switched off (HF_HUB_OFFLINE). {by_hand(missing[0], models)}")
-    return Readiness(False, f"It needs {names}, a download of {size_text(total)}; starting fetches it first.", total, downloads)
+    if any(forbidden(file) for file in missing):
+        return Readiness(False, f"It needs {names} ({size_text(total)}), and downloads are switched off (HF_HUB_OFFLINE). {by_hand(missing, models)}")
+    return Readiness(False, f"It needs {names}, a download of {size_text(total)}; starting fetches it first.", total,
+                     f"{names}, {size_text(total)}, to {missing[0].folder(models)}")
 
 
 def fetch(file: RemoteFile, models: Path, *, on_progress: Report, should_stop: Asked) -> Path:
@@ -72,8 +72,8 @@ def fetch(file: RemoteFile, models: Path, *, on_progress: Report, should_stop: A
     found = find(file, models)
     if found:
         return found
-    if _offline():
-        raise Refused(f"{file.title} is not on this machine, and the network is switched off (HF_HUB_OFFLINE). {by_hand(file, models)}", code="no_download")
+    if forbidden(file):
+        raise Refused(f"{file.title} is not on this machine, and downloads are switched off (HF_HUB_OFFLINE). {by_hand([file], models)}", code="no_download")
     reason = ""
     for name in file.names:
         try:
@@ -85,12 +85,14 @@ def fetch(file: RemoteFile, models: Path, *, on_progress: Report, should_stop: A
         except (OSError, ValueError) as error:                                     # no network, a cut line, a full disk
             reason = str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error)
             break
-    raise Refused(f"{file.title} could not be downloaded: {reason}. Try again, and it goes on where it broke off; or {_lower(by_hand(file, models))}",
+    raise Refused(f"{file.title} could not be downloaded: {reason}. Try again, and it goes on where it broke off; or {_lower(by_hand([file], models))}",
                   code="no_download")
 
 
-def by_hand(file: RemoteFile, models: Path) -> str:
-    return f"Put {file.names[0]} into {file.folder(models)} by hand, or choose a local file as the model."
+def by_hand(files: Sequence[RemoteFile], models: Path) -> str:
+    """Say where files that cannot be downloaded here are looked for."""
+    names = " and ".join(file.names[0] for file in files)
+    return f"Put {names} into {files[0].folder(models)} by hand, or give a model of yours by its path, where that can be chosen."
 
 
 def size_text(size_bytes: int | None) -> str:
@@ -103,8 +105,9 @@ def _lower(sentence: str) -> str:
     return sentence[0].lower() + sentence[1:]
 
 
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+def forbidden(file: RemoteFile) -> bool:
+    """Tell whether the user forbade asking the network for a file."""
+    return bool(file.repository) and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _in_hub_cache(repository: str, name: str) -> Path | None:

@@ -88,9 +88,9 @@ def resolve(options: Mapping[str, Any], known: Mapping[str, tuple[Choice, ModelS
 
 
 def _folder(name: str, check_path: CheckPath) -> Path | None:
-    if not any(sign in name for sign in ("/", "\\", "~")) and not Path(name).is_dir():
-        return None
     folder = Path(name).expanduser()
+    if not folder.is_absolute() and not name.startswith(".") and not folder.is_dir():
+        return None                                                                # ViT-B/16 is an old way to write a name
     check_path(folder)
     if not folder.is_dir():
         raise Refused(f"There is no folder {folder}.", field="model_name", code="no_folder")
@@ -108,7 +108,7 @@ def _of_name(name: str, weights: str, check_path: CheckPath) -> ModelSource:
     import open_clip
     name = name.replace("/", "-")
     if name not in open_clip.list_models():
-        raise Refused(f"open_clip {open_clip.__version__} has no model {name!r}. Its models: {', '.join(_alike(name, open_clip.list_models()))}, …",
+        raise Refused(f"The open_clip that is installed has no model {name!r}. Its models: {', '.join(_alike(name, open_clip.list_models()))}, …",
                       field="model_name", code="no_model")
     if any(sign in weights for sign in ("/", "\\", ".", "~")):
         path = Path(weights).expanduser()
@@ -180,6 +180,7 @@ def _register(open_clip: Any, config: Path, cache: Path) -> tuple[str, dict[str,
 
 
 def _create(open_clip: Any, name: str, weights: Path, **arguments: Any) -> tuple[torch.nn.Module, Any]:
+    _refuse_program(weights)
     try:
         if "weights_only" in inspect.signature(open_clip.create_model).parameters:
             model, _, transform = open_clip.create_model_and_transforms(name, pretrained=str(weights), weights_only=True, device="cpu", **arguments)
@@ -195,13 +196,21 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Read tensors by name from .safetensors, or from a file of torch's without running anything in it; raises `Refused`."""
     if path.suffix.lower() == ".safetensors":
         return load_file(path)
-    if zipfile.is_zipfile(path) and any(name.endswith("constants.pkl") for name in zipfile.ZipFile(path).namelist()):
-        raise Refused(f"{path.name} is a TorchScript archive, a program; it is not run. Choose weights in .safetensors.", field="weights", code="wrong_model")
+    _refuse_program(path)
     found = torch.load(path, map_location="cpu", weights_only=True)
     state = found.get("state_dict", found) if isinstance(found, dict) else None
     if not state or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise Refused(f"{path.name} holds no weights that can be read without running it. Choose weights in .safetensors.", field="weights", code="wrong_model")
     return {key.removeprefix("module."): tensor for key, tensor in state.items()}
+
+
+def _refuse_program(path: Path) -> None:
+    """Raise `Refused` for a TorchScript archive, which torch would run even when it is told to read weights only."""
+    if path.suffix.lower() != ".safetensors" and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            program = any(name.endswith("constants.pkl") for name in archive.namelist())
+        if program:
+            raise Refused(f"{path.name} is a TorchScript archive, a program; it is not run. Choose weights in .safetensors.", field="weights", code="wrong_model")
 
 
 def _put(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import gc
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from .contracts import Asked, Captioner, LoadedCaptioner
 from .wording import Wording, phrase
 
 log = logging.getLogger(__name__)
-PAUSE_SECONDS = 0.01                       # without it the thread that just released a lock usually takes it again
+PAUSE_SECONDS = 0.01                       # between turns; without it the thread that just released a lock usually takes it again
 Write = Callable[[dict[str, str]], Sequence[str]]
 
 
@@ -86,20 +86,23 @@ class _Run:
 
     def caption(self, loaded: LoadedCaptioner) -> None:
         """Take turns until every picture is done or somebody asks to stop."""
-        self._tell(stage="captioning", message="Captioning", fraction=0.0)
-        while self._next < len(self._pictures) and not self._should_stop():
-            with self._host.turn():
-                loaded.to(self._host.device)
-                try:
-                    self._take_turn(loaded)
-                finally:
-                    loaded.to(torch.device("cpu"))                                 # before anyone else gets the device
-                    free_memory()
-            if self._host.wanted():
+        with contextlib.closing(loaded.preparation()) as preparation:
+            while self._next < len(self._pictures) and not self._should_stop():
+                with self._host.turn():
+                    loaded.to(self._host.device)
+                    try:
+                        self._take_turn(loaded, preparation)
+                    finally:
+                        loaded.to(torch.device("cpu"))                             # before anyone else gets the device
+                        free_memory()
                 time.sleep(PAUSE_SECONDS)
 
-    def _take_turn(self, loaded: LoadedCaptioner) -> None:
-        """Caption batch after batch until all is done, somebody waits for the device, or a stop is asked for; at least one."""
+    def _take_turn(self, loaded: LoadedCaptioner, preparation: Generator[tuple[str, float], None, None]) -> None:
+        """Prepare, then caption batch after batch, until all is done, somebody waits for the device, or a stop is asked for."""
+        for message, fraction in preparation:
+            self.prepare(message, fraction)
+            if self._should_stop() or self._host.wanted():
+                return
         while True:
             batch = self._pictures[self._next:self._next + loaded.batch_size]
             self._next += len(batch)
@@ -143,7 +146,7 @@ class _Run:
         """The average forgets slowly, so that the first batch, which is slower, counts less and less."""
         self._seconds, self._seen = self._seconds * 0.9 + seconds, self._seen * 0.9 + pictures
         left = len(self._pictures) - self._next
-        self._tell(done=self.progress.total - left, fraction=self._next / len(self._pictures), eta_seconds=round(left * self._seconds / self._seen, 1),
+        self._tell(stage="captioning", done=self.progress.total - left, fraction=self._next / len(self._pictures), eta_seconds=left * self._seconds / self._seen,
                    message=f"{self._next} of {len(self._pictures)} pictures")
 
     def _tell(self, **changes: Any) -> None:

@@ -184,7 +184,7 @@ class DataSetEditor:
             stem = to[:-len(path.suffix)] if to.lower().endswith(path.suffix.lower()) else to
             new = path.with_name(safe_filename(f"{stem.strip()}{path.suffix}"))
             if new == path:
-                return {**self._edited("", []), "filename": filename}
+                return {**self._edited("", [], self.revision()), "filename": filename}
             if new.exists() or sidecar(new).exists():
                 raise Refused(f"There is already {new.name if new.exists() else sidecar(new).name} in this data set.", field="to", code="exists")
             key, target = self._history.put_aside(filename), self._relative(new)
@@ -295,16 +295,18 @@ class DataSetEditor:
             raise self._conflict(ChangedMeanwhile(changed))
 
     def _run(self, label: str, changes: list[Change]) -> dict[str, Any]:
+        before = self.revision()
         try:
             self._history.run(label, list({change.path: change for change in changes}.values()))       # two pictures may share a caption file
         except ChangedMeanwhile as error:
             raise self._conflict(error) from error
         except (OSError, sqlite3.Error) as error:
             raise _not_written(error, " Undo takes back what was.") from error
-        return self._edited(label, [change.path for change in changes])
+        return self._edited(label, [change.path for change in changes], before)
 
     def _turn(self, turn: Callable[..., Outcome], if_changed: str) -> dict[str, Any]:
         with self._lock:
+            before = self.revision()
             try:
                 outcome = turn(if_changed=if_changed)
             except ChangedMeanwhile as error:
@@ -313,14 +315,14 @@ class DataSetEditor:
                 raise _not_written(error) from error
             pictures_of = self._pictures_by_sidecar() if outcome.skipped else {}
             skipped = [filename for path in outcome.skipped for filename in pictures_of.get(path, [path])]
-            return {**self._edited(outcome.label, outcome.paths), "skipped": skipped}
+            return {**self._edited(outcome.label, outcome.paths, before), "skipped": skipped}
 
-    def _edited(self, label: str, paths: Sequence[str]) -> dict[str, Any]:
-        """Say what an edit has changed, by picture."""
+    def _edited(self, label: str, paths: Sequence[str], before: str) -> dict[str, Any]:
+        """Say what an edit has changed, by picture; a page that did not hold the revision of before has missed something else."""
         files_changed = any(Path(path).suffix.lower() in PICTURE_ENDINGS for path in paths)
         pictures_of = self._pictures_by_sidecar() if paths else {}
         captions = self._current([filename for path in paths for filename in pictures_of.get(path, ())])
-        return {"label": label, "captions": captions, "files_changed": files_changed, "skipped": [], **self.state()}
+        return {"label": label, "captions": captions, "files_changed": files_changed, "skipped": [], "revision_before": before, **self.state()}
 
     def _conflict(self, error: ChangedMeanwhile) -> Refused:
         """Add to an error what is there now."""

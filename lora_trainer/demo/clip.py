@@ -4,6 +4,7 @@ The package stores what was learned (`clip.safetensors`, fp16, open_clip's key n
 those of the world's words are stored; the others are zero. `write_clip` puts together what open_clip's own loading expects: a model
 config and the full weights. `pretrain_clip.py` makes the asset and `pack_clip` packs it. Needs no open_clip itself.
 """
+import hashlib
 import json
 from pathlib import Path
 
@@ -26,13 +27,21 @@ TOKEN_EMBEDDING, TOKEN_NUMBERS = "token_embedding.weight", "token_numbers"
 def write_clip(folder: Path) -> tuple[Path, Path]:
     """Write `<NAME>.json`, for `open_clip.add_model_config`, and `<NAME>.safetensors` with the full weights (about 14 MB); return both.
 
-    Raises FileNotFoundError when the package was installed without its asset.
+    Files that are there are left as they are: give a folder of its own to every `version()`. Raises FileNotFoundError when the package
+    was installed without its asset.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config, weights = folder / f"{NAME}.json", folder / f"{NAME}.safetensors"
-    write_atomically(config, json.dumps(CONFIG, indent=2).encode("utf-8"))
-    write_atomically(weights, save(load_state_dict()))
+    if not config.is_file():
+        write_atomically(config, json.dumps(CONFIG, indent=2).encode("utf-8"))
+    if not weights.is_file():
+        write_atomically(weights, save(load_state_dict()))
     return config, weights
+
+
+def version() -> str:
+    """Name what `write_clip` writes: another asset or config has another name."""
+    return hashlib.sha256(ASSET.read_bytes() + repr(CONFIG).encode()).hexdigest()[:12]
 
 
 def load_state_dict() -> dict[str, torch.Tensor]:

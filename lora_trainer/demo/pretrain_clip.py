@@ -1,6 +1,6 @@
 """The documented recipe of the embedded CLIP: teaches a small open_clip model which words are true of which picture of the world.
 
-    python -m lora_trainer.demo.pretrain_clip --work work/        # about 15 minutes on one free CPU core, fixed seed
+    python -m lora_trainer.demo.pretrain_clip --work work/        # about 17 minutes on one CPU core, fixed seed
 
 Two losses, both on the similarities of picture and text features. Contrastive: of the batch's captions, most of them incomplete ("a
 picture of a red shape"), all that are true of a picture share its probability. Zero-shot: of the names in a group, inside a random

@@ -15,7 +15,7 @@ from PIL import Image
 from modules import deepbooru, devices, images, interrogate, paths, shared
 
 from ..captioning.contracts import Asked, Captioner, LoadedCaptioner, Option, Readiness, Report
-from ..captioning.downloads import RemoteFile, fetch, find, readiness_of
+from ..captioning.downloads import RemoteFile, fetch, find, forbidden, readiness_of
 
 Turn = Callable[[], AbstractContextManager[None]]
 DEEPBOORU_FILE = RemoteFile(("model-resnet_custom_v3.pt",), size_bytes=644_000_000,
@@ -49,7 +49,7 @@ class DeepbooruCaptioner(Captioner):
         ]
 
     def readiness(self, options: Mapping[str, Any]) -> Readiness:
-        return _readiness_in(self._folder, "*.pt", [DEEPBOORU_FILE])
+        return _readiness_in(self._folder, "*.pt", DEEPBOORU_FILE)
 
     def load(self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked) -> LoadedCaptioner:
         _fetch_into(self._folder, "*.pt", DEEPBOORU_FILE, on_progress, should_stop)
@@ -102,7 +102,10 @@ class BlipCaptioner(Captioner):
         ]
 
     def readiness(self, options: Mapping[str, Any]) -> Readiness:
-        return _readiness_in(self._folder, "*.pth", [BLIP_FILE, BLIP_WORDS])
+        """Its word list is fetched by transformers, by name, into Hugging Face's cache; nowhere else is it looked for."""
+        if find(BLIP_WORDS, self._folder) is None and forbidden(BLIP_WORDS):
+            return Readiness(False, f"It needs the word list {BLIP_WORDS.repository} in Hugging Face's cache, and downloads are switched off (HF_HUB_OFFLINE).")
+        return _readiness_in(self._folder, "*.pth", BLIP_FILE)
 
     def load(self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked) -> LoadedCaptioner:
         _fetch_into(self._folder, "*.pth", BLIP_FILE, on_progress, should_stop)
@@ -149,11 +152,9 @@ class _Blip(LoadedCaptioner):
         devices.torch_gc()
 
 
-def _readiness_in(folder: Path, pattern: str, files: list[RemoteFile]) -> Readiness:
+def _readiness_in(folder: Path, pattern: str, file: RemoteFile) -> Readiness:
     """As `readiness_of`, but any file of the kind in the WebUI's folder is taken, as the WebUI takes it."""
-    missing = [file for file in files if file.repository or not any(folder.glob(pattern))]
-    missing = [file for file in missing if not file.repository or find(file, folder) is None]
-    return readiness_of(missing, folder)
+    return readiness_of([] if any(folder.glob(pattern)) else [file], folder)
 
 
 def _fetch_into(folder: Path, pattern: str, file: RemoteFile, on_progress: Report, should_stop: Asked) -> None:

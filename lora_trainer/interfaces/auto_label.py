@@ -106,8 +106,8 @@ class Captions:
         except OSError as error:
             raise Refused(f"{self._table} cannot be read: {error.strerror}.", field="output") from error
         if table.problems:
-            raise Refused(f"Line {table.problems[0].line} of {self._table} cannot be read ({table.problems[0].message}), and would be lost. Mend it, or write to another file.",
-                          field="output")
+            line, message = table.problems[0].line, table.problems[0].message
+            raise Refused(f"Line {line} of {self._table} cannot be read ({message}), and would be lost. Mend it, or write to another file.", field="output")
         found, _ = match_rows(table, self._paths)
         lines = {row.line for row in found.values()}
         self._rows.update({row.filename: row.caption for row in table.rows if row.line not in lines})

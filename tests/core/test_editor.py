@@ -243,6 +243,15 @@ def test_the_revision_tells_what_others_changed(editor, folder):
     assert editor.state()["revision"] == seen[-1] and seen[0] != seen[1] != seen[2]
 
 
+def test_an_edit_tells_whether_somebody_else_edited_before(editor, folder):
+    held = editor.revision()
+    first = editor.set_captions({"a.png": "one"})
+    assert first["revision_before"] == held and first["revision"] == editor.revision() != held
+    (folder / "b.txt").write_text("outside", encoding="utf-8")
+    assert editor.set_captions({"a.png": "two"})["revision_before"] != first["revision"]
+    assert editor.undo()["revision_before"] not in (held, first["revision"])
+
+
 def test_a_folder_that_is_gone_is_said_so(editor, folder):
     for path in folder.iterdir():
         path.unlink()

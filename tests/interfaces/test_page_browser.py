@@ -1,92 +1,14 @@
 """The standalone page in a real browser, in front of the real API and a tiny model."""
-import base64
-import gc
-import os
-import shutil
-import threading
-import time
-from pathlib import Path
-
-import gradio as gr
 import pytest
 
-from lora_trainer.jobs.service import TrainingService
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright: pip install playwright")
-if int(gr.__version__.split(".")[0]) < 6:
-    pytest.skip("the standalone page needs gradio 6", allow_module_level=True)
+from tests.browser import drop_files, files_in, text
 
 # What gradio leaves open when it goes is not ours to close.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-WAIT_MS = 60_000
-DROP = """([files, target]) => {
-    const transfer = new DataTransfer();
-    for (const [name, data] of files) {
-        const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-        transfer.items.add(new File([bytes], name));
-    }
-    const options = {dataTransfer: transfer, bubbles: true, cancelable: true};
-    for (const kind of ['dragenter', 'dragover', 'drop']) document.querySelector(target).dispatchEvent(new DragEvent(kind, options));
-}"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if not chromium:
-        pytest.skip("there is no chromium; install one or name it in CHROMIUM")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def service(host):
-    return TrainingService(host)
-
-
-@pytest.fixture
-def address(service):
-    """Serve the page from a thread for one test."""
-    import uvicorn
-
-    from lora_trainer.interfaces.page import create_app
-    config = uvicorn.Config(create_app(service), host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + WAIT_MS / 1000
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    server.should_exit = True
-    thread.join(10)
-    if (job := service.current_job()):
-        service.stop(job["id"])
-        service.wait(job["id"], 10)
-    del server, config
-    gc.collect()
-
-
-@pytest.fixture
-def page(browser, address):
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    page = context.new_page()
-    page.set_default_timeout(WAIT_MS)
-    page.problems = []
-    page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.on("request", lambda request: request.url.startswith((address, "data:", "blob:")) or page.problems.append(f"fetched {request.url}"))
-    page.goto(address)
-    page.wait_for_selector("#tl-setting-output_name")
-    yield page
-    context.close()
-    assert page.problems == []
 
 
 def drop(page, folder, **more: bytes):
-    files = [(path.name, path.read_bytes()) for path in sorted(folder.iterdir())] + [(name.replace("_", "."), data) for name, data in more.items()]
-    page.evaluate(DROP, [[(name, base64.b64encode(data).decode()) for name, data in files], ".tl-drop"])
+    drop_files(page, {**files_in(folder), **{name.replace("_", "."): data for name, data in more.items()}})
     page.wait_for_selector(".tl-picture")
 
 
@@ -100,14 +22,10 @@ def small_run(page, name="mine", steps=5):
     fill(page, output_name=name, trigger_word="zib", resolution=64, max_train_steps=steps, lora_rank=2)
 
 
-def text(page, selector):
-    return page.inner_text(selector).strip()
-
-
 def test_from_drop_to_tag(page, host, pictures):
     drop(page, pictures, notes_png=b"no picture", model_ckpt=b"x")
     page.wait_for_selector("text=2 files were not taken")
-    assert text(page, ".tl-summary") == "6 pictures · 6 captions · 0 problems"
+    assert text(page, ".tl-summary") == "6 pictures · 6 captions"
     assert page.locator(".tl-caption").first.inner_text() == "a circle, number 0"
     small_run(page)
     page.wait_for_selector(".tl-plan-main:has-text('5 steps')")
@@ -132,10 +50,33 @@ def test_running_job_is_shown_again_and_stops(page, address, pictures):
     page.reload()
     page.wait_for_selector("#tl-stop:visible")
     assert page.input_value("#tl-setting-output_name") == "mine" and page.input_value("#tl-setting-max_train_steps") == "100000"
-    assert page.is_disabled("#tl-train") and page.is_visible("progress, [role=progressbar]")
+    assert page.is_disabled("#tl-train") and page.is_visible(".tl-job [role=progressbar]")
     page.click("#tl-stop")
     page.wait_for_selector(".tl-job .tl-is-stopped")
     page.wait_for_selector("#tl-train:not(:disabled)")
+
+
+def test_stop_that_was_asked_for_shows_after_a_reload(page, service, pictures):
+    drop(page, pictures)
+    job = {"id": "7", "kind": "training", "name": "mine", "state": "training", "stage": "training", "stopping": True, "step": 3, "total_steps": 9, "created_at": 0, "config": {}}
+    page.route("**/train-lora/v1/status", lambda route: route.fulfill(json={**service.status(), "current_job": job}))
+    page.route("**/train-lora/v1/jobs/7", lambda route: route.fulfill(json=job))
+    page.route("**/train-lora/v1/jobs/7/metrics*", lambda route: route.fulfill(json=[]))
+    page.reload()
+    page.wait_for_selector("#tl-stop:visible:disabled:text-is('Stopping …')")
+
+
+def test_interrupted_job_without_figures_and_captioners_are_shown_rightly(page, pictures):
+    rows = [{"id": "7", "kind": "training", "name": "cut", "state": "interrupted", "created_at": 0, "config": {}, "message": "The program ended."},
+            {"id": "8", "kind": "captioning", "name": "words", "state": "finished", "created_at": 0, "config": {}}]
+    page.route("**/train-lora/v1/jobs?*", lambda route: route.fulfill(json=rows))
+    page.route("**/train-lora/v1/jobs/7", lambda route: route.fulfill(json=rows[0]))
+    page.route("**/train-lora/v1/jobs/7/metrics*", lambda route: route.fulfill(json=[]))
+    page.reload()
+    page.click(".tl-run:has-text('cut')")
+    page.wait_for_selector("text=Interrupted before the first step")
+    shown = text(page, "#tl-train >> xpath=ancestor::section")
+    assert "undefined" not in shown and "NaN" not in shown and "words" not in shown
 
 
 def test_taken_name_is_asked_about(page, host, pictures):
@@ -165,21 +106,6 @@ def test_mistake_is_shown_at_its_field(page, pictures):
     page.click("button[aria-label^='Learning rate']")
     page.wait_for_selector("#tl-train:not(:disabled)")
     assert page.input_value("#tl-setting-learning_rate") == "0.0005"
-
-
-def test_caption_is_edited_by_click(page, service, pictures):
-    drop(page, pictures)
-    page.locator(".tl-caption").nth(1).click()
-    page.keyboard.press("Control+a")
-    page.keyboard.type("a zib at noon")
-    page.keyboard.press("Enter")
-    page.wait_for_selector(".tl-mark:has-text('Saved')")
-    (dataset,) = service.library.all()
-    assert (Path(dataset["path"]) / "1.txt").read_text(encoding="utf-8").strip() == "a zib at noon"
-    page.locator(".tl-caption").nth(2).click()
-    page.keyboard.type("thrown away")
-    page.keyboard.press("Escape")
-    assert page.locator(".tl-caption").nth(2).inner_text() == "a circle, number 2"
 
 
 def test_markup_is_shown_as_text(page, pictures):
@@ -218,7 +144,7 @@ def test_fits(page, pictures, width):
     page.click("text=More settings")
     page.wait_for_timeout(100)                                                     # for the layout
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.evaluate("""() => [...document.querySelectorAll('.tl-card *')].filter((item) => item.offsetParent !== null
+    assert page.evaluate("""() => [...document.querySelectorAll('.tl-card *')].filter((item) => item.offsetParent !== null && !item.closest('.tl-tags, svg')
         && item.getBoundingClientRect().right > item.closest('.tl-card').getBoundingClientRect().right).map((item) => item.className)""") == []
 
 
@@ -230,6 +156,7 @@ def test_train_stays_in_view(page, pictures):
 
 
 def test_every_control_has_a_label(page):
+    page.evaluate("document.querySelectorAll('#train_lora_app [hidden]').forEach((item) => { item.hidden = false; })")
     nameless = page.evaluate("""() => [...document.querySelectorAll('#train_lora_app :is(input, select, textarea)')]
         .filter((item) => item.type !== 'file' && !item.labels.length && !item.getAttribute('aria-label')).map((item) => item.id)""")
     assert nameless == []

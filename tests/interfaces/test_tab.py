@@ -16,7 +16,8 @@ from lora_trainer.interfaces import tab
 # What gradio leaves open when it goes is not ours to close.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 ROOT = Path(__file__).parents[2]
-SCRIPT, STYLE = ROOT / "javascript" / "train_lora.js", ROOT / "style.css"
+JAVASCRIPT, STYLE = ROOT / "javascript", ROOT / "style.css"
+SCRIPTS = sorted(JAVASCRIPT.glob("*.js"))
 NEEDS_GRADIO_6 = pytest.mark.skipif(int(gr.__version__.split(".")[0]) < 6, reason="the standalone page needs gradio 6")
 
 
@@ -39,7 +40,7 @@ def test_link_leads_to_the_tab():
     with gr.Blocks(analytics_enabled=False) as blocks:
         tab.create_link()
     assert "trainLora.open()" in html_in(blocks)[0]
-    assert "window.trainLora = {open:" in SCRIPT.read_text(encoding="utf-8")
+    assert re.search(r"window\.trainLora = .*\{open:", SCRIPTS[0].read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("preset", presets(), ids=lambda preset: preset["name"])
@@ -58,34 +59,43 @@ def test_presets_decide_the_same_settings():
 
 
 def test_script_names_only_settings_that_exist():
-    script = SCRIPT.read_text(encoding="utf-8")
+    script = SCRIPTS[0].read_text(encoding="utf-8")
     named = set(re.findall(r"'([a-z]+(?:_[a-z]+)+)'", " ".join(re.findall(r"(?:HIDDEN|WIDE)_SETTINGS = new Set\(\[(.*?)\]\)", script))))
     assert named and named <= {entry["name"] for entry in schema()}
 
 
-def test_script_never_writes_markup_and_fetches_from_nowhere_else():
-    script = SCRIPT.read_text(encoding="utf-8")
+@pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.stem)
+def test_script_never_writes_markup_and_fetches_from_nowhere_else(file):
+    script = file.read_text(encoding="utf-8").replace("'http://www.w3.org/2000/svg'", "")
     assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|https?://", script)
     assert "</script" not in script.lower()
 
 
+def test_page_waits_for_exactly_the_parts_that_there_are():
+    """A part that is missing, or misspelt, would keep the page from ever appearing."""
+    wanted = re.findall(r"'(\w+)'", re.search(r"const PARTS = \[(.*?)\]", SCRIPTS[0].read_text(encoding="utf-8")).group(1))
+    brought = [name for file in SCRIPTS[1:] for name in re.findall(r"\}\)\.parts\.(\w+) = ", file.read_text(encoding="utf-8"))]
+    assert sorted(wanted) == sorted(brought) and wanted
+
+
 def test_style_touches_nothing_outside_the_page():
     sheet = re.sub(r"/\*.*?\*/", "", STYLE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    selectors = [selector.strip() for selector in re.findall(r"([^{}]+)\{", sheet) if not selector.strip().startswith(("@", "to"))]
-    assert selectors and all("#train_lora_app" in part for selector in selectors for part in re.split(r",(?![^(]*\))", selector))
+    selectors = [selector.strip() for selector in re.findall(r"([^{}]+)\{", sheet) if not selector.strip().startswith(("@", "to", "from"))]
+    assert selectors and all(re.search("#train_lora_(app|toasts)", part) for selector in selectors for part in re.split(r",(?![^(]*\))", selector))
     assert not re.findall(r"@import|url\(", sheet)
 
 
-def test_script_is_valid():
+@pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.stem)
+def test_script_is_valid(file):
     if not (node := shutil.which("node")):
         pytest.skip("there is no node to check the script with")
-    subprocess.run([node, "--check", SCRIPT], check=True)
+    subprocess.run([node, "--check", file], check=True)
 
 
 @NEEDS_GRADIO_6
 def test_page_brings_script_and_style():
-    app = tab.mount_page(FastAPI(), javascript=SCRIPT, style=STYLE)
+    app = tab.mount_page(FastAPI(), javascript=JAVASCRIPT, style=STYLE)
     with TestClient(app) as client:
         page = client.get("/").text
-    assert "window.trainLora" in page and "#train_lora_app .tl-card" in page
+    assert "window.trainLora" in page and "parts.grid = " in page and "#train_lora_app .tl-card" in page
     assert "fonts.googleapis.com" not in page

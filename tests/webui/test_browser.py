@@ -1,37 +1,13 @@
 """The main job by hand, in a browser before a running WebUI: drop pictures, press Train, draw with the tag."""
-import base64
-import os
-import shutil
-from pathlib import Path
-
 import pytest
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright: pip install playwright")
+from tests.browser import browser, drop_files, files_in  # noqa: F401: a fixture
 
 WAIT_MS = 240_000
-DROP = """([files, target]) => {
-    const transfer = new DataTransfer();
-    for (const [name, data] of files) {
-        const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-        transfer.items.add(new File([bytes], name));
-    }
-    document.querySelector(target).dispatchEvent(new DragEvent('drop', {dataTransfer: transfer, bubbles: true, cancelable: true}));
-}"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if not chromium:
-        pytest.skip("there is no chromium; install one or name it in CHROMIUM")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
-def page(browser, webui):
+def page(browser, webui):  # noqa: F811: the fixture
     """The WebUI in a browser that has never seen it, at the tab Train LoRA."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
@@ -50,9 +26,8 @@ def open_tab(page, webui):
     page.wait_for_selector("#tl-setting-output_name")
 
 
-def drop(page, folder: Path):
-    files = [(path.name, base64.b64encode(path.read_bytes()).decode()) for path in sorted(folder.iterdir()) if path.suffix in (".png", ".txt")]
-    page.evaluate(DROP, [files, ".tl-drop"])
+def drop(page, folder):
+    drop_files(page, {name: data for name, data in files_in(folder).items() if name.endswith((".png", ".txt"))})
     page.wait_for_selector(".tl-picture")
 
 
@@ -65,7 +40,7 @@ def set_number(page, block: str, value: int):
 def test_from_dropped_pictures_to_a_picture(page, webui, tmp_path):
     from lora_trainer.demo.concept import write_dataset
     drop(page, write_dataset(tmp_path / "zib", 16))
-    page.wait_for_selector(".tl-summary:has-text('16 pictures · 16 captions · 0 problems')")
+    page.wait_for_selector(".tl-summary:has-text('16 pictures · 16 captions')")
     page.check("input[name=tl-preset][value=quick_try]", force=True)
     for name, value in dict(output_name="by-hand", trigger_word="zib", resolution=64, max_train_steps=8).items():
         page.fill(f"#tl-setting-{name}", str(value))
@@ -101,3 +76,37 @@ def test_own_train_tab_leads_here(page):
 def test_model_line_names_the_checkpoint(page, webui):
     checkpoint = webui.get("/train-lora/v1/status")["model"]["checkpoint"]
     page.wait_for_selector(f".tl-model-text:has-text('{checkpoint}')")
+
+
+def test_picture_of_the_gallery_comes_with_its_prompt(page, webui):
+    page.click("#tabs > .tab-nav > button:has-text('txt2img')")
+    page.fill("#txt2img_prompt textarea", "a ring at dusk <lora:nothing:0.5>")
+    for block, value in dict(txt2img_width=64, txt2img_height=64, txt2img_steps=2).items():
+        set_number(page, block, value)
+    page.click("#txt2img_generate")
+    page.wait_for_selector("#txt2img_gallery img")
+    page.wait_for_selector("#html_info_txt2img:has-text('a ring at dusk')")
+    page.click("#txt2img_send_to_train_lora")
+    page.wait_for_selector(".tl-toast:has-text('Added to generated')")
+    page.click(".tl-toast-action")
+    page.wait_for_selector(".tl-caption-text:visible:text-is('a ring at dusk')")
+    rows = webui.get("/train-lora/v1/datasets/generated")["pictures"]
+    assert [(row["caption"], row["width"]) for row in rows] == [("a ring at dusk", 64)]
+
+
+def test_keys_of_the_pictures_do_nothing_while_another_tab_is_in_front(page, webui, tmp_path):
+    from lora_trainer.demo.concept import write_dataset
+    drop(page, write_dataset(tmp_path / "keys", 2))
+    page.locator(".tl-caption").first.click()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("changed")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".tl-mark-saved")
+    name = page.input_value("#tl-dataset")
+    page.click("#tabs > .tab-nav > button:has-text('txt2img')")
+    page.fill("#txt2img_prompt textarea", "something")
+    page.keyboard.press("Control+z")
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("Control+z")
+    page.wait_for_timeout(500)
+    assert "changed" in [row["caption"] for row in webui.get(f"/train-lora/v1/datasets/{name}")["pictures"]]

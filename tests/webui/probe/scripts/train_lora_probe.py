@@ -222,11 +222,11 @@ def refusals() -> dict:
 def guard(api_auth: str | None, login: bool) -> dict:
     """Say whom the guard lets in, with --api-auth as given and a login of gradio's or none."""
     from fastapi import HTTPException
-    from lora_trainer.hosts import webui
+    from lora_trainer.hosts import webui_guard
     app = type("App", (), {"auth": {"user": "word"} if login else None, "tokens": {"good": "user"}})()
     before, shared.cmd_opts.api_auth = shared.cmd_opts.api_auth, api_auth
     try:
-        ask = webui.make_guard(app)
+        ask = webui_guard.make_guard(app)
     finally:
         shared.cmd_opts.api_auth = before
     headers = {"nobody": [], "cookie": [(b"cookie", b"access-token=good")], "wrong cookie": [(b"cookie", b"access-token-unsecure=bad")],

@@ -1,0 +1,67 @@
+"""Label lists: ours, users' copies of them, and what is wrong with a list."""
+import pytest
+
+from lora_trainer.captioning.labels import Label, parse_group
+from lora_trainer.core.errors import Refused
+
+
+def test_a_group_is_read():
+    group = parse_group("light", "# comment\nprompt: a photo of {}\nPrompt: {} light\n\n day \nrain = rainy weather\n- = ordinary light\n")
+    assert group.prompts == ("a photo of {}", "{} light")
+    assert group.labels == (Label("day", "day"), Label("rain", "rainy weather"), Label("", "ordinary light"))
+    assert group.prompts_for(group.labels[1]) == ("a photo of rainy weather", "rainy weather light")
+    assert parse_group("light", "day\nnight").prompts == ("{}",)
+
+
+@pytest.mark.parametrize("text, says", [("day", "has 1 labels"), ("", "has 0 labels"), ("prompt: photo\nday\nnight", "Line 1 of the group x: a prompt needs one {}"),
+                                        ("day\nprompt: {} {}\nnight", "Line 2")])
+def test_what_cannot_be_used_is_said_with_its_line(text, says):
+    with pytest.raises(Refused, match=says) as caught:
+        parse_group("x", text)
+    assert caught.value.code == "bad_labels"
+
+
+def test_ours_are_good_lists(label_sets):
+    assert label_sets.names() == ["default", "shapes"]
+    groups = label_sets.groups("default")
+    assert [group.name for group in groups] == ["subject", "medium", "style", "lighting", "composition", "colour"]
+    assert all(40 <= len(group.labels) <= 140 and len(set(group.labels)) == len(group.labels) for group in groups)
+    assert [group.name for group in label_sets.groups("shapes")] == ["shape", "colour", "background", "size", "stripes"]
+
+
+def test_a_copy_takes_the_place_of_ours_until_it_is_deleted(label_sets, tmp_path):
+    ours = label_sets.describe("default")
+    assert not ours["changed"] and ours["editable"]
+    saved = label_sets.save("default", {"weather": "rain\nsun\n", "animal": "prompt: a photo of {}\ncat\ndog"})
+    assert saved["changed"] and [group["name"] for group in saved["groups"]] == ["weather", "animal"] and saved["path"] == str(tmp_path / "labels" / "default")
+    assert [group.name for group in label_sets.groups("default")] == ["weather", "animal"]
+    label_sets.save("default", {"animal": "cat\ndog"})
+    assert [group["name"] for group in label_sets.describe("default")["groups"]] == ["animal"]
+    label_sets.restore("default")
+    assert label_sets.describe("default") == ours and [path.name for path in (tmp_path / "labels").iterdir()] == []
+
+
+def test_new_sets_come_and_go(label_sets):
+    label_sets.save("my own", {"a": "x\ny"})
+    assert label_sets.names() == ["default", "shapes", "my own"]
+    label_sets.restore("my own")
+    assert label_sets.names() == ["default", "shapes"]
+    for name in ("default", "nothing"):
+        with pytest.raises(Refused) as caught:
+            label_sets.restore(name)
+        assert caught.value.code == ("nothing_to_restore" if name == "default" else "not_found")
+
+
+@pytest.mark.parametrize("name, groups", [("../x", {"a": "x\ny"}), ("", {"a": "x\ny"}), (".x", {"a": "x\ny"}), ("x", {"a/b": "x\ny"}), ("x", {}), ("x", {"a": "x"}),
+                                          ("x", {"a": "x\ny\n" * 200_000}), ("x", {"a": "x\n\x00"}), ("x.", {"a": "x\ny"})])
+def test_a_bad_list_changes_nothing(label_sets, tmp_path, name, groups):
+    with pytest.raises(Refused):
+        label_sets.save(name, groups)
+    assert not (tmp_path / "labels").exists() and label_sets.names() == ["default", "shapes"]
+
+
+def test_no_name_leads_out_of_the_folder(label_sets):
+    for name in ("..", "../labels", ".", "", "a/b", "default/.."):
+        with pytest.raises(Refused) as caught:
+            label_sets.path(name)
+        assert caught.value.code == "not_found"

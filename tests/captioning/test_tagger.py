@@ -1,0 +1,72 @@
+"""WD taggers: a small timm ViT saved as a folder, whose answers are known."""
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lora_trainer.captioning.tagger import Preparation, Tag, choose_tags, read_tags
+from lora_trainer.captioning.wording import Wording, phrase
+from lora_trainer.core.errors import Refused
+
+IMAGE = Image.new("RGB", (50, 40), "red")
+
+
+@pytest.mark.parametrize("options, words", [
+    ({}, ["long_hair", "1girl", "0_0"]),
+    ({"general_threshold": 0.9}, ["long_hair"]),
+    ({"character_threshold": 0.8}, ["miku_(x)", "long_hair", "1girl", "0_0"]),
+    ({"general_threshold": 1.0, "rating": True}, ["explicit"]),
+])
+def test_thresholds_for_general_and_character_tags(load, tagger_folder, options, words):
+    loaded = load("wd-tagger", model="custom", folder=str(tagger_folder), **options)
+    assert loaded.caption([IMAGE, IMAGE], []) == [words, words] and not loaded.sentences
+
+
+def test_underscores_become_spaces_by_default_but_faces_stay(captioners, load, tagger_folder):
+    loaded = load("wd-tagger", model="custom", folder=str(tagger_folder), character_threshold=0.5)
+    wording = Wording.of(captioners.read("wd-tagger", {})[1])
+    assert phrase(loaded.caption([IMAGE], [])[0], wording) == "miku (x), long hair, 1girl, 0_0"
+
+
+def test_pictures_are_padded_white_and_turned_to_blue_first():
+    wide = Image.new("RGB", (40, 20), (255, 0, 51))
+    pixels = Preparation(20, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))(wide)
+    assert pixels.shape == (3, 20, 20) and pixels.dtype == torch.float32
+    assert torch.allclose(pixels[:, 10, 10], torch.tensor([51 / 127.5 - 1, -1, 1])) and torch.equal(pixels[:, 0, 10], torch.ones(3))
+    assert torch.equal(pixels[:, 19, 10], torch.ones(3)) and Preparation(8, (0.5,) * 3, (0.5,) * 3)(Image.new("RGB", (5, 30))).shape == (3, 8, 8)
+
+
+def test_pixels_reach_the_model_as_timm_would_prepare_them(load, tagger_folder, monkeypatch):
+    loaded = load("wd-tagger", model="custom", folder=str(tagger_folder))
+    seen = []
+    forward = loaded._model.forward
+    monkeypatch.setattr(loaded._model, "forward", lambda pixels: (seen.append(pixels), forward(pixels))[1])
+    picture = Image.fromarray(np.random.RandomState(0).randint(0, 255, (32, 32, 3), np.uint8))
+    loaded.caption([picture], [])
+    expected = (torch.from_numpy(np.asarray(picture)[..., ::-1].copy()).permute(2, 0, 1).float() / 255 - 0.5) / 0.5
+    assert torch.allclose(seen[0][0], expected, atol=1e-5)
+
+
+def test_the_surest_comes_first_within_its_kind():
+    tags = [Tag("g1", 0), Tag("c1", 4), Tag("g2", 0), Tag("c2", 4), Tag("r1", 9), Tag("r2", 9)]
+    assert choose_tags([0.4, 0.9, 0.8, 0.95, 0.2, 0.1], tags, general=0.35, character=0.85, rating=True) == ["c2", "c1", "g2", "g1", "r1"]
+
+
+def test_what_is_wrong_with_a_folder_is_said(captioners, load, tagger_folder):
+    assert captioners.readiness("wd-tagger", {"model": "custom", "folder": str(tagger_folder)})["ready"]
+    with pytest.raises(Refused, match="6 tags|7 tags"):
+        read_tags(tagger_folder / "selected_tags.csv", outputs=7)
+    (tagger_folder / "selected_tags.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(Refused, match="columns name and category"):
+        load("wd-tagger", model="custom", folder=str(tagger_folder))
+    (tagger_folder / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(Refused, match="cannot be loaded"):
+        load("wd-tagger", model="custom", folder=str(tagger_folder))
+    (tagger_folder / "config.json").unlink()
+    with pytest.raises(Refused, match="lacks config.json"):
+        captioners.readiness("wd-tagger", {"model": "custom", "folder": str(tagger_folder)})
+
+
+def test_a_download_is_announced_with_its_size(captioners):
+    readiness = captioners.readiness("wd-tagger", {"model": "wd-eva02-large-tagger-v3"})
+    assert readiness["download_bytes"] > 1.2e9 and "SmilingWolf/wd-eva02-large-tagger-v3" in readiness["needs"] and "1.26 GB" in readiness["needs"]

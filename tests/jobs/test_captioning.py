@@ -1,0 +1,186 @@
+"""Captioning jobs as a page sees them: which pictures, what is written, what is refused, what a stop leaves."""
+import threading
+import time
+
+import pytest
+from PIL import Image
+
+from lora_trainer.captioning.contracts import Captioner, LoadedCaptioner
+from lora_trainer.core.errors import Refused
+from lora_trainer.jobs.service import TrainingService
+
+
+class Slow(LoadedCaptioner):
+    def __init__(self, begun: threading.Event, go: threading.Event) -> None:
+        self._begun, self._go = begun, go
+
+    def caption(self, images, paths):
+        self._begun.set()
+        self._go.wait(20)
+        return [[f"automatic {path.stem}"] for path in paths]
+
+
+class SlowCaptioner(Captioner):
+    """Waits for each picture until the test says go."""
+    name, title, help = "slow", "Slow", ""
+    underscores_to_spaces = True
+
+    def __init__(self) -> None:
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def load(self, options, *, on_progress, should_stop):
+        if options["trigger_word"] == "boom":
+            raise RuntimeError("CUDA out of memory")
+        return Slow(self.begun, self.go)
+
+
+@pytest.fixture
+def slow(host):
+    host.captioners = lambda: [slow]
+    slow = SlowCaptioner()
+    return slow
+
+
+@pytest.fixture
+def service(host, slow, tmp_path):
+    service = TrainingService(host)
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (64, 64), (60 * number, 0, 0)).save(folder / f"{number}.png")
+    (folder / "1.txt").write_text("my own words", encoding="utf-8")
+    service.library.create("set", str(folder))
+    return service
+
+
+def captions(service):
+    return {row["filename"]: (row["caption"], row["automatic"]) for row in service.library.describe("set")["pictures"]}
+
+
+def finish(service, job_id):
+    return service.wait(job_id, timeout=60)
+
+
+FIXED = {"template": "shape {filename}"}
+
+
+def test_what_a_person_wrote_stays_and_what_a_captioner_wrote_is_renewed(service):
+    job = finish(service, service.autocaption("set", "fixed", options=FIXED))
+    assert captions(service) == {"0.png": ("shape 0", True), "1.png": ("my own words", False), "2.png": ("shape 2", True), "3.png": ("shape 3", True)}
+    assert (job["kind"], job["state"], job["done"], job["total"], job["written"], job["skipped"], job["failed"]) == ("captioning", "finished", 4, 4, 3, 1, [])
+    assert (job["dataset"], job["captioner"], job["stage"], job["fraction"], job["error"]) == ("set", "fixed", "captioning", 1.0, None)
+    service.library.open("set").set_captions({"2.png": "changed by hand"})
+    job = finish(service, service.autocaption("set", "fixed", options={"template": "again {filename}"}))
+    assert [caption for caption, _ in captions(service).values()] == ["again 0", "my own words", "changed by hand", "again 3"]
+    assert job["message"] == "2 captions written, 2 left as they were"
+    finish(service, service.autocaption("set", "fixed", options={"template": "all {filename}"}, overwrite=True))
+    assert [caption for caption, _ in captions(service).values()] == ["all 0", "all 1", "all 2", "all 3"]
+
+
+def test_one_undo_takes_all_of_it_back(service):
+    before = captions(service)
+    finish(service, service.autocaption("set", "fixed", options=FIXED))
+    assert service.library.describe("set")["history"]["undo"] == "Automatic captions: fixed"
+    service.library.open("set").undo()
+    assert captions(service) == before
+
+
+def test_a_caption_typed_while_it_runs_is_left_alone(service, slow):
+    job_id = service.autocaption("set", "slow")
+    assert slow.begun.wait(20)
+    service.library.open("set").set_captions({"0.png": "typed meanwhile"})
+    slow.go.set()
+    job = finish(service, job_id)
+    assert captions(service)["0.png"] == ("typed meanwhile", False) and captions(service)["2.png"] == ("automatic 2", True)
+    assert (job["written"], job["skipped"]) == (2, 2)
+
+
+def test_some_pictures_only(service):
+    finish(service, service.autocaption("set", "fixed", options=FIXED, filenames=["3.png", "1.png"]))
+    assert [caption for caption, _ in captions(service).values()] == ["", "my own words", "", "shape 3"]
+    with pytest.raises(Refused, match="no picture '9.png'"):
+        service.autocaption("set", "fixed", filenames=["9.png"])
+    with pytest.raises(Refused, match="no picture to caption"):
+        service.autocaption("set", "fixed", filenames=[])
+
+
+def test_damaged_pictures_and_kohya_folders(service, tmp_path):
+    folder = tmp_path / "set" / "10_red_cat"
+    folder.mkdir()
+    Image.new("RGB", (64, 64)).save(folder / "5.png")
+    (tmp_path / "set" / "bad.png").write_bytes(b"no picture")
+    job = finish(service, service.autocaption("set", "fixed", options={"template": "{folder} {filename}"}))
+    assert captions(service)["10_red_cat/5.png"] == ("red_cat 5", True)            # class words are no caption
+    assert [each["filename"] for each in job["failed"]] == ["bad.png"] and job["total"] == 6 and job["state"] == "finished"
+
+
+def test_one_job_at_a_time_stop_keeps_what_is_done(service, slow, settings):
+    job_id = service.autocaption("set", "slow", overwrite=True)
+    with pytest.raises(Refused, match="still running") as caught:
+        service.autocaption("set", "fixed")
+    assert caught.value.code == "busy" and service.current_job()["kind"] == "captioning"
+    with pytest.raises(Refused, match="still running"):
+        service.start(settings)
+    assert slow.begun.wait(20)
+    assert service.job(job_id)["done"] == 0 and service.stop(job_id)["stopping"]
+    slow.go.set()
+    job = finish(service, job_id)
+    assert job["state"] == "stopped" and job["written"] == 1 and job["done"] == 1 and captions(service)["0.png"] == ("automatic 0", True)
+    assert captions(service)["1.png"][0] == "my own words" and service.current_job() is None
+
+
+def test_trouble_is_told(service, slow):
+    slow.go.set()
+    job = finish(service, service.autocaption("set", "slow", options={"trigger_word": "boom"}))
+    assert job["state"] == "failed" and "GPU ran out of memory. Choose a smaller model" in job["error"] and "log.txt" in job["error"]
+    assert finish(service, service.autocaption("set", "slow"))["state"] == "finished"
+    log = (service.job_folder(job["id"]) / "log.txt").read_text(encoding="utf-8")
+    assert "CUDA out of memory" in log and (service.job_folder(job["id"]) / "config.json").is_file()
+
+
+def test_when_no_picture_works_the_job_failed(service, slow, monkeypatch):
+    monkeypatch.setattr(Slow, "caption", lambda self, images, paths: 1 / 0)
+    job = finish(service, service.autocaption("set", "slow"))
+    assert job["state"] == "failed" and job["error"] == "None of 3 pictures could be captioned. 0.png: ZeroDivisionError: division by zero"
+    assert [each["filename"] for each in job["failed"]] == ["0.png", "2.png", "3.png"]
+
+
+def test_what_is_refused_before_it_starts(service, monkeypatch):
+    for arguments, code in ((("nowhere", "fixed"), "not_found"), (("set", "nothing"), "not_found")):
+        with pytest.raises(Refused) as caught:
+            service.autocaption(*arguments)
+        assert caught.value.code == code
+    with pytest.raises(Refused, match="no option 'temperature'"):
+        service.autocaption("set", "fixed", options={"temperature": 1})
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(Refused, match="downloads are switched off") as caught:
+        service.autocaption("set", "wd-tagger", options={"model": "wd-eva02-large-tagger-v3"})
+    assert caught.value.code == "not_ready" and service.jobs() == []
+
+
+def test_paths_in_options_stay_inside_the_roots(host, slow, tmp_path):
+    service = TrainingService(host, allowed_roots=[host.data_dir])
+    (tmp_path / "model").mkdir()
+    for name, options in (("clip-labels", {"model": "custom", "model_name": str(tmp_path / "model")}),
+                          ("wd-tagger", {"model": "custom", "folder": str(tmp_path / "model")}),
+                          ("coca", {"model": "custom", "model_name": "ViT-B-32", "weights": str(tmp_path / "weights.pt")})):
+        with pytest.raises(Refused, match="only folders inside") as caught:
+            service.captioners.readiness(name, options)
+        assert caught.value.code == "forbidden_path"
+
+
+def test_jobs_by_kind_and_a_restart(service, slow, settings, host):
+    training = service.start(settings)
+    finish(service, training)
+    captioning = service.autocaption("set", "slow")
+    deadline = time.monotonic() + 20
+    while service.store.get(captioning)["state"] == "queued" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [job["id"] for job in service.jobs()] == [captioning, training]
+    assert [[job["id"] for job in service.jobs(kind)] for kind in ("training", "captioning")] == [[training], [captioning]]
+    with pytest.raises(Refused, match="no jobs of the kind 'x'"):
+        service.jobs("x")
+    again = TrainingService(host)
+    assert again.job(captioning)["state"] == "interrupted" and again.job(captioning)["kind"] == "captioning"
+    slow.go.set()
+    finish(service, captioning)

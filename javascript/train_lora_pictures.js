@@ -234,6 +234,7 @@
         let detail = null;
         let polled = 0;
         let stateFrame = 0;
+        let captionedStep = '';
         let settings = {};
 
         const chooser = h('select.tl-input', {id: 'tl-dataset', onchange: () => choose(chooser.value)});
@@ -253,7 +254,7 @@
         const tags = createTags({grid, act: {rename: (tag, to) => edit({action: 'rename_tag', tag, to}), remove: (tag) => edit({action: 'remove_tag', tag})}});
         const checks = createChecks({grid, onUnreadable: () => show(problemBox, problemBox.hidden)});
         const captioning = createCaptioningBar({seen: () => current && current.load().catch(() => {}), ended: () => captioned(),
-            openPicture: (filename) => open(filename), undo: () => travel('undo')});
+            openPicture: (filename) => open(filename), undo: () => takeBack(captionedStep)});
 
         const undoTool = tool('undo', 'Undo', () => travel('undo'), {disabled: true, id: 'tl-undo'});
         const redoTool = tool('redo', 'Redo', () => travel('redo'), {disabled: true, id: 'tl-redo'});
@@ -286,7 +287,8 @@
         moreButton.classList.add('tl-framed');
 
         const toolLine = h('div.tl-tool-line', {}, h('div.tl-search', {}, icon('search'), search),
-            h('label.tl-only', {htmlFor: 'tl-selected-only'}, selectedOnly, 'Selected only'), h('span.tl-spring'), editButton, autoButton, moreButton);
+            h('label.tl-only', {htmlFor: 'tl-selected-only'}, selectedOnly, 'Selected only'),
+            h('div.tl-tool-group', {}, editButton, autoButton, moreButton));
         const gridBox = h('div.tl-pictures-box', {hidden: true}, h('div.tl-summary-line', {}, summary, clear, where, selection), checks.element, problemBox, toolLine,
             tags.element, grid.element);
         const element = card(1, 'Pictures',
@@ -511,7 +513,17 @@
 
         // --- What is done to pictures and captions ------------------------------------------------------------------------
 
-        const done = (text) => toast(text, {label: 'Undo', act: () => travel('undo')});
+        /** Say what was done and offer to take exactly that back. */
+        function done(text) {
+            const step = current.history().undo;
+            toast(text, {label: 'Undo', act: () => takeBack(step)});
+        }
+
+        /** Undo a step if it is still the last one: an offer on the page may be older than what was done since. */
+        function takeBack(step) {
+            if (current && current.history().undo === step) travel('undo');
+            else toast('Something was changed after that. Undo, at the top of the pictures, goes back step by step.');
+        }
 
         async function edit(body) {
             try {
@@ -654,8 +666,10 @@
             }
         }
 
-        function captioned() {
-            if (current) current.load().catch(() => {});
+        async function captioned() {
+            captionedStep = '';
+            if (current) await current.load().catch(() => {});
+            if (current) captionedStep = current.history().undo;
             onChange();
         }
 

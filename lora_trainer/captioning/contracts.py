@@ -35,6 +35,7 @@ class Option:
     maximum: float | None = None
     step: float | None = None
     choices: tuple[Choice, ...] = ()
+    only_if: Mapping[str, str] | None = None                                       # another option and the value at which this one counts
 
     @property
     def type(self) -> str:
@@ -44,7 +45,8 @@ class Option:
         """Describe the option to interfaces; range, step and choices only where there are some."""
         limits = {key: getattr(self, key) for key in ("minimum", "maximum", "step") if getattr(self, key) is not None}
         choices = {"choices": [dataclasses.asdict(choice) for choice in self.choices]} if self.choices else {}
-        return {"name": self.name, "title": self.title, "help": self.help, "type": self.type, "default": self.default, **limits, **choices}
+        condition = {"only_if": dict(self.only_if)} if self.only_if else {}
+        return {"name": self.name, "title": self.title, "help": self.help, "type": self.type, "default": self.default, **limits, **choices, **condition}
 
     def read(self, value: Any) -> Any:
         """Return a value of this option's type from a request or a command line; raises `Refused` naming the option."""

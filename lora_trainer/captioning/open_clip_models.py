@@ -66,9 +66,10 @@ def model_options(known: Mapping[str, tuple[Choice, ModelSource]], default: str,
     choices = (*more, *(choice for choice, _ in known.values()), Choice(CUSTOM, "Another", "Named below."))
     return [
         Option("model", "Model", "Larger ones see more and take longer.", default, choices=choices),
-        Option("model_name", "Other model", "For Another: open_clip's name of a model (ViT-B-16), hf-hub:owner/repository, or a folder with "
-               f"{CONFIG_NAME} and the weights.", ""),
-        Option("weights", "Its weights", "For Another: open_clip's tag (laion2b_s34b_b88k), or a file (.safetensors, .pt). Empty for a folder or a repository.", ""),
+        Option("model_name", "Other model", f"open_clip's name of a model (ViT-B-16), hf-hub:owner/repository, or a folder with {CONFIG_NAME} and the weights.", "",
+               only_if={"model": CUSTOM}),
+        Option("weights", "Its weights", "open_clip's tag (laion2b_s34b_b88k), or a file (.safetensors, .pt). Empty for a folder or a repository.", "",
+               only_if={"model": CUSTOM}),
     ]
 
 

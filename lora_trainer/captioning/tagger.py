@@ -52,7 +52,7 @@ class WdTagger(Captioner):
         return [
             Option("model", "Model", "By SmilingWolf.", "wd-vit-tagger-v3",
                    choices=(*(choice for choice, _ in KNOWN.values()), Choice(CUSTOM, "Another", "The folder below."))),
-            Option("folder", "Other model", f"For Another: a folder with {CONFIG}, {WEIGHTS} and {TAGS}.", ""),
+            Option("folder", "Other model", f"A folder with {CONFIG}, {WEIGHTS} and {TAGS}.", "", only_if={"model": CUSTOM}),
             Option("general_threshold", "Threshold", "A tag is written if the model is at least this sure of it.", 0.35, minimum=0.0, maximum=1.0, step=0.05),
             Option("character_threshold", "Threshold for characters", "The same for names of characters, which are easily mistaken.", 0.85,
                    minimum=0.0, maximum=1.0, step=0.05),

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from .errors import Refused
 log = logging.getLogger(__name__)
 THUMBNAIL_PX = 256
 HASH_PX, FREQUENCIES, MOSAIC = 32, 8, 8
+PAUSE_SECONDS = 0.02
 ALIKE_BITS, ALIKE_COLOURS = 12, 20.0                           # of 63 bits, and of 255; docs/log.md has what they catch
 _TABLE = """create table if not exists pictures (path text primary key, mtime_ns integer not null, size integer not null, width integer, height integer,
     remarks text not null, problem text, hash blob, mosaic blob)"""
@@ -44,6 +45,7 @@ class Examination:
     def __init__(self, home: Path) -> None:
         self._home, self._lock, self._thread, self._closing = home, threading.Lock(), None, threading.Event()
         self._wanted: list[Path] = []
+        self._waiting = 0
         self._database = open_database(home / "examined.sqlite3", _TABLE, durable=False)       # it can all be found out again
         self._known = {row[0]: (row[1], row[2], _finding(row)) for row in self._database.execute("select * from pictures")}
 
@@ -71,7 +73,8 @@ class Examination:
         stat = path.stat()
         thumbnail = self._thumbnail_path(path, stat)
         if not thumbnail.is_file():
-            finding = self._examine(path, stat)
+            with self._in_front():
+                finding = self._examine(path, stat)
             if finding.problem:
                 raise finding.problem
         return thumbnail
@@ -89,8 +92,21 @@ class Examination:
         mtime_ns, size, finding = self._known.get(str(path), (None, None, None))
         return finding if (mtime_ns, size) == (stat.st_mtime_ns, stat.st_size) else None
 
+    @contextlib.contextmanager
+    def _in_front(self) -> Iterator[None]:
+        """Somebody waits for a thumbnail: what is done in the background pauses."""
+        with self._lock:
+            self._waiting += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting -= 1
+
     def _work(self) -> None:
         while not self._closing.is_set():
+            while self._waiting and not self._closing.wait(PAUSE_SECONDS):
+                pass
             with self._lock:
                 if not self._wanted:
                     self._thread = None

@@ -5,7 +5,7 @@ Host-agnostic: whoever mounts it brings the guard (who may ask) and the service 
 import io
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Optional
 from urllib.parse import urlparse
 
 from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Request, Response
@@ -21,7 +21,8 @@ from .requests import number, text
 log = logging.getLogger(__name__)
 PREFIX = "/train-lora/v1"
 STATUS_CODES = {"not_found": 404, "name_taken": 409, "busy": 409, "exists": 409, "forbidden_path": 403, "not_trainable": 409, "cannot_save": 507,
-                "disk_full": 507, "too_large": 413, "changed_meanwhile": 409, "nothing_to_undo": 409, "nothing_to_redo": 409}
+                "disk_full": 507, "too_large": 413, "changed_meanwhile": 409, "nothing_to_undo": 409, "nothing_to_redo": 409,
+                "not_ready": 409, "no_download": 409, "nothing_to_restore": 409}
 Guard = Callable[[Request], None]
 
 
@@ -96,8 +97,8 @@ def _add_jobs(router: APIRouter, service: TrainingService) -> None:
         return {"id": service.start(_config(body))}
 
     @router.get("/jobs")
-    def jobs() -> Any:
-        return service.jobs()
+    def jobs(kind: Optional[str] = None) -> Any:
+        return service.jobs(kind)
 
     @router.get("/jobs/{job_id}")
     def job(job_id: str) -> Any:
@@ -116,7 +117,7 @@ def _add_generate(router: APIRouter, service: TrainingService) -> None:
     @router.post("/generate")
     def generate(body: dict = Body(...)) -> Any:
         if service.current_job():
-            raise Refused("A LoRA is being trained; pictures can be drawn when it has ended.", code="busy")
+            raise Refused("A LoRA is being trained or captions are being written; pictures can be drawn when that has ended.", code="busy")
         size = service.host.default_size_px
         image = service.host.generate(text(body, "prompt"), negative_prompt=text(body, "negative_prompt", required=False) or "",
                                       seed=int(number(body, "seed", 0, 0, 2**32 - 1)), steps=int(number(body, "steps", 20, 1, 150)),

@@ -84,6 +84,19 @@ def test_undo_and_redo_also_after_a_reload(page, filled):
     page.wait_for_selector("#tl-redo:disabled")
 
 
+@pytest.mark.parametrize(("answer", "outcome"), [("Leave them", "from an editor"), ("Overwrite them", "a circle, number 0")])
+def test_undo_of_what_was_changed_outside_asks(page, filled, answer, outcome):
+    write(page, 0, "first")
+    until(lambda: on_disk(filled, 0) == "first")
+    (filled / "0.txt").write_text("from an editor", encoding="utf-8")
+    page.click("#tl-undo:not(:disabled)")
+    page.wait_for_selector("dialog:has-text('Changed elsewhere'):has-text('0.png')")
+    assert on_disk(filled, 0) == "from an editor"
+    page.click(f"dialog button:text-is('{answer}')")
+    page.wait_for_selector(".tl-toast:has-text('Undone')")
+    until(lambda: on_disk(filled, 0) == outcome and caption(page, 0) == outcome)
+
+
 def test_undo_while_typing_is_the_fields_own(page, filled):
     write(page, 0, "kept")
     until(lambda: on_disk(filled, 0) == "kept")

@@ -119,10 +119,11 @@ def _free_port() -> int:
 
 
 def _wait_until_ready(webui: WebUI, log: Path) -> None:
+    """Its own log says when it may be asked: a request in the moment when it puts itself together breaks its start."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and webui.process.poll() is None:
         try:
-            if webui.get("/train-lora/v1/status")["model"]["trainable"]:
+            if b"Startup time" in log.read_bytes() and webui.get("/train-lora/v1/status")["model"]["trainable"]:
                 return
         except (OSError, Answer):
             pass

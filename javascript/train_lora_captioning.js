@@ -126,17 +126,17 @@
             if (number === asked) presentNeeds();
         }
 
-        const download = () => (!readiness.ready && readiness.download_bytes > 0 ? readiness.download_bytes : 0);
+        const mustDownload = () => Boolean(!readiness.ready && readiness.downloads);
+        const blockedNow = () => !readiness.ready && !readiness.downloads;
 
         function presentNeeds() {
             const state = choices.querySelector('.tl-captioner:has(:checked) .tl-captioner-state');
             if (state) setText(state, stateOf(readiness));
-            const size = download();
-            const blocked = !readiness.ready && !size;
+            const blocked = blockedNow();
             needs.classList.toggle('tl-warn', blocked);
-            needs.replaceChildren(...(blocked ? [h('p', {}, readiness.needs || 'This captioner cannot be used here.')] : !size ? [] : [
-                h('p', {}, h('strong', {}, `Downloads ${fileSize(size)} first, once. `), readiness.downloads || readiness.needs || '')]));
-            show(needs, blocked || size > 0);
+            needs.replaceChildren(...(blocked ? [h('p', {}, readiness.needs || 'This captioner cannot be used here.')] : !mustDownload() ? [] : [
+                h('p', {}, h('strong', {}, `Downloads ${sizeOf(readiness)} first, once. `), readiness.downloads)]));
+            show(needs, blocked || mustDownload());
             presentCount();
         }
 
@@ -147,10 +147,9 @@
             const kept = names.length - wanted.length;
             setText(overwriteHelp, overwrite.checked ? 'Every caption of these pictures is written anew; Undo brings the old ones back.'
                 : kept ? `${plural(kept, 'caption')} you wrote ${kept === 1 ? 'is' : 'are'} kept.` : 'Captions you wrote are kept.');
-            const blocked = !readiness.ready && !download();
-            go.disabled = blocked || !wanted.length;
+            go.disabled = blockedNow() || !wanted.length;
             const what = wanted.length ? `Caption ${plural(wanted.length, 'picture')}` : 'Nothing to caption';
-            setText(go, download() && wanted.length ? `Download ${fileSize(download())} and caption ${plural(wanted.length, 'picture')}` : what);
+            setText(go, mustDownload() && wanted.length ? `Download ${sizeOf(readiness)} and caption ${plural(wanted.length, 'picture')}` : what);
         }
 
         function fail(problem) {
@@ -191,7 +190,9 @@
     }
 
     /** In short; the whole sentence stands beside the options. */
-    const stateOf = ({ready, download_bytes: size}) => (ready ? 'Ready' : size > 0 ? `Downloads ${fileSize(size)} once` : 'Not available as it is');
+    const stateOf = (readiness) => (readiness.ready ? 'Ready' : readiness.downloads ? `Downloads ${sizeOf(readiness)} once` : 'Not available as it is');
+
+    const sizeOf = ({download_bytes: size}) => (size > 0 ? fileSize(size) : 'a model of unknown size');
 
     /** What was typed, as a number where one is meant; the server says what is wrong with anything else. */
     function typed({type}, value) {

@@ -373,3 +373,44 @@ def test_grid_and_dialogs_fit(page, filled, width):
         assert nameless == []
         page.keyboard.press("Escape")
         page.wait_for_selector("dialog", state="detached")
+
+
+# --- Two pages -----------------------------------------------------------------------------------------------------------
+
+def second_page(browser, address, dataset):
+    other = browser.new_context().new_page()
+    other.set_default_timeout(20_000)
+    other.goto(address)
+    other.wait_for_selector(f"#tl-dataset option[value='{dataset}']", state="attached")
+    other.select_option("#tl-dataset", dataset)
+    other.wait_for_selector(".tl-picture >> nth=5")
+    return other
+
+
+def test_two_pages_that_save_at_once_both_see_both(browser, page, filled, address):
+    """The answer to a page's own edit must not hide what the other page wrote just before."""
+    other = second_page(browser, address, filled.name)
+    write(page, 0, "sunrise", key="F8")                                               # typed, and not left yet
+    write(other, 1, "moonlight", key="F8")
+    page.keyboard.press("Enter")
+    other.keyboard.press("Enter")
+    for each in (page, other):
+        each.wait_for_selector(".tl-caption:has-text('sunrise')")
+        each.wait_for_selector(".tl-caption:has-text('moonlight')")
+    assert (on_disk(filled, 0), on_disk(filled, 1)) == ("sunrise", "moonlight")
+    other.context.close()
+
+
+def test_two_pages_that_edit_one_caption_ask_the_second(browser, page, filled, address):
+    other = second_page(browser, address, filled.name)
+    write(page, 2, "mine", key="F8")
+    write(other, 2, "yours", key="F8")
+    page.keyboard.press("Enter")
+    until(lambda: on_disk(filled, 2) == "mine")
+    other.keyboard.press("Enter")
+    other.wait_for_selector(".tl-conflict:has-text('mine'):has-text('yours')")
+    assert on_disk(filled, 2) == "mine"
+    other.click(".tl-conflict button:text-is('Keep mine')")
+    until(lambda: on_disk(filled, 2) == "yours")
+    page.wait_for_selector(".tl-caption:has-text('yours')")
+    other.context.close()

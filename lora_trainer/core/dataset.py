@@ -203,7 +203,11 @@ def opened(path: Path) -> Iterator[Image.Image]:
             raise Refused(f"{path.name} is not a picture (its content is none of {', '.join(PICTURE_FORMATS[:5])}).", code="not_a_picture") from error
         except Image.DecompressionBombError as error:
             raise Refused(f"{path.name} is too large: {error}. At most {MOST_PIXELS // 1_000_000} million pixels.", code="too_large") from error
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
+        except Refused:
+            raise
+        except FileNotFoundError:
+            raise
+        except Exception as error:                                                 # Pillow raises what it likes at damaged files: TypeError, SyntaxError, struct.error
             raise Refused(f"{path.name} is damaged or cut off: {error}. Save it again in a picture editor.", code="damaged") from error
 
 

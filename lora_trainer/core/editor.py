@@ -9,7 +9,7 @@ import os
 import re
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -68,7 +68,7 @@ class DataSetEditor:
         automatic = self._history.automatic()
         return {"name": self.name, "path": str(self.folder), "revision": revision, "history": self._history.labels(),
                 "trash": str(self._history.trash) if self._history.trash.is_dir() else None,
-                "pictures": [self._row(picture, automatic) for picture in found],
+                "pictures": [row for picture in found if (row := self._row(picture, automatic))],
                 "problems": [{"filename": self._relative(problem.path), "reason": problem.reason} for problem in problems]}
 
     def revision(self) -> str:
@@ -77,9 +77,10 @@ class DataSetEditor:
         for place in self._places():
             with os.scandir(place) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):
-                    if not entry.name.startswith(".") and entry.is_file():
-                        stat = entry.stat()
-                        state.update(f"{place.name}/{entry.name}/{stat.st_mtime_ns}/{stat.st_size}\n".encode("utf-8", "surrogateescape"))
+                    with contextlib.suppress(FileNotFoundError):                   # it may go while we look
+                        if not entry.name.startswith(".") and entry.is_file():
+                            stat = entry.stat()
+                            state.update(f"{place.name}/{entry.name}/{stat.st_mtime_ns}/{stat.st_size}\n".encode("utf-8", "surrogateescape"))
         return state.hexdigest()
 
     def state(self) -> dict[str, Any]:
@@ -111,6 +112,7 @@ class DataSetEditor:
                 _check_caption(filename, caption)
             self._check_versions(sidecars, versions or {})
             wanted = {filename: to_bytes(caption) for filename, caption in changes.items()}
+            _check_shared(sidecars, wanted)
             label = label or (f"Caption of {next(iter(changes))}" if len(changes) == 1 else f"{len(changes)} captions")
             return self._run(label, [Change(found.path, found.content, wanted[filename]) for filename, found in sidecars.items()
                                      if found.content != wanted[filename]])
@@ -119,28 +121,30 @@ class DataSetEditor:
                   versions: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Edit all or some captions by an action of edits.py, as one step; `preview` returns what would change and writes nothing."""
         with self._lock:
-            everything = self.captions()
+            seen, everything = self._versions(), self.captions()
             captions = everything if filenames is None else {name: everything[name] for name in self._known(filenames, everything)}
             changes = plan_edit(action, captions, settings, everything=everything)
             if preview:
-                rows = [{"filename": name, "before": captions[name], "after": after, "version": self._sidecar(name).version} for name, after in changes.items()]
+                rows = [{"filename": name, "before": captions[name], "after": after, "version": seen.get(name, "")} for name, after in changes.items()]
                 return {"changes": rows, "count": len(rows), "unchanged": len(captions) - len(rows)}
-            return {**self.set_captions(changes, versions=versions, label=_label(action, settings, len(changes))), "count": len(changes)}
+            return {**self.set_captions(changes, versions={**seen, **(versions or {})}, label=_label(action, settings, len(changes))), "count": len(changes)}
 
     def import_table(self, name: str, data: bytes, *, encoding: str | None = None, apply: bool = False,
                      versions: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Read captions from a table and say what it would change, line by line; `apply` writes it, as one step. Bad lines are left out."""
         with self._lock:
-            captions, table = self.captions(), tables.parse_table(name, data, encoding=encoding)
+            table, seen = tables.parse_table(name, data, encoding=encoding), self._versions()
+            captions = self.captions()
             rows, unmatched = tables.match_rows(table, captions)
+            unmatched += self._drop_rivals(rows)
             changed = {filename: row for filename, row in rows.items() if row.caption != captions[filename]}
             report = {"encoding": table.encoding, "encodings": list(ENCODINGS), "rows": len(table.rows) + len(table.problems), "unchanged": len(rows) - len(changed),
                       "changes": [{"line": row.line, "filename": filename, "before": captions[filename], "after": row.caption,
-                                   "version": self._sidecar(filename).version} for filename, row in changed.items()],
+                                   "version": seen.get(filename, "")} for filename, row in changed.items()],
                       "problems": [dataclasses.asdict(problem) for problem in sorted((*table.problems, *unmatched), key=lambda problem: problem.line)]}
             if not apply:
                 return report
-            done = self.set_captions({filename: row.caption for filename, row in changed.items()}, versions=versions, label=f"Captions from {name}")
+            done = self.set_captions({filename: row.caption for filename, row in changed.items()}, versions={**seen, **(versions or {})}, label=f"Captions from {name}")
             return {**report, **done}
 
     def export_table(self, format: str) -> bytes:
@@ -153,20 +157,14 @@ class DataSetEditor:
     def captioning(self, label: str) -> Iterator[Callable[..., list[str]]]:
         """Write captions of a captioner, together one step; yields `write({filename: caption}, keep_manual=True)`.
 
-        It returns the pictures that were written. With `keep_manual` a caption that a person wrote, or changed, by then is left alone.
+        It returns the pictures that were written; one that went away meanwhile is not. With `keep_manual` a caption that a person wrote, or changed, by then is left alone.
         """
         with self._history.step(label) as apply:
             def write(captions: Mapping[str, str], *, keep_manual: bool = True) -> list[str]:
                 with self._lock:
-                    automatic = self._history.automatic()
-                    changes = {}
-                    for filename, caption in captions.items():
-                        found = self._sidecar(filename)
-                        manual = found.content and automatic.get(found.path) != found.version and bool(one_line(found.content))
-                        if not (keep_manual and manual):
-                            changes[filename] = Change(found.path, found.content, to_bytes(caption))
-                    apply(list({change.path: change for change in changes.values()}.values()), automatic=True)
-                    return list(changes)
+                    changes = self._automatic_changes(captions, keep_manual=keep_manual)
+                    made = {change.path for change in apply(list({change.path: change for change in changes.values()}.values()), automatic=True)}
+                    return [filename for filename, change in changes.items() if change.path in made]
             yield write
 
     def undo(self, *, if_changed: str = "refuse") -> dict[str, Any]:
@@ -174,6 +172,16 @@ class DataSetEditor:
 
     def redo(self, *, if_changed: str = "refuse") -> dict[str, Any]:
         return self._turn(self._history.redo, if_changed)
+
+    def _automatic_changes(self, captions: Mapping[str, str], *, keep_manual: bool) -> dict[str, Change]:
+        automatic, changes = self._history.automatic(), {}
+        for filename, caption in captions.items():
+            with contextlib.suppress(Refused):                                     # the picture was deleted or renamed while it was looked at
+                found = self._sidecar(filename)
+                manual = found.content is not None and (found.path, found.version) not in automatic and bool(one_line(found.content))
+                if not (keep_manual and manual):
+                    changes[filename] = Change(found.path, found.content, to_bytes(caption))
+        return changes
 
     # --- Files -----------------------------------------------------------------------------------------------------------
 
@@ -185,13 +193,21 @@ class DataSetEditor:
             new = path.with_name(safe_filename(f"{stem.strip()}{path.suffix}"))
             if new == path:
                 return {**self._edited("", [], self.revision()), "filename": filename}
-            if new.exists() or sidecar(new).exists():
-                raise Refused(f"There is already {new.name if new.exists() else sidecar(new).name} in this data set.", field="to", code="exists")
+            self._refuse_taken(new)
             key, target = self._history.put_aside(filename), self._relative(new)
-            changes = [Change(filename, key, None), Change(target, None, key)]
-            if found.content is not None:
-                changes += [*self._without_caption(filename, found), Change(self._relative(sidecar(new)), None, found.content)]
-            return {**self._run(f"Rename {path.name} to {new.name}", changes), "filename": target}
+            changes = [Change(filename, key, None, filename), Change(target, None, key, filename)]
+            content = to_bytes(tables.find_table(path.parent).get(path.name, "")) or None if found.content is None else found.content
+            if content is not None:
+                changes += [*self._without_caption(found, [filename], bundle=filename), Change(self._relative(sidecar(new)), None, content, filename)]
+            automatic = (found.path, found.version) in self._history.automatic()
+            return {**self._run(f"Rename {path.name} to {new.name}", changes, automatic=automatic), "filename": target}
+
+    def _refuse_taken(self, new: Path) -> None:
+        """A name is taken by a file, or by a picture of the same stem, whose caption it would become."""
+        rivals = self._pictures_by_sidecar().get(self._relative(sidecar(new)), [])
+        taken = new.name if new.exists() else sidecar(new).name if sidecar(new).exists() else rivals[0] if rivals else None
+        if taken:
+            raise Refused(f"There is already {taken} in this data set.", field="to", code="exists")
 
     def rotate(self, filenames: Sequence[str], degrees: int) -> dict[str, Any]:
         """Turn pictures clockwise by 90, 180 or 270 degrees; undo brings back the very files of before."""
@@ -204,11 +220,10 @@ class DataSetEditor:
         """Move pictures, with their captions, into the trash folder."""
         with self._lock:
             paths = [self.picture_path(filename) for filename in dict.fromkeys(filenames)]
-            changes = []
-            for path in paths:
-                filename = self._relative(path)
-                changes.append(Change(filename, self._history.put_aside(filename), None))
-                changes += self._without_caption(filename, self._sidecar(filename), going=paths)
+            going, changes = [self._relative(path) for path in paths], []
+            for filename in going:
+                changes += [Change(filename, self._history.put_aside(filename), None, filename),
+                            *self._without_caption(self._sidecar(filename), going, bundle=filename)]
             return self._run(f"Delete {_count(paths)}", changes)
 
     # --- Pictures and checks ---------------------------------------------------------------------------------------------
@@ -247,11 +262,18 @@ class DataSetEditor:
     def _scan(self) -> tuple[list[Picture], list[Problem]]:
         self._examination.findings(list(self._picture_files()))                    # what is damaged is known from there
         found, problems = scan(self.folder, thorough=False)
-        strangers = [Problem(picture.path, f"{picture.path.name} is a link that leads out of the data set.") for picture in found if not self._inside(picture.path)]
-        return [picture for picture in found if self._inside(picture.path)] if strangers else found, problems + strangers
+        reasons = {picture.path: self._reason_against(picture.path) for picture in found}
+        return [picture for picture in found if not reasons[picture.path]], problems + [Problem(path, reason) for path, reason in reasons.items() if reason]
+
+    def _reason_against(self, path: Path) -> str:
+        """Say why a picture cannot be edited here though it can be read; nothing when it can."""
+        if not self._inside(path):
+            return f"{path.name} is a link, or in a folder that is one, that leads out of the data set."
+        return "" if is_plain_text(str(path)) else "Its name is not in UTF-8; rename it."
 
     def _inside(self, path: Path) -> bool:
-        return not path.is_symlink() or path.resolve().is_relative_to(self.folder.resolve())
+        linked = path.is_symlink() or (path.parent != self.folder and path.parent.is_symlink())
+        return not linked or path.resolve().is_relative_to(self.folder.resolve())
 
     def _places(self) -> list[Path]:
         """The folder itself and kohya's subfolders; raises `Refused` when it is not there any more."""
@@ -262,26 +284,39 @@ class DataSetEditor:
 
     def _picture_files(self) -> Iterator[Path]:
         files = (path for place in self._places() for path in place.iterdir())
-        return (path for path in files if path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".") and self._inside(path))
+        return (path for path in files if path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".") and not self._reason_against(path))
 
-    def _row(self, picture: Picture, automatic: Mapping[str, str]) -> dict[str, Any]:
+    def _row(self, picture: Picture, automatic: set[tuple[str, str]]) -> dict[str, Any] | None:
+        """Describe a picture; None when it went while we looked."""
         filename = self._relative(picture.path)
-        found = self._sidecar(filename)
-        stamp = picture.path.stat().st_mtime_ns // 1_000_000
+        try:
+            found, stamp = self._sidecar(filename), picture.path.stat().st_mtime_ns // 1_000_000
+        except (Refused, FileNotFoundError):
+            return None
         return {"filename": filename, "width": picture.width, "height": picture.height, "caption": picture.caption, "tags": split_tags(picture.caption),
-                "version": found.version, "automatic": bool(found.version) and automatic.get(found.path) == found.version, "repeats": picture.repeats,
+                "version": found.version, "automatic": bool(found.version) and (found.path, found.version) in automatic, "repeats": picture.repeats,
                 "warnings": list(picture.warnings), "thumbnail": f"datasets/{quote(self.name)}/thumbnails/{quote(filename)}?{stamp}"}
 
     def _sidecar(self, filename: str) -> Sidecar:
         path = sidecar(self.picture_path(filename))
         return Sidecar(self._relative(path), content_of(path))
 
-    def _without_caption(self, filename: str, found: Sidecar, going: Sequence[Path] = ()) -> list[Change]:
-        """The change that takes a picture's caption file away, unless another picture of the same stem still needs it."""
-        path = self.folder / filename
-        others = (path.with_suffix(ending) for ending in PICTURE_ENDINGS)
-        needed = any(other != path and other not in going and other.is_file() for other in others)
-        return [] if found.content is None or needed else [Change(found.path, found.content, None)]
+    def _without_caption(self, found: Sidecar, going: Sequence[str], *, bundle: str) -> list[Change]:
+        """The change that takes a caption file away, unless a picture that stays needs it, too."""
+        needed = set(self._pictures_by_sidecar().get(found.path, ())) - set(going)
+        return [] if found.content is None or needed else [Change(found.path, found.content, None, bundle)]
+
+    def _versions(self) -> dict[str, str]:
+        """Return every picture's version, to be read before the captions: what changes in between is then seen as changed."""
+        return {filename: self._sidecar(filename).version for names in self._pictures_by_sidecar().values() for filename in names}
+
+    def _drop_rivals(self, rows: dict[str, tables.Row]) -> list[tables.LineProblem]:
+        """Take out rows that give another caption to a caption file that an earlier row gave one."""
+        first: dict[str, tables.Row] = {}
+        rivals = {filename: row for filename, row in rows.items() if first.setdefault(self._sidecar(filename).path, row).caption != row.caption}
+        for filename in rivals:
+            del rows[filename]
+        return [tables.LineProblem(row.line, f"{row.filename} shares its caption file with another picture, whose line counts.") for row in rivals.values()]
 
     def _known(self, filenames: Sequence[str], everything: Mapping[str, str]) -> list[str]:
         for filename in filenames:
@@ -294,15 +329,18 @@ class DataSetEditor:
         if changed:
             raise self._conflict(ChangedMeanwhile(changed))
 
-    def _run(self, label: str, changes: list[Change]) -> dict[str, Any]:
-        before = self.revision()
+    def _run(self, label: str, changes: list[Change], *, automatic: bool = False) -> dict[str, Any]:
+        before, wanted = self.revision(), list({change.path: change for change in changes}.values())   # two pictures may share a caption file
         try:
-            self._history.run(label, list({change.path: change for change in changes}.values()))       # two pictures may share a caption file
+            with self._history.step(label) as apply:
+                made = [change.path for change in apply(wanted, automatic=automatic)]
         except ChangedMeanwhile as error:
             raise self._conflict(error) from error
         except (OSError, sqlite3.Error) as error:
             raise _not_written(error, " Undo takes back what was.") from error
-        return self._edited(label, [change.path for change in changes], before)
+        if wanted and not made:
+            raise self._conflict(ChangedMeanwhile([change.path for change in wanted]))
+        return {**self._edited(label, made, before), "skipped": self._named(change.path for change in wanted if change.path not in made)}
 
     def _turn(self, turn: Callable[..., Outcome], if_changed: str) -> dict[str, Any]:
         with self._lock:
@@ -313,9 +351,13 @@ class DataSetEditor:
                 raise self._conflict(error) from error
             except (OSError, sqlite3.Error) as error:
                 raise _not_written(error) from error
-            pictures_of = self._pictures_by_sidecar() if outcome.skipped else {}
-            skipped = [filename for path in outcome.skipped for filename in pictures_of.get(path, [path])]
-            return {**self._edited(outcome.label, outcome.paths, before), "skipped": skipped}
+            return {**self._edited(outcome.label, outcome.paths, before), "skipped": self._named(outcome.skipped)}
+
+    def _named(self, paths: Iterable[str]) -> list[str]:
+        """Return the pictures that paths of pictures and caption files belong to."""
+        paths = list(paths)
+        pictures_of = self._pictures_by_sidecar() if paths else {}
+        return list(dict.fromkeys(filename for path in paths for filename in pictures_of.get(path, [path])))
 
     def _edited(self, label: str, paths: Sequence[str], before: str) -> dict[str, Any]:
         """Say what an edit has changed, by picture; a page that did not hold the revision of before has missed something else."""
@@ -326,9 +368,8 @@ class DataSetEditor:
 
     def _conflict(self, error: ChangedMeanwhile) -> Refused:
         """Add to an error what is there now."""
-        pictures_of = self._pictures_by_sidecar()
-        filenames = [filename for path in error.paths for filename in pictures_of.get(path, [path])]
-        current = self._current(filename for filename in filenames if filename in {name for names in pictures_of.values() for name in names})
+        filenames, there = self._named(error.paths), {name for names in self._pictures_by_sidecar().values() for name in names}
+        current = self._current([filename for filename in filenames if filename in there])
         rows = [{"filename": filename, **{key: current.get(filename, {}).get(key) for key in ("caption", "version")}} for filename in filenames]
         return Refused(error.message, code=error.code, details={"conflicts": rows})
 
@@ -346,11 +387,11 @@ class DataSetEditor:
             if found.content is None and captions is None:                         # a table or the folder's class words may have one
                 captions = self.captions()
             caption = (captions or {}).get(filename, "") if found.content is None else one_line(found.content)
-            rows[filename] = {"caption": caption, "version": found.version, "automatic": bool(found.version) and automatic.get(found.path) == found.version}
+            rows[filename] = {"caption": caption, "version": found.version, "automatic": bool(found.version) and (found.path, found.version) in automatic}
         return rows
 
     def _relative(self, path: Path) -> str:
-        return path.relative_to(self.folder).as_posix()
+        return os.fsencode(path.relative_to(self.folder).as_posix()).decode("utf-8", "replace")
 
 
 def safe_filename(filename: str) -> str:
@@ -358,7 +399,7 @@ def safe_filename(filename: str) -> str:
     name = re.split(r"[\\/]", str(filename))[-1].strip()
     stem = Path(name).stem
     if not stem or name.startswith(".") or stem.endswith((".", " ")) or re.search(r'[<>:"|?*\x00-\x1f]', name) or not is_plain_text(name) \
-            or len(name.encode("utf-8", "replace")) > 200 or re.fullmatch(r"(?i)con|prn|aux|nul|com\d|lpt\d", stem):
+            or len(name.encode("utf-8", "replace")) > 200 or re.fullmatch(r"(?i)con|prn|aux|nul|com\d|lpt\d", name.split(".")[0]):
         raise Refused(f"{str(filename)[:80]!r} cannot be used as a file name. Rename it.", field="to", code="bad_name")
     return name
 
@@ -370,6 +411,13 @@ def _check_caption(filename: str, caption: Any) -> None:
 
 def _not_written(error: Exception, advice: str = "") -> Refused:
     return Refused(f"Not everything could be written: {getattr(error, 'strerror', None) or error}.{advice}", code="cannot_save")
+
+
+def _check_shared(sidecars: Mapping[str, Sidecar], wanted: Mapping[str, bytes]) -> None:
+    first: dict[str, bytes] = {}
+    for filename, found in sidecars.items():
+        if first.setdefault(found.path, wanted[filename]) != wanted[filename]:
+            raise Refused(f"{filename} shares its caption file {found.path} with another picture, which was given another caption.", field="changes", code="bad_value")
 
 
 def _count(items: Sequence | Mapping) -> str:

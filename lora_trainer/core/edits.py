@@ -2,6 +2,7 @@
 
 `plan_edit` is the one entry; each action below it turns one caption into another.
 """
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +12,8 @@ import regex
 from .captions import split_tags
 from .errors import Refused
 
-PATTERN_SECONDS = 1.0              # for one caption; a pattern that takes longer backtracks without end
+PATTERN_SECONDS = 5.0              # for all captions; a pattern that takes longer backtracks without end
+LONGEST_CAPTION = 100_000
 LONGEST_TEXT = 5000
 
 
@@ -57,10 +59,10 @@ def append(text: str) -> Edit:
 def replace(find: str, replace: str, regex: bool, match_case: bool) -> Edit:
     """Replace text, or what a regular expression finds, everywhere in a caption; `\\1` is the first group. Commas left empty go."""
     pattern = _compile(find if regex else _escape(find), match_case=match_case)
-    replacement = replace if regex else replace.replace("\\", r"\\")
+    replacement, deadline = replace if regex else replace.replace("\\", r"\\"), time.monotonic() + PATTERN_SECONDS
 
     def edit(caption: str) -> str:
-        found = _substitute(pattern, replacement, caption)
+        found = _substitute(pattern, replacement, caption, seconds=max(0.001, deadline - time.monotonic()))
         return caption if found == caption else _without_empty_tags(found)
     return edit
 
@@ -132,14 +134,18 @@ def _escape(text: str) -> str:
     return regex.escape(text, special_only=True)
 
 
-def _substitute(pattern: regex.Pattern, replacement: str, caption: str) -> str:
+def _substitute(pattern: regex.Pattern, replacement: str, caption: str, *, seconds: float) -> str:
+    most = 1 + LONGEST_CAPTION // max(1, len(replacement))
     try:
-        return pattern.sub(replacement, caption, timeout=PATTERN_SECONDS)
+        found, count = pattern.subn(replacement, caption, count=most, timeout=seconds)
     except TimeoutError as error:
         raise Refused("The regular expression takes too long on these captions; make it simpler.", field="find", code="bad_value") from error
     except (regex.error, IndexError) as error:
         raise Refused(f"The replacement cannot be used: {error}. \\1 is the first group in parentheses, \\\\ a backslash.", field="replace",
                       code="bad_value") from error
+    if count == most or len(found) > LONGEST_CAPTION:
+        raise Refused(f"A caption would become longer than {LONGEST_CAPTION:,} characters.", field="replace", code="bad_value")
+    return found
 
 
 def _edit_tags(edit: Callable[[list[str]], list[str]]) -> Edit:

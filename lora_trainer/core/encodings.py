@@ -7,12 +7,16 @@ from .errors import Refused
 
 LEGACY_ENCODINGS = ("gb18030", "cp932", "cp1252")              # told apart by charset-normalizer; with more to choose from it errs on short texts
 ENCODINGS = ("utf-8", "utf-16", *LEGACY_ENCODINGS, "big5", "euc_kr")
+MOST_REMEMBERED_BYTES = 4096
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 
 
-@functools.lru_cache(maxsize=4096)
 def guess_encoding(data: bytes) -> str:
     """Return the encoding that `data` is in, as Python names it; "latin-1", which takes any byte, when nothing else fits."""
+    return _guess_once(data) if len(data) <= MOST_REMEMBERED_BYTES else _guess(data)
+
+
+def _guess(data: bytes) -> str:
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             return encoding
@@ -22,6 +26,9 @@ def guess_encoding(data: bytes) -> str:
     if likeliest is not None and likeliest.encoding in LEGACY_ENCODINGS:
         return likeliest.encoding
     return next((encoding for encoding in LEGACY_ENCODINGS if _decodes(data, encoding)), "latin-1")
+
+
+_guess_once = functools.lru_cache(maxsize=4096)(_guess)
 
 
 def decode(data: bytes, encoding: str | None = None) -> str:

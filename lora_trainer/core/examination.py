@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 THUMBNAIL_PX = 256
 HASH_PX, FREQUENCIES, MOSAIC = 32, 8, 8
 PAUSE_SECONDS = 0.02
+MOST_TWINS = 12                    # of frames of a video all would be alike
 ALIKE_BITS, ALIKE_COLOURS = 12, 20.0                           # of 63 bits, and of 255; docs/log.md has what they catch
 _TABLE = """create table if not exists pictures (path text primary key, mtime_ns integer not null, size integer not null, width integer, height integer,
     remarks text not null, problem text, hash blob, mosaic blob)"""
@@ -77,6 +78,8 @@ class Examination:
                 finding = self._examine(path, stat)
             if finding.problem:
                 raise finding.problem
+            if not thumbnail.is_file():
+                raise Refused(f"The thumbnail of {path.name} cannot be written.", code="cannot_save")
         return thumbnail
 
     def close(self) -> None:
@@ -127,7 +130,8 @@ class Examination:
         except Refused as error:
             finding = Finding(None, error)
         else:
-            self._save_thumbnail(path, stat, small)
+            with contextlib.suppress(OSError):                                     # a full disk costs thumbnails, not the findings
+                self._save_thumbnail(path, stat, small)
             finding = Finding(facts, None, perceptual_hash(small), mosaic(small))
         remember(path, stat, finding.facts or finding.problem)
         self._keep(path, stat, finding)
@@ -183,8 +187,9 @@ def near_duplicates(findings: dict[str, Finding]) -> dict[str, list[str]]:
     pairs = [(int(one), int(other)) for one, other in alike if np.abs(colours[one] - colours[other]).mean() <= ALIKE_COLOURS]
     found: dict[str, list[str]] = {}
     for one, other in pairs:
-        found.setdefault(names[one], []).append(names[other])
-        found.setdefault(names[other], []).append(names[one])
+        for name, twin in ((names[one], names[other]), (names[other], names[one])):
+            if len(twins := found.setdefault(name, [])) < MOST_TWINS:
+                twins.append(twin)
     return found
 
 

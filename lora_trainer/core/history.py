@@ -7,6 +7,7 @@ pictures that go away lie in the trash folder, under a name that says which they
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import logging
 import os
@@ -30,9 +31,10 @@ WRITERS = 8                        # a flush waits for the disk, not for the pro
 DOING, DONE, UNDOING, UNDONE = "doing", "done", "undoing", "undone"
 _TABLES = """
 create table if not exists steps (id integer primary key autoincrement, label text not null, state text not null, position integer not null, at real not null);
-create table if not exists changes (step integer not null references steps(id) on delete cascade, path text not null, before, after);
+create table if not exists changes (step integer not null references steps(id) on delete cascade, path text not null, before, after, bundle text,
+    written integer not null default 0);
 create index if not exists changes_of_step on changes (step);
-create table if not exists automatic (path text primary key, digest text not null);
+create table if not exists automatic (path text not null, digest text not null, primary key (path, digest));
 """
 
 
@@ -40,11 +42,13 @@ create table if not exists automatic (path text primary key, digest text not nul
 class Change:
     """A file, by its path in the data set, and what it holds before and after.
 
-    bytes: a small text; str: the name in the trash folder of what lies there while it is not in place; None: there is no such file.
+    bytes: a small text; str: a picture, by the name it has in the trash folder while it is not in place (`put_aside`, `stage`); None: there
+    is no such file. Changes of one `bundle` are undone together or not at all; one without is on its own.
     """
     path: str
     before: bytes | str | None
     after: bytes | str | None
+    bundle: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +62,10 @@ class Outcome:
 class ChangedMeanwhile(Refused):
     """Files hold what nobody here wrote; `paths` names them."""
 
-    def __init__(self, paths: list[str]) -> None:
+    def __init__(self, paths: list[str], *, gone: bool = False) -> None:
         names = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
-        super().__init__(f"Changed meanwhile by another page or program: {names}. Nothing was written.", code="changed_meanwhile")
+        what = "Not in the trash folder any more" if gone else "Changed meanwhile by another page or program"
+        super().__init__(f"{what}: {names}. Nothing was written.", code="changed_meanwhile")
         self.paths = paths
 
 
@@ -69,9 +74,11 @@ class History:
 
     def __init__(self, folder: Path, home: Path) -> None:
         self._folder, self._home, self.trash = folder, home, home / "trash"
-        self._lock, self._running = threading.RLock(), set()
+        self._lock, self._begun = threading.RLock(), set()
         self._database = open_database(home / DATABASE, _TABLES)
-        self._recover()
+        self._owner = _owner(home / "owner.sqlite3")
+        if self._owner is not None:                                                # else what seems begun may be going on in another process
+            self._recover()
 
     def labels(self) -> dict[str, str | None]:
         """Return what undo and redo would take back and do again: `{"undo": label, "redo": label}`, None for nothing."""
@@ -79,7 +86,10 @@ class History:
             return {"undo": (self._newest(DONE) or {"label": None})["label"], "redo": (self._oldest_undone() or {"label": None})["label"]}
 
     def run(self, label: str, changes: Iterable[Change]) -> list[Change]:
-        """Do a whole step and return its changes; a file that does not hold what it should have held before raises `ChangedMeanwhile`."""
+        """Do a whole step; a file that does not hold what it should have held before raises `ChangedMeanwhile`, and nothing was written.
+
+        Returns the changes that were made: all, but for files that changed in the very moment.
+        """
         with self.step(label) as apply:
             return apply(changes)
 
@@ -108,19 +118,18 @@ class History:
         with self._lock:
             return self._turn(self._oldest_undone(), "nothing_to_redo", DOING, DONE, if_changed)
 
-    def automatic(self) -> dict[str, str]:
-        """Return the digests of captions that captioners wrote, by path; a file with another digest was changed by a person."""
+    def automatic(self) -> set[tuple[str, str]]:
+        """Return (path, digest) of captions that captioners wrote; a file with another digest was changed by a person."""
         with self._lock:
-            return {row["path"]: row["digest"] for row in self._database.execute("select * from automatic")}
+            return {(row["path"], row["digest"]) for row in self._database.execute("select path, digest from automatic")}
 
     def put_aside(self, path: str) -> str:
-        """Name the place in the trash folder where a file's content goes when a step takes it away; nothing is moved yet."""
-        name = PurePosixPath(path)
-        return f"{name.stem[:80]}.{uuid.uuid4().hex[:8]}{name.suffix}"
+        """Name the place in the trash folder where a picture goes when a step takes it away; nothing is moved yet. Raises OSError."""
+        return _trash_name(path, _digest_of_file(self._folder / path))
 
     def stage(self, path: str, data: bytes) -> str:
-        """Put content that a step will bring into the trash folder; returns its name there."""
-        key = self.put_aside(path)
+        """Put a picture that a step will bring into the trash folder; returns its name there."""
+        key = _trash_name(path, digest(data))
         self.trash.mkdir(exist_ok=True)
         write_atomically(self.trash / key, data)
         return key
@@ -131,36 +140,43 @@ class History:
     def close(self) -> None:
         with self._lock:
             self._database.close()
+            if self._owner is not None:
+                self._owner.close()
 
     # --- Steps -----------------------------------------------------------------------------------------------------------
 
     def _begin(self, label: str) -> int:
         with self._lock, self._database:
-            cursor = self._database.execute("insert into steps (label, state, position, at) values (?, ?, 0, ?)", (label, DOING, time.time()))
-            self._running.add(cursor.lastrowid)
-            return cursor.lastrowid
+            return self._database.execute("insert into steps (label, state, position, at) select ?, ?, coalesce(max(position), 0) + 1, ? from steps",
+                                          (label, DOING, time.time())).lastrowid
 
     def _apply(self, step: int, changes: list[Change], *, automatic: bool) -> list[Change]:
         with self._lock:
-            self._refuse_changed(change for change in changes if not self._holds(change.path, change.before))
+            if changed := [change.path for change in changes if not self._holds(change.path, change.before)]:
+                raise ChangedMeanwhile(changed)
             with self._database:
-                self._database.executemany("insert into changes (step, path, before, after) values (?, ?, ?, ?)",
-                                           [(step, change.path, change.before, change.after) for change in changes])
+                staged = [] if step in self._begun else self._forget(self._steps(UNDONE))
+                self._database.executemany("insert into changes (step, path, before, after, bundle) values (?, ?, ?, ?, ?)",
+                                           [(step, change.path, change.before, change.after, change.bundle) for change in changes])
                 if automatic:
                     self._database.executemany("insert or replace into automatic values (?, ?)",
                                                [(change.path, digest(change.after)) for change in changes if isinstance(change.after, bytes)])
-                self._forget(self._steps(UNDONE))
-            self._write(changes)
-        return changes
+            self._begun.add(step)
+            self._clear(staged)
+            skipped = self._write(changes)
+            with self._database:
+                self._database.executemany("delete from changes where step = ? and path = ?", [(step, path) for path in skipped])
+                self._database.execute("update changes set written = 1 where step = ?", (step,))
+        return [change for change in changes if change.path not in skipped]
 
     def _finish(self, step: int) -> None:
         with self._lock, self._database:
-            self._running.discard(step)
+            self._begun.discard(step)
             if not self._database.execute("select 1 from changes where step = ? limit 1", (step,)).fetchone():
                 self._database.execute("delete from steps where id = ?", (step,))
                 return
-            self._database.execute("update steps set state = ?, position = (select max(position) from steps) + 1 where id = ?", (DONE, step))
-            self._forget(self._steps(DONE)[MOST_STEPS:], keep_trash=True)
+            self._database.execute("update steps set state = ? where id = ?", (DONE, step))
+            self._forget(self._steps(DONE)[MOST_STEPS:])                           # what they took away stays in the trash for the user
 
     def _turn(self, step: sqlite3.Row | None, nothing: str, underway: str, ended: str, if_changed: str) -> Outcome:
         if if_changed not in ("refuse", "skip", "overwrite"):
@@ -168,35 +184,47 @@ class History:
         if step is None:
             raise Refused("There is nothing to undo." if nothing.endswith("undo") else "There is nothing to do again.", code=nothing)
         changes = self._directed(step["id"], back=underway == UNDOING)
-        changed = [change.path for change in changes if not self._holds(change.path, change.before) and not self._holds(change.path, change.after)]
-        if changed and if_changed == "refuse":
-            raise ChangedMeanwhile(changed)
-        wanted = [change for change in changes if if_changed == "overwrite" or change.path not in changed]
-        self._set_state(step["id"], underway)
+        gone, changed = self._obstacles(changes)
+        if (gone or changed) and if_changed == "refuse":
+            raise ChangedMeanwhile([*changed, *gone], gone=bool(gone and not changed))
+        out = {change.bundle or change.path for change in changes if change.path in gone or (change.path in changed and if_changed == "skip")}
+        wanted = [change for change in changes if (change.bundle or change.path) not in out]
+        self._set_state(step["id"], underway, pending=[change.path for change in wanted])
         try:
-            self._write(wanted)
+            skipped = self._write(wanted, overwrite=if_changed == "overwrite")
         except BaseException:                                                      # the disk is full, say: it can be tried again
             self._set_state(step["id"], step["state"])
             raise
         self._set_state(step["id"], ended)
-        return Outcome(step["label"], [change.path for change in wanted], changed if if_changed == "skip" else [])
+        paths = [change.path for change in wanted if change.path not in skipped]
+        return Outcome(step["label"], paths, [change.path for change in changes if change.path not in paths])
+
+    def _obstacles(self, changes: list[Change]) -> tuple[list[str], list[str]]:
+        """Return the paths whose picture is neither in place nor in the trash, and those that hold what nobody here wrote."""
+        open_ones = [change for change in changes if not self._holds(change.path, change.after)]
+        comes_from = {change.before for change in open_ones if isinstance(change.before, str) and self._holds(change.path, change.before)}
+        gone = [change.path for change in open_ones if isinstance(change.after, str) and not self._lies_ready(change.after) and change.after not in comes_from]
+        return gone, [change.path for change in open_ones if change.path not in gone and not self._holds(change.path, change.before)]
 
     def _recover(self) -> None:
-        """Complete what a process began that died in the middle of it."""
+        """Complete what a process began that died in the middle of it; what cannot be completed does not lock anybody out."""
         for step in self._database.execute("select * from steps where state in (?, ?)", (DOING, UNDOING)).fetchall():
             back = step["state"] == UNDOING
-            changes = [change for change in self._directed(step["id"], back=back) if self._holds(change.path, change.before) or self._lies_ready(change.after)]
+            changes = [change for change in self._directed(step["id"], back=back, pending=True)
+                       if self._holds(change.path, change.before) or self._lies_ready(change.after)]
             log.info("completing %r: %d files", step["label"], len(changes))
-            remove_leftovers({(self._folder / row["path"]).parent for row in
-                              self._database.execute("select path from changes where step = ?", (step["id"],))} | {self.trash})
-            self._write(changes)
+            try:
+                remove_leftovers({*((self._folder / change.path).parent for change in changes), self.trash})
+                self._write(changes)
+            except OSError:
+                log.exception("%r could not be completed", step["label"])
             self._set_state(step["id"], UNDONE) if back else self._finish(step["id"])
 
-    def _directed(self, step: int, *, back: bool) -> list[Change]:
-        """A step's changes in the order and direction in which they are to be made now."""
-        changes = [Change(row["path"], row["before"], row["after"])
-                   for row in self._database.execute("select * from changes where step = ? order by rowid", (step,))]
-        return [Change(change.path, change.after, change.before) for change in reversed(changes)] if back else changes
+    def _directed(self, step: int, *, back: bool, pending: bool = False) -> list[Change]:
+        """A step's changes, or only those that are still to be written, in the order and direction in which they are to be made now."""
+        rows = self._database.execute("select * from changes where step = ? and written <= ? order by rowid", (step, 0 if pending else 1))
+        changes = [Change(row["path"], row["before"], row["after"], row["bundle"]) for row in rows]
+        return [dataclasses.replace(change, before=change.after, after=change.before) for change in reversed(changes)] if back else changes
 
     def _newest(self, state: str) -> sqlite3.Row | None:
         return next(iter(self._steps(state)), None)
@@ -207,74 +235,122 @@ class History:
     def _steps(self, state: str) -> list[sqlite3.Row]:
         return self._database.execute("select * from steps where state = ? order by position desc", (state,)).fetchall()
 
-    def _set_state(self, step: int, state: str) -> None:
+    def _set_state(self, step: int, state: str, *, pending: Iterable[str] = ()) -> None:
+        """Set a step's state, and which of its paths are still to be written."""
         with self._database:
             self._database.execute("update steps set state = ? where id = ?", (state, step))
+            self._database.execute("update changes set written = 1 where step = ?", (step,))
+            self._database.executemany("update changes set written = 0 where step = ? and path = ?", [(step, path) for path in pending])
 
-    def _forget(self, steps: list[sqlite3.Row], *, keep_trash: bool = False) -> None:
-        """Drop steps. What undone ones had staged in the trash goes, too; what was taken away by others stays there for the user."""
+    def _forget(self, steps: list[sqlite3.Row]) -> list[str]:
+        """Drop steps; returns the names of what they had staged in the trash, of which there is no more need if they were undone."""
+        staged = []
         for step in steps:
-            if not keep_trash:
-                for row in self._database.execute("select after from changes where step = ? and typeof(after) = 'text'", (step["id"],)):
-                    (self.trash / row["after"]).unlink(missing_ok=True)
+            rows = self._database.execute("select after from changes where step = ? and typeof(after) = 'text' and typeof(before) = 'text'", (step["id"],))
+            staged += [row["after"] for row in rows]
             self._database.execute("delete from steps where id = ?", (step["id"],))
+        return staged
+
+    def _clear(self, staged: Iterable[str]) -> None:
+        for key in staged:
+            (self.trash / key).unlink(missing_ok=True)
 
     # --- Files -----------------------------------------------------------------------------------------------------------
-
-    def _refuse_changed(self, changes: Iterable[Change]) -> None:
-        if paths := [change.path for change in changes]:
-            raise ChangedMeanwhile(paths)
 
     def _holds(self, path: str, content: bytes | str | None) -> bool:
         """Tell whether a file is in the state that a change begins or ends with."""
         file = self._folder / path
-        if isinstance(content, str):                                               # it is in place exactly when it is not in the trash
-            return file.is_file() and not (self.trash / content).exists()
         try:
+            if isinstance(content, str):
+                return file.is_file() and _digest_of_file(file) == _digest_in(content)
             return content_of(file) == content
         except OSError:
             return False
 
     def _lies_ready(self, content: bytes | str | None) -> bool:
-        """Tell whether a picture that a change brings waits in the trash folder, as it does when the process died between two moves."""
+        """Tell whether a picture that a change brings waits in the trash folder."""
         return isinstance(content, str) and (self.trash / content).is_file()
 
-    def _write(self, changes: list[Change]) -> None:
-        """Bring files from `before` to `after`: pictures one by one, for they may change places; texts several at once."""
+    def _write(self, changes: list[Change], *, overwrite: bool = False) -> list[str]:
+        """Bring files from `before` to `after`: pictures one by one, for they may change places; texts several at once.
+
+        Returns the paths of texts that were left alone, because they had changed since they were looked at; `overwrite` puts those aside.
+        """
         for change in changes:
             if isinstance(change.before, str) or isinstance(change.after, str):
                 self._move(change)
         texts = [change for change in changes if not isinstance(change.before, str) and not isinstance(change.after, str)]
         with ThreadPoolExecutor(min(WRITERS, max(1, len(texts)))) as writers:
-            list(writers.map(self._write_text, texts))
+            done = list(writers.map(lambda change: self._write_text(change, overwrite=overwrite), texts))
+        return [change.path for change, written in zip(texts, done) if not written]
 
-    def _write_text(self, change: Change) -> None:
+    def _write_text(self, change: Change, *, overwrite: bool) -> bool:
         file = self._folder / change.path
+        if self._holds(change.path, change.after):
+            return True
+        if not self._holds(change.path, change.before):
+            if not overwrite:
+                return False
+            self.stage(change.path, content_of(file) or b"")                       # the other's text is not lost either
         if change.after is None:
             file.unlink(missing_ok=True)
         else:
+            file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, change.after)
+        return True
 
     def _move(self, change: Change) -> None:
-        file = self._folder / change.path
-        self.trash.mkdir(exist_ok=True)
-        if change.after is None:
-            if file.is_file():
-                _move_file(file, self.trash / change.before)
-        elif change.before is None:
-            if self._lies_ready(change.after):
-                if file.exists():                                                  # somebody put another file there: it is not lost either
-                    _move_file(file, self.trash / self.put_aside(change.path))
-                _move_file(self.trash / change.after, file)
-        elif self._lies_ready(change.after):                                       # at no moment is there no picture in its place
-            if not (self.trash / change.before).exists():
-                _copy_file(file, self.trash / change.before)
+        file, comes = self._folder / change.path, isinstance(change.after, str)
+        if self._holds(change.path, change.after) or (comes and not self._lies_ready(change.after)):
+            return
+        for folder in (self.trash, file.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            ours = isinstance(change.before, str) and self._holds(change.path, change.before)
+            aside = self.trash / (change.before if ours else self.put_aside(change.path))
+            (_copy_file if comes else _move_file)(file, aside)                     # at no moment is there no picture in its place
+        if comes:
             _move_file(self.trash / change.after, file)
 
 
 def digest(data: bytes) -> str:
     """Name a text's exact content in 16 hexadecimal digits."""
     return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def _trash_name(path: str, content_digest: str) -> str:
+    """Name a place in the trash: readable, and telling the content; no two are the same."""
+    name = PurePosixPath(path)
+    return f"{name.stem[:80]}.{content_digest}{uuid.uuid4().hex[:8]}{name.suffix}"
+
+
+def _digest_in(key: str) -> str:
+    return key.rsplit(".", 2)[-2][:16]
+
+
+def _digest_of_file(file: Path) -> str:
+    stat = file.stat()
+    return _digest_at(file, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest_at(file: Path, mtime_ns: int, size: int) -> str:
+    content = hashlib.blake2b(digest_size=8)
+    with open(file, "rb") as opened:
+        while block := opened.read(1 << 20):
+            content.update(block)
+    return content.hexdigest()
+
+
+def _owner(path: Path) -> sqlite3.Connection | None:
+    """Become the one process that completes broken-off steps; None while another is. A lock of SQLite's ends with the process."""
+    connection = sqlite3.connect(path, check_same_thread=False, timeout=0)
+    try:
+        connection.execute("begin exclusive")
+    except sqlite3.Error:
+        connection.close()
+        return None
+    return connection
 
 
 def _move_file(source: Path, target: Path) -> None:

@@ -100,13 +100,14 @@ class Library:
         limit = LARGEST_CAPTION_BYTES if ending == ".txt" else LARGEST_UPLOAD_BYTES
         if len(data) > limit:
             raise Refused(f"{filename} has {len(data) / 1e6:.1f} MB; at most {limit / 1e6:g} MB.", code="too_large")
-        target = folder / filename
-        if target.exists() and target.read_bytes() != data:
-            raise Refused(f"{filename} is there already, with other content. Rename one of them.", code="exists")
         if ending in PICTURE_ENDINGS:
             _check_picture(folder, filename, data)
-        if not target.exists():
-            write_atomically(target, data)
+        with self._lock:                                                           # of two that come at once under one name, one is refused
+            target = folder / filename
+            if target.exists() and target.read_bytes() != data:
+                raise Refused(f"{filename} is there already, with other content. Rename one of them.", code="exists")
+            if not target.exists():
+                write_atomically(target, data)
         return filename
 
     def add_captions_from_prompts(self, name: str, filenames: Sequence[str]) -> None:

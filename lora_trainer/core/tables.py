@@ -141,7 +141,7 @@ def _read_json_lines(name: str, text: str) -> tuple[list[Row], list[LineProblem]
         try:
             found = json.loads(source)
             columns = _columns(list(found)) if isinstance(found, dict) else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.append(LineProblem(line, f"is not a JSON object: {error}."))
             continue
         if columns is None:
@@ -195,6 +195,8 @@ class _Pictures:
 
     def __init__(self, filenames: Iterable[str]) -> None:
         self._by_name: dict[str, list[str]] = {}
+        filenames = list(filenames)
+        self._exact = set(filenames)
         for filename in filenames:
             name = PureWindowsPath(filename).name.casefold()
             for key in {name, PureWindowsPath(name).stem}:                         # kohya's tables leave the ending out
@@ -205,6 +207,8 @@ class _Pictures:
         path = PureWindowsPath(written)
         if ".." in path.parts:
             raise Refused(f"{written[:100]} leads out of the data set by `..`.")
+        if written in self._exact:
+            return written
         fitting = self._by_name.get(path.name.casefold(), [])
         if len(fitting) > 1:
             ends = {filename: _common_end(PureWindowsPath(filename).parts, path.parts) for filename in fitting}

@@ -374,3 +374,99 @@ def test_an_upright_picture_stays_upright_when_the_camera_said_how(tmp_path):
     frames[0].save(tmp_path / "b.gif", save_all=True, append_images=frames[1:])
     with pytest.raises(Refused, match="animated"):
         rotated(tmp_path / "b.gif", 90)
+
+
+# --- What a reviewer broke -----------------------------------------------------------------------------------------------
+
+def test_a_bulk_edit_does_not_take_a_change_of_the_moment_for_its_own(editor, folder, monkeypatch):
+    from lora_trainer.core import editor as module
+    real = module.plan_edit
+
+    def plan(*arguments, **settings):
+        (folder / "b.txt").write_text("saved just now", encoding="utf-8")
+        return real(*arguments, **settings)
+    monkeypatch.setattr(module, "plan_edit", plan)
+    with pytest.raises(Refused, match="Changed meanwhile"):
+        editor.bulk_edit("append", {"text": "x"})
+    assert captions(editor) == {"a.png": "zib, cat", "b.png": "saved just now", "猫 c.png": ""}
+
+
+def test_rename_takes_a_caption_from_a_table_along(editor, folder):
+    (folder / "metadata.csv").write_text("filename,prompt\n猫 c.png,precious\n", encoding="utf-8")
+    editor.rename("猫 c.png", "d")
+    assert captions(editor)["d.png"] == "precious"
+    editor.undo()
+    assert captions(editor)["猫 c.png"] == "precious" and not (folder / "d.txt").exists()
+
+
+def test_a_name_whose_caption_file_another_picture_would_get_is_taken(editor, folder):
+    picture(folder / "lonely.jpg")
+    with pytest.raises(Refused, match="already lonely.jpg"):
+        editor.rename("a.png", "lonely")
+    assert captions(editor)["lonely.jpg"] == ""
+
+
+def test_an_ending_in_capitals_counts(editor, folder):
+    picture(folder / "a.JPG")
+    editor.discard(["a.png"])
+    assert captions(editor)["a.JPG"] == "zib, cat"
+
+
+def test_a_captioner_goes_on_when_a_picture_went_away(editor, folder):
+    (folder / "b.png").unlink()
+    with editor.captioning("Automatic") as write:
+        assert write({"b.png": "auto", "猫 c.png": "auto"}) == ["猫 c.png"]
+
+
+def test_an_automatic_caption_stays_automatic_when_renamed_and_when_a_second_run_is_undone(editor):
+    for words in ("first", "second"):
+        with editor.captioning("Automatic") as write:
+            write({"猫 c.png": words})
+    editor.undo()
+    assert rows(editor)["猫 c.png"]["automatic"] and captions(editor)["猫 c.png"] == "first"
+    editor.rename("猫 c.png", "d")
+    assert rows(editor)["d.png"]["automatic"]
+
+
+def test_a_linked_kohya_folder_gets_nothing(editor, folder, tmp_path):
+    picture(tmp_path / "outside" / "s.png")
+    (tmp_path / "outside" / "s.txt").write_text("secret", encoding="utf-8")
+    os.symlink(tmp_path / "outside", folder / "10_cat")
+    assert "10_cat/s.png" not in captions(editor) and b"secret" not in editor.export_table("csv")
+    editor.bulk_edit("append", {"text": "x"})
+    assert (tmp_path / "outside" / "s.txt").read_text(encoding="utf-8") == "secret"
+
+
+def test_a_name_that_is_no_unicode_is_listed_and_nothing_else_suffers(editor, folder):
+    source = os.fsencode(folder / "b.png")
+    try:
+        os.link(source, os.path.join(os.fsencode(folder), "\u732b.png".encode("cp932")))
+    except OSError:
+        pytest.skip("this file system takes Unicode names only")
+    assert [problem["reason"] for problem in editor.describe()["problems"]] == ["Its name is not in UTF-8; rename it."]
+    assert editor.bulk_edit("append", {"text": "x"})["count"] == 3 and editor.check(Wanted())["total"] == 3
+
+
+def test_a_tiff_with_broken_tags_is_a_problem_and_nothing_more(editor, folder):
+    picture(folder / "t.tif")
+    data = bytearray((folder / "t.tif").read_bytes())
+    for at in range(8, min(len(data), 400), 7):
+        broken = bytearray(data)
+        broken[at:at + 3] = b"\xff\x00\xff"
+        (folder / "t.tif").write_bytes(broken)
+        assert {"a.png", "b.png"} <= set(captions(editor))
+
+
+def test_two_pictures_of_one_caption_file_cannot_get_two_captions(editor, folder):
+    picture(folder / "a.jpg")
+    with pytest.raises(Refused, match="shares its caption file a.txt"):
+        editor.set_captions({"a.png": "one", "a.jpg": "two"})
+    report = editor.import_table("m.csv", b"filename,prompt\na.png,one\na.jpg,two\n", apply=True)
+    assert [problem["line"] for problem in report["problems"]] == [3] and captions(editor)["a.jpg"] == "one"
+
+
+def test_what_undo_left_alone_is_named(editor, folder):
+    editor.bulk_edit("append", {"text": "x"})
+    (folder / "b.txt").write_text("outside", encoding="utf-8")
+    done = editor.undo(if_changed="skip")
+    assert done["skipped"] == ["b.png"] and set(done["captions"]) == {"a.png", "猫 c.png"}

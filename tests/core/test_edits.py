@@ -69,3 +69,8 @@ def test_a_pattern_without_end_is_stopped(monkeypatch):
     monkeypatch.setattr("lora_trainer.core.edits.PATTERN_SECONDS", 0.2)
     with pytest.raises(Refused, match="takes too long"):
         plan_edit("replace", {"a": "a" * 200}, {"find": r"(?:(a+)\1?)+(?<!a)x|(a|aa)+$y", "replace": "", "regex": True})
+
+
+def test_a_caption_that_would_explode_is_refused_at_once():
+    with pytest.raises(Refused, match="longer than 100,000"):
+        plan_edit("replace", {"a": "a" * 90_000}, {"find": "a", "replace": "b" * 5000})

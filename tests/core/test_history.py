@@ -94,7 +94,7 @@ def test_undo_overwrites_when_told_to(history, place):
 
 def test_a_file_goes_to_the_trash_and_comes_back(history, place):
     (place / "a.png").write_bytes(b"picture")
-    key = history.put_aside("10_cat/a.png")
+    key = history.put_aside("a.png")
     history.run("delete", [Change("a.png", key, None)])
     assert not (place / "a.png").exists() and (history.trash / key).read_bytes() == b"picture" and key.startswith("a.") and key.endswith(".png")
     history.undo()
@@ -139,7 +139,7 @@ def test_a_step_done_bit_by_bit_is_one_step_and_marks_what_is_automatic(history,
     with history.step("captioner") as apply:
         apply([Change("a.txt", None, b"a cat\n")], automatic=True)
         apply([Change("b.txt", None, b"a dog\n")], automatic=True)
-    assert set(history.automatic()) == {"a.txt", "b.txt"}
+    assert {path for path, _ in history.automatic()} == {"a.txt", "b.txt"}
     assert sorted(history.undo().paths) == ["a.txt", "b.txt"] and list(place.iterdir()) == []
 
 
@@ -169,6 +169,99 @@ def test_the_history_survives_a_restart(history, place, tmp_path):
     again.undo()
     again.close()
     assert (place / "a.txt").read_bytes() == b"old\n"
+
+
+# --- Others between a step and its undoing -------------------------------------------------------------------------------
+
+def test_a_picture_that_another_program_saved_over_a_rotated_one_is_kept(history, place):
+    (place / "a.png").write_bytes(b"upright")
+    history.run("rotate", [Change("a.png", history.put_aside("a.png"), history.stage("a.png", b"turned"))])
+    (place / "a.png").write_bytes(b"by a person")
+    with pytest.raises(ChangedMeanwhile):
+        history.undo()
+    assert history.undo(if_changed="skip").skipped == ["a.png"] and (place / "a.png").read_bytes() == b"by a person"
+    history.redo(if_changed="overwrite")
+    history.undo(if_changed="overwrite")
+    text(place, "b.txt")
+    history.run("ends what can be done again", [Change("b.txt", b"old\n", b"new")])
+    assert (place / "a.png").read_bytes() == b"upright"
+    assert b"by a person" in [path.read_bytes() for path in history.trash.iterdir()]
+
+
+@pytest.mark.parametrize("with_caption", [True, False])
+def test_a_picture_that_took_the_old_name_is_not_swallowed_by_undoing_a_rename(history, place, with_caption):
+    (place / "a.png").write_bytes(b"first")
+    text(place, "a.txt", b"of the first")
+    key = history.put_aside("a.png")
+    changes = [Change("a.png", key, None, "a"), Change("b.png", None, key, "a"), Change("a.txt", b"of the first", None, "a"), Change("b.txt", None, b"of the first", "a")]
+    history.run("rename", changes)
+    (place / "a.png").write_bytes(b"second")
+    if with_caption:
+        text(place, "a.txt", b"of the second")
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    with pytest.raises(ChangedMeanwhile):
+        history.undo()
+    assert history.undo(if_changed="skip").paths == []
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+
+
+def test_what_undo_overwrites_lies_in_the_trash(history, place):
+    text(place, "a.txt")
+    history.run("edit", [Change("a.txt", b"old\n", b"new")])
+    (place / "a.txt").write_bytes(b"by another")
+    history.undo(if_changed="overwrite")
+    assert (place / "a.txt").read_bytes() == b"old\n" and [path.read_bytes() for path in history.trash.iterdir()] == [b"by another"]
+
+
+def test_a_text_that_changes_in_the_moment_of_writing_is_left_alone(history, place, monkeypatch):
+    for name in ("a.txt", "b.txt"):
+        text(place, name)
+    real = History._write
+
+    def write(self, changes, **settings):
+        (place / "b.txt").write_bytes(b"just now")
+        return real(self, changes, **settings)
+    monkeypatch.setattr(History, "_write", write)
+    assert [change.path for change in history.run("edit", [Change(name, b"old\n", b"new") for name in ("a.txt", "b.txt")])] == ["a.txt"]
+    monkeypatch.undo()
+    assert (place / "b.txt").read_bytes() == b"just now" and history.undo().paths == ["a.txt"]
+
+
+def test_an_emptied_trash_is_said_and_does_not_block_what_was_before(history, place):
+    text(place, "a.txt")
+    (place / "a.png").write_bytes(b"picture")
+    history.run("edit", [Change("a.txt", b"old\n", b"new")])
+    history.run("delete", [Change("a.png", history.put_aside("a.png"), None, "a"), Change("a.txt", b"new", None, "a")])
+    for path in history.trash.iterdir():
+        path.unlink()
+    with pytest.raises(ChangedMeanwhile, match="Not in the trash folder any more: a.png"):
+        history.undo()
+    assert history.undo(if_changed="skip").paths == [] and not (place / "a.txt").exists()
+    assert history.undo(if_changed="overwrite").paths == ["a.txt"] and (place / "a.txt").read_bytes() == b"old\n"
+
+
+def test_a_folder_that_is_gone_is_made_again(history, place):
+    (place / "10_cat").mkdir()
+    (place / "10_cat" / "a.png").write_bytes(b"picture")
+    history.run("delete", [Change("10_cat/a.png", history.put_aside("10_cat/a.png"), None)])
+    (place / "10_cat").rmdir()
+    history.undo()
+    assert (place / "10_cat" / "a.png").read_bytes() == b"picture"
+
+
+def test_a_captioner_at_work_and_a_person_do_not_get_in_each_others_way(history, place):
+    """The captioner's step began first: the person's later edit is undone first, and what a person can do again stays."""
+    for name in "ab":
+        text(place, f"{name}.txt")
+    with history.step("captioner") as apply:
+        apply([Change("a.txt", b"old\n", b"auto a")])
+        history.run("person a", [Change("a.txt", b"auto a", b"by hand")])
+        history.run("person b", [Change("b.txt", b"old\n", b"thrown away")])
+        history.undo()
+        apply([Change("b.txt", b"old\n", b"auto b")])
+    assert history.labels() == {"undo": "person a", "redo": "person b"}
+    assert [history.undo().label for _ in range(2)] == ["person a", "captioner"]
+    assert {(place / f"{name}.txt").read_bytes() for name in "ab"} == {b"old\n"}
 
 
 # --- Death at any instant ------------------------------------------------------------------------------------------------
@@ -236,6 +329,35 @@ def test_killed_in_the_middle_of_undo(place, tmp_path):
         history.close()
 
 
+def test_recovery_does_not_bring_back_what_a_person_took_back(place, tmp_path, monkeypatch):
+    text(place, "a.txt")
+    history = History(place, tmp_path / "home")
+    monkeypatch.setattr(History, "_finish", lambda self, step: None)               # the captioner's process dies before its end
+    with history.step("captioner") as apply:
+        apply([Change("a.txt", b"old\n", b"auto")])
+    monkeypatch.undo()
+    history.run("person", [Change("a.txt", b"auto", b"old\n")])
+    history.close()
+    again = History(place, tmp_path / "home")
+    assert (place / "a.txt").read_bytes() == b"old\n" and again.undo().label == "person"
+    again.close()
+
+
+@fork
+def test_another_process_does_not_complete_what_is_going_on(place, tmp_path):
+    history = History(place, tmp_path / "home")
+    with history.step("captioner") as apply:
+        apply([Change("a.txt", None, b"auto")])
+        pid = os.fork()
+        if pid == 0:
+            other = History(place, tmp_path / "home")
+            os._exit(0 if other.labels()["undo"] is None else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        apply([Change("b.txt", None, b"auto")])
+    assert sorted(history.undo().paths) == ["a.txt", "b.txt"]
+    history.close()
+
+
 @pytest.mark.parametrize("dies_after", range(6))
 def test_killed_between_the_moves_of_files(place, tmp_path, monkeypatch, dies_after):
     """A rename, a rotation and a deletion in one step, cut after each single move: the next start completes it, undo takes it back."""
@@ -279,10 +401,11 @@ def test_the_step_is_on_disk_before_the_first_file(place, tmp_path, monkeypatch)
     history = History(place, tmp_path / "home")
     seen = []
 
-    def write(self, changes):
+    def write(self, changes, **_):
         with sqlite3.connect(tmp_path / "home" / "history.sqlite3") as other:
             seen.extend(other.execute("select path, after from changes").fetchall())
         other.close()
+        return []
     monkeypatch.setattr(History, "_write", write)
     history.run("edit", [Change("a.txt", None, b"new")])
     history.close()

@@ -105,3 +105,17 @@ def test_captions_are_all_checked_before_one_is_written(library):
     with pytest.raises(Refused):
         library.open("cats").set_captions({"a.png": "new", "b.png": "x"})
     assert library.describe("cats")["pictures"][0]["caption"] == ""
+
+
+def test_of_two_uploads_of_one_name_at_once_one_is_refused(library):
+    from concurrent.futures import ThreadPoolExecutor
+
+    def add(colour):
+        try:
+            return library.add("cats", "a.png", png(colour, (400, 400)))
+        except Refused as error:
+            return error.code
+    for _ in range(5):
+        with ThreadPoolExecutor(2) as pool:
+            assert sorted(pool.map(add, ("red", "blue"))) == ["a.png", "exists"]
+        (library.path("cats") / "a.png").unlink()

@@ -121,3 +121,12 @@ def test_read_table_gives_captions_by_name_and_refuses_with_the_line(tmp_path):
         read_table(tmp_path / "m.csv")
     with pytest.raises(Refused, match="cannot be read"):
         read_table(tmp_path / "no.csv")
+
+
+def test_the_very_name_wins_over_one_in_other_letters():
+    assert match("filename,prompt\nA.png,1\na.png,2\n", ["a.png", "A.png"]) == ({"A.png": "1", "a.png": "2"}, [])
+
+
+def test_a_line_of_deep_json_is_a_bad_line():
+    found, problems = rows('{"file_name": "a.png", "text": "x"}\n' + "[" * 100_000 + "\n", "m.jsonl")
+    assert len(found) == 1 and problems[0][0] == 2

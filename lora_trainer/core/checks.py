@@ -8,8 +8,8 @@ from .dataset import assign_bucket, crop_of
 
 MOST_TOKENS = 75                   # CLIP reads 77, of which two mark the start and the end
 ENLARGED, MOST_CUT, ODD_RATIO = 1.05, 0.2, 2.0
-TITLES = {"unreadable": "cannot be read", "no_caption": "no caption", "long_caption": "caption too long", "no_trigger": "trigger word missing",
-          "near_duplicate": "near-duplicates", "small": "too small", "odd_ratio": "odd shape"}
+TITLES = {"unreadable": "cannot be used", "no_caption": "no caption", "long_caption": "caption too long", "no_trigger": "trigger word missing",
+          "near_duplicate": "near-duplicates", "shared_caption": "shared caption", "small": "too small", "odd_ratio": "odd shape"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Remark:
     message: str
 
 
-def remarks_on(*, width: int, height: int, caption: str, tokens: int | None, duplicates: list[str], wanted: Wanted) -> list[Remark]:
-    """Say what is to be said of a picture, given its upright size in pixels and what training makes of its caption."""
-    return [remark for remark in (_caption(caption), _tokens(tokens), _trigger(caption, wanted.trigger_word), _duplicates(duplicates),
+def remarks_on(*, width: int, height: int, caption: str, tokens: int | None, duplicates: list[str], shared: list[str], wanted: Wanted) -> list[Remark]:
+    """Say what is to be said of a picture, given its upright size in pixels, its tokens in training, and the others that use its caption file."""
+    return [remark for remark in (_caption(caption), _tokens(tokens), _trigger(caption, wanted.trigger_word), _duplicates(duplicates), _shared(shared),
                                   _size(width, height, wanted), _shape(width, height, wanted)) if remark]
 
 
@@ -68,6 +68,10 @@ def _duplicates(duplicates: list[str]) -> Remark | None:
         return None
     more = f" and {len(duplicates) - 2} more" if len(duplicates) > 2 else ""
     return Remark("near_duplicate", f"It looks nearly the same as {', '.join(duplicates[:2])}{more}.")
+
+
+def _shared(shared: list[str]) -> Remark | None:
+    return Remark("shared_caption", f"It shares its caption file with {', '.join(shared[:2])}; rename one to caption them apart.") if shared else None
 
 
 def _size(width: int, height: int, wanted: Wanted) -> Remark | None:

@@ -133,10 +133,10 @@ class DataSetEditor:
                      versions: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Read captions from a table and say what it would change, line by line; `apply` writes it, as one step. Bad lines are left out."""
         with self._lock:
-            table, seen = tables.parse_table(name, data, encoding=encoding), self._versions()
-            captions = self.captions()
+            seen, captions = self._versions(), self.captions()
+            table = tables.parse_table(name, data, encoding=encoding or tables.fitting_encoding(name, data, captions))
             rows, unmatched = tables.match_rows(table, captions)
-            unmatched += self._drop_rivals(rows)
+            unmatched += self._drop_rivals(rows) + _drop_empty(rows, captions)
             changed = {filename: row for filename, row in rows.items() if row.caption != captions[filename]}
             report = {"encoding": table.encoding, "encodings": list(ENCODINGS), "rows": len(table.rows) + len(table.problems), "unchanged": len(rows) - len(changed),
                       "changes": [{"line": row.line, "filename": filename, "before": captions[filename], "after": row.caption,
@@ -189,6 +189,8 @@ class DataSetEditor:
         """Rename a picture and its caption file; the ending stays. Raises `Refused`, code "exists" when the name is taken."""
         with self._lock:
             path, found = self.picture_path(filename), self._sidecar(filename)
+            if re.search(r"[\\/]", to):
+                raise Refused(f"{to[:80]!r} names a folder; pictures stay in theirs. Give a name without slashes.", field="to", code="bad_name")
             stem = to[:-len(path.suffix)] if to.lower().endswith(path.suffix.lower()) else to
             new = path.with_name(safe_filename(f"{stem.strip()}{path.suffix}"))
             if new == path:
@@ -248,14 +250,20 @@ class DataSetEditor:
         names = {picture.path: self._relative(picture.path) for picture in found}
         duplicates = near_duplicates({names[path]: finding for path, finding in findings.items()})
         tokens = self._count_tokens([with_trigger(picture.caption, wanted.trigger_word) for picture in found]) if self._count_tokens and found else None
-        remarks = {names[picture.path]: checks.remarks_on(width=picture.width, height=picture.height, caption=picture.caption, wanted=wanted,
-                                                          duplicates=duplicates.get(names[picture.path], []), tokens=tokens[number] if tokens else None)
-                   for number, picture in enumerate(found)}
-        rows = {names[picture.path]: {"tokens": tokens[number] if tokens else None, "duplicates": duplicates.get(names[picture.path], []),
-                                      "remarks": [dataclasses.asdict(remark) for remark in remarks[names[picture.path]]],
-                                      "crop": checks.crop_for(picture.width, picture.height, wanted)} for number, picture in enumerate(found)}
-        return {"ready": len(findings) == len(found) and (tokens is not None or not self._count_tokens or not found), "examined": len(findings), "total": len(found),
-                "summary": checks.summary(remarks.values(), len(problems)), "pictures": rows}
+        shared = self._sharing()
+        rows, remarks = {}, []
+        for number, picture in enumerate(found):
+            name, size = names[picture.path], {"width": picture.width, "height": picture.height}
+            own = {"tokens": tokens[number] if tokens else None, "duplicates": duplicates.get(name, [])}
+            remarks.append(checks.remarks_on(**size, **own, caption=picture.caption, shared=shared.get(name, []), wanted=wanted))
+            rows[name] = {**own, "remarks": [dataclasses.asdict(remark) for remark in remarks[-1]], "crop": checks.crop_for(*size.values(), wanted)}
+        counted = tokens is not None or not self._count_tokens or not found
+        return {"ready": len(findings) == len(found) and counted, "examined": len(findings), "total": len(found),
+                "summary": checks.summary(remarks, len(problems)), "pictures": rows}
+
+    def _sharing(self) -> dict[str, list[str]]:
+        """Return, for each picture whose caption file is also another's, those others."""
+        return {name: [other for other in names if other != name] for names in self._pictures_by_sidecar().values() if len(names) > 1 for name in names}
 
     # --- Inside ----------------------------------------------------------------------------------------------------------
 
@@ -418,6 +426,14 @@ def _check_shared(sidecars: Mapping[str, Sidecar], wanted: Mapping[str, bytes]) 
     for filename, found in sidecars.items():
         if first.setdefault(found.path, wanted[filename]) != wanted[filename]:
             raise Refused(f"{filename} shares its caption file {found.path} with another picture, which was given another caption.", field="changes", code="bad_value")
+
+
+def _drop_empty(rows: dict[str, tables.Row], captions: Mapping[str, str]) -> list[tables.LineProblem]:
+    """Take out rows that would empty a caption: a cell without text says nothing."""
+    empty = {filename: row for filename, row in rows.items() if not row.caption and captions[filename]}
+    for filename in empty:
+        del rows[filename]
+    return [tables.LineProblem(row.line, f"the caption of {row.filename} is empty; the one that is there stays.") for row in empty.values()]
 
 
 def _count(items: Sequence | Mapping) -> str:

@@ -139,7 +139,8 @@ class Library:
     def _summary(self, name: str) -> dict:
         try:
             folder = self.path(name)
-            count = sum(1 for path in folder.iterdir() if path.suffix.lower() in PICTURE_ENDINGS)
+            places = [folder, *(path for path in folder.iterdir() if path.is_dir() and re.match(r"\d+_", path.name))]
+            count = sum(path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".") for place in places for path in place.iterdir())
         except (OSError, Refused):
             return {"name": name, "path": "", "pictures": 0}
         return {"name": name, "path": str(folder), "pictures": count}

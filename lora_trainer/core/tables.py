@@ -2,6 +2,7 @@
 
 Whatever is wrong with a line is said with its number, and costs that line only.
 """
+import contextlib
 import csv
 import dataclasses
 import io
@@ -12,7 +13,7 @@ from typing import Any
 
 import pandas
 
-from .encodings import decode, guess_encoding
+from .encodings import LEGACY_ENCODINGS, decode, guess_encoding
 from .errors import Refused
 
 TABLE_NAMES = ("metadata.csv", "metadata.jsonl")
@@ -68,6 +69,18 @@ def match_rows(table: Table, filenames: Iterable[str]) -> tuple[dict[str, Row], 
         if first is not row and first.caption != row.caption:
             problems.append(LineProblem(row.line, f"{row.filename} has another caption already in line {first.line}, which counts."))
     return found, problems
+
+
+def fitting_encoding(name: str, data: bytes, filenames: Iterable[str]) -> str:
+    """Return the encoding that a table is in; where several could be, the one in which it names the most of these pictures decides."""
+    likeliest, filenames = guess_encoding(data), list(filenames)
+    if likeliest not in (*LEGACY_ENCODINGS, "latin-1"):
+        return likeliest
+    found = {}
+    for encoding in (likeliest, *LEGACY_ENCODINGS, "big5", "euc_kr"):
+        with contextlib.suppress(Refused):
+            found.setdefault(encoding, len(match_rows(parse_table(name, data, encoding=encoding), filenames)[0]))
+    return max(found, key=found.get) if found else likeliest
 
 
 def read_table(path: Path) -> dict[str, str]:

@@ -194,8 +194,10 @@ def test_names_that_cannot_be_taken(editor, to, code):
     assert caught.value.code == code and "a.png" in captions(editor)
 
 
-def test_a_new_name_never_leaves_the_folder(editor, folder):
-    assert editor.rename("a.png", "../../x")["filename"] == "x.png" and (folder / "x.png").is_file()
+@pytest.mark.parametrize("to", ["../../x", "sub/x", "..\\x", "C:\\x"])
+def test_a_new_name_never_leaves_the_folder(editor, folder, to):
+    with pytest.raises(Refused, match="names a folder"):
+        editor.rename("a.png", to)
     assert safe_filename("..\\..\\evil.png") == "evil.png"
 
 
@@ -470,3 +472,22 @@ def test_what_undo_left_alone_is_named(editor, folder):
     (folder / "b.txt").write_text("outside", encoding="utf-8")
     done = editor.undo(if_changed="skip")
     assert done["skipped"] == ["b.png"] and set(done["captions"]) == {"a.png", "猫 c.png"}
+
+
+# --- What a first user stumbled over -------------------------------------------------------------------------------------
+
+def test_the_names_of_pictures_tell_the_encoding_of_a_table(editor, folder):
+    picture(folder / "猫 和 狗.png")
+    table = "filename,prompt\n猫 和 狗.png,\"狗, 猫\"\n".encode("gb18030")
+    assert editor.import_table("m.csv", table)["changes"][0]["after"] == "狗, 猫"
+
+
+def test_an_empty_cell_empties_no_caption(editor):
+    report = editor.import_table("m.csv", b"filename,prompt\na.png,\nb.png,cow\n", apply=True)
+    assert captions(editor)["a.png"] == "zib, cat" and captions(editor)["b.png"] == "cow" and report["problems"][0]["line"] == 2
+
+
+def test_a_shared_caption_file_is_pointed_out(editor, folder):
+    picture(folder / "a.jpg")
+    found = checked(editor)
+    assert "shared_caption" in codes(found, "a.png") & codes(found, "a.jpg") and "shared_caption" not in codes(found, "b.png")

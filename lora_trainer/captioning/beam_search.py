@@ -15,7 +15,8 @@ def beam_search(next_logits: NextLogits, count: int, *, start: int, end: int, be
     """Return the best token sequence of each of `count` pictures, without `start` and `end`.
 
     `next_logits` takes int64 tokens `(count * beams, length)`, picture by picture, to `(count * beams, vocabulary)`. Sequences have
-    `min_length` to `max_length` tokens. They are compared by log-probability / length ** length_penalty, `end` counted.
+    `min_length` to `max_length` tokens. They are compared by log-probability / length ** length_penalty, `end` counted. It ends when as many
+    as `beams` have ended and what is running seems to stay behind them, which is a guess where length_penalty > 0.
     """
     sequences = torch.full((count, beams, 1), start, dtype=torch.long, device=device)
     scores = torch.full((count, beams), -torch.inf, device=device)
@@ -34,7 +35,7 @@ def beam_search(next_logits: NextLogits, count: int, *, start: int, end: int, be
         scores, best = candidates.flatten(1).topk(beams)
         parents, tokens = best // shares.shape[-1], best % shares.shape[-1]
         sequences = torch.cat([sequences.gather(1, parents[..., None].expand(-1, -1, length)), tokens[..., None]], dim=-1)
-        if all(_is_over(found, running, length, length_penalty, beams) for found, running in zip(finished, scores.max(1).values.tolist())):
+        if all(_seems_over(found, running, length, length_penalty, beams) for found, running in zip(finished, scores.max(1).values.tolist())):
             break
     else:                                                                          # the greatest length is reached: what is running ends here
         for picture, running in enumerate(scores.tolist()):
@@ -49,6 +50,10 @@ def _finish(finished: list[tuple[float, list[int]]], scores: list[float], sequen
     del finished[beams:]
 
 
-def _is_over(finished: list[tuple[float, list[int]]], running: float, length: int, penalty: float, beams: int) -> bool:
-    """Whether nothing that is still running can overtake what has ended: it only becomes less likely."""
+def _seems_over(finished: list[tuple[float, list[int]]], running: float, length: int, penalty: float, beams: int) -> bool:
+    """Guess whether what is still running, ended with its next word, would stay behind all that has ended.
+
+    It only becomes less likely, so for penalty <= 0 that is sure. Above it is a heuristic, the one of transformers' `early_stopping=False`:
+    divided by a greater length a score can still rise (-3.0 / 10 > -0.7 / 1). To be sure, nearly every search would go on to `max_length`.
+    """
     return len(finished) == beams and finished[-1][0] >= running / (length + 1) ** penalty

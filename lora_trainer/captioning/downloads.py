@@ -43,6 +43,14 @@ class RemoteFile:
         return hf_hub_url(self.repository, name)
 
 
+def checked_repository(name: str) -> str:
+    """Return a repository's name, which becomes a part of a path and of a URL; raises `Refused` for anything but `owner/repository`."""
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) or ".." in name:
+        raise Refused(f"{name[:80]!r} is not of the form owner/repository: letters, digits, _, - and . on both sides of one slash.",
+                      field="model_name", code="bad_value")
+    return name
+
+
 def find(file: RemoteFile, models: Path) -> Path | None:
     """Return the file if it is on this machine."""
     for name in file.names:

@@ -6,11 +6,14 @@
     rain = rainy weather           `rain` is written, `rainy weather` is shown
     - = an ordinary day            wins like any other, but nothing is written
 
-Our sets lie in the package; a user's copy of the same name, in the data folder, takes their place until it is deleted.
+Our sets lie in the package; a user's copy of the same name, in the data folder, takes their place until it is deleted. While a set is
+replaced the one before lies beside it as `.name.old`; after a power cut it comes back where the new one did not get its place.
 """
+import contextlib
 import dataclasses
 import re
 import shutil
+import threading
 import uuid
 from collections.abc import Mapping
 from importlib import resources
@@ -23,6 +26,7 @@ from ..core.errors import Refused
 TITLES = {"default": "Photos and art", "shapes": "Embedded demo: shapes and colours"}
 MOST_LABELS, LARGEST_GROUP_BYTES, MOST_GROUPS = 3000, 200_000, 40
 NOTHING = "-"
+WINDOWS_OWN = r"(con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3]) *(\..*)?"          # names of devices, whatever ending they have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +68,10 @@ class LabelSets:
 
     def __init__(self, home: Path) -> None:
         self._home, self._ours = home, Path(str(resources.files("lora_trainer"))) / "captioning" / "labels"
+        self._lock = threading.Lock()                                              # held while a set has no place, and while one gets its place back
 
     def names(self) -> list[str]:
-        return sorted(set(_folders(self._ours)) | set(_folders(self._home)), key=lambda name: (name not in TITLES, name))
+        return sorted(set(_folders(self._ours)) | set(self._theirs()), key=lambda name: (name not in TITLES, name))
 
     def title(self, name: str) -> str:
         return TITLES.get(name, name)
@@ -89,7 +94,7 @@ class LabelSets:
 
     def path(self, name: str) -> Path:
         """Return the folder of a set, the user's first; raises `Refused` (code "not_found")."""
-        found = next((home / name for home in (self._home, self._ours) if name in _folders(home)), None)
+        found = next((home / name for home, names in ((self._home, self._theirs()), (self._ours, _folders(self._ours))) if name in names), None)
         if found is None:
             raise Refused(f"There is no label list {name[:80]!r}; there are {', '.join(self.names())}.", field="labels", code="not_found")
         return found
@@ -109,30 +114,45 @@ class LabelSets:
 
     def restore(self, name: str) -> list[str]:
         """Remove the user's copy of a set, so that ours counts again; returns the names that are left. Raises `Refused`."""
-        if name not in _folders(self._home):
+        if name not in self._theirs():
             self.path(name)
             raise Refused(f"The label list {name} is as it came; there is nothing to restore.", field="name", code="nothing_to_restore")
-        self._remove(name)
+        self._remove(self._home / name)
         return self.names()
 
+    def _theirs(self) -> list[str]:
+        """Return the user's sets, after what a killed process left half replaced has got its place back."""
+        with self._lock:
+            for old in self._home.glob(".*.old"):
+                self._settle(old, self._home / old.name[1:-len(".old")])
+        return _folders(self._home)
+
+    def _settle(self, old: Path, place: Path) -> None:
+        with contextlib.suppress(OSError):                                         # another process has just done so
+            self._remove(old) if place.exists() else old.rename(place)
+
     def _replace(self, name: str, groups: Mapping[str, str]) -> None:
-        """Write all files into a new folder and give it the name last, so that a set is never half."""
+        """Write all files into a new folder and give it the name last, so that a set is never half, and never gone."""
+        self._theirs()
         self._home.mkdir(parents=True, exist_ok=True)
-        fresh = self._home / f".{uuid.uuid4().hex}"
+        fresh, place, old = self._home / f".{uuid.uuid4().hex}", self._home / name, self._home / f".{name}.old"
         fresh.mkdir()
         try:
             for number, (group, text) in enumerate(groups.items(), start=1):
                 (fresh / f"{number:02}-{group}.txt").write_text(text, encoding="utf-8")
-            self._remove(name)
-            fresh.rename(self._home / name)
+            with self._lock:
+                if place.exists():
+                    place.rename(old)
+                fresh.rename(place)
         except OSError as error:
             shutil.rmtree(fresh, ignore_errors=True)
+            self._theirs()
             raise Refused(f"The label list {name} cannot be saved in {self._home}: {error.strerror or error}.", code="cannot_save") from error
+        self._theirs()
 
-    def _remove(self, name: str) -> None:
-        if (self._home / name).exists():
-            old = (self._home / name).rename(self._home / f".{uuid.uuid4().hex}")
-            shutil.rmtree(old, ignore_errors=True)
+    def _remove(self, folder: Path) -> None:
+        """Delete a folder under a name that nothing looks for, so that a half of it is never read."""
+        shutil.rmtree(folder.rename(self._home / f".{uuid.uuid4().hex}"), ignore_errors=True)
 
 
 def _folders(home: Path) -> list[str]:
@@ -164,6 +184,8 @@ def _label(line: str) -> Label:
 def _check_name(name: str, field: str) -> None:
     if not isinstance(name, str) or not re.fullmatch(r"[^\W_][\w .()+-]{0,60}", name) or name.endswith((".", " ")):
         raise Refused(f"{str(name)[:80]!r} cannot be the name of a label list or group: letters, digits, spaces, - and _, at most 60.", field=field, code="bad_name")
+    if re.fullmatch(WINDOWS_OWN, name, re.IGNORECASE):
+        raise Refused(f"{name!r} cannot be the name of a label list or group: Windows keeps it for itself.", field=field, code="bad_name")
 
 
 def _refused(message: str) -> Refused:

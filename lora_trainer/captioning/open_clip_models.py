@@ -21,12 +21,13 @@ from safetensors.torch import load_file
 from ..core.captions import write_atomically
 from ..core.errors import Refused
 from .contracts import Asked, Choice, Option, Readiness, Report
-from .downloads import RemoteFile, fetch, readiness_of
+from .downloads import RemoteFile, checked_repository, fetch, readiness_of
 
 CUSTOM = "custom"
 WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 CONFIG_NAME = "open_clip_config.json"
 HUB = "hf-hub:"
+FOREIGN = ("hf_model_name", "hf_tokenizer_name")
 CheckPath = Callable[[Path], None]
 
 
@@ -81,7 +82,7 @@ def resolve(options: Mapping[str, Any], known: Mapping[str, tuple[Choice, ModelS
     if not name:
         raise Refused("Which other model? Give open_clip's name of one, hf-hub:owner/repository, or a folder.", field="model_name", code="bad_value")
     if name.startswith(HUB):
-        repository = name.removeprefix(HUB)
+        repository = checked_repository(name.removeprefix(HUB))
         return ModelSource(repository, "", hub_weights(repository), RemoteFile((CONFIG_NAME,), repository))
     if (folder := _folder(name, check_path)) is not None:
         return _of_folder(folder)
@@ -167,7 +168,7 @@ def _register(open_clip: Any, config: Path, cache: Path) -> tuple[str, dict[str,
     """Make a model config known to open_clip under a name of its content; return the name and how pictures are normalised."""
     try:
         found = json.loads(config.read_text(encoding="utf-8"))
-        architecture = found.get("model_cfg", found)
+        architecture = _harmless(found.get("model_cfg", found), config)
         content = json.dumps(architecture, sort_keys=True)
         kind = "coca-" if "multimodal_cfg" in architecture else ""                 # old versions know CoCa by its name
     except (OSError, UnicodeDecodeError, ValueError, AttributeError) as error:
@@ -180,8 +181,31 @@ def _register(open_clip: Any, config: Path, cache: Path) -> tuple[str, dict[str,
     return name, found.get("preprocess_cfg") or {}
 
 
+def _harmless(architecture: dict[str, Any], config: Path) -> dict[str, Any]:
+    """Return a model config by which open_clip makes the model alone; raises `Refused` where others would fetch, and perhaps run, something.
+
+    A text tower or tokenizer named `hf_…` is transformers' `from_pretrained`, which unpickles weights; timm reads repositories by name, too.
+    """
+    checked = {section: dict(values) if isinstance(values, dict) else values for section, values in architecture.items()}
+    for section, values in ((section, values) for section, values in checked.items() if isinstance(values, dict)):
+        for key in FOREIGN:
+            if foreign := values.pop(key, None):
+                raise _foreign(config, foreign, f"{section}.{key}")
+        if ":" in str(values.get("timm_model_name") or ""):
+            raise _foreign(config, values["timm_model_name"], f"{section}.timm_model_name")
+        if "timm_model_pretrained" in values:
+            values["timm_model_pretrained"] = False
+    return checked
+
+
+def _foreign(config: Path, name: Any, key: str) -> Refused:
+    return Refused(f"{config} asks for a part from elsewhere, {str(name)[:80]} ({key}), which could run code. Choose a model that is whole in itself.",
+                   field="model_name", code="not_safe")
+
+
 def _create(open_clip: Any, name: str, weights: Path, **arguments: Any) -> tuple[torch.nn.Module, Any]:
     _refuse_program(weights)
+    arguments |= {"pretrained_image": False, "pretrained_hf": False}               # all weights are in the file; open_clip would fetch these first
     try:
         if "weights_only" in inspect.signature(open_clip.create_model).parameters:
             model, _, transform = open_clip.create_model_and_transforms(name, pretrained=str(weights), weights_only=True, device="cpu", **arguments)

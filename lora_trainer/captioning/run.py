@@ -21,6 +21,7 @@ from .wording import Wording, phrase
 
 log = logging.getLogger(__name__)
 PAUSE_SECONDS = 0.01                       # between turns; without it the thread that just released a lock usually takes it again
+GONE = "it was removed or renamed meanwhile"
 Write = Callable[[dict[str, str]], Sequence[str]]
 
 
@@ -113,30 +114,47 @@ class _Run:
             if self._next >= len(self._pictures) or self._should_stop() or self._host.wanted():
                 return
 
-    def _words(self, loaded: LoadedCaptioner, batch: list[Picture]) -> dict[str, str]:
-        """Return captions by file name; what fails together is tried alone, and what fails alone is reported."""
+    def _words(self, loaded: LoadedCaptioner, batch: list[Picture]) -> dict[Picture, str]:
+        """Return captions by picture; what fails together is tried alone, and what fails alone is reported."""
         images = {}
         for picture in batch:
             try:
                 images[picture] = read_rgb(picture.path)
-            except (OSError, ValueError, Refused) as error:
-                self._fail(picture, f"it cannot be read: {error}")
+            except FileNotFoundError:
+                self._fail(picture, GONE)
+            except Exception as error:                                             # Pillow raises many kinds, SyntaxError among them
+                self._fail(picture, f"it cannot be read: {str(error) or type(error).__name__}")
         try:
             found = loaded.caption(list(images.values()), [picture.path for picture in images]) if images else []
         except Exception as error:                                                 # whatever a model does with a picture, the others go on
             if len(batch) > 1:
                 log.info("a batch of %d failed (%s); its pictures are tried one by one", len(batch), error)
-                return {name: caption for picture in images for name, caption in self._words(loaded, [picture]).items()}
+                return {picture: caption for each in images for picture, caption in self._words(loaded, [each]).items()}
             log.warning("%s failed", batch[0].filename, exc_info=True)
             self._fail(batch[0], f"{type(error).__name__}: {error}")
             return {}
-        return {picture.filename: phrase(parts, self._wording, sentences=loaded.sentences) for picture, parts in zip(images, found)}
+        return {picture: phrase(parts, self._wording, sentences=loaded.sentences) for picture, parts in zip(images, found)}
 
-    def _save(self, captions: dict[str, str]) -> None:
-        named = {filename: caption for filename, caption in captions.items() if caption}
-        written = len(self._write(named)) if named else 0
-        self.progress = dataclasses.replace(self.progress, written=self.progress.written + written,
-                                            skipped=self.progress.skipped + len(captions) - written)
+    def _save(self, captions: Mapping[Picture, str]) -> None:
+        """Write captions; a picture that was removed or renamed meanwhile has failed, which the others do not suffer from."""
+        captions = self._present(captions)
+        named = {picture.filename: caption for picture, caption in captions.items() if caption}
+        try:
+            written = set(self._write(named)) if named else set()
+        except (OSError, Refused):
+            present = self._present(captions)
+            if len(present) == len(captions):
+                raise
+            return self._save(present)
+        left = self._present({picture: caption for picture, caption in captions.items() if picture.filename not in written})
+        self.progress = dataclasses.replace(self.progress, written=self.progress.written + len(written), skipped=self.progress.skipped + len(left))
+
+    def _present(self, captions: Mapping[Picture, str]) -> dict[Picture, str]:
+        """Return those of pictures that are still there; the others are reported."""
+        present = {picture: caption for picture, caption in captions.items() if picture.path.is_file()}
+        for picture in (picture for picture in captions if picture not in present):
+            self._fail(picture, GONE)
+        return present
 
     def _fail(self, picture: Picture, reason: str) -> None:
         failed = [*self.progress.failed, {"filename": picture.filename, "reason": reason[:500]}]

@@ -5,6 +5,7 @@ A model is a folder: config.json (timm's), model.safetensors, selected_tags.csv 
 import csv
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,13 @@ CUSTOM = "custom"
 CONFIG, WEIGHTS, TAGS = "config.json", "model.safetensors", "selected_tags.csv"
 GENERAL, CHARACTER, RATING = 0, 4, 9
 WHITE = (255, 255, 255)
+MODEL_ARGS = frozenset({                   # what timm's models call their shape; checkpoint_path, features_only, scriptable … are not among it
+    "act_layer", "attn_drop_rate", "block_size", "class_token", "conv_mlp", "depth", "depths", "dims", "drop_path_rate", "drop_rate", "dynamic_img_size",
+    "embed_dim", "fc_norm", "final_norm", "global_pool", "head_init_scale", "img_size", "in_chans", "init_values", "kernel_sizes", "ls_init_value", "mlp_ratio",
+    "no_embed_class", "norm_eps", "norm_layer", "num_heads", "num_reg_tokens", "patch_size", "pos_embed", "pre_norm", "pretrained_window_sizes",
+    "proj_drop_rate", "qk_norm", "qkv_bias", "qkv_fused", "ref_feat_shape", "reg_tokens", "rope_type", "scale_mlp", "strict_img_size", "swiglu_mlp",
+    "use_abs_pos_emb", "use_grn", "use_post_norm", "use_rot_pos_emb", "weight_init", "window_size",
+})
 KNOWN = {
     "wd-vit-tagger-v3": (Choice("wd-vit-tagger-v3", "ViT", "The fastest: 378 MB."), 378_500_000),
     "wd-swinv2-tagger-v3": (Choice("wd-swinv2-tagger-v3", "SwinV2", "A little better: 392 MB."), 392_200_000),
@@ -110,12 +118,29 @@ def load_model(config: Path, weights: Path) -> tuple[torch.nn.Module, Preparatio
         found = json.loads(config.read_text(encoding="utf-8"))
         facts = found["pretrained_cfg"]
         facts = {**facts, "num_classes": found.get("num_classes", facts.get("num_classes"))}
-        model = timm.create_model(found["architecture"], pretrained=False, pretrained_cfg=facts, **found.get("model_args", {}))
+        architecture, arguments = architecture_of(found, config)
+        model = timm.create_model(architecture, pretrained=False, pretrained_cfg=facts, **arguments)
         model.load_state_dict(load_file(weights), strict=True)
         preparation = Preparation(facts["input_size"][-1], tuple(facts["mean"]), tuple(facts["std"]))
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise Refused(f"The tagger in {config.parent} cannot be loaded: {type(error).__name__}: {str(error)[:300]}", field="model", code="wrong_model") from error
     return model.eval().requires_grad_(False), preparation
+
+
+def architecture_of(config: Mapping[str, Any], place: Path) -> tuple[str, dict[str, Any]]:
+    """Return the model's name and arguments for timm; raises `Refused` for what would make timm read other files or repositories."""
+    architecture, arguments = config["architecture"], config.get("model_args") or {}
+    if not isinstance(architecture, str) or not re.fullmatch(r"[\w.-]+", architecture):
+        raise Refused(f"{place} names the architecture {str(architecture)[:80]!r}, which is not the plain name of a model of timm.", field="model", code="not_safe")
+    named = arguments if isinstance(arguments, dict) else {str(arguments): None}
+    if strange := [name for name, value in named.items() if name not in MODEL_ARGS or not _is_plain(value)]:
+        raise Refused(f"{place} gives the model the argument {strange[0][:80]!r}, which is not one of its shape ({', '.join(sorted(MODEL_ARGS))}).",
+                      field="model", code="not_safe")
+    return architecture, dict(named)
+
+
+def _is_plain(value: Any) -> bool:
+    return all(each is None or isinstance(each, (bool, int, float, str)) for each in (value if isinstance(value, list) else [value]))
 
 
 def read_tags(path: Path, *, outputs: int) -> list[Tag]:

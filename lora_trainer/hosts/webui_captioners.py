@@ -1,7 +1,8 @@
 """The captioners that the WebUI has itself: BLIP, which its Interrogate CLIP button begins with, and DeepBooru.
 
 Their own objects and loading are used, so a model that the WebUI keeps in memory is not loaded twice, and one that it did not have is
-gone afterwards. The WebUI's settings give the defaults of the options; nothing is changed in them.
+gone afterwards. The WebUI's settings give the defaults of the options; nothing is changed in them. Its Interrogate buttons take no turn
+and move the models when they like: a batch calls its model back first, and its pixels go wherever the model is.
 """
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -57,18 +58,21 @@ class DeepbooruCaptioner(Captioner):
         with self._turn():
             had_it = deepbooru.model.model is not None
             deepbooru.model.load()
-        return _Deepbooru(options, keep=had_it)
+        return _Deepbooru(options, self._turn, keep=had_it)
 
 
 class _Deepbooru(LoadedCaptioner):
-    def __init__(self, options: Mapping[str, Any], *, keep: bool) -> None:
-        self._threshold, self._alphabetical, self.batch_size, self._keep = options["threshold"], options["alphabetical"], options["batch_size"], keep
+    def __init__(self, options: Mapping[str, Any], turn: Turn, *, keep: bool) -> None:
+        self._threshold, self._alphabetical, self.batch_size = options["threshold"], options["alphabetical"], options["batch_size"]
+        self._turn, self._keep, self._device = turn, keep, devices.cpu
 
     def caption(self, pictures: list[Image.Image], paths: list[Path]) -> list[list[str]]:
         squares = [images.resize_image(2, picture, DEEPBOORU_SIZE_PX, DEEPBOORU_SIZE_PX) for picture in pictures]
         pixels = torch.from_numpy(np.stack([np.asarray(square, np.float32) / 255 for square in squares]))      # (batch, height, width, 3)
+        model = deepbooru.model.model.to(self._device)
+        weight = next(model.parameters())
         with torch.no_grad(), devices.autocast():
-            shares = deepbooru.model.model(pixels.to(devices.device, devices.dtype)).float().cpu()
+            shares = model(pixels.to(weight.device, weight.dtype)).float().cpu()
         return [self._tags(each.tolist()) for each in shares]
 
     def _tags(self, shares: list[float]) -> list[str]:
@@ -76,12 +80,14 @@ class _Deepbooru(LoadedCaptioner):
         return sorted(found, key=None if self._alphabetical else lambda tag: -found[tag])
 
     def to(self, device: torch.device) -> None:
-        deepbooru.model.model.to(devices.device if device.type != "cpu" else devices.cpu)
+        self._device = devices.device if device.type != "cpu" else devices.cpu
+        deepbooru.model.model.to(self._device)
 
     def close(self) -> None:
-        if not self._keep:
-            deepbooru.model.model = None
-        devices.torch_gc()
+        with self._turn():
+            if not self._keep:
+                deepbooru.model.model = None
+            devices.torch_gc()
 
 
 class BlipCaptioner(Captioner):
@@ -117,17 +123,17 @@ class BlipCaptioner(Captioner):
                 models.blip_model = models.load_blip_model()
                 if not shared.cmd_opts.no_half and not models.running_on_cpu:
                     models.blip_model = models.blip_model.half()
-        return _Blip(options, keep=had_it)
+        return _Blip(options, self._turn, keep=had_it)
 
 
 class _Blip(LoadedCaptioner):
     sentences = True
 
-    def __init__(self, options: Mapping[str, Any], *, keep: bool) -> None:
-        self._options, self.batch_size, self._keep = options, options["batch_size"], keep
+    def __init__(self, options: Mapping[str, Any], turn: Turn, *, keep: bool) -> None:
+        self._options, self.batch_size, self._turn, self._keep, self._device = options, options["batch_size"], turn, keep, devices.cpu
 
     def caption(self, pictures: list[Image.Image], paths: list[Path]) -> list[list[str]]:
-        model = shared.interrogator.blip_model
+        model = shared.interrogator.blip_model.to(self._device)
         weight = next(model.parameters())
         pixels = torch.stack([self._pixels(picture) for picture in pictures]).to(weight.device, weight.dtype)
         with torch.no_grad():
@@ -143,13 +149,14 @@ class _Blip(LoadedCaptioner):
         return (pixels - mean) / std
 
     def to(self, device: torch.device) -> None:
-        models = shared.interrogator
-        models.blip_model = models.blip_model.to(devices.device_interrogate if device.type != "cpu" else devices.cpu)
+        self._device = devices.device_interrogate if device.type != "cpu" else devices.cpu
+        shared.interrogator.blip_model = shared.interrogator.blip_model.to(self._device)
 
     def close(self) -> None:
-        if not self._keep:
-            shared.interrogator.blip_model = None
-        devices.torch_gc()
+        with self._turn():
+            if not self._keep:
+                shared.interrogator.blip_model = None
+            devices.torch_gc()
 
 
 def _readiness_in(folder: Path, pattern: str, file: RemoteFile) -> Readiness:

@@ -12,14 +12,14 @@ from ..captioning.downloads import size_text
 from ..captioning.labels import LabelSets
 from ..captioning.registry import Captioners
 from ..captioning.run import CaptionProgress, Picture, caption_pictures
+from ..captioning.table_file import TableFile
 from ..captioning.wording import OPTIONS
-from ..core.captions import read_caption, sidecar, to_bytes, write_atomically
+from ..core.captions import content_of, read_caption, sidecar, to_bytes, write_atomically
 from ..core.contracts import Host
 from ..core.dataset import scan
 from ..core.errors import Refused
-from ..core.tables import find_table, format_csv, format_jsonl, match_rows, parse_table
+from ..core.tables import find_table
 
-FORMATS = {".csv": format_csv, ".jsonl": format_jsonl}
 HOME = Path("~/.cache/train_lora")
 Say = Callable[[str], None]
 
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, make_host: Callable[..., Host]) -> int:
-    """Run the command; return 0, 1 when pictures failed, 130 after Ctrl-C, which keeps what is done. Raises `Refused`."""
+    """Run the command; return 0, 1 when pictures failed or the table could not be written, 130 after Ctrl-C, which keeps what is done. Raises `Refused`."""
     home = args.data_dir.expanduser()
     host = make_host(checkpoint=Path(), lora_dir=home, data_dir=home, device=args.device)
     captioners = Captioners(home, LabelSets(home / "labels"), lambda path: None, host.captioners())
@@ -65,61 +65,62 @@ def run(args: argparse.Namespace, make_host: Callable[..., Host]) -> int:
 
 
 class Captions:
-    """The captions of a folder: which pictures lack one, and where new ones go. A table is written every so often, and by `close`."""
+    """The captions of a folder: which pictures lack one, and where new ones go. A table is written every so often, and by `close`.
+
+    What a person writes meanwhile stays: `kept` are the pictures whose new caption was dropped for theirs after it had been counted.
+    """
 
     def __init__(self, folder: Path, table: Path | None, *, overwrite: bool) -> None:
         """Raises `Refused` for a folder without pictures, and for a table that cannot be read or written, before anything is done."""
         self._paths, failed = _pictures(folder)
-        self._table, self._rows, self._unsaved = table, {}, 0
-        self._format = _format(table) if table else None
-        known = self._read_table() if table else {name: find_table(path.parent).get(path.name, "") for name, path in self._paths.items()}
-        self._rows.update({name: read_caption(path) or known.get(name, "") for name, path in self._paths.items()})
-        self.wanted = [Picture(name, path) for name, path in self._paths.items() if overwrite or not self._rows[name]]
+        self._before = {name: content_of(sidecar(path)) for name, path in self._paths.items()}
+        self._table, self._given = TableFile(table, self._paths) if table else None, set()
+        rows = self._table.captions if table else {}
+        known = {name: rows.get(name) or _caption(path, with_table=not table) for name, path in self._paths.items()}
+        self._copied = {name: caption for name, caption in known.items() if caption and not rows.get(name)}     # of .txt files, for the table
+        self.wanted = [Picture(name, path) for name, path in self._paths.items() if overwrite or not known[name]]
         skipped = len(self._paths) - len(self.wanted)
         self.progress = CaptionProgress(total=len(self._paths) + len(failed), done=skipped + len(failed), skipped=skipped, failed=failed)
 
     def write(self, captions: Mapping[str, str]) -> list[str]:
-        self._rows.update(captions)
-        if self._table:
-            self._unsaved += len(captions)
-            if self._unsaved >= 100:
-                self._save()
-        else:
-            for name, caption in captions.items():
-                write_atomically(sidecar(self._paths[name]), to_bytes(caption))
+        if not self._table:
+            return [name for name, caption in captions.items() if self._write_text(name, caption)]
+        self._table.put({**self._copied, **captions})
+        self._copied = {}
+        self._given.update(captions)
+        if self._table.unsaved >= 100:
+            self._table.save()
         return list(captions)
 
     def close(self) -> None:
-        if self._table and self._unsaved:
-            self._save()
+        if self._table:
+            self._table.save()
 
     @property
     def place(self) -> str:
-        return str(self._table) if self._table else ".txt files beside the pictures"
+        return str(self._table.place) if self._table else ".txt files beside the pictures"
 
-    def _read_table(self) -> dict[str, str]:
-        """Return the rows that are there by picture; those of other pictures are kept as they are."""
-        if not self._table.exists():
-            return {}
-        try:
-            table = parse_table(self._table.name, self._table.read_bytes())
-        except OSError as error:
-            raise Refused(f"{self._table} cannot be read: {error.strerror}.", field="output") from error
-        if table.problems:
-            line, message = table.problems[0].line, table.problems[0].message
-            raise Refused(f"Line {line} of {self._table} cannot be read ({message}), and would be lost. Mend it, or write to another file.", field="output")
-        found, _ = match_rows(table, self._paths)
-        lines = {row.line for row in found.values()}
-        self._rows.update({row.filename: row.caption for row in table.rows if row.line not in lines})
-        return {name: row.caption for name, row in found.items()}
+    @property
+    def trouble(self) -> str:
+        """Why the captions are not in the table that was asked for, in a sentence, or nothing."""
+        return self._table.trouble if self._table else ""
 
-    def _save(self) -> None:
-        try:
-            self._table.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._table, self._format({name: caption for name, caption in self._rows.items() if caption}))
-        except OSError as error:
-            raise Refused(f"{self._table} cannot be written: {error.strerror or error}.", field="output") from error
-        self._unsaved = 0
+    @property
+    def kept(self) -> set[str]:
+        return self._table.kept & self._given if self._table and not self._table.trouble else set()
+
+    def _write_text(self, name: str, caption: str) -> bool:
+        """Write a picture's .txt, unless a person has written it since the beginning."""
+        path, data = sidecar(self._paths[name]), to_bytes(caption)
+        if content_of(path) != self._before[name]:
+            return False
+        write_atomically(path, data)
+        self._before[name] = data
+        return True
+
+
+def _caption(picture: Path, *, with_table: bool) -> str:
+    return read_caption(picture) or (find_table(picture.parent).get(picture.name, "") if with_table else "")
 
 
 def _pictures(folder: Path) -> tuple[dict[str, Path], list[dict[str, str]]]:
@@ -128,12 +129,6 @@ def _pictures(folder: Path) -> tuple[dict[str, Path], list[dict[str, str]]]:
     if not named and not problems:
         raise Refused(f"There are no pictures in {folder}.", field="input")
     return named, [{"filename": problem.path.name, "reason": problem.reason} for problem in problems]
-
-
-def _format(table: Path) -> Callable[[Mapping[str, str]], bytes]:
-    if table.suffix.lower() not in FORMATS:
-        raise Refused(f"The output {table} ends neither with .csv nor with .jsonl. Without --output each picture gets a .txt.", field="output")
-    return FORMATS[table.suffix.lower()]
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -192,8 +187,11 @@ def _ctrl_c() -> Iterator[Callable[[], bool]]:
 def _report(progress: CaptionProgress, captions: Captions, *, stopped: bool) -> int:
     for failure in progress.failed:
         print(f"failed: {failure['filename']}: {failure['reason']}", file=sys.stderr)
-    kept = f", {progress.skipped} left as they were" if progress.skipped else ""
-    print(f"{progress.written} captions written to {captions.place}{kept}" + (f", {len(progress.failed)} failed" if progress.failed else ""))
+    if captions.trouble:
+        print(f"{captions.trouble} The new captions are in {captions.place}.", file=sys.stderr)
+    written, skipped = progress.written - len(captions.kept), progress.skipped + len(captions.kept)
+    kept = f", {skipped} left as they were" if skipped else ""
+    print(f"{written} captions written to {captions.place}{kept}" + (f", {len(progress.failed)} failed" if progress.failed else ""))
     if stopped and progress.done < progress.total:
         return 130
-    return 1 if progress.failed else 0
+    return 1 if progress.failed or captions.trouble else 0

@@ -36,6 +36,8 @@ def save_open_clip(folder: Path, config: dict, name: str) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = open_clip.create_model(name)
+        if (projection := getattr(getattr(model, "text_decoder", None), "text_projection", None)) is not None:
+            torch.nn.init.normal_(projection, std=0.2)                             # open_clip leaves it as torch.empty made it
     (folder / f"{name}.json").rename(folder / "open_clip_config.json")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}}))
     save_file({key: tensor.contiguous().clone() for key, tensor in model.state_dict().items()}, folder / "open_clip_model.safetensors")

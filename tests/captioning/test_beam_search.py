@@ -4,7 +4,7 @@ import itertools
 import pytest
 import torch
 
-from lora_trainer.captioning.beam_search import beam_search
+from lora_trainer.captioning.beam_search import _seems_over, beam_search
 
 VOCABULARY, START, END = 5, 0, 1
 
@@ -53,9 +53,16 @@ def test_one_beam_takes_the_likeliest_word_each_time():
     assert found == expected
 
 
-def test_lengths_are_kept_and_it_stops_when_nothing_can_win_any_more():
+def test_lengths_are_kept_and_it_stops_when_nothing_seems_to_win_any_more():
     table = torch.zeros(30, VOCABULARY, VOCABULARY)
     table[:, :, END] = 40                                                          # would end at once
     seen = []
     found = beam_search(table_logits([table], 3, seen), 1, start=START, end=END, beams=3, max_length=30, min_length=4)
     assert len(found[0]) == 4 and len(seen) < 8
+
+
+@pytest.mark.parametrize("penalty, best, sure", [(1.0, -3.0 / 10, False), (0.0, -3.0, True), (-1.0, -3.0 * 2, True)])
+def test_the_end_is_a_guess_only_where_longer_ones_are_preferred(penalty, best, sure):
+    """One word of -0.7 has ended; what runs has -3.0 and may take up to ten words, `best` at the best."""
+    finished = [(-0.7, [5])]
+    assert _seems_over(finished, -3.0, 1, penalty, beams=1) and (finished[0][0] >= best) == sure

@@ -1,7 +1,9 @@
 """Label lists: ours, users' copies of them, and what is wrong with a list."""
+from pathlib import Path
+
 import pytest
 
-from lora_trainer.captioning.labels import Label, parse_group
+from lora_trainer.captioning.labels import Label, LabelSets, parse_group
 from lora_trainer.core.errors import Refused
 
 
@@ -65,3 +67,54 @@ def test_no_name_leads_out_of_the_folder(label_sets):
         with pytest.raises(Refused) as caught:
             label_sets.path(name)
         assert caught.value.code == "not_found"
+
+
+class Killed(BaseException):
+    """The process ends here: nothing but the disk is left."""
+
+
+@pytest.mark.parametrize("at", range(1, 4))
+def test_a_list_outlives_a_process_that_is_killed_while_it_is_saved(label_sets, tmp_path, monkeypatch, at):
+    home = tmp_path / "labels"
+    label_sets.save("my own", {"old": "x\ny"})
+    done, rename, rmtree = [], Path.rename, __import__("shutil").rmtree
+
+    def step(act):
+        def stepped(*arguments, **keywords):
+            done.append(act)
+            if len(done) == at:
+                raise Killed
+            return act(*arguments, **keywords)
+        return stepped
+    monkeypatch.setattr(Path, "rename", step(rename))
+    monkeypatch.setattr("shutil.rmtree", step(rmtree))
+    with pytest.raises(Killed):
+        label_sets.save("my own", {"new": "x\ny"})
+    monkeypatch.undo()
+    after = LabelSets(home)
+    assert "my own" in after.names() and [group["name"] for group in after.describe("my own")["groups"]] == ["old" if at < 3 else "new"]
+    assert after.save("my own", {"newest": "x\ny"})["groups"][0]["name"] == "newest"
+    assert not list(home.glob(".*.old"))
+
+
+def test_a_list_that_cannot_take_its_place_leaves_the_old_one(label_sets, tmp_path, monkeypatch):
+    label_sets.save("my own", {"old": "x\ny"})
+    rename = Path.rename
+
+    def no_new_one(path, target):
+        if target.name == "my own" and not path.name.endswith(".old"):
+            raise PermissionError(13, "Permission denied")
+        return rename(path, target)
+    monkeypatch.setattr(Path, "rename", no_new_one)
+    with pytest.raises(Refused, match="cannot be saved in .*Permission denied"):
+        label_sets.save("my own", {"new": "x\ny"})
+    assert [path.name for path in (tmp_path / "labels").iterdir()] == ["my own"] and label_sets.groups("my own")[0].name == "old"
+
+
+@pytest.mark.parametrize("name", ["con", "NUL", "Com1", "lpt9", "aux.labels", "prn .x", "com\u00b9"])
+def test_names_that_windows_keeps_for_itself_are_refused(label_sets, tmp_path, name):
+    for arguments in ((name, {"a": "x\ny"}), ("x", {name: "x\ny"})):
+        with pytest.raises(Refused, match="Windows") as caught:
+            label_sets.save(*arguments)
+        assert caught.value.code == "bad_name" and not (tmp_path / "labels").exists()
+    assert label_sets.save("console", {"com10": "x\ny"})

@@ -136,3 +136,73 @@ def test_our_short_list_says_what_open_clip_says(known, tags):
         assert facts["hf_hub"] == source.weights.repository + "/" and source.name in open_clip.list_models()
         assert tuple(facts.get("mean") or open_clip.OPENAI_DATASET_MEAN) == open_clip.OPENAI_DATASET_MEAN and source.mean is None and not facts.get("quick_gelu")
     assert list(known) == list(tags)
+
+
+@pytest.fixture
+def transformers_refused(monkeypatch):
+    """Notes every call that lets transformers fetch, and perhaps unpickle, something."""
+    transformers, called = pytest.importorskip("transformers"), []
+    for name in ("AutoConfig", "AutoModel", "AutoTokenizer"):
+        monkeypatch.setattr(getattr(transformers, name), "from_pretrained", lambda *arguments, **_: called.append(arguments))
+    return called
+
+
+@pytest.mark.parametrize("section, key", [("text_cfg", "hf_model_name"), ("text_cfg", "hf_tokenizer_name"), ("multimodal_cfg", "hf_model_name")])
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_config_that_leads_to_transformers_is_refused(clip_folder, tmp_path, transformers_refused, section, key, remote):
+    folder = tmp_path / "me--mine" if remote else tmp_path / "model"
+    shutil.copytree(clip_folder, folder)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"].setdefault(section, {})[key] = "someone/else"
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(Refused, match=f"someone/else.*{section}.{key}") as caught:
+        load(resolve(model_name="hf-hub:me/mine" if remote else str(folder)), tmp_path)
+    assert (caught.value.field, caught.value.code) == ("model_name", "not_safe") and not transformers_refused
+
+
+def test_empty_names_for_transformers_are_ignored(clip_folder, tmp_path, transformers_refused):
+    folder = tmp_path / "model"
+    shutil.copytree(clip_folder, folder)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"].update(hf_model_name=None, hf_tokenizer_name="")
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    assert load(resolve(model_name=str(folder)), tmp_path)[2](["a cat"]).shape == (1, 77) and not transformers_refused
+
+
+def test_timms_own_weights_are_never_fetched(clip_folder, tmp_path, monkeypatch):
+    import timm
+    folder, made = tmp_path / "model", []
+    shutil.copytree(clip_folder, folder)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+
+    def create_model(name, *arguments, pretrained=False, **_):
+        made.append((name, pretrained))
+        raise RuntimeError("seen enough")
+    monkeypatch.setattr(timm, "create_model", create_model)
+    for name in ("resnet18", "hf-hub:someone/else", "local-dir:/tmp"):
+        config["model_cfg"]["vision_cfg"].update(timm_model_name=name, timm_model_pretrained=True)
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
+        with pytest.raises(Refused, match="seen enough" if name == "resnet18" else f"{name}.*vision_cfg.timm_model_name"):
+            load(resolve(model_name=str(folder)), tmp_path)
+    assert made == [("resnet18", False)]
+
+
+def test_open_clips_own_models_get_no_text_tower_from_transformers(monkeypatch, clip_folder):
+    import open_clip
+    given = {}
+
+    def create(name, **arguments):
+        given.update(arguments)
+        raise RuntimeError("seen enough")
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", create)
+    with pytest.raises(Refused):
+        open_clip_models._create(open_clip, "roberta-ViT-B-32", clip_folder / "open_clip_model.safetensors")
+    assert (given["pretrained_image"], given["pretrained_hf"]) == (False, False)
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "x/..", "a/b/c", "a b", "a/b c", "", " ", "a", "/a", "a/", "a//b", r"D:\\x", "D:/x", r"a\\b", "a/b@main", ".a/b", "a/b..c"])
+def test_names_of_repositories_are_checked(name):
+    with pytest.raises(Refused, match="owner/repository") as caught:
+        resolve(model_name=f"hf-hub:{name}")
+    assert (caught.value.field, caught.value.code) == ("model_name", "bad_value")
+    assert resolve(model_name="hf-hub:laion/CLIP-ViT_B.16").weights.repository == "laion/CLIP-ViT_B.16"

@@ -205,3 +205,47 @@ def test_nobody_waiting_the_model_stays_where_it_is(eight, host, written):
     fake = Fake()
     run(eight, fake, host, written)
     assert fake.loaded.devices == ["cpu", "cpu"]                                   # to the device, which is the CPU here, and back
+
+
+def test_a_damaged_png_is_one_failed_picture(eight, host, written):
+    """Pillow raises SyntaxError for a broken chunk, which is no OSError."""
+    data = bytearray(eight[2].path.read_bytes())
+    data[data.index(b"IDAT") - 4:data.index(b"IDAT")] = b"\x00\x00\x00\x01"
+    eight[2].path.write_bytes(bytes(data))
+    progress = run(eight, Fake(), host, written)
+    assert len(written) == 7 and [each["filename"] for each in progress.failed] == ["2.png"] and progress.failed[0]["reason"].startswith("it cannot be read: ")
+
+
+@pytest.mark.parametrize("error", [SyntaxError("broken PNG file"), MemoryError(), Image.DecompressionBombError("too large"), TypeError("x")])
+def test_whatever_reading_raises_the_others_go_on(eight, host, written, monkeypatch, error):
+    from lora_trainer.captioning import run as module
+    read = module.read_rgb
+    monkeypatch.setattr(module, "read_rgb", lambda path: (_ for _ in ()).throw(error) if path.name == "2.png" else read(path))
+    progress = run(eight, Fake(), host, written)
+    assert len(written) == 7 and progress.failed == [{"filename": "2.png", "reason": f"it cannot be read: {str(error) or 'MemoryError'}"}]
+
+
+@pytest.mark.parametrize("when", ["while it is looked at", "while it is written", "and the writer skips it"])
+def test_a_picture_that_goes_away_is_one_failed_picture(eight, host, written, when):
+    fake = Fake()
+    caption = fake.loaded.caption
+
+    def looked_at(images, paths):
+        if when == "while it is looked at":
+            eight[1].path.unlink(missing_ok=True)
+        return caption(images, paths)
+
+    def write(captions):
+        if when != "while it is looked at":
+            eight[1].path.unlink(missing_ok=True)
+        if when == "while it is written" and "1.png" in captions:
+            raise Refused("There is no picture 1.png.")
+        assert when != "while it is looked at" or "1.png" not in captions
+        kept = {name: caption for name, caption in captions.items() if name not in ("1.png", "5.png")}
+        written.update(kept)
+        return list(kept)
+    fake.loaded.caption = looked_at
+    progress = run(eight, fake, host, written, write=write)
+    assert sorted(written) == ["0.png", "2.png", "3.png", "4.png", "6.png", "7.png"]
+    assert [each["filename"] for each in progress.failed] == ["1.png"] and "removed or renamed" in progress.failed[0]["reason"]
+    assert (progress.done, progress.written, progress.skipped) == (8, 6, 1)

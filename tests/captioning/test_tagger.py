@@ -1,4 +1,7 @@
 """WD taggers: a small timm ViT saved as a folder, whose answers are known."""
+import json
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -70,3 +73,29 @@ def test_what_is_wrong_with_a_folder_is_said(captioners, load, tagger_folder):
 def test_a_download_is_announced_with_its_size(captioners):
     readiness = captioners.readiness("wd-tagger", {"model": "wd-eva02-large-tagger-v3"})
     assert readiness["download_bytes"] > 1.2e9 and "SmilingWolf/wd-eva02-large-tagger-v3" in readiness["needs"] and "1.26 GB" in readiness["needs"]
+
+
+@pytest.mark.parametrize("change", [{"model_args": {"checkpoint_path": "{trap}"}}, {"model_args": {"pretrained": True}}, {"model_args": {"scriptable": True}},
+                                    {"model_args": {"img_size": {"a": 1}}}, {"model_args": ["checkpoint_path"]}, {"architecture": "local-dir:{folder}"},
+                                    {"architecture": "hf-hub:someone/else"}, {"architecture": 1}])
+def test_nothing_in_a_config_runs_or_fetches_anything(load, tagger_folder, tmp_path, change):
+    class Trap:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'sprung'}",)
+    torch.save({"a": Trap()}, tagger_folder / "trap.pth")
+    config = json.loads((tagger_folder / "config.json").read_text())
+    text = json.dumps(change).replace("{trap}", str(tagger_folder / "trap.pth")).replace("{folder}", str(tagger_folder))
+    (tagger_folder / "config.json").write_text(json.dumps({**config, **json.loads(text)}))
+    with pytest.raises(Refused) as caught:
+        load("wd-tagger", model="custom", folder=str(tagger_folder))
+    assert not (tmp_path / "sprung").exists() and caught.value.code == "not_safe", caught.value
+
+
+@pytest.mark.parametrize("architecture, arguments", [
+    ("vit_tiny_patch16_224", {"img_size": 32, "class_token": False, "global_pool": "avg", "fc_norm": False, "act_layer": "gelu_tanh"}),
+    ("swinv2_tiny_window8_256", {"act_layer": "gelu_tanh", "img_size": 64, "window_size": [2, 2]}),
+    ("convnext_atto", {"act_layer": "gelu_tanh", "drop_path_rate": 0.4, "norm_eps": 1e-6}),
+])
+def test_what_the_known_taggers_say_is_understood(tagger_folder, architecture, arguments):
+    from lora_trainer.captioning import tagger
+    assert tagger.architecture_of({"architecture": architecture, "model_args": arguments}, tagger_folder) == (architecture, arguments)

@@ -130,3 +130,87 @@ def test_a_table_with_a_bad_line_is_not_overwritten_either(label, folder, capsys
     (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "mine"}\nnonsense\n')
     assert label("--captioner", "fixed", "--output", str(folder / "metadata.jsonl")) == 1
     assert "Line 2" in capsys.readouterr().err and (folder / "metadata.jsonl").read_text().endswith("nonsense\n")
+
+
+@pytest.fixture
+def meanwhile(monkeypatch):
+    """Do something, as a person would, while the first batch is looked at."""
+    from lora_trainer.captioning import fixed
+    caption = fixed._Filled.caption
+
+    def meanwhile(act):
+        todo = [act]
+
+        def watched(self, images, paths):
+            if todo:
+                todo.pop()()
+            return caption(self, images, paths)
+        monkeypatch.setattr(fixed._Filled, "caption", watched)
+    return meanwhile
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_a_caption_typed_while_it_runs_is_left_alone(label, folder, meanwhile, capsys, before):
+    if before:
+        (folder / "1.txt").write_text(before)
+    meanwhile(lambda: (folder / "1.txt").write_text("typed meanwhile"))
+    assert label("--captioner", "fixed", "--option", "template=new", "--overwrite") == 0
+    assert (folder / "1.txt").read_text() == "typed meanwhile" and (folder / "0.txt").read_text() == "new\n"
+    assert "2 captions written" in (out := capsys.readouterr().out) and "1 left as they were" in out
+
+
+def test_a_picture_renamed_while_it_runs_costs_no_other_and_leaves_no_file(label, folder, meanwhile, capsys):
+    meanwhile(lambda: (folder / "1.png").rename(folder / "renamed.png"))
+    assert label("--captioner", "fixed", "--option", "template=new") == 1
+    assert sorted(path.name for path in folder.rglob("*.txt")) == ["0.txt", "2.txt"]
+    assert "failed: 1.png: it was removed or renamed" in (said := capsys.readouterr()).err and "2 captions written" in said.out
+
+
+@pytest.mark.parametrize("table, before, after, expected", [
+    ("metadata.csv", "filename,prompt\n0.png,old\n", "filename,prompt\nelsewhere.png,theirs\n1.png,theirs\n0.png,old\n",
+     'filename,prompt\nelsewhere.png,theirs\n1.png,theirs\n0.png,new\n10_zib/2.png,new\n'),
+    ("metadata.csv", None, "filename,prompt\n1.png,theirs\n", "filename,prompt\n1.png,theirs\n0.png,new\n10_zib/2.png,new\n"),
+    ("metadata.jsonl", '{"file_name": "1.png", "text": "old"}\n', '{"file_name": "1.png", "text": "theirs", "n": 1}\n',
+     '{"file_name": "1.png", "text": "theirs", "n": 1}\n{"file_name": "0.png", "text": "new"}\n{"file_name": "10_zib/2.png", "text": "new"}\n'),
+])
+def test_rows_that_a_person_writes_while_it_runs_win(label, folder, tmp_path, meanwhile, capsys, table, before, after, expected):
+    output = tmp_path / table
+    if before:
+        output.write_text(before)
+    meanwhile(lambda: output.write_text(after))
+    assert label("--captioner", "fixed", "--option", "template=new", "--overwrite", "--output", str(output)) == 0
+    assert output.read_text() == expected
+    assert "2 captions written" in (out := capsys.readouterr().out) and "1 left as they were" in out
+
+
+def test_captions_are_not_lost_when_the_table_becomes_unreadable(label, folder, tmp_path, meanwhile, capsys):
+    output, theirs = tmp_path / "metadata.csv", 'filename,prompt\n"half'
+    (tmp_path / "metadata-auto.csv").write_text("of another day")
+    meanwhile(lambda: output.write_text(theirs))
+    assert label("--captioner", "fixed", "--option", "template=new", "--output", str(output)) == 1
+    assert output.read_text() == theirs and (tmp_path / "metadata-auto.csv").read_text() == "of another day"
+    assert (tmp_path / "metadata-auto-2.csv").read_text() == "filename,prompt\n0.png,new\n1.png,new\n10_zib/2.png,new\n"
+    said = capsys.readouterr()
+    assert "Line 2 of" in said.err and "metadata-auto-2.csv" in said.err and "3 captions written to" in said.out
+
+
+def test_other_columns_and_the_order_of_rows_stay(label, folder, tmp_path):
+    output = tmp_path / "metadata.csv"
+    rows = 'id;filename;prompt;note;note\r\n7;elsewhere.png;"a; b";NA;x\r\n8;C:\\old\\1.png;mine;001;\r\n9;0.png;;"two ""quoted""";1.0\r\n'
+    output.write_bytes(("\ufeff" + rows).encode("utf-8"))
+    fixed = ("--captioner", "fixed", "--output", str(output), "--option")
+    assert label(*fixed, "template=new") == 0
+    expected = rows.replace("0.png;;", "0.png;new;") + ";10_zib/2.png;new;;\r\n"
+    assert output.read_bytes() == ("\ufeff" + expected).encode("utf-8")
+    (folder / "1.txt").write_text("beside it")                                     # the row has a caption, which is kept
+    assert label(*fixed, "template=newer") == 0 and output.read_bytes() == ("\ufeff" + expected).encode("utf-8")
+    assert label(*fixed, "template=newer", "--overwrite") == 0
+    assert output.read_bytes() == ("\ufeff" + expected.replace(";new;", ";newer;").replace("mine", "newer")).encode("utf-8")
+
+
+def test_other_keys_of_json_lines_stay(label, folder, tmp_path):
+    output = tmp_path / "metadata.jsonl"
+    output.write_text('{"tags": [1, 2], "text": "", "file_name": "0.png"}\n\n{"file_name": "1.png", "text": "mine", "é": null}\n', encoding="utf-8")
+    assert label("--captioner", "fixed", "--option", "template=new", "--output", str(output)) == 0
+    assert output.read_text(encoding="utf-8") == ('{"tags": [1, 2], "text": "new", "file_name": "0.png"}\n{"file_name": "1.png", "text": "mine", "é": null}\n'
+                                                  '{"file_name": "10_zib/2.png", "text": "new"}\n')

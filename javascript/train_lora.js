@@ -125,6 +125,27 @@
         return new ServerError(`The server answered with status ${status}. Its log says more.`, {status, offline});
     }
 
+    /** Whether the server answers. While it does not, only the page's own slow tries ask; the timers of the parts wait for one of them to succeed. */
+    function createLink() {
+        const waiting = new Set();
+        let away = false;
+        let tell = () => {};
+
+        function heard(answers) {
+            if (away !== answers) return;
+            away = !answers;
+            tell(answers);
+            if (away) return;
+            const acts = [...waiting];
+            waiting.clear();
+            acts.forEach((act) => act());
+        }
+
+        return {away: () => away, heard, listen: (hear) => { tell = hear; }, whenBack: (act) => { if (away) waiting.add(act); else act(); }};
+    }
+
+    const link = createLink();
+
     async function send(method, path, body) {
         const options = {method, credentials: 'same-origin', headers: {}};
         if (body !== undefined) {
@@ -135,9 +156,12 @@
         try {
             response = await fetch(url(path), options);
         } catch {
+            link.heard(false);
             throw new ServerError('The server does not answer.', {offline: true});
         }
-        if (!response.ok) throw errorFrom(response.status, await response.text());
+        const error = response.ok ? null : errorFrom(response.status, await response.text());
+        link.heard(!(error && error.offline));
+        if (error) throw error;
         return response;
     }
 
@@ -154,7 +178,10 @@
             const request = new XMLHttpRequest();
             request.open('POST', url(path));
             request.upload.onprogress = (event) => onProgress(event.loaded);
-            request.onerror = () => reject(new ServerError('The server does not answer.', {offline: true}));
+            request.onerror = () => {
+                link.heard(false);
+                reject(new ServerError('The server does not answer.', {offline: true}));
+            };
             request.onload = () => {
                 if (request.status >= 400) reject(errorFrom(request.status, request.responseText));
                 else resolve(JSON.parse(request.responseText));
@@ -1023,10 +1050,11 @@
 
     const PLAN_DELAY_MS = 400;
     const STATUS_EVERY_MS = 5000;
+    const LONGEST_WAIT_MS = 30_000;
 
     /** The kit that every part gets, with what the parts before it added. */
     function assembleKit() {
-        const kit = {h, show, setText, button, iconButton, card, plural, duration, fileSize, url, encode, get, post, patch, send, upload, remember, remembered, createField,
+        const kit = {h, show, setText, button, iconButton, card, plural, duration, fileSize, url, encode, get, post, patch, send, upload, link, remember, remembered, createField,
             outside, openTab};
         for (const name of PARTS) Object.assign(kit, window.trainLora.parts[name](kit));
         return kit;
@@ -1077,7 +1105,7 @@
         }
 
         async function plan() {
-            if (!ready) return;
+            if (!ready || link.away()) return;                                             // It is planned anew when the server is back.
             const number = planNumber += 1;
             try {
                 const answer = await planAnyway(config());
@@ -1086,8 +1114,7 @@
                 settings.setErrors(answer.errors.filter(({code}) => code !== 'name_taken'));
             } catch (error) {
                 if (number !== planNumber) return;
-                if (error.offline) lost();
-                else train.setPlan({...NO_PLAN, errors: [{code: error.code, message: error.message}]});
+                if (!error.offline) train.setPlan({...NO_PLAN, errors: [{code: error.code, message: error.message}]});
             }
         }
 
@@ -1131,7 +1158,8 @@
         }
 
         async function load() {
-            const [status, presets, datasets] = await Promise.all([get('status'), get('presets'), get('datasets')]);
+            const status = await get('status');
+            const [presets, datasets] = await Promise.all([get('presets'), get('datasets')]);
             lastStatus = Date.now();
             settings.build(status.settings, presets);
             presentStatus(status);
@@ -1152,7 +1180,7 @@
         }
 
         async function refreshStatus() {
-            if (Date.now() - lastStatus < STATUS_EVERY_MS) return;
+            if (!failures && Date.now() - lastStatus < STATUS_EVERY_MS) return;
             lastStatus = Date.now();
             const status = await get('status');
             presentStatus(status);
@@ -1165,8 +1193,9 @@
             return pictures.receive(files);
         }
 
-        function lost() {
+        function lost(message = 'Connection lost, trying again.') {
             failures += 1;
+            setText(connection, message);
             show(connection, true);
         }
 
@@ -1179,7 +1208,14 @@
             polling = true;
             if (visible()) await pollOnce();
             polling = false;
-            pollTimer = setTimeout(poll, failures ? Math.min(5000, 1000 * failures) : train.running() ? 500 : 1000);
+            pollSoon();
+        }
+
+        /** A server that does not answer is asked rarely: one that is just starting may take a request that comes too early badly. */
+        function pollSoon() {
+            clearTimeout(pollTimer);
+            if (link.away() && !failures) lost();
+            pollTimer = setTimeout(poll, failures ? Math.min(LONGEST_WAIT_MS, 1000 * 2 ** failures) : train.running() ? 500 : 1000);
         }
 
         async function pollOnce() {
@@ -1196,13 +1232,21 @@
                 }
             } catch (error) {
                 if (!(error instanceof ServerError)) console.error('Train LoRA', error);
-                lost();
-                setText(connection, error.offline ? 'Connection lost, trying again.' : `${error.message} Trying again.`);
+                lost(error.offline ? undefined : `${error.message} Trying again.`);
             }
         }
 
         /** What changed on disk while another window was in front is shown at once. */
-        window.addEventListener('focus', () => { if (ready && root.offsetParent !== null) pictures.poll(true).catch(() => {}); });
+        window.addEventListener('focus', () => {
+            if (failures) poll();
+            else if (ready && root.offsetParent !== null) pictures.poll(true).catch(() => {});
+        });
+        window.addEventListener('online', () => { if (failures) poll(); });
+        link.listen((answers) => {
+            if (polling) return;                                                           // Seen to when that is done.
+            if (!answers) pollSoon();
+            else if (failures) poll();
+        });
         document.addEventListener('visibilitychange', () => { if (!document.hidden) poll(); });
         new IntersectionObserver((entries) => { if (entries.some(({isIntersecting}) => isIntersecting)) poll(); }).observe(root);   // The tab is opened.
         return {root, poll, addButtons: () => kit.addGalleryButtons(receive)};

@@ -115,7 +115,7 @@
             clearTimeout(timer);
             number += 1;                                                                   // An answer still under way is no longer wanted.
             go.disabled = true;
-            timer = setTimeout(preview, delay);
+            timer = setTimeout(() => kit.link.whenBack(preview), delay);
         }
 
         async function preview() {

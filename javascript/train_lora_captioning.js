@@ -1,13 +1,14 @@
 /* Automatic captions: choose a captioner, see what it needs, start it, and follow it while its words appear in the grid. */
 (window.trainLora = window.trainLora || {parts: {}}).parts.captioning = (kit) => {
     'use strict';
-    const {h, show, setText, button, iconButton, tool, plural, fileSize, duration, get, post, send, encode, openDialog, createScope, createField, toast, remember,
+    const {h, show, setText, button, iconButton, tool, plural, fileSize, duration, get, post, send, link, encode, openDialog, createScope, createField, toast, remember,
         remembered} = kit;
 
     const OVER = ['finished', 'stopped', 'failed', 'interrupted'];
     const ENDS = {finished: 'Captions written', stopped: 'Stopped', failed: 'Captioning failed', interrupted: 'Captioning was interrupted'};
     const READY_MS = 300;
     const FOLLOW_MS = 700;
+    const MOST_REMEMBERED = 50;
 
     const COMMON = [
         {name: 'trigger_word', title: 'Trigger word', help: 'Put in front of every caption.', type: 'text', default: ''},
@@ -22,11 +23,11 @@
 
     // --- The dialog ---------------------------------------------------------------------------------------------------
 
-    /** Choose and start. `started(id)` is called when a captioner has begun. */
-    async function openCaptioning({dataset, grid, triggerWord, started}) {
+    /** Choose and start, with `captioner` chosen if one is named. `started(id)` is called when a captioner has begun. */
+    async function openCaptioning({captioner: wanted = '', dataset, grid, triggerWord, started}) {
         const captioners = await get('captioners');
         const kept = remembered().captioning || {};
-        let current = captioners.find(({name}) => name === kept.captioner) || captioners[0];
+        let current = captioners.find(({name}) => name === wanted) || captioners.find(({name}) => name === kept.captioner) || captioners[0];
         let readiness = null;
         let timer = 0;
         let asked = 0;
@@ -101,6 +102,7 @@
             if (value === undefined) field.setValue(entry.default);
             field.setChanged(String(valueOf(entry)) !== String(entry.default), entry.default);
             presentFields();
+            presentList();
             askSoon();
         }
 
@@ -111,7 +113,7 @@
 
         function askSoon(delay = READY_MS) {
             clearTimeout(timer);
-            timer = setTimeout(askReadiness, delay);
+            timer = setTimeout(() => link.whenBack(askReadiness), delay);
         }
 
         async function askReadiness() {
@@ -164,10 +166,18 @@
             try {
                 const all = await get('labels');
                 if (mine !== current) return;
-                lists.replaceChildren(...all.map(createLabels));
+                lists.replaceChildren(h('h4.tl-group', {}, 'Label lists'), ...all.map(createLabels));
+                presentList();
             } catch (problem) {
                 fail(problem);
             }
+        }
+
+        /** Of the lists, only the one that will be used; what was changed in the others is kept, and saved with it. */
+        function presentList() {
+            const read = (name) => String(valueOf((current.options || []).find((entry) => entry.name === name) || {name, default: ''}));
+            const used = read('labels') || (read('model') === 'demo' ? 'shapes' : 'default');
+            for (const list of lists.querySelectorAll('.tl-label-list')) show(list, list.listName === used);
         }
 
         async function start() {
@@ -190,7 +200,7 @@
     }
 
     /** In short; the whole sentence stands beside the options. */
-    const stateOf = (readiness) => (readiness.ready ? 'Ready' : readiness.downloads ? `Downloads ${sizeOf(readiness)} once` : 'Not available as it is');
+    const stateOf = (readiness) => (readiness.ready ? 'Ready' : readiness.downloads ? `Downloads ${sizeOf(readiness)} once` : 'Not available here yet');
 
     const sizeOf = ({download_bytes: size}) => (size > 0 ? fileSize(size) : 'a model of unknown size');
 
@@ -254,6 +264,7 @@
         const body = h('div.tl-more-body');
         box.append(body);
         box.save = save;
+        box.listName = name;
         fill(groups);
         return box;
     }
@@ -261,9 +272,10 @@
 
     // --- Progress -----------------------------------------------------------------------------------------------------
 
-    /** Follow a captioner: how far it is, what failed, stop. `seen()` is called when captions may have changed, `ended(job)` once at the end. */
-    function createCaptioningBar({seen, ended, openPicture, undo}) {
+    /** Follow a captioner: how far it is, what failed, stop; or offer to go on with one that was interrupted. `seen()` is called when captions may have changed, `ended(job)` once at the end. */
+    function createCaptioningBar({seen, ended, openPicture, undo, goOn}) {
         let job = null;
+        let offered = null;
         let timer = 0;
         const title = h('strong.tl-captioning-title');
         const text = h('span.tl-muted');
@@ -271,33 +283,49 @@
         const bar = h('div.tl-bar.tl-thin', {role: 'progressbar', 'aria-valuemin': '0', 'aria-valuemax': '100', 'aria-label': 'Captions written'}, fill);
         const stop = button('Stop', () => halt());
         const back = button('Undo', () => { dismiss(); undo(); });
+        const on = button('Go on', () => { const {config} = offered; dismiss(); goOn(config); });
         const failedList = h('ul.tl-list');
         const failedTitle = h('span');
         const failed = h('details.tl-failed', {hidden: true}, h('summary', {}, failedTitle), failedList);
         const close = tool('close', 'Hide', () => dismiss());
         const element = h('div.tl-captioning-bar', {hidden: true, role: 'group', 'aria-label': 'Automatic captions'},
-            h('div.tl-captioning-line', {}, title, text, h('span.tl-spring'), back, stop, close), bar, failed);
+            h('div.tl-captioning-line', {}, title, text, h('span.tl-spring'), back, on, stop, close), bar, failed);
 
         const running = () => Boolean(job) && !OVER.includes(job.state);
 
         function dismiss() {
-            job = null;
+            if (offered) remember({interrupted: [...(remembered().interrupted || []), offered.id].slice(-MOST_REMEMBERED)});
+            [job, offered] = [null, null];
             show(element, false);
         }
 
-        async function follow(id) {
+        /** Ask how far it is until it ends. One that was found running (`found`) and had just ended is not spoken of. */
+        async function follow(id, found = false) {
             clearTimeout(timer);
             try {
-                present(await get(`jobs/${encode(id)}`));
+                const next = await get(`jobs/${encode(id)}`);
+                if (!found || !OVER.includes(next.state)) present(next);
             } catch (error) {
                 setText(text, error.message);
             }
-            if (running()) timer = setTimeout(() => follow(id), FOLLOW_MS);
+            if (running()) timer = setTimeout(() => link.whenBack(() => follow(id)), FOLLOW_MS);
+        }
+
+        /** Say that a captioner was interrupted, until that is dismissed or another begins. */
+        function offer(interrupted) {
+            if (job) return;
+            offered = interrupted;
+            setText(title, offered.total > 0 ? `Captioning was interrupted: ${offered.done} of ${offered.total} done.` : 'Captioning was interrupted.');
+            setText(text, '');
+            for (const part of [back, stop, failed]) show(part, false);
+            for (const part of [on, close, element]) show(part, true);
+            element.classList.add('tl-over');
         }
 
         function present(next) {
-            const was = running();
+            const was = running() || !job;
             const more = !job || job.done !== next.done || job.state !== next.state;
+            if (offered) dismiss();
             job = next;
             const over = !running();
             setText(title, over ? ENDS[job.state] : job.stopping ? 'Stopping after this picture …' : job.done ? 'Writing captions' : job.message || 'Preparing');
@@ -310,6 +338,7 @@
             fill.style.width = `${Math.round(1000 * (over && job.state === 'finished' ? 1 : job.fraction || 0)) / 10}%`;
             bar.setAttribute('aria-valuenow', String(Math.round(100 * (job.fraction || 0))));
             presentFailed();
+            show(on, false);
             show(stop, !over);
             stop.disabled = Boolean(job.stopping);
             show(close, over);
@@ -338,7 +367,7 @@
             }
         }
 
-        return {element, follow, running, current: () => job, dismiss};
+        return {element, follow, running, offer, dismiss};
     }
 
     return {openCaptioning, createCaptioningBar};

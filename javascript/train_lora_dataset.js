@@ -6,7 +6,7 @@
  */
 (window.trainLora = window.trainLora || {parts: {}}).parts.dataset = (kit) => {
     'use strict';
-    const {get, post, patch, upload, encode, url} = kit;
+    const {get, post, patch, upload, link, encode, url} = kit;
 
     const STASH_KEY = 'train-lora.unsaved.v1';
     const CHECK_DELAY_MS = 600;
@@ -287,7 +287,7 @@
 
         function checkSoon(delay = CHECK_DELAY_MS) {
             clearTimeout(checkTimer);
-            checkTimer = setTimeout(check, delay);
+            checkTimer = setTimeout(() => link.whenBack(check), delay);
         }
 
         function setCheckSettings(settings) {
@@ -303,7 +303,7 @@
             try {
                 answer = await post(at('/checks'), checkSettings);
             } catch (error) {
-                if (error.offline) checkSoon(3 * CHECK_AGAIN_MS);
+                if (error.offline) checkSoon();
                 return;
             }
             if (closed || number !== checkNumber) return;

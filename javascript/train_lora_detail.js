@@ -12,6 +12,7 @@
         let twin = '';
         let box = null;
         let renaming = false;
+        let order = [];                                                                    // As last shown: where a picture that is gone has stood.
 
         const image = h('img.tl-detail-image', {alt: '', draggable: false, onload: () => presentCrop()});
         const cut = h('div.tl-crop', {hidden: true, 'aria-hidden': 'true'});
@@ -89,7 +90,7 @@
         function present() {
             if (renaming) return undefined;                                                // Its old name is gone and its new one not yet known.
             if (!picture()) return vanish();
-            const list = among();
+            const list = order = among();
             setText(dialog.heading, current);
             dialog.heading.title = current;
             setText(place, `${list.indexOf(current) + 1} of ${list.length}`);
@@ -104,7 +105,9 @@
 
         /** The picture is gone (deleted, renamed elsewhere): show its neighbour. */
         function vanish() {
-            const [next] = grid.shown().length ? grid.shown() : dataset.filenames();
+            const at = order.indexOf(current);
+            const list = grid.shown().length ? grid.shown() : dataset.filenames();
+            const next = [...order.slice(at + 1), ...order.slice(0, Math.max(0, at)).reverse(), ...list].find((file) => list.includes(file));
             if (next) go(next);
             else dialog.close();
         }
@@ -117,8 +120,9 @@
             image.alt = current;
             const {check} = picture();
             const [width, height] = (check && check.crop && check.crop.bucket) || [];
-            const kept = check && check.crop ? Math.round(100 * check.crop.width * check.crop.height / (picture().width * picture().height)) : 100;
-            setText(note, !width ? '' : `${width} × ${height} pixels${kept < 99 ? `, ${kept} % of the picture` : ', the whole picture'}`);
+            const kept = width ? Math.round(100 * check.crop.width * check.crop.height / (picture().width * picture().height)) : 100;
+            const larger = width ? Math.round(10 * width / check.crop.width) / 10 : 1;
+            setText(note, !width ? '' : `Trained at ${width} × ${height}${larger > 1 ? ` (enlarged ${larger} times)` : ''}, ${kept < 99 ? `${100 - kept} % cut off` : 'nothing cut off'}`);
             presentCrop();
         }
 

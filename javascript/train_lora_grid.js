@@ -10,7 +10,7 @@
 
     const DRAFT_MS = 400;
     const LONGEST_BOX_PX = 260;
-    const SHORT = {small: 'Too small', near_duplicate: 'Near-duplicate', no_trigger: 'No trigger word', odd_ratio: 'Odd shape', unreadable: 'Unreadable'};
+    const SHORT = {small: 'Too small', near_duplicate: 'Near-duplicate', no_trigger: 'No trigger word', odd_ratio: 'Odd shape', unreadable: 'Cannot be used'};
     const MARKS = {saving: 'Saving …', saved: 'Saved', failed: 'Not saved'};
 
 
@@ -193,6 +193,7 @@
             }
             panel = conflictPanel(picture, (mine) => dataset.resolve(filename, mine));
             element.append(panel);
+            if (!document.activeElement.closest('textarea, input')) panel.scrollIntoView({block: 'nearest'});      // Its buttons, too.
         }
 
         return {element, filename, picture, edit, present, presentFoot, setSelected(selected) {

@@ -4,6 +4,8 @@
     const {h, show, setText, button, plural, openDialog, changeRow} = kit;
 
     const MOST_ROWS = 300;
+    const ENCODINGS = {'utf-8': 'UTF-8', 'utf-8-sig': 'UTF-8 with BOM', 'utf-16': 'UTF-16', gb18030: 'Chinese (GBK)', big5: 'Chinese (Big5)', cp932: 'Japanese (Shift-JIS)', euc_kr: 'Korean',
+        cp1252: 'Western', 'latin-1': 'Western (Latin-1)'};
 
     /** Read a table into a data set. `fresh`: the data set was just made, so that nothing needs asking unless something would be lost. */
     async function importTable(file, {dataset, fresh = false, done}) {
@@ -37,7 +39,7 @@
                 unchanged ? `${unchanged} ${unchanged === 1 ? 'is' : 'are'} the same already` : ''];
             setText(summary, changes.length ? `${parts.filter(Boolean).join(', ')}.` : 'Nothing would change.');
             const choices = [...new Set([found.encoding, ...(found.encodings || [])])];
-            encodings.replaceChildren(...choices.map((value) => h('option', {value}, value)));
+            encodings.replaceChildren(...choices.map((value) => h('option', {value}, ENCODINGS[value] || value)));
             encodings.value = found.encoding;
             setText(problemTitle, `${plural(found.problems.length, 'line')} left out`);
             problems.replaceChildren(...found.problems.map(({line, message}) => h('li', {}, h('strong', {}, `Line ${line}: `), message)));

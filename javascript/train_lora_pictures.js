@@ -12,7 +12,7 @@
     const POLL_MS = 3000;
     const SIZES = {least: 112, most: 320, first: 168};
     const CHECK_TITLES = {no_caption: 'No caption', long_caption: 'Over 75 tokens', small: 'Smaller than training', near_duplicate: 'Near-duplicates',
-        unreadable: 'Unreadable', no_trigger: 'Trigger word missing', odd_ratio: 'Odd shape', warning: 'Remarks'};
+        unreadable: 'Cannot be used', no_trigger: 'Trigger word missing', odd_ratio: 'Odd shape', warning: 'Remarks'};
 
 
     // --- Files that are dropped or chosen -----------------------------------------------------------------------------
@@ -234,7 +234,7 @@
         let detail = null;
         let polled = 0;
         let stateFrame = 0;
-        let captionedStep = '';
+        let captionedStep;
         let settings = {};
 
         const chooser = h('select.tl-input', {id: 'tl-dataset', onchange: () => choose(chooser.value)});
@@ -254,7 +254,7 @@
         const tags = createTags({grid, act: {rename: (tag, to) => edit({action: 'rename_tag', tag, to}), remove: (tag) => edit({action: 'remove_tag', tag})}});
         const checks = createChecks({grid, onUnreadable: () => show(problemBox, problemBox.hidden)});
         const captioning = createCaptioningBar({seen: () => current && current.load().catch(() => {}), ended: () => captioned(),
-            openPicture: (filename) => open(filename), undo: () => takeBack(captionedStep)});
+            openPicture: (filename) => open(filename), undo: () => takeBack(captionedStep), goOn: ({captioner}) => automatic(captioner)});
 
         const undoTool = tool('undo', 'Undo', () => travel('undo'), {disabled: true, id: 'tl-undo'});
         const redoTool = tool('redo', 'Redo', () => travel('redo'), {disabled: true, id: 'tl-redo'});
@@ -299,6 +299,7 @@
         const headTools = h('div.tl-head-tools', {hidden: true}, undoTool, redoTool, size, wide);
         element.querySelector('.tl-card-head').append(headTools);
         element.id = 'tl-pictures';
+        element.tabIndex = -1;                                                             // The focus falls back to it.
         drop.listen(element);
 
 
@@ -354,6 +355,9 @@
             sync();
             presentHistory();
             offerUnsaved();
+            captionedStep = undefined;
+            if (!captioning.running()) captioning.dismiss();
+            if (dataset) offerToGoOn(dataset);
             remember({dataset: dataset ? dataset.name : ''});
         }
 
@@ -600,15 +604,17 @@
             historyKeys(event);
             if (event.key !== 'Tab') event.stopPropagation();                              // The WebUI listens for keys on the whole page.
         });
-        // After a card was deleted or a menu closed nothing has the focus; the keys still mean the pictures that were worked on last.
-        let last = false;
-        document.addEventListener('pointerdown', (event) => { last = element.contains(event.target); }, true);
+        // After a card was deleted or a menu closed nothing has the focus; the keys still mean the pictures, while they are in front.
         document.addEventListener('keydown', (event) => {
-            if (event.target === document.body && last && element.offsetParent !== null && !document.querySelector('dialog[open]')) historyKeys(event);
+            if (event.target === document.body && element.offsetParent !== null && !document.querySelector('dialog[open]')) historyKeys(event);
         });
 
         function presentHistory() {
             const {undo, redo} = current ? current.history() : {};
+            if (captionedStep !== undefined && undo !== captionedStep) {                   // Something was done since: what is said about the captioner is past.
+                captionedStep = undefined;
+                captioning.dismiss();
+            }
             for (const [control, label, name, keys] of [[undoTool, undo, 'Undo', 'Ctrl+Z'], [redoTool, redo, 'Redo', 'Ctrl+Y']]) {
                 control.disabled = !label;
                 control.title = label ? `${name}: ${label} (${keys})` : `Nothing to ${name.toLowerCase()}`;
@@ -655,10 +661,14 @@
                 closed: (name) => { detail = null; if (current.picture(name)) grid.focus(name); }}});
         }
 
-        async function automatic() {
+        async function automatic(captioner = '') {
             autoButton.disabled = true;
             try {
-                await openCaptioning({dataset: current, grid, triggerWord: settings.trigger_word || '', started: (id) => { captioning.follow(id); onChange(); }});
+                await openCaptioning({captioner, dataset: current, grid, triggerWord: settings.trigger_word || '', started: (id) => {
+                    captionedStep = undefined;
+                    captioning.follow(id);
+                    onChange();
+                }});
             } catch (error) {
                 toast(error.message);
             } finally {
@@ -666,8 +676,18 @@
             }
         }
 
+        /** A captioner that the program's end cut short may go on; asked about once, for the newest of this data set. */
+        async function offerToGoOn(dataset) {
+            try {
+                const job = (await get('jobs?kind=captioning')).find(({config}) => config && config.dataset === dataset.name);
+                if (dataset === current && job && job.state === 'interrupted' && !(remembered().interrupted || []).includes(job.id)) captioning.offer(job);
+            } catch {
+                // Only an offer.
+            }
+        }
+
         async function captioned() {
-            captionedStep = '';
+            captionedStep = undefined;
             if (current) await current.load().catch(() => {});
             if (current) captionedStep = current.history().undo;
             onChange();
@@ -707,7 +727,7 @@
 
         /** A captioner that runs already, as after a reload. */
         function followJob(job) {
-            if (!captioning.running()) captioning.follow(job.id);
+            if (!captioning.running()) captioning.follow(job.id, true);
         }
 
         return {element, setDatasets, choose, poll, setSettings, followJob, receive, captioning: () => captioning.running(), name: () => (current ? current.name : ''),

@@ -63,11 +63,18 @@
         element.addEventListener('close', () => {
             element.remove();
             onClose();
-            if (before && before.isConnected) before.focus({preventScroll: true});
+            focusAgain(before);
         });
         app().append(element);
         element.showModal();
         return {element, heading, close: () => element.close()};
+    }
+
+    /** Focus what had it; where nothing had, or it cannot have it any more, the pictures, so that their keys work. */
+    function focusAgain(before) {
+        if (before && before.isConnected) before.focus({preventScroll: true});
+        const pictures = app().querySelector('#tl-pictures');
+        if (document.activeElement === document.body && pictures) pictures.focus({preventScroll: true});
     }
 
     function outsideOf(element, {clientX, clientY}) {

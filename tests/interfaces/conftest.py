@@ -6,7 +6,7 @@ import time
 import pytest
 
 from lora_trainer.jobs.service import TrainingService
-from tests.browser import browser, drop_files, files_in  # noqa: F401: a fixture
+from tests.browser import browser, drop_files, files_in  # noqa: F401 - a fixture
 
 WAIT_MS = 60_000
 
@@ -45,7 +45,7 @@ def address(service):
 
 
 @pytest.fixture
-def page(browser, address):  # noqa: F811: the fixture
+def page(browser, address):  # noqa: F811 - the fixture
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
     page.set_default_timeout(WAIT_MS)

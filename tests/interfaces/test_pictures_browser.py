@@ -341,6 +341,59 @@ def test_captioner_fills_what_is_missing_and_keeps_what_was_written(page, filled
     until(lambda: on_disk(filled, 1) == "" and on_disk(filled, 4) == "")
 
 
+def test_end_of_a_captioner_is_said_until_the_next_edit(page, filled):
+    write(page, 0, "first")
+    until(lambda: on_disk(filled, 0) == "first")
+    (filled / "1.txt").unlink()
+    page.wait_for_selector(".tl-summary:has-text('5 captions')")
+    page.click("text=Caption automatically")
+    page.check("input[name=tl-captioner][value=fixed]", force=True)
+    page.fill("#tl-captioning-template", "words for all")
+    page.click("dialog button:text-is('Caption 1 picture'):not(:disabled)")
+    page.wait_for_selector("#tl-undo[title*='Automatic captions']")
+    page.wait_for_selector(".tl-captioning-bar.tl-over:visible")
+    assert page.evaluate("document.activeElement.closest('#tl-pictures') !== null")
+    write(page, 2, "second")
+    page.wait_for_selector(".tl-captioning-bar", state="hidden")
+    until(lambda: on_disk(filled, 2) == "second")
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("Control+z")
+    page.wait_for_selector(".tl-toast:has-text('Undone')")
+    until(lambda: on_disk(filled, 2) == "a circle, number 2")
+    page.reload()
+    page.wait_for_selector(".tl-picture")
+    page.wait_for_timeout(500)                                                      # for what would appear now
+    assert not page.is_visible(".tl-captioning-bar")
+
+
+def test_interrupted_captioner_is_offered_once(page, filled):
+    row = {"id": "7", "kind": "captioning", "name": filled.name, "state": "interrupted", "done": 2, "total": 6, "written": 2,
+           "config": {"dataset": filled.name, "captioner": "fixed"}}
+    page.route("**/train-lora/v1/jobs?kind=captioning", lambda route: route.fulfill(json=[row]))
+    page.reload()
+    page.wait_for_selector(".tl-captioning-bar:has-text('Captioning was interrupted: 2 of 6 done.')")
+    page.click(".tl-captioning-bar button:text-is('Go on')")
+    page.wait_for_selector("dialog input[name=tl-captioner][value=fixed]:checked", state="attached")
+    page.keyboard.press("Escape")
+    page.reload()
+    page.wait_for_selector(".tl-picture")
+    page.wait_for_timeout(500)                                                      # for what would appear now
+    assert not page.is_visible(".tl-captioning-bar")
+
+
+def test_server_that_does_not_answer_is_asked_rarely_until_the_window_is_used(page, filled):
+    asked = []
+    page.route("**/train-lora/v1/**", lambda route: (asked.append(route.request.url), route.abort()))
+    page.wait_for_selector("text=Connection lost")
+    page.wait_for_timeout(1000)                                                     # for what was under way
+    asked.clear()
+    page.wait_for_timeout(5500)                                                     # two seconds after the loss, then four
+    assert 1 <= len(asked) <= 2 and all(address.endswith("/status") for address in asked)
+    page.unroute("**/train-lora/v1/**")
+    page.evaluate("window.dispatchEvent(new Event('focus'))")
+    page.wait_for_selector("text=Connection lost", state="hidden", timeout=1500)
+
+
 def test_training_waits_for_a_captioner_and_is_not_mixed_up_with_it(page, filled, service):
     page.fill("#tl-setting-output_name", "mine")
     page.wait_for_selector("#tl-train:not(:disabled)")

@@ -1,13 +1,13 @@
 """The main job by hand, in a browser before a running WebUI: drop pictures, press Train, draw with the tag."""
 import pytest
 
-from tests.browser import browser, drop_files, files_in  # noqa: F401: a fixture
+from tests.browser import browser, drop_files, files_in  # noqa: F401 - a fixture
 
 WAIT_MS = 240_000
 
 
 @pytest.fixture
-def page(browser, webui):  # noqa: F811: the fixture
+def page(browser, webui):  # noqa: F811 - the fixture
     """The WebUI in a browser that has never seen it, at the tab Train LoRA."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()

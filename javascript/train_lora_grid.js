@@ -10,7 +10,7 @@
 
     const DRAFT_MS = 400;
     const LONGEST_BOX_PX = 260;
-    const SHORT = {small: 'Too small', near_duplicate: 'Near-duplicate', no_trigger: 'No trigger word', odd_ratio: 'Odd shape', unreadable: 'Cannot be used'};
+    const SHORT = {small: 'Too small', near_duplicate: 'Near-duplicate', no_trigger: 'No trigger word', odd_ratio: 'Odd shape', shared_caption: 'Shared caption', unreadable: 'Cannot be used'};
     const MARKS = {saving: 'Saving …', saved: 'Saved', failed: 'Not saved'};
 
 

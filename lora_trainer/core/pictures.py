@@ -19,7 +19,7 @@ def rotated(path: Path, degrees: int) -> bytes:
     if degrees not in TURNS:
         raise Refused(f"Pictures are turned by 90, 180 or 270 degrees, not {degrees!r}.", field="degrees", code="bad_value")
     with opened(path) as image:
-        if getattr(image, "n_frames", 1) > 1:
+        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":            # a phone's MPO holds one picture and its depth
             raise Refused(f"{path.name} is animated and cannot be turned.", code="not_possible")
         upright = ImageOps.exif_transpose(image)
         kind, extra = image.format, dict(_QUALITY.get(image.format, {}))
@@ -27,8 +27,8 @@ def rotated(path: Path, degrees: int) -> bytes:
             extra["pnginfo"] = _texts(image)
         if image.format in ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "AVIF"):
             extra["icc_profile"] = image.info.get("icc_profile")
-        if image.format in ("JPEG", "MPO", "WEBP"):
-            extra["exif"] = upright.getexif().tobytes()
+        if image.format in ("JPEG", "MPO", "PNG", "WEBP") and (exif := upright.getexif()):
+            extra["exif"] = exif.tobytes()
         buffer = io.BytesIO()
         upright.transpose(TURNS[degrees]).save(buffer, "JPEG" if kind == "MPO" else kind, **extra)
     return buffer.getvalue()

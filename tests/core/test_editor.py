@@ -372,7 +372,14 @@ def test_an_upright_picture_stays_upright_when_the_camera_said_how(tmp_path):
     picture(tmp_path / "a.jpg", size=(80, 40), exif=exif)                          # shown as 40 x 80
     with Image.open(io.BytesIO(rotated(tmp_path / "a.jpg", 90))) as image:
         assert image.size == (80, 40) and image.getexif().get(0x0112, 1) == 1
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    picture(tmp_path / "c.png", size=(80, 40), exif=exif)
+    with Image.open(io.BytesIO(rotated(tmp_path / "c.png", 90))) as image:
+        assert image.size == (40, 80) and image.getexif()[0x010F] == "a camera"
     frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "phone.mpo.jpg", "MPO", save_all=True, append_images=frames[1:])
+    rotated(tmp_path / "phone.mpo.jpg", 180)
     frames[0].save(tmp_path / "b.gif", save_all=True, append_images=frames[1:])
     with pytest.raises(Refused, match="animated"):
         rotated(tmp_path / "b.gif", 90)

@@ -14,7 +14,7 @@ import pandas
 from ..core.captions import content_of, write_atomically
 from ..core.encodings import decode
 from ..core.errors import Refused
-from ..core.tables import COLUMNS, DELIMITERS, format_csv, format_jsonl, match_rows, parse_table
+from ..core.tables import COLUMNS, find_columns, find_header, format_csv, format_jsonl, match_rows, parse_table
 
 FORMATS = {".csv": format_csv, ".jsonl": format_jsonl}
 NEW_CSV = "filename,prompt\n"
@@ -122,10 +122,9 @@ def _with_captions(path: Path, content: _Content, captions: Mapping[str, str]) -
 
 def _edited_csv(path: Path, content: _Content, changed: Mapping[int, str], added: Mapping[str, str]) -> str:
     text = content.text or NEW_CSV
-    header = next(line for line in text.splitlines() if line.strip())
-    delimiter = next(each for each in DELIMITERS if _columns(_frame(header, each).iloc[0]))
+    header, delimiter = find_header(text)
     frame = _frame(text, delimiter)                                                # the header is its first row: names may occur twice
-    name_column, caption_column = _columns(frame.iloc[0])
+    name_column, caption_column = find_columns(list(frame.iloc[0]))
     if len(frame) != content.count + 1:
         raise Refused(f"The rows of {path} cannot be told apart. Write to another file.", field="output")
     for number, caption in changed.items():
@@ -145,14 +144,8 @@ def _edited_jsonl(path: Path, content: _Content, changed: Mapping[int, str], add
     for number, line in enumerate(lines):
         row = json.loads(line)
         names = list(row)
-        keys = tuple(names[place] for place in _columns(names))
+        keys = tuple(names[place] for place in find_columns(names))
         if number in changed:
             lines[number] = json.dumps({**row, keys[1]: changed[number]}, ensure_ascii=False)
     lines += [json.dumps({keys[0]: name, keys[1]: caption}, ensure_ascii=False) for name, caption in added.items()]
     return "".join(line + "\n" for line in lines)
-
-
-def _columns(names: Iterable[str]) -> tuple[int, int] | None:
-    """Return where the file name and the caption stand, as `core.tables` finds them."""
-    plain = [str(name).strip().lower() for name in names]
-    return next(((plain.index(first), plain.index(second)) for first, second in COLUMNS if first in plain and second in plain), None)

@@ -8,8 +8,12 @@ import time
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from .config import is_plain_text
 from .encodings import decode
+
+LARGEST_CAPTION_BYTES = 100_000
 
 
 def sidecar(picture: Path) -> Path:
@@ -42,6 +46,11 @@ def to_bytes(caption: str) -> bytes:
     """Return what a caption file holds for a caption: UTF-8, one line, a line break at its end; nothing for an empty one."""
     text = " ".join(caption.split())
     return (text + "\n").encode("utf-8") if text else b""
+
+
+def can_be_caption(text: Any) -> bool:
+    """Tell whether a value is text that can be stored as a caption."""
+    return isinstance(text, str) and is_plain_text(text) and len(text.encode("utf-8")) <= LARGEST_CAPTION_BYTES
 
 
 def with_trigger(caption: str, trigger_word: str) -> str:

@@ -27,10 +27,11 @@ class Remark:
     message: str
 
 
-def remarks_on(*, width: int, height: int, caption: str, tokens: int | None, duplicates: list[str], shared: list[str], wanted: Wanted) -> list[Remark]:
-    """Say what is to be said of a picture, given its upright size in pixels, its tokens in training, and the others that use its caption file."""
-    return [remark for remark in (_caption(caption), _tokens(tokens), _trigger(caption, wanted.trigger_word), _duplicates(duplicates), _shared(shared),
-                                  _size(width, height, wanted), _shape(width, height, wanted)) if remark]
+def remarks_on(*, width: int, height: int, caption: str, tokens: int | None, duplicates: list[str], shared: list[str], crop: dict,
+               trigger_word: str) -> list[Remark]:
+    """Say what is to be said of a picture, given its upright size in pixels, its tokens in training, the others that use its caption file, and its `crop_for`."""
+    return [remark for remark in (_caption(caption), _tokens(tokens), _trigger(caption, trigger_word), _duplicates(duplicates), _shared(shared),
+                                  _size(width, height, crop), _shape(width, height, crop)) if remark]
 
 
 def crop_for(width: int, height: int, wanted: Wanted) -> dict:
@@ -74,16 +75,15 @@ def _shared(shared: list[str]) -> Remark | None:
     return Remark("shared_caption", f"It shares its caption file with {', '.join(shared[:2])}; rename one to caption them apart.") if shared else None
 
 
-def _size(width: int, height: int, wanted: Wanted) -> Remark | None:
-    crop = crop_for(width, height, wanted)
+def _size(width: int, height: int, crop: dict) -> Remark | None:
     enlarged = crop["bucket"][0] / crop["width"]
     if enlarged < ENLARGED:
         return None
     return Remark("small", f"{width} × {height} is smaller than the training size; it is enlarged {enlarged:.1f} times and gets blurred.")
 
 
-def _shape(width: int, height: int, wanted: Wanted) -> Remark | None:
-    crop, ratio = crop_for(width, height, wanted), max(width, height) / min(width, height)
+def _shape(width: int, height: int, crop: dict) -> Remark | None:
+    ratio = max(width, height) / min(width, height)
     cut = 1 - crop["width"] * crop["height"] / (width * height)
     if cut > MOST_CUT:
         return Remark("odd_ratio", f"{cut:.0%} of it is cut off to fit {crop['bucket'][0]} × {crop['bucket'][1]}; the crop preview shows what is left.")

@@ -14,7 +14,7 @@ import re
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
@@ -107,13 +107,22 @@ def _listed(folder: Path) -> list[Path]:
         raise Refused(f"The folder {str(folder)[:120]} cannot be read: {error.strerror or error}.", field="train_data_dir", code="no_folder") from error
 
 
+def read_kohya_name(folder: PurePath) -> tuple[int, str] | None:
+    """Read a folder name such as kohya's `10_red_cat`: 10 repeats and the class words "red cat"; None for another name."""
+    match = re.fullmatch(r"(\d+)_(.+)", folder.name)
+    return (int(match[1]), match[2].replace("_", " ")) if match else None
+
+
+def picture_folders(folder: Path) -> list[Path]:
+    """Return the folders that a data set's pictures lie in: itself, and kohya's subfolders. Raises OSError."""
+    return [folder, *sorted(path for path in folder.iterdir() if path.is_dir() and read_kohya_name(path))]
+
+
 def _places(folder: Path, repeats: int) -> list[tuple[Path, int, str]]:
     """The folder itself and kohya's subfolders, each with its repeats and class words."""
-    listed = _listed(folder)
-    named = [(path, re.fullmatch(r"(\d+)_(.+)", path.name)) for path in sorted(listed) if path.is_dir()]
-    own = re.fullmatch(r"(\d+)_(.+)", folder.name)
-    return [(folder, int(own[1]) if own and repeats == 1 else repeats, own[2].replace("_", " ") if own else ""),
-            *((path, int(match[1]), match[2].replace("_", " ")) for path, match in named if match)]
+    _listed(folder)                                                                # refused with a sentence when it cannot be read
+    own_repeats, own_words = read_kohya_name(folder) or (repeats, "")
+    return [(folder, own_repeats if repeats == 1 else repeats, own_words), *((path, *read_kohya_name(path)) for path in picture_folders(folder)[1:])]
 
 
 @dataclasses.dataclass(frozen=True)

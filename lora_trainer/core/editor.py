@@ -15,16 +15,15 @@ from typing import Any
 from urllib.parse import quote
 
 from . import checks, pictures, tables
-from .captions import content_of, one_line, sidecar, split_tags, to_bytes, with_trigger
+from .captions import LARGEST_CAPTION_BYTES, can_be_caption, content_of, one_line, sidecar, split_tags, to_bytes, with_trigger
 from .config import is_plain_text
-from .dataset import PICTURE_ENDINGS, Bucket, Picture, Problem, inspect, scan
+from .dataset import PICTURE_ENDINGS, Bucket, Picture, Problem, inspect, picture_folders, read_kohya_name, scan
 from .edits import plan_edit
 from .encodings import ENCODINGS
 from .errors import Refused
 from .examination import Examination, near_duplicates
 from .history import Change, ChangedMeanwhile, History, Outcome, digest
 
-LARGEST_CAPTION_BYTES = tables.LARGEST_CAPTION_BYTES
 CountTokens = Callable[[Sequence[str]], "list[int] | None"]
 
 
@@ -93,7 +92,7 @@ class DataSetEditor:
     def picture_path(self, filename: str) -> Path:
         """Return a picture's path if it really lies in the folder (or a kohya subfolder): no `..`, no link that leads out."""
         path = self.folder / filename
-        inside = path.parent == self.folder or (path.parent.parent == self.folder and re.match(r"\d+_", path.parent.name))
+        inside = path.parent == self.folder or (path.parent.parent == self.folder and read_kohya_name(path.parent))
         if not inside or ".." in Path(filename).parts or path.name.startswith(".") or path.suffix.lower() not in PICTURE_ENDINGS or not path.is_file() \
                 or not path.resolve().is_relative_to(self.folder.resolve()):
             raise Refused(f"There is no picture {filename[:200]!r} in this data set.", field="filename", code="not_found")
@@ -254,9 +253,10 @@ class DataSetEditor:
         rows, remarks = {}, []
         for number, picture in enumerate(found):
             name, size = names[picture.path], {"width": picture.width, "height": picture.height}
+            crop = checks.crop_for(**size, wanted=wanted)
             own = {"tokens": tokens[number] if tokens else None, "duplicates": duplicates.get(name, [])}
-            remarks.append(checks.remarks_on(**size, **own, caption=picture.caption, shared=shared.get(name, []), wanted=wanted))
-            rows[name] = {**own, "remarks": [dataclasses.asdict(remark) for remark in remarks[-1]], "crop": checks.crop_for(*size.values(), wanted)}
+            remarks.append(checks.remarks_on(**size, **own, caption=picture.caption, shared=shared.get(name, []), crop=crop, trigger_word=wanted.trigger_word))
+            rows[name] = {**own, "remarks": [dataclasses.asdict(remark) for remark in remarks[-1]], "crop": crop}
         counted = tokens is not None or not self._count_tokens or not found
         return {"ready": len(findings) == len(found) and counted, "examined": len(findings), "total": len(found),
                 "summary": checks.summary(remarks, len(problems)), "pictures": rows}
@@ -286,7 +286,7 @@ class DataSetEditor:
     def _places(self) -> list[Path]:
         """The folder itself and kohya's subfolders; raises `Refused` when it is not there any more."""
         try:
-            return [self.folder, *sorted(path for path in self.folder.iterdir() if path.is_dir() and re.match(r"\d+_", path.name))]
+            return picture_folders(self.folder)
         except OSError as error:
             raise Refused(f"The folder {str(self.folder)[:200]} cannot be read: {error.strerror or error}.", code="no_folder") from error
 
@@ -302,7 +302,7 @@ class DataSetEditor:
         except (Refused, FileNotFoundError):
             return None
         return {"filename": filename, "width": picture.width, "height": picture.height, "caption": picture.caption, "tags": split_tags(picture.caption),
-                "version": found.version, "automatic": bool(found.version) and (found.path, found.version) in automatic, "repeats": picture.repeats,
+                "version": found.version, "automatic": (found.path, found.version) in automatic, "repeats": picture.repeats,
                 "warnings": list(picture.warnings), "thumbnail": f"datasets/{quote(self.name)}/thumbnails/{quote(filename)}?{stamp}"}
 
     def _sidecar(self, filename: str) -> Sidecar:
@@ -340,15 +340,14 @@ class DataSetEditor:
     def _run(self, label: str, changes: list[Change], *, automatic: bool = False) -> dict[str, Any]:
         before, wanted = self.revision(), list({change.path: change for change in changes}.values())   # two pictures may share a caption file
         try:
-            with self._history.step(label) as apply:
-                made = [change.path for change in apply(wanted, automatic=automatic)]
+            made = [change.path for change in self._history.run(label, wanted, automatic=automatic)]
         except ChangedMeanwhile as error:
             raise self._conflict(error) from error
         except (OSError, sqlite3.Error) as error:
             raise _not_written(error, " Undo takes back what was.") from error
         if wanted and not made:
             raise self._conflict(ChangedMeanwhile([change.path for change in wanted]))
-        return {**self._edited(label, made, before), "skipped": self._named(change.path for change in wanted if change.path not in made)}
+        return self._edited(label, made, before, skipped=[change.path for change in wanted if change.path not in made])
 
     def _turn(self, turn: Callable[..., Outcome], if_changed: str) -> dict[str, Any]:
         with self._lock:
@@ -359,24 +358,19 @@ class DataSetEditor:
                 raise self._conflict(error) from error
             except (OSError, sqlite3.Error) as error:
                 raise _not_written(error) from error
-            return {**self._edited(outcome.label, outcome.paths, before), "skipped": self._named(outcome.skipped)}
+            return self._edited(outcome.label, outcome.paths, before, skipped=outcome.skipped)
 
-    def _named(self, paths: Iterable[str]) -> list[str]:
-        """Return the pictures that paths of pictures and caption files belong to."""
-        paths = list(paths)
-        pictures_of = self._pictures_by_sidecar() if paths else {}
-        return list(dict.fromkeys(filename for path in paths for filename in pictures_of.get(path, [path])))
-
-    def _edited(self, label: str, paths: Sequence[str], before: str) -> dict[str, Any]:
+    def _edited(self, label: str, paths: Sequence[str], before: str, *, skipped: Sequence[str] = ()) -> dict[str, Any]:
         """Say what an edit has changed, by picture; a page that did not hold the revision of before has missed something else."""
         files_changed = any(Path(path).suffix.lower() in PICTURE_ENDINGS for path in paths)
-        pictures_of = self._pictures_by_sidecar() if paths else {}
+        pictures_of = self._pictures_by_sidecar() if paths or skipped else {}
         captions = self._current([filename for path in paths for filename in pictures_of.get(path, ())])
-        return {"label": label, "captions": captions, "files_changed": files_changed, "skipped": [], "revision_before": before, **self.state()}
+        return {"label": label, "captions": captions, "files_changed": files_changed, "skipped": _named(skipped, pictures_of), "revision_before": before, **self.state()}
 
     def _conflict(self, error: ChangedMeanwhile) -> Refused:
         """Add to an error what is there now."""
-        filenames, there = self._named(error.paths), {name for names in self._pictures_by_sidecar().values() for name in names}
+        pictures_of = self._pictures_by_sidecar()
+        filenames, there = _named(error.paths, pictures_of), {name for names in pictures_of.values() for name in names}
         current = self._current([filename for filename in filenames if filename in there])
         rows = [{"filename": filename, **{key: current.get(filename, {}).get(key) for key in ("caption", "version")}} for filename in filenames]
         return Refused(error.message, code=error.code, details={"conflicts": rows})
@@ -395,11 +389,16 @@ class DataSetEditor:
             if found.content is None and captions is None:                         # a table or the folder's class words may have one
                 captions = self.captions()
             caption = (captions or {}).get(filename, "") if found.content is None else one_line(found.content)
-            rows[filename] = {"caption": caption, "version": found.version, "automatic": bool(found.version) and (found.path, found.version) in automatic}
+            rows[filename] = {"caption": caption, "version": found.version, "automatic": (found.path, found.version) in automatic}
         return rows
 
     def _relative(self, path: Path) -> str:
         return os.fsencode(path.relative_to(self.folder).as_posix()).decode("utf-8", "replace")
+
+
+def _named(paths: Iterable[str], pictures_of: Mapping[str, list[str]]) -> list[str]:
+    """Return the pictures that paths of pictures and caption files belong to."""
+    return list(dict.fromkeys(filename for path in paths for filename in pictures_of.get(path, [path])))
 
 
 def safe_filename(filename: str) -> str:
@@ -413,7 +412,7 @@ def safe_filename(filename: str) -> str:
 
 
 def _check_caption(filename: str, caption: Any) -> None:
-    if not isinstance(caption, str) or not is_plain_text(caption) or len(caption.encode("utf-8", "replace")) > LARGEST_CAPTION_BYTES:
+    if not can_be_caption(caption):
         raise Refused(f"The caption of {filename} is not text of at most {LARGEST_CAPTION_BYTES // 1000} kB.", field="changes", code="bad_value")
 
 

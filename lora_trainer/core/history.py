@@ -85,13 +85,13 @@ class History:
         with self._lock:
             return {"undo": (self._newest(DONE) or {"label": None})["label"], "redo": (self._oldest_undone() or {"label": None})["label"]}
 
-    def run(self, label: str, changes: Iterable[Change]) -> list[Change]:
+    def run(self, label: str, changes: Iterable[Change], *, automatic: bool = False) -> list[Change]:
         """Do a whole step; a file that does not hold what it should have held before raises `ChangedMeanwhile`, and nothing was written.
 
         Returns the changes that were made: all, but for files that changed in the very moment.
         """
         with self.step(label) as apply:
-            return apply(changes)
+            return apply(changes, automatic=automatic)
 
     @contextlib.contextmanager
     def step(self, label: str) -> Iterator[Callable[..., list[Change]]]:
@@ -286,12 +286,13 @@ class History:
 
     def _write_text(self, change: Change, *, overwrite: bool) -> bool:
         file = self._folder / change.path
-        if self._holds(change.path, change.after):
+        current = content_of(file)
+        if current == change.after:
             return True
-        if not self._holds(change.path, change.before):
+        if current != change.before:
             if not overwrite:
                 return False
-            self.stage(change.path, content_of(file) or b"")                       # the other's text is not lost either
+            self.stage(change.path, current or b"")                                # the other's text is not lost either
         if change.after is None:
             file.unlink(missing_ok=True)
         else:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from .captions import read_caption, write_atomically
+from .captions import LARGEST_CAPTION_BYTES, read_caption, write_atomically
 from .config import check_name, is_plain_text
-from .dataset import PICTURE_ENDINGS, Problem, examine
-from .editor import LARGEST_CAPTION_BYTES, CountTokens, DataSetEditor, safe_filename
+from .dataset import PICTURE_ENDINGS, Problem, examine, picture_folders
+from .editor import CountTokens, DataSetEditor, safe_filename
 from .errors import Refused
 from .pictures import prompt_of
 from .tables import TABLE_NAMES
@@ -139,8 +139,8 @@ class Library:
     def _summary(self, name: str) -> dict:
         try:
             folder = self.path(name)
-            places = [folder, *(path for path in folder.iterdir() if path.is_dir() and re.match(r"\d+_", path.name))]
-            count = sum(path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".") for place in places for path in place.iterdir())
+            files = (path for place in picture_folders(folder) for path in place.iterdir())
+            count = sum(path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".") for path in files)
         except (OSError, Refused):
             return {"name": name, "path": "", "pictures": 0}
         return {"name": name, "path": str(folder), "pictures": count}

@@ -7,19 +7,19 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import pandas
 
+from .captions import LARGEST_CAPTION_BYTES, can_be_caption
 from .encodings import LEGACY_ENCODINGS, decode, guess_encoding
 from .errors import Refused
 
 TABLE_NAMES = ("metadata.csv", "metadata.jsonl")
 COLUMNS = (("filename", "prompt"), ("file_name", "text"))      # lora-scripts', and Hugging Face datasets'
 DELIMITERS = ",;\t"                                            # the latter two are what spreadsheets write in some countries
-LARGEST_CAPTION_BYTES = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +116,7 @@ def format_jsonl(captions: Mapping[str, str]) -> bytes:
 # --- Reading -------------------------------------------------------------------------------------------------------------
 
 def _read_csv(name: str, text: str) -> tuple[list[Row], list[LineProblem]]:
-    header = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = next((each for each in DELIMITERS if _columns(_split(header, each))), None)
+    header, delimiter = find_header(text)
     if delimiter is None:
         raise _unreadable(f"The caption table {name} has the columns {', '.join(_split(header, ',')[:8])[:200] or '(none)'}; expected filename and prompt.")
     reader = csv.reader(io.StringIO(text.lstrip("\r\n"), newline=""), delimiter=delimiter, strict=True)
@@ -132,7 +131,7 @@ def _read_csv(name: str, text: str) -> tuple[list[Row], list[LineProblem]]:
             problems.append(LineProblem(line, f"a quotation mark is not closed, or stands in the wrong place ({error}); nothing from here on was read."))
             return rows, problems
         if columns is None:
-            columns, width = _columns(fields), len(fields)
+            columns, width = find_columns(fields), len(fields)
         elif fields:
             _take(fields, columns, width, line, rows, problems)
         line = 1 + skipped + reader.line_num
@@ -153,7 +152,7 @@ def _read_json_lines(name: str, text: str) -> tuple[list[Row], list[LineProblem]
             continue
         try:
             found = json.loads(source)
-            columns = _columns(list(found)) if isinstance(found, dict) else None
+            columns = find_columns(list(found)) if isinstance(found, dict) else None
         except (ValueError, RecursionError) as error:
             problems.append(LineProblem(line, f"is not a JSON object: {error}."))
             continue
@@ -172,13 +171,19 @@ def _add(line: int, filename: Any, caption: Any, rows: list[Row], problems: list
         problems.append(LineProblem(line, "the file name and the caption must be text."))
     elif not filename.strip():
         problems.append(LineProblem(line, "the file name is empty."))
-    elif "\x00" in caption or not _is_unicode(caption) or len(caption.encode("utf-8")) > LARGEST_CAPTION_BYTES:
+    elif not can_be_caption(caption):
         problems.append(LineProblem(line, f"the caption is not text of at most {LARGEST_CAPTION_BYTES // 1000} kB."))
     else:
         rows.append(Row(line, filename.strip(), " ".join(caption.split())))
 
 
-def _columns(names: list[str]) -> tuple[int, int] | None:
+def find_header(text: str) -> tuple[str, str | None]:
+    """Return a CSV's first line with text, and the delimiter at which it falls into the two columns; None when at none."""
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    return header, next((each for each in DELIMITERS if find_columns(_split(header, each))), None)
+
+
+def find_columns(names: Sequence[Any]) -> tuple[int, int] | None:
     """Return where the file name and the caption stand."""
     plain = [name.strip().lower() if isinstance(name, str) else "" for name in names]
     return next(((plain.index(first), plain.index(second)) for first, second in COLUMNS if first in plain and second in plain), None)
@@ -189,14 +194,6 @@ def _split(header: str, delimiter: str) -> list[str]:
         return next(csv.reader([header], delimiter=delimiter), [])
     except csv.Error:                                                              # it has a NUL: no table at all
         return []
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:                                                     # half of a surrogate pair, which JSON can spell
-        return False
-    return True
 
 
 def _unreadable(message: str) -> Refused:

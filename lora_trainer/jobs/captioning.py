@@ -3,7 +3,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from ..captioning.contracts import Captioner
 from ..captioning.run import CaptionProgress, Picture, caption_pictures
 from ..core.contracts import Host
+from ..core.dataset import read_kohya_name
 from ..core.errors import Refused
 from ..core.library import Library
 from .store import JobStore
@@ -49,7 +49,7 @@ def select(library: Library, dataset: str, filenames: Sequence[str] | None, *, o
 
 def _lacks_caption(row: Mapping[str, Any]) -> bool:
     """Whether no person gave a picture a caption; the class words of its folder (`10_cat`) are none."""
-    class_words = re.sub(r"^\d+_", "", PurePosixPath(row["filename"]).parent.name).replace("_", " ")
+    _, class_words = read_kohya_name(PurePosixPath(row["filename"]).parent) or (1, "")
     return not row["caption"] or row["automatic"] or (not row["version"] and row["caption"] == class_words)
 
 

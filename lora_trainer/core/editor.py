@@ -72,15 +72,19 @@ class DataSetEditor:
 
     def revision(self) -> str:
         """Name the state of pictures, captions and tables on disk, from what the folders' entries tell."""
-        state = hashlib.blake2b(digest_size=8)
+        return _name_of(self._entries())
+
+    def _entries(self) -> dict[str, str]:
+        """Return what the folders' entries tell of each file, by its path."""
+        found = {}
         for place in self._places():
             with os.scandir(place) as entries:
-                for entry in sorted(entries, key=lambda entry: entry.name):
+                for entry in entries:
                     with contextlib.suppress(FileNotFoundError):                   # it may go while we look
                         if not entry.name.startswith(".") and entry.is_file():
                             stat = entry.stat()
-                            state.update(f"{place.name}/{entry.name}/{stat.st_mtime_ns}/{stat.st_size}\n".encode("utf-8", "surrogateescape"))
-        return state.hexdigest()
+                            found[self._relative(Path(entry.path))] = f"{stat.st_mtime_ns}/{stat.st_size}"
+        return found
 
     def state(self) -> dict[str, Any]:
         return {"revision": self.revision(), "history": self._history.labels()}
@@ -193,7 +197,7 @@ class DataSetEditor:
             stem = to[:-len(path.suffix)] if to.lower().endswith(path.suffix.lower()) else to
             new = path.with_name(safe_filename(f"{stem.strip()}{path.suffix}"))
             if new == path:
-                return {**self._edited("", [], self.revision()), "filename": filename}
+                return {**self._edited("", [], self._entries()), "filename": filename}
             self._refuse_taken(new)
             key, target = self._history.put_aside(filename), self._relative(new)
             changes = [Change(filename, key, None, filename), Change(target, None, key, filename)]
@@ -338,7 +342,7 @@ class DataSetEditor:
             raise self._conflict(ChangedMeanwhile(changed))
 
     def _run(self, label: str, changes: list[Change], *, automatic: bool = False) -> dict[str, Any]:
-        before, wanted = self.revision(), list({change.path: change for change in changes}.values())   # two pictures may share a caption file
+        before, wanted = self._entries(), list({change.path: change for change in changes}.values())   # two pictures may share a caption file
         try:
             made = [change.path for change in self._history.run(label, wanted, automatic=automatic)]
         except ChangedMeanwhile as error:
@@ -351,7 +355,7 @@ class DataSetEditor:
 
     def _turn(self, turn: Callable[..., Outcome], if_changed: str) -> dict[str, Any]:
         with self._lock:
-            before = self.revision()
+            before = self._entries()
             try:
                 outcome = turn(if_changed=if_changed)
             except ChangedMeanwhile as error:
@@ -360,12 +364,18 @@ class DataSetEditor:
                 raise _not_written(error) from error
             return self._edited(outcome.label, outcome.paths, before, skipped=outcome.skipped)
 
-    def _edited(self, label: str, paths: Sequence[str], before: str, *, skipped: Sequence[str] = ()) -> dict[str, Any]:
-        """Say what an edit has changed, by picture; a page that did not hold the revision of before has missed something else."""
+    def _edited(self, label: str, paths: Sequence[str], before: Mapping[str, str], *, skipped: Sequence[str] = ()) -> dict[str, Any]:
+        """Say what an edit has changed, by picture; a page that did not hold the revision of before has missed something else.
+
+        The revision that is told is that of before with this edit's own files: what somebody else changed meanwhile shows as a difference.
+        """
+        now = self._entries()
+        others = {path: told for path, told in before.items() if path not in paths}
         files_changed = any(Path(path).suffix.lower() in PICTURE_ENDINGS for path in paths)
         pictures_of = self._pictures_by_sidecar() if paths or skipped else {}
         captions = self._current([filename for path in paths for filename in pictures_of.get(path, ())])
-        return {"label": label, "captions": captions, "files_changed": files_changed, "skipped": _named(skipped, pictures_of), "revision_before": before, **self.state()}
+        return {"label": label, "captions": captions, "files_changed": files_changed, "skipped": _named(skipped, pictures_of), "history": self._history.labels(),
+                "revision_before": _name_of(before), "revision": _name_of({**others, **{path: now[path] for path in paths if path in now}})}
 
     def _conflict(self, error: ChangedMeanwhile) -> Refused:
         """Add to an error what is there now."""
@@ -394,6 +404,10 @@ class DataSetEditor:
 
     def _relative(self, path: Path) -> str:
         return os.fsencode(path.relative_to(self.folder).as_posix()).decode("utf-8", "replace")
+
+
+def _name_of(entries: Mapping[str, str]) -> str:
+    return hashlib.blake2b(repr(sorted(entries.items())).encode("utf-8"), digest_size=8).hexdigest()
 
 
 def _named(paths: Iterable[str], pictures_of: Mapping[str, list[str]]) -> list[str]:

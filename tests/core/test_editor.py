@@ -254,6 +254,20 @@ def test_an_edit_tells_whether_somebody_else_edited_before(editor, folder):
     assert editor.undo()["revision_before"] not in (held, first["revision"])
 
 
+@pytest.mark.parametrize("act", [lambda editor: editor.set_captions({"a.png": "one"}), lambda editor: editor.undo()])
+def test_what_another_program_does_right_after_an_edit_shows_as_a_difference(editor, folder, monkeypatch, act):
+    from lora_trainer.core.history import History
+    editor.set_captions({"a.png": "before"})
+    real = History._write
+
+    def write(self, *arguments, **settings):
+        skipped = real(self, *arguments, **settings)
+        (folder / "b.txt").unlink()
+        return skipped
+    monkeypatch.setattr(History, "_write", write)
+    assert act(editor)["revision"] != editor.revision()
+
+
 def test_a_folder_that_is_gone_is_said_so(editor, folder):
     for path in folder.iterdir():
         path.unlink()

@@ -28,7 +28,9 @@ REQUIREMENTS = {"demo": ROOT / "requirements-standalone.txt", "test": ROOT / "re
 PEFT, PEFT_FOR_OLD_HUB, HUB_OF_PEFT = "peft==0.13.2", "peft==0.11.1", (0, 23)
 NEWEST_PEFT_FOR_TRANSFORMERS_4_35 = (0, 13, 2)
 EXPECTED = {"yaml": "PyYAML==6.0.1", "pandas": "pandas==2.1.4", "safetensors": "safetensors==0.4.2", "PIL": "Pillow==9.5.0", "psutil": "psutil==5.9.5",
-            "regex": "regex==2023.12.25", "charset_normalizer": "charset-normalizer==3.3.2"}
+            "regex": "regex==2023.12.25", "charset_normalizer": "charset-normalizer==3.3.2",
+            "tensorboardX": "tensorboardX==2.6.2.2"}
+WITHOUT = {"tensorboardX==2.6.2.2": "without figures for TensorBoard"}             # what cannot be done without what; without another pin no training
 
 
 # --- In a WebUI ----------------------------------------------------------------------------------------------------------
@@ -38,7 +40,8 @@ def install_for_webui() -> int:
     missing = missing_packages()
     reason = install_pins(missing) if missing else None
     if reason:
-        print(f'Train LoRA: {", ".join(missing)} is missing and could not be installed ({reason}). The WebUI starts without training. '
+        lost = "without training" if set(missing) - set(WITHOUT) else " and ".join(WITHOUT[pin] for pin in missing)
+        print(f'Train LoRA: {", ".join(missing)} is missing and could not be installed ({reason}). The WebUI starts {lost}. '
               f'To mend it, run: "{sys.executable}" -m pip install --no-deps {" ".join(missing)}')
     remark = None if missing else unsuitable_peft()
     if remark:

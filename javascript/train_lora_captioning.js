@@ -2,12 +2,11 @@
 (window.trainLora = window.trainLora || {parts: {}}).parts.captioning = (kit) => {
     'use strict';
     const {h, show, setText, button, iconButton, tool, plural, fileSize, duration, get, post, send, link, encode, openDialog, createScope, createField, toast, remember,
-        remembered} = kit;
+        remembered, feed} = kit;
 
     const OVER = ['finished', 'stopped', 'failed', 'interrupted'];
     const ENDS = {finished: 'Captions written', stopped: 'Stopped', failed: 'Captioning failed', interrupted: 'Captioning was interrupted'};
     const READY_MS = 300;
-    const FOLLOW_MS = 700;
     const MOST_REMEMBERED = 50;
 
     const COMMON = [
@@ -276,7 +275,6 @@
     function createCaptioningBar({seen, ended, openPicture, undo, goOn}) {
         let job = null;
         let offered = null;
-        let timer = 0;
         const title = h('strong.tl-captioning-title');
         const text = h('span.tl-muted');
         const fill = h('div.tl-bar-fill');
@@ -299,17 +297,24 @@
             show(element, false);
         }
 
-        /** Ask how far it is until it ends. One that was found running (`found`) and had just ended is not spoken of. */
-        async function follow(id, found = false) {
-            clearTimeout(timer);
+        /** Follow one that has just begun, or waits for its turn. */
+        async function follow(id) {
             try {
-                const next = await get(`jobs/${encode(id)}`);
-                if (!found || !OVER.includes(next.state)) present(next);
+                await feed.fetch(id);
+                present(feed.job(id));
             } catch (error) {
                 setText(text, error.message);
             }
-            if (running()) timer = setTimeout(() => link.whenBack(() => follow(id)), FOLLOW_MS);
         }
+
+        /** One that works, wherever it was started, is followed until it ends. */
+        feed.hear((kind, value) => {
+            if (kind !== 'jobs' && kind !== 'job' && kind !== 'ended') return;
+            const current = feed.current();
+            if (current && current.kind === 'captioning' && !(job && job.id === current.id) && !running()) present(current);
+            const mine = job && (kind === 'ended' && value.id === job.id ? value : feed.job(job.id));
+            if (mine && mine !== job && running()) present(mine);
+        });
 
         /** Say that a captioner was interrupted, until that is dismissed or another begins. */
         function offer(interrupted) {
@@ -328,11 +333,12 @@
             if (offered) dismiss();
             job = next;
             const over = !running();
-            setText(title, over ? ENDS[job.state] : job.stopping ? 'Stopping after this picture …' : job.done ? 'Writing captions' : job.message || 'Preparing');
+            const now = job.state === 'queued' ? 'Captions wait for their turn' : job.state === 'paused' ? 'Paused' : job.done ? 'Writing captions' : job.message || 'Preparing';
+            setText(title, over ? ENDS[job.state] : job.stopping ? 'Stopping after this picture …' : now);
             const left = !over && duration(job.eta_seconds);
             const count = over ? `${job.written || 0} written` : `${job.done} of ${job.total}`;
             setText(text, [job.error, job.total > 0 ? count : '', over && job.skipped ? `${job.skipped} kept` : '', left && `${left} left`].filter(Boolean).join(' · '));
-            const vague = !over && !Number.isFinite(job.fraction);
+            const vague = !over && job.state !== 'queued' && !Number.isFinite(job.fraction);
             bar.classList.toggle('tl-vague', vague);
             bar.classList.toggle('tl-failed', job.state === 'failed');
             fill.style.width = `${Math.round(1000 * (over && job.state === 'finished' ? 1 : job.fraction || 0)) / 10}%`;
@@ -360,7 +366,8 @@
         async function halt() {
             stop.disabled = true;
             try {
-                await post(`jobs/${encode(job.id)}/stop`);
+                feed.stopped(job.id);
+                await feed.ask(post(`jobs/${encode(job.id)}/stop`));
             } catch (error) {
                 toast(error.message);
                 stop.disabled = false;

@@ -725,12 +725,7 @@
             if (current) current.setCheckSettings(next);
         }
 
-        /** A captioner that runs already, as after a reload. */
-        function followJob(job) {
-            if (!captioning.running()) captioning.follow(job.id, true);
-        }
-
-        return {element, setDatasets, choose, poll, setSettings, followJob, receive, captioning: () => captioning.running(), name: () => (current ? current.name : ''),
+        return {element, setDatasets, choose, poll, setSettings, receive, name: () => (current ? current.name : ''),
             count: () => (current ? current.size() : 0)};
     }
 

@@ -13,6 +13,7 @@
         const chips = new Map();
 
         const list = h('div.tl-tags', {role: 'group', 'aria-label': 'Tags', onkeydown: (event) => walk(event)});
+        list.addEventListener('scroll', () => { if (!open) list.scrollTop = 0; });            // A focus behind its edge would move it.
         const more = iconButton('', 'Every tag of these pictures', () => { open = !open; present(); });
         more.classList.add('tl-tags-more');
         const find = h('input.tl-input.tl-tag-search', {type: 'search', placeholder: 'Find a tag', 'aria-label': 'Find a tag', oninput: () => {

@@ -1,7 +1,7 @@
 /* Small things that several parts of the tab use: icons, dialogs, menus, toasts, and how a changed text is shown. */
 (window.trainLora = window.trainLora || {parts: {}}).parts.widgets = (kit) => {
     'use strict';
-    const {h, button, outside} = kit;
+    const {h, setText, button, outside} = kit;
 
     const TOAST_MS = 6000;
     const SVG = 'http://www.w3.org/2000/svg';
@@ -21,6 +21,13 @@
         rotateLeft: 'M3 3v3.5h3.5 M3.3 6.2A5.3 5.3 0 1 1 2.8 9',
         rotateRight: 'M13 3v3.5H9.5 M12.7 6.2A5.3 5.3 0 1 0 13.2 9',
         trash: 'M2.5 4.5h11 M6 4V2.5h4V4 M4 4.5l.7 9h6.6l.7-9 M6.7 7v4 M9.3 7v4',
+        up: 'M3.5 10 8 5.5 12.5 10',
+        grip: 'M6 4h.01 M6 8h.01 M6 12h.01 M10 4h.01 M10 8h.01 M10 12h.01',
+        pause: 'M5.5 3.5v9 M10.5 3.5v9',
+        play: 'M5 3.2v9.6L12.5 8z',
+        stop: 'M4.5 4.5h7v7h-7z',
+        camera: 'M2.5 5h2.6l1-1.5h3.8l1 1.5h2.6v7.5h-11z M8 10.8a2.2 2.2 0 1 0 0-4.4 2.2 2.2 0 0 0 0 4.4z',
+        copy: 'M5.5 5.5h8v8h-8z M10.5 5.5v-3h-8v8h3',
         pen: 'M3 13l.6-2.8L10.7 3 13 5.3 5.8 12.4 3 13z',
         words: 'M2.5 4h11 M2.5 8h7 M2.5 12h9',
         addPicture: 'M9.5 12.5h-8v-10h12v5.5 M1.5 10l3.2-3.2 2.6 2.6 2-2 1.7 1.7 M10.2 5.4h.01 M12.5 10v5 M10 12.5h5',
@@ -83,13 +90,13 @@
     }
 
     /** Ask a question; `answers` are {label, kind?, value}. Resolves to the value, or to null when it was closed. */
-    function ask({title, text, list = [], answers}) {
+    function ask({title, text, list = [], answers, className = ''}) {
         return new Promise((resolve) => {
             let chosen = null;
             const pick = (value) => { chosen = value; dialog.close(); };
-            const dialog = openDialog({title, className: 'tl-ask', onClose: () => resolve(chosen),
+            const dialog = openDialog({title, className: ['tl-ask', className].filter(Boolean).join('.'), onClose: () => resolve(chosen),
                 body: [h('p', {}, text), list.length ? h('ul.tl-list', {}, ...list.slice(0, 100).map((line) => h('li', {}, line))) : null].filter(Boolean),
-                foot: [button('Cancel', () => dialog.close()), ...answers.map(({label, kind, value}) => button(label, () => pick(value), kind))]});
+                foot: [button(answers.length ? 'Cancel' : 'Close', () => dialog.close()), ...answers.map(({label, kind, value}) => button(label, () => pick(value), kind))]});
         });
     }
 
@@ -131,10 +138,25 @@
 
     function place(menu, where) {
         const box = where instanceof Element ? where.getBoundingClientRect() : {left: where.x, bottom: where.y, top: where.y};
-        const left = Math.max(8, Math.min(box.left, window.innerWidth - menu.offsetWidth - 8));
+        const card = where instanceof Element && where.closest('.tl-card');
+        const edges = card ? card.getBoundingClientRect() : {left: 0, right: window.innerWidth};
+        const left = Math.max(8, Math.min(box.left, Math.min(edges.right, window.innerWidth) - menu.offsetWidth - 8));
         const below = box.bottom + 4 + menu.offsetHeight < window.innerHeight;
         menu.style.left = `${left}px`;
         menu.style.top = `${Math.max(8, below ? box.bottom + 4 : box.top - menu.offsetHeight - 4)}px`;
+    }
+
+
+    // --- Words for screen readers ------------------------------------------------------------------------------------
+
+    const SAID_MS = 6000;
+    const sayings = new WeakMap();
+
+    /** Say something in a live region, and take it out of the page's text again when it was heard. */
+    function say(region, text) {
+        clearTimeout(sayings.get(region));
+        setText(region, text);
+        sayings.set(region, setTimeout(() => setText(region, ''), SAID_MS));
     }
 
 
@@ -205,5 +227,5 @@
         return runs.map(({same, text}) => (same ? text : h(mark, {}, text)));
     }
 
-    return {icon, tool, openDialog, ask, openMenu, toast, change, app};
+    return {icon, tool, openDialog, ask, openMenu, toast, say, change, app};
 };

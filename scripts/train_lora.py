@@ -5,7 +5,7 @@ import sys
 
 import gradio as gr
 
-from modules import script_callbacks
+from modules import script_callbacks, scripts
 
 TITLE, TAB = "Train LoRA", "train_lora"
 
@@ -28,6 +28,20 @@ def explanation() -> str:
     command = f'"{sys.executable}" -m pip install --no-deps {package}'
     return (f"<p>Train LoRA cannot start: {html.escape(str(problem))}. Close the WebUI, run this command, and start it again:</p>"
             f"<pre>{html.escape(command)}</pre>")
+
+
+class TrainLoRALive(scripts.Script):
+    """Has no controls: before each picture, a LoRA that is being trained with the setting *live* is brought up to date if the prompt names it."""
+
+    def title(self):
+        return TITLE
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def process(self, p, *args):
+        if service:
+            service.host.prepare_picture([*p.all_prompts, *(getattr(p, "all_hr_prompts", None) or [])])
 
 
 def on_ui_tabs():

@@ -1,6 +1,7 @@
 """A tiny, real model of SD1's names behind the contract, and pictures to train it on. Small enough for a run of seconds."""
 import contextlib
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,7 @@ class TinyHost(Host):
     def __init__(self, folder: Path) -> None:
         self.lora_dir, self.data_dir = folder / "Lora", folder / "train_lora"
         self.lora_dir.mkdir(parents=True)
-        self.model, self.registered, self.gave_way, self.status = TinyModel(), [], 0, ModelStatus(True, "", "tiny", "sd1", "epsilon")
+        self.model, self.registered, self.gave_way, self.waiting, self.status = TinyModel(), [], 0, False, ModelStatus(True, "", "tiny", "sd1", "epsilon")
 
     def model_status(self):
         return self.status
@@ -146,8 +147,15 @@ class TinyHost(Host):
             for parameter, flag in zip(self.model.unet.parameters(), flags):
                 parameter.requires_grad_(flag)
 
-    def give_way(self):
+    def wanted(self):
+        return self.waiting
+
+    def give_way(self, *, until=lambda: True, say=lambda waiting_for, sentence: None, should_stop=lambda: False):
         self.gave_way += 1
+        self.waiting = False
+        while not until() and not should_stop():
+            time.sleep(0.005)
+        return not should_stop()
 
     def register(self, path):
         self.registered.append(path)

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "lora_trainer"
 ENTRIES = {f"{PACKAGE}.__main__", f"{PACKAGE}.demo.pretrain", f"{PACKAGE}.demo.pretrain_clip", f"{PACKAGE}.bench"}
-WEBUI = {f"{PACKAGE}.hosts.webui", f"{PACKAGE}.hosts.webui_guard", f"{PACKAGE}.hosts.webui_captioners"}
+WEBUI = {f"{PACKAGE}.hosts.webui{part}" for part in ("", "_captioners", "_guard", "_loan", "_loras", "_model")}
 # What a part may import besides itself. `demo` lends its vocabulary writer to hosts, its CLIP to captioners and its commands to the command line.
 MAY_IMPORT = {
     "core": set(),
@@ -20,9 +20,10 @@ MAY_IMPORT = {
 }
 CORE_PACKAGES = {"torch", "peft", "safetensors", "numpy", "pandas", "PIL", "yaml", "tomli", "tomllib", "regex", "charset_normalizer"}
 PLACES = {
-    "modules": WEBUI, "ldm": {f"{PACKAGE}.hosts.webui"}, "sgm": {f"{PACKAGE}.hosts.webui"},
+    "modules": WEBUI, "ldm": {f"{PACKAGE}.hosts.webui_loan"}, "sgm": {f"{PACKAGE}.hosts.webui_loan"},
     "gradio": {f"{PACKAGE}.interfaces"}, "uvicorn": {f"{PACKAGE}.interfaces"}, "fastapi": {f"{PACKAGE}.interfaces", f"{PACKAGE}.hosts.webui_guard"},
     "open_clip": {f"{PACKAGE}.captioning", f"{PACKAGE}.demo.pretrain_clip"}, "timm": {f"{PACKAGE}.captioning"}, "huggingface_hub": {f"{PACKAGE}.captioning"},
+    "tensorboardX": {f"{PACKAGE}.jobs.tensorboard"},
     "diffusers": {f"{PACKAGE}.hosts.standalone", f"{PACKAGE}.demo.pretrain", f"{PACKAGE}.bench"},
 }
 LOWEST = {"errors", "layouts"}                 # import nothing of ours
@@ -108,3 +109,63 @@ def test_no_circles():
 def test_the_walk_sees_imports_inside_functions():
     assert "diffusers" in {other.split(".")[0] for other in IMPORTS[f"{PACKAGE}.hosts.standalone"]}
     assert f"{PACKAGE}.core.errors" in IMPORTS[f"{PACKAGE}.hosts.standalone"]
+
+
+# --- Nothing that a file says is run, and no archive is unpacked ---------------------------------------------------------
+
+SHIPPED = [*modules().values(), *sorted((ROOT / "scripts").glob("*.py")), ROOT / "preload.py", ROOT / "install.py"]
+UNPICKLERS = {"dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
+NEVER = {"pickle.load", "pickle.loads", "pickle.Unpickler", "yaml.load", "yaml.load_all", "yaml.full_load", "yaml.full_load_all", "yaml.unsafe_load", "yaml.unsafe_load_all",
+         "torch.jit.load", "torch.package.PackageImporter", "pandas.read_pickle", "pandas.read_hdf", "eval", "exec", "os.system", "os.popen",
+         "shutil.unpack_archive", "zipfile.ZipFile", "tarfile.open", "tarfile.TarFile"}
+
+
+def calls_of(source: str) -> list[tuple[str, ast.Call]]:
+    """Every call in a text, by its name as far as it is written with dots; names that were imported from a module are given with it."""
+    tree, imported = ast.parse(source), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            imported |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            imported |= {alias.asname: alias.name for alias in node.names if alias.asname}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            first, dot, rest = ast.unparse(node.func).partition(".")
+            found.append((imported.get(first, first) + dot + rest, node))
+    return found
+
+
+def dangers_in(source: str) -> list[str]:
+    """What in a Python text reads pickles, runs texts, or unpacks archives."""
+    found = [f"imports {name}" for node in ast.walk(ast.parse(source)) for name in
+             ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else [])
+             if name.split(".")[0] in UNPICKLERS]
+    for name, call in calls_of(source):
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        if name in NEVER or name.endswith((".read_pickle", ".extractall", ".unpack_archive")):
+            found.append(f"calls {name}")
+        if name == "torch.load" and given.get("weights_only") != "True":
+            found.append("calls torch.load without weights_only=True")
+        if given.get("allow_pickle", "False") != "False":
+            found.append(f"calls {name} with allow_pickle")
+        if given.get("shell", "False") != "False":
+            found.append(f"calls {name} with shell")
+        if given.get("trust_remote_code", "False") != "False":
+            found.append(f"calls {name} with trust_remote_code")
+    return found
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_nothing_is_unpickled_run_or_unpacked(path):
+    assert dangers_in(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("source", [
+    "import pickle; pickle.load(f)", "from pickle import loads; loads(x)", "import pickle as p; p.loads(x)", "import torch; torch.load(f)", "torch.load(f, weights_only=False)",
+    "from torch import load; load(f)", "import numpy as np; np.load(f, allow_pickle=True)", "import pandas as pd; pd.read_pickle(f)", "import yaml; yaml.load(t, Loader=yaml.Loader)",
+    "import joblib", "from dill import loads", "eval(text)", "exec(text)", "import zipfile; zipfile.ZipFile(f).extractall()", "from zipfile import ZipFile; ZipFile(f)",
+    "import tarfile; tarfile.open(f)", "import shutil; shutil.unpack_archive(f)", "subprocess.run(c, shell=True)", "AutoModel.from_pretrained(n, trust_remote_code=True)",
+])
+def test_the_search_for_dangers_finds(source):
+    assert dangers_in(source)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lora_trainer.core.errors import Refused
 from lora_trainer.core.contracts import ModelStatus
 from lora_trainer.jobs.service import TrainingService
 
@@ -148,12 +149,15 @@ def test_no_model(service, host, settings):
     assert service.plan(settings)["errors"][0]["message"].startswith("No checkpoint is loaded")
 
 
-def test_a_second_job(service, settings):
+def test_a_second_job_of_the_same_name(service, settings):
     first = service.start({**settings, "max_train_steps": 100_000})
-    with pytest.raises(Exception, match="is still running. Wait until it has ended, or stop it"):
-        service.start({**settings, "output_name": "second"})
-    service.stop(first)
-    assert service.wait(first, timeout=60)["state"] == "stopped"
+    try:
+        with pytest.raises(Refused, match="mine") as refusal:
+            service.start(settings)
+        assert refusal.value.code == "name_taken"
+    finally:
+        service.stop(first)
+        assert service.wait(first, timeout=60)["state"] == "stopped"
 
 
 def test_precision_that_cannot_be(service, host, settings):

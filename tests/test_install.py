@@ -46,6 +46,11 @@ def test_offline_says_so_and_lets_the_webui_start(tmp_path):
     assert lines[0].endswith("-m pip install --no-deps peft==0.13.2 PyYAML==6.0.1")
 
 
+def test_without_tensorboard_training_works(tmp_path):
+    done, _ = webui(tmp_path, "raise RuntimeError('stderr: NewConnectionError: Name or service not known')", without="tensorboardX")
+    assert "tensorboardX==2.6.2.2 is missing" in done.stdout and "starts without figures for TensorBoard." in done.stdout
+
+
 def versions(monkeypatch, **found: str):
     def version(name):
         if name not in found:

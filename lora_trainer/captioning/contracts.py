@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..core.config import is_plain_text
 from ..core.errors import Refused
 
 Report = Callable[[str, float], None]      # a sentence for the user, and how far it is, in [0, 1]
@@ -57,7 +58,7 @@ class Option:
         return self._bool(value) if self.type == "bool" else self._number(value)
 
     def _text(self, value: Any) -> str:
-        if not isinstance(value, str) or len(value) > 4000 or "\x00" in value:
+        if not isinstance(value, str) or len(value) > 4000 or not is_plain_text(value):
             raise self._refused("is not text of at most 4000 characters")
         return value
 

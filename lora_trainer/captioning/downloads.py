@@ -5,7 +5,6 @@ and open_clip's own caches are read as well. A transfer that breaks off is conti
 the checksum that the server names, gets its name. Nothing here asks the network before `fetch`.
 """
 import dataclasses
-import hashlib
 import os
 import re
 import urllib.error
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import Refused, Stopped
+from ..core.fingerprint import fingerprint_of_file
 from .contracts import READY, Asked, Readiness, Report
 
 CHUNK_BYTES, TIMEOUT_SECONDS = 1 << 20, 30
@@ -183,7 +183,7 @@ def _check(part: Path, total: int | None, checksum: str) -> None:
     """Raise OSError for a file that is not whole; one with the wrong content is removed, so that the next try begins anew."""
     if total is not None and part.stat().st_size < total:
         raise OSError(f"{part.stat().st_size:,} of {total:,} bytes arrived")
-    if checksum and not _sha256(part).startswith(checksum):
+    if checksum and not fingerprint_of_file(part).startswith(checksum):
         part.unlink()
         raise OSError("what arrived has another checksum than the server names")
 
@@ -192,11 +192,3 @@ def _checksum_in(url: str) -> str:
     """Return the beginning of a SHA-256 that a file's name ends with, as open_clip's releases have it, or nothing."""
     found = re.search(r"-([0-9a-f]{8})\.\w+$", url)
     return found[1] if found else ""
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

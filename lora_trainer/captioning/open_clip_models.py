@@ -9,7 +9,7 @@ import inspect
 import json
 import os
 import pickle
-import zipfile
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from ..core.captions import write_atomically
 from ..core.errors import Refused
+from ..core.paths import expanded
 from .contracts import Asked, Choice, Option, Readiness, Report
 from .downloads import RemoteFile, checked_repository, fetch, readiness_of
 
@@ -27,6 +28,7 @@ CUSTOM = "custom"
 WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 CONFIG_NAME = "open_clip_config.json"
 HUB = "hf-hub:"
+ARCHIVE = b"PK\x03\x04"              # how a file of torch's begins since 1.6
 FOREIGN = ("hf_model_name", "hf_tokenizer_name")
 CheckPath = Callable[[Path], None]
 
@@ -58,8 +60,8 @@ class ModelSource:
 
 
 def hub_weights(repository: str, size_bytes: int | None = None) -> RemoteFile:
-    """Name a repository's weights; old ones are .bin, which is read without unpickling, too."""
-    return RemoteFile(WEIGHTS_NAMES[2:] + WEIGHTS_NAMES[:2], repository, size_bytes=size_bytes)
+    """Name a repository's weights; old ones have only a .bin, of which nothing but tensors is read."""
+    return RemoteFile(WEIGHTS_NAMES, repository, size_bytes=size_bytes)
 
 
 def model_options(known: Mapping[str, tuple[Choice, ModelSource]], default: str, *, more: tuple[Choice, ...] = ()) -> list[Option]:
@@ -90,8 +92,8 @@ def resolve(options: Mapping[str, Any], known: Mapping[str, tuple[Choice, ModelS
 
 
 def _folder(name: str, check_path: CheckPath) -> Path | None:
-    folder = Path(name).expanduser()
-    if not folder.is_absolute() and not name.startswith(".") and not folder.is_dir():
+    folder = expanded(name)
+    if re.fullmatch(r"[\w-]{1,100}(/\d+)?", name, re.ASCII) and not folder.is_dir():
         return None                                                                # ViT-B/16 is an old way to write a name
     check_path(folder)
     if not folder.is_dir():
@@ -113,7 +115,7 @@ def _of_name(name: str, weights: str, check_path: CheckPath) -> ModelSource:
         raise Refused(f"The open_clip that is installed has no model {name!r}. Its models: {', '.join(_alike(name, open_clip.list_models()))}, …",
                       field="model_name", code="no_model")
     if any(sign in weights for sign in ("/", "\\", ".", "~")):
-        path = Path(weights).expanduser()
+        path = expanded(weights)
         check_path(path)
         if not path.is_file():
             raise Refused(f"There is no file {path}.", field="weights", code="no_model")
@@ -204,9 +206,9 @@ def _foreign(config: Path, name: Any, key: str) -> Refused:
 
 
 def _create(open_clip: Any, name: str, weights: Path, **arguments: Any) -> tuple[torch.nn.Module, Any]:
-    _refuse_program(weights)
     arguments |= {"pretrained_image": False, "pretrained_hf": False}               # all weights are in the file; open_clip would fetch these first
     try:
+        _refuse_program(weights)
         if "weights_only" in inspect.signature(open_clip.create_model).parameters:
             model, _, transform = open_clip.create_model_and_transforms(name, pretrained=str(weights), weights_only=True, device="cpu", **arguments)
         else:
@@ -230,12 +232,20 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _refuse_program(path: Path) -> None:
-    """Raise `Refused` for a TorchScript archive, which torch would run even when it is told to read weights only."""
-    if path.suffix.lower() != ".safetensors" and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            program = any(name.endswith("constants.pkl") for name in archive.namelist())
-        if program:
-            raise Refused(f"{path.name} is a TorchScript archive, a program; it is not run. Choose weights in .safetensors.", field="weights", code="wrong_model")
+    """Raise `Refused` for what torch runs or unpacks even when it is told to read weights only (CVE-2025-32434).
+
+    That is a TorchScript archive, which is found with torch's own reader, so that both see the same; and whatever is no archive of torch's:
+    its formats of before 1.6.
+    """
+    if path.suffix.lower() == ".safetensors":
+        return
+    with open(path, "rb") as file:
+        begin = file.read(len(ARCHIVE))
+    if begin != ARCHIVE:
+        raise Refused(f"{path.name} is in a format that torch left behind with version 1.6, or is damaged; it is not read. Choose weights in .safetensors.",
+                      field="weights", code="wrong_model")
+    if "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records():
+        raise Refused(f"{path.name} is a TorchScript archive, a program; it is not run. Choose weights in .safetensors.", field="weights", code="wrong_model")
 
 
 def _put(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:

@@ -26,6 +26,9 @@ class Captioners:
             raise Refused(f"There is no captioner {str(name)[:80]!r}; there are {', '.join(self._captioners)}.", field="captioner", code="not_found")
         return self._captioners[name]
 
+    def names(self) -> list[str]:
+        return list(self._captioners)
+
     def options(self, captioner: Captioner) -> list[Option]:
         """Return its own options, then the common ones."""
         return [*captioner.options(), *options_for(captioner.underscores_to_spaces)]

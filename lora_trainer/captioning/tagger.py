@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..core.errors import Refused
+from ..core.paths import expanded
 from .contracts import READY, Asked, Captioner, Choice, LoadedCaptioner, Option, Readiness, Report
 from .downloads import RemoteFile, fetch, readiness_of
 from .open_clip_models import CheckPath
@@ -85,7 +86,7 @@ class WdTagger(Captioner):
         return _Tagger(model, preparation, read_tags(tags, outputs=model.num_classes), options)
 
     def _folder(self, options: Mapping[str, Any]) -> Path:
-        folder = Path(options["folder"].strip()).expanduser()
+        folder = expanded(options["folder"].strip())
         self._check_path(folder)
         if missing := [name for name in (CONFIG, TAGS, WEIGHTS) if not (folder / name).is_file()]:
             raise Refused(f"The folder {folder} lacks {' and '.join(missing)}.", field="folder", code="no_model")

@@ -6,7 +6,7 @@ attribute swaps: the original module objects stay as they are and no weight of t
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -34,29 +34,38 @@ class _Place:
     original: torch.nn.Module
 
 
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Rank and alpha of one layer's LoRA; what it adds is scaled by alpha / rank."""
+    rank: int
+    alpha: float
+
+
 class Adapters:
     """The LoRA of one run. Made detached; `attached()` puts it in for a while."""
 
-    def __init__(self, places: list[_Place], *, rank: int, alpha: float) -> None:
-        self._places, self.rank, self.alpha = places, rank, alpha
+    def __init__(self, places: list[_Place], shapes: Mapping[str, Shape]) -> None:
+        self._places, self.shapes = places, dict(shapes)
 
     @classmethod
-    def create(cls, unet: torch.nn.Module, *, targets: str, rank: int, alpha: float, dropout: float = 0.0, seed: int = 0) -> "Adapters":
-        """Build fp32 LoRA layers around the target layers, with up-weights zero, so that the prediction is unchanged at first.
+    def create(cls, unet: torch.nn.Module, shapes: Mapping[str, Shape], *, dropout: float = 0.0, seed: int = 0) -> "Adapters":
+        """Build fp32 LoRA layers around the layers at the paths of `shapes`, with up-weights zero, so that the prediction is unchanged at first.
 
-        The down-weights depend on `seed` alone. Raises ValueError when the UNet has no such layer.
+        The down-weights depend on `seed` alone. Raises ValueError when there is no layer, AttributeError for a path that the UNet lacks.
         """
-        paths = target_paths(unet, targets)
-        if not paths:
-            raise ValueError(f"the UNet has no layer for targets {targets!r}")
-        originals = {path: unet.get_submodule(path) for path in paths}
+        if not shapes:
+            raise ValueError("the UNet has no layer that could learn")
+        originals = {path: unet.get_submodule(path) for path in shapes}
         flags = {parameter: parameter.requires_grad for parameter in unet.parameters()}
-        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="|".join(map(re.escape, paths)))
+        first = next(iter(shapes.values()))
+        config = LoraConfig(r=first.rank, lora_alpha=first.alpha, lora_dropout=dropout, target_modules="|".join(map(re.escape, shapes)),
+                            rank_pattern={path: shape.rank for path, shape in shapes.items() if shape.rank != first.rank},
+                            alpha_pattern={path: shape.alpha for path, shape in shapes.items() if shape.alpha != first.alpha})
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 inject_adapter_in_model(config, unet, adapter_name=ADAPTER)
-            places = [_Place(path, *_parent(unet, path), unet.get_submodule(path), originals[path]) for path in paths]
+            places = [_Place(path, *_parent(unet, path), unet.get_submodule(path), originals[path]) for path in shapes]
         finally:
             _put_back(unet, originals, flags)
         for place in places:
@@ -64,7 +73,13 @@ class Adapters:
             place.adapter.lora_B.float()
             place.adapter.cast_input_dtype_enabled = False                         # autocast casts once; peft would go by way of fp32
             place.adapter.lora_dropout.train(dropout > 0)                          # not .train(), which would reach the original layer
-        return cls(places, rank=rank, alpha=alpha)
+        return cls(places, shapes)
+
+    def move_to(self, unet: torch.nn.Module) -> None:
+        """Go over to another UNet of the same layers: the same checkpoint, loaded anew into other objects. Only while detached."""
+        self._places = [_Place(place.path, *_parent(unet, place.path), place.adapter, unet.get_submodule(place.path)) for place in self._places]
+        for place in self._places:
+            place.adapter.base_layer = place.original
 
     def attach(self) -> None:
         for place in self._places:
@@ -86,10 +101,33 @@ class Adapters:
     def parameters(self) -> list[torch.nn.Parameter]:
         return [weight for place in self._places for weight in (place.adapter.lora_A[ADAPTER].weight, place.adapter.lora_B[ADAPTER].weight)]
 
+    def load(self, weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Take over down- and up-weights by module path; raises ValueError unless they are those of these layers and of their shapes."""
+        if weights.keys() != self.shapes.keys():
+            raise ValueError(f"the layers differ: {sorted(weights.keys() ^ self.shapes.keys())[:3]}")
+        with torch.no_grad():
+            for place in self._places:
+                for layer, values in zip((place.adapter.lora_A, place.adapter.lora_B), weights[place.path]):
+                    if layer[ADAPTER].weight.shape != values.shape:
+                        raise ValueError(f"{place.path} is {tuple(layer[ADAPTER].weight.shape)}, not {tuple(values.shape)}")
+                    layer[ADAPTER].weight.copy_(values)
+
+    @property
+    def alphas(self) -> dict[str, float]:
+        return {path: shape.alpha for path, shape in self.shapes.items()}
+
+    def are_finite(self) -> bool:
+        return all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters())
+
     def weights(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Return, by module path, copies on the CPU of down `(rank, in[, k, k])` and up `(out, rank[, 1, 1])`, float32."""
         return {place.path: tuple(layer[ADAPTER].weight.detach().to("cpu", torch.float32, copy=True)
                                   for layer in (place.adapter.lora_A, place.adapter.lora_B)) for place in self._places}
+
+
+def plan_shapes(unet: torch.nn.Module, *, targets: str, rank: int, alpha: float) -> dict[str, Shape]:
+    """Give every layer of `targets` the same rank and alpha."""
+    return {path: Shape(rank, alpha) for path in target_paths(unet, targets)}
 
 
 def count_parameters(unet: torch.nn.Module, *, targets: str, rank: int) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from .contracts import BaseModel, Conditioning
+from .contracts import BaseModel, Conditioning, Size
 from .dataset import Bucket, Picture, generator, load_pixels
 from .errors import Refused, Stopped
 
@@ -24,24 +24,28 @@ class Encoded:
 
 def encode(base_model: BaseModel, pictures: list[Picture], buckets: list[Bucket], captions: list[str], *, mirror: bool = False,
            random_crop: bool = False, on_progress: Callable[[int, int], None] = lambda done, total: None,
-           should_stop: Callable[[], bool] = lambda: False) -> list[Encoded]:
-    """Encode every picture and caption, in order; raises `Stopped` when asked to stop, and what the base model raises."""
+           between: Callable[[], bool] = lambda: True) -> list[Encoded]:
+    """Encode every picture and caption, in order. `between()` runs before each; False raises `Stopped`. Raises what the base model raises."""
     encoded = []
-    with torch.no_grad():
-        for number, (picture, bucket, caption) in enumerate(zip(pictures, buckets, captions)):
-            if should_stop():
-                raise Stopped
-            on_progress(number, len(pictures))
-            pixels, size = load_pixels(picture.path, bucket, whole=random_crop)
-            variants = torch.stack([pixels, pixels.flip(-1)] if mirror else [pixels])
-            together = max(1, PIXELS_AT_ONCE // pixels[0].numel())
-            latents = torch.cat([base_model.encode_images(part.to(base_model.device)).float().cpu() for part in variants.split(together)])
+    for number, (picture, bucket, caption) in enumerate(zip(pictures, buckets, captions)):
+        if not between():
+            raise Stopped
+        on_progress(number, len(pictures))
+        with torch.no_grad():
+            latents, size = _latents_of(base_model, picture, bucket, mirror=mirror, whole=random_crop)
             if not torch.isfinite(latents).all():
                 raise Refused(f"The VAE gave numbers that are not finite for {picture.path.name}, as some do in fp16. Start the WebUI with --no-half-vae.",
                               code="vae_not_finite")
             encoded.append(Encoded(latents, base_model.encode_captions([caption], [size]).to("cpu"), bucket))
     on_progress(len(pictures), len(pictures))
     return encoded
+
+
+def _latents_of(base_model: BaseModel, picture: Picture, bucket: Bucket, *, mirror: bool, whole: bool) -> tuple[torch.Tensor, Size]:
+    pixels, size = load_pixels(picture.path, bucket, whole=whole)
+    variants = torch.stack([pixels, pixels.flip(-1)] if mirror else [pixels])
+    together = max(1, PIXELS_AT_ONCE // pixels[0].numel())
+    return torch.cat([base_model.encode_images(part.to(base_model.device)).float().cpu() for part in variants.split(together)]), size
 
 
 def assemble(encoded: list[Encoded], numbers: list[int], *, seed: int, number: int) -> tuple[torch.Tensor, Conditioning]:

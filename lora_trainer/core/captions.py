@@ -2,6 +2,7 @@
 
 Reads what people bring in any usual encoding; writes UTF-8, atomically.
 """
+import contextlib
 import os
 import re
 import time
@@ -70,10 +71,11 @@ def split_tags(caption: str) -> list[str]:
     return [tag.strip() for tag in caption.split(",") if tag.strip()]
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, check: bool = False) -> None:
     """Write a file so that no reader, and no power cut, ever sees a part of it: temporary file in the same folder, flush, replace.
 
-    A file that was there keeps its mode; a new one gets the user's usual mode.
+    A file that was there keeps its mode; a new one gets the user's usual mode. With `check` what was written is read back first; raises OSError
+    when it is not the same, as for everything that a disk refuses.
     """
     temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
     try:
@@ -81,6 +83,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        if check and temporary.read_bytes() != data:
+            raise OSError("what was written does not read back; the disk may be failing")
         if path.exists():
             os.chmod(temporary, path.stat().st_mode)
         replace_file(temporary, path)
@@ -89,12 +93,14 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
-def remove_leftovers(folders: Iterable[Path]) -> None:
+def remove_leftovers(folders: Iterable[Path], *, older_than_seconds: float = 0.0) -> None:
     """Remove temporary files that a killed process left in these folders."""
     for folder in folders:
         for path in folder.glob(".*.tmp"):
             if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", path.name):
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    if not older_than_seconds or time.time() - path.stat().st_mtime > older_than_seconds:
+                        path.unlink(missing_ok=True)
 
 
 def replace_file(source: Path, target: Path, attempts: int = 5) -> None:

@@ -83,6 +83,18 @@ class TrainConfig:
     gradient_checkpointing: bool = setting(False, "Save memory", "Gradient checkpointing: less memory, about 40 % slower. The result is the same.")
     save_steps: int = setting(0, "Snapshot every", "Also save the LoRA every so many steps, as name-000100. 0: only at the end.", minimum=0, maximum=1_000_000,
                               unit="steps")
+    init_lora: str = setting("", "Go on from a LoRA", "Name or file of a LoRA to start from, ours or any in kohya's layout. Its rank, alpha and layers are taken over.")
+    sharing: str = setting("share", "Pictures meanwhile", "share: a picture that you generate is drawn between two steps, at once. exclusive: pictures wait "
+                           "until training has ended.", choices=("share", "exclusive"))
+    live: bool = setting(False, "Live LoRA", "A picture whose prompt names this LoRA is drawn with what it has learned up to that moment. "
+                         "Off: with the newest snapshot.")
+    save_state_minutes: float = setting(5.0, "Progress kept every", "How much work a power cut may cost at most. 0: by steps only.", minimum=0.0,
+                                        maximum=1440.0, unit="minutes")
+    save_state_steps: int = setting(0, "Or every", "Also keep the progress every so many steps. 0: by minutes only.", minimum=0,
+                                    maximum=1_000_000, unit="steps")
+    keep_states: int = setting(2, "Progress files", "How many of these files are kept; older ones are removed.", minimum=1, maximum=100)
+    when_memory_runs_out: str = setting("adapt", "When memory runs out", "adapt: go on with less (slower, the same result). stop: end with a sentence.",
+                                        choices=("adapt", "stop"))
     preview: bool = setting(True, "Preview picture", "Draw one picture with the finished LoRA, for its card. A picture that you chose for the card stays.", group="output")
     seed: int = setting(42, "Seed", "The same seed and settings give the same LoRA.", minimum=0, maximum=2**32 - 1)
     logging_dir: str = setting("", "Log folder", "Where the run's figures go. Empty: the job's own folder.", group="output")
@@ -169,7 +181,7 @@ KOHYA_NAMES = {
     "network_dim": "lora_rank", "network_alpha": "lora_alpha", "network_dropout": "lora_dropout", "train_batch_size": "batch_size",
     "max_train_epochs": "epochs", "num_train_epochs": "epochs", "lr_scheduler": "scheduler", "optimizer_type": "optimizer", "save_every_n_steps": "save_steps",
     "pretrained_model_name_or_path": "base_model", "unet_lr": "learning_rate", "flip_aug": "mirror", "bucket_reso_steps": "bucket_step",
-    "dataset_repeats": "repeats", "trigger_words": "trigger_word",
+    "dataset_repeats": "repeats", "trigger_words": "trigger_word", "network_weights": "init_lora",
 }
 
 

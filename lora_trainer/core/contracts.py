@@ -5,6 +5,7 @@ Hosts implement these; steps and interfaces only use them. Differences between m
 import abc
 import contextlib
 import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,15 @@ class BaseModel(abc.ABC):
     sha256: str | None             # of the checkpoint's file, lower-case hex, if known
     clip_skip: int = 1
 
+    fingerprint: str = ""          # of the UNet's weights, as `core.fingerprint` takes it
+
+    def encoding_key(self) -> str:
+        """Name everything besides the pictures and captions that decides how they are encoded (VAE, clip skip); other keys, other encodings."""
+        return f"clip skip {self.clip_skip}"
+
+    def set_encoders_aside(self) -> None:
+        """Move the VAE and the text encoders off the device until the model is given back; for when memory is short."""
+
     @abc.abstractmethod
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """Encode float32 pixels `(batch, 3, height, width)` in [-1, 1] to latents `(batch, 4, height/8, width/8)`.
@@ -106,6 +116,8 @@ class Host(abc.ABC):
     lora_dir: Path                 # where finished LoRAs go
     data_dir: Path                 # train_lora/ of DESIGN.md: data sets, jobs, the jobs' database
     device: torch.device = torch.device("cpu")     # where captioners compute
+    offered: tuple[str, Callable[[], Path | None]] | None = None
+    changes_checkpoints: bool = False              # whether another checkpoint may be loaded than the one a run was begun with
 
     @abc.abstractmethod
     def model_status(self) -> ModelStatus:
@@ -122,8 +134,30 @@ class Host(abc.ABC):
         """Return the loaded UNet to count its layers, not to use or change it; None when nothing is loaded."""
         return None
 
-    def give_way(self) -> None:
-        """Let waiting generations run. Called between optimizer steps, when no autograd graph is alive."""
+    def give_way(self, *, until: Callable[[], bool] = lambda: True, say: Callable[[str, str], None] = lambda waiting_for, sentence: None,
+                 should_stop: Callable[[], bool] = lambda: False) -> bool:
+        """Give the borrowed model back for a while, and come back with it: let waiting generations run, and wait as long as `until` says no.
+
+        Called by the borrower between optimizer steps, when nothing of ours is on the model and no autograd graph is alive. Afterwards the
+        `BaseModel` may hold other modules, of the same weights. While the model is not to be had, `say` is told what is waited for and a
+        sentence for the user. Returns False, and the model stays given back, when `should_stop` came first.
+        """
+        return not should_stop()
+
+    @contextlib.contextmanager
+    def offer(self, name: str, write: Callable[[], Path | None]) -> Iterator[None]:
+        """While this lasts, a generation whose prompt names the LoRA `name` first calls `write`, in its own thread, and uses what that wrote.
+
+        Hosts look at `offered` before they draw.
+        """
+        self.offered = (name, write)
+        try:
+            yield
+        finally:
+            self.offered = None
+
+    def load_checkpoint(self, name: str) -> None:
+        """Load the checkpoint of this name, if another is loaded; raises `Refused` when it cannot be found."""
 
     def turn(self) -> contextlib.AbstractContextManager[None]:
         """Have the device to oneself for a while; pictures that are drawn wait. Not longer than `wanted()` says nothing."""
@@ -157,7 +191,12 @@ class Host(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """One moment of a run. `stage` is "preparing", "training" or "saving"; `message` is for the user."""
+    """One moment of a run. `stage` is "preparing", "training" or "paused"; `message` is for the user.
+
+    `waiting_for` says why a run is paused: "user", or "checkpoint" when the one it trains, `checkpoint`, is not loaded as it was.
+    `elapsed_seconds` is the time spent encoding and in steps, over all parts of a run that was interrupted.
+    `state_step` is the last step that a crash would not cost; `snapshots` are the names of LoRAs saved on the way.
+    """
     stage: str
     message: str = ""
     fraction: float = 0.0          # of the stage, in [0, 1]
@@ -169,3 +208,10 @@ class Progress:
     learning_rate: float | None = None
     seconds_per_step: float | None = None
     eta_seconds: float | None = None
+    pictures: int = 0
+    elapsed_seconds: float | None = None
+    waiting_for: str = ""
+    checkpoint: str = ""
+    state_step: int = 0
+    snapshots: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 import re
+import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from .tables import find_table
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jfif")
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "MPO")
 SMALLEST_PX, MOST_PIXELS, WIDEST_RATIO = 16, 120_000_000, 8.0
+LARGE_PIXELS = 40_000_000              # pictures above are decoded one at a time, or a few uploads could take all memory
 MOST_REMEMBERED = 20_000
 
 
@@ -161,7 +163,7 @@ _decoded: dict[tuple[Path, int, int], Facts | Refused] = {}
 @functools.lru_cache(maxsize=MOST_REMEMBERED)
 def _read_header(path: Path, mtime_ns: int, size: int) -> Facts | Refused:
     try:
-        with opened(path) as image:
+        with opened(path, decodes=False) as image:
             return facts_of(image)
     except Refused as error:
         return error
@@ -199,15 +201,22 @@ def _orientation(image: Image.Image) -> int | None:
     return image.getexif().get(0x0112) if known else None                          # for a PNG without, Pillow would decode all of it to be sure
 
 
+_one_at_a_time = threading.RLock()
+
+
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture by its content; whatever Pillow raises inside becomes a `Refused` that says what is wrong with the file."""
+def opened(path: Path, *, decodes: bool = True) -> Iterator[Image.Image]:
+    """Open a picture by its content; whatever Pillow raises inside becomes a `Refused` that says what is wrong with the file.
+
+    Where it is only asked for its header (not `decodes`), nobody waits for a large one.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             with Image.open(path, formats=_openable()) as image:
                 _check_size(path, *image.size)
-                yield image
+                with _one_at_a_time if decodes and image.width * image.height > LARGE_PIXELS else contextlib.nullcontext():
+                    yield image
         except Image.UnidentifiedImageError as error:
             raise Refused(f"{path.name} is not a picture (its content is none of {', '.join(PICTURE_FORMATS[:5])}).", code="not_a_picture") from error
         except Image.DecompressionBombError as error:
@@ -236,7 +245,7 @@ def _check_size(path: Path, width: int, height: int) -> None:
 
 def _remarks(image: Image.Image) -> list[str]:
     remarks = []
-    if getattr(image, "n_frames", 1) > 1:
+    if getattr(image, "is_animated", False):                                       # not n_frames, which reads a GIF to its end
         remarks.append("animated: only the first frame is used")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         remarks.append("transparent parts become white")

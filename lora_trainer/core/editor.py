@@ -24,6 +24,7 @@ from .errors import Refused
 from .examination import Examination, near_duplicates
 from .history import Change, ChangedMeanwhile, History, Outcome, digest
 
+WINDOWS_OWN = r"(?i)(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[\d\u00b9\u00b2\u00b3]) *(\..*)?"      # names of devices, whatever ending they have
 CountTokens = Callable[[Sequence[str]], "list[int] | None"]
 
 
@@ -97,10 +98,15 @@ class DataSetEditor:
         """Return a picture's path if it really lies in the folder (or a kohya subfolder): no `..`, no link that leads out."""
         path = self.folder / filename
         inside = path.parent == self.folder or (path.parent.parent == self.folder and read_kohya_name(path.parent))
-        if not inside or ".." in Path(filename).parts or path.name.startswith(".") or path.suffix.lower() not in PICTURE_ENDINGS or not path.is_file() \
-                or not path.resolve().is_relative_to(self.folder.resolve()):
+        if not inside or ".." in Path(filename).parts or path.name.startswith(".") or path.suffix.lower() not in PICTURE_ENDINGS or not self._is_there(path):
             raise Refused(f"There is no picture {filename[:200]!r} in this data set.", field="filename", code="not_found")
         return path
+
+    def _is_there(self, path: Path) -> bool:
+        try:
+            return path.is_file() and path.resolve().is_relative_to(self.folder.resolve())
+        except (OSError, ValueError):                                              # a name that is too long, or has a NUL
+            return False
 
     # --- Captions --------------------------------------------------------------------------------------------------------
 
@@ -420,7 +426,7 @@ def safe_filename(filename: str) -> str:
     name = re.split(r"[\\/]", str(filename))[-1].strip()
     stem = Path(name).stem
     if not stem or name.startswith(".") or stem.endswith((".", " ")) or re.search(r'[<>:"|?*\x00-\x1f]', name) or not is_plain_text(name) \
-            or len(name.encode("utf-8", "replace")) > 200 or re.fullmatch(r"(?i)con|prn|aux|nul|com\d|lpt\d", name.split(".")[0]):
+            or len(name.encode("utf-8", "replace")) > 200 or re.fullmatch(WINDOWS_OWN, name):
         raise Refused(f"{str(filename)[:80]!r} cannot be used as a file name. Rename it.", field="to", code="bad_name")
     return name
 

@@ -12,3 +12,19 @@ class Refused(Exception):
 
 class Stopped(Exception):
     """The user asked a run to stop."""
+
+
+class NotFinite(Exception):
+    """A step gave a number that is not finite. `step` counts from 1, `pictures` are the numbers of those in its batches."""
+
+    def __init__(self, step: int, what: str, value: float, pictures: list[int]) -> None:
+        super().__init__(f"The {what} became {value} at step {step}.")
+        self.step, self.what, self.value, self.pictures = step, what, value, pictures
+
+
+class OutOfMemory(Exception):
+    """A step, or the encoding before the first (step 0), did not fit into memory; `amount` says how much was needed and was there."""
+
+    def __init__(self, step: int, amount: str) -> None:
+        super().__init__(f"Memory ran out {f'at step {step}' if step else 'while encoding the pictures'} ({amount}).")
+        self.step, self.amount = step, amount

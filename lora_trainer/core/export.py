@@ -1,5 +1,6 @@
 """The file: kohya's layout and names, metadata, hashes, safetensors, and the sidecar that the WebUI's card reads."""
 import datetime
+import errno
 import hashlib
 import io
 import json
@@ -9,12 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from .adapters import Shape
 from .captions import split_tags, write_atomically
 from .config import TrainConfig
 from .contracts import BaseModel
@@ -22,7 +23,7 @@ from .dataset import Bucket, Picture
 from .errors import Refused
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-SOFTWARE = "Train LoRA"
+SOFTWARE, NOTES = "Train LoRA", "Trained with Train LoRA"
 FAMILIES = {  # family: (ss_base_model_version, ss_v2, modelspec.architecture, the WebUI card's name)
     "sd1": ("sd_v1", "False", "stable-diffusion-v1/lora", "SD1"),
     "sd2": ("sd_v2", "True", "stable-diffusion-v2-768-v/lora", "SD2"),
@@ -30,9 +31,9 @@ FAMILIES = {  # family: (ss_base_model_version, ss_v2, modelspec.architecture, t
 }
 
 
-def to_tensors(weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]], *, alpha: float, export_name: Callable[[str], str],
+def to_tensors(weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]], *, alphas: Mapping[str, float], export_name: Callable[[str], str],
                dtype: torch.dtype = torch.float16) -> dict[str, torch.Tensor]:
-    """Name down and up weights as kohya does: `<name>.lora_down.weight`, `.lora_up.weight` and the scalar `.alpha`.
+    """Name down and up weights as kohya does: `<name>.lora_down.weight`, `.lora_up.weight` and the scalar `.alpha`. All are by module path.
 
     Raises `Refused` (code "not_finite") for a weight that is not finite in `dtype`: no such file may be written.
     """
@@ -40,7 +41,7 @@ def to_tensors(weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]], *, alph
     for path, (down, up) in weights.items():
         name = export_name(path)
         tensors.update({f"{name}.lora_down.weight": down.to(dtype).contiguous(), f"{name}.lora_up.weight": up.to(dtype).contiguous(),
-                        f"{name}.alpha": torch.tensor(float(alpha))})
+                        f"{name}.alpha": torch.tensor(float(alphas[path]))})
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise Refused(f"The LoRA has {len(broken)} weights that are not finite numbers (first: {broken[0]}), so it is not saved. "
@@ -49,30 +50,31 @@ def to_tensors(weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]], *, alph
 
 
 def save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Write a LoRA so that a reader sees the old file or the whole new one, and read it back; raises `Refused` when the disk refuses."""
+    """Write a LoRA so that a reader sees the old file or the whole new one, once what was written reads back the same.
+
+    Raises `Refused` (code "cannot_save") when the disk refuses or fails; the old file is then still there.
+    """
     metadata = {**metadata, **_hashes(tensors)}
-    data = safetensors.torch.save(tensors, metadata)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, data)
-        with safetensors.safe_open(path, "pt") as file:
-            written = set(file.keys())
-    except (OSError, safetensors.SafetensorError) as error:
-        raise Refused(f"The LoRA cannot be saved to {path}: {getattr(error, 'strerror', None) or error}. Free some space or choose another folder.", field="output_dir",
+        write_atomically(path, safetensors.torch.save(tensors, metadata), check=True)
+    except OSError as error:
+        advice = "Free some space" if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)) else "Mend the folder"
+        raise Refused(f"The LoRA cannot be saved to {path}: {error.strerror or error}. {advice} or choose another.", field="output_dir",
                       code="cannot_save") from error
-    if written != set(tensors):
-        raise Refused(f"{path} could not be read back as it was written; the disk may be failing.", code="cannot_save")
 
 
 def save_card(path: Path, *, family: str, trigger_word: str, preferred_weight: float, notes: str) -> None:
-    """Write the sidecar `<stem>.json` of a LoRA, keeping the keys that other tools put there."""
+    """Write the sidecar `<stem>.json` of a LoRA, keeping the keys that other tools put there and notes that do not begin as ours."""
     sidecar = path.with_suffix(".json")
     try:
         known = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
     except (OSError, ValueError):
         known = {}
-    card = {**(known if isinstance(known, dict) else {}), "sd version": FAMILIES[family][3], "activation text": trigger_word,
-            "preferred weight": preferred_weight, "notes": notes}
+    known = known if isinstance(known, dict) else {}
+    if not str(known.get("notes") or NOTES).startswith(NOTES):                     # the user's own
+        notes = known["notes"]
+    card = {**known, "sd version": FAMILIES[family][3], "activation text": trigger_word, "preferred weight": preferred_weight, "notes": notes}
     write_atomically(sidecar, json.dumps(card, indent=4, ensure_ascii=False).encode("utf-8"))
 
 
@@ -96,17 +98,17 @@ def _drawn_by_us(picture: Path) -> bool:
         return False
 
 
-def metadata(config: TrainConfig, base_model: BaseModel, pictures: list[Picture], buckets: list[Bucket], captions: list[str], *, steps: int,
+def metadata(config: TrainConfig, base_model: BaseModel, shapes: Mapping[str, Shape], pictures: list[Picture], buckets: list[Bucket], captions: list[str], *, steps: int,
              total_steps: int, steps_per_epoch: int, started_at: float, loss_average: float | None) -> dict[str, str]:
     """Describe a LoRA as kohya (`ss_*`) and Stability's model spec (`modelspec.*`) do; all values are strings."""
     version, v2, architecture, _ = FAMILIES[base_model.family]
     folder = Path(config.train_data_dir).name or "pictures"
-    counted = Counter(buckets)
+    counted, usual = Counter(buckets), Counter(shapes.values()).most_common(1)[0][0]
     values: dict[str, Any] = {
         "ss_output_name": config.output_name, "ss_session_id": int(started_at), "ss_training_started_at": started_at,
-        "ss_training_finished_at": time.time(), "ss_network_module": "networks.lora", "ss_network_dim": config.lora_rank,
-        "ss_network_alpha": config.lora_alpha, "ss_network_dropout": config.lora_dropout,
-        "ss_network_args": {"targets": config.lora_targets, **({"conv_dim": config.lora_rank, "conv_alpha": config.lora_alpha} if config.lora_targets == "all" else {})},
+        "ss_training_finished_at": time.time(), "ss_network_module": "networks.lora", "ss_network_dim": usual.rank,
+        "ss_network_alpha": usual.alpha, "ss_network_dropout": config.lora_dropout,
+        "ss_network_args": {"targets": config.lora_targets, **({"conv_dim": usual.rank, "conv_alpha": usual.alpha} if config.lora_targets == "all" else {})},
         "ss_base_model_version": version, "ss_v2": v2, "ss_sd_model_name": base_model.name, "ss_new_sd_model_hash": base_model.sha256,
         "ss_clip_skip": base_model.clip_skip, "ss_learning_rate": config.learning_rate, "ss_unet_lr": config.learning_rate, "ss_text_encoder_lr": 0.0,
         "ss_lr_scheduler": config.scheduler, "ss_lr_warmup_steps": config.lr_warmup_steps, "ss_optimizer": f"torch.optim.AdamW(weight_decay={config.weight_decay})",
@@ -130,7 +132,8 @@ def metadata(config: TrainConfig, base_model: BaseModel, pictures: list[Picture]
 
 
 def _text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
+    return text.encode("utf-8", "backslashreplace").decode()                       # a folder's name need not be Unicode; metadata must
 
 
 def _hashes(tensors: dict[str, torch.Tensor]) -> dict[str, str]:

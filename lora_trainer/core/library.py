@@ -17,8 +17,9 @@ from .config import check_name, is_plain_text
 from .dataset import PICTURE_ENDINGS, Problem, examine, picture_folders
 from .editor import CountTokens, DataSetEditor, safe_filename
 from .errors import Refused
+from .paths import expanded
 from .pictures import prompt_of
-from .tables import TABLE_NAMES
+from .tables import LARGEST_TABLE_BYTES, TABLE_NAMES
 
 LARGEST_UPLOAD_BYTES = 64_000_000
 
@@ -57,6 +58,8 @@ class Library:
             raise Refused(f"There is no data set called {name!r}.", field="train_data_dir", code="not_found")
         pointer = home / ".train_lora" / "folder.json"
         if not pointer.is_file():
+            if home.is_symlink():
+                self._check_path(home)
             return home
         try:
             folder = Path(json.loads(pointer.read_text(encoding="utf-8"))["path"])
@@ -69,7 +72,7 @@ class Library:
         """Return the folder that a user means: a data set's name first, else a path."""
         if _is_plain(name_or_folder) and (self._folder / name_or_folder).is_dir():
             return self.path(name_or_folder)
-        folder = Path(name_or_folder).expanduser()
+        folder = expanded(name_or_folder)
         self._check_path(folder)
         return folder
 
@@ -97,9 +100,9 @@ class Library:
         folder = self.path(name)
         filename = _uploadable_name(filename)
         ending = Path(filename).suffix.lower()
-        limit = LARGEST_CAPTION_BYTES if ending == ".txt" else LARGEST_UPLOAD_BYTES
+        limit = LARGEST_UPLOAD_BYTES if ending in PICTURE_ENDINGS else LARGEST_CAPTION_BYTES if ending == ".txt" else LARGEST_TABLE_BYTES
         if len(data) > limit:
-            raise Refused(f"{filename} has {len(data) / 1e6:.1f} MB; at most {limit / 1e6:g} MB.", code="too_large")
+            raise Refused(f"{filename} is too large: at most {limit / 1e6:g} MB.", code="too_large")
         if ending in PICTURE_ENDINGS:
             _check_picture(folder, filename, data)
         with self._lock:                                                           # of two that come at once under one name, one is refused
@@ -107,7 +110,7 @@ class Library:
             if target.exists() and target.read_bytes() != data:
                 raise Refused(f"{filename} is there already, with other content. Rename one of them.", code="exists")
             if not target.exists():
-                write_atomically(target, data)
+                _save(target, data)
         return filename
 
     def add_captions_from_prompts(self, name: str, filenames: Sequence[str]) -> None:
@@ -146,7 +149,7 @@ class Library:
         return {"name": name, "path": str(folder), "pictures": count}
 
     def _adoptable(self, path: str) -> Path:
-        folder = Path(path.strip().strip('"')).expanduser()
+        folder = expanded(path.strip().strip('"'))
         self._check_path(folder)
         scan_error = None
         try:
@@ -185,6 +188,13 @@ def _uploadable_name(filename: str) -> str:
     if Path(name).suffix.lower() not in (*PICTURE_ENDINGS, ".txt") and name.lower() not in TABLE_NAMES:
         raise Refused(f"{name} is neither a picture ({', '.join(PICTURE_ENDINGS[:5])}, …) nor a caption (.txt, metadata.csv).", code="not_a_picture")
     return name
+
+
+def _save(path: Path, data: bytes) -> None:
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise Refused(f"{path.name} cannot be saved: {error.strerror or error}.", code="cannot_save") from error
 
 
 def _check_picture(folder: Path, filename: str, data: bytes) -> None:

@@ -19,7 +19,7 @@ def rotated(path: Path, degrees: int) -> bytes:
     if degrees not in TURNS:
         raise Refused(f"Pictures are turned by 90, 180 or 270 degrees, not {degrees!r}.", field="degrees", code="bad_value")
     with opened(path) as image:
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":            # a phone's MPO holds one picture and its depth
+        if getattr(image, "is_animated", False) and image.format != "MPO":            # a phone's MPO holds one picture and its depth
             raise Refused(f"{path.name} is animated and cannot be turned.", code="not_possible")
         upright = ImageOps.exif_transpose(image)
         kind, extra = image.format, dict(_QUALITY.get(image.format, {}))
@@ -51,7 +51,7 @@ def prompt_of(path: Path) -> str:
 
     The WebUI writes it into PNGs as the text "parameters", into JPEG and WebP as the EXIF field UserComment.
     """
-    with opened(path) as image:
+    with opened(path, decodes=False) as image:
         text = image.info.get("parameters") or _comment(image)
     if not isinstance(text, str):
         return ""

@@ -1,63 +1,90 @@
 """The whole story of a run: plan, borrow the model, encode, attach adapters, train, save, register. Read this first."""
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from . import cache, export, precision, trainer
-from .adapters import Adapters
+from . import checkpoint as checkpoints
+from .adapters import Adapters, Shape, plan_shapes
+from .attendant import Attendant, Teller
+from .checkpoint import State
 from .config import TrainConfig
 from .contracts import BaseModel, Host, Progress
-from .errors import Stopped
-from .optimization import make_optimizer, make_schedule
-from .plan import Plan, check_space, estimate, make_plan
+from .control import Control
+from .effort import Effort, describe_out_of_memory, is_out_of_memory
+from .errors import NotFinite, OutOfMemory, Refused, Stopped
+from .learner import Learner
+from .optimization import LearningRates, make_optimizer
+from .output import Output
+from .plan import Plan, check_space, estimate, make_plan, tag_of
+from .resuming import check_readable, compare_models, compare_runs, judge, model_facts, run_facts, state_folder
+from .session import Session
+from .sharing import Sharing
+from .starting import fit
 
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run left behind. `output_file` is None when it was stopped before its first step."""
+    """What a run left behind. `output_file` is None when it was stopped before its first step; `lora_tag` is empty when it had to be saved where no
+    prompt finds it; `remarks` are sentences for the user."""
     output_file: Path | None
     lora_tag: str
     steps: int
     loss_average: float | None
     stopped: bool
+    remarks: tuple[str, ...] = ()
 
 
-def train_lora(config: TrainConfig, host: Host, *, on_progress: Callable[[Progress], None] = lambda progress: None,
-               should_stop: Callable[[], bool] = lambda: False) -> Result:
+def train_lora(config: TrainConfig, host: Host, *, control: Control | None = None, on_progress: Callable[[Progress], None] = lambda progress: None,
+               folder: Path | None = None, resume: bool = False, anyway: bool = False, checkpoint: str = "", checkpoint_sha256: str | None = None) -> Result:
     """Train a LoRA as `config` says on the model that `host` lends, and make it callable.
 
-    Raises `Refused`, with a sentence for the user, when something is wrong with the input; the base model is as before in any case.
+    `folder` is where the run keeps its states; with `resume` it goes on from the newest of them, or from the start where there is none, and `anyway`
+    makes light of changes since. It waits for the checkpoint of that name and hash, if one is given or the run goes on, where another is loaded.
+    Raises `Refused`, with a sentence for the user, when something is wrong; the base model is as before in any case.
     """
-    started = time.monotonic()
-    plan = make_plan(config, lora_dir=host.lora_dir)
+    control, earlier, remarks = control or Control(), None, []
+    if folder and resume:
+        earlier = checkpoints.latest(state_folder(folder))
+        remarks = check_readable(folder, found=earlier is not None, anyway=anyway)
+    plan = make_plan(config, lora_dir=host.lora_dir, session=earlier.facts["session"] if earlier else None)
     for warning in plan.warnings:
         log.warning(warning)
+    run = _Run(config, plan, host, control, on_progress, folder, earlier, anyway)
     try:
+        run.prepare(checkpoint, checkpoint_sha256, remarks)
         with host.borrow_model() as base_model:
-            run = _Run(config, plan, base_model, host, on_progress, should_stop, started)
-            outcome = run.train()
-            saved, last_progress = run.finish(outcome), run.last_progress
-            del run                                                                # and with it the adapters, before pictures are drawn
+            run.train(base_model)
+        saved = run.finish()
     except Stopped:
-        return Result(None, plan.lora_tag, 0, None, True)
-    if saved and config.preview and not should_stop():
-        on_progress(dataclasses.replace(last_progress, message="Drawing the preview"))
-        _draw_preview(plan, host, saved)
-    return Result(saved, plan.lora_tag, outcome.steps, outcome.loss_average, outcome.stopped)
+        return Result(None, plan.lora_tag, earlier.step if earlier else 0, None, True)
+    except OutOfMemory as error:
+        run.undo()
+        raise Refused(f"{error} Nothing is left to save memory with: lower the resolution or the rank, or close other programs.",
+                      code="out_of_memory") from error
+    except BaseException:
+        run.undo()
+        raise
+    result = run.result(saved)
+    del run.learner                                                                # and with it the adapters, before pictures are drawn
+    if saved and result.lora_tag and config.preview and not control.should_stop():
+        run.teller.tell(message="Drawing the preview")
+        _draw_preview(plan, host, saved, result.lora_tag)
+    return result
 
 
-def _draw_preview(plan: Plan, host: Host, saved: Path) -> None:
+def _draw_preview(plan: Plan, host: Host, saved: Path, tag: str) -> None:
     """Give the card a picture of the first caption. The LoRA is ready already, so a failure here is only logged."""
     bucket = plan.buckets[0]
     try:
-        picture = host.generate(f"{plan.captions[0]} {plan.lora_tag}", seed=plan.schedule.seed, width=bucket.width, height=bucket.height)
+        picture = host.generate(f"{plan.captions[0]} {tag}", seed=plan.schedule.seed, width=bucket.width, height=bucket.height)
         if not export.save_preview(saved, picture):
             log.info("the card keeps the picture it has")
     except Exception as error:                                                     # an entry into the host's own code, which raises what it likes
@@ -67,77 +94,189 @@ def _draw_preview(plan: Plan, host: Host, saved: Path) -> None:
 class _Run:
     """One run while the model is borrowed."""
 
-    def __init__(self, config: TrainConfig, plan: Plan, base_model: BaseModel, host: Host, on_progress, should_stop, started: float) -> None:
-        self.config, self.plan, self.base_model, self.host = config, plan, base_model, host
-        self.on_progress, self.should_stop, self.started, self.started_at = on_progress, should_stop, started, time.time()
-        self.adapters: Adapters | None = None
-        self.last_progress = Progress("preparing")
+    def __init__(self, config: TrainConfig, plan: Plan, host: Host, control: Control, on_progress: Callable[[Progress], None], folder: Path | None,
+                 earlier: State | None, anyway: bool) -> None:
+        self.config, self.plan, self.host, self.control, self.earlier, self.anyway = config, plan, host, control, earlier, anyway
+        self.states = state_folder(folder) if folder else None
+        self.session_id = earlier.facts["session"] if earlier else time.time()
+        self.started = time.monotonic()
+        self.output = Output(plan.output_file, folder, session=self.session_id, overwrite=config.overwrite)
+        self.teller = Teller(on_progress)
+        self.sharing = Sharing(host, control, share=config.sharing == "share", tell=self._tell_waiting)
+        self.learner: Learner | None = None
 
-    def train(self) -> trainer.Outcome:
-        config, plan, base_model = self.config, self.plan, self.base_model
-        dtype = precision.resolve(config.mixed_precision, device=base_model.device, weights=base_model.dtype)
-        check_space(plan.output_file, estimate(plan, config, base_model.unet)["file_bytes"])
-        log.info("base model %s (%s, %s), %d pictures, %d steps, computing in %s on %s", base_model.name, base_model.family, base_model.prediction_type,
-                 len(plan.pictures), plan.schedule.total_steps, dtype, base_model.device)
+    def prepare(self, checkpoint: str, sha256: str | None, remarks: list[str]) -> None:
+        """Do what needs no model: look at the pictures, compare with before, wait for the checkpoint. Raises `Refused` and `Stopped`."""
+        self.output.clear_leftovers()
+        self.teller.tell(message="Looking at the pictures", checkpoint=checkpoint, pictures=len(self.plan.pictures), total_steps=self.plan.schedule.total_steps)
+        self.facts = run_facts(self.config, self.plan, should_stop=self.control.should_stop)
+        if self.earlier:
+            before = self.earlier.facts
+            checkpoint, sha256 = before["base_model"]["name"], before["base_model"]["sha256"]
+            self.teller.tell(checkpoint=checkpoint, step=self.earlier.step, state_step=self.earlier.step, snapshots=tuple(before["snapshots"]))
+            remarks = [*remarks, *judge(compare_runs(before, self.facts), anyway=self.anyway)]
+        for remark in remarks:
+            self.teller.remark(remark)
+        if checkpoint and not self.sharing.wait_for_checkpoint(checkpoint, sha256):
+            raise Stopped
+
+    def train(self, base_model: BaseModel) -> None:
+        """Train to the end, or to where it is told to stop; the progress is kept whatever happens."""
+        self.base_model, plan = base_model, self.plan
+        self._check_model()
+        chosen = self._chosen_effort()
+        effort = chosen.forced(self.earlier.facts["forced"], base_model.dtype) if self.earlier else chosen
+        log.info("computing in %s on %s", effort.dtype, base_model.device)
         encoded = self._encode()
-        self.adapters = Adapters.create(base_model.unet, targets=config.lora_targets, rank=config.lora_rank, alpha=config.lora_alpha,
-                                        dropout=config.lora_dropout, seed=config.seed)
-        optimizer = make_optimizer(config.optimizer, self.adapters.parameters(), learning_rate=config.learning_rate, weight_decay=config.weight_decay)
-        rates = make_schedule(config.scheduler, optimizer, warmup_steps=config.lr_warmup_steps, total_steps=plan.schedule.total_steps)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(self.adapters.attached())
-            stack.enter_context(precision.safe_attention(base_model.device, dtype))
-            stack.enter_context(precision.gradient_checkpointing(base_model.unet, config.gradient_checkpointing))
-            return trainer.run(base_model, self.adapters, encoded, plan.schedule, optimizer=optimizer, learning_rates=rates, dtype=dtype,
-                               max_grad_norm=config.max_grad_norm, on_step=self._report, after_step=self._snapshot, should_stop=self.should_stop,
-                               give_way=self.host.give_way)
+        elapsed_seconds = self._encoding_seconds + (self.earlier.facts["elapsed_seconds"] if self.earlier else 0.0)
+        self.learner = self._make_learner(effort)
+        session = Session(base_model, self.learner.adapters, effort)
+        attendant = Attendant(self.config, plan.schedule, self.host, self.control, session=session, learner=self.learner, output=self.output, write=self.write,
+                              facts=self.facts, states=self.states, sharing=self.sharing, teller=self.teller, chosen=chosen,
+                              elapsed_seconds=elapsed_seconds)
+        with session.opened(), self._offered(attendant):
+            try:
+                self._take_steps(session, encoded, attendant)
+            finally:
+                attendant.keep()
 
-    def finish(self, outcome: trainer.Outcome) -> Path | None:
-        """Save and register the LoRA; None when no step was made."""
-        if not outcome.steps:
+    def finish(self) -> Path | None:
+        """Save and register the LoRA, once the model is given back; None when no step was made."""
+        if not self.learner.step:
             return None
-        finished = time.monotonic()
-        saved = self.save(self.plan.output_file, outcome.steps, outcome.loss_average)
-        self.host.register(saved)
-        log.info("%s is ready %.2f s after the last step", self.plan.lora_tag, time.monotonic() - finished)
+        began = time.monotonic()
+        saved = self.output.write_at_last(self.write, functools.partial(self.teller.remark, about="snapshot"))
+        if saved == self.output.path:
+            self.teller.withdraw("snapshot")
+        try:
+            self.host.register(saved)
+        except Exception as error:                                                 # an entry into the host's own code; the LoRA is saved
+            log.exception("registering failed")
+            self.teller.remark(f"The LoRA is saved, but could not be made known ({error}). Press the refresh button of the Lora cards.")
+        log.info("%s is ready %.2f s after the last step", tag_of(saved.stem, self.config.preferred_weight), time.monotonic() - began)
         return saved
 
-    def save(self, path: Path, steps: int, loss_average: float | None) -> Path:
-        """Save what the adapters know now, with its metadata and card."""
-        config, plan, base_model = dataclasses.replace(self.config, output_name=path.stem), self.plan, self.base_model
-        tensors = export.to_tensors(self.adapters.weights(), alpha=self.adapters.alpha, export_name=base_model.export_name,
-                                    dtype=export.DTYPES[config.save_precision])
-        export.save(path, tensors, export.metadata(config, base_model, plan.pictures, plan.buckets, plan.captions, steps=steps,
+    def write(self, path: Path) -> None:
+        """Write the LoRA as it is now, with its metadata and card; raises `Refused`."""
+        config, plan, learner, base_model = dataclasses.replace(self.config, output_name=path.stem), self.plan, self.learner, self.base_model
+        shapes = learner.adapters.shapes
+        tensors = export.to_tensors(learner.adapters.weights(), alphas=learner.adapters.alphas,
+                                    export_name=base_model.export_name, dtype=export.DTYPES[config.save_precision])
+        export.save(path, tensors, export.metadata(config, base_model, shapes, plan.pictures, plan.buckets, plan.captions, steps=learner.step,
                                                    total_steps=plan.schedule.total_steps, steps_per_epoch=plan.schedule.steps_per_epoch,
-                                                   started_at=self.started_at, loss_average=loss_average))
-        notes = f"Trained with Train LoRA on {base_model.name}: {len(plan.pictures)} pictures, {steps} steps, rank {config.lora_rank}."
+                                                   started_at=self.session_id, loss_average=learner.loss_average))
+        notes = f"{export.NOTES} on {base_model.name}: {len(plan.pictures)} pictures, {learner.step} steps, rank {next(iter(shapes.values())).rank}."
         try:
             export.save_card(path, family=base_model.family, trigger_word=config.trigger_word, preferred_weight=config.preferred_weight, notes=notes)
         except OSError as error:
             log.warning("the LoRA is saved, but its card %s could not be written: %s", path.with_suffix(".json").name, error)
-        return path
+
+    def result(self, saved: Path | None) -> Result:
+        step = self.learner.step
+        elsewhere = saved is not None and saved.parent != self.plan.output_file.parent
+        return Result(saved, "" if elsewhere else tag_of((saved or self.plan.output_file).stem, self.config.preferred_weight), step, self.learner.loss_average,
+                      step < self.plan.schedule.total_steps, self.teller.now.remarks)
+
+    def undo(self) -> None:
+        """The run failed: what it wrote over on its way is put back. Never hides why it failed."""
+        try:
+            if back := self.output.put_back():
+                self.host.register(back)
+        except Exception:                                                          # entry into the host's own code
+            log.exception("what was there before the run could not be put back and made known")
+
+    # --- Before the first step --------------------------------------------------------------------------------------------
+
+    def _check_model(self) -> None:
+        """Check that the run is possible on this model and, if it goes on, the same."""
+        base_model, plan = self.base_model, self.plan
+        check_space(plan.output_file, estimate(plan, self.config, base_model.unet)["file_bytes"])
+        self.facts |= {"base_model": model_facts(base_model), "session": self.session_id}
+        self.teller.tell(message="Preparing", checkpoint=base_model.name)
+        if self.earlier:
+            for remark in judge(compare_models(self.earlier.facts["base_model"], self.facts["base_model"]), anyway=self.anyway):
+                self.teller.remark(remark)
+        log.info("base model %s (%s, %s), %d pictures, %d steps%s", base_model.name, base_model.family, base_model.prediction_type, len(plan.pictures),
+                 plan.schedule.total_steps, f", going on after step {self.earlier.step}" if self.earlier else "")
+
+    def _chosen_effort(self) -> Effort:
+        dtype = precision.resolve(self.config.mixed_precision, device=self.base_model.device, weights=self.base_model.dtype)
+        return Effort(dtype, gradient_checkpointing=self.config.gradient_checkpointing)
 
     def _encode(self) -> list[cache.Encoded]:
-        began = time.monotonic()
-        encoded = cache.encode(self.base_model, self.plan.pictures, self.plan.buckets, self.plan.captions, mirror=self.config.mirror,
-                               random_crop=self.config.random_crop, should_stop=self.should_stop,
-                               on_progress=lambda done, total: self.on_progress(Progress("preparing", f"Encoding picture {done} of {total}", done / total)))
-        self.encoding_seconds = time.monotonic() - began
+        """Encode the pictures, again if the VAE or the clip skip was changed while others had the model."""
+        plan, began, key = self.plan, time.monotonic(), None
+        while key != self.base_model.encoding_key():
+            key = self.base_model.encoding_key()
+            try:
+                encoded = cache.encode(self.base_model, plan.pictures, plan.buckets, plan.captions, mirror=self.config.mirror, between=self._between_pictures,
+                                       random_crop=self.config.random_crop, on_progress=self._tell_encoding)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise OutOfMemory(0, describe_out_of_memory(error)) from None
+        self._encoding_seconds = time.monotonic() - began
         return encoded
 
-    def _report(self, progress: Progress) -> None:
-        if progress.step == 1:
-            elapsed = time.monotonic() - self.started
-            log.info("first step done %.2f s after the start, of which encoding took %.2f s", elapsed, self.encoding_seconds)
-        self.last_progress = progress
-        self.on_progress(progress)
+    def _between_pictures(self) -> bool:
+        return not self.control.should_stop() and (not self.sharing.is_wanted() or self.sharing.give_way(0))
 
-    def _snapshot(self, step: int) -> None:
-        """Save and register `name-000100` every `save_steps` steps; the last step is saved under the name itself."""
-        every = self.config.save_steps
-        if every and step % every == 0 and step < self.plan.schedule.total_steps:
-            path = self.plan.output_file.with_name(f"{self.plan.output_file.stem}-{step:06}.safetensors")
-            self.save(path, step, self.last_progress.loss_average)
-            self.host.register(path)
-            log.info("saved the snapshot %s", path.name)
+    def _make_learner(self, effort: Effort) -> Learner:
+        config, plan, base_model = self.config, self.plan, self.base_model
+        shapes, weights = self._shapes()
+        adapters = Adapters.create(base_model.unet, shapes, dropout=config.lora_dropout, seed=config.seed)
+        optimizer = make_optimizer(config.optimizer, adapters.parameters(), learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+        rates = LearningRates(config.scheduler, optimizer, warmup_steps=config.lr_warmup_steps, total_steps=plan.schedule.total_steps)
+        learner = Learner(adapters, optimizer, rates, device=base_model.device, dtype=effort.dtype)
+        if self.earlier:
+            learner.restore(self.earlier)
+            self.earlier = dataclasses.replace(self.earlier, tensors={})           # they live in the learner now
+        elif weights:
+            adapters.load(weights)
+        return learner
+
+    def _shapes(self) -> tuple[Mapping[str, Shape], Mapping[str, Any]]:
+        """Return the layers that learn with rank and alpha, and the weights they begin with, if not with new ones."""
+        config, unet = self.config, self.base_model.unet
+        if self.earlier:
+            ranks = {name.removeprefix("lora.down."): len(down) for name, down in self.earlier.tensors.items() if name.startswith("lora.down.")}
+            order = [path for path, _ in unet.named_modules() if path in ranks]
+            return {path: Shape(ranks[path], self.earlier.facts["alphas"][path]) for path in order}, {}
+        if self.plan.init_lora:
+            return fit(self.plan.init_lora, unet, self.base_model.export_name)
+        return plan_shapes(unet, targets=config.lora_targets, rank=config.lora_rank, alpha=config.lora_alpha), {}
+
+    # --- The steps and the end --------------------------------------------------------------------------------------------
+
+    def _take_steps(self, session: Session, encoded: list[cache.Encoded], attendant: Attendant) -> None:
+        config = self.config
+
+        def on_step(done: trainer.StepDone) -> None:
+            attendant.on_step(done)
+            if done.step == 1:
+                log.info("first step done %.2f s after the start, of which encoding took %.2f s", time.monotonic() - self.started, self._encoding_seconds)
+        try:
+            trainer.run(session, self.learner, encoded, self.plan.schedule, max_grad_norm=config.max_grad_norm, may_adapt=config.when_memory_runs_out == "adapt",
+                        on_step=on_step, between=attendant.between, roll_back=attendant.roll_back, remark=self.teller.remark)
+        except NotFinite as error:
+            raise Refused(f"{error} {_advice(self.plan, error)}", code="not_finite") from error
+
+    def _offered(self, attendant: Attendant) -> contextlib.AbstractContextManager[None]:
+        return self.host.offer(self.plan.output_file.stem, attendant.write_live) if self.config.live else contextlib.nullcontext()
+
+    def _tell_encoding(self, done: int, total: int) -> None:
+        self.teller.tell(stage="preparing", message=f"Encoding picture {done} of {total}", fraction=done / total)
+
+    def _tell_waiting(self, waiting_for: str, sentence: str) -> None:
+        if waiting_for or sentence:
+            self.teller.tell(stage="paused" if waiting_for else self.teller.now.stage, waiting_for=waiting_for, message=sentence)
+        else:
+            self.teller.tell(stage="training" if self.learner else "preparing", waiting_for="", message="Training" if self.learner else "Preparing")
+
+
+def _advice(plan: Plan, error: NotFinite) -> str:
+    """Name the pictures of the step that failed, and say what to try."""
+    shown = [f"{plan.pictures[number].path.name} ({plan.captions[number][:80]!r})" for number in error.pictures[:3]]
+    more = f" and {len(error.pictures) - 3} more" if len(error.pictures) > 3 else ""
+    return (f"Its pictures were {', '.join(shown)}{more}. Usually the learning rate is too high: try a tenth of it. Snapshots and the progress saved before "
+            "are kept; with fp16, bf16 or fp32 can help too.")

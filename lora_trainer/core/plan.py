@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import safetensors
 import torch
 
 from .adapters import count_parameters
@@ -16,6 +17,8 @@ from .captions import with_trigger
 from .config import TrainConfig, check_name
 from .dataset import Bucket, Picture, Problem, assign_bucket, batches_per_epoch, scan
 from .errors import Refused
+from .paths import numbered
+from .starting import FoundLora, find_lora, look_into
 from .trainer import Schedule
 
 FEW_PICTURES, LONG_CAPTION_WORDS, MOST_STEPS = 5, 55, 1_000_000
@@ -34,20 +37,22 @@ class Plan:
     warnings: list[str]
     output_file: Path
     lora_tag: str
+    init_lora: FoundLora | None = None
 
     def bucket_counts(self) -> list[dict[str, int]]:
         """The buckets in use, most used first, each `{width, height, pictures}`."""
         return [dict(width=bucket.width, height=bucket.height, pictures=count) for bucket, count in Counter(self.buckets).most_common()]
 
 
-def make_plan(config: TrainConfig, *, lora_dir: Path, thorough: bool = True) -> Plan:
+def make_plan(config: TrainConfig, *, lora_dir: Path, thorough: bool = True, session: float | None = None) -> Plan:
     """Work a run out; `config.train_data_dir` must be a folder here. Raises `Refused` with the field to mend.
 
-    Without `thorough` pictures that were never decoded count as good by their headers, so that a page need not wait.
+    `session` is that of a run which goes on: files that it has saved already are in nobody's way. Without `thorough` pictures that were never decoded count as good by their headers, so that a page need not wait.
     """
     if not config.train_data_dir:
         raise Refused("No pictures yet: drop some into the page, or give the folder they are in.", field="train_data_dir", code="no_pictures")
-    output_file = plan_output(config, lora_dir)
+    output_file = plan_output(config, lora_dir, session=session)
+    init_lora = look_into(find_lora(config.init_lora, lora_dir)) if config.init_lora and session is None else None      # a state has all of it
     pictures, problems = scan(Path(config.train_data_dir), metadata_path=config.metadata_path, repeats=config.repeats, thorough=thorough)
     if not pictures:
         raise Refused(_no_pictures(config.train_data_dir, problems), field="train_data_dir", code="no_pictures")
@@ -56,19 +61,21 @@ def make_plan(config: TrainConfig, *, lora_dir: Path, thorough: bool = True) -> 
     schedule = _schedule(config, buckets, [picture.repeats for picture in pictures])
     captions = [with_trigger(picture.caption, config.trigger_word) for picture in pictures]
     return Plan(pictures, captions, buckets, problems, schedule, -(-schedule.total_steps // schedule.steps_per_epoch),
-                _warnings(config, pictures, captions, problems) + _elsewhere(output_file, lora_dir), output_file, tag_of(output_file.stem, config.preferred_weight))
+                _warnings(config, pictures, captions, problems) + _elsewhere(output_file, lora_dir) + _taken_over(init_lora), output_file,
+                tag_of(output_file.stem, config.preferred_weight), init_lora)
 
 
-def plan_output(config: TrainConfig, lora_dir: Path) -> Path:
+def plan_output(config: TrainConfig, lora_dir: Path, *, session: float | None = None) -> Path:
     """Return where the LoRA will be; raises `Refused` for a name that is missing, impossible or taken, and a folder that is not writable."""
     if not config.output_name:
         raise Refused("Give the LoRA a name: it becomes the file name and is written in prompts.", field="output_name", code="no_name")
     folder = Path(config.output_dir or lora_dir)
     path = folder / f"{check_name(config.output_name)}.safetensors"
-    if path.exists() and not config.overwrite:
+    mine = session is not None and session_of(path) == session
+    if path.exists() and not config.overwrite and not mine:
         raise Refused(f"A LoRA called {config.output_name} exists already. Replace it, or call the new one {free_name(path)}.", field="output_name",
                       code="name_taken")
-    if clash := _name_elsewhere(path, lora_dir) or (None if config.overwrite or not config.save_steps else _snapshot_there(path)):
+    if clash := _name_elsewhere(path, lora_dir) or (None if config.overwrite or mine or not config.save_steps else _snapshot_there(path)):
         raise Refused(f"There is {clash} already, which {path.stem} would be mixed up with. Call the new one {free_name(path)}.", field="output_name",
                       code="name_taken")
     existing = next((parent for parent in (folder, *folder.parents) if parent.exists()), folder)
@@ -78,12 +85,18 @@ def plan_output(config: TrainConfig, lora_dir: Path) -> Path:
     return path
 
 
+def session_of(path: Path) -> float | None:
+    """Return when the run that saved a LoRA began, which is the run's name for itself; None for a file that says nothing of it."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return float((file.metadata() or {})["ss_training_started_at"])
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError):
+        return None
+
+
 def free_name(path: Path) -> str:
     """Return the stem with the first number that is not taken: `name-2`, `name-3`, …"""
-    number = 2
-    while path.with_name(f"{path.stem}-{number}{path.suffix}").exists():
-        number += 1
-    return f"{path.stem}-{number}"
+    return next(other for other in numbered(path) if not other.exists()).stem
 
 
 def _name_elsewhere(path: Path, lora_dir: Path) -> Path | None:
@@ -110,7 +123,8 @@ def estimate(plan: Plan, config: TrainConfig, unet: torch.nn.Module | None) -> d
     """
     if unet is None:
         return dict(trainable_parameters=None, estimated_memory_bytes=None, file_bytes=None)
-    parameters = count_parameters(unet, targets=config.lora_targets, rank=config.lora_rank)
+    found = plan.init_lora
+    parameters = (count_parameters(unet, targets=config.lora_targets, rank=config.lora_rank) if found is None else found.parameters)
     return dict(trainable_parameters=parameters, estimated_memory_bytes=16 * parameters, file_bytes=parameters * (4 if config.save_precision == "fp32" else 2))
 
 
@@ -136,6 +150,15 @@ def _elsewhere(output_file: Path, lora_dir: Path) -> list[str]:
     if output_file.resolve().is_relative_to(lora_dir.resolve()):
         return []
     return [f"{output_file.parent} is outside the LoRA folder {lora_dir}: the tag works when the file is copied there."]
+
+
+def _taken_over(found: FoundLora | None) -> list[str]:
+    if found is None:
+        return []
+    remarks = [f"Going on from {found.path.name}: its rank {found.rank}, alpha {found.alpha:g} and layers are used, whatever the settings say."]
+    if found.text_encoder_layers:
+        remarks.append(f"{found.path.name} also changes the text encoder; that part is left out, for now only the UNet is trained.")
+    return remarks
 
 
 def _no_pictures(folder: str, problems: list[Problem]) -> str:

@@ -1,5 +1,6 @@
 """Which numbers a step computes with, and the memory it may trade for time."""
 import contextlib
+import gc
 from collections.abc import Iterator
 
 import torch
@@ -16,10 +17,10 @@ def resolve(requested: str, *, device: torch.device, weights: torch.dtype) -> to
     if requested == "auto":
         if weights != torch.float32:                                               # another type would keep a cast copy of every weight
             return torch.bfloat16 if on_cpu else weights
-        return torch.float32 if device.type != "cuda" else torch.bfloat16 if _has_bf16(device) else torch.float16
+        return torch.float32 if device.type != "cuda" else torch.bfloat16 if has_bf16(device) else torch.float16
     if requested == "fp16" and on_cpu:
         raise Refused("Precision: fp16 needs a GPU. Use auto, no or bf16 on a CPU.", field="mixed_precision", code="bad_precision")
-    if requested == "bf16" and not on_cpu and not _has_bf16(device):
+    if requested == "bf16" and not on_cpu and not has_bf16(device):
         raise Refused("Precision: this GPU has no bf16. Use auto or fp16.", field="mixed_precision", code="bad_precision")
     if requested == "no" and weights != torch.float32:
         raise Refused(f"Precision: the base model is loaded as {str(weights).removeprefix('torch.')}, so fp32 steps are impossible. Use auto, "
@@ -73,5 +74,12 @@ def _checkpointed(forward):
     return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
-def _has_bf16(device: torch.device) -> bool:
+def free_memory(device: torch.device) -> None:
+    """Hand memory that no tensor uses back to the device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def has_bf16(device: torch.device) -> bool:
     return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 8

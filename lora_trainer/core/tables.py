@@ -17,6 +17,7 @@ from .captions import LARGEST_CAPTION_BYTES, can_be_caption
 from .encodings import LEGACY_ENCODINGS, decode, guess_encoding
 from .errors import Refused
 
+LARGEST_TABLE_BYTES, MOST_LINES = 20_000_000, 200_000
 TABLE_NAMES = ("metadata.csv", "metadata.jsonl")
 COLUMNS = (("filename", "prompt"), ("file_name", "text"))      # lora-scripts', and Hugging Face datasets'
 DELIMITERS = ",;\t"                                            # the latter two are what spreadsheets write in some countries
@@ -48,6 +49,8 @@ class Table:
 def parse_table(name: str, data: bytes, *, encoding: str | None = None) -> Table:
     """Read a table from a file's name and content; raises `Refused` when it is none at all, or not in the encoding given."""
     text = decode(data, encoding)
+    if text.count("\n") > MOST_LINES:
+        raise _unreadable(f"{name} has more than {MOST_LINES:,} lines. Split it.")
     read = _read_json_lines if name.lower().endswith((".jsonl", ".json")) else _read_csv
     rows, problems = read(name, text)
     return Table(encoding or guess_encoding(data), rows, problems)
@@ -86,13 +89,21 @@ def fitting_encoding(name: str, data: bytes, filenames: Iterable[str]) -> str:
 def read_table(path: Path) -> dict[str, str]:
     """Read a table to captions by file name, folders dropped; raises `Refused` naming the first line that is wrong."""
     try:
-        data = path.read_bytes()
+        data = _content(path)
     except OSError as error:
         raise _unreadable(f"The caption table {path} cannot be read: {error.strerror}.") from error
     table = parse_table(path.name, data)
     if table.problems:
         raise _unreadable(f"Line {table.problems[0].line} of the caption table {path.name}: {table.problems[0].message}")
     return {PureWindowsPath(row.filename).name: row.caption for row in table.rows}
+
+
+def _content(path: Path) -> bytes:
+    if path.exists() and not path.is_file():                                       # a folder, or a device that never ends
+        raise _unreadable(f"The caption table {path} is not a file.")
+    if path.stat().st_size > LARGEST_TABLE_BYTES:
+        raise _unreadable(f"The caption table {path} is larger than {LARGEST_TABLE_BYTES // 1_000_000} MB.")
+    return path.read_bytes()
 
 
 def find_table(folder: Path, metadata_path: str = "") -> dict[str, str]:

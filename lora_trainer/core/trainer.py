@@ -1,21 +1,27 @@
-"""The loop: takes optimizer steps until they are done or somebody says stop. Reports each step; knows nothing of files or jobs."""
+"""The loop: takes optimizer steps until they are done or it is told to end, and climbs down a ladder when memory or numbers fail a step.
+
+Knows nothing of files, jobs or hosts. What happens between two steps is the caller's.
+"""
 import dataclasses
 import functools
+import logging
 import math
 import time
 from collections.abc import Callable
 
 import torch
 
-from . import diffusion
-from .adapters import Adapters
+from . import diffusion, precision
 from .cache import Encoded, assemble
-from .contracts import BaseModel, Progress
+from .contracts import BaseModel, Conditioning
 from .dataset import Bucket, epoch_batches, generator
-from .errors import Refused
-from .precision import autocast, grad_scaler
+from .effort import Effort, describe_out_of_memory, is_out_of_memory, with_less_memory, with_safer_numbers
+from .errors import NotFinite, OutOfMemory
+from .learner import Learner
+from .session import Session
 
-AVERAGED_OVER_STEPS = 50
+log = logging.getLogger(__name__)
+AVERAGED_OVER_STEPS, MOST_SKIPPED = 50, 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,47 +47,104 @@ def _epoch(buckets: tuple[Bucket, ...], repeats: tuple[int, ...], batch_size: in
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-    steps: int
-    loss_average: float | None
-    stopped: bool
+class StepDone:
+    """A finished optimizer step, counted from 1, and how long it computed."""
+    step: int
+    loss: float
+    learning_rate: float
     seconds: float
-    first_step_at: float | None    # time.monotonic() when the first step was done
 
 
-def run(base_model: BaseModel, adapters: Adapters, encoded: list[Encoded], schedule: Schedule, *, optimizer: torch.optim.Optimizer,
-        learning_rates: torch.optim.lr_scheduler.LRScheduler, dtype: torch.dtype, max_grad_norm: float = 1.0,
-        on_step: Callable[[Progress], None] = lambda progress: None, after_step: Callable[[int], None] = lambda step: None,
-        should_stop: Callable[[], bool] = lambda: False, give_way: Callable[[], None] = lambda: None) -> Outcome:
-    """Train attached adapters. `after_step(step)` runs between steps, when no graph is alive, as does `give_way`.
+def run(session: Session, learner: Learner, encoded: list[Encoded], schedule: Schedule, *, max_grad_norm: float = 1.0, may_adapt: bool = True,
+        on_step: Callable[[StepDone], None] = lambda done: None, between: Callable[[], bool] = lambda: True,
+        roll_back: Callable[[], None] | None = None, remark: Callable[[str], None] = log.warning) -> None:
+    """Take the steps that are left. `between()` runs before each of them, when no graph is alive; False ends the run.
 
-    Raises `Refused` (code "not_finite") when a loss is not finite; the adapters then hold the last finite step's weights.
+    When memory runs out the step is taken again with the next rung of the ladder, if `may_adapt`; when a number is not finite, once more in
+    safer precision. `roll_back` sets the learner back to its last state on disk, for when its weights were spoiled; `remark` hears of it all.
+    Raises `OutOfMemory` or `NotFinite` at the bottom; the learner then still holds a finite state, unless it could not be rolled back.
     """
-    scaler, parameters = grad_scaler(base_model.device, dtype), adapters.parameters()
-    started, average, first_step_at, step, stopped = time.monotonic(), None, None, 0, False
-    while step < schedule.total_steps and not (stopped := should_stop()):
-        rate = learning_rates.get_last_lr()[0]
-        loss = _backward(base_model, encoded, schedule, step, dtype, scaler)
+    while learner.step < schedule.total_steps:
+        trouble = None
+        try:
+            if not between():
+                break
+            began = time.monotonic()
+            loss, rate = take_step(session.base_model, learner, encoded, schedule, session.effort, max_grad_norm=max_grad_norm)
+        except NotFinite as error:
+            trouble = error
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            trouble = OutOfMemory(learner.step + 1, describe_out_of_memory(error))
+        if trouble:                                                                # out here the failed step's tensors are gone
+            _recover(session, learner, schedule, trouble, may_adapt, roll_back, remark)
+            continue
+        learner.loss_average = average(learner.loss_average, loss, learner.step)
+        on_step(StepDone(learner.step, loss, rate, time.monotonic() - began))
+
+
+def average(before: float | None, loss: float, step: int) -> float:
+    """Smooth the loss over the last steps; `step` counts from 1."""
+    return loss if before is None else before + (loss - before) / min(step, AVERAGED_OVER_STEPS)
+
+
+def take_step(base_model: BaseModel, learner: Learner, encoded: list[Encoded], schedule: Schedule, effort: Effort, *, max_grad_norm: float = 1.0) -> tuple[float, float]:
+    """Take one optimizer step and return its loss and learning rate. Raises `NotFinite` before a weight is changed, and whatever torch raises."""
+    parameters, scaler = learner.adapters.parameters(), learner.scaler
+    rate = learner.rates.set(learner.step)
+    for _ in range(MOST_SKIPPED if scaler.is_enabled() else 1):
+        loss = _backward(base_model, encoded, schedule, learner.step, effort, scaler)
         if not math.isfinite(loss):
-            raise Refused(_not_finite(step + 1, "loss", loss), code="not_finite")
-        scaler.unscale_(optimizer)
+            raise _not_finite(learner, schedule, encoded, "loss", loss)
+        scaler.unscale_(learner.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf).item()
-        if not math.isfinite(norm) and not scaler.is_enabled():                    # a scaler skips such a step and lowers its scale
-            raise Refused(_not_finite(step + 1, "loss's gradient", norm), code="not_finite")
-        scaler.step(optimizer)
-        scaler.update()
-        learning_rates.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        first_step_at = first_step_at or time.monotonic()
-        average = loss if average is None else average + (loss - average) / min(step, AVERAGED_OVER_STEPS)
-        on_step(_progress(step, schedule, loss, average, rate, started, first_step_at))
-        after_step(step)
-        give_way()
-    return Outcome(step, average, stopped, time.monotonic() - started, first_step_at)
+        if math.isfinite(norm):
+            break
+        if scaler.is_enabled():                                                    # float16's range was too small: once more with a smaller scale
+            scaler.step(learner.optimizer)
+            scaler.update()
+        learner.optimizer.zero_grad(set_to_none=True)
+    else:
+        raise _not_finite(learner, schedule, encoded, "loss's gradient", norm)
+    learner.half_done = True
+    scaler.step(learner.optimizer)
+    learner.half_done = False
+    scaler.update()
+    learner.optimizer.zero_grad(set_to_none=True)
+    learner.step += 1
+    return loss, rate
 
 
-def _backward(base_model: BaseModel, encoded: list[Encoded], schedule: Schedule, step: int, dtype: torch.dtype, scaler) -> float:
+def _recover(session: Session, learner: Learner, schedule: Schedule, trouble: NotFinite | OutOfMemory, may_adapt: bool,
+             roll_back: Callable[[], None] | None, remark: Callable[[str], None]) -> None:
+    """Give back what the step took, go back to whole weights, and change how steps are computed; raises the trouble when nothing is left to try."""
+    learner.optimizer.zero_grad(set_to_none=True)
+    precision.free_memory(session.base_model.device)
+    spoiled = learner.half_done or not learner.adapters.are_finite()
+    if spoiled:
+        if roll_back is None:
+            raise trouble
+        roll_back()
+    if isinstance(trouble, OutOfMemory):
+        rung = with_less_memory(session.effort, schedule.batch_size) if may_adapt else None
+    else:
+        rung = with_safer_numbers(session.effort, session.base_model.dtype, has_bf16=precision.has_bf16(session.base_model.device))
+    if rung is None:
+        raise trouble
+    effort, how = rung
+    remark(f"{trouble} Going on {'from step ' + str(learner.step) + ' ' if spoiled else ''}with {how}.")
+    session.change(effort)
+    if isinstance(trouble, NotFinite):
+        learner.compute_in(effort.dtype)
+
+
+def _not_finite(learner: Learner, schedule: Schedule, encoded: list[Encoded], what: str, value: float) -> NotFinite:
+    numbers = [number for batch in schedule.batches_of(learner.step, encoded) for number in batch]
+    return NotFinite(learner.step + 1, what, value, sorted(set(numbers)))
+
+
+def _backward(base_model: BaseModel, encoded: list[Encoded], schedule: Schedule, step: int, effort: Effort, scaler) -> float:
     """Add up the gradients of one step's batches and return their mean loss."""
     batches = schedule.batches_of(step, encoded)
     total = 0.0
@@ -90,13 +153,18 @@ def _backward(base_model: BaseModel, encoded: list[Encoded], schedule: Schedule,
         latents, conditioning = assemble(encoded, numbers, seed=schedule.seed, number=number)
         noise = torch.randn(latents.shape, generator=generator(schedule.seed, "noise", number))
         timesteps = torch.randint(0, len(base_model.alphas_cumprod), (len(latents),), generator=generator(schedule.seed, "timesteps", number))
-        loss = _loss(base_model, latents, noise, timesteps, conditioning, dtype, seed=schedule.seed, number=number)
-        scaler.scale(loss / len(batches)).backward()
-        total += loss.item() / len(batches)
+        at_once = effort.at_once or len(numbers)
+        for start in range(0, len(numbers), at_once):                              # everything was drawn for the whole batch, so portions change nothing
+            portion = slice(start, start + at_once)
+            loss = _loss(base_model, latents[portion], noise[portion], timesteps[portion], conditioning[portion], effort.dtype, seed=schedule.seed,
+                         number=number)
+            share = len(timesteps[portion]) / len(numbers) / len(batches)
+            scaler.scale(loss * share).backward()
+            total += loss.item() * share
     return total
 
 
-def _loss(base_model: BaseModel, latents, noise, timesteps, conditioning, dtype: torch.dtype, *, seed: int, number: int) -> torch.Tensor:
+def _loss(base_model: BaseModel, latents, noise, timesteps, conditioning: Conditioning, dtype: torch.dtype, *, seed: int, number: int) -> torch.Tensor:
     """The story of a loss: noise the latents, predict, compare. Dropout's draws depend on (seed, number) alone."""
     device = base_model.device
     latents, noise, timesteps, conditioning = latents.to(device), noise.to(device), timesteps.to(device), conditioning.to(device)
@@ -104,19 +172,6 @@ def _loss(base_model: BaseModel, latents, noise, timesteps, conditioning, dtype:
     wanted = diffusion.target(latents, noise, timesteps, base_model.alphas_cumprod, base_model.prediction_type)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(generator(seed, "dropout", number).initial_seed())
-        with autocast(device, dtype):
+        with precision.autocast(device, dtype):
             predicted = base_model.predict(noisy, timesteps, conditioning)
     return diffusion.loss(predicted, wanted)
-
-
-def _progress(step: int, schedule: Schedule, loss: float, average: float, rate: float, started: float, first_step_at: float) -> Progress:
-    """The first step warms caches up and would spoil the estimate, so the time of later ones counts as soon as there is any."""
-    now = time.monotonic()
-    each = (now - first_step_at) / (step - 1) if step > 1 else now - started
-    return Progress("training", "Training", step / schedule.total_steps, step, schedule.total_steps, (step - 1) // schedule.steps_per_epoch + 1,
-                    loss, average, rate, each, each * (schedule.total_steps - step))
-
-
-def _not_finite(step: int, what: str, value: float) -> str:
-    return (f"The {what} became {value} at step {step}, so training stopped; snapshots saved before are kept. Usually the learning rate is too high: "
-            "try a tenth of it. With fp16, bf16 or fp32 can help too.")

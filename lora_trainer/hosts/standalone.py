@@ -5,14 +5,14 @@ diffusers also judges our files here: a finished LoRA is read by its own `load_l
 """
 import contextlib
 import functools
-import hashlib
 import logging
 import math
 import re
 import tempfile
 import threading
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from safetensors.torch import load as load_safetensors
 
 from ..core.contracts import BaseModel, Conditioning, Host, ModelStatus, Size
 from ..core.errors import Refused
-from ..core.precision import no_autocast
+from ..core.fingerprint import fingerprint_of_file, fingerprint_of_weights
+from ..core.precision import free_memory, no_autocast
 from .checkpoint_file import BETA_END, BETA_START, TOKENS, TRAINING_TIMESTEPS, CheckpointFacts, inspect_checkpoint, write_configs
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ class StandaloneHost(Host):
         self._sha256: str | None = None
         self._registered: dict[str, Path] = {}
         self._in_use = threading.RLock()
-        self._borrower: int | None = None              # the thread that trains
+        self._borrower: int | None = None              # the thread that trains; it may have given way
+        self._loan, self._line, self._drawing = contextlib.ExitStack(), threading.Lock(), 0
 
     @functools.cached_property
     def version(self) -> str:
@@ -71,16 +73,41 @@ class StandaloneHost(Host):
     @contextlib.contextmanager
     def borrow_model(self) -> Iterator[BaseModel]:
         self._inspect()
-        with self._alone("A LoRA is already training with this model. Wait until it has finished, or stop it."):
+        with self._line:
             if self._borrower is not None:
-                raise Refused("This run has borrowed the model already.", code="busy")
+                raise Refused("A LoRA is already training with this model. Wait until it has finished, or stop it.", code="busy")
             self._borrower = threading.get_ident()
-            try:
-                pipeline = self._load()
-                with _lent(pipeline.unet, pipeline.vae, pipeline.text_encoder):
-                    yield StableDiffusion1(pipeline, self._inspect(), name=self.checkpoint.stem, sha256=self._hash(), device=self.device, dtype=self.dtype)
-            finally:
-                self._borrower = None
+        try:
+            self._take()
+            pipeline = self._load()
+            model = StableDiffusion1(pipeline, self._inspect(), name=self.checkpoint.stem, sha256=self._hash(), device=self.device, dtype=self.dtype)
+            yield model
+        finally:
+            self._loan.close()
+            self._borrower = None
+
+    def wanted(self) -> bool:
+        """Tell whether somebody waits to draw."""
+        return self._drawing > 0
+
+    def give_way(self, *, until: Callable[[], bool] = lambda: True, say: Callable[[str, str], None] = lambda waiting_for, sentence: None,
+                 should_stop: Callable[[], bool] = lambda: False) -> bool:
+        """As the contract says; nothing but a picture can want this model, and nobody changes it."""
+        self._loan.close()
+        while not should_stop() and (self.wanted() or not until()):
+            time.sleep(0.01)
+        if should_stop():
+            return False
+        self._take()
+        return True
+
+    def _take(self) -> None:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._in_use)
+            pipeline = self._load()
+            stack.enter_context(_lent(pipeline.unet, pipeline.vae, pipeline.text_encoder))
+            stack.enter_context(_brought_back(self.device, pipeline.vae, pipeline.text_encoder))
+            self._loan = stack.pop_all()
 
     def peek_unet(self) -> torch.nn.Module | None:
         return None if self._pipeline is None else self._pipeline.unet
@@ -93,11 +120,23 @@ class StandaloneHost(Host):
                  width: int | None = None, height: int | None = None) -> Any:
         """Draw one picture; `<lora:name>` and `<lora:name:weight>` in the prompt are understood, the rest of it is plain words.
 
-        Raises `Refused` for a LoRA that is not there or does not fit, and while a LoRA trains.
+        Raises `Refused` for a LoRA that is not there or does not fit. While a LoRA trains, the picture is drawn between two steps of it.
         """
         text, tags = split_prompt(prompt)
-        loras = [(self.find_lora(name), weight) for name, weight in tags]
-        return self._draw([text], loras, seeds=[seed], negative_prompt=negative_prompt, steps=steps, guidance=guidance, width=width, height=height)[0]
+        with self._alone():
+            self._bring_up_to_date({name for name, _ in tags})
+            loras = [(self.find_lora(name), weight) for name, weight in tags]
+            return self._draw([text], loras, seeds=[seed], negative_prompt=negative_prompt, steps=steps, guidance=guidance, width=width, height=height)[0]
+
+    def _bring_up_to_date(self, names: set[str]) -> None:
+        """Have the LoRA that is being trained written, if a picture is about to use it; the picture is more important than the newest weights."""
+        name, write = self.offered or (None, None)
+        if name in names:
+            try:
+                if path := write():
+                    self.register(path)
+            except Refused as error:
+                logger.warning("the LoRA %s could not be brought up to date for this picture: %s", name, error.message)
 
     def draw(self, prompts: Sequence[str], *, lora: Lora | None = None, seeds: Sequence[int], negative_prompt: str = "", steps: int = 20,
              guidance: float = 7.0, width: int | None = None, height: int | None = None) -> list[Any]:
@@ -131,23 +170,20 @@ class StandaloneHost(Host):
 
     def _hash(self) -> str:
         if self._sha256 is None:
-            digest = hashlib.sha256()
-            with self.checkpoint.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-            self._sha256 = digest.hexdigest()
+            self._sha256 = fingerprint_of_file(self.checkpoint)
         return self._sha256
 
     @contextlib.contextmanager
-    def _alone(self, busy: str) -> Iterator[None]:
-        """Hold the model; wait for another thread's picture, but refuse with `busy` while another thread trains."""
-        while not self._in_use.acquire(timeout=0.05):
-            if self._borrower is not None:
-                raise Refused(busy, code="busy")
+    def _alone(self) -> Iterator[None]:
+        """Hold the model to draw; who trains with it gives way after the step."""
+        with self._line:
+            self._drawing += 1
         try:
-            yield
+            with self._in_use:
+                yield
         finally:
-            self._in_use.release()
+            with self._line:
+                self._drawing -= 1
 
     def _draw(self, prompts: Sequence[str], loras: list[Lora], *, seeds: Sequence[int], negative_prompt: str, steps: int, guidance: float,
               width: int | None, height: int | None) -> list[Any]:
@@ -157,7 +193,7 @@ class StandaloneHost(Host):
         _check_drawing(width=width, height=height, steps=steps, guidance=guidance)
         batch = max(1, PIXELS_AT_ONCE // (width * height))
         pictures: list[Any] = []
-        with self._alone("A LoRA is training with this model; it can draw again when the run has finished or was stopped."):
+        with self._alone():
             pipeline = self._load()
             with _lent(pipeline.unet, pipeline.vae, pipeline.text_encoder), _with_loras(pipeline, loras):
                 for start in range(0, len(prompts), batch):
@@ -176,7 +212,12 @@ class StableDiffusion1(BaseModel):
         self.unet, self.text_encoders = pipeline.unet, [pipeline.text_encoder]
         self._vae, self._tokenizer = pipeline.vae, pipeline.tokenizer
         self.prediction_type, self.name, self.sha256, self.device, self.dtype = facts.prediction_type, name, sha256, device, dtype
-        self.alphas_cumprod = scaled_linear_alphas_cumprod()
+        self.alphas_cumprod, self.fingerprint = scaled_linear_alphas_cumprod(), fingerprint_of_weights(self.unet)
+
+    def set_encoders_aside(self) -> None:
+        for module in (self._vae, *self.text_encoders):
+            module.to("cpu")
+        free_memory(self.device)
 
     @torch.no_grad()
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -266,6 +307,16 @@ def _lent(*modules: torch.nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
         for part, training in modes:
             part.training = training
+
+
+@contextlib.contextmanager
+def _brought_back(device: torch.device, *modules: torch.nn.Module) -> Iterator[None]:
+    """What was set aside meanwhile is on the device again."""
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.to(device)
 
 
 @contextlib.contextmanager

@@ -16,11 +16,12 @@ from ..core.contracts import Host
 
 def make_guard(app: Any) -> Callable[[HTTPConnection], None]:
     """Return a FastAPI dependency that lets in who the WebUI would: by --api-auth, by the login of --gradio-auth, or everyone where neither is set."""
+    asks = bool(shared.cmd_opts.api_auth)
     credentials = [entry.encode() for entry in (shared.cmd_opts.api_auth or "").split(",") if entry]
 
     def guard(connection: HTTPConnection) -> None:
         login = getattr(app, "auth", None) is not None
-        if not credentials and not login:
+        if not asks and not login:
             return
         cookie = connection.cookies.get("access-token") or connection.cookies.get("access-token-unsecure")
         if login and cookie is not None and app.tokens.get(cookie) is not None:
@@ -28,7 +29,7 @@ def make_guard(app: Any) -> Callable[[HTTPConnection], None]:
         given = _basic(connection.headers.get("authorization", ""))
         if given and any([hmac.compare_digest(given, known) for known in credentials]):
             return
-        raise HTTPException(401, "Log in to the WebUI, or send the user and password of --api-auth.", headers={"WWW-Authenticate": "Basic"} if credentials else None)
+        raise HTTPException(401, "Log in to the WebUI, or send the user and password of --api-auth.", headers={"WWW-Authenticate": "Basic"} if asks else None)
 
     return guard
 

@@ -4,148 +4,160 @@ Host-agnostic: whoever mounts it brings the guard (who may ask) and the service 
 """
 import io
 import logging
-from collections.abc import Callable
-from typing import Any, Optional
-from urllib.parse import urlparse
+from collections.abc import Awaitable, Callable
+from typing import Any
 
-from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, Body, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.routing import Match, Route
 
 from ..core.errors import Refused
 from ..jobs.service import TrainingService
-from . import captioning_api, datasets_api
+from . import captioning_api, datasets_api, doors, events, jobs_api
+from .answers import to_json
+from .events import Guard
 from .requests import number, text
+from .schemas import ERRORS, TEXT, a_list, a_number, an_object, file_of, gives, takes, whole_number
 
 log = logging.getLogger(__name__)
 PREFIX = "/train-lora/v1"
 STATUS_CODES = {"not_found": 404, "name_taken": 409, "busy": 409, "exists": 409, "forbidden_path": 403, "not_trainable": 409, "cannot_save": 507,
                 "disk_full": 507, "too_large": 413, "changed_meanwhile": 409, "nothing_to_undo": 409, "nothing_to_redo": 409,
-                "not_ready": 409, "no_download": 409, "nothing_to_restore": 409}
-Guard = Callable[[Request], None]
+                "not_ready": 409, "no_download": 409, "nothing_to_restore": 409, "cannot_resume": 409, "not_running": 409}
+HTTP_CODES = {400: "bad_request", 401: "not_allowed", 403: "not_allowed", 404: "not_found", 405: "wrong_method", 413: "too_large", 415: "wrong_content_type"}
+Handle = Callable[[Request], Awaitable[Response]]
 
 
-class _Route(APIRoute):
-    """Turns every refusal into the error format; an unforeseen exception becomes a 500 in the same format, with its trace in the log."""
+class _Json(JSONResponse):
+    """JSON that can always be sent."""
 
-    def get_route_handler(self):
-        handle = super().get_route_handler()
+    def render(self, content: Any) -> bytes:
+        return to_json(content)
 
-        async def handle_errors(request: Request) -> Response:
-            try:
-                _refuse_other_sites(request)
-                return await handle(request)
-            except Refused as error:
-                return _error(STATUS_CODES.get(error.code, 422), error.code, error.message, error.field, error.details)
-            except RequestValidationError as error:
-                first = error.errors()[0]
-                where = [str(part) for part in first.get("loc", ()) if part not in ("body", "query", "path")]
-                return _error(422, "bad_request", f"The request is not as expected: {first.get('msg', 'invalid')}.", ".".join(where) or None)
-            except HTTPException as error:
-                response = _error(error.status_code, "not_allowed" if error.status_code in (401, 403) else "http_error", str(error.detail))
-                response.headers.update(error.headers or {})
-                return response
-            except Exception as error:                                             # entry point: log and report
-                log.exception("%s %s failed", request.method, request.url.path)
-                return _error(500, "internal", f"Something went wrong: {type(error).__name__}: {error}. The server's console has the details.")
-        return handle_errors
+
+def _route_class(guard: Guard) -> type[APIRoute]:
+    """Return the class of our routes, which answer as `_answering` does."""
+    class Route(APIRoute):
+        def get_route_handler(self) -> Handle:
+            return _answering(super().get_route_handler(), guard)
+    return Route
+
+
+def _answering(handle: Handle, guard: Guard) -> Handle:
+    """Ask the guard and doors.py before anything of the body is read; whatever is raised becomes an answer in the error format."""
+    async def answer(request: Request) -> Response:
+        try:
+            guard(request)
+            doors.admit(request)
+            response = await handle(doors.limited(request))
+        except Exception as error:                                                 # entry point: log and report
+            response = _refusal(request, error)
+        response.headers.update(doors.HEADERS)
+        return response
+    return answer
+
+
+def _refusal(request: Request, error: Exception) -> Response:
+    if isinstance(error, Refused):
+        return _error(STATUS_CODES.get(error.code, 422), error.code, error.message, error.field, error.details)
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        where = [str(part) for part in first.get("loc", ()) if part not in ("body", "query", "path")]
+        return _error(422, "bad_request", f"The request is not as expected: {first.get('msg', 'invalid')}.", ".".join(where) or None)
+    if isinstance(error, AnyHTTPException):
+        response = _error(error.status_code, HTTP_CODES.get(error.status_code, "http_error"), str(error.detail))
+        response.headers.update(error.headers or {})
+        return response
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _error(500, "internal", f"Something went wrong: {type(error).__name__}: {error}. The server's console has the details.")
 
 
 def mount(app: FastAPI, service: TrainingService, *, guard: Guard = lambda request: None) -> None:
     """Add the routes to an app. `guard` raises HTTPException for a request that may not ask."""
-    app.include_router(create_router(service, guard))
-    if app.router.routes:                                                          # before gradio's catch-all, where there is one
-        ours = [route for route in app.router.routes if getattr(route, "path", "").startswith(PREFIX)]
-        app.router.routes[:] = ours + [route for route in app.router.routes if route not in ours]
+    routes, router = app.router.routes, create_router(service, guard)
+    others = list(routes)
+    app.include_router(router)
+    app.include_router(events.create_router(service, guard, prefix=PREFIX))
+    ours = routes[len(others):]
+    routes[:] = [*ours, _Rest(router, guard), *others]                             # before gradio's catch-all
 
 
 def create_router(service: TrainingService, guard: Guard) -> APIRouter:
-    def guarded(request: Request) -> None:
-        guard(request)
-
-    router = APIRouter(prefix=PREFIX, route_class=_Route, dependencies=[Depends(guarded)], tags=["Train LoRA"])
+    router = APIRouter(prefix=PREFIX, route_class=_route_class(guard), default_response_class=_Json, responses=ERRORS, tags=["Train LoRA"])
     _add_information(router, service)
     datasets_api.add_routes(router, service)
     captioning_api.add_routes(router, service)
-    _add_jobs(router, service)
+    jobs_api.add_routes(router, service)
     _add_generate(router, service)
     return router
 
 
 def _add_information(router: APIRouter, service: TrainingService) -> None:
-    @router.get("/status")
+    @router.get("/status", **gives(an_object("version", "host", "model", "lora_dir", "data_dir", "current_job", "settings", "problems")))
     def status() -> Any:
         return service.status()
 
-    @router.get("/presets")
+    @router.get("/presets", **gives(a_list("name", "title", "help", "settings")))
     def presets() -> Any:
         return service.presets()
 
-    @router.get("/loras")
+    @router.get("/loras", **gives(a_list("name", "path", "size_bytes", "modified_at")))
     def loras() -> Any:
         return service.loras()
 
 
-def _add_jobs(router: APIRouter, service: TrainingService) -> None:
-    @router.post("/plan")
-    def plan(body: dict = Body(...)) -> Any:
-        return service.plan(_config(body), thorough=False)                         # the page asks at every key press; its checks find damage
-
-    @router.post("/jobs", status_code=201)
-    def start(body: dict = Body(...)) -> Any:
-        return {"id": service.start(_config(body))}
-
-    @router.get("/jobs")
-    def jobs(kind: Optional[str] = None) -> Any:
-        return service.jobs(kind)
-
-    @router.get("/jobs/{job_id}")
-    def job(job_id: str) -> Any:
-        return service.job(job_id)
-
-    @router.post("/jobs/{job_id}/stop")
-    def stop(job_id: str) -> Any:
-        return service.stop(job_id)
-
-    @router.get("/jobs/{job_id}/metrics")
-    def metrics(job_id: str, since: int = 0) -> Any:
-        return service.metrics(job_id, since)
-
-
 def _add_generate(router: APIRouter, service: TrainingService) -> None:
-    @router.post("/generate")
+    @router.post("/generate", response_class=Response, responses=file_of("image/png"),
+                 **takes(required=["prompt"], prompt=TEXT, negative_prompt=TEXT, seed=whole_number(0, 2**32 - 1), steps=whole_number(1, 150),
+                         guidance=a_number(1, 30), width=whole_number(64, 2048), height=whole_number(64, 2048)))
     def generate(body: dict = Body(...)) -> Any:
-        if service.current_job():
-            raise Refused("A LoRA is being trained or captions are being written; pictures can be drawn when that has ended.", code="busy")
         size = service.host.default_size_px
-        image = service.host.generate(text(body, "prompt"), negative_prompt=text(body, "negative_prompt", required=False) or "",
-                                      seed=int(number(body, "seed", 0, 0, 2**32 - 1)), steps=int(number(body, "steps", 20, 1, 150)),
-                                      guidance=number(body, "guidance", 7.0, 1.0, 30.0), width=int(number(body, "width", size, 64, 2048)) // 8 * 8,
-                                      height=int(number(body, "height", size, 64, 2048)) // 8 * 8)
+        image = service.generate(text(body, "prompt"), negative_prompt=text(body, "negative_prompt", required=False) or "",
+                                 seed=int(number(body, "seed", 0, 0, 2**32 - 1)), steps=int(number(body, "steps", 20, 1, 150)),
+                                 guidance=number(body, "guidance", 7.0, 1.0, 30.0), width=int(number(body, "width", size, 64, 2048)) // 8 * 8,
+                                 height=int(number(body, "height", size, 64, 2048)) // 8 * 8)
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         return Response(buffer.getvalue(), media_type="image/png")
 
 
-# --- Reading requests ----------------------------------------------------------------------------------------------------
-
-def _config(body: dict) -> dict:
-    config = body.get("config")
-    if not isinstance(config, dict):
-        raise Refused("`config` must map settings to values.", field="config", code="bad_request")
-    return config
-
-
-def _refuse_other_sites(request: Request) -> None:
-    """A page of another site may not change anything here on behalf of somebody who is logged in."""
-    origin = request.headers.get("origin")
-    if request.method in ("GET", "HEAD", "OPTIONS") or not origin or request.headers.get("sec-fetch-site") == "same-origin":
-        return
-    hosts = {request.headers.get("host"), request.headers.get("x-forwarded-host")}
-    if urlparse(origin).netloc not in hosts:
-        raise HTTPException(403, "This request comes from another site. Behind a proxy, let it pass on the header Host or X-Forwarded-Host.")
-
+# --- Answers -------------------------------------------------------------------------------------------------------------
 
 def _error(status: int, code: str, message: str, field: str | None = None, details: dict[str, Any] | None = None) -> JSONResponse:
-    return JSONResponse({"error": {"code": code, "message": message, **({"field": field} if field else {}), **(details or {})}}, status_code=status)
+    return _Json({"error": {"code": code, "message": message, **({"field": field} if field else {}), **(details or {})}}, status_code=status)
+
+
+class _Rest(Route):
+    """Answers where no route of ours does: 404, or 405 where another method would be right; and to nobody who may not ask."""
+
+    def __init__(self, router: APIRouter, guard: Guard) -> None:
+        self._ours, self._answer = [route for route in router.routes if isinstance(route, APIRoute)], _answering(self._refuse, guard)
+        super().__init__(f"{PREFIX}/{{rest:path}}", _Endpoint(self._answer), include_in_schema=False)
+
+    def matches(self, scope: Any) -> tuple[Match, dict[str, Any]]:
+        path = _path_of(scope)                                                     # a pattern would not take a line break
+        return (Match.FULL, {"endpoint": self.endpoint}) if scope["type"] == "http" and f"{path}/".startswith(f"{PREFIX}/") else (Match.NONE, {})
+
+    async def _refuse(self, request: Request) -> Response:
+        path = _path_of(request.scope)
+        methods = ", ".join(sorted({method for route in self._ours if route.path_regex.match(path) for method in route.methods}))
+        if methods:
+            raise HTTPException(405, f"This can be asked by {methods} only.", headers={"Allow": methods})
+        raise HTTPException(404, "There is no such route.")
+
+
+class _Endpoint:
+    """An endpoint for any method: Starlette gives functions GET alone."""
+
+    def __init__(self, answer: Handle) -> None:
+        self._answer = answer
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await (await self._answer(Request(scope, receive)))(scope, receive, send)
+
+
+def _path_of(scope: Any) -> str:
+    return scope["path"].removeprefix(scope.get("root_path", ""))

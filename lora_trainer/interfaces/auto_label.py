@@ -1,9 +1,7 @@
 """`auto-label`: captions for a folder of pictures from the command line, as .txt files or as one table."""
 import argparse
 import contextlib
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from ..core.contracts import Host
 from ..core.dataset import scan
 from ..core.errors import Refused
 from ..core.tables import find_table
+from .ctrl_c import asked_by_ctrl_c
 
 HOME = Path("~/.cache/train_lora")
 Say = Callable[[str], None]
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace, make_host: Callable[..., Host]) -> int:
     if not readiness.ready:
         print(f"download: {readiness.downloads}")
     captions = Captions(args.input, args.output, overwrite=args.overwrite)
-    with _bar(captions.progress) as show, _ctrl_c() as asked, contextlib.closing(captions):
+    with _bar(captions.progress) as show, asked_by_ctrl_c("Stopping after this batch; what is done is kept.") as asked, contextlib.closing(captions):
         progress = caption_pictures(captions.wanted, captioner, options, host, captions.write, on_progress=show, should_stop=asked,
                                     begin=captions.progress) if captions.wanted else captions.progress
     return _report(progress, captions, stopped=asked())
@@ -162,26 +161,6 @@ def _bar(begin: CaptionProgress) -> Iterator[Callable[[CaptionProgress], None]]:
             bar.set_description_str(f"{progress.message}{share}" if progress.stage == "preparing" else "captioning")
             bar.update(progress.done - bar.n)
         yield show
-
-
-@contextlib.contextmanager
-def _ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a wish to stop after the batch under way; the second ends the program at once."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def ask(*_: Any) -> None:
-        print("\nStopping after this batch; what is done is kept.", file=sys.stderr)
-        asked.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _report(progress: CaptionProgress, captions: Captions, *, stopped: bool) -> int:

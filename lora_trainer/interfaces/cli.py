@@ -1,4 +1,4 @@
-"""The command line: train, auto-label, demo, demo-checkpoint, ui, bench. Knows no host; `__main__` brings one."""
+"""The command line: train, jobs, auto-label, demo, demo-checkpoint, ui, bench. Knows no host; `__main__` brings one."""
 import argparse
 import logging
 import sys
@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.config import TrainConfig, read_settings, schema
 from ..core.contracts import Host
 from ..core.errors import Refused
 from ..jobs.service import TrainingService
-from . import auto_label
+from . import auto_label, job_table, train
 
 MakeHost = Callable[..., Host]
 
@@ -19,7 +18,9 @@ def main(arguments: Sequence[str] | None = None, *, make_host: MakeHost) -> int:
     """Run a command and return the exit status: 0, 1 for something refused or failed, 130 for Ctrl-C."""
     parser = _parser()
     args = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
+    console = logging.StreamHandler()
+    console.setLevel(logging.INFO if args.verbose else logging.WARNING)            # of the handler: a job lowers the package's own for its log.txt
+    logging.basicConfig(level=console.level, format="%(message)s", handlers=[console])
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")                                   # a console that knows no emoji must not end a run
@@ -32,53 +33,14 @@ def main(arguments: Sequence[str] | None = None, *, make_host: MakeHost) -> int:
         return 130
 
 
-def run_job(service: TrainingService, values: dict[str, Any]) -> dict[str, Any]:
-    """Run a job to its end behind a progress bar; Ctrl-C stops it, and what it has learned is saved."""
-    from tqdm import tqdm
-    plan = service.plan(values)
-    for error in plan["errors"]:
-        raise Refused(error["message"], field=error["field"], code=error["code"])
-    for warning in plan["warnings"]:
-        print(f"note: {warning}")
-    print(f"{plan['pictures']} pictures, {len(plan['buckets'])} buckets, {plan['steps']} steps → {plan['output_file']}")
-    job_id = service.start(values)
-    with tqdm(total=plan["steps"], unit="step", dynamic_ncols=True) as bar:
-        while (job := _wait(service, job_id))["state"] in ("queued", "preparing", "training"):
-            _show(bar, job)
-        _show(bar, job)
-    if job["state"] == "failed":
-        raise Refused(job["error"], code="failed")
-    return job
-
-
-def _wait(service: TrainingService, job_id: str) -> dict[str, Any]:
-    try:
-        return service.wait(job_id, timeout=0.5)
-    except KeyboardInterrupt:
-        print("\nStopping after this step; what was learned is saved.")
-        service.stop(job_id)
-        return service.wait(job_id)
-
-
-def _show(bar: Any, job: dict[str, Any]) -> None:
-    bar.set_description_str((job.get("message") or job["state"])[:40])
-    if job.get("loss_average") is not None:
-        bar.set_postfix_str(f"loss {job['loss_average']:.4f}")
-    bar.update(job.get("step", 0) - bar.n)
-
-
 # --- Commands ------------------------------------------------------------------------------------------------------------
 
 def _train(args: argparse.Namespace, make_host: MakeHost) -> int:
-    values = read_settings(args.config) if args.config else {}
-    values.update({entry["name"]: value for entry in schema() if (value := getattr(args, entry["name"])) is not None})
-    config = TrainConfig.parse(values)
-    if not config.base_model:
-        raise Refused("Without a WebUI a checkpoint is needed: give base_model, a .safetensors file.", field="base_model")
-    output = Path(config.output_dir or "output")
-    service = TrainingService(make_host(checkpoint=Path(config.base_model), lora_dir=output, data_dir=args.data_dir or output / "train_lora"))
-    job = run_job(service, config.to_dict())
-    print(f"{job['state']}: {job['output_file'] or 'nothing to save yet'}" + (f"\nuse it in a prompt: {job['lora_tag']}" if job["lora_tag"] else ""))
+    return train.run(args, make_host)
+
+
+def _jobs(args: argparse.Namespace, make_host: MakeHost) -> int:
+    print(job_table.table(args.data_dir))
     return 0
 
 
@@ -88,7 +50,7 @@ def _auto_label(args: argparse.Namespace, make_host: MakeHost) -> int:
 
 def _demo(args: argparse.Namespace, make_host: MakeHost) -> int:
     from ..demo.run import run_demo
-    service = run_demo(args.output, make_host, run_job, seed=args.seed)
+    service = run_demo(args.output, make_host, train.run_job, seed=args.seed)
     if args.ui:
         _serve(service, args.port)
     return 0
@@ -129,7 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lora_trainer", description="Train LoRAs for Stable Diffusion, without a WebUI.")
     parser.add_argument("--verbose", action="store_true", help="also print the run's log")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_train(commands)
+    train.add_arguments(_command(commands, "train", _train, "train a LoRA as a YAML, TOML or JSON file says"))
+    jobs = _command(commands, "jobs", _jobs, "list the jobs of a data folder, and which of them can go on")
+    jobs.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="where jobs are kept, for example output/train_lora")
     auto_label.add_arguments(_command(commands, "auto-label", _auto_label, "write captions for a folder of pictures"))
     demo = _command(commands, "demo", _demo, "train the embedded concept on the embedded checkpoint and judge the result")
     demo.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for the results (default: demo-output)")
@@ -157,16 +121,3 @@ def _command(commands: Any, name: str, function: Callable, help: str) -> argpars
     command = commands.add_parser(name, help=help, description=help)
     command.set_defaults(command=function)
     return command
-
-
-def _add_train(commands: Any) -> None:
-    """Every setting of TrainConfig as an option; what the file says is overruled by what is typed."""
-    train = _command(commands, "train", _train, "train a LoRA as a YAML, TOML or JSON file says")
-    train.add_argument("--config", type=Path, help="settings; lora-scripts' and kohya's names are understood")
-    train.add_argument("--data-dir", type=Path, help="where jobs are kept (default: train_lora in the output folder)")
-    for entry in schema():
-        limits = f" [{entry['minimum']:g} to {entry['maximum']:g}]" if entry["minimum"] is not None else ""
-        choices = f" ({', '.join(entry['choices'])})" if entry["choices"] else ""
-        train.add_argument(f"--{entry['name'].replace('_', '-')}", f"--{entry['name']}", dest=entry["name"], metavar=entry["type"].upper(),
-                           nargs="?" if entry["type"] == "bool" else None, const="true" if entry["type"] == "bool" else None,
-                           help=f"{entry['help']}{limits}{choices} (default: {entry['default'] or 'none'})".replace("%", "%%"))

@@ -8,12 +8,15 @@ from fastapi.responses import FileResponse
 from ..core.checks import Wanted
 from ..core.errors import Refused
 from ..core.library import LARGEST_UPLOAD_BYTES
+from ..core.pictures import TURNS
+from ..core.tables import LARGEST_TABLE_BYTES
 from ..jobs.service import TrainingService
 from .requests import mapping, switch, text, texts, whole
+from .schemas import EDITED, FILENAMES, IF_CHANGED, SWITCH, TEXT, TEXTS, TEXTS_BY_NAME, VERSIONS, a_list, an_object, edits, file_of, gives, takes, whole_number
 
-MOST_FILES = 1000
-LARGEST_TABLE_BYTES = 20_000_000
-_PICTURE_HEADERS = {"Cache-Control": "private, max-age=86400", "X-Content-Type-Options": "nosniff"}
+_CACHED = {"Cache-Control": "private, max-age=86400"}
+_PICTURE = {"response_class": Response, "responses": file_of("image/jpeg")}
+_WANTED = {"resolution": whole_number(64, 4096), "bucket_step": whole_number(8, 512), "enable_bucket": SWITCH, "trigger_word": TEXT}
 
 
 def add_routes(router: APIRouter, service: TrainingService) -> None:
@@ -24,27 +27,25 @@ def add_routes(router: APIRouter, service: TrainingService) -> None:
 
 
 def _add_collection(router: APIRouter, library: Any) -> None:
-    @router.get("/datasets")
+    @router.get("/datasets", **gives(a_list("name", "path", "pictures")))
     def datasets() -> Any:
         return library.all()
 
-    @router.post("/datasets", status_code=201)
+    @router.post("/datasets", status_code=201, **takes(name=TEXT, path=TEXT), **gives(an_object("name", "path", "pictures"), 201))
     def create_dataset(body: dict = Body(...)) -> Any:
         return library.create(text(body, "name", required=False), text(body, "path", required=False))
 
-    @router.get("/datasets/{name}")
+    @router.get("/datasets/{name}", **gives(an_object("name", "path", "revision", "history", "pictures", "problems")))
     def dataset(name: str) -> Any:
         return library.describe(name)
 
-    @router.get("/datasets/{name}/revision")
+    @router.get("/datasets/{name}/revision", **gives(an_object("revision", "history")))
     def revision(name: str) -> Any:
         return library.open(name).state()
 
-    @router.post("/datasets/{name}/images")
+    @router.post("/datasets/{name}/images", **gives(an_object("added", "refused")))
     def add_images(name: str, files: List[UploadFile] = File(...), caption_from_prompt: bool = Form(False)) -> Any:
         library.path(name)
-        if len(files) > MOST_FILES:
-            raise Refused(f"{len(files)} files at once; at most {MOST_FILES}.", field="files", code="too_large")
         added, refused = [], []
         for file in files:
             try:
@@ -57,33 +58,34 @@ def _add_collection(router: APIRouter, library: Any) -> None:
 
 
 def _add_captions(router: APIRouter, library: Any) -> None:
-    @router.patch("/datasets/{name}/captions")
+    @router.patch("/datasets/{name}/captions", **takes(required=["changes"], changes=TEXTS_BY_NAME, versions=VERSIONS), **gives(EDITED))
     def set_captions(name: str, body: dict = Body(...)) -> Any:
         changes = mapping(body, "changes")
         return {"changed": list(changes), **library.open(name).set_captions(changes, versions=mapping(body, "versions", required=False))}
 
-    @router.post("/datasets/{name}/captions/undo")
+    @router.post("/datasets/{name}/captions/undo", **takes(optional_body=True, if_changed=IF_CHANGED), **gives(EDITED))
     def undo(name: str, body: dict = Body({})) -> Any:
         return library.open(name).undo(if_changed=text(body, "if_changed", required=False) or "refuse")
 
-    @router.post("/datasets/{name}/captions/redo")
+    @router.post("/datasets/{name}/captions/redo", **takes(optional_body=True, if_changed=IF_CHANGED), **gives(EDITED))
     def redo(name: str, body: dict = Body({})) -> Any:
         return library.open(name).redo(if_changed=text(body, "if_changed", required=False) or "refuse")
 
-    @router.post("/datasets/{name}/bulk-edit")
+    @router.post("/datasets/{name}/bulk-edit", **takes(required=["action"], **edits(), filenames=FILENAMES, preview=SWITCH, versions=VERSIONS),
+                 **gives(an_object("count")))
     def bulk_edit(name: str, body: dict = Body(...)) -> Any:
         settings = {key: value for key, value in body.items() if key not in ("action", "filenames", "preview", "versions")}
         return library.open(name).bulk_edit(text(body, "action"), settings, filenames=texts(body, "filenames", required=False), preview=switch(body, "preview"),
                                             versions=mapping(body, "versions", required=False))
 
-    @router.post("/datasets/{name}/captions/import")
+    @router.post("/datasets/{name}/captions/import", **gives(an_object("encoding", "encodings", "rows", "unchanged", "changes", "problems")))
     def import_table(name: str, file: UploadFile = File(...), encoding: str = Form(""), apply: bool = Form(False), versions: str = Form("")) -> Any:
         data = file.file.read(LARGEST_TABLE_BYTES + 1)
         if len(data) > LARGEST_TABLE_BYTES:
             raise Refused(f"The table is larger than {LARGEST_TABLE_BYTES // 1_000_000} MB.", field="file", code="too_large")
         return library.open(name).import_table(file.filename or "metadata.csv", data, encoding=encoding or None, apply=apply, versions=_versions(versions))
 
-    @router.get("/datasets/{name}/captions/export")
+    @router.get("/datasets/{name}/captions/export", response_class=Response, responses=file_of("text/csv", "application/jsonl"))
     def export_table(name: str, format: str = "csv") -> Any:
         data = library.open(name).export_table(format)
         media_type = "text/csv" if format == "csv" else "application/jsonl"
@@ -91,36 +93,36 @@ def _add_captions(router: APIRouter, library: Any) -> None:
 
 
 def _add_files(router: APIRouter, library: Any) -> None:
-    @router.post("/datasets/{name}/rename")
+    @router.post("/datasets/{name}/rename", **takes(required=["filename", "to"], filename=TEXT, to=TEXT), **gives(EDITED))
     def rename(name: str, body: dict = Body(...)) -> Any:
         return library.open(name).rename(text(body, "filename"), text(body, "to"))
 
-    @router.post("/datasets/{name}/rotate")
+    @router.post("/datasets/{name}/rotate", **takes(required=["filenames"], filenames=TEXTS, degrees={"enum": list(TURNS), "default": 90}), **gives(EDITED))
     def rotate(name: str, body: dict = Body(...)) -> Any:
         return library.open(name).rotate(texts(body, "filenames"), whole(body, "degrees", 90, 0, 360))
 
-    @router.post("/datasets/{name}/trash")
+    @router.post("/datasets/{name}/trash", **takes(required=["filenames"], filenames=TEXTS), **gives(EDITED))
     def trash(name: str, body: dict = Body(...)) -> Any:
         return library.open(name).discard(texts(body, "filenames"))
 
 
 def _add_views(router: APIRouter, library: Any) -> None:
-    @router.post("/datasets/{name}/checks")
+    @router.post("/datasets/{name}/checks", **takes(optional_body=True, **_WANTED), **gives(an_object("ready", "examined", "total", "summary", "pictures")))
     def checks(name: str, body: dict = Body({})) -> Any:
         return library.open(name).check(_wanted(body))
 
-    @router.get("/datasets/{name}/thumbnails/{filename:path}")
+    @router.get("/datasets/{name}/thumbnails/{filename:path}", **_PICTURE)
     def thumbnail(name: str, filename: str) -> Any:
-        return FileResponse(library.open(name).thumbnail(filename), media_type="image/jpeg", headers=_PICTURE_HEADERS)
+        return FileResponse(library.open(name).thumbnail(filename), media_type="image/jpeg", headers=_CACHED)
 
-    @router.get("/datasets/{name}/previews/{filename:path}")
+    @router.get("/datasets/{name}/previews/{filename:path}", **_PICTURE)
     def preview(name: str, filename: str) -> Any:
-        return Response(library.open(name).preview(filename), media_type="image/jpeg", headers=_PICTURE_HEADERS)
+        return Response(library.open(name).preview(filename), media_type="image/jpeg", headers=_CACHED)
 
-    @router.get("/datasets/{name}/crops/{filename:path}")
+    @router.get("/datasets/{name}/crops/{filename:path}", **_PICTURE)
     def crop(name: str, filename: str, resolution: int = 512, bucket_step: int = 64, enable_bucket: bool = True) -> Any:
         wanted = _wanted({"resolution": resolution, "bucket_step": bucket_step, "enable_bucket": enable_bucket})
-        return Response(library.open(name).trained_view(filename, wanted), media_type="image/jpeg", headers=_PICTURE_HEADERS)
+        return Response(library.open(name).trained_view(filename, wanted), media_type="image/jpeg", headers=_CACHED)
 
 
 def _wanted(body: dict) -> Wanted:

@@ -2,18 +2,20 @@
 import contextlib
 import dataclasses
 import functools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..captioning.contracts import Captioner
-from ..captioning.run import CaptionProgress, Picture, caption_pictures
+from ..captioning.registry import Captioners
+from ..captioning.run import GONE, CaptionProgress, Picture, caption_pictures
+from ..core.captions import write_atomically
 from ..core.contracts import Host
 from ..core.dataset import read_kohya_name
 from ..core.errors import Refused
 from ..core.library import Library
 from .store import JobStore
+from .wording import to_json
 from .worker import Job
 
 
@@ -29,16 +31,18 @@ class Selection:
         return CaptionProgress(message=message, total=len(self.pictures) + done, done=done, skipped=self.skipped, failed=list(self.failed))
 
 
-def select(library: Library, dataset: str, filenames: Sequence[str] | None, *, overwrite: bool) -> Selection:
-    """Choose among the pictures asked for; `filenames` None means all.
+def select(library: Library, dataset: str, filenames: Sequence[str] | None, *, overwrite: bool, missing_ok: bool = False) -> Selection:
+    """Choose among the pictures asked for; `filenames` None means all. With `missing_ok` those that are gone count as failed.
 
     Raises `Refused` for a data set or a picture that is not there, and when there is none.
     """
     found = library.describe(dataset)
     rows, problems = ({row["filename"]: row for row in found[key]} for key in ("pictures", "problems"))
     asked = list(dict.fromkeys([*rows, *problems] if filenames is None else filenames))
-    if unknown := [name for name in asked if name not in rows and name not in problems]:
+    unknown = [name for name in asked if name not in rows and name not in problems]
+    if unknown and not missing_ok:
         raise Refused(f"There is no picture {unknown[0][:200]!r} in this data set.", field="filenames", code="not_found")
+    problems.update((name, {"reason": GONE}) for name in unknown)
     if not asked:
         raise Refused("There is no picture to caption.", field="filenames", code="no_pictures")
     usable = [rows[name] for name in asked if name in rows]
@@ -53,39 +57,50 @@ def _lacks_caption(row: Mapping[str, Any]) -> bool:
     return not row["caption"] or row["automatic"] or (not row["version"] and row["caption"] == class_words)
 
 
+def read_ready(captioners: Captioners, name: str, options: Mapping[str, Any]) -> tuple[Captioner, dict[str, Any]]:
+    """Return a captioner that can start and its complete options; raises `Refused` otherwise."""
+    captioner, values = captioners.read(name, options)
+    readiness = captioner.readiness(values)
+    if not readiness.can_start:
+        raise Refused(readiness.needs, field="captioner", code="not_ready")
+    return captioner, values
+
+
 class CaptioningJob(Job):
     kind = "captioning"
-    memory_advice = "Choose a smaller model or batch size, or close other programs that use the GPU."
+    memory_advice = "Choose a smaller model or batch size, or close other programs."
 
-    def __init__(self, job_id: str, captioner: Captioner, config: Mapping[str, Any], selection: Selection, library: Library, host: Host,
-                 store: JobStore, folder: Path) -> None:
-        """`config` is what was asked for: dataset, captioner, options (complete), overwrite."""
-        super().__init__(job_id, store, folder)
-        self._captioner, self._config, self._selection, self._library, self._host = captioner, config, selection, library, host
-        self._progress = selection.begin(f"Preparing {captioner.title}")
+    def __init__(self, row: Mapping[str, Any], captioners: Captioners, library: Library, host: Host, store: JobStore, folder: Path) -> None:
+        """`row` is the job as the store has it; its config is what was asked for: dataset, captioner, options (complete), overwrite, filenames."""
+        super().__init__(row["id"], store, folder)
+        self._config, self._captioners, self._library, self._host = row["config"], captioners, library, host
+        self._progress = CaptionProgress(message="Looking for the pictures")
 
     def _figures(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self._progress), "dataset": self._config["dataset"], "captioner": self._config["captioner"]}
 
     @contextlib.contextmanager
     def _files(self) -> Iterator[None]:
-        (self.folder / "config.json").write_text(json.dumps(self._config, ensure_ascii=False, indent=2), encoding="utf-8")
+        write_atomically(self.folder / "config.json", to_json(self._config, indent=2))
         yield
 
     def _work(self) -> Mapping[str, Any]:
-        if self._selection.pictures:
-            self._caption()
+        config = self._config
+        captioner, options = read_ready(self._captioners, config["captioner"], config["options"])
+        selection = select(self._library, config["dataset"], config.get("filenames"), overwrite=config["overwrite"], missing_ok=True)
+        self._report(selection.begin(f"Preparing {captioner.title}"))
+        if selection.pictures:
+            self._caption(selection.pictures, captioner, options)
         progress = self._progress
-        if progress.failed and not progress.written and not self._stop_asked.is_set():
+        if progress.failed and not progress.written and not self.control.stop_asked:
             raise Refused(f"None of {len(progress.failed)} pictures could be captioned. {progress.failed[0]['filename']}: {progress.failed[0]['reason']}")
         self._progress = dataclasses.replace(progress, eta_seconds=None)
         return {"state": "stopped" if progress.done < progress.total else "finished", "message": _summary(progress)}
 
-    def _caption(self) -> None:
-        with self._library.captioning(self._config["dataset"], f"Automatic captions: {self._captioner.name}") as write:
-            caption_pictures(self._selection.pictures, self._captioner, self._config["options"], self._host,
-                             functools.partial(write, keep_manual=not self._config["overwrite"]), on_progress=self._report,
-                             should_stop=self._stop_asked.is_set, begin=self._progress)
+    def _caption(self, pictures: Sequence[Picture], captioner: Captioner, options: Mapping[str, Any]) -> None:
+        with self._library.captioning(self._config["dataset"], f"Automatic captions: {captioner.name}") as write:
+            caption_pictures(pictures, captioner, options, self._host, functools.partial(write, keep_manual=not self._config["overwrite"]),
+                             on_progress=self._report, should_stop=self.control.should_stop, begin=self._progress)
 
     def _report(self, progress: CaptionProgress) -> None:
         self._progress = progress

@@ -1,7 +1,8 @@
 """What interfaces talk to: the host's model, the data sets, and jobs, as plain values. Knows no web framework."""
-import csv
 import dataclasses
-import threading
+import logging
+import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,26 +15,41 @@ from ..core.config import TrainConfig, presets, schema
 from ..core.contracts import Host
 from ..core.errors import Refused
 from ..core.library import Library
-from ..core.plan import estimate, make_plan
-from .captioning import CaptioningJob, select
+from ..core.paths import check_inside, check_possible
+from ..core.plan import check_space, estimate, make_plan
+from . import claims
+from .captioning import CaptioningJob, read_ready, select
+from .leaving import move_loras
+from .log_file import NAME as LOG_NAME
+from .log_file import read_log
+from .metrics import read_metrics
+from .names import Names
+from .queue import JobQueue
+from .reports import describe
+from .resuming import Resuming
+from .settings import Settings, in_our_names
 from .store import ALIVE, KINDS, JobStore
-from .training import METRICS, TrainingJob
+from .training import TrainingJob
 from .worker import Job
+
+log = logging.getLogger(__name__)
 
 
 class TrainingService:
-    """One for each process: owns the data folder's database and the one running job."""
+    """One for each process: owns the data folder's database and the queue."""
 
     def __init__(self, host: Host, *, allowed_roots: list[Path] | None = None) -> None:
         """`allowed_roots`: folders that paths from users must lie in; None when only this machine can ask."""
         self.host, self._allowed_roots = host, allowed_roots
         self.store = JobStore(host.data_dir / "jobs.sqlite3")
-        self.store.interrupt_all()
+        self.store.interrupt_all(lambda job_id: claims.is_claimed(self.job_folder(job_id)))
         self.library = Library(host.data_dir / "datasets", self.check_path, count_tokens=TokenCounter())
         self.labels = LabelSets(host.data_dir / "labels")
         self.captioners = Captioners(host.data_dir, self.labels, self.check_path, host.captioners())
-        self._lock = threading.Lock()
-        self._job: Job | None = None
+        self.queue = JobQueue(self.store, self._make)
+        self._names = Names(host.lora_dir, self.store, self.queue)
+        self._settings = Settings(host.kind, self.library, self.check_path)
+        self._resuming = Resuming(self._settings, self._names, host.lora_dir, self.job_folder)
 
     # --- What is there ---------------------------------------------------------------------------------------------------
 
@@ -42,7 +58,7 @@ class TrainingService:
         size = self.host.default_size_px if model.trainable else 512
         return {"version": __version__, "host": {"kind": self.host.kind, "version": self.host.version, "default_size_px": size},
                 "model": dataclasses.asdict(model), "lora_dir": str(self.host.lora_dir), "data_dir": str(self.host.data_dir),
-                "current_job": self.current_job(), "settings": schema(), "problems": []}
+                "current_job": self.current_job(), **self.queue_status(), "settings": schema(), "problems": list(self.store.problems)}
 
     def presets(self) -> list[dict[str, Any]]:
         return presets()
@@ -54,148 +70,266 @@ class TrainingService:
         return sorted(rows, key=lambda row: -row["modified_at"])
 
     def check_path(self, path: Path) -> None:
-        """Raise `Refused` for a path outside the allowed roots, links followed."""
-        if self._allowed_roots is None:
-            return
-        try:
-            resolved = Path(path).expanduser().resolve()
-        except (OSError, RuntimeError, ValueError):
-            resolved = None
-        if resolved is None or not any(resolved.is_relative_to(root.resolve()) for root in self._allowed_roots):
-            raise Refused("This WebUI can be reached from other machines, so only folders inside "
-                          f"{', '.join(str(root) for root in self._allowed_roots)} may be used. Start it with --train-lora-allowed-dirs to add some.",
-                          field="train_data_dir", code="forbidden_path")
+        """Raise `Refused` for a path outside the allowed roots, links followed, and for one that cannot be."""
+        check_possible(path)
+        if self._allowed_roots is not None:
+            check_inside(path, self._allowed_roots)
 
-    # --- Planning and running --------------------------------------------------------------------------------------------
+    # --- Planning and starting -------------------------------------------------------------------------------------------
 
     def plan(self, values: Mapping[str, Any], *, thorough: bool = True) -> dict[str, Any]:
         """Say what a run would do; what makes it impossible is in `errors`, and nothing is raised for it."""
         model = self.host.model_status()
         blocked = [] if model.trainable else [{"code": "not_trainable", "field": None, "message": model.reason}]
         try:
-            config = self._parse(values)
+            config = self._settings.parse(values)
             plan = make_plan(config, lora_dir=self.host.lora_dir, thorough=thorough)
+            self._names.refuse_taken(config)
         except Refused as error:
             return {"errors": blocked + [{"code": error.code, "field": error.field, "message": error.message}], "warnings": []}
+        needed = estimate(plan, config, self.host.peek_unet())
+        try:
+            check_space(plan.output_file, needed["file_bytes"] or 0)
+        except Refused as error:
+            blocked.append({"code": error.code, "field": error.field, "message": error.message})
         return {"pictures": len(plan.pictures), "buckets": plan.bucket_counts(), "steps": plan.schedule.total_steps, "epochs": plan.epochs,
-                **estimate(plan, config, self.host.peek_unet()), "estimated_seconds": self._estimated_seconds(config, plan.schedule.total_steps),
+                **needed, "estimated_seconds": self._estimated_seconds(config, plan.schedule.total_steps),
                 "warnings": plan.warnings, "errors": blocked, "output_file": str(plan.output_file), "lora_tag": plan.lora_tag}
 
-    def start(self, values: Mapping[str, Any]) -> str:
-        """Start a job and return its id. Raises `Refused`, before anything is touched, for whatever is wrong."""
-        config = self._parse(values)
-        with self._lock:
-            self._refuse_second()
-            model = self.host.model_status()
-            if not model.trainable:
-                raise Refused(model.reason, code="not_trainable")
-            make_plan(config, lora_dir=self.host.lora_dir)
-            job_id = self.store.add(config.output_name, config.to_dict())
-            return self._begin(TrainingJob(job_id, config, self.host, self.store, self.job_folder(job_id)))
+    def start(self, values: Mapping[str, Any], *, at_once: bool = False) -> str:
+        """Put a job into the queue and return its id. Raises `Refused`, before anything is touched, for whatever is wrong.
+
+        `at_once` is for a command that leaves with its job: it begins now, and those that wait go on waiting.
+        """
+        config = self._settings.parse(values)
+        model = self.host.model_status()
+        if not model.trainable:
+            raise Refused(model.reason, code="not_trainable")
+        plan = make_plan(config, lora_dir=self.host.lora_dir)
+        with self.queue.unchanged():
+            self._names.refuse_taken(config)
+            return self._admit(config.output_name, config.to_dict(), kind="training", at_once=at_once, checkpoint=model.checkpoint, sha256=model.sha256,
+                               figures={"pictures": len(plan.pictures), "total_steps": plan.schedule.total_steps})
 
     def autocaption(self, dataset: str, captioner: str, *, options: Mapping[str, Any] | None = None, overwrite: bool = False,
                     filenames: Sequence[str] | None = None) -> str:
-        """Start a job that writes captions, and return its id. Raises `Refused`, before anything is loaded, for whatever is wrong.
+        """Put a job that writes captions into the queue, and return its id. Raises `Refused`, before anything is loaded, for whatever is wrong.
 
-        Without `overwrite` only pictures without a caption, and those whose caption a captioner wrote, get a new one.
+        Without `overwrite` only pictures without a caption, and those whose caption a captioner wrote, get a new one; which those are
+        is seen when the job begins.
         """
-        chosen, values = self.captioners.read(captioner, options or {})
-        readiness = chosen.readiness(values)
-        if not readiness.can_start:
-            raise Refused(readiness.needs, field="captioner", code="not_ready")
+        _, values = read_ready(self.captioners, captioner, options or {})
         selection = select(self.library, dataset, filenames, overwrite=overwrite)
-        with self._lock:
-            self._refuse_second()
-            config = {"dataset": dataset, "captioner": captioner, "options": values, "overwrite": overwrite}
-            job_id = self.store.add(dataset, config, kind="captioning")
-            return self._begin(CaptioningJob(job_id, chosen, config, selection, self.library, self.host, self.store, self.job_folder(job_id)))
+        config = {"dataset": dataset, "captioner": captioner, "options": values, "overwrite": overwrite,
+                  "filenames": None if filenames is None else list(filenames)}
+        return self._admit(dataset, config, kind="captioning", figures={"pictures": len(selection.pictures)})
 
-    def _refuse_second(self) -> None:
-        if self._job is not None and not self._job.ended:
-            raise Refused(f"Job {self._job.job_id} is still running. Wait until it has ended, or stop it.", code="busy")
+    def duplicate(self, job_id: str, changes: Mapping[str, Any] | None = None) -> str:
+        """Put a job with the settings of another one, and changes, into the queue; a LoRA gets the next free name unless one is given."""
+        job = self.job(job_id)
+        changes = in_our_names(changes or {}) if job["kind"] == "training" else changes or {}
+        values = {**job["config"], **changes}
+        if job["kind"] == "captioning":
+            return self.autocaption(**{name: values[name] for name in ("dataset", "captioner", "options", "overwrite")}, filenames=values.get("filenames"))
+        if "output_name" not in changes and not values.get("overwrite"):
+            values["output_name"] = self._names.free(self._settings.parse(values))
+        return self.start(values)
 
-    def _begin(self, job: Job) -> str:
-        self._job = job
-        job.start()
-        return job.job_id
+    def _admit(self, name: str, config: Mapping[str, Any], *, kind: str, at_once: bool = False, checkpoint: str = "", sha256: str | None = None,
+               figures: Mapping[str, int]) -> str:
+        """Write a job down, with what is known of its size, and let it begin when its turn comes."""
+        with self.queue.unchanged():
+            if at_once:
+                self.queue.refuse_second()
+            job_id = self.store.add(name, config, kind=kind, checkpoint=checkpoint, sha256=sha256)
+            self.store.update(job_id, progress=figures)
+            self.queue.admit(job_id, at_once=at_once)
+            return job_id
+
+    def _make(self, row: Mapping[str, Any]) -> Job:
+        folder = self.job_folder(row["id"])
+        if row["kind"] == "captioning":
+            return CaptioningJob(row, self.captioners, self.library, self.host, self.store, folder)
+        return TrainingJob(row, self.host, self.store, folder)
+
+    # --- Steering --------------------------------------------------------------------------------------------------------
 
     def stop(self, job_id: str) -> dict[str, Any]:
-        self.job(job_id)
-        if self._job is not None and self._job.job_id == job_id:
-            self._job.stop()
+        """End a job after what it is in the middle of; one that waits is cancelled."""
+        job = self.job(job_id)
+        if running := self.queue.job(job_id):
+            running.control.stop()
+        elif job["state"] == "queued":
+            began = "went on" if job["resume_step"] is not None else "began"
+            self.queue.cancel(job_id, state="stopped", message=f"Cancelled before it {began}.", finished_at=time.time(), resume="")
         return self.job(job_id)
+
+    def pause(self, job_id: str, *, free_memory: bool = False) -> dict[str, Any]:
+        self._running(job_id, "paused").control.pause(free_memory=free_memory)
+        return self.job(job_id)
+
+    def snapshot(self, job_id: str) -> dict[str, Any]:
+        """Save the LoRA as it is after the current step, beside the one that is to come."""
+        self._running(job_id, "saved meanwhile").control.take_snapshot()
+        return self.job(job_id)
+
+    def resume(self, job_id: str, changes: Mapping[str, Any] | None = None, *, anyway: bool = False, at_once: bool = False) -> dict[str, Any]:
+        """Let a paused job go on; put one that has ended in front of the queue, to go on from its newest state with changed settings.
+
+        `anyway`: also when it would not be quite the same run, for example because captions were edited. `at_once`: as in `start`.
+        """
+        if running := self.queue.job(job_id):
+            if changes:
+                raise Refused("Settings can change when the job has stopped. Stop it, change them, and resume it.", code="busy")
+            running.control.resume()
+            return self.job(job_id)
+        self.queue.settle(job_id)
+        row = self._row(job_id)
+        values = self._resuming.check(self._describe(row, self.store.waiting()), changes or {}, anyway=anyway)
+        with self.queue.unchanged():
+            if at_once:
+                self.queue.refuse_second()
+            if not self.store.queue(job_id, row["state"], **values):
+                raise Refused(f"Job {job_id} was resumed, stopped or deleted by somebody else in this moment. Look at it again.", code="busy")
+            self.queue.admit(job_id, at_once=True) if at_once else self.queue.start()
+        return self.job(job_id)
+
+    def changes_since(self, job_id: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings in which `values` differ from a job's; raises `Refused` for one that cannot change in the middle of a run."""
+        return self._settings.differences(self.job(job_id)["config"], values)
+
+    def load_checkpoint(self, job_id: str) -> dict[str, Any]:
+        """Load the checkpoint that a job trains back into the host."""
+        checkpoint = self.job(job_id)["checkpoint"]
+        if not checkpoint:
+            raise Refused("It is not known which checkpoint this job trains.", code="not_running")
+        self.host.load_checkpoint(checkpoint)
+        return self.job(job_id)
+
+    def generate(self, prompt: str, **settings: Any) -> Any:
+        """Draw a picture as `Host.generate` does, waiting for its turn; raises `Refused` (code "busy") while its turn would not come."""
+        job = self.current_job()
+        if job and job["kind"] == "training" and job["config"].get("sharing") == "exclusive" and job["state"] in ("preparing", "training"):
+            raise Refused("A LoRA is being trained that does not share the model; pictures can be drawn when that has ended or is paused.", code="busy")
+        if job and job["kind"] == "captioning" and self.host.kind == "standalone":                 # whose turns keep nobody from drawing at the same time
+            raise Refused("Captions are being written; pictures can be drawn when that has ended.", code="busy")
+        return self.host.generate(prompt, **settings)
+
+    def _running(self, job_id: str, what: str) -> Job:
+        job, running = self.job(job_id), self.queue.job(job_id)
+        if running is None:
+            raise Refused(f"Job {job_id} is not running ({job['state']}), so it cannot be {what}.", code="not_running")
+        if not running.can_pause:
+            raise Refused(f"A {running.kind} job cannot be {what}. Stop it; what is done stays, and starting it again does the rest.", code="not_running")
+        return running
+
+    # --- The queue -------------------------------------------------------------------------------------------------------
+
+    def queue_status(self) -> dict[str, Any]:
+        return {"queue_held": self.queue.held, "queued": len(self.store.waiting())}
+
+    def hold_queue(self) -> dict[str, Any]:
+        """Let no other job begin until the queue is started."""
+        self.queue.hold()
+        return self.queue_status()
+
+    def start_queue(self) -> dict[str, Any]:
+        self.queue.start()
+        return self.queue_status()
+
+    def move(self, job_id: str, position: int) -> list[dict[str, Any]]:
+        """Give a job that waits another place, 0 being next, and return the jobs that wait."""
+        self.job(job_id)
+        with self.queue.unchanged():
+            if job_id not in self.store.waiting():
+                raise Refused(f"Job {job_id} does not wait any more, so it cannot be moved.", code="not_running")
+            self.store.move(job_id, max(0, position))
+        return [self.job(each) for each in self.store.waiting()]
+
+    def delete(self, job_id: str) -> list[Path]:
+        """Remove a job that has ended, with its folder; its LoRA stays, and LoRAs that are only in the folder are moved to where this returns."""
+        self.queue.settle(job_id)
+        with self.queue.unchanged():
+            if self.job(job_id)["state"] in ALIVE:
+                raise Refused(f"Job {job_id} has not ended. Stop it first.", code="busy")
+            folder = self.job_folder(job_id)
+            moved = move_loras(folder, self.host.lora_dir)
+            try:
+                shutil.rmtree(folder)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                raise Refused(f"The folder {folder} cannot be removed: {error.strerror or error}.", code="cannot_save") from error
+            self.store.delete(job_id)
+        for path in moved:
+            self._register(path)
+        return moved
+
+    def _register(self, path: Path) -> None:
+        try:
+            self.host.register(path)
+        except Exception:                                                          # entry into the host's own code; the file is where it belongs
+            log.exception("%s could not be made known", path)
+
+    # --- What is told of jobs --------------------------------------------------------------------------------------------
 
     def wait(self, job_id: str, timeout: float | None = None) -> dict[str, Any]:
         """Wait until a job has ended and return it."""
-        if self._job is not None and self._job.job_id == job_id:
-            self._job.done.wait(timeout)
+        self.queue.wait(job_id, timeout)
         return self.job(job_id)
 
     def job(self, job_id: str) -> dict[str, Any]:
         """Return a job as it is now; raises `Refused` (code "not_found")."""
-        found = self.store.get(job_id)
-        if found is None:
-            raise Refused(f"There is no job {job_id[:20]!r}.", code="not_found")
-        running = self._job
-        if running is not None and running.job_id == job_id:
-            found.update(running.ended or (running.snapshot() if found["state"] in ALIVE else {}))
-        return found
+        return self._describe(self._row(job_id), self.store.waiting())
 
     def jobs(self, kind: str | None = None) -> list[dict[str, Any]]:
         """The newest jobs, of one kind ("training", "captioning") or of all; raises `Refused` for another."""
         if kind is not None and kind not in KINDS:
             raise Refused(f"There are no jobs of the kind {kind[:40]!r}; there are {' and '.join(KINDS)}.", field="kind", code="bad_value")
-        return [self.job(job["id"]) for job in self.store.newest(kind=kind)]
+        waiting = self.store.waiting()
+        return [self._describe(row, waiting) for row in self.store.newest(kind=kind)]
+
+    def named(self, name: str) -> list[dict[str, Any]]:
+        """Return the jobs that train a LoRA of this name, newest first."""
+        waiting = self.store.waiting()
+        return [self._describe(row, waiting) for row in self.store.named(name)]
 
     def current_job(self) -> dict[str, Any] | None:
-        running = self._job
+        running = self.queue.running
         return self.job(running.job_id) if running is not None and not running.ended else None
 
     def metrics(self, job_id: str, since: int = 0) -> list[dict[str, Any]]:
         """Return the figures of each step after `since`, of a running job or from its metrics.csv."""
         self.job(job_id)
-        if self._job is not None and self._job.job_id == job_id:
-            return self._job.metrics(since)
-        return _read_metrics(self.job_folder(job_id) / "metrics.csv")[max(0, since):]
+        running = self.queue.running
+        return running.metrics(since) if running and running.job_id == job_id else read_metrics(self.job_folder(job_id), since)
+
+    def log(self, job_id: str, since: int = 0) -> dict[str, Any]:
+        """Return `{text, next}`: what a job's log says after byte `since`, at most the last 200 KB."""
+        self.job(job_id)
+        return read_log(self.job_folder(job_id) / LOG_NAME, since)
 
     def job_folder(self, job_id: str) -> Path:
         return self.host.data_dir / "jobs" / job_id
 
-    def _parse(self, values: Mapping[str, Any]) -> TrainConfig:
-        """Read a config, turn a data set's name into its folder, and check every path in it."""
-        config = TrainConfig.parse(values)
-        changes = {}
-        if config.train_data_dir:
-            changes["train_data_dir"] = str(self.library.resolve(config.train_data_dir))
-        for name in ("metadata_path", "output_dir", "base_model", "logging_dir"):
-            if value := getattr(config, name):
-                changes[name] = str(Path(value).expanduser())
-                try:
-                    self.check_path(Path(changes[name]))
-                except Refused as error:
-                    raise Refused(error.message, field=name, code=error.code) from error
-        if config.base_model and self.host.kind == "webui":
-            raise Refused("In the WebUI the loaded checkpoint is trained. Choose it at the top left and leave Base model empty.", field="base_model",
-                          code="bad_value")
-        return config.replace(**changes)
+    def _row(self, job_id: str) -> dict[str, Any]:
+        row = self.store.get(job_id)
+        if row is None:
+            raise Refused(f"There is no job {job_id[:20]!r}.", code="not_found")
+        return row
+
+    def _describe(self, row: Mapping[str, Any], waiting: Sequence[str]) -> dict[str, Any]:
+        running, folder = self.queue.job(row["id"]), self.job_folder(row["id"])
+        now = running.now() if running else self.queue.end_of(row["id"])
+        if not now and not self.queue.is_ours(row["id"]) and claims.is_lost(row, folder):
+            now = {"state": "interrupted"}
+        position = waiting.index(row["id"]) if row["state"] == "queued" and row["id"] in waiting else None
+        return describe(row, now, folder, position=position)
 
     def _estimated_seconds(self, config: TrainConfig, steps: int) -> float | None:
         """Estimate from the last finished job of the same resolution, batch and layers, if there is one."""
         alike = ("resolution", "batch_size", "lora_targets", "gradient_accumulation_steps", "gradient_checkpointing")
         for job in self.store.newest(kind="training"):
-            if job.get("seconds_per_step") and all(job["config"].get(name) == getattr(config, name) for name in alike):
+            if job["state"] == "finished" and job.get("seconds_per_step") and all(job["config"].get(name) == getattr(config, name) for name in alike):
                 return job["seconds_per_step"] * steps
         return None
-
-
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    rows = []
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            try:
-                rows.append({name: int(row[name]) if name == "step" else float(row[name]) for name in METRICS})
-            except (TypeError, ValueError):                                        # the line that was being written when the process died
-                break
-    return rows

@@ -1,58 +1,94 @@
-"""A job that trains a LoRA: its settings, its figures for every step."""
+"""A job that trains a LoRA, from its beginning or from where it was: its settings, its figures for every step."""
 import contextlib
-import csv
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from ..core.captions import write_atomically
 from ..core.config import TrainConfig
 from ..core.contracts import Host, Progress
-from ..core.pipeline import train_lora
+from ..core.errors import Refused
+from ..core.pipeline import Result, train_lora
+from ..core.resuming import state_step
+from .metrics import Metrics
 from .store import JobStore
+from .tensorboard import EventFile
 from .worker import Job
-
-METRICS = ("step", "loss", "loss_average", "learning_rate", "seconds")
 
 
 class TrainingJob(Job):
     kind = "training"
+    can_pause = True
     memory_advice = ("Switch on Save memory (gradient checkpointing), lower the resolution or the batch size, "
-                     "or close other programs that use the GPU.")
+                     "or close other programs.")
 
-    def __init__(self, job_id: str, config: TrainConfig, host: Host, store: JobStore, folder: Path) -> None:
-        super().__init__(job_id, store, folder)
-        self._config, self._host, self._rows, self._progress = config, host, [], Progress("preparing", "Waiting for the model")
-        self._began_at = time.monotonic()
+    def __init__(self, row: Mapping[str, Any], host: Host, store: JobStore, folder: Path) -> None:
+        """`row` is the job as the store has it; with `resume` it goes on from its newest state."""
+        super().__init__(row["id"], store, folder)
+        self._values, self._resume, self._host, self._metrics = row["config"], row["resume"], host, Metrics()
+        self._checkpoint, self._sha256 = row["for_checkpoint"], row["for_sha256"]
+        self.from_step = (state_step(folder) or 0) if self._resume else 0
+        self._progress = Progress("preparing", "Waiting for the model", step=self.from_step, state_step=self.from_step,
+                                  total_steps=row.get("total_steps") or 0, pictures=row.get("pictures") or 0)
+        self._began_at, self._going = time.monotonic(), False
 
     def metrics(self, since: int = 0) -> list[dict[str, Any]]:
-        return [dict(zip(METRICS, row)) for row in list(self._rows)[max(0, since):]]
+        return self._metrics.since(since)
 
     def _figures(self) -> dict[str, Any]:
         return dataclasses.asdict(self._progress)
 
     @contextlib.contextmanager
     def _files(self) -> Iterator[None]:
-        (self.folder / "config.yaml").write_text(self._config.to_yaml(), encoding="utf-8")
-        with open(self.folder / "metrics.csv", "w", newline="", encoding="utf-8") as self._metrics_file:
-            self._metrics = csv.writer(self._metrics_file)
-            self._metrics.writerow(METRICS)
+        write_atomically(self.folder / "config.yaml", yaml.safe_dump(self._values, allow_unicode=True, sort_keys=False).encode())
+        if self._resume:
+            self._metrics.load(self.folder, self.from_step)
+            self._began_at -= self._metrics.last[-1] if self._metrics.last else 0.0
+        self._events = EventFile(tensorboard_dir(self._values, self.folder), purge_step=self.from_step + 1 if self._resume else None)
+        with self._metrics.kept_in(self.folder), contextlib.closing(self._events):
             yield
 
     def _work(self) -> Mapping[str, Any]:
-        self._tell(state="preparing", message="Waiting for the model")
-        result = train_lora(self._config, self._host, on_progress=self._report, should_stop=self._stop_asked.is_set)
-        return {"state": "stopped" if result.stopped else "finished", "message": f"{result.steps} steps",
-                "lora_tag": result.lora_tag if result.output_file else None, "output_file": str(result.output_file) if result.output_file else None}
+        self._tell(message="Waiting for the model")
+        self._refuse_other_checkpoint()
+        result = train_lora(TrainConfig.parse(self._values), self._host, control=self.control, on_progress=self._report, folder=self.folder,
+                            resume=bool(self._resume), anyway=self._resume == "anyway", checkpoint=self._checkpoint, checkpoint_sha256=self._sha256)
+        self._progress = dataclasses.replace(self._progress, remarks=tuple(result.remarks), waiting_for="", eta_seconds=None)
+        return _ending(result)
+
+    def _refuse_other_checkpoint(self) -> None:
+        """Where users can load another checkpoint a run waits for its own; a program that has one only will never have it."""
+        loaded = self._host.model_status().checkpoint
+        if self._checkpoint and loaded != self._checkpoint and not self._host.changes_checkpoints and not self.from_step:
+            raise Refused(f"This job is for the checkpoint {self._checkpoint}, and this program was started with {loaded or 'none'}. "
+                          f"Start it with {self._checkpoint}, and resume the job.", code="not_trainable")
 
     def _report(self, progress: Progress) -> None:
-        first_time = progress.step > (self._rows[-1][0] if self._rows else 0)
         self._progress = progress
-        with contextlib.suppress(OSError):                                         # a disk that refuses costs figures, not the run
-            if first_time:
-                row = (progress.step, progress.loss, progress.loss_average, progress.learning_rate, round(time.monotonic() - self._began_at, 3))
-                self._rows.append(row)
-                self._metrics.writerow(row)
-            self._metrics_file.flush()
-        self._save("preparing" if progress.stage == "preparing" else "training")
+        if progress.stage == "training" and progress.loss is not None:
+            self._note(progress)
+        self._save(progress.stage if progress.stage in ("preparing", "paused") else "training")
+
+    def _note(self, progress: Progress) -> None:
+        """Write down a step's figures. Steps may be reported again, with the same values, and then the first row stays."""
+        if not self._going:                                                        # the newest state may have been damaged, and an older one taken
+            self._going = True
+            self._metrics.cut(progress.step - 1)
+        row = (progress.step, progress.loss, progress.loss_average, progress.learning_rate, round(time.monotonic() - self._began_at, 3))
+        if self._metrics.add(row):
+            self._events.add(progress.step, loss=progress.loss, loss_average=progress.loss_average, learning_rate=progress.learning_rate,
+                             seconds_per_step=progress.seconds_per_step)
+
+
+def tensorboard_dir(config: Mapping[str, Any], folder: Path) -> Path:
+    """Return where a job's event files are: in its own folder, or under the log folder by the LoRA's name."""
+    return Path(config["logging_dir"]) / config["output_name"] if config.get("logging_dir") else folder / "tensorboard"
+
+
+def _ending(result: Result) -> dict[str, Any]:
+    saved = {"lora_tag": result.lora_tag, "output_file": str(result.output_file)} if result.output_file else {}
+    return {"state": "stopped" if result.stopped else "finished", "message": f"{result.steps} steps", **saved}

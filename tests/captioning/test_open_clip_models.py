@@ -23,7 +23,7 @@ def resolve(check_path=lambda path: None, **options):
 
 def test_a_tag_is_looked_up_in_open_clip():
     source = resolve(model_name="ViT-B/16", weights="laion2b_s34b_b88k")
-    assert source.name == "ViT-B-16" and source.weights.repository.startswith("laion/CLIP-ViT-B-16") and source.weights.names[0] == "open_clip_pytorch_model.bin"
+    assert source.name == "ViT-B-16" and source.weights.repository.startswith("laion/CLIP-ViT-B-16") and source.weights.names[0].endswith(".safetensors")
     assert resolve(model_name="hf-hub:me/mine").downloads == [RemoteFile(("open_clip_config.json",), "me/mine"), open_clip_models.hub_weights("me/mine")]
     assert resolve(model="ViT-B-32").weights.size_bytes == 605_200_000
 

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from lora_trainer.core.adapters import Adapters, count_parameters, target_paths
+from lora_trainer.core.adapters import Adapters, count_parameters, plan_shapes, target_paths
 
 BLOCK = "input_blocks.1.1.transformer_blocks.0"
 
@@ -25,7 +25,7 @@ def test_neutral_start(host, inputs):
     """Invariant 3: attached at step 0, the prediction is bit-identical."""
     unet = host.model.unet
     expected = unet(*inputs)
-    adapters = Adapters.create(unet, targets="all", rank=4, alpha=8)
+    adapters = Adapters.create(unet, plan_shapes(unet, targets="all", rank=4, alpha=8))
     with adapters.attached():
         assert torch.equal(unet(*inputs), expected)
         assert type(unet.get_submodule(f"{BLOCK}.attn1.to_q")) is not torch.nn.Linear
@@ -35,7 +35,7 @@ def test_neutral_start(host, inputs):
 def test_scale_is_alpha_over_rank(host, inputs):
     """The prediction with adapters equals the one of a model whose weights are W + alpha/rank * up @ down."""
     unet = host.model.unet
-    adapters = Adapters.create(unet, targets="attention", rank=4, alpha=2)
+    adapters = Adapters.create(unet, plan_shapes(unet, targets="attention", rank=4, alpha=2))
     with torch.no_grad():
         for number, parameter in enumerate(adapters.parameters()):
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.1)
@@ -55,7 +55,7 @@ def test_scale_is_alpha_over_rank(host, inputs):
 def test_creating_leaves_flags_and_marks_alone(host):
     unet = host.model.unet
     unet.out[2].weight.requires_grad_(False)
-    Adapters.create(unet, targets="all", rank=4, alpha=4, dropout=0.5)
+    Adapters.create(unet, plan_shapes(unet, targets="all", rank=4, alpha=4), dropout=0.5)
     assert not hasattr(unet, "peft_config")
     assert not unet.out[2].weight.requires_grad and unet.out[2].bias.requires_grad
     assert not any(module.training for module in unet.modules())
@@ -63,10 +63,10 @@ def test_creating_leaves_flags_and_marks_alone(host):
 
 def test_down_weights_depend_on_the_seed_alone(host):
     torch.manual_seed(1)
-    first = Adapters.create(host.model.unet, targets="attention", rank=4, alpha=4, seed=3).weights()
+    first = Adapters.create(host.model.unet, plan_shapes(host.model.unet, targets="attention", rank=4, alpha=4), seed=3).weights()
     torch.manual_seed(2)
-    again = Adapters.create(host.model.unet, targets="attention", rank=4, alpha=4, seed=3).weights()
-    other = Adapters.create(host.model.unet, targets="attention", rank=4, alpha=4, seed=4).weights()
+    again = Adapters.create(host.model.unet, plan_shapes(host.model.unet, targets="attention", rank=4, alpha=4), seed=3).weights()
+    other = Adapters.create(host.model.unet, plan_shapes(host.model.unet, targets="attention", rank=4, alpha=4), seed=4).weights()
     path = f"{BLOCK}.attn1.to_q"
     assert torch.equal(first[path][0], again[path][0]) and not torch.equal(first[path][0], other[path][0])
     assert not first[path][1].any()
@@ -74,21 +74,21 @@ def test_down_weights_depend_on_the_seed_alone(host):
 
 def test_half_precision_base_gets_fp32_adapters(host):
     unet = host.model.unet.half()
-    assert {parameter.dtype for parameter in Adapters.create(unet, targets="all", rank=4, alpha=4).parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in Adapters.create(unet, plan_shapes(unet, targets="all", rank=4, alpha=4)).parameters()} == {torch.float32}
 
 
 def test_attached_detaches_after_an_exception(host):
-    adapters = Adapters.create(host.model.unet, targets="all", rank=4, alpha=4)
+    adapters = Adapters.create(host.model.unet, plan_shapes(host.model.unet, targets="all", rank=4, alpha=4))
     with pytest.raises(RuntimeError), adapters.attached():
         raise RuntimeError
     assert not any("lora" in name for name, _ in host.model.unet.named_parameters())
 
 
 def test_count_matches_what_is_built(host):
-    adapters = Adapters.create(host.model.unet, targets="all", rank=4, alpha=4)
+    adapters = Adapters.create(host.model.unet, plan_shapes(host.model.unet, targets="all", rank=4, alpha=4))
     assert count_parameters(host.model.unet, targets="all", rank=4) == sum(parameter.numel() for parameter in adapters.parameters())
 
 
 def test_no_layers_is_said(host):
-    with pytest.raises(ValueError, match="no layer for targets 'attention'"):
-        Adapters.create(torch.nn.Sequential(torch.nn.Linear(2, 2)), targets="attention", rank=1, alpha=1)
+    with pytest.raises(ValueError, match="no layer that could learn"):
+        Adapters.create(torch.nn.Linear(2, 2), plan_shapes(torch.nn.Sequential(torch.nn.Linear(2, 2)), targets="attention", rank=1, alpha=1))

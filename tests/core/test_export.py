@@ -12,7 +12,7 @@ from lora_trainer.core.errors import Refused
 
 
 def tensors(dtype=torch.float32):
-    return export.to_tensors({"a.b": (torch.randn(4, 8), torch.randn(6, 4))}, alpha=2.0, export_name=lambda path: "lora_unet_" + path.replace(".", "_"),
+    return export.to_tensors({"a.b": (torch.randn(4, 8), torch.randn(6, 4))}, alphas={"a.b": 2.0}, export_name=lambda path: "lora_unet_" + path.replace(".", "_"),
                              dtype=dtype)
 
 
@@ -36,7 +36,7 @@ def test_hash_is_of_everything_after_the_header(tmp_path):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
 def test_never_a_file_with_infinite_weights(bad):
     with pytest.raises(Refused, match="not finite"):
-        export.to_tensors({"a": (torch.full((1, 1), bad), torch.ones(1, 1))}, alpha=1, export_name=str)
+        export.to_tensors({"a": (torch.full((1, 1), bad), torch.ones(1, 1))}, alphas={"a": 1}, export_name=str)
 
 
 def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):

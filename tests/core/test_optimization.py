@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from lora_trainer.core.optimization import learning_rate_factor, make_optimizer, make_schedule
+from lora_trainer.core.optimization import LearningRates, learning_rate_factor, make_optimizer
 
 
 @pytest.mark.parametrize("name, middle, end", [("constant", 1, 1), ("linear", 0.5, 0), ("cosine", 0.5, 0), ("polynomial", 0.25, 0)])
@@ -27,9 +27,8 @@ def test_warmup_rises_and_the_curve_starts_after_it():
 
 def test_schedule_drives_the_optimizer():
     optimizer = make_optimizer("adamw", [torch.nn.Parameter(torch.zeros(1))], learning_rate=0.1, weight_decay=0.0)
-    schedule = make_schedule("linear", optimizer, warmup_steps=0, total_steps=2)
-    optimizer.step()
-    schedule.step()
+    rates = LearningRates("linear", optimizer, warmup_steps=0, total_steps=2)
+    assert [rates.set(step) for step in (1, 0, 1)] == pytest.approx([0.05, 0.1, 0.05])
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from lora_trainer.core import export, trainer
 from lora_trainer.core.config import TrainConfig
+from lora_trainer.core.control import Control
 from lora_trainer.core.errors import Refused
 from lora_trainer.core.pipeline import train_lora
 
@@ -30,7 +31,7 @@ def assert_untouched(before, unet):
 def test_run_writes_the_lora_its_card_and_registers_it(host, settings):
     result = train_lora(TrainConfig.parse({**settings, "trigger_word": "zib"}), host)
     assert result.output_file == host.lora_dir / "mine.safetensors" and result.lora_tag == "<lora:mine:0.8>" and result.steps == 6
-    assert host.registered == [result.output_file] and host.gave_way == 6
+    assert host.registered == [result.output_file] and host.gave_way == 0
     card = json.loads(result.output_file.with_suffix(".json").read_text(encoding="utf-8"))
     assert card["activation text"] == "zib" and card["preferred weight"] == 0.8 and card["sd version"] == "SD1"
     with safe_open(result.output_file, "pt") as file:
@@ -108,9 +109,9 @@ def test_training_lowers_the_loss(host, settings):
 
 
 def test_stop_keeps_what_was_learned(host, settings):
-    steps = []
-    result = train_lora(TrainConfig.parse({**settings, "max_train_steps": 100}), host, on_progress=lambda progress: steps.append(progress.step),
-                        should_stop=lambda: bool(steps) and steps[-1] >= 3)
+    control = Control()
+    result = train_lora(TrainConfig.parse({**settings, "max_train_steps": 100}), host, control=control,
+                        on_progress=lambda progress: control.stop() if progress.step >= 3 else None)
     assert result.stopped and result.steps == 3 and result.output_file.is_file()
 
 
@@ -132,7 +133,9 @@ def test_a_preview_that_fails_costs_nothing(host, settings, monkeypatch):
 
 
 def test_stop_before_the_first_step_writes_nothing(host, settings):
-    result = train_lora(TrainConfig.parse(settings), host, should_stop=lambda: True)
+    control = Control()
+    control.stop()
+    result = train_lora(TrainConfig.parse(settings), host, control=control)
     assert result.stopped and result.output_file is None and list(host.lora_dir.iterdir()) == []
 
 
@@ -153,7 +156,7 @@ def test_not_finite_stops_with_a_sentence_and_keeps_the_snapshot(host, settings,
     monkeypatch.setattr(host.model, "predict", broken)
     with pytest.raises(Refused, match="loss became nan at step 5.*learning rate"):
         train_lora(TrainConfig.parse({**settings, "save_steps": 2}), host)
-    assert sorted(path.name for path in host.lora_dir.glob("*.safetensors")) == ["mine-000002.safetensors", "mine-000004.safetensors"]
+    assert sorted(path.name for path in host.lora_dir.glob("*.safetensors")) == ["mine-000002.safetensors", "mine-000004.safetensors", "mine.safetensors"]
 
 
 def test_overwriting_fails_whole(host, settings, monkeypatch):

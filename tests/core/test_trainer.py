@@ -4,10 +4,12 @@ from collections import Counter
 import torch
 
 from lora_trainer.core import trainer
-from lora_trainer.core.adapters import Adapters
+from lora_trainer.core.adapters import Adapters, plan_shapes
 from lora_trainer.core.cache import Encoded, assemble
 from lora_trainer.core.contracts import Conditioning
 from lora_trainer.core.dataset import Bucket
+from lora_trainer.core.effort import Effort
+from lora_trainer.core.precision import grad_scaler
 
 
 def encoded_pictures(count=4):
@@ -31,10 +33,10 @@ def test_order_depends_on_the_step_alone():
 def test_accumulated_gradient_is_the_mean_of_its_batches(host):
     pictures, model = encoded_pictures(), host.model
     model.unet.requires_grad_(False)
-    adapters = Adapters.create(model.unet, targets="attention", rank=4, alpha=4)
+    adapters = Adapters.create(model.unet, plan_shapes(model.unet, targets="attention", rank=4, alpha=4))
     schedule = trainer.Schedule(1, 1, 2, 2, (1,) * 4, 0)
     with adapters.attached():
-        trainer._backward(model, pictures, schedule, 0, torch.float32, trainer.grad_scaler(model.device, torch.float32))
+        trainer._backward(model, pictures, schedule, 0, Effort(torch.float32), grad_scaler(model.device, torch.float32))
         together = [parameter.grad.clone() for parameter in adapters.parameters()]
         expected = [torch.zeros_like(gradient) for gradient in together]
         for part, numbers in enumerate(schedule.batches_of(0, pictures)):

@@ -1,6 +1,7 @@
 """The standalone host: loads what the file says, lends it, draws with LoRAs, and leaves no trace."""
 import socket
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -145,25 +146,56 @@ def test_lending_gives_back_every_flag(host):
         pipeline.unet.requires_grad_(True).eval()
 
 
-def test_training_and_drawing_exclude_each_other(host):
+def test_a_second_run_is_refused(host):
     said = []
 
     def meanwhile():
-        for attempt in (lambda: host.generate("a circle", **DRAWING), lambda: host.borrow_model().__enter__()):
-            with pytest.raises(Refused) as caught:
-                attempt()
-            said.append(caught.value)
+        with pytest.raises(Refused) as caught:
+            host.borrow_model().__enter__()
+        said.append(caught.value)
     with host.borrow_model():
         other = threading.Thread(target=meanwhile)
         other.start()
         other.join(timeout=60)
-        with pytest.raises(Refused, match="borrowed the model already"), host.borrow_model():
+        with pytest.raises(Refused, match="already training"), host.borrow_model():
             pass
         host.generate("a preview by the training thread itself", **DRAWING)
-    assert [refusal.code for refusal in said] == ["busy", "busy"]
-    assert "training" in said[0].message and "already training" in said[1].message
+    assert [refusal.code for refusal in said] == ["busy"]
     with host.borrow_model():
         pass
+
+
+def test_a_picture_is_drawn_when_the_borrower_gives_way(host):
+    """It waits until then, and is the one that is drawn without a run."""
+    expected, drawn = host.generate("a circle", **DRAWING), []
+    with host.borrow_model() as model:
+        other = threading.Thread(target=lambda: drawn.append(host.generate("a circle", **DRAWING)))
+        other.start()
+        deadline = time.monotonic() + 30
+        while not host.wanted() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert host.wanted() and not drawn
+        assert host.give_way() and len(drawn) == 1 and not host.wanted()
+        assert not any(parameter.requires_grad for parameter in model.unet.parameters())
+    assert np.array_equal(drawn[0], expected)
+
+
+def test_an_offered_lora_is_written_before_a_picture_that_names_it(host):
+    written = []
+    with host.offer("alive", lambda: written.append(1)):
+        host.generate("a circle", **DRAWING)
+        assert not written
+        with pytest.raises(Refused, match="There is no LoRA named 'alive'"):
+            host.generate("a circle <lora:alive:1>", **DRAWING)
+    assert written == [1]
+
+
+def test_giving_way_ends_when_told_to_stop(host):
+    with host.borrow_model():
+        assert not host.give_way(until=lambda: False, should_stop=lambda: True)
+    with host.borrow_model() as model:
+        model.set_encoders_aside()
+        assert host.give_way()
 
 
 def test_pictures_follow_seed_and_prompt(host):

@@ -4,9 +4,13 @@ import threading
 import time
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
+from lora_trainer.interfaces import api
 from lora_trainer.jobs.service import TrainingService
 from tests.browser import browser, drop_files, files_in  # noqa: F401 - a fixture
+from tests.waiting import stop_all
 
 WAIT_MS = 60_000
 
@@ -15,7 +19,16 @@ WAIT_MS = 60_000
 def service(host):
     service = TrainingService(host)
     yield service
+    stop_all(service)
     service.library.close()
+
+
+@pytest.fixture
+def client(service):
+    """The API alone, without a server."""
+    app = FastAPI()
+    api.mount(app, service)
+    return TestClient(app)
 
 
 @pytest.fixture
@@ -37,9 +50,6 @@ def address(service):
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
     server.should_exit = True
     thread.join(10)
-    if (job := service.current_job()):
-        service.stop(job["id"])
-        service.wait(job["id"], 10)
     del server, config
     gc.collect()
 

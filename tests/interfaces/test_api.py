@@ -8,14 +8,15 @@ from PIL import Image
 
 from lora_trainer.interfaces import api
 from lora_trainer.jobs.service import TrainingService
+from tests.waiting import LONG, until
 
 V1 = "/train-lora/v1"
 
 
 @pytest.fixture
-def client(host):
+def client(service):
     app = FastAPI()
-    api.mount(app, TrainingService(host))
+    api.mount(app, service)
     return TestClient(app)
 
 
@@ -81,6 +82,41 @@ def test_errors_name_the_field(client, method, path, body, status, code, field):
         assert error["code"] == code and error.get("field") == field and error["message"].endswith((".", "!"))
 
 
+def draw(client):
+    answer = client.post(f"{V1}/generate", json={"prompt": "a cat"})
+    return answer.status_code if answer.status_code == 200 else answer.json()["error"]["code"]
+
+
+def test_pictures_are_drawn_while_a_lora_trains(client, service, settings):
+    job_id = service.start({**settings, **LONG})
+    until(lambda: service.job(job_id)["step"])
+    assert draw(client) == 200 and service.current_job()["id"] == job_id
+    service.pause(job_id)
+    until(lambda: service.job(job_id)["state"] == "paused")
+    assert draw(client) == 200
+
+
+def test_not_while_one_keeps_the_model_for_itself(client, service, settings):
+    job_id = service.start({**settings, **LONG, "sharing": "exclusive"})
+    until(lambda: service.job(job_id)["step"])
+    assert draw(client) == "busy"
+    service.pause(job_id)
+    until(lambda: service.job(job_id)["state"] == "paused")
+    assert draw(client) == 200
+    service.resume(job_id)
+    until(lambda: service.job(job_id)["state"] == "training")
+    service.stop(job_id)
+    service.wait(job_id, 30)
+    assert draw(client) == 200
+
+
+@pytest.mark.parametrize("kind, answer", [("webui", 200), ("standalone", "busy")])
+def test_captions_give_way_where_they_take_turns(client, service, host, monkeypatch, kind, answer):
+    monkeypatch.setattr(host, "kind", kind)
+    monkeypatch.setattr(service, "current_job", lambda: {"kind": "captioning", "state": "captioning", "config": {}})
+    assert draw(client) == answer
+
+
 def test_broken_json_is_refused(client):
     answer = client.post(f"{V1}/jobs", content=b"{", headers={"content-type": "application/json"})
     assert answer.status_code == 422 and "error" in answer.json()
@@ -96,7 +132,7 @@ def test_other_sites_change_nothing(client):
     answer = client.post(f"{V1}/datasets", json={"name": "x"}, headers={"origin": "https://evil.example"})
     assert answer.status_code == 403 and client.get(f"{V1}/datasets").json() == []
     assert client.post(f"{V1}/datasets", json={"name": "x"}, headers={"origin": "http://testserver"}).status_code == 201
-    assert client.post(f"{V1}/datasets", content=b'{"name": "y"}', headers={"content-type": "text/plain"}).status_code == 422
+    assert client.post(f"{V1}/datasets", content=b'{"name": "y"}', headers={"content-type": "text/plain"}).status_code == 415
 
 
 def test_every_route_asks_the_guard(host):

@@ -59,7 +59,7 @@ def test_presets_decide_the_same_settings():
 
 
 def test_script_names_only_settings_that_exist():
-    script = SCRIPTS[0].read_text(encoding="utf-8")
+    script = "\n".join(file.read_text(encoding="utf-8") for file in SCRIPTS)
     named = set(re.findall(r"'([a-z]+(?:_[a-z]+)+)'", " ".join(re.findall(r"(?:HIDDEN|WIDE)_SETTINGS = new Set\(\[(.*?)\]\)", script))))
     assert named and named <= {entry["name"] for entry in schema()}
 

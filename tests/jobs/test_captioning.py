@@ -1,4 +1,5 @@
 """Captioning jobs as a page sees them: which pictures, what is written, what is refused, what a stop leaves."""
+import os
 import threading
 import time
 
@@ -114,14 +115,35 @@ def test_damaged_pictures_and_kohya_folders(service, tmp_path):
     assert [each["filename"] for each in job["failed"]] == ["bad.png"] and job["total"] == 6 and job["state"] == "finished"
 
 
-def test_one_job_at_a_time_stop_keeps_what_is_done(service, slow, settings):
+@pytest.mark.skipif(os.name == "nt", reason="names there are always Unicode")
+@pytest.mark.parametrize("content", [b"no picture", "a picture"])
+def test_a_name_that_is_not_utf8(service, tmp_path, content):
+    path = tmp_path / "set" / os.fsdecode(b"caf\xe9.png")
+    try:
+        path.write_bytes(content if isinstance(content, bytes) else (tmp_path / "set" / "0.png").read_bytes())
+    except OSError:
+        pytest.skip("this disk takes Unicode only")
+    job = finish(service, service.autocaption("set", "fixed", options=FIXED))
+    (failure,) = job["failed"]
+    assert job["state"] == "finished" and job["written"] == 3 and failure["filename"].startswith("caf") and failure["reason"], job["error"]
+    for number in range(4):
+        (tmp_path / "set" / f"{number}.png").unlink()
+    job = finish(service, service.autocaption("set", "fixed", options=FIXED, filenames=[failure["filename"]]))
+    assert job["state"] == "failed" and "caf" in job["error"] and (service.job_folder(job["id"]) / "config.json").is_file()
+
+
+def test_a_reason_with_a_name_that_is_not_utf8(service, slow, monkeypatch):
+    """Whatever a captioner says of a file, the job ends, and all of it can be sent."""
+    def fail(self, images, paths):
+        raise ValueError(os.fsdecode(b"caf\xe9.png") + " is damaged")
+    monkeypatch.setattr(Slow, "caption", fail)
+    job = finish(service, service.autocaption("set", "slow"))
+    assert job["state"] == "failed" and "caf\\udce9.png is damaged" in job["error"] and len(job["failed"]) == 3
+
+
+def test_stop_keeps_what_is_done(service, slow):
     job_id = service.autocaption("set", "slow", overwrite=True)
-    with pytest.raises(Refused, match="still running") as caught:
-        service.autocaption("set", "fixed")
-    assert caught.value.code == "busy" and service.current_job()["kind"] == "captioning"
-    with pytest.raises(Refused, match="still running"):
-        service.start(settings)
-    assert slow.begun.wait(20)
+    assert slow.begun.wait(20) and service.current_job()["kind"] == "captioning"
     assert service.job(job_id)["done"] == 0 and service.stop(job_id)["stopping"]
     slow.go.set()
     job = finish(service, job_id)
@@ -129,10 +151,46 @@ def test_one_job_at_a_time_stop_keeps_what_is_done(service, slow, settings):
     assert captions(service)["1.png"][0] == "my own words" and service.current_job() is None
 
 
+def test_pictures_are_chosen_when_the_job_begins(service, slow, tmp_path):
+    first = service.autocaption("set", "slow")
+    second = service.autocaption("set", "fixed", options=FIXED)
+    third = service.autocaption("set", "fixed", options={"template": "third {filename}"}, overwrite=True, filenames=["0.png", "2.png"])
+    assert slow.begun.wait(20)
+    assert service.current_job()["id"] == first and [service.job(job_id)["position"] for job_id in (second, third)] == [0, 1]
+    (tmp_path / "set" / "2.png").unlink()
+    Image.new("RGB", (64, 64)).save(tmp_path / "set" / "4.png")
+    slow.go.set()
+    assert finish(service, first)["state"] == "finished"
+    assert finish(service, second)["written"] == 3                                 # 2.png is gone and 4.png has come
+    job = finish(service, third)
+    assert (job["written"], job["failed"]) == (1, [{"filename": "2.png", "reason": "it was removed or renamed meanwhile"}])
+    assert captions(service)["0.png"] == ("third 0", True) and captions(service)["4.png"] == ("shape 4", True)
+
+
+def test_it_cannot_be_paused_resumed_or_saved_meanwhile(service, slow):
+    job_id = service.autocaption("set", "slow")
+    for ask in (service.pause, service.snapshot):
+        with pytest.raises(Refused, match="Stop it; what is done stays") as caught:
+            ask(job_id)
+        assert caught.value.code == "not_running"
+    slow.go.set()
+    assert not finish(service, job_id)["resumable"]
+    with pytest.raises(Refused, match="goes on when it is started again") as caught:
+        service.resume(job_id)
+    assert caught.value.code == "cannot_resume"
+
+
+def test_duplicate_asks_the_same_again(service):
+    first = service.autocaption("set", "fixed", options=FIXED, filenames=["0.png"])
+    finish(service, first)
+    second = finish(service, service.duplicate(first, {"overwrite": True}))
+    assert second["config"] == {**service.job(first)["config"], "overwrite": True} and second["written"] == 1
+
+
 def test_trouble_is_told(service, slow):
     slow.go.set()
     job = finish(service, service.autocaption("set", "slow", options={"trigger_word": "boom"}))
-    assert job["state"] == "failed" and "GPU ran out of memory. Choose a smaller model" in job["error"] and "log.txt" in job["error"]
+    assert job["state"] == "failed" and "Memory ran out (how much was needed is not known). Choose a smaller model" in job["error"] and "log.txt" in job["error"]
     assert finish(service, service.autocaption("set", "slow"))["state"] == "finished"
     log = (service.job_folder(job["id"]) / "log.txt").read_text(encoding="utf-8")
     assert "CUDA out of memory" in log and (service.job_folder(job["id"]) / "config.json").is_file()

@@ -8,11 +8,6 @@ from lora_trainer.core.errors import Refused
 from lora_trainer.jobs.service import TrainingService
 
 
-@pytest.fixture
-def service(host):
-    return TrainingService(host)
-
-
 def test_a_job_runs_to_its_end(service, settings):
     job_id = service.start(settings)
     job = service.wait(job_id, timeout=60)
@@ -22,16 +17,15 @@ def test_a_job_runs_to_its_end(service, settings):
     assert "first step done" in log and "is ready" in log and (service.job_folder(job_id) / "config.yaml").is_file()
 
 
-def test_only_one_at_a_time_and_stop_saves(service, settings):
+def test_stop_saves_and_says_where(service, settings):
     job_id = service.start({**settings, "max_train_steps": 100_000})
-    with pytest.raises(Refused, match=f"Job {job_id} is still running") as caught:
-        service.start({**settings, "output_name": "other"})
-    assert caught.value.code == "busy" and service.current_job()["id"] == job_id
-    while not service.job(job_id).get("step"):
+    assert service.current_job()["id"] == job_id
+    while not service.job(job_id)["step"]:
         time.sleep(0.01)
     assert service.stop(job_id)["stopping"]
     job = service.wait(job_id, timeout=60)
     assert job["state"] == "stopped" and job["lora_tag"] and 0 < job["step"] < 100_000 and service.current_job() is None
+    assert (job["ended_at"], job["resumable"], job["resume_step"], job["position"]) == (job["finished_at"], True, job["step"], None)
 
 
 def test_a_failure_is_told_and_the_next_job_runs(service, settings, host, monkeypatch):
@@ -46,7 +40,7 @@ def test_out_of_memory_says_what_to_do(service, settings, host, monkeypatch):
     def full(*args):
         raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
     monkeypatch.setattr(host.model, "predict", full)
-    assert "Switch on Save memory" in service.wait(service.start(settings), timeout=60)["error"]
+    assert "lower the resolution" in service.wait(service.start(settings), timeout=60)["error"]
 
 
 def test_restart_finds_the_interrupted_job_and_old_metrics(service, settings, host):
@@ -55,7 +49,7 @@ def test_restart_finds_the_interrupted_job_and_old_metrics(service, settings, ho
     lost = service.store.add("lost", {})
     service.store.update(lost, state="training", progress={"step": 3})
     again = TrainingService(host)
-    assert again.job(lost)["state"] == "interrupted" and again.job(lost)["step"] == 3
+    assert again.job(lost)["state"] == "interrupted" and again.job(lost)["step"] == 3 and again.job(lost)["resumable"]
     assert again.metrics(done) == service.metrics(done) and [job["id"] for job in again.jobs()] == [lost, done]
 
 
@@ -89,3 +83,111 @@ def test_paths_outside_the_roots_are_refused(host, settings, pictures, tmp_path)
     with pytest.raises(Refused) as caught:
         inside.start({**settings, "output_dir": "/tmp/elsewhere"})
     assert caught.value.field == "output_dir"
+
+
+def test_estimates_come_from_finished_jobs(service, settings):
+    for state, seconds in (("finished", 2.0), ("failed", 50.0)):
+        service.store.update(service.store.add("x", service._settings.parse(settings).to_dict()), state=state, progress={"seconds_per_step": seconds})
+    assert service.plan(settings)["estimated_seconds"] == 2.0 * 6
+
+
+def test_problems_of_the_database_are_told(host):
+    host.data_dir.mkdir(parents=True)
+    (host.data_dir / "jobs.sqlite3").write_bytes(b"x" * 5000)
+    service = TrainingService(host)
+    assert "list of jobs was damaged" in service.status()["problems"][0] and service.jobs() == []
+
+
+def test_duplicate_takes_kohyas_names(service, settings):
+    first = service.start(settings)
+    service.wait(first, 60)
+    again = service.job(service.duplicate(first, {"network_dim": 8, "lora_alpha": 3, "network_alpha": 5}))
+    assert (again["config"]["lora_rank"], again["config"]["lora_alpha"]) == (8, 3) and service.wait(again["id"], 60)["state"] == "finished"
+
+
+# --- Deleting ------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def ended(service, settings):
+    """A job that a crash has ended, with things in its folder."""
+    job_id = service.store.add("mine", settings)
+    service.store.update(job_id, state="interrupted")
+    for name, content in {"replaced/mine.safetensors": b"the old one", "replaced/mine.json": b"its card", "mine.safetensors": b"could not be saved elsewhere",
+                          "state/step-000004.safetensors": b"a state", "log.txt": b"log"}.items():
+        path = service.job_folder(job_id) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return job_id
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_loras_that_are_only_in_the_folder_outlive_it(service, host, ended):
+    (host.lora_dir / "mine.safetensors").write_bytes(b"the new one")
+    (host.lora_dir / "mine-2.json").write_bytes(b"somebody's card")
+    moved = service.delete(ended)
+    assert not service.job_folder(ended).exists() and service.jobs() == [] and host.registered == moved
+    assert files_of(host.lora_dir) == {"mine.safetensors": b"the new one", "mine-2.json": b"somebody's card", "mine-3.safetensors": b"could not be saved elsewhere",
+                                       "mine-4.safetensors": b"the old one", "mine-4.json": b"its card"}
+
+
+def test_a_lora_that_is_there_already_is_not_doubled(service, host, ended):
+    (host.lora_dir / "mine.safetensors").write_bytes(b"the old one")
+    assert [path.name for path in service.delete(ended)] == ["mine-2.safetensors"]
+
+
+def test_nothing_is_deleted_when_a_lora_cannot_be_moved(service, host, ended):
+    host.lora_dir.rmdir()
+    host.lora_dir.write_text("in the way")
+    with pytest.raises(Refused, match="keeps a LoRA") as caught:
+        service.delete(ended)
+    folder = service.job_folder(ended)
+    assert caught.value.code == "cannot_save" and str(folder / "mine.safetensors") in caught.value.message
+    assert len([path for path in folder.rglob("*") if path.is_file()]) == 5 and service.job(ended)["state"] == "interrupted"
+
+
+def test_half_moved_is_not_moved(service, host, ended, monkeypatch):
+    from lora_trainer.jobs import leaving
+    (service.job_folder(ended) / "mine.safetensors").unlink()
+    write = leaving.write_atomically
+
+    def full(path, data, **options):
+        if path.suffix == ".safetensors":
+            raise OSError(28, "No space left on device")
+        write(path, data, **options)
+    monkeypatch.setattr(leaving, "write_atomically", full)
+    with pytest.raises(Refused, match="No space left"):
+        service.delete(ended)
+    assert files_of(host.lora_dir) == {} and (service.job_folder(ended) / "replaced" / "mine.json").is_file()
+
+
+def test_a_host_that_stumbles_over_a_moved_lora_is_no_reason_to_keep_the_job(service, host, ended, monkeypatch):
+    monkeypatch.setattr(host, "register", lambda path: 1 / 0)
+    assert len(service.delete(ended)) == 2 and service.jobs() == []
+
+
+def test_what_waits_tells_its_size_and_what_ran_how_long_it_worked(service, settings):
+    service.hold_queue()
+    job_id = service.start(settings)
+    waiting = service.job(job_id)
+    assert (waiting["pictures"], waiting["total_steps"], waiting["checkpoint"], waiting["elapsed_seconds"]) == (6, 6, "tiny", None)
+    service.start_queue()
+    done = service.wait(job_id, timeout=60)
+    assert 0 < done["elapsed_seconds"] <= done["finished_at"] - done["created_at"] and done["pictures"] == 6
+    service.resume(job_id, {"max_train_steps": 8})
+    assert service.wait(job_id, timeout=60)["elapsed_seconds"] > done["elapsed_seconds"]
+
+
+def test_old_jobs_that_have_not_ended_are_listed(service, settings):
+    service.hold_queue()
+    oldest = service.start(settings)
+    for number in range(60):
+        service.store.update(service.store.add(f"old {number}", {"output_name": "x"}), state="finished")
+    assert oldest in [job["id"] for job in service.jobs()] and len(service.jobs()) == 51
+
+
+def test_the_plan_foresees_a_full_disk(service, settings, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    assert [error["code"] for error in service.plan(settings)["errors"]] == ["disk_full"]

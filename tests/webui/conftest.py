@@ -4,6 +4,7 @@ SD_WEBUI_ROOT names its folder (default: ~/stable-diffusion-webui), SD_WEBUI_PYT
 SD_WEBUI_CHECKPOINTS a folder with the checkpoint to use (default: the embedded one). Everything it writes goes to a temporary folder.
 """
 import base64
+import contextlib
 import hashlib
 import io
 import json
@@ -24,6 +25,7 @@ REPOSITORY = Path(__file__).parents[2]
 START_SECONDS, RUN_SECONDS = 180, 300
 FLAGS = ("--use-cpu", "all", "--no-half", "--skip-torch-cuda-test", "--opt-split-attention", "--api", "--skip-prepare-environment", "--no-download-sd-model")
 ENDED = ("finished", "stopped", "failed")
+ANOTHER = "zz-another"                 # the second checkpoint; the WebUI loads the first of the alphabet
 
 
 class WebUI:
@@ -46,11 +48,23 @@ class WebUI:
         body = b"".join(parts) + f"--{boundary}--\r\n".encode()
         return self._ask(urllib.request.Request(self.address + path, data=body, headers={"Content-Type": f"multipart/form-data; boundary={boundary}"}))
 
+    def pictures(self, path: str = "/sdapi/v1/txt2img", **settings) -> list[str]:
+        """Draw by the WebUI's own API and return a digest of each picture's pixels."""
+        request = dict(seed=1, steps=4, width=64, height=64, sampler_name="Euler") | settings
+        answer = self.post(path, request)
+        return [hashlib.sha256(Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB").tobytes()).hexdigest() for image in answer["images"]]
+
+    def wait_for(self, job_id: str, condition, seconds: float = 120) -> dict:
+        """Wait until a job is as `condition` wants it."""
+        deadline = time.monotonic() + seconds
+        while not condition(job := self.get(f"/train-lora/v1/jobs/{job_id}")):
+            assert time.monotonic() < deadline and job["state"] not in ENDED, f"waited in vain: {job}"
+            time.sleep(0.02)
+        return job
+
     def draw(self, prompt: str, *, seed: int = 1, steps: int = 4, **settings) -> str:
         """Draw a picture by the WebUI's own API and return a digest of its pixels."""
-        answer = self.post("/sdapi/v1/txt2img", dict(prompt=prompt, seed=seed, steps=steps, width=64, height=64, sampler_name="Euler", **settings))
-        pixels = Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))).convert("RGB").tobytes()
-        return hashlib.sha256(pixels).hexdigest()
+        return self.pictures(prompt=prompt, seed=seed, steps=steps, **settings)[0]
 
     def start_job(self, **config) -> str:
         return self.post("/train-lora/v1/jobs", {"config": config})["id"]
@@ -107,9 +121,19 @@ def _checkpoints(folder: Path) -> Path:
     if "SD_WEBUI_CHECKPOINTS" in os.environ:
         return Path(os.environ["SD_WEBUI_CHECKPOINTS"])
     from lora_trainer.demo.checkpoint import write_checkpoint
+    if folder.exists():
+        return folder
     folder.mkdir()
-    write_checkpoint(folder)
+    _write_another(write_checkpoint(folder))
     return folder
+
+
+def _write_another(checkpoint: Path) -> None:
+    """Put a second checkpoint beside the first: the same model with other weights."""
+    from safetensors.torch import load_file, save_file
+    tensors = {name: tensor * 0.9 if name.startswith("model.diffusion_model.out") else tensor for name, tensor in load_file(checkpoint).items()}
+    save_file(tensors, checkpoint.with_name(f"{ANOTHER}.safetensors"))
+    checkpoint.with_name(f"{ANOTHER}.yaml").write_bytes(checkpoint.with_suffix(".yaml").read_bytes())
 
 
 def _free_port() -> int:
@@ -131,14 +155,15 @@ def _wait_until_ready(webui: WebUI, log: Path) -> None:
     pytest.fail(f"the WebUI did not start with the extension in it. The end of its log:\n{log.read_text(errors='replace')[-5000:]}")
 
 
-@pytest.fixture(scope="session")
-def webui(tmp_path_factory) -> WebUI:
+@contextlib.contextmanager
+def started(folder: Path):
+    """Start a WebUI whose data lie in a folder, which may be that of one that was killed; it is killed at the end."""
     root = _root()
     python = _python(root)
-    folder = tmp_path_factory.mktemp("webui")
-    (folder / "extensions").mkdir()
-    for name, target in (("lora-trainer", REPOSITORY), ("lora-trainer-probe", Path(__file__).with_name("probe"))):
-        (folder / "extensions" / name).symlink_to(target, target_is_directory=True)
+    if not (folder / "extensions").exists():
+        (folder / "extensions").mkdir()
+        for name, target in (("lora-trainer", REPOSITORY), ("lora-trainer-probe", Path(__file__).with_name("probe"))):
+            (folder / "extensions" / name).symlink_to(target, target_is_directory=True)
     port, log = _free_port(), folder / "log.txt"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", "SD_WEBUI_RESTARTING": "1"}
     environment.pop("PYTHONPATH", None)
@@ -152,6 +177,18 @@ def webui(tmp_path_factory) -> WebUI:
         finally:
             process.send_signal(signal.SIGKILL)                                    # it holds nothing that must be saved, and Ctrl-C would not end it sooner
             process.wait()
+
+
+@pytest.fixture(scope="session")
+def webui(tmp_path_factory) -> WebUI:
+    with started(tmp_path_factory.mktemp("webui")) as running:
+        yield running
+
+
+@pytest.fixture
+def start_webui():
+    """Return `started`, for tests that need a WebUI of their own; conftest.py cannot be imported by name."""
+    return started
 
 
 @pytest.fixture

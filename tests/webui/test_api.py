@@ -55,15 +55,12 @@ def test_taken_name_is_refused(webui, run, answer_type):
     assert refusal.value.status == 409 and refusal.value.error["code"] == "name_taken" and refusal.value.error["field"] == "output_name"
 
 
-def test_second_job_is_refused_while_one_runs(webui, run, answer_type):
-    job = webui.start_job(**run | {"max_train_steps": 100_000})
-    try:
-        with pytest.raises(answer_type) as refusal:
-            webui.start_job(**run)
-        assert refusal.value.status == 409 and refusal.value.error["code"] == "busy"
-    finally:
-        webui.post(f"{API}/jobs/{job}/stop")
-        webui.wait(job)
+def test_second_job_waits_for_the_first(webui, run):
+    first = webui.start_job(**run | {"max_train_steps": 100_000})
+    second = webui.post(f"{API}/jobs", {"config": run | {"output_name": "second"}})
+    assert second["state"] == "queued" and second["position"] == 0
+    webui.post(f"{API}/jobs/{first}/stop")
+    assert webui.wait(first)["state"] == "stopped" and webui.wait(second["id"])["state"] == "finished"
 
 
 def test_first_step_and_tag_come_soon(webui, run):

@@ -2,6 +2,7 @@
 import hashlib
 import sys
 import threading
+import time
 
 import ldm.modules.attention
 import ldm.modules.diffusionmodules.model
@@ -81,11 +82,11 @@ def predict_with_webui(names: list) -> torch.Tensor:
 
 def predict_with_trainer(path: str) -> torch.Tensor:
     """Predict as training does: our adapters on the borrowed model, holding the file's weights."""
-    from lora_trainer.core.adapters import Adapters
+    from lora_trainer.core.adapters import Adapters, plan_shapes
     tensors, metadata = load_file(path), safe_open(path, "pt").metadata()
     with host().borrow_model() as base:
         targets = next(each for each in ("attention", "attention+feed-forward", "all") if covers(base, each, tensors))
-        adapters = Adapters.create(base.unet, targets=targets, rank=int(metadata["ss_network_dim"]), alpha=float(metadata["ss_network_alpha"]))
+        adapters = Adapters.create(base.unet, plan_shapes(base.unet, targets=targets, rank=int(metadata["ss_network_dim"]), alpha=float(metadata["ss_network_alpha"])))
         for place in adapters._places:
             name = base.export_name(place.path)
             with torch.no_grad():
@@ -97,12 +98,12 @@ def predict_with_trainer(path: str) -> torch.Tensor:
 
 def differences_at_start() -> dict:
     """How far new adapters on each choice of layers move the prediction."""
-    from lora_trainer.core.adapters import Adapters
+    from lora_trainer.core.adapters import Adapters, plan_shapes
     moved = {}
     with host().borrow_model() as base:
         bare = predict(base)
         for targets in ("attention", "attention+feed-forward", "all"):
-            with Adapters.create(base.unet, targets=targets, rank=4, alpha=4).attached():
+            with Adapters.create(base.unet, plan_shapes(base.unet, targets=targets, rank=4, alpha=4)).attached():
                 moved[targets] = float((predict(base) - bare).abs().max())
         moved["none"] = float((predict(base) - bare).abs().max())
     return moved
@@ -151,14 +152,14 @@ def in_thread(function):
 
 def fail_in_the_middle() -> dict:
     """Raise from inside a forward pass, adapters attached, gradient checkpointing on, nothing tidied up by the trainer itself."""
-    from lora_trainer.core.adapters import Adapters
+    from lora_trainer.core.adapters import Adapters, plan_shapes
     from lora_trainer.core.contracts import Conditioning
     from lora_trainer.core.precision import gradient_checkpointing
     before = state()
 
     def run():
         with host().borrow_model() as base:
-            adapters = Adapters.create(base.unet, targets="all", rank=2, alpha=2, dropout=0.1, seed=0)
+            adapters = Adapters.create(base.unet, plan_shapes(base.unet, targets="all", rank=2, alpha=2), dropout=0.1, seed=0)
             adapters.attach()
             gradient_checkpointing(base.unet, True).__enter__()
             latents, timesteps, context = inputs()
@@ -251,7 +252,116 @@ def cards() -> dict:
     return {tab: [name for name in networks().available_networks if f'data-name="{name}"' in html] for tab, html in pages.items()}
 
 
+WAITS: list = []
+
+
+def steps_done() -> int:
+    from lora_trainer.hosts import webui
+    job = webui.training_service().current_job()
+    return (job or {}).get("step") or 0
+
+
+def record_waits() -> None:
+    """Note for everybody but the trainer how long they waited for the queue's lock, and how many steps were finished meanwhile."""
+    kind = type(call_queue.queue_lock)
+    if hasattr(kind, "unrecorded"):
+        return
+    kind.unrecorded = kind.acquire
+
+    def acquire(self, blocking=True):
+        if threading.current_thread().name.startswith("train-lora"):
+            return self.unrecorded(blocking)
+        asked_at, asked_step = time.perf_counter(), steps_done()
+        got = self.unrecorded(blocking)
+        WAITS.append({"seconds": time.perf_counter() - asked_at, "steps": steps_done() - asked_step})
+        return got
+    kind.acquire = kind.__enter__ = acquire
+
+
+def read_waits() -> list:
+    found = list(WAITS)
+    WAITS.clear()
+    return found
+
+
+BUSY: list = []
+
+
+def keep_busy(threads: int) -> None:
+    """Let threads compute in Python, as other extensions may, so that who is woken does not run at once."""
+    while BUSY:
+        BUSY.pop().set()
+    for _ in range(threads):
+        over = threading.Event()
+        BUSY.append(over)
+        threading.Thread(target=lambda over=over: [sum(range(1000)) for _ in iter(over.is_set, True)], daemon=True).start()
+
+
+MOVES: list = []
+
+
+def record_moves() -> None:
+    """Note whether the WebUI moves the model while a step has it."""
+    from modules import sd_models
+    if hasattr(sd_models, "unrecorded_move"):
+        return
+    sd_models.unrecorded_move = sd_models.send_model_to_cpu
+
+    def move(model):
+        MOVES.append(host()._turn_of is not None)
+        return sd_models.unrecorded_move(model)
+    sd_models.send_model_to_cpu = move
+
+
+def same_config(on: bool) -> None:
+    """Let all checkpoints have the loaded one's config, so that another is loaded into the same objects; the real thing needs gigabytes."""
+    from modules import sd_models_config
+    if not hasattr(sd_models_config, "unpatched"):
+        sd_models_config.unpatched = sd_models_config.find_checkpoint_config
+    loaded = shared.sd_model.used_config
+    sd_models_config.find_checkpoint_config = (lambda state_dict, info: loaded) if on else sd_models_config.unpatched
+
+
 def on_app_started(demo, app):
+    record_waits()
+    record_moves()
+    app.add_api_route("/probe/moves", lambda: MOVES, methods=["GET"])
+    app.add_api_route("/probe/waits", read_waits, methods=["GET"])
+    app.add_api_route("/probe/model-object", lambda: id(shared.sd_model), methods=["GET"])
+
+    @app.post("/probe/same-config")
+    def _same_config(body: dict = Body(...)):
+        same_config(body["on"])
+
+    @app.post("/probe/out-of-memory")
+    def _out_of_memory(body: dict = Body(...)):
+        """Let the next allocations of a training step fail as a GPU's do."""
+        from lora_trainer.hosts.webui_model import LdmModel
+        if not hasattr(LdmModel, "unfailing"):
+            LdmModel.unfailing = LdmModel.predict
+        left = [body["times"]]
+
+        def predict(self, *args):
+            if left[0] > 0:
+                left[0] -= 1
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return self.unfailing(*args)
+        LdmModel.predict = predict
+
+    @app.post("/probe/busy")
+    def _busy(body: dict = Body(...)):
+        keep_busy(body["threads"])
+
+    @app.post("/probe/spoil")
+    def _spoil():
+        """Change a weight of the base, as an extension might."""
+        with call_queue.queue_lock, torch.no_grad():
+            shared.sd_model.model.diffusion_model.out[2].weight.mul_(1.01)
+
+    @app.post("/probe/reload-ui")
+    def _reload_ui():
+        shared.state.request_restart()
+
     app.add_api_route("/probe/state", state, methods=["GET"])
     app.add_api_route("/probe/cards", cards, methods=["GET"])
     app.add_api_route("/probe/refusals", refusals, methods=["GET"])

@@ -1,0 +1,106 @@
+"""Training states on disk: one safetensors file each, `step-000123.safetensors`, with the facts as JSON in its header.
+
+One file, written beside and then moved into place, is either there whole or not at all; a digest in the header finds what a disk
+damaged later. Nothing here is ever unpickled.
+"""
+import contextlib
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from .captions import remove_leftovers, write_atomically
+
+FORMAT = 1
+_NAME = re.compile(r"step-(\d+)\.safetensors")
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """A moment of a run: the tensors to go on with, and `facts`, which are plain JSON."""
+    step: int
+    tensors: Mapping[str, torch.Tensor]
+    facts: Mapping[str, Any]
+
+
+def save(folder: Path, state: State, *, keep: int) -> Path:
+    """Write a state and remove all but the newest `keep`; raises OSError when the disk refuses, and then removes nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.tensors.items()}
+    header = {"format": str(FORMAT), "facts": json.dumps({**state.facts, "step": state.step}), "digest": _digest(tensors)}
+    path = folder / f"step-{state.step:06}.safetensors"
+    write_atomically(path, safetensors.torch.save(tensors, header))
+    _prune(folder, path, keep)
+    return path
+
+
+def steps(folder: Path) -> list[int]:
+    """Return the steps of the states in a folder, newest first, from the file names alone."""
+    return sorted((int(found[1]) for path in folder.glob("step-*.safetensors") if (found := _NAME.fullmatch(path.name))), reverse=True)
+
+
+def latest(folder: Path) -> State | None:
+    """Read the newest state that is whole; None when there is none. Leftovers of a killed save are removed, damaged states get another ending."""
+    remove_leftovers([folder])
+    for step in steps(folder):
+        path = _path(folder, step)
+        if state := _read(path):
+            return state
+        with contextlib.suppress(OSError):
+            path.replace(path.with_suffix(".damaged"))
+    return None
+
+
+def latest_facts(folder: Path) -> Mapping[str, Any] | None:
+    """Read the facts of the newest readable state without its tensors; None when there is none."""
+    return next((facts for step in steps(folder) if (facts := _facts(_path(folder, step)))), None)
+
+
+def _path(folder: Path, step: int) -> Path:
+    return next(path for path in folder.glob("step-*.safetensors") if (found := _NAME.fullmatch(path.name)) and int(found[1]) == step)
+
+
+def _facts(path: Path) -> Mapping[str, Any] | None:
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+        facts = json.loads(header["facts"])
+        return facts if header["format"] == str(FORMAT) and isinstance(facts, dict) else None
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError):
+        return None
+
+
+def _read(path: Path) -> State | None:
+    facts = _facts(path)
+    if facts is None:
+        return None
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            digest = file.metadata().get("digest")
+        tensors = safetensors.torch.load(path.read_bytes())                        # not mapped: Windows could not replace a mapped file
+    except (OSError, safetensors.SafetensorError):
+        return None
+    return State(int(facts["step"]), tensors, facts) if digest == _digest(tensors) else None
+
+
+def _prune(folder: Path, newest: Path, keep: int) -> None:
+    for step in steps(folder)[keep:]:
+        old = _path(folder, step)
+        if old != newest:
+            with contextlib.suppress(OSError):                                     # held open on Windows; the next time, then
+                old.unlink(missing_ok=True)
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,50 @@
+"""Paths that requests name: read, and kept inside the folders that are allowed."""
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .errors import Refused
+
+LONGEST_NAME_BYTES, LONGEST_PATH_BYTES = 255, 3000
+
+
+def expanded(text: str) -> Path:
+    """Return a path with `~` filled in; one of a user who is not known stays as it is written."""
+    path = Path(text)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """Yield `name-2`, `name-3`, … beside a file, for whoever looks for a name that is not taken."""
+    return (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
+
+
+def check_possible(path: Path) -> None:
+    """Raise `Refused` for a path that no file system has: merely looking for it would be an error."""
+    if len(str(path).encode("utf-8", "replace")) > LONGEST_PATH_BYTES or any(len(part.encode("utf-8", "replace")) > LONGEST_NAME_BYTES for part in path.parts):
+        raise Refused(f"{str(path)[:80]!r}… is too long for a path.", field="train_data_dir", code="bad_value")
+
+
+def check_inside(path: Path, roots: Sequence[Path]) -> None:
+    """Raise `Refused` (code "forbidden_path") for a path outside these folders, links followed.
+
+    A path on another machine (`\\\\server\\share`) is refused by its text: merely looking at it makes Windows send the user's password hash there.
+    """
+    resolved = None if _elsewhere(path) and not any(_elsewhere(root) and path.is_relative_to(root) for root in roots) else _resolved(path)
+    if resolved is None or not any(resolved.is_relative_to(root.resolve()) for root in roots):
+        raise Refused(f"This WebUI can be reached from other machines, so only folders inside {', '.join(str(root) for root in roots)} may be used. "
+                      "Start it with --train-lora-allowed-dirs to add some.", field="train_data_dir", code="forbidden_path")
+
+
+def _elsewhere(path: Path) -> bool:
+    return str(path).replace("/", "\\").startswith("\\\\")
+
+
+def _resolved(path: Path) -> Path | None:
+    try:
+        return expanded(str(path)).resolve()
+    except (OSError, RuntimeError, ValueError):                                    # too long, a circle of links, not text
+        return None

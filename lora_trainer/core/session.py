@@ -1,0 +1,49 @@
+"""Everything of ours that is on the base model while it learns; taken off as one, so that others find it clean, and put on again."""
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from . import precision
+from .adapters import Adapters
+from .contracts import BaseModel
+from .effort import Effort
+
+
+class Session:
+    """Adapters, gradient checkpointing and attention of one run. `opened()` once around the run; `close` and `open` in between."""
+
+    def __init__(self, base_model: BaseModel, adapters: Adapters, effort: Effort) -> None:
+        self.base_model, self.adapters, self.effort = base_model, adapters, effort
+        self._unet, self._on_model = base_model.unet, contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator["Session"]:
+        try:
+            self.open()
+            yield self
+        finally:
+            self.close()
+
+    def open(self) -> None:
+        """Put everything on. The model's modules may be other objects than before."""
+        if self._unet is not self.base_model.unet:
+            self._unet = self.base_model.unet
+            self.adapters.move_to(self._unet)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(self.adapters.attached())
+            stack.enter_context(precision.safe_attention(self.base_model.device, self.effort.dtype))
+            stack.enter_context(precision.gradient_checkpointing(self._unet, self.effort.gradient_checkpointing))
+            if self.effort.encoders_aside:
+                self.base_model.set_encoders_aside()
+            self._on_model = stack.pop_all()
+
+    def close(self) -> None:
+        self._on_model.close()
+
+    def change(self, effort: Effort) -> None:
+        """Go on with another effort."""
+        self.close()
+        self.effort = effort
+        self.open()

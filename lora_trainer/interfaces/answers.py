@@ -1,0 +1,21 @@
+"""JSON that can always be sent, by REST and by WebSocket: file names that are not UTF-8, and numbers that JSON does not have, become `?` and null."""
+import json
+import math
+from typing import Any
+
+
+def to_json(content: Any) -> bytes:
+    """Return a value as JSON in UTF-8, whatever is in its texts and numbers."""
+    try:
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        text = json.dumps(_finite(content), ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,133 @@
+"""What is let in before anything of a request's body is read: from which site, of which kind, how large. Who may ask is the host's guard.
+
+api.py asks these doors for every route; each raises HTTPException, or `Refused`, which api.py turns into the error format.
+"""
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi import HTTPException
+from starlette.datastructures import FormData
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import HTTPConnection, Request
+
+from ..core.errors import Refused
+
+LARGEST_JSON_BYTES, LARGEST_FORM_BYTES = 20_000_000, 1_000_000_000
+LARGEST_FORM_TEXT_BYTES = 8_000_000        # names, headers and fields of a form, which are kept in memory
+MOST_FILES, MOST_FIELDS = 1000, 20
+READING = ("GET", "HEAD", "OPTIONS")
+HEADERS = {"X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin"}     # of every answer
+
+
+def admit(request: Request) -> None:
+    """Ask the doors for a request that may change something. Raises HTTPException."""
+    if request.method not in READING:
+        refuse_other_sites(request)
+        refuse_other_kinds(request)
+
+
+def refuse_other_sites(connection: HTTPConnection) -> None:
+    """Refuse what a page of another site asks on behalf of somebody who is logged in here. Raises HTTPException (403).
+
+    Browsers say where a request comes from by Sec-Fetch-Site, or at least by Origin; one with neither is not a browser's.
+    """
+    site, origin = connection.headers.get("sec-fetch-site"), connection.headers.get("origin")
+    if site in ("same-origin", "none") or (site is None and origin is None):
+        return
+    if origin is None or _host_of(origin) not in _own_hosts(connection):
+        raise HTTPException(403, "This request comes from another site. Behind a proxy, let it pass on the header Host or X-Forwarded-Host.")
+
+
+def refuse_other_kinds(request: Request) -> None:
+    """Take JSON and uploads only: other kinds, or a body without one, can be sent by any page without asking. Raises HTTPException (415)."""
+    if _kind(request) not in ("application/json", "multipart/form-data") and _has_body(request):
+        raise HTTPException(415, "Send JSON with the header Content-Type: application/json, or files as multipart/form-data.")
+
+
+def limited(request: Request) -> Request:
+    """Return the request with an end to its body, be its length told or not. Raises `Refused` (code "too_large") at once when it is told."""
+    most = LARGEST_FORM_BYTES if _kind(request) == "multipart/form-data" else LARGEST_JSON_BYTES
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and (len(length) > 15 or int(length) > most):
+        raise _too_large(most)
+    return _Limited(request.scope, _counted(request.receive, most))
+
+
+class _Limited(Request):
+    """A request whose form is read with limits."""
+
+    async def form(self, **limits: Any) -> FormData:                               # FastAPI's own limits differ between its versions
+        if _kind(self) != "multipart/form-data":
+            return FormData()
+        try:
+            return await _FormParser(self.headers, self.stream(), max_files=MOST_FILES, max_fields=MOST_FIELDS).parse()
+        except MultiPartException as error:
+            raise HTTPException(400, error.message) from error
+
+
+class _FormParser(MultiPartParser):
+    """Starlette's, with an end to what is kept in memory, which old versions lack (CVE-2024-47874)."""
+    _text_bytes = 0
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._count(end - start)
+        super().on_header_field(data, start, end)
+
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._count(end - start)
+        super().on_header_value(data, start, end)
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._current_part.file is None:
+            self._count(end - start)
+        super().on_part_data(data, start, end)
+
+    def _count(self, size_bytes: int) -> None:
+        self._text_bytes += size_bytes
+        if self._text_bytes > LARGEST_FORM_TEXT_BYTES:
+            raise HTTPException(413, f"The fields of this form are larger than {LARGEST_FORM_TEXT_BYTES // 1_000_000} MB together.")
+
+
+def _counted(receive: Callable[[], Awaitable[Any]], most: int) -> Callable[[], Awaitable[Any]]:
+    received = 0
+
+    async def counted() -> Any:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > most:
+            error = _too_large(most)
+            raise HTTPException(413, error.message)                                # FastAPI lets only these out of the reading of a body
+        return message
+    return counted
+
+
+def _too_large(most: int) -> Refused:
+    return Refused(f"The request is larger than {most // 1_000_000} MB. Send it in parts.", code="too_large")
+
+
+def _kind(request: Request) -> str:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return "application/json" if kind.startswith("application/") and kind.endswith("+json") else kind
+
+
+def _has_body(request: Request) -> bool:
+    return "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return _plain(urlsplit(origin).netloc)
+    except ValueError:
+        return None
+
+
+def _own_hosts(connection: HTTPConnection) -> set[str | None]:
+    told = [connection.headers.get(name, "") for name in ("host", "x-forwarded-host")]
+    return {_plain(host) for host in ",".join(told).split(",")} - {None}
+
+
+def _plain(host: str) -> str | None:
+    """Return a host as it can be compared: lower case, without the port that goes without saying; None for nothing."""
+    return host.strip().lower().removesuffix(":80").removesuffix(":443") or None

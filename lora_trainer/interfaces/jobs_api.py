@@ -1,0 +1,120 @@
+"""REST of jobs and their queue: plan, start, pause, resume, stop, reorder, duplicate, delete; figures and logs. Events are in events.py."""
+from typing import Any, Optional
+
+from fastapi import APIRouter, Body
+from fastapi.responses import FileResponse
+
+from ..core.errors import Refused
+from ..jobs import metrics
+from ..jobs.service import TrainingService
+from .requests import switch, whole
+from .schemas import ROWS, SWITCH, a_list, an_object, file_of, gives, settings, takes, whole_number
+
+MOST_JOBS = 1_000_000
+_JOB = ("id", "name", "kind", "state", "position", "created_at", "ended_at", "message", "error", "output_file", "lora_tag", "resumable", "resume_step",
+        "state_step", "waiting_for", "checkpoint", "snapshots", "remarks", "stopping", "pausing", "free_memory", "tensorboard_dir", "config")
+_CONFIG, _ENTRY, _QUEUE = settings(), an_object("id", "state", "position"), an_object("queue_held", "queued")
+
+
+def add_routes(router: APIRouter, service: TrainingService) -> None:
+    """Add the routes of jobs to the API's router."""
+    _add_collection(router, service)
+    _add_steering(router, service)
+    _add_queue(router, service)
+    _add_figures(router, service)
+
+
+def _add_collection(router: APIRouter, service: TrainingService) -> None:
+    @router.post("/plan", **takes(required=["config"], config=_CONFIG), **gives(an_object("errors", "warnings")))
+    def plan(body: dict = Body(...)) -> Any:
+        return service.plan(_settings(body, "config"), thorough=False)             # the page asks at every key press; its checks find damage
+
+    @router.post("/jobs", status_code=201, **takes(required=["config"], config=_CONFIG), **gives(_ENTRY, 201))
+    def start(body: dict = Body(...)) -> Any:
+        return _entry(service, service.start(_settings(body, "config")))
+
+    @router.get("/jobs", **gives(a_list(*_JOB)))
+    def jobs(kind: Optional[str] = None) -> Any:
+        return service.jobs(kind)
+
+    @router.get("/jobs/{job_id}", **gives(an_object(*_JOB)))
+    def job(job_id: str) -> Any:
+        return service.job(job_id)
+
+    @router.post("/jobs/{job_id}/duplicate", status_code=201, **takes(optional_body=True, changes={"type": "object"}), **gives(_ENTRY, 201))
+    def duplicate(job_id: str, body: dict = Body({})) -> Any:
+        return _entry(service, service.duplicate(job_id, _settings(body, "changes", required=False)))
+
+    @router.delete("/jobs/{job_id}", **gives(an_object("moved")))
+    def delete(job_id: str) -> Any:
+        return {"moved": [str(path) for path in service.delete(job_id)]}           # LoRAs that were in the job's folder only
+
+
+def _add_steering(router: APIRouter, service: TrainingService) -> None:
+    @router.post("/jobs/{job_id}/pause", **takes(optional_body=True, free_memory=SWITCH), **gives(an_object(*_JOB)))
+    def pause(job_id: str, body: dict = Body({})) -> Any:
+        return service.pause(job_id, free_memory=switch(body, "free_memory"))
+
+    @router.post("/jobs/{job_id}/resume", **takes(optional_body=True, changes=_CONFIG, anyway=SWITCH), **gives(an_object(*_JOB)))
+    def resume(job_id: str, body: dict = Body({})) -> Any:
+        return service.resume(job_id, _settings(body, "changes", required=False), anyway=switch(body, "anyway"))
+
+    @router.post("/jobs/{job_id}/stop", **gives(an_object(*_JOB)))
+    def stop(job_id: str) -> Any:
+        return service.stop(job_id)
+
+    @router.post("/jobs/{job_id}/snapshot", **gives(an_object(*_JOB)))
+    def snapshot(job_id: str) -> Any:
+        return service.snapshot(job_id)
+
+    @router.post("/jobs/{job_id}/load-checkpoint", **gives(an_object(*_JOB)))
+    def load_checkpoint(job_id: str) -> Any:
+        return service.load_checkpoint(job_id)
+
+
+def _add_queue(router: APIRouter, service: TrainingService) -> None:
+    @router.post("/jobs/{job_id}/move", **takes(required=["position"], position=whole_number(0, MOST_JOBS)), **gives(a_list(*_JOB)))
+    def move(job_id: str, body: dict = Body(...)) -> Any:
+        if "position" not in body:
+            raise Refused("Where to? Give `position`: 0 is next.", field="position", code="bad_request")
+        return service.move(job_id, whole(body, "position", 0, 0, MOST_JOBS))
+
+    @router.post("/queue/hold", **gives(_QUEUE))
+    def hold() -> Any:
+        return service.hold_queue()
+
+    @router.post("/queue/start", **gives(_QUEUE))
+    def start_queue() -> Any:
+        return service.start_queue()
+
+
+def _add_figures(router: APIRouter, service: TrainingService) -> None:
+    @router.get("/jobs/{job_id}/metrics", **gives(ROWS))
+    def rows(job_id: str, since: int = 0) -> Any:
+        return service.metrics(job_id, since)
+
+    @router.get("/jobs/{job_id}/metrics.csv", response_class=FileResponse, responses=file_of("text/csv"))
+    def table(job_id: str) -> Any:
+        job, path = service.job(job_id), service.job_folder(job_id) / metrics.NAME
+        if not path.is_file():
+            raise Refused(f"Job {job_id} has no figures yet.", code="not_found")
+        return FileResponse(path, media_type="text/csv; charset=utf-8", filename=f"{job['name']}-{job_id}.csv")
+
+    @router.get("/jobs/{job_id}/log", **gives(an_object("text", "next")))
+    def log(job_id: str, since: int = 0) -> Any:
+        return service.log(job_id, since)
+
+
+def _entry(service: TrainingService, job_id: str) -> dict[str, Any]:
+    job = service.job(job_id)
+    return {name: job[name] for name in ("id", "state", "position")}
+
+
+def _settings(body: dict, key: str, *, required: bool = True) -> dict:
+    """Read an object of settings by name."""
+    values = body.get(key)
+    if values is None and not required:
+        return {}
+    if not isinstance(values, dict):
+        raise Refused(f"`{key}` must map settings to values.", field=key, code="bad_request")
+    return values

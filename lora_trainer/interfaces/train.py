@@ -1,0 +1,131 @@
+"""`train`: one job from the command line, from its beginning or, with --resume, from where it was. It leaves with its job and starts no other."""
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..core.config import TrainConfig, read_settings, schema
+from ..core.contracts import Host
+from ..core.errors import Refused
+from ..jobs.service import TrainingService
+from ..jobs.store import ALIVE
+from .ctrl_c import asked_by_ctrl_c
+
+Begin = Callable[[], str]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Every setting of TrainConfig as an option; what the file says is overruled by what is typed."""
+    parser.add_argument("--config", type=Path, help="settings; lora-scripts' and kohya's names are understood")
+    parser.add_argument("--data-dir", type=Path, help="where jobs are kept (default: train_lora in the output folder)")
+    parser.add_argument("--resume", action="store_true", help="go on with a job of this output_name, the one that is furthest unless --job says which; epochs, "
+                        "max_train_steps, learning_rate and the like may have changed")
+    parser.add_argument("--resume-anyway", action="store_true", help="the same, though pictures, captions or versions have changed meanwhile")
+    parser.add_argument("--job", metavar="ID", help="with --resume: go on with this job; `jobs` lists them")
+    for entry in schema():
+        limits = f" [{entry['minimum']:g} to {entry['maximum']:g}]" if entry["minimum"] is not None else ""
+        choices = f" ({', '.join(entry['choices'])})" if entry["choices"] else ""
+        parser.add_argument(f"--{entry['name'].replace('_', '-')}", f"--{entry['name']}", dest=entry["name"], metavar=entry["type"].upper(),
+                            nargs="?" if entry["type"] == "bool" else None, const="true" if entry["type"] == "bool" else None,
+                            help=f"{entry['help']}{limits}{choices} (default: {entry['default'] or 'none'})".replace("%", "%%"))
+
+
+def run(args: argparse.Namespace, make_host: Callable[..., Host]) -> int:
+    """Run the command; return 0, or 130 after Ctrl-C, which saves what was learned. Raises `Refused`."""
+    values = read_settings(args.config) if args.config else {}
+    values.update({entry["name"]: value for entry in schema() if (value := getattr(args, entry["name"])) is not None})
+    config = TrainConfig.parse(values)
+    if not config.base_model:
+        raise Refused("Without a WebUI a checkpoint is needed: give base_model, a .safetensors file.", field="base_model")
+    output = Path(config.output_dir or "output")
+    service = TrainingService(make_host(checkpoint=Path(config.base_model), lora_dir=output, data_dir=args.data_dir or output / "train_lora"))
+    if args.resume or args.resume_anyway or args.job:
+        job = _resume(service, config, _job_to_resume(service, config.output_name, args.job), anyway=args.resume_anyway)
+    else:
+        earlier = _furthest(service.named(config.output_name))
+        if earlier and _is_unfinished(earlier):
+            print(f"note: job {earlier['id']}, an earlier run of {config.output_name}, is {earlier['state']}; "
+                  f"--resume --job {earlier['id']} would go on from step {earlier['resume_step']}")
+        job = run_job(service, config.to_dict())
+    return _report(job, args.config)
+
+
+def run_job(service: TrainingService, values: dict[str, Any]) -> dict[str, Any]:
+    """Run a job to its end behind a progress bar; Ctrl-C stops it, and what it has learned is saved."""
+    plan = service.plan(values)
+    for error in plan["errors"]:
+        raise Refused(error["message"], field=error["field"], code=error["code"])
+    for warning in plan["warnings"]:
+        print(f"note: {warning}")
+    print(f"{plan['pictures']} pictures, {len(plan['buckets'])} buckets, {plan['steps']} steps → {plan['output_file']}")
+    return _follow(service, lambda: service.start(values, at_once=True), steps=plan["steps"])
+
+
+def _job_to_resume(service: TrainingService, name: str, job_id: str | None) -> Mapping[str, Any]:
+    """Return the job that is asked for, or the one of this name that is furthest. Raises `Refused`."""
+    jobs = service.named(name)
+    if job_id is not None:
+        job = service.job(job_id)
+        if job["kind"] != "training" or job["name"] != name:
+            raise Refused(f"Job {job_id} makes {job['name']}, and the settings are for {name}. Give the job's own settings.", code="not_found")
+        return job
+    if not jobs:
+        raise Refused(f"There is nothing to resume: no job in {service.host.data_dir} makes a LoRA called {name!r}. Start it without --resume.", code="not_found")
+    return _furthest(jobs) or jobs[0]
+
+
+def _furthest(jobs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Return the job that has most to go on from: an unfinished one if there is one, then the highest step, then the newest."""
+    return max((job for job in jobs if job["resumable"]), key=lambda job: (_is_unfinished(job), job["resume_step"] or 0, int(job["id"])), default=None)
+
+
+def _is_unfinished(job: Mapping[str, Any]) -> bool:
+    return bool(job["resume_step"]) and job["state"] != "finished"
+
+
+def _resume(service: TrainingService, config: TrainConfig, earlier: Mapping[str, Any], *, anyway: bool) -> dict[str, Any]:
+    """Go on with a job, with the settings as they are now."""
+    changes = service.changes_since(earlier["id"], config.to_dict())
+    plan = service.plan({**config.to_dict(), "overwrite": True})                   # its own LoRA is in nobody's way
+    steps, step = plan.get("steps") or earlier.get("total_steps") or 0, earlier["resume_step"] or 0
+
+    def begin() -> str:
+        service.resume(earlier["id"], changes, anyway=anyway, at_once=True)
+        changed = f" with {', '.join(f'{name} {value}' for name, value in changes.items())}" if changes else ""
+        print(f"job {earlier['id']} ({earlier['state']}): going on at step {step} of {steps}{changed}")
+        return earlier["id"]
+    return _follow(service, begin, steps=steps, step=step)
+
+
+def _follow(service: TrainingService, begin: Begin, *, steps: int, step: int = 0) -> dict[str, Any]:
+    """Begin a job and show it until it ends; raises `Refused` when it fails."""
+    from tqdm import tqdm
+    with asked_by_ctrl_c("Stopping after this step; what was learned is saved. Ctrl-C again ends the program at once.") as asked:
+        job_id = begin()
+        with tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True) as bar:
+            while (job := service.wait(job_id, timeout=0.5))["state"] in ALIVE:
+                _show(bar, job)
+                if asked() and not job["stopping"]:
+                    service.stop(job_id)
+            _show(bar, job)
+    if job["state"] == "failed":
+        raise Refused(job["error"], code="failed")
+    return job
+
+
+def _show(bar: Any, job: Mapping[str, Any]) -> None:
+    bar.set_description_str((job.get("message") or job["state"])[:40])
+    if job.get("loss_average") is not None:
+        bar.set_postfix_str(f"loss {job['loss_average']:.4f}")
+    bar.update(job.get("step", 0) - bar.n)
+
+
+def _report(job: Mapping[str, Any], config: Path | None) -> int:
+    for remark in job["remarks"]:
+        print(f"note: {remark}")
+    print(f"{job['state']}: {job['output_file'] or 'nothing to save yet'}" + (f"\nuse it in a prompt: {job['lora_tag']}" if job["lora_tag"] else ""))
+    if job["state"] != "stopped":
+        return 0
+    again = f"python -m lora_trainer train --config {config} --resume --job {job['id']}" if config else f"the same command with --resume --job {job['id']}"
+    print(f"stopped at step {job.get('step') or 0} of {job.get('total_steps') or 0}; to go on: {again}")
+    return 130

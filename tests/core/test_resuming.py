@@ -1,0 +1,281 @@
+"""Invariant 5: a run that was killed and goes on ends with the very weights of one that was not; and what keeps a run from going on."""
+import contextlib
+import dataclasses
+import json
+import os
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from lora_trainer.core import checkpoint
+from lora_trainer.core.config import TrainConfig
+from lora_trainer.core.control import Control
+from lora_trainer.core.errors import Refused
+from lora_trainer.core.pipeline import train_lora
+from lora_trainer.core.resuming import check_resume, state_folder, state_step
+
+
+class Killed(BaseException):
+    """What no handler catches, as a power cut."""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "job"
+
+
+@pytest.fixture
+def longer(settings):
+    """A run that draws everything that can be drawn."""
+    return {**settings, "max_train_steps": 12, "mirror": True, "random_crop": True, "lora_dropout": 0.2, "gradient_accumulation_steps": 2, "lr_warmup_steps": 3,
+            "save_state_steps": 1, "preview": False}
+
+
+def run_until(step, config, host, folder, **options):
+    """Train until a step is done, then die."""
+    def die(progress):
+        if progress.step == step and progress.stage == "training":
+            raise Killed
+    with pytest.raises(Killed):
+        train_lora(config, host, folder=folder, on_progress=die, **options)
+
+
+def weights_of(host, name="mine"):
+    return load_file(host.lora_dir / f"{name}.safetensors")
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("killed_at", [1, 5, 11, 12])
+def test_same_weights_as_without_the_interruption(host, longer, folder, killed_at):
+    config = TrainConfig.parse(longer)
+    train_lora(config.replace(output_name="whole"), host)
+    run_until(killed_at, config, host, folder)
+    assert state_step(folder) == killed_at
+    result = train_lora(config, host, folder=folder, resume=True)
+    assert result.steps == 12 and not result.stopped
+    assert_same(weights_of(host, "whole"), weights_of(host))
+
+
+def test_states_in_between_may_be_older_than_the_kill(host, longer, folder):
+    """Steps after the last state are taken again, and are the same."""
+    config = TrainConfig.parse({**longer, "save_state_steps": 5})
+    train_lora(config.replace(output_name="whole"), host)
+    run_until(9, config, host, folder)
+    for path in state_folder(folder).glob("step-*9.safetensors"):                  # written on the way out, which a kill would not do
+        path.unlink()
+    assert state_step(folder) == 5
+    train_lora(config, host, folder=folder, resume=True)
+    assert_same(weights_of(host, "whole"), weights_of(host))
+
+
+def test_a_damaged_state_is_passed_over(host, longer, folder):
+    config = TrainConfig.parse(longer)
+    train_lora(config.replace(output_name="whole"), host)
+    run_until(7, config, host, folder)
+    newest = state_folder(folder) / "step-000007.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-3] ^= 1
+    newest.write_bytes(data)
+    assert checkpoint.latest(state_folder(folder)).step == 6
+    train_lora(config, host, folder=folder, resume=True)
+    assert_same(weights_of(host, "whole"), weights_of(host))
+
+
+def test_damaged_progress_is_not_begun_anew_in_silence(host, longer, folder):
+    config = TrainConfig.parse(longer)
+    run_until(4, config, host, folder)
+    for path in state_folder(folder).glob("step-*"):
+        path.write_bytes(b"nothing")
+    with pytest.raises(Refused, match="its progress on disk is damaged") as refusal:
+        check_resume(config, host.lora_dir, folder)
+    assert refusal.value.details["anyway_possible"]
+    with pytest.raises(Refused, match="damaged"):
+        train_lora(config, host, folder=folder, resume=True)
+    assert list(state_folder(folder).glob("*.damaged")) and train_lora(config, host, folder=folder, resume=True, anyway=True).steps == 12
+
+
+def test_another_precision_of_the_same_file_is_told_and_of_another_file_refused(host, longer, folder):
+    config = TrainConfig.parse(longer)
+    run_until(4, config, host, folder)
+    host.model.fingerprint, host.model.dtype = "other numbers", torch.float16
+    with pytest.raises(Refused, match="precision was torch.float32 and is torch.float16") as refusal:
+        train_lora(config, host, folder=folder, resume=True)
+    assert refusal.value.details["anyway_possible"]
+    host.model.sha256 = "2" * 64
+    with pytest.raises(Refused, match="has other weights") as refusal:
+        train_lora(config, host, folder=folder, resume=True, anyway=True)
+    assert not refusal.value.details["anyway_possible"]
+
+
+def test_what_trouble_forced_stays_and_what_was_chosen_may_change(host, longer, folder, monkeypatch):
+    """Gradient checkpointing that memory forced is on after the resume; one that the user chose can be switched off."""
+    on = []
+    monkeypatch.setattr("lora_trainer.core.precision.gradient_checkpointing", lambda unet, enabled: (on.append(enabled), contextlib.nullcontext())[1])
+    config = TrainConfig.parse({**longer, "gradient_checkpointing": True})
+    run_until(4, config, host, folder)
+    run_until(6, config.replace(gradient_checkpointing=False), host, folder, resume=True)
+    assert on == [True, False]
+    predict, calls = host.model.predict, []
+
+    def short_of_memory(*args):
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return predict(*args)
+    monkeypatch.setattr(host.model, "predict", short_of_memory)
+    run_until(8, config.replace(gradient_checkpointing=False), host, folder, resume=True)
+    train_lora(config.replace(gradient_checkpointing=False), host, folder=folder, resume=True)
+    assert on == [True, False, False, True, True]
+
+
+def test_the_lora_that_a_run_began_from_need_not_be_there_any_more(host, longer, folder):
+    base = train_lora(TrainConfig.parse({**longer, "output_name": "base"}), host).output_file
+    config = TrainConfig.parse({**longer, "init_lora": "base"})
+    run_until(4, config, host, folder)
+    base.unlink()
+    assert train_lora(config, host, folder=folder, resume=True).steps == 12
+
+
+def test_names_that_are_not_unicode_can_be_kept(host, longer, folder, pictures):
+    try:
+        (pictures / "0.png").rename(pictures / os.fsdecode(b"caf\xe9.png"))
+    except OSError:
+        pytest.skip("this file system wants Unicode names")
+    config = TrainConfig.parse(longer)
+    run_until(4, config, host, folder)
+    assert train_lora(config, host, folder=folder, resume=True).steps == 12
+
+
+@pytest.mark.parametrize("name, sha256, waits", [("tiny", None, False), ("renamed", "0" * 64, False), ("other", "1" * 64, True), ("other", None, True)])
+def test_a_run_from_the_queue_waits_for_its_checkpoint(host, settings, name, sha256, waits):
+    host.changes_checkpoints, host.status = True, dataclasses.replace(host.status, sha256="0" * 64)
+    control, told = Control(), []
+
+    def listen(progress):
+        told.append(progress.waiting_for)
+        if told.count("checkpoint") == 2:
+            control.stop()
+    result = train_lora(TrainConfig.parse(settings), host, control=control, on_progress=listen, checkpoint=name, checkpoint_sha256=sha256)
+    assert result.stopped == waits == ("checkpoint" in told)
+
+
+def test_without_a_state_it_begins_anew(host, longer, folder):
+    result = train_lora(TrainConfig.parse(longer), host, folder=folder, resume=True)
+    assert result.steps == 12
+
+
+def test_stop_and_go_on(host, longer, folder):
+    config, control = TrainConfig.parse(longer), Control()
+    train_lora(config.replace(output_name="whole"), host)
+    result = train_lora(config, host, folder=folder, control=control, on_progress=lambda progress: control.stop() if progress.step == 4 else None)
+    assert result.stopped and result.output_file.is_file() and state_step(folder) == 4
+    result = train_lora(config, host, folder=folder, resume=True)                  # its own LoRA is in nobody's way, without `overwrite`
+    assert not result.stopped
+    assert_same(weights_of(host, "whole"), weights_of(host))
+
+
+def test_another_runs_lora_is_still_in_the_way(host, longer, folder):
+    config = TrainConfig.parse(longer)
+    run_until(4, config, host, folder)
+    train_lora(config, host)
+    with pytest.raises(Refused, match="exists already"):
+        train_lora(config, host, folder=folder, resume=True)
+
+
+def test_more_epochs_go_on_from_the_end(host, settings, folder):
+    config = TrainConfig.parse({**settings, "scheduler": "constant"})
+    train_lora(config, host, folder=folder)
+    result = train_lora(config.replace(max_train_steps=9), host, folder=folder, resume=True)
+    assert result.steps == 9
+    train_lora(config.replace(max_train_steps=9, output_name="whole"), host)
+    assert_same(weights_of(host, "whole"), weights_of(host))
+
+
+@pytest.mark.parametrize("change, reason", [
+    ("caption", "the caption of 3.png changed"), ("picture", "the picture of 2.png changed"), ("new", "9.png is new"), ("missing", "0.png is missing"),
+])
+def test_changed_pictures_are_refused_with_the_reason(host, longer, folder, pictures, change, reason):
+    config = TrainConfig.parse(longer)
+    run_until(4, config, host, folder)
+    if change == "caption":
+        (pictures / "3.txt").write_text("something else", encoding="utf-8")
+    elif change == "missing":
+        (pictures / "0.png").unlink()
+    else:
+        Image.new("RGB", (128, 64), "red").save(pictures / ("9.png" if change == "new" else "2.png"))
+    with pytest.raises(Refused, match=reason) as refusal:
+        check_resume(config, host.lora_dir, folder)
+    assert refusal.value.code == "cannot_resume" and refusal.value.details["anyway_possible"] and reason in refusal.value.details["reasons"]
+    with pytest.raises(Refused, match=reason):
+        train_lora(config, host, folder=folder, resume=True)
+    result = train_lora(config, host, folder=folder, resume=True, anyway=True)
+    assert result.steps == 12 and any(reason in remark for remark in result.remarks)
+
+
+@pytest.mark.parametrize("change", [dict(lora_rank=8), dict(lora_alpha=1), dict(lora_targets="all")])
+def test_other_layers_cannot_go_on(host, longer, folder, change):
+    config = TrainConfig.parse(longer)
+    run_until(4, config, host, folder)
+    for anyway in (False, True):
+        with pytest.raises(Refused, match=next(iter(change))) as refusal:
+            train_lora(config.replace(**change), host, folder=folder, resume=True, anyway=anyway)
+        assert not refusal.value.details["anyway_possible"]
+
+
+def test_another_base_model_cannot_go_on(host, longer, folder):
+    config = TrainConfig.parse(longer)
+    run_until(4, config, host, folder)
+    host.model.sha256, host.model.name = "1" * 64, "other"
+    with pytest.raises(Refused, match="was trained on tiny, and other is loaded"):
+        train_lora(config, host, folder=folder, resume=True, anyway=True)
+    host.model.sha256 = "0" * 64
+    host.model.encoding_key = lambda: "another VAE"
+    with pytest.raises(Refused, match="VAE or clip skip was clip skip 1 and is another VAE now"):
+        train_lora(config, host, folder=folder, resume=True)
+
+
+def test_where_users_load_others_a_resumed_run_waits_for_its_checkpoint(host, longer, folder, monkeypatch):
+    config, control, told = TrainConfig.parse(longer), Control(), []
+    run_until(4, config, host, folder)
+    host.changes_checkpoints, mine = True, host.status
+    host.status = dataclasses.replace(mine, checkpoint="other")
+
+    def listen(progress):
+        told.append((progress.stage, progress.message, progress.step))
+        if len(told) == 4:
+            host.status = mine
+    assert train_lora(config, host, folder=folder, resume=True, on_progress=listen).steps == 12
+    assert ("paused", "Paused: waiting for the checkpoint tiny; other is loaded.", 4) in told
+    host.status = dataclasses.replace(mine, checkpoint="other")
+    stopped = train_lora(config.replace(max_train_steps=20), host, folder=folder, resume=True, control=control, on_progress=lambda progress: control.stop())
+    assert stopped.stopped and stopped.steps == 12
+
+
+def test_settings_that_only_steer_may_change(host, longer, folder):
+    config = TrainConfig.parse(longer)
+    run_until(4, config, host, folder)
+    assert check_resume(config.replace(learning_rate=1e-5, epochs=50, scheduler="linear", save_steps=3), host.lora_dir, folder) == []
+    with pytest.raises(Refused, match="resolution was 64 and is 128 now"):
+        check_resume(config.replace(resolution=128), host.lora_dir, folder)
+
+
+def test_states_are_pruned_and_hold_no_pickle(host, longer, folder):
+    train_lora(TrainConfig.parse({**longer, "keep_states": 3}), host, folder=folder)
+    names = sorted(path.name for path in state_folder(folder).iterdir())
+    assert names == ["step-000010.safetensors", "step-000011.safetensors", "step-000012.safetensors"]
+    header = (state_folder(folder) / names[0]).read_bytes()
+    size = int.from_bytes(header[:8], "little")
+    assert json.loads(json.loads(header[8:8 + size])["__metadata__"]["facts"])["step"] == 10
+
+
+def test_leftovers_of_a_killed_save_are_removed(host, longer, folder):
+    config = TrainConfig.parse(longer)
+    run_until(4, config, host, folder)
+    (state_folder(folder) / f".{'a' * 32}.tmp").write_bytes(b"half a state")
+    train_lora(config, host, folder=folder, resume=True)
+    assert not list(state_folder(folder).glob(".*"))

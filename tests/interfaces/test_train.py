@@ -1,0 +1,175 @@
+"""`train` from the command line: its own job only, Ctrl-C, and going on with --resume after a stop or a kill."""
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lora_trainer.interfaces import cli
+from lora_trainer.interfaces import train as train_command
+from lora_trainer.jobs.store import JobStore
+from tests.conftest import TinyHost
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+    import sys, time
+    from lora_trainer.interfaces import cli
+    from tests.interfaces.test_train import make_host
+    def slow_host(**folders):
+        host = make_host(**folders)
+        predict = host.model.predict
+        host.model.predict = lambda *arguments: (time.sleep(0.02), predict(*arguments))[1]
+        return host
+    sys.exit(cli.main(sys.argv[1:], make_host=slow_host))
+"""
+
+
+def make_host(*, checkpoint, lora_dir, data_dir):
+    host = TinyHost(Path(data_dir) / f"unused-{time.time_ns()}")
+    host.lora_dir, host.data_dir = Path(lora_dir), Path(data_dir)
+    host.lora_dir.mkdir(parents=True, exist_ok=True)
+    return host
+
+
+@pytest.fixture
+def config(settings, tmp_path):
+    """Write a settings file, with changes; returns its path."""
+    def write(**changes):
+        values = {**settings, "base_model": "tiny.safetensors", "output_dir": str(tmp_path / "output"), "max_train_steps": 12, "preview": False, **changes}
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+        return str(tmp_path / "run.yaml")
+    return write
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    return lambda: JobStore(tmp_path / "output" / "train_lora" / "jobs.sqlite3").newest()
+
+
+def train(*arguments):
+    return cli.main(["train", "--config", *arguments], make_host=make_host)
+
+
+def interrupted(config, act, **changes):
+    """Train in another process, do something to it after some steps, and return its exit status and what it said."""
+    path = config(max_train_steps=200, save_state_steps=3, **changes)
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(PROGRAM), "train", "--config", path], cwd=ROOT, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True) as process:
+        states = Path(path).parent / "output" / "train_lora" / "jobs" / "1" / "state"
+        deadline = time.monotonic() + 60
+        while not any(int(file.stem[5:]) >= 3 for file in states.glob("step-*.safetensors")):
+            assert time.monotonic() < deadline and process.poll() is None, process.stdout.read()
+            time.sleep(0.02)
+        act(process)
+        return process.wait(60), process.stdout.read()
+
+
+def test_it_trains_and_the_name_is_taken_then(config, jobs, capsys):
+    assert train(config()) == 0
+    assert "12 steps" in capsys.readouterr().out and [job["state"] for job in jobs()] == ["finished"]
+    assert train(config()) == 1 and "exists already" in capsys.readouterr().err and len(jobs()) == 1
+
+
+def test_nothing_to_resume(config, jobs, capsys):
+    assert train(config(), "--resume") == 1
+    assert "nothing to resume" in capsys.readouterr().err and jobs() == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_ctrl_c_stops_and_says_how_to_go_on(config, jobs, capsys):
+    status, said = interrupted(config, lambda process: process.send_signal(signal.SIGINT))
+    assert status == 130 and "Stopping after this step" in said and "Traceback" not in said
+    (job,) = jobs()
+    assert job["state"] == "stopped" and Path(job["output_file"]).is_file()
+    assert f"stopped at step {job['step']} of 200" in said and "--resume" in said
+    assert train(config(max_train_steps=job["step"] + 4, save_state_steps=3), "--resume") == 0
+    assert "job 1 stopped" not in said and "base model tiny" not in said           # the log is for its file
+    assert f"job 1 (stopped): going on at step {job['step']} of {job['step'] + 4} with max_train_steps {job['step'] + 4}" in capsys.readouterr().out
+    assert [(each["id"], each["state"], each["step"]) for each in jobs()] == [(job["id"], "finished", job["step"] + 4)]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_killed_and_gone_on(config, jobs, capsys, pictures):
+    status, _ = interrupted(config, lambda process: process.kill())
+    assert status == -signal.SIGKILL and jobs()[0]["state"] in ("training", "preparing")
+    assert cli.main(["jobs", "--data-dir", str(Path(config()).parent / "output" / "train_lora")], make_host=make_host) == 0
+    out = capsys.readouterr().out
+    assert "interrupted" in out and "at step " in out
+    assert train(config(output_name="another", max_train_steps=2)) == 0 and "--resume" not in capsys.readouterr().out
+    assert train(config(max_train_steps=60, save_state_steps=3, seed=7), "--resume") == 1
+    assert "Seed cannot change" in capsys.readouterr().err
+    (pictures / "0.txt").write_text("another caption", encoding="utf-8")
+    again = config(max_train_steps=60, save_state_steps=3)
+    assert train(again, "--resume") == 1 and "0.png" in capsys.readouterr().err
+    assert train(again, "--resume-anyway") == 0
+    job = jobs()[-1]
+    assert (job["id"], job["state"], job["step"]) == ("1", "finished", 60) and "0.png" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_without_resume_it_is_only_pointed_out(config, jobs, capsys):
+    interrupted(config, lambda process: process.kill())
+    assert train(config(max_train_steps=2)) == 0
+    assert "job 1, an earlier run of mine, is interrupted; --resume --job 1 would go on from step " in capsys.readouterr().out
+    assert [job["state"] for job in jobs()] == ["finished", "interrupted"]
+
+
+@pytest.fixture
+def ended(settings, tmp_path):
+    """Add jobs that have ended, each with its name, state and the step of its training state."""
+    store = JobStore(tmp_path / "output" / "train_lora" / "jobs.sqlite3")
+
+    def ended(name, state, step=0):
+        job_id = store.add(name, {**settings, "base_model": "tiny.safetensors"})
+        store.update(job_id, state=state, error="x" if state == "failed" else None)
+        states = tmp_path / "output" / "train_lora" / "jobs" / job_id / "state"
+        states.mkdir(parents=True)
+        if step:
+            (states / f"step-{step:06}.safetensors").write_bytes(b"")
+        return job_id
+    yield ended
+    store.close()
+
+
+@pytest.mark.parametrize("state", ["stopped", "failed"])
+def test_every_run_that_could_go_on_is_pointed_out(config, capsys, ended, state):
+    ended("mine", state, 7)
+    assert train(config(max_train_steps=2)) == 0
+    assert f"job 1, an earlier run of mine, is {state}; --resume --job 1 would go on from step 7" in capsys.readouterr().out
+
+
+def test_a_finished_run_and_one_without_a_state_are_not(config, capsys, ended):
+    ended("mine", "finished", 7)
+    ended("mine", "stopped")
+    assert train(config(max_train_steps=2)) == 0 and "--resume" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("runs, taken", [
+    ([("mine", "interrupted", 7), ("mine", "stopped", 0)], 1), ([("mine", "interrupted", 7), ("mine", "stopped", 3)], 1),
+    ([("mine", "finished", 9), ("mine", "failed", 3)], 2), ([("mine", "finished", 9), ("mine", "failed", 0)], 1),
+    ([("mine", "stopped", 3), ("mine", "stopped", 3)], 2), ([("mine", "stopped", 0), ("other", "stopped", 9)], 1)])
+def test_resume_takes_what_is_furthest(config, ended, monkeypatch, runs, taken):
+    for run in runs:
+        ended(*run)
+    asked = []
+    monkeypatch.setattr(train_command, "_resume", lambda service, config, job, anyway: asked.append(job["id"]) or {**job, "state": "finished"})
+    assert train(config(), "--resume") == 0 and asked == [str(taken)]
+    assert train(config(), "--resume", "--job", "1") == train(config(), "--job", "1") == 0 and asked[1:] == ["1", "1"]
+
+
+def test_a_job_that_is_none_of_this_name(config, ended, capsys):
+    ended("other", "stopped", 3)
+    for job_id, said in (("1", "Job 1 makes other, and the settings are for mine"), ("2", "There is no job '2'"), ("x", "There is no job 'x'")):
+        assert train(config(), "--resume", "--job", job_id) == 1 and said in capsys.readouterr().err
+
+
+def test_jobs_that_wait_for_others_go_on_waiting(config, jobs, settings, tmp_path):
+    store = JobStore(tmp_path / "output" / "train_lora" / "jobs.sqlite3")
+    store.add("of the page", settings)
+    assert train(config()) == 0
+    assert [(job["name"], job["state"]) for job in jobs()] == [("mine", "finished"), ("of the page", "queued")]

@@ -1,0 +1,88 @@
+"""What a step asks of the model: which noise at which timesteps, and how far off its prediction is. Every draw depends on (seed, number) alone."""
+import dataclasses
+
+import torch
+
+from . import diffusion
+from .dataset import generator
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One batch's draws: `noise` to be predicted and `shown` `(batch, 4, h, w)`, which is mixed into the latents, at int64 `timesteps` `(batch,)`."""
+    noise: torch.Tensor
+    shown: torch.Tensor
+    timesteps: torch.Tensor
+
+    def __getitem__(self, index: slice) -> "Task":
+        return Task(self.noise[index], self.shown[index], self.timesteps[index])
+
+    def to(self, device: torch.device) -> "Task":
+        return Task(self.noise.to(device), self.shown.to(device), self.timesteps.to(device))
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The settings of loss and noise, under their names in the config."""
+    loss_type: str = "l2"
+    huber_c: float = 0.1
+    huber_schedule: str = "snr"
+    min_snr_gamma: float = 0.0
+    debiased_estimation: bool = False
+    v_pred_like_loss: float = 0.0
+    scale_v_pred_loss: bool = False
+    noise_offset: float = 0.0
+    noise_offset_random: bool = False
+    multires_noise_iterations: int = 0
+    multires_noise_discount: float = 0.3
+    input_perturbation: float = 0.0
+    input_perturbation_random: bool = False
+    min_timestep: int = 0
+    max_timestep: int = 1000
+    timestep_sampling: str = "uniform"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+
+    def draw(self, shape: torch.Size, *, seed: int, number: int) -> Task:
+        """Draw noise and timesteps for latents of `shape`."""
+        noise = torch.randn(shape, generator=generator(seed, "noise", number))
+        draws = generator(seed, "noise settings", number)
+        if self.noise_offset:
+            noise = diffusion.offset_noise(noise, self._strengths(self.noise_offset, self.noise_offset_random, shape[0], draws), draws)
+        if self.multires_noise_iterations:
+            noise = diffusion.multires_noise(noise, iterations=self.multires_noise_iterations, discount=self.multires_noise_discount, draws=draws)
+        shown = noise
+        if self.input_perturbation:                                                # arXiv 2301.11706, algorithm 1
+            strengths = self._strengths(self.input_perturbation, self.input_perturbation_random, shape[0], draws)
+            shown = noise + strengths.view(-1, 1, 1, 1) * torch.randn(shape, generator=draws)
+        timesteps = diffusion.draw_timesteps(shape[0], generator(seed, "timesteps", number), lowest=self.min_timestep, below=self.max_timestep,
+                                             sampling=self.timestep_sampling, logit_mean=self.logit_mean, logit_std=self.logit_std)
+        return Task(noise, shown, timesteps)
+
+    def losses(self, predicted: torch.Tensor, wanted: torch.Tensor, timesteps: torch.Tensor, *, alphas_cumprod: torch.Tensor, prediction_type: str,
+               masks: torch.Tensor | None = None) -> torch.Tensor:
+        """Return each picture's loss `(batch,)`, float32: the mean over its latents, `masks` `(batch, 1, h, w)` weighing them, times its timestep's weight."""
+        borders = None
+        if self.loss_type in ("huber", "smooth_l1"):
+            borders = diffusion.huber_borders(timesteps, alphas_cumprod, c=self.huber_c, schedule=self.huber_schedule)
+        far = diffusion.distance(predicted, wanted, self.loss_type, borders)
+        if masks is not None:
+            far = far * masks.to(far)
+        return far.mean(dim=(1, 2, 3)) * self._weights(timesteps, alphas_cumprod, prediction_type).to(far)
+
+    def _weights(self, timesteps: torch.Tensor, alphas_cumprod: torch.Tensor, prediction_type: str) -> torch.Tensor:
+        snr = diffusion.signal_to_noise(alphas_cumprod, timesteps.cpu())
+        weights = torch.ones_like(snr)
+        if self.min_snr_gamma:
+            weights = weights * diffusion.min_snr_weights(snr, self.min_snr_gamma, prediction_type)
+        if self.scale_v_pred_loss and prediction_type == "v_prediction":
+            weights = weights * diffusion.noise_like_weights(snr)
+        if self.v_pred_like_loss and prediction_type == "epsilon":
+            weights = weights * (1 + self.v_pred_like_loss / diffusion.noise_like_weights(snr))
+        if self.debiased_estimation:
+            weights = weights * diffusion.debiased_weights(snr, prediction_type)
+        return weights
+
+    @staticmethod
+    def _strengths(most: float, random: bool, count: int, draws: torch.Generator) -> torch.Tensor:
+        return most * (torch.rand(count, generator=draws) if random else torch.ones(count))

@@ -1,93 +1,102 @@
-"""LoRA layers (peft) on a UNet: which layers get one, attach, detach, and what they have learned.
+"""The adapter layers of one run on a model: attach, detach, and what they have learned.
 
-peft builds a layer around each target. We keep (parent, attribute, peft layer, original layer), so attaching and detaching are
-attribute swaps: the original module objects stay as they are and no weight of the base is touched. LoRA: arXiv 2106.09685.
+`core.kinds` builds a layer around each target. We keep (parent, attribute, adapter layer, original layer), so attaching and detaching are
+attribute swaps: the original module objects stay as they are and no weight of the base is touched. A `nn.MultiheadAttention` has no layers that
+could be swapped; while attached, its object has a `forward` that computes with changed weights.
 """
 import contextlib
 import dataclasses
-import re
+import functools
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 
-ADAPTER = "default"
-_ATTENTION = r".*transformer_blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"
-_FEED_FORWARD = r".*(transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)|\.(proj_in|proj_out))"
-_ENDS = r"(time_embed|time_embedding|label_emb|add_embedding|conv_in|conv_out|input_blocks\.0\.0|out)(\..*)?"  # never part of a LoRA
+from .kinds import Dropouts, Form, Shape, build, delta_norm, delta_weight, is_whole, sizes, weights_of
+from .layers import PROJECTIONS, LayerChoice, plan_shapes
 
-
-def target_paths(unet: torch.nn.Module, targets: str) -> list[str]:
-    """Return the paths of the Linear and Conv2d layers that learn; `targets` as in the config, LDM's or diffusers' names alike."""
-    patterns = {"attention": _ATTENTION, "attention+feed-forward": f"({_ATTENTION})|({_FEED_FORWARD})", "all": rf"(?!{_ENDS}$).*"}
-    wanted = re.compile(patterns[targets])
-    return [path for path, module in unet.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) and wanted.fullmatch(path)]
+__all__ = ["Adapters", "Form", "LayerChoice", "Shape", "count_parameters", "plan_shapes"]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
+class _Layer:
+    """The place of one adapter layer."""
     path: str
     parent: torch.nn.Module
     attribute: str
-    adapter: LoraLayer
+    adapter: torch.nn.Module
     original: torch.nn.Module
+
+    def attach(self) -> None:
+        setattr(self.parent, self.attribute, self.adapter)
+
+    def detach(self) -> None:
+        setattr(self.parent, self.attribute, self.original)
+
+    def moved_to(self, parts: torch.nn.Module) -> "_Layer":
+        place = _place(parts, self.path, self.adapter)
+        self.adapter.base_layer = place.original
+        return place
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-    """Rank and alpha of one layer's LoRA; what it adds is scaled by alpha / rank."""
-    rank: int
-    alpha: float
+class _Attention:
+    """The place of the four adapter layers of a `nn.MultiheadAttention`, in the order of `PROJECTIONS`."""
+    path: str
+    module: torch.nn.MultiheadAttention
+    adapters: tuple[torch.nn.Module, ...]
+    dropouts: Dropouts
+
+    def attach(self) -> None:
+        self.module.forward = functools.partial(_attend, self.module, self.adapters, self.dropouts)
+
+    def detach(self) -> None:
+        vars(self.module).pop("forward", None)
+
+    def moved_to(self, parts: torch.nn.Module) -> "_Attention":
+        return dataclasses.replace(self, module=parts.get_submodule(self.path))
 
 
 class Adapters:
-    """The LoRA of one run. Made detached; `attached()` puts it in for a while."""
+    """The adapters of one run. Made detached; `attached()` puts them in for a while."""
 
-    def __init__(self, places: list[_Place], shapes: Mapping[str, Shape]) -> None:
-        self._places, self.shapes = places, dict(shapes)
+    def __init__(self, layers: dict[str, torch.nn.Module], places: list[_Layer | _Attention], shapes: Mapping[str, Shape], form: Form, dropouts: Dropouts) -> None:
+        self._layers, self._places, self._dropouts = layers, places, dropouts
+        self.shapes, self.form = dict(shapes), form
 
     @classmethod
-    def create(cls, unet: torch.nn.Module, shapes: Mapping[str, Shape], *, dropout: float = 0.0, seed: int = 0) -> "Adapters":
-        """Build fp32 LoRA layers around the layers at the paths of `shapes`, with up-weights zero, so that the prediction is unchanged at first.
+    def create(cls, parts: torch.nn.Module, shapes: Mapping[str, Shape], form: Form = Form(), *, seed: int = 0) -> "Adapters":
+        """Build float32 layers for the paths of `shapes`, neutral at first: the prediction is unchanged. What they begin with depends on `seed` alone.
 
-        The down-weights depend on `seed` alone. Raises ValueError when there is no layer, AttributeError for a path that the UNet lacks.
+        Raises ValueError when there is no layer or only some projections of a `nn.MultiheadAttention`, AttributeError for a path that `parts` lack.
         """
         if not shapes:
-            raise ValueError("the UNet has no layer that could learn")
-        originals = {path: unet.get_submodule(path) for path in shapes}
-        flags = {parameter: parameter.requires_grad for parameter in unet.parameters()}
-        first = next(iter(shapes.values()))
-        config = LoraConfig(r=first.rank, lora_alpha=first.alpha, lora_dropout=dropout, target_modules="|".join(map(re.escape, shapes)),
-                            rank_pattern={path: shape.rank for path, shape in shapes.items() if shape.rank != first.rank},
-                            alpha_pattern={path: shape.alpha for path, shape in shapes.items() if shape.alpha != first.alpha})
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                inject_adapter_in_model(config, unet, adapter_name=ADAPTER)
-            places = [_Place(path, *_parent(unet, path), unet.get_submodule(path), originals[path]) for path in shapes]
-        finally:
-            _put_back(unet, originals, flags)
-        for place in places:
-            place.adapter.lora_A.float()
-            place.adapter.lora_B.float()
-            place.adapter.cast_input_dtype_enabled = False                         # autocast casts once; peft would go by way of fp32
-            place.adapter.lora_dropout.train(dropout > 0)                          # not .train(), which would reach the original layer
-        return cls(places, shapes)
+            raise ValueError("the model has no layer that could learn")
+        attentions = _attentions(parts, shapes)
+        originals = {path: _projection(attentions[_above(path)], path) if _above(path) in attentions else parts.get_submodule(path) for path in shapes}
+        dropouts = Dropouts(form)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            layers = build(originals, shapes, form, dropouts)
+        places: list[_Layer | _Attention] = [_place(parts, path, layer) for path, layer in layers.items() if _above(path) not in attentions]
+        for path, module in attentions.items():
+            of_it = tuple(layers[f"{path}.{name}"] for name in PROJECTIONS)
+            for layer in of_it:                                                    # the view of the weight would go stale when that moves
+                layer.base_layer.weight = torch.nn.Parameter(torch.empty_like(layer.base_layer.weight, device="meta"), requires_grad=False)
+            places.append(_Attention(path, module, of_it, dropouts))
+        return cls(layers, places, shapes, form, dropouts)
 
-    def move_to(self, unet: torch.nn.Module) -> None:
-        """Go over to another UNet of the same layers: the same checkpoint, loaded anew into other objects. Only while detached."""
-        self._places = [_Place(place.path, *_parent(unet, place.path), place.adapter, unet.get_submodule(place.path)) for place in self._places]
-        for place in self._places:
-            place.adapter.base_layer = place.original
+    def move_to(self, parts: torch.nn.Module) -> None:
+        """Go over to other parts of the same layers: the same checkpoint, loaded anew into other objects. Only while detached."""
+        self._places = [place.moved_to(parts) for place in self._places]
 
     def attach(self) -> None:
         for place in self._places:
-            setattr(place.parent, place.attribute, place.adapter)
+            place.attach()
 
     def detach(self) -> None:
         for place in self._places:
-            setattr(place.parent, place.attribute, place.original)
+            place.detach()
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
@@ -98,56 +107,127 @@ class Adapters:
         finally:
             self.detach()
 
-    def parameters(self) -> list[torch.nn.Parameter]:
-        return [weight for place in self._places for weight in (place.adapter.lora_A[ADAPTER].weight, place.adapter.lora_B[ADAPTER].weight)]
+    @contextlib.contextmanager
+    def nothing_left_out(self) -> Iterator[None]:
+        """Switch dropouts off for the time of a `with`: for a loss that is only measured."""
+        self._dropouts.active = False
+        try:
+            yield
+        finally:
+            self._dropouts.active = True
 
-    def load(self, weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Take over down- and up-weights by module path; raises ValueError unless they are those of these layers and of their shapes."""
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [weight for layer in self._layers.values() for weight in weights_of(layer).values()]
+
+    def groups(self) -> dict[str, list[torch.nn.Parameter]]:
+        """Return the parameters of the UNet and of the text encoders, under "unet" and "text_encoder"; only what there is."""
+        groups: dict[str, list[torch.nn.Parameter]] = {}
+        for path, layer in self._layers.items():
+            groups.setdefault("unet" if path.startswith("unet.") else "text_encoder", []).extend(weights_of(layer).values())
+        return groups
+
+    def weights(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Return float32 copies on the CPU by path and by the name in the file: LoRA has `lora_down.weight` `(rank, in[, k, k])` and
+        `lora_up.weight` `(out, rank[, 1, 1])`, LoHa `hada_w1_a` and so on, LoKr `lokr_w1` and so on."""
+        return {path: {name: weight.detach().to("cpu", torch.float32, copy=True) for name, weight in weights_of(layer).items()}
+                for path, layer in self._layers.items()}
+
+    def load(self, weights: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Take over what `weights` gave; raises ValueError unless they are those of these layers and of their shapes."""
         if weights.keys() != self.shapes.keys():
             raise ValueError(f"the layers differ: {sorted(weights.keys() ^ self.shapes.keys())[:3]}")
+        ours = {path: weights_of(layer) for path, layer in self._layers.items()}
+        for path, parts in ours.items():
+            if (found := _sizes(weights[path])) != (wanted := _sizes(parts)):
+                raise ValueError(f"{path} is {wanted}, not {found}")
         with torch.no_grad():
-            for place in self._places:
-                for layer, values in zip((place.adapter.lora_A, place.adapter.lora_B), weights[place.path]):
-                    if layer[ADAPTER].weight.shape != values.shape:
-                        raise ValueError(f"{place.path} is {tuple(layer[ADAPTER].weight.shape)}, not {tuple(values.shape)}")
-                    layer[ADAPTER].weight.copy_(values)
+            for path, parts in ours.items():
+                for name, weight in parts.items():
+                    weight.copy_(weights[path][name])
 
     @property
     def alphas(self) -> dict[str, float]:
-        return {path: shape.alpha for path, shape in self.shapes.items()}
+        """The alpha of each layer as it is written into the file, where the scale is always alpha / rank."""
+        return {path: float(shape.rank) if is_whole(weights_of(self._layers[path])) else shape.alpha * (math.sqrt(shape.rank) if self.form.rslora else 1)
+                for path, shape in self.shapes.items()}
 
     def are_finite(self) -> bool:
         return all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters())
 
-    def weights(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Return, by module path, copies on the CPU of down `(rank, in[, k, k])` and up `(out, rank[, 1, 1])`, float32."""
-        return {place.path: tuple(layer[ADAPTER].weight.detach().to("cpu", torch.float32, copy=True)
-                                  for layer in (place.adapter.lora_A, place.adapter.lora_B)) for place in self._places}
+    @torch.no_grad()
+    def limit_norms(self, most: float) -> int:
+        """Scale down layers whose change, scaled, has a larger norm than `most`, all their factors alike, as kohya and LyCORIS do after each step
+        (`scale_weight_norms`). Returns how many."""
+        norms = [delta_norm(layer) for layer in self._layers.values()]
+        norms = torch.stack([norm.to(norms[0].device) for norm in norms]).tolist()                   # one wait for the device, not one a layer
+        too_large = [(layer, most / norm) for layer, norm in zip(self._layers.values(), norms) if norm > most]
+        for layer, ratio in too_large:
+            factors = weights_of(layer).values()
+            for factor in factors:
+                factor.mul_(ratio ** (1 / len(factors)))
+        return len(too_large)
 
 
-def plan_shapes(unet: torch.nn.Module, *, targets: str, rank: int, alpha: float) -> dict[str, Shape]:
-    """Give every layer of `targets` the same rank and alpha."""
-    return {path: Shape(rank, alpha) for path in target_paths(unet, targets)}
+def count_parameters(parts: torch.nn.Module, shapes: Mapping[str, Shape], form: Form) -> int:
+    """Say how many numbers would learn, without building anything."""
+    attentions = _attentions(parts, shapes)
+    layers = {path: attentions[_above(path)].out_proj if _above(path) in attentions else parts.get_submodule(path) for path in shapes}
+    return sum(math.prod(size) for path, shape in shapes.items() for size in sizes(layers[path].weight.shape, shape.rank, form).values())
 
 
-def count_parameters(unet: torch.nn.Module, *, targets: str, rank: int) -> int:
-    """Say how many numbers a LoRA of this rank would learn, without building it."""
-    total = 0
-    for path in target_paths(unet, targets):
-        out_features, in_features, *kernel = unet.get_submodule(path).weight.shape
-        total += rank * (in_features * (kernel[0] * kernel[1] if kernel else 1) + out_features)
-    return total
+# --- Attention that has its projections in one weight ------------------------------------------------------------------------
+
+def _attentions(parts: torch.nn.Module, shapes: Mapping[str, Shape]) -> dict[str, torch.nn.MultiheadAttention]:
+    """Return the `nn.MultiheadAttention`s whose projections learn; raises ValueError where that is only some of the four."""
+    found: dict[str, torch.nn.MultiheadAttention] = {}
+    for path in shapes:
+        above = _above(path)
+        if above not in found and isinstance(module := parts.get_submodule(above), torch.nn.MultiheadAttention):
+            if missing := [name for name in PROJECTIONS if f"{above}.{name}" not in shapes]:
+                raise ValueError(f"{above} must learn in all four projections or in none; {', '.join(missing)} is missing")
+            found[above] = module
+    return found
 
 
-def _parent(unet: torch.nn.Module, path: str) -> tuple[torch.nn.Module, str]:
-    parent, _, attribute = path.rpartition(".")
-    return unet.get_submodule(parent), attribute
+def _projection(attention: torch.nn.MultiheadAttention, path: str) -> torch.nn.Linear:
+    """Return a Linear whose weight is a view of the projection's; it stands in for the layer that there is not."""
+    number = PROJECTIONS.index(path.rpartition(".")[2])
+    weight = [*attention.in_proj_weight.detach().chunk(3), attention.out_proj.weight.detach()][number]
+    layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return layer
 
 
-def _put_back(unet: torch.nn.Module, originals: dict[str, torch.nn.Module], flags: dict[torch.nn.Parameter, bool]) -> None:
-    """Undo everything that injecting did to the UNet: layers, its `peft_config` mark, and requires_grad."""
-    for path, module in originals.items():
-        setattr(*_parent(unet, path), module)
-    vars(unet).pop("peft_config", None)
-    for parameter, flag in flags.items():
-        parameter.requires_grad_(flag)
+def _attend(attention: torch.nn.MultiheadAttention, adapters: tuple[torch.nn.Module, ...], dropouts: Dropouts, query: torch.Tensor, key: torch.Tensor,
+            value: torch.Tensor, key_padding_mask: torch.Tensor | None = None, need_weights: bool = True, attn_mask: torch.Tensor | None = None,
+            average_attn_weights: bool = True, is_causal: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Do what `nn.MultiheadAttention.forward` does, with the adapters' changes added to the weights. Inputs are `(tokens, batch, width)`, or
+    `(batch, tokens, width)` where the module says `batch_first`, or without a batch."""
+    turned = attention.batch_first and query.dim() == 3
+    if turned:
+        swapped = {id(tensor): tensor.transpose(1, 0) for tensor in (query, key, value)}              # the same tensor stays the same: self-attention
+        query, key, value = (swapped[id(tensor)] for tensor in (query, key, value))
+    changes = [delta_weight(adapter, dropouts=dropouts) for adapter in adapters]
+    output, weights = torch.nn.functional.multi_head_attention_forward(
+        query, key, value, attention.embed_dim, attention.num_heads, _changed(attention.in_proj_weight, torch.cat(changes[:3])), attention.in_proj_bias,
+        attention.bias_k, attention.bias_v, attention.add_zero_attn, attention.dropout, _changed(attention.out_proj.weight, changes[3]), attention.out_proj.bias,
+        training=attention.training, key_padding_mask=key_padding_mask, need_weights=need_weights, attn_mask=attn_mask,
+        average_attn_weights=average_attn_weights, is_causal=is_causal)
+    return (output.transpose(1, 0) if turned else output), weights
+
+
+def _changed(weight: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    return (weight.float() + change).to(weight.dtype)
+
+
+def _place(parts: torch.nn.Module, path: str, adapter: torch.nn.Module) -> _Layer:
+    above, _, attribute = path.rpartition(".")
+    return _Layer(path, parts.get_submodule(above), attribute, adapter, parts.get_submodule(path))
+
+
+def _above(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
+def _sizes(weights: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in weights.items()}

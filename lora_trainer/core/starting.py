@@ -1,29 +1,40 @@
-"""Going on from an existing LoRA: reads kohya's layout, ours or another trainer's, and fits it to the UNet's layers."""
+"""Going on from an existing LoRA, LoHa or LoKr: reads kohya's layout, ours or another trainer's, and fits it to the layers of UNet and text encoders."""
 import contextlib
 import dataclasses
+import functools
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import safetensors
 import torch
+from peft.tuners.lokr.layer import factorization
 
-from .adapters import Shape
+from .adapters import Form, Shape
+from .blocks import levels_of
 from .errors import Refused
+from .kinds import LOHA_NAMES, LOKR_NAMES, LORA_NAMES, is_whole, sizes
+from .layers import PROJECTIONS, targets
 from .layouts import unet_to_diffusers, unet_to_ldm
 from .paths import expanded
 
-_DOWN, _UP, _ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
-_TEXT_ENCODERS = ("lora_te_", "lora_te1_", "lora_te2_")
-Weights = dict[str, tuple[torch.Tensor, torch.Tensor]]
+_ALPHA = "alpha"
+_KINDS = {"lora": tuple(LORA_NAMES), "loha": LOHA_NAMES, "lokr": LOKR_NAMES}
+_TEXT_ENCODERS = {"lora_te_": "te1", "lora_te1_": "te1", "lora_te2_": "te2"}
+_TEXT_LAYER = re.compile(r"(?:layers|resblocks)\.(\d+)\.(?:self_)?(attn|mlp)\.(\w+)$")
+Sizes = Mapping[str, tuple[int, ...]]
+Weights = dict[str, dict[str, torch.Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
 class FoundLora:
-    """What the header of a LoRA file says: `ranks` and `alphas` by kohya's layer names (no alpha stored: the rank), how many numbers the UNet's
-    layers have, and how many layers are not for the UNet."""
+    """What the header of a file says: its kind ("lora", "loha", "lokr"), `sizes` of each layer's weights, `ranks` and `alphas` (none stored: the rank), all
+    by kohya's layer names; how many numbers that is, and how many of the layers are a text encoder's."""
     path: Path
+    kind: str
+    sizes: Mapping[str, Sizes]
     ranks: Mapping[str, int]
     alphas: Mapping[str, float]
     parameters: int
@@ -49,63 +60,145 @@ def find_lora(name: str, lora_dir: Path) -> Path:
 
 
 def look_into(path: Path) -> FoundLora:
-    """Read a LoRA's layers, ranks and alphas; raises `Refused` for a file that is damaged or no LoRA of kohya's layout."""
+    """Read a file's kind, layers, ranks and alphas; raises `Refused` for one that is damaged or none of the kinds in kohya's layout."""
     try:
         with safetensors.safe_open(path, "pt") as file:
-            names = list(file.keys())
-            sizes = {name: file.get_slice(name).get_shape() for name in names}
-            layers = {name.removesuffix(_DOWN): size[0] for name, size in sizes.items() if name.endswith(_DOWN)}
-            alphas = {layer: float(file.get_tensor(layer + _ALPHA)) if layer + _ALPHA in names else float(rank) for layer, rank in layers.items()}
+            layers: dict[str, dict[str, tuple[int, ...]]] = {}
+            for name in file.keys():
+                layer, _, part = name.partition(".")
+                layers.setdefault(layer, {})[part] = tuple(file.get_slice(name).get_shape())
+            alphas = {layer: float(file.get_tensor(f"{layer}.{_ALPHA}")) for layer, parts in layers.items() if _ALPHA in parts}
     except (OSError, safetensors.SafetensorError, ValueError, RuntimeError) as error:
-        raise Refused(f"The LoRA {path.name} cannot be read: {error}. It may be damaged, or no .safetensors file.", field="init_lora", code="bad_lora") from error
-    ranks = {layer: rank for layer, rank in layers.items() if not layer.startswith(_TEXT_ENCODERS)}
-    strange = sorted(set(names) - {layer + part for layer in layers for part in (_DOWN, _UP, _ALPHA)})
-    missing = [layer for layer in layers if layer + _UP not in names]
-    if not ranks or strange or missing:
-        odd = next(iter(strange or [layer + _UP + " is missing" for layer in missing] or ["no layer of the UNet"]))
-        raise Refused(f"{path.name} is not a LoRA that can be gone on from ({odd}). It must be in kohya's layout; LoHa, LoKr, DoRA and full models are not.",
-                      field="init_lora", code="bad_lora")
-    parameters = sum(math.prod(size) for name, size in sizes.items() if not name.startswith(_TEXT_ENCODERS) and not name.endswith(_ALPHA))
-    return FoundLora(path, ranks, {layer: alphas[layer] for layer in ranks}, parameters, len(layers) - len(ranks))
+        raise _refused(f"The LoRA {path.name} cannot be read: {error}. It may be damaged, or no .safetensors file.") from error
+    layers = {layer: {part: size for part, size in parts.items() if part != _ALPHA} for layer, parts in layers.items()}
+    kind = next((kind for kind, names in _KINDS.items() if any(names[0] in parts or names[1] in parts for parts in layers.values())), "lora")
+    if odd := _odd(layers, kind) or next((f"{layer}.{_ALPHA} is {alpha}" for layer, alpha in alphas.items() if not math.isfinite(alpha)), ""):
+        raise _refused(f"{path.name} is not a LoRA that can be gone on from ({odd}). It must be a LoRA, LoHa or LoKr in kohya's layout; DoRA, mixtures and "
+                       "full models are not.")
+    ranks = {layer: _rank(parts, alphas.get(layer)) for layer, parts in layers.items()}
+    return FoundLora(path, kind, layers, ranks, {layer: alphas.get(layer, float(rank)) for layer, rank in ranks.items()},
+                     sum(math.prod(size) for parts in layers.values() for size in parts.values()),
+                     sum(layer.startswith(tuple(_TEXT_ENCODERS)) for layer in layers))
 
 
-def fit(found: FoundLora, unet: torch.nn.Module, export_name: Callable[[str], str]) -> tuple[dict[str, Shape], Weights]:
-    """Match a file's layers with the UNet's: shapes and float32 weights by module path; raises `Refused` for one that does not fit."""
-    paths = _paths_by_name(unet, export_name)
-    if unknown := [layer for layer in found.ranks if layer not in paths]:
-        raise Refused(f"{found.path.name} has {len(unknown)} layers that this checkpoint lacks (first: {unknown[0]}). It was made for another kind of model.",
-                      field="init_lora", code="bad_lora")
-    order = {path: number for number, (path, _) in enumerate(unet.named_modules())}
+def fit(found: FoundLora, parts: torch.nn.ModuleDict, export_name: Callable[[str], str]) -> tuple[dict[str, Shape], Weights, Form]:
+    """Match a file's layers with the model's: shapes and float32 weights by path, and how they are built; raises `Refused` for one that does not fit.
+
+    Layers of a text encoder are left out where `parts` has none.
+    """
+    wanted = [layer for layer in found.ranks if any(part != "unet" for part in parts) or not layer.startswith(tuple(_TEXT_ENCODERS))]
+    known = _modules_by_path(parts)
+    paths = _paths_by_name(known, export_name)
+    if unknown := [layer for layer in wanted if layer not in paths]:
+        raise _misfit(found, f"has {len(unknown)} layers that this checkpoint lacks (first: {unknown[0]})")
+    layers = {paths[layer]: layer for layer in wanted}
+    if lonely := next((path for path, (_, siblings) in known.items() if path in layers and any(sibling not in layers for sibling in siblings)), None):
+        raise _misfit(found, f"changes {layers[lonely]}, but not all of the attention that it is part of")
+    form = _form(found, {layer: known[path][0] for path, layer in layers.items()})
     shapes, weights = {}, {}
     with safetensors.safe_open(found.path, "pt") as file:
-        for layer in sorted(found.ranks, key=lambda layer: order[paths[layer]]):   # as when they are made without a file
-            path = paths[layer]
+        for path in (path for path in known if path in layers):                    # in the order as when they are made without a file
+            layer = layers[path]
             shapes[path] = Shape(found.ranks[layer], found.alphas[layer])
-            weights[path] = _fitting(found, layer, unet.get_submodule(path), file.get_tensor(layer + _DOWN), file.get_tensor(layer + _UP))
-    return shapes, weights
+            weights[path] = {part: _fitting(found, layer, part, size, file) for part, size in sizes(known[path][0], shapes[path].rank, form).items()}
+    return shapes, weights, form
 
 
-def _paths_by_name(unet: torch.nn.Module, export_name: Callable[[str], str]) -> dict[str, str]:
+def _odd(layers: Mapping[str, Sizes], kind: str) -> str:
+    """Return what makes these layers none of that kind, or ""."""
+    for layer, parts in layers.items():
+        if strange := sorted(parts.keys() - set(_KINDS[kind])):
+            return f"{layer}.{strange[0]}"
+        if missing := _missing(parts, kind):
+            return f"{layer}.{missing} is missing"
+        if flat := next((name for name, size in parts.items() if len(size) < 2 or not math.prod(size)), None):
+            return f"{layer}.{flat} is {parts[flat]}"
+    return "" if layers else "it is empty"
+
+
+def _missing(parts: Sizes, kind: str) -> str:
+    if kind == "lokr":
+        needed = [name for half in ("lokr_w1", "lokr_w2") if half not in parts for name in (f"{half}_a", f"{half}_b")]
+    else:
+        needed = _KINDS[kind][:4] if ("hada_t1" in parts) == ("hada_t2" in parts) else LOHA_NAMES
+    return next((name for name in needed if name not in parts), "")
+
+
+def _rank(parts: Sizes, alpha: float | None) -> int:
+    """Return the rank that made a layer. Two full matrices have none: any that is large enough says the same, and LyCORIS keeps it as alpha."""
+    if is_whole(parts):
+        least = max(1, *(-(-side // 2) for name in ("lokr_w1", "lokr_w2") for side in parts[name][:2]))
+        return int(alpha) if alpha and math.isfinite(alpha) and alpha == int(alpha) and alpha >= least else least
+    return next(parts[name][0] for name in ("lora_down.weight", "hada_w1_b", "lokr_w2_b", "lokr_w1_b") if name in parts)
+
+
+def _form(found: FoundLora, weights: Mapping[str, torch.Size]) -> Form:
+    """Find out how the layers, whose modules' weights have these sizes, were built."""
+    has = {part for layer in weights for part in found.sizes[layer]}
+    form = Form(found.kind, tucker=bool(has & {"hada_t1", "lokr_t2"}), lokr_both="lokr_w1_a" in has)
+    if found.kind != "lokr":
+        return form
+    split = functools.cache(factorization)
+    small = {layer: parts.get("lokr_w1") or (parts["lokr_w1_a"][0], parts["lokr_w1_b"][1]) for layer, parts in found.sizes.items() if layer in weights}
+    factors = [-1, *range(1, 1 + max(max(size) for size in small.values()))]
+    factor = next((factor for factor in factors if all((split(weight[0], factor)[0], split(weight[1], factor)[0]) == small[layer]
+                                                       for layer, weight in weights.items())), None)
+    if factor is None:
+        raise _misfit(found, "is a LoKr whose layers are not cut up by one common factor")
+    return dataclasses.replace(form, lokr_factor=factor)
+
+
+def _modules_by_path(parts: torch.nn.ModuleDict) -> dict[str, tuple[torch.Size, tuple[str, ...]]]:
+    """Return for every layer that a file may change the size of its weight and, for the projections of a `nn.MultiheadAttention`, the paths of all four."""
+    text = {path for path, _ in targets(parts, "all") if not path.startswith("unet.")}
+    found: dict[str, tuple[torch.Size, tuple[str, ...]]] = {}
+    for path, module in parts.named_modules():
+        if isinstance(module, torch.nn.MultiheadAttention) and f"{path}.{PROJECTIONS[0]}" in text:
+            siblings = tuple(f"{path}.{name}" for name in PROJECTIONS)
+            found.update(dict.fromkeys(siblings, (module.out_proj.weight.shape, siblings)))
+        elif isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) and (path.startswith("unet.") or path in text):
+            found.setdefault(path, (module.weight.shape, ()))
+    return found
+
+
+def _paths_by_name(paths: Mapping[str, object], export_name: Callable[[str], str]) -> dict[str, str]:
     """Map every name that a layer may have in a file to its path: the name we export, diffusers' and the checkpoint's own."""
+    levels = levels_of(path.removeprefix("unet.") for path in paths)
     names: dict[str, str] = {}
-    for path, module in unet.named_modules():
-        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
-            for rename in (str, unet_to_diffusers, unet_to_ldm):
-                with contextlib.suppress(KeyError):                                # not a name of that layout
-                    names["lora_unet_" + rename(path).replace(".", "_")] = path
-            with contextlib.suppress(KeyError):
-                names[export_name(path)] = path
+    for path in paths:
+        names.update(dict.fromkeys(_names_of(path, levels), path))
+        with contextlib.suppress(KeyError):                                        # of no block, never part of a LoRA of ours
+            names[export_name(path)] = path
     return names
 
 
-def _fitting(found: FoundLora, layer: str, module: torch.nn.Module, down: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return both weights in the layer's own form: a 1x1 convolution's LoRA may be stored as a linear layer's, and the other way round."""
-    out_features, in_features, *kernel = module.weight.shape
-    rank = found.ranks[layer]
-    wanted = ((rank, in_features, *kernel), (out_features, rank, *[1] * len(kernel)))
-    if down.numel() != torch.Size(wanted[0]).numel() or up.numel() != torch.Size(wanted[1]).numel():
-        raise Refused(f"{found.path.name}: {layer} is {tuple(down.shape)} and {tuple(up.shape)}; this checkpoint needs {wanted[0]} and {wanted[1]}. "
-                      "It was made for another kind of model.", field="init_lora", code="bad_lora")
-    if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
-        raise Refused(f"{found.path.name}: {layer} holds numbers that are not finite. The file is spoiled.", field="init_lora", code="bad_lora")
-    return down.float().reshape(wanted[0]), up.float().reshape(wanted[1])
+def _names_of(path: str, levels: int) -> Iterator[str]:
+    part, _, inside = path.partition(".")
+    if part == "unet":
+        for rename in (str, functools.partial(unet_to_diffusers, levels=levels), functools.partial(unet_to_ldm, levels=levels)):
+            with contextlib.suppress(KeyError):                                    # not a name of that layout
+                yield "lora_unet_" + rename(inside).replace(".", "_")
+    elif found := _TEXT_LAYER.search(inside):
+        leaf = {"c_fc": "fc1", "c_proj": "fc2"}.get(found[3], found[3])
+        for prefix in (prefix for prefix, encoder in _TEXT_ENCODERS.items() if encoder == part):
+            yield f"{prefix}text_model_encoder_layers_{found[1]}_{'self_attn' if found[2] == 'attn' else 'mlp'}_{leaf}"
+
+
+def _fitting(found: FoundLora, layer: str, part: str, wanted: tuple[int, ...], file) -> torch.Tensor:
+    """Return a weight in the layer's own form: a 1x1 convolution's may be stored as a linear layer's, and the other way round."""
+    if part not in found.sizes[layer]:
+        raise _misfit(found, f"builds {layer} in another way than its other layers: {part} is missing")
+    if math.prod(size := found.sizes[layer][part]) != math.prod(wanted):
+        raise _misfit(found, f"has {layer}.{part} of {size}; this checkpoint needs {wanted}")
+    weight = file.get_tensor(f"{layer}.{part}").float().reshape(wanted)
+    if not torch.isfinite(weight).all():
+        raise _refused(f"{found.path.name}: {layer} holds numbers that are not finite. The file is spoiled.")
+    return weight
+
+
+def _misfit(found: FoundLora, what: str) -> Refused:
+    return _refused(f"{found.path.name} {what}. It was made for another kind of model, or in a way that cannot be gone on from.")
+
+
+def _refused(sentence: str) -> Refused:
+    return Refused(sentence, field="init_lora", code="bad_lora")

@@ -11,17 +11,28 @@ from lora_trainer.core import export
 from lora_trainer.core.errors import Refused
 
 
+def named(path):
+    return "lora_" + path.replace(".", "_")
+
+
 def tensors(dtype=torch.float32):
-    return export.to_tensors({"a.b": (torch.randn(4, 8), torch.randn(6, 4))}, alphas={"a.b": 2.0}, export_name=lambda path: "lora_unet_" + path.replace(".", "_"),
+    return export.to_tensors({"unet.a": {"lora_down.weight": torch.randn(4, 8), "lora_up.weight": torch.randn(6, 4)}}, alphas={"unet.a": 2.0}, export_name=named,
                              dtype=dtype)
 
 
 def test_kohya_layout():
     made = tensors(torch.float16)
     assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in made.items()} == {
-        "lora_unet_a_b.lora_down.weight": ((4, 8), torch.float16), "lora_unet_a_b.lora_up.weight": ((6, 4), torch.float16),
-        "lora_unet_a_b.alpha": ((), torch.float32)}
-    assert made["lora_unet_a_b.alpha"].item() == 2.0
+        "lora_unet_a.lora_down.weight": ((4, 8), torch.float16), "lora_unet_a.lora_up.weight": ((6, 4), torch.float16),
+        "lora_unet_a.alpha": ((), torch.float32)}
+    assert made["lora_unet_a.alpha"].item() == 2.0
+
+
+def test_other_kinds_keep_their_parts_names():
+    weights = {"unet.a": {"lokr_w1": torch.ones(2, 2), "lokr_w2_a": torch.ones(3, 1), "lokr_w2_b": torch.ones(1, 4)}, "te1.b": {"hada_w1_a": torch.ones(2, 1)}}
+    made = export.to_tensors(weights, alphas={"unet.a": 1.0, "te1.b": 0.5}, export_name=named, dtype=torch.bfloat16)
+    assert set(made) == {"lora_unet_a.lokr_w1", "lora_unet_a.lokr_w2_a", "lora_unet_a.lokr_w2_b", "lora_unet_a.alpha", "lora_te1_b.hada_w1_a", "lora_te1_b.alpha"}
+    assert made["lora_unet_a.lokr_w1"].dtype == torch.bfloat16 and made["lora_te1_b.alpha"].item() == 0.5
 
 
 def test_hash_is_of_everything_after_the_header(tmp_path):
@@ -36,7 +47,7 @@ def test_hash_is_of_everything_after_the_header(tmp_path):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
 def test_never_a_file_with_infinite_weights(bad):
     with pytest.raises(Refused, match="not finite"):
-        export.to_tensors({"a": (torch.full((1, 1), bad), torch.ones(1, 1))}, alphas={"a": 1}, export_name=str)
+        export.to_tensors({"a": {"lora_down.weight": torch.full((1, 1), bad), "lora_up.weight": torch.ones(1, 1)}}, alphas={"a": 1}, export_name=str)
 
 
 def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):

@@ -3,10 +3,14 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
 
+from lora_trainer.core.adapters import Adapters, Form, LayerChoice, Shape, plan_shapes
 from lora_trainer.core.config import TrainConfig
 from lora_trainer.core.errors import Refused
+from lora_trainer.core.export import to_tensors
 from lora_trainer.core.pipeline import train_lora
 from lora_trainer.core.plan import make_plan
+from lora_trainer.core.starting import fit, look_into
+from tests.core.open_clip_text import OpenClipText
 
 NAME = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 
@@ -39,27 +43,152 @@ def test_the_plan_says_what_is_taken_over(host, settings, first):
 
 
 def test_other_trainers_files(host, settings, tmp_path):
-    """The checkpoint's own layer names, no alpha, other ranks, a linear layer's LoRA on a 1x1 convolution, a text encoder's part."""
+    """The checkpoint's own layer names, no alpha, other ranks, a linear layer's LoRA on a 1x1 convolution, the text encoder under another name."""
     path = tmp_path / "theirs.safetensors"
     save_file({
         "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q.lora_down.weight": torch.ones(3, 16),
         "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q.lora_up.weight": torch.ones(16, 3),
         "lora_unet_input_blocks_1_1_proj_in.lora_down.weight": torch.ones(5, 16), "lora_unet_input_blocks_1_1_proj_in.lora_up.weight": torch.ones(16, 5),
         "lora_unet_input_blocks_1_1_proj_in.alpha": torch.tensor(2.0),
-        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(3, 12), "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(12, 3),
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(2, 12), "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(24, 2),
     }, path)
     after = load_file(train(host, settings, init_lora=str(path)).output_file)
     assert after[f"{NAME}.alpha"] == 3 and after["lora_unet_down_blocks_0_attentions_0_proj_in.alpha"] == 2
-    assert after["lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"].shape == (5, 16, 1, 1) and len(after) == 6
-    warnings = make_plan(TrainConfig.parse({**settings, "init_lora": str(path), "output_name": "x"}), lora_dir=host.lora_dir).warnings
-    assert any("text encoder; that part is left out" in warning for warning in warnings)
+    assert after["lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"].shape == (5, 16, 1, 1) and len(after) == 9
+    assert after["lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight"].shape == (24, 2)
+
+
+FORMS = [Form("lora"), Form("loha"), Form("loha", tucker=True), Form("lokr"), Form("lokr", lokr_factor=2), Form("lokr", lokr_factor=8, lokr_both=True),
+         Form("lokr", tucker=True)]
+
+
+@pytest.fixture
+def parts(host):
+    return torch.nn.ModuleDict({**host.model.parts(), "te2": OpenClipText()})
+
+
+def export_name(path):
+    """The checkpoint's own names in the UNet; kohya's, which are transformers', in text encoders of either kind."""
+    part, _, inside = path.partition(".")
+    if part == "unet":
+        return "lora_unet_" + inside.replace(".", "_")
+    inside = inside.replace("transformer.resblocks", "text_model.encoder.layers").replace(".attn.", ".self_attn.").replace("c_fc", "fc1").replace("c_proj", "fc2")
+    return f"lora_{part}_" + inside.replace(".", "_")
+
+
+def written(parts, shapes, form, path, *, name=export_name):
+    """Save adapters with random weights; return what they hold."""
+    adapters = Adapters.create(parts, shapes, form)
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter.normal_()
+    save_file(to_tensors(adapters.weights(), alphas=adapters.alphas, export_name=name, dtype=torch.float32), path)
+    return adapters.weights()
+
+
+def nameless(path):
+    raise KeyError(path)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(str(value) for value in (form.kind, form.lokr_factor, form.lokr_both, form.tucker)))
+@pytest.mark.parametrize("rank", [1, 3])
+def test_every_kind_fits_again(parts, tmp_path, form, rank):
+    """UNet with convolutions and both kinds of text encoder: layers, ranks, alphas, way of building and weights, by names that no host has to know."""
+    shapes = plan_shapes(parts, LayerChoice("all", rank, 0.5, conv_rank=2, text_encoder_rank=2, text_encoder=True))
+    weights = written(parts, shapes, form, tmp_path / "x.safetensors")
+    found = look_into(tmp_path / "x.safetensors")
+    assert (found.kind, found.text_encoder_layers, found.parameters) == (form.kind, 18, sum(w.numel() for layer in weights.values() for w in layer.values()))
+    again, taken, built = fit(found, parts, nameless)
+    assert list(again) == list(shapes) and built.kind == form.kind and taken.keys() == weights.keys()
+    whole = {path for path in shapes if {"lokr_w1", "lokr_w2"} <= weights[path].keys()}
+    assert {path: shape for path, shape in again.items() if path not in whole} == {path: shape for path, shape in shapes.items() if path not in whole}
+    adapters = Adapters.create(parts, again, built)
+    adapters.load(taken)
+    assert all(torch.equal(weight, weights[path][name]) for path, layer in adapters.weights().items() for name, weight in layer.items())
+    assert to_tensors(adapters.weights(), alphas=adapters.alphas, export_name=export_name).keys() == to_tensors(weights, alphas=dict.fromkeys(shapes, 1.0),
+                                                                                                                export_name=export_name).keys()
+
+
+def test_rslora_goes_on_with_the_same_scale(parts, tmp_path):
+    shapes = {"unet.input_blocks.1.1.proj_in": Shape(4, 3.0)}
+    written(parts, shapes, Form(rslora=True), tmp_path / "x.safetensors")
+    again, _, form = fit(look_into(tmp_path / "x.safetensors"), parts, export_name)
+    assert form.scale(again["unet.input_blocks.1.1.proj_in"]) == pytest.approx(3 / 2)
+
+
+def test_without_a_text_encoder_its_layers_are_left_out(parts, tmp_path):
+    written(parts, plan_shapes(parts, LayerChoice("attention", 1, 1, text_encoder=True)), Form(), tmp_path / "x.safetensors")
+    again, _, _ = fit(look_into(tmp_path / "x.safetensors"), torch.nn.ModuleDict({"unet": parts["unet"]}), export_name)
+    assert len(again) == 8 and all(path.startswith("unet.") for path in again)
+
+
+@pytest.mark.parametrize("levels, theirs, ours", [
+    (3, "lora_unet_output_blocks_5_1_transformer_blocks_0_attn1_to_q", "up_blocks.1.attentions.2.transformer_blocks.0.attn1.to_q"),
+    (3, "lora_unet_input_blocks_8_0_emb_layers_1", "down_blocks.2.resnets.1.time_emb_proj"),
+    (3, "lora_unet_up_blocks_1_attentions_2_transformer_blocks_0_attn1_to_q", "output_blocks.5.1.transformer_blocks.0.attn1.to_q"),
+    (4, "lora_unet_up_blocks_3_attentions_2_proj_in", "output_blocks.11.1.proj_in"), (4, "lora_unet_output_blocks_11_1_proj_in", "up_blocks.3.attentions.2.proj_in"),
+])
+def test_names_of_either_layout_fit_a_unet_of_either(tmp_path, levels, theirs, ours):
+    last = {3: "up_blocks.2.resnets.2.time_emb_proj", 4: "up_blocks.3.resnets.2.time_emb_proj"}[levels]
+    if "output" in ours:
+        last = f"output_blocks.{3 * levels - 1}.0.emb_layers.1"
+    unet = torch.nn.Module()
+    for path in (ours, last):
+        module = unet
+        for name in path.split(".")[:-1]:
+            if not hasattr(module, name):
+                module.add_module(name, torch.nn.Module())
+            module = getattr(module, name)
+        module.add_module(path.rpartition(".")[2], torch.nn.Linear(4, 6))
+    save_file({f"{theirs}.lora_down.weight": torch.ones(2, 4), f"{theirs}.lora_up.weight": torch.ones(6, 2)}, tmp_path / "x.safetensors")
+    shapes, _, _ = fit(look_into(tmp_path / "x.safetensors"), torch.nn.ModuleDict({"unet": unet}), nameless)
+    assert shapes == {f"unet.{ours}": Shape(2, 2.0)}
+
+
+def test_a_lycoris_of_whole_matrices(parts, tmp_path):
+    """LyCORIS's full_matrix: no rank anywhere, whatever alpha says; the scale is 1."""
+    name = "lora_unet_input_blocks_1_1_proj_in"
+    save_file({f"{name}.lokr_w1": torch.ones(2, 2), f"{name}.lokr_w2": torch.ones(8, 8, 1, 1), f"{name}.alpha": torch.tensor(0.25)}, tmp_path / "x.safetensors")
+    shapes, weights, form = fit(look_into(tmp_path / "x.safetensors"), parts, export_name)
+    adapters = Adapters.create(parts, shapes, form)
+    adapters.load(weights)
+    assert form.lokr_factor == 2 and adapters.weights()["unet.input_blocks.1.1.proj_in"]["lokr_w2"].shape == (8, 8, 1, 1)
+    assert adapters._layers["unet.input_blocks.1.1.proj_in"].scaling["default"] == 1.0 and adapters.alphas == {"unet.input_blocks.1.1.proj_in": 4.0}
+
+
+TE2 = "lora_te2_text_model_encoder_layers_0"
+
+
+@pytest.mark.parametrize("sizes, said", [
+    ({f"{TE2}_self_attn_q_proj.lora_down.weight": (2, 12), f"{TE2}_self_attn_q_proj.lora_up.weight": (12, 2)}, "not all of the attention that it is part of"),
+    ({"lora_te3_x.lora_down.weight": (2, 12), "lora_te3_x.lora_up.weight": (12, 2)}, "1 layers that this checkpoint lacks"),
+    ({"lora_unet_input_blocks_1_1_proj_in.lokr_w1": (3, 2), "lora_unet_input_blocks_1_1_proj_in.lokr_w2": (5, 8)}, "not cut up by one common factor"),
+    ({"lora_unet_input_blocks_1_1_proj_in.lokr_w1": (4, 4), "lora_unet_input_blocks_1_1_proj_in.lokr_w2_a": (4, 3),
+      "lora_unet_input_blocks_1_1_proj_in.lokr_w2_b": (3, 4)}, "builds lora_unet_input_blocks_1_1_proj_in in another way"),
+    ({"lora_unet_input_blocks_1_1_proj_in.lokr_w1": (4, 4)}, r"lokr_w2_a is missing"),
+    ({"lora_unet_input_blocks_1_1_proj_in.lora_down.weight": (2, 16), "lora_unet_input_blocks_1_1_proj_in.lora_up.weight": (16, 2),
+      "lora_unet_input_blocks_1_0_in_layers_2.hada_w1_a": (16, 2)}, r"in_layers_2.hada_w1_a\)"),
+    ({"lora_unet_input_blocks_1_1_proj_in.hada_w1_a": (16, 2), "lora_unet_input_blocks_1_1_proj_in.hada_w1_b": (2, 16), "lora_unet_input_blocks_1_1_proj_in.hada_w2_a": (16, 2),
+      "lora_unet_input_blocks_1_1_proj_in.hada_w2_b": (2, 16), "lora_unet_input_blocks_1_1_proj_in.hada_t1": (2, 2, 1, 1)}, "hada_t2 is missing"),
+    ({"lora_unet_input_blocks_1_1_proj_in.lora_down.weight": (), "lora_unet_input_blocks_1_1_proj_in.lora_up.weight": ()}, r"lora_down.weight is \(\)"),
+])
+def test_what_does_not_fit_is_named(parts, tmp_path, sizes, said):
+    save_file({name: torch.zeros(size) for name, size in sizes.items()}, tmp_path / "odd.safetensors")
+    with pytest.raises(Refused, match=said) as refusal:
+        fit(look_into(tmp_path / "odd.safetensors"), parts, export_name)
+    assert refusal.value.field == "init_lora"
+
+
+def test_an_alpha_that_is_no_number(parts, tmp_path):
+    save_file({f"{NAME}.lora_down.weight": torch.ones(2, 16), f"{NAME}.lora_up.weight": torch.ones(16, 2), f"{NAME}.alpha": torch.tensor(float("nan"))}, tmp_path / "x.safetensors")
+    with pytest.raises(Refused, match="alpha is nan"):
+        look_into(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("tensors, said", [
     ({"lora_unet_input_blocks_7_1_proj_in.lora_down.weight": (2, 16), "lora_unet_input_blocks_7_1_proj_in.lora_up.weight": (16, 2)}, "1 layers that this checkpoint lacks"),
     ({f"{NAME}.lora_down.weight": (2, 320), f"{NAME}.lora_up.weight": (320, 2)}, r"\(2, 320\).*this checkpoint needs \(2, 16\)"),
-    ({f"{NAME}.hada_w1_a": (2, 16)}, "LoHa, LoKr, DoRA and full models are not"),
-    ({f"{NAME}.lora_down.weight": (2, 16), f"{NAME}.lora_up.weight": (16, 2), f"{NAME}.dora_scale": (16, 1)}, r"dora_scale\)"),
+    ({f"{NAME}.lora_down.weight": (2, 16), f"{NAME}.lora_up.weight": (16, 2), f"{NAME}.dora_scale": (16, 1)}, r"dora_scale\).*DoRA, mixtures and full models are not"),
     ({f"{NAME}.lora_down.weight": (2, 16)}, "lora_up.weight is missing"),
     ({"model.weight": (2, 2)}, "not a LoRA"),
 ])

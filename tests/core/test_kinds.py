@@ -1,0 +1,58 @@
+"""Layers as peft builds them and as we use them: their sizes, scale and norm, on layers of several shapes."""
+import pytest
+import torch
+
+from lora_trainer.core.kinds import Dropouts, Form, Shape, build, delta_norm, delta_weight, is_whole, sizes, weights_of
+
+LAYERS = {"linear": lambda: torch.nn.Linear(160, 320), "prime": lambda: torch.nn.Linear(127, 96, bias=False), "conv": lambda: torch.nn.Conv2d(32, 48, 3, padding=1),
+          "1x1": lambda: torch.nn.Conv2d(64, 64, 1)}
+FORMS = [Form("lora"), Form("loha"), Form("loha", tucker=True), Form("lokr"), Form("lokr", lokr_factor=8), Form("lokr", lokr_factor=4, lokr_both=True, tucker=True)]
+
+
+def built(form, shape, name="linear"):
+    layer = build({"x": LAYERS[name]()}, {"x": shape}, form, Dropouts(form))["x"]
+    with torch.no_grad():
+        for number, parameter in enumerate(weights_of(layer).values()):
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    return layer
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(map(str, (form.kind, form.lokr_factor, form.lokr_both, form.tucker))))
+@pytest.mark.parametrize("name", LAYERS)
+def test_sizes_are_those_that_peft_builds_and_norms_those_of_the_change(name, form):
+    for rank in (1, 16, 200):
+        layer = built(form, Shape(rank, 3.0), name)
+        assert {part: tuple(weight.shape) for part, weight in weights_of(layer).items()} == sizes(layer.base_layer.weight.shape, rank, form)
+        change = delta_weight(layer)
+        assert change.shape == layer.base_layer.weight.shape and delta_norm(layer).item() == pytest.approx(change.double().norm().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_scale(kind, rslora):
+    """The change is alpha / rank, or alpha / sqrt(rank), times that of alpha = rank; peft 0.13 leaves LoKr unscaled."""
+    plain, scaled = built(Form(kind), Shape(4, 4.0)), built(Form(kind, rslora=rslora), Shape(4, 6.0))
+    assert torch.allclose(delta_weight(scaled), delta_weight(plain) * (6 / 2 if rslora else 6 / 4), rtol=1e-5)
+
+
+def test_whole_matrices_have_the_scale_1():
+    """LyCORIS's rule and the WebUI's: without a rank in the file there is nothing that alpha could be divided by."""
+    layer = built(Form("lokr"), Shape(64, 1.0))
+    weights = weights_of(layer)
+    assert is_whole(weights) and torch.allclose(delta_weight(layer), torch.kron(weights["lokr_w1"], weights["lokr_w2"]))
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
+def test_changes_are_float32_under_autocast(kind):
+    layer = built(Form(kind), Shape(4, 4.0))
+    expected = delta_weight(layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(delta_weight(layer), expected)
+        assert layer(torch.randn(2, 3, 160)).dtype == torch.bfloat16
+
+
+def test_settings_of_parameters_stay():
+    linear = torch.nn.Linear(4, 4)
+    linear.bias.requires_grad_(False)
+    build({"x": linear}, {"x": Shape(1, 1.0)}, Form("loha"), Dropouts(Form("loha")))
+    assert linear.weight.requires_grad and not linear.bias.requires_grad

@@ -18,7 +18,7 @@ import torch
 
 from .captions import remove_leftovers, write_atomically
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"step-(\d+)\.safetensors")
 
 

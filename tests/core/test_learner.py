@@ -1,0 +1,341 @@
+"""What learns: taken down and set up again it goes on bit for bit, whatever the optimizer; averages and norms are what they should be."""
+import json
+import math
+
+import pytest
+import torch
+
+from lora_trainer.core import checkpoint
+from lora_trainer.core.adapters import Adapters, Form, Shape
+from lora_trainer.core.errors import Refused
+from lora_trainer.core.learner import Learner, form_of_state, shapes_of_state
+from lora_trainer.core.optimization import KINDS, LearningRates, check_optimizer, effective_rate, make_optimizer
+
+CPU = torch.device("cpu")
+LAYERS = ("unet.input_blocks.1.1.transformer_blocks.0.attn1.to_q", "unet.input_blocks.1.0.in_layers.2")
+
+
+def make(model, name="adamw", arguments="", *, rank=4, form=Form(), text_encoder=True, schedule="cosine", rate=1e-2, weight_decay=0.01, **options) -> Learner:
+    parts = model.parts()
+    encoder = next(path for path, module in parts.named_modules() if path.startswith("te1.") and isinstance(module, torch.nn.Linear))
+    adapters = Adapters.create(parts, {path: Shape(rank, 2.0) for path in (*LAYERS, *([encoder] if text_encoder else []))}, form, seed=5)
+    groups = adapters.groups()
+    rates = {group: 1.0 if KINDS[name].finds_rate else {"unet": rate, "text_encoder": rate / 2}[group] for group in groups}
+    optimizer = make_optimizer(name, groups, learning_rates=rates, weight_decay=weight_decay, arguments=arguments)
+    return Learner(adapters, optimizer, LearningRates(schedule, optimizer, warmup_steps=2, total_steps=12), device=CPU, dtype=torch.float32, **options)
+
+
+def train(learner, until: int) -> None:
+    """Take steps whose gradients depend on the step and on the weights."""
+    while learner.step < until:
+        learner.rates.set(learner.step)
+        draws = torch.Generator().manual_seed(learner.step)
+        for parameter in learner.adapters.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=draws).to(parameter.device) + parameter.detach()
+        learner.optimizer.step()
+        learner.step += 1
+        learner.after_step()
+        learner.optimizer.zero_grad(set_to_none=True)
+
+
+def through_a_file(learner, folder) -> checkpoint.State:
+    checkpoint.save(folder, learner.state({"session": 7}), keep=2)
+    return checkpoint.latest(folder)
+
+
+def assert_same(one, other) -> None:
+    assert one.keys() == other.keys()
+    for path in one:
+        assert one[path].keys() == other[path].keys()
+        for name in one[path]:
+            assert torch.equal(one[path][name], other[path][name]), f"{path} {name}"
+
+
+def distance(one, other) -> float:
+    return max(float((one[path][name] - other[path][name]).abs().max()) for path in one for name in one[path])
+
+
+def norms_of(weights, alpha=2.0) -> list[float]:
+    return [float((factors["lora_up.weight"].flatten(1) @ factors["lora_down.weight"].flatten(1)).norm()) * alpha / len(factors["lora_down.weight"])
+            for factors in weights.values()]
+
+
+def needs(name: str) -> None:
+    package = KINDS[name].module.split(".")[0]
+    if package != "torch":
+        pytest.importorskip(package, exc_type=ImportError)
+    if name == "adamw8bit":
+        try:
+            check_optimizer(name, "", CPU)
+        except Refused as refused:
+            pytest.skip(refused.message)
+
+
+# --- The same run --------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name, arguments, options", [
+    ("adamw", "", {}),
+    ("adamw", "amsgrad=True", {}),
+    ("adamw", "foreach=True", {}),
+    ("adamw", "fused=False", {}),
+    ("adamw", "", dict(ema_decay=0.9)),
+    ("adamw", "", dict(scale_weight_norms=0.05, schedule="one_cycle")),
+    ("adamw", "", dict(form=Form("loha"), ema_decay=0.9, scale_weight_norms=0.05)),
+    ("adamw", "", dict(form=Form("lokr"), ema_decay=0.9)),
+    ("adamw8bit", "", dict(rank=256)),
+    ("adamw8bit", "", dict(rank=4)),
+    ("lion", "", {}),
+    ("adafactor", "", {}),
+    ("adafactor", "beta1=0.9", dict(ema_decay=0.5)),
+    ("adafactor", "relative_step=True scale_parameter=True warmup_init=True", {}),
+    ("prodigy", "", dict(schedule="constant")),
+    ("prodigy", "d_coef=2 use_bias_correction=True safeguard_warmup=True slice_p=3", {}),
+    ("dadaptation", "", {}),
+    ("dadaptation", "use_bias_correction=True growth_rate=1.5", dict(ema_decay=0.9)),
+    ("schedulefree", "", {}),
+    ("schedulefree", "warmup_steps=4 r=0.5 foreach=False", {}),
+    ("schedulefree", "", dict(ema_decay=0.9, scale_weight_norms=0.05)),
+])
+@pytest.mark.parametrize("broken_after", [1, 5])
+def test_a_resumed_run_is_the_same_run(host, tmp_path, name, arguments, options, broken_after):
+    needs(name)
+    whole, first = make(host.model, name, arguments, **options), make(host.model, name, arguments, **options)
+    train(whole, 9)
+    train(first, broken_after)
+    state = through_a_file(first, tmp_path)
+    second = make(host.model, name, arguments, **options)
+    second.restore(state)
+    assert second.step == broken_after
+    assert_same(second.weights_to_save(), first.weights_to_save())
+    train(second, 9)
+    assert_same(whole.adapters.weights(), second.adapters.weights())
+    assert_same(whole.weights_to_save(), second.weights_to_save())
+    assert effective_rate(whole.optimizer) == effective_rate(second.optimizer)
+    assert distance(whole.adapters.weights(), first.adapters.weights()) > 0
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_learner_goes_back_to_its_own_state(host, tmp_path, name):
+    """As after a step that broke off in the middle: nothing of what came later stays, not even Prodigy's d."""
+    needs(name)
+    whole, learner = make(host.model, name, ema_decay=0.9), make(host.model, name, ema_decay=0.9)
+    train(whole, 6)
+    for step in (0, 2):
+        train(learner, step)
+        state = through_a_file(learner, tmp_path / str(step))
+        train(learner, 6)
+        learner.half_done = True
+        learner.restore(state)
+        assert (learner.step, learner.half_done) == (step, False)
+        train(learner, 6)
+        assert_same(whole.weights_to_save(), learner.weights_to_save())
+        learner.restore(state)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_dtypes_shapes_and_numbers_survive(host, tmp_path, name):
+    needs(name)
+    learner, other = make(host.model, name, rank=256), make(host.model, name, rank=256)
+    train(learner, 3)
+    other.restore(through_a_file(learner, tmp_path))
+    for mine, theirs in zip(learner._parameters(), other._parameters()):
+        before, after = learner.optimizer.state[mine], other.optimizer.state[theirs]
+        assert {key: type(value) for key, value in before.items()} == {key: type(value) for key, value in after.items()}
+        for key, value in before.items():
+            if isinstance(value, torch.Tensor):
+                assert (value.dtype, value.shape) == (after[key].dtype, after[key].shape) and torch.equal(value, after[key])
+            else:
+                assert value == after[key]
+    for before, after in zip(learner.optimizer.param_groups, other.optimizer.param_groups):
+        assert {key: value for key, value in before.items() if key not in ("params", "lr")} == {key: value for key, value in after.items() if key not in ("params", "lr")}
+
+
+def test_what_several_parameters_share_is_kept_once(host, tmp_path):
+    """bitsandbytes' tables of 256 numbers, one for all."""
+    needs("adamw8bit")
+    learner, other = make(host.model, "adamw8bit", rank=256), make(host.model, "adamw8bit", rank=256)
+    train(learner, 2)
+    state = through_a_file(learner, tmp_path)
+    assert sum("qmap" in name for name in state.tensors) == 2 and any("qmap1" in name for name in state.facts["optimizer"]["shared"])
+    other.restore(state)
+    other.to(torch.float64)
+    tables = [values["qmap1"] for values in other.optimizer.state.values() if "qmap1" in values]
+    assert len(tables) > 1 and all(table is tables[0] for table in tables)
+
+
+def test_a_free_setting_may_change_in_the_middle(host, tmp_path):
+    first, second = make(host.model), make(host.model, weight_decay=0.5, rate=1e-3)
+    train(first, 3)
+    second.restore(through_a_file(first, tmp_path))
+    assert [group["weight_decay"] for group in second.optimizer.param_groups] == [0.5, 0.5]
+    assert second.rates.set(2) == pytest.approx(1e-3)
+
+
+def test_an_average_may_be_switched_on_or_off_in_the_middle(host, tmp_path):
+    plain, averaging = make(host.model), make(host.model, ema_decay=0.9)
+    train(plain, 3)
+    averaging.restore(through_a_file(plain, tmp_path))
+    assert_same(averaging.weights_to_save(), plain.weights_to_save())
+    train(averaging, 6)
+    plain.restore(through_a_file(averaging, tmp_path))
+    assert_same(plain.weights_to_save(), averaging.adapters.weights())
+
+
+def test_a_state_of_others_is_not_taken(host, tmp_path):
+    learner = make(host.model)
+    train(learner, 2)
+    state, before = through_a_file(learner, tmp_path), learner.adapters.weights()
+    with pytest.raises(ValueError, match="layers differ"):
+        make(host.model, text_encoder=False).restore(state)
+    needs("adafactor")
+    other = make(host.model, "adafactor")
+    with pytest.raises(ValueError, match="the state is of AdamW, not of Adafactor"):
+        other.restore(state)
+    assert not other.optimizer.state and distance(before, other.adapters.weights()) > 0
+
+
+def test_a_state_says_what_it_is_of(host, tmp_path):
+    learner = make(host.model, form=Form("loha", dropout=0.1), ema_decay=0.9)
+    learner.loss_average = 0.1 + 0.2
+    train(learner, 2)
+    state = through_a_file(learner, tmp_path)
+    assert state.facts["session"] == 7 and state.facts["loss_average"] == 0.1 + 0.2
+    assert shapes_of_state(state) == learner.adapters.shapes and list(shapes_of_state(state)) == list(learner.adapters.shapes)
+    assert form_of_state(state) == Form("loha", dropout=0.1)
+    assert {f"{kind}/hada_w1_a/{LAYERS[0]}" for kind in ("lora", "ema")} < state.tensors.keys()
+    json.dumps(dict(state.facts))
+
+
+# --- Averages and norms --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ["adamw", "schedulefree"])
+def test_the_average_is_the_weighted_sum_of_all_steps(host, name):
+    """Against the sum written out, of what a run without it would have saved; the first steps count less than the decay says, so that the
+    beginning is forgotten."""
+    needs(name)
+    learner, plain, seen = make(host.model, name, ema_decay=0.6), make(host.model, name), []
+    for step in range(1, 9):
+        train(learner, step)
+        train(plain, step)
+        seen.append(plain.weights_to_save())
+    decays = [0.0, *(min(0.6, (1 + n) / (10 + n)) for n in range(1, 8))]
+    assert decays[1] == pytest.approx(2 / 11) and decays[-1] < 0.6
+    shares = [(1 - decays[n]) * math.prod(decays[n + 1:]) for n in range(8)]
+    assert sum(shares) == pytest.approx(1)
+    saved = learner.weights_to_save()
+    for path in saved:
+        for name, tensor in saved[path].items():
+            expected = sum(share * weights[path][name].double() for share, weights in zip(shares, seen))
+            assert tensor.dtype == torch.float32 and torch.allclose(tensor.double(), expected, atol=1e-6)
+    assert distance(saved, learner.adapters.weights()) > 1e-4
+
+
+def test_the_average_is_diffusers(host):
+    ema_model = pytest.importorskip("diffusers.training_utils").EMAModel
+    learner = make(host.model, ema_decay=0.3)
+    theirs = ema_model(learner.adapters.parameters(), decay=0.3)
+    for step in range(1, 9):
+        train(learner, step)
+        theirs.step(learner.adapters.parameters())
+    own = [tensor for path in learner.weights_to_save().values() for tensor in path.values()]
+    assert all(torch.allclose(mine, shadow, atol=1e-6) for mine, shadow in zip(own, theirs.shadow_params)) and len(own) == len(theirs.shadow_params)
+
+
+@pytest.mark.parametrize("name, options", [("adamw", dict(ema_decay=0.9)), ("schedulefree", {}), ("schedulefree", dict(ema_decay=0.9, scale_weight_norms=0.05)),
+                                           ("adamw", dict(ema_decay=0.9, scale_weight_norms=0.05))])
+def test_saving_on_the_way_disturbs_nothing(host, name, options):
+    needs(name)
+    quiet, saving = make(host.model, name, **options), make(host.model, name, **options)
+    for step in range(1, 7):
+        train(quiet, step)
+        train(saving, step)
+        tensors = [parameter.data_ptr() for parameter in saving.adapters.parameters()]
+        assert_same(saving.weights_to_save(), saving.weights_to_save())
+        assert [parameter.data_ptr() for parameter in saving.adapters.parameters()] == tensors
+        assert_same(saving.adapters.weights(), quiet.adapters.weights())
+    assert distance(saving.weights_to_save(), saving.adapters.weights()) > 0
+
+
+def test_limiting_what_is_saved_leaves_the_average_as_it_is(host):
+    learner = make(host.model, ema_decay=0.9, rate=0.1)
+    train(learner, 5)
+    before, learner._largest_norm = learner.weights_to_save(), 1e-3
+    assert max(norms_of(learner.weights_to_save())) < 2e-3 < min(norms_of(before))
+    learner._largest_norm = 0.0
+    assert_same(learner.weights_to_save(), before)
+
+
+def test_saving_that_fails_gives_the_weights_back(host, monkeypatch):
+    learner = make(host.model, ema_decay=0.9)
+    train(learner, 3)
+    before, weights = learner.adapters.weights(), learner.adapters.weights
+    monkeypatch.setattr(learner.adapters, "weights", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        learner.weights_to_save()
+    assert_same(weights(), before)
+
+
+def test_schedule_frees_saved_weights_are_those_of_its_eval_mode(host):
+    needs("schedulefree")
+    learner, other = make(host.model, "schedulefree"), make(host.model, "schedulefree")
+    train(learner, 5)
+    train(other, 5)
+    other.optimizer.eval()
+    assert_same(learner.weights_to_save(), other.adapters.weights())
+
+
+@pytest.mark.parametrize("name, options", [("adamw", {}), ("adamw", dict(ema_decay=0.9)), ("schedulefree", {}), ("schedulefree", dict(ema_decay=0.9))])
+def test_no_layer_grows_beyond_the_limit(host, name, options):
+    needs(name)
+    free, limited = make(host.model, name, **options), make(host.model, name, scale_weight_norms=0.01, **options)
+    train(free, 9)
+    assert min(norms_of(free.weights_to_save())) > 0.014
+    for step in range(1, 10):
+        train(limited, step)
+        for weights in (limited.adapters.weights(), limited.weights_to_save()):
+            assert max(norms_of(weights)) <= 0.01 * (1 + 1e-5)
+    assert max(norms_of(limited.adapters.weights())) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_schedule_free_is_scaled_down_as_a_whole(host):
+    """Both of its points, so that the average of a layer points where it did."""
+    needs("schedulefree")
+    learner = make(host.model, "schedulefree", rate=0.1)
+    train(learner, 6)
+    before, learner._largest_norm = learner.weights_to_save(), 1e-3
+    learner.after_step()
+    after = learner.weights_to_save()
+    assert max(norms_of(after)) <= 1.001e-3 and min(norms_of(before)) > 0.1
+    for path in before:
+        for name in before[path]:
+            assert float(torch.nn.functional.cosine_similarity(after[path][name].flatten(), before[path][name].flatten(), dim=0)) == pytest.approx(1.0, abs=1e-5)
+
+
+# --- Devices -------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", KINDS)
+def test_everything_large_moves(host, name):
+    """Moved to another type in place of another device, which a machine without a GPU lacks: nothing may be left behind."""
+    needs(name)
+    learner = make(host.model, name, rank=256, ema_decay=0.9)
+    train(learner, 2)
+    learner.to(torch.float64)
+    held = [*learner.adapters.parameters(), *learner._ema, *(value for values in learner.optimizer.state.values() for value in values.values()
+                                                              if isinstance(value, torch.Tensor) and value.dim())]
+    assert {tensor.dtype for tensor in held} == {torch.float64} and len(held) > 12
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", KINDS)
+def test_a_pause_on_the_cpu_changes_nothing(host, name):
+    gpu = torch.device("cuda")
+    needs(name)
+    still, moved = make(host.model, name, ema_decay=0.9), make(host.model, name, ema_decay=0.9)
+    for learner in (still, moved):
+        learner.to(gpu)
+        train(learner, 3)
+    moved.to(CPU)
+    moved.to(gpu)
+    train(still, 6)
+    train(moved, 6)
+    assert_same(still.weights_to_save(), moved.weights_to_save())

@@ -4,9 +4,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from .captions import contains_word
-from .dataset import assign_bucket, crop_of
+from .dataset import Bucket, assign_bucket, crop_of
 
-MOST_TOKENS = 75                   # CLIP reads 77, of which two mark the start and the end
 ENLARGED, MOST_CUT, ODD_RATIO = 1.05, 0.2, 2.0
 TITLES = {"unreadable": "cannot be used", "no_caption": "no caption", "long_caption": "caption too long", "no_trigger": "trigger word missing",
           "near_duplicate": "near-duplicates", "shared_caption": "shared caption", "small": "too small", "odd_ratio": "odd shape"}
@@ -19,6 +18,10 @@ class Wanted:
     bucket_step: int = 64
     enable_bucket: bool = True
     trigger_word: str = ""
+    bucket_min: int = 0
+    bucket_max: int = 0
+    bucket_no_upscale: bool = False
+    max_token_length: int = 225
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +31,21 @@ class Remark:
 
 
 def remarks_on(*, width: int, height: int, caption: str, tokens: int | None, duplicates: list[str], shared: list[str], crop: dict,
-               trigger_word: str) -> list[Remark]:
+               wanted: Wanted) -> list[Remark]:
     """Say what is to be said of a picture, given its upright size in pixels, its tokens in training, the others that use its caption file, and its `crop_for`."""
-    return [remark for remark in (_caption(caption), _tokens(tokens), _trigger(caption, trigger_word), _duplicates(duplicates), _shared(shared),
+    return [remark for remark in (_caption(caption), _tokens(tokens, wanted.max_token_length), _trigger(caption, wanted.trigger_word), _duplicates(duplicates), _shared(shared),
                                   _size(width, height, crop), _shape(width, height, crop)) if remark]
+
+
+def bucket_for(width: int, height: int, wanted: Wanted) -> Bucket:
+    """Return the bucket of a picture of this upright size."""
+    return assign_bucket(width, height, resolution=wanted.resolution, step=min(wanted.bucket_step, wanted.resolution // 8 * 8), enable_bucket=wanted.enable_bucket,
+                         shortest=wanted.bucket_min, longest=wanted.bucket_max, no_upscale=wanted.bucket_no_upscale)
 
 
 def crop_for(width: int, height: int, wanted: Wanted) -> dict:
     """Return `{bucket: [width, height], left, top, width, height}`: what the trainer will see, in pixels of the upright picture."""
-    bucket = assign_bucket(width, height, resolution=wanted.resolution, step=min(wanted.bucket_step, wanted.resolution // 8 * 8), enable_bucket=wanted.enable_bucket)
+    bucket = bucket_for(width, height, wanted)
     left, top, kept_width, kept_height = crop_of(width, height, bucket)
     return {"bucket": [bucket.width, bucket.height], "left": round(left, 1), "top": round(top, 1), "width": round(kept_width, 1), "height": round(kept_height, 1)}
 
@@ -52,10 +61,10 @@ def _caption(caption: str) -> Remark | None:
     return None if caption else Remark("no_caption", "It has no caption.")
 
 
-def _tokens(tokens: int | None) -> Remark | None:
-    if tokens is None or tokens <= MOST_TOKENS:
+def _tokens(tokens: int | None, most: int) -> Remark | None:
+    if tokens is None or tokens <= most:
         return None
-    return Remark("long_caption", f"The caption has {tokens} tokens; training reads the first {MOST_TOKENS}.")
+    return Remark("long_caption", f"The caption has {tokens} tokens; training reads the first {most}.")
 
 
 def _trigger(caption: str, trigger_word: str) -> Remark | None:

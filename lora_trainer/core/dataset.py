@@ -1,33 +1,32 @@
-"""Pictures on disk: what is in a folder, aspect-ratio buckets, pixels, and which pictures make up which batch.
+"""Pictures on disk: what is in a folder, which of it can be used, and why the rest cannot.
 
-    folder → scan → Picture … → assign_bucket → load_pixels;   epoch_batches gives the order
-
-Every random choice comes from a generator seeded by (seed, purpose, number), so a run can be repeated and resumed.
+    folder → scan → Picture … → buckets.assign_bucket → pixels.load_pixels;   buckets.epoch_batches gives the order
 """
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import math
 import os
 import re
 import threading
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
+from .buckets import Bucket, assign_bucket, batches_per_epoch, crop_of, epoch_batches
 from .captions import read_caption
-from .contracts import Size
+from .draws import generator
 from .errors import Refused
+from .pixels import PICTURE_FORMATS, has_alpha, load_pixels, openable, read_rgb, to_rgb
 from .tables import find_table
 
+__all__ = ["Bucket", "Facts", "Picture", "Problem", "assign_bucket", "batches_per_epoch", "crop_of", "epoch_batches", "examine", "generator", "inspect", "is_picture_file",
+           "load_pixels", "look", "opened", "picture_folders", "read_kohya_name", "read_rgb", "remember", "scan"]
+
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jfif")
-PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "MPO")
+MASK_ENDING = "-masklabel"             # of a mask's stem, as OneTrainer names them: cat-masklabel.png beside cat.png
+TRANSPARENT = "transparent parts become white"
 SMALLEST_PX, MOST_PIXELS, WIDEST_RATIO = 16, 120_000_000, 8.0
 LARGE_PIXELS = 40_000_000              # pictures above are decoded one at a time, or a few uploads could take all memory
 MOST_REMEMBERED = 20_000
@@ -51,19 +50,6 @@ class Problem:
     reason: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Bucket:
-    """A training size in pixels; sides are multiples of the bucket step."""
-    width: int
-    height: int
-
-
-def generator(seed: int, purpose: str, number: int = 0) -> torch.Generator:
-    """Return a CPU generator that depends on (seed, purpose, number) alone."""
-    digest = hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
 # --- What is there -------------------------------------------------------------------------------------------------------
 
 def scan(folder: Path, *, metadata_path: str = "", repeats: int = 1, thorough: bool = True) -> tuple[list[Picture], list[Problem]]:
@@ -77,11 +63,16 @@ def scan(folder: Path, *, metadata_path: str = "", repeats: int = 1, thorough: b
     for place, place_repeats, class_words in _places(folder, repeats):
         table = find_table(place, metadata_path)
         for path in sorted(_listed(place), key=lambda path: path.name):
-            if path.suffix.lower() not in PICTURE_ENDINGS or path.name.startswith("."):
+            if not is_picture_file(path):
                 continue
             found = examine(path, table, repeats=place_repeats, class_words=class_words, thorough=thorough)
             (pictures if isinstance(found, Picture) else problems).append(found)
     return pictures, problems
+
+
+def is_picture_file(path: PurePath) -> bool:
+    """Tell by its name whether a file is a picture to learn from: not hidden, and not another picture's mask."""
+    return path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".") and not path.stem.endswith(MASK_ENDING)
 
 
 def examine(path: Path, table: dict[str, str] | None = None, *, repeats: int = 1, class_words: str = "", thorough: bool = True) -> Picture | Problem:
@@ -183,7 +174,7 @@ def look(path: Path, side_px: int) -> tuple[Facts, Image.Image]:
     with opened(path) as image:
         facts = facts_of(image)
         image.draft("RGB", (2 * side_px, 2 * side_px))                             # a JPEG is decoded at a fraction of its size
-        small = _to_rgb(image)
+        small = to_rgb(image)
         small.thumbnail((side_px, side_px), Image.LANCZOS)
     return facts, small
 
@@ -213,7 +204,7 @@ def opened(path: Path, *, decodes: bool = True) -> Iterator[Image.Image]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            with Image.open(path, formats=_openable()) as image:
+            with Image.open(path, formats=openable()) as image:
                 _check_size(path, *image.size)
                 with _one_at_a_time if decodes and image.width * image.height > LARGE_PIXELS else contextlib.nullcontext():
                     yield image
@@ -229,11 +220,6 @@ def opened(path: Path, *, decodes: bool = True) -> Iterator[Image.Image]:
             raise Refused(f"{path.name} is damaged or cut off: {error}. Save it again in a picture editor.", code="damaged") from error
 
 
-def _openable() -> list[str]:
-    Image.init()
-    return [name for name in PICTURE_FORMATS if name in Image.OPEN]
-
-
 def _check_size(path: Path, width: int, height: int) -> None:
     if width * height > MOST_PIXELS:
         raise Refused(f"{path.name} is {width}x{height}; at most {MOST_PIXELS // 1_000_000} million pixels can be used. Scale it down.", code="too_large")
@@ -247,94 +233,6 @@ def _remarks(image: Image.Image) -> list[str]:
     remarks = []
     if getattr(image, "is_animated", False):                                       # not n_frames, which reads a GIF to its end
         remarks.append("animated: only the first frame is used")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        remarks.append("transparent parts become white")
+    if has_alpha(image):
+        remarks.append(TRANSPARENT)
     return remarks
-
-
-# --- Buckets and pixels --------------------------------------------------------------------------------------------------
-
-def assign_bucket(width: int, height: int, *, resolution: int, step: int = 64, enable_bucket: bool = True) -> Bucket:
-    """Return the training size for a picture: nearest in aspect ratio, of at most `resolution`² pixels, sides multiples of `step`."""
-    side = max(step, resolution // step * step)
-    if not enable_bucket:
-        return Bucket(side, side)
-    ratio = math.log(width / height)
-    return min(_buckets(side, step), key=lambda bucket: (round(abs(math.log(bucket.width / bucket.height) - ratio), 6), -bucket.width * bucket.height,
-                                                         (bucket.width, bucket.height)))
-
-
-@functools.lru_cache(maxsize=64)
-def _buckets(side: int, step: int) -> tuple[Bucket, ...]:
-    sizes = {(w, h) for w in range(step, 4 * side + 1, step) if (h := max(step, side * side // w // step * step)) <= 4 * side}
-    return tuple(Bucket(w, h) for w, h in sizes | {(h, w) for w, h in sizes} if w * h <= side * side)
-
-
-def crop_of(width: int, height: int, bucket: Bucket) -> tuple[float, float, float, float]:
-    """Return what of an upright picture fits its bucket, in its own pixels: left, top, width, height; and cut evenly from both sides."""
-    scale = max(bucket.width / width, bucket.height / height)
-    kept = min(width, bucket.width / scale), min(height, bucket.height / scale)
-    return (width - kept[0]) / 2, (height - kept[1]) / 2, *kept
-
-
-def load_pixels(path: Path, bucket: Bucket, *, whole: bool = False) -> tuple[torch.Tensor, Size]:
-    """Read a picture upright and scale it to cover its bucket: float32 `(3, height, width)` in [-1, 1], and what SDXL is told.
-
-    The part that does not fit is cut evenly from both sides; `whole` keeps it, with sides rounded down to multiples of 8.
-    """
-    image = read_rgb(path)
-    scale = max(bucket.width / image.width, bucket.height / image.height)
-    covering = (max(bucket.width, round(image.width * scale)), max(bucket.height, round(image.height * scale)))
-    resized = image.resize(covering, Image.LANCZOS)
-    width, height = (bucket.width, bucket.height) if not whole else (covering[0] // 8 * 8, covering[1] // 8 * 8)
-    left, top = (covering[0] - width) // 2, (covering[1] - height) // 2
-    cropped = resized.crop((left, top, left + width, top + height))
-    pixels = torch.from_numpy(np.asarray(cropped, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1).contiguous()
-    return pixels, Size(image.width, image.height, left, top, bucket.width, bucket.height)
-
-
-def read_rgb(path: Path) -> Image.Image:
-    """Read any picture as upright 8-bit RGB: EXIF rotation applied, first frame, transparency on white, CMYK and 16 bit converted."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(path, formats=_openable()) as opened:
-            return _to_rgb(opened)
-
-
-def _to_rgb(opened: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(opened)
-    if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
-        image = _eight_bits(image)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit or float grey to 8 bits; Pillow's own conversion would cut at 255."""
-    values = np.asarray(image, dtype=np.float32)
-    top = 65535 if image.mode.startswith("I") and values.max() > 255 else max(float(values.max()), 1.0) if image.mode == "F" else 255
-    return Image.fromarray(np.clip(values / top * 255, 0, 255).astype(np.uint8))
-
-
-# --- Order ---------------------------------------------------------------------------------------------------------------
-
-def epoch_batches(buckets: list[Bucket], repeats: list[int], *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Return one epoch's batches of picture numbers: each picture `repeats` times, one bucket a batch, shuffled by (seed, epoch)."""
-    draws = generator(seed, "order", epoch)
-    members: dict[Bucket, list[int]] = defaultdict(list)
-    for number, (bucket, count) in enumerate(zip(buckets, repeats)):
-        members[bucket].extend([number] * count)
-    batches = []
-    for numbers in members.values():
-        shuffled = [numbers[at] for at in torch.randperm(len(numbers), generator=draws).tolist()]
-        batches.extend(shuffled[at:at + batch_size] for at in range(0, len(shuffled), batch_size))
-    return [batches[at] for at in torch.randperm(len(batches), generator=draws).tolist()]
-
-
-def batches_per_epoch(buckets: list[Bucket], repeats: list[int], batch_size: int) -> int:
-    counts: dict[Bucket, int] = defaultdict(int)
-    for bucket, count in zip(buckets, repeats):
-        counts[bucket] += count
-    return sum(-(-count // batch_size) for count in counts.values())

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from . import checks, pictures, tables
 from .captions import LARGEST_CAPTION_BYTES, can_be_caption, content_of, one_line, sidecar, split_tags, to_bytes, with_trigger
 from .config import is_plain_text
-from .dataset import PICTURE_ENDINGS, Bucket, Picture, Problem, inspect, picture_folders, read_kohya_name, scan
+from .dataset import PICTURE_ENDINGS, Picture, Problem, inspect, is_picture_file, picture_folders, read_kohya_name, scan
 from .edits import plan_edit
 from .encodings import ENCODINGS
 from .errors import Refused
@@ -98,7 +98,7 @@ class DataSetEditor:
         """Return a picture's path if it really lies in the folder (or a kohya subfolder): no `..`, no link that leads out."""
         path = self.folder / filename
         inside = path.parent == self.folder or (path.parent.parent == self.folder and read_kohya_name(path.parent))
-        if not inside or ".." in Path(filename).parts or path.name.startswith(".") or path.suffix.lower() not in PICTURE_ENDINGS or not self._is_there(path):
+        if not inside or ".." in Path(filename).parts or not is_picture_file(path) or not self._is_there(path):
             raise Refused(f"There is no picture {filename[:200]!r} in this data set.", field="filename", code="not_found")
         return path
 
@@ -249,7 +249,7 @@ class DataSetEditor:
     def trained_view(self, filename: str, wanted: checks.Wanted) -> bytes:
         """Return a JPEG of what the trainer gets from a picture."""
         facts = inspect(path := self.picture_path(filename), thorough=False)
-        return pictures.trained_view(path, Bucket(*checks.crop_for(facts.width, facts.height, wanted)["bucket"]))
+        return pictures.trained_view(path, checks.bucket_for(facts.width, facts.height, wanted))
 
     def check(self, wanted: checks.Wanted) -> dict[str, Any]:
         """Return `{ready, examined, total, summary, pictures}`: remarks and crops; starts the examination of what was not looked at yet."""
@@ -265,7 +265,7 @@ class DataSetEditor:
             name, size = names[picture.path], {"width": picture.width, "height": picture.height}
             crop = checks.crop_for(**size, wanted=wanted)
             own = {"tokens": tokens[number] if tokens else None, "duplicates": duplicates.get(name, [])}
-            remarks.append(checks.remarks_on(**size, **own, caption=picture.caption, shared=shared.get(name, []), crop=crop, trigger_word=wanted.trigger_word))
+            remarks.append(checks.remarks_on(**size, **own, caption=picture.caption, shared=shared.get(name, []), crop=crop, wanted=wanted))
             rows[name] = {**own, "remarks": [dataclasses.asdict(remark) for remark in remarks[-1]], "crop": crop}
         counted = tokens is not None or not self._count_tokens or not found
         return {"ready": len(findings) == len(found) and counted, "examined": len(findings), "total": len(found),
@@ -302,7 +302,7 @@ class DataSetEditor:
 
     def _picture_files(self) -> Iterator[Path]:
         files = (path for place in self._places() for path in place.iterdir())
-        return (path for path in files if path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".") and not self._reason_against(path))
+        return (path for path in files if is_picture_file(path) and not self._reason_against(path))
 
     def _row(self, picture: Picture, automatic: set[tuple[str, str]]) -> dict[str, Any] | None:
         """Describe a picture; None when it went while we looked."""

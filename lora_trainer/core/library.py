@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .captions import LARGEST_CAPTION_BYTES, read_caption, write_atomically
 from .config import check_name, is_plain_text
-from .dataset import PICTURE_ENDINGS, Problem, examine, picture_folders
+from .dataset import PICTURE_ENDINGS, Problem, examine, is_picture_file, picture_folders
 from .editor import CountTokens, DataSetEditor, safe_filename
 from .errors import Refused
 from .paths import expanded
@@ -117,7 +117,7 @@ class Library:
         """Give pictures without a caption the prompt that the WebUI wrote into them."""
         editor = self.open(name)
         prompts = {filename: prompt_of(editor.picture_path(filename)) for filename in filenames
-                   if Path(filename).suffix.lower() in PICTURE_ENDINGS and not read_caption(editor.picture_path(filename))}
+                   if is_picture_file(Path(filename)) and not read_caption(editor.picture_path(filename))}
         if wanted := {filename: prompt for filename, prompt in prompts.items() if prompt}:
             editor.set_captions(wanted, label=f"Prompt{'s' * (len(wanted) > 1)} as caption{'s' * (len(wanted) > 1)}")
 
@@ -143,7 +143,7 @@ class Library:
         try:
             folder = self.path(name)
             files = (path for place in picture_folders(folder) for path in place.iterdir())
-            count = sum(path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".") for path in files)
+            count = sum(map(is_picture_file, files))
         except (OSError, Refused):
             return {"name": name, "path": "", "pictures": 0}
         return {"name": name, "path": str(folder), "pictures": count}

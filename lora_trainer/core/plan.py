@@ -12,25 +12,37 @@ from pathlib import Path
 import safetensors
 import torch
 
-from .adapters import count_parameters
+from .adapters import count_parameters, plan_shapes
+from .buckets import Bucket, assign_bucket, batches_per_epoch
 from .captions import with_trigger
+from .choices import check_choices, form_of, layer_choice, variation_of
 from .config import TrainConfig, check_name
-from .dataset import Bucket, Picture, Problem, assign_bucket, batches_per_epoch, scan
+from .dataset import Picture, Problem
 from .errors import Refused
 from .paths import numbered
+from .remarks import remarks_on
+from .selection import Selection, folders_of, select
 from .starting import FoundLora, find_lora, look_into
 from .trainer import Schedule
 
-FEW_PICTURES, LONG_CAPTION_WORDS, MOST_STEPS = 5, 55, 1_000_000
+__all__ = ["Plan", "check_space", "estimate", "folders_of", "form_of", "free_name", "layer_choice", "make_plan", "plan_output", "session_of", "tag_of", "variation_of"]
+
+MOST_STEPS = 1_000_000
 LORA_ENDINGS = (".safetensors", ".pt", ".ckpt")
+OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "lion": 4, "adafactor": 1, "prodigy": 16, "dadaptation": 12, "schedulefree": 8}     # for each parameter, about
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Everything about a run that does not need the model. Lists have one entry for each picture."""
+    """Everything about a run that does not need the model. Lists have one entry for each picture: those for training, then for regularisation, then
+    for validation. `roles` say which ("train", "regularisation", "validation"); `schedule.repeats` is 0 for validation.
+
+    `captions` are as they are shown, or where captions vary, what they are drawn from. `masks` hold the mask files that are used, by picture.
+    """
     pictures: list[Picture]
     captions: list[str]
     buckets: list[Bucket]
+    roles: list[str]
     problems: list[Problem]
     schedule: Schedule
     epochs: int
@@ -38,6 +50,7 @@ class Plan:
     output_file: Path
     lora_tag: str
     init_lora: FoundLora | None = None
+    masks: dict[Path, Path] = dataclasses.field(default_factory=dict)
 
     def bucket_counts(self) -> list[dict[str, int]]:
         """The buckets in use, most used first, each `{width, height, pictures}`."""
@@ -47,22 +60,35 @@ class Plan:
 def make_plan(config: TrainConfig, *, lora_dir: Path, thorough: bool = True, session: float | None = None) -> Plan:
     """Work a run out; `config.train_data_dir` must be a folder here. Raises `Refused` with the field to mend.
 
-    `session` is that of a run which goes on: files that it has saved already are in nobody's way. Without `thorough` pictures that were never decoded count as good by their headers, so that a page need not wait.
+    `session` is that of a run which goes on: files that it has saved already are in nobody's way. Without `thorough` pictures and masks that were never
+    decoded count as good by their headers, so that a page need not wait.
     """
     if not config.train_data_dir:
         raise Refused("No pictures yet: drop some into the page, or give the folder they are in.", field="train_data_dir", code="no_pictures")
     output_file = plan_output(config, lora_dir, session=session)
+    check_choices(config)
     init_lora = look_into(find_lora(config.init_lora, lora_dir)) if config.init_lora and session is None else None      # a state has all of it
-    pictures, problems = scan(Path(config.train_data_dir), metadata_path=config.metadata_path, repeats=config.repeats, thorough=thorough)
-    if not pictures:
-        raise Refused(_no_pictures(config.train_data_dir, problems), field="train_data_dir", code="no_pictures")
-    buckets = [assign_bucket(picture.width, picture.height, resolution=config.resolution, step=min(config.bucket_step, config.resolution // 8 * 8),
-                             enable_bucket=config.enable_bucket) for picture in pictures]
-    schedule = _schedule(config, buckets, [picture.repeats for picture in pictures])
-    captions = [with_trigger(picture.caption, config.trigger_word) for picture in pictures]
-    return Plan(pictures, captions, buckets, problems, schedule, -(-schedule.total_steps // schedule.steps_per_epoch),
-                _warnings(config, pictures, captions, problems) + _elsewhere(output_file, lora_dir) + _taken_over(init_lora), output_file,
-                tag_of(output_file.stem, config.preferred_weight), init_lora)
+    selection = select(config, thorough=thorough)
+    buckets = [bucket_of(picture.width, picture.height, config) for picture in selection.pictures]
+    schedule = _schedule(config, buckets, selection.repeats)
+    captions = _captions(config, selection)
+    warnings = remarks_on(config, selection, captions, total_steps=schedule.total_steps) + _elsewhere(output_file, lora_dir) + _taken_over(init_lora, config)
+    return Plan(selection.pictures, captions, buckets, selection.roles, selection.problems, schedule, -(-schedule.total_steps // schedule.steps_per_epoch),
+                warnings, output_file, tag_of(output_file.stem, config.preferred_weight), init_lora, selection.masks)
+
+
+def bucket_of(width: int, height: int, config: TrainConfig) -> Bucket:
+    """Return the bucket of a picture of this upright size."""
+    return assign_bucket(width, height, resolution=config.resolution, step=min(config.bucket_step, config.resolution // 8 * 8),
+                         enable_bucket=config.enable_bucket, shortest=config.bucket_min, longest=config.bucket_max, no_upscale=config.bucket_no_upscale)
+
+
+def _captions(config: TrainConfig, selection: Selection) -> list[str]:
+    """Captions with the trigger word, except for regularisation; those that do not vary in the form in which they are shown."""
+    variation = variation_of(config)
+    captions = [picture.caption if role == "regularisation" else with_trigger(picture.caption, config.trigger_word)
+                for picture, role in zip(selection.pictures, selection.roles)]
+    return [caption if variation.varies and role != "validation" else variation.plain(caption) for caption, role in zip(captions, selection.roles)]
 
 
 def plan_output(config: TrainConfig, lora_dir: Path, *, session: float | None = None) -> Path:
@@ -116,16 +142,16 @@ def tag_of(name: str, weight: float) -> str:
     return f"<lora:{name}:{weight:g}>"
 
 
-def estimate(plan: Plan, config: TrainConfig, unet: torch.nn.Module | None) -> dict[str, int | None]:
+def estimate(plan: Plan, config: TrainConfig, parts: torch.nn.ModuleDict | None) -> dict[str, int | None]:
     """Return trainable parameters, bytes that they and the optimizer take, and bytes of the file; None while no model is loaded.
 
-    Weight, gradient and AdamW's two moments are fp32: 16 bytes each.
+    Weight and gradient are fp32, and so is most of what optimizers keep. Raises `Refused` for blocks that the model lacks.
     """
-    if unet is None:
+    if parts is None:
         return dict(trainable_parameters=None, estimated_memory_bytes=None, file_bytes=None)
-    found = plan.init_lora
-    parameters = (count_parameters(unet, targets=config.lora_targets, rank=config.lora_rank) if found is None else found.parameters)
-    return dict(trainable_parameters=parameters, estimated_memory_bytes=16 * parameters, file_bytes=parameters * (4 if config.save_precision == "fp32" else 2))
+    parameters = count_parameters(parts, plan_shapes(parts, layer_choice(config)), form_of(config)) if plan.init_lora is None else plan.init_lora.parameters
+    each = 8 + OPTIMIZER_BYTES.get(config.optimizer, 8) + 4 * (config.ema_decay > 0)
+    return dict(trainable_parameters=parameters, estimated_memory_bytes=each * parameters, file_bytes=parameters * (4 if config.save_precision == "fp32" else 2))
 
 
 def check_space(path: Path, needed_bytes: int) -> None:
@@ -152,36 +178,10 @@ def _elsewhere(output_file: Path, lora_dir: Path) -> list[str]:
     return [f"{output_file.parent} is outside the LoRA folder {lora_dir}: the tag works when the file is copied there."]
 
 
-def _taken_over(found: FoundLora | None) -> list[str]:
+def _taken_over(found: FoundLora | None, config: TrainConfig) -> list[str]:
     if found is None:
         return []
     remarks = [f"Going on from {found.path.name}: its rank {found.rank}, alpha {found.alpha:g} and layers are used, whatever the settings say."]
-    if found.text_encoder_layers:
-        remarks.append(f"{found.path.name} also changes the text encoder; that part is left out, for now only the UNet is trained.")
+    if found.kind != config.lora_type:
+        remarks.append(f"{found.path.name} is a {found.kind}, and so will this be; Kind says {config.lora_type}.")
     return remarks
-
-
-def _no_pictures(folder: str, problems: list[Problem]) -> str:
-    if problems:
-        return f"None of the {len(problems)} pictures in {folder} can be used. The first: {problems[0].reason}"
-    return f"There are no pictures in {folder}. Put PNG, JPEG or WebP files in it."
-
-
-def _warnings(config: TrainConfig, pictures: list[Picture], captions: list[str], problems: list[Problem]) -> list[str]:
-    small = [picture for picture in pictures if picture.width * picture.height < 0.8 * config.resolution ** 2]
-    long = [(picture, len(caption.split())) for picture, caption in zip(pictures, captions) if len(caption.split()) > LONG_CAPTION_WORDS]
-    bare = [picture for picture, caption in zip(pictures, captions) if not caption]
-    found = [problem.reason for problem in problems[:5]]
-    if len(problems) > 5:
-        found.append(f"{len(problems) - 5} more files cannot be used.")
-    if len(pictures) < FEW_PICTURES:
-        found.append(f"Only {len(pictures)} picture{'s' * (len(pictures) > 1)}: the LoRA may learn {'it' if len(pictures) == 1 else 'them'} by heart. "
-                     "15 to 50 work best.")
-    if bare:
-        found.append(f"{len(bare)} of {len(pictures)} pictures have no caption and there is no trigger word: nothing will call what they teach.")
-    if long:
-        found.append(f"The caption of {long[0][0].path.name} has {long[0][1]} words; only the first 75 tokens, about {LONG_CAPTION_WORDS} words, count.")
-    if small:
-        found.append(f"{len(small)} pictures are smaller than {config.resolution}x{config.resolution} and will be enlarged, which blurs them.")
-    found += [f"{picture.path.name}: {remark}." for picture in pictures for remark in picture.warnings if remark != "no caption"][:5]
-    return found

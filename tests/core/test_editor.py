@@ -308,7 +308,7 @@ def test_every_check_finds_what_it_is_for_and_nothing_else(tmp_path):
     for name in ("again", "tiny", "wide"):
         (folder / f"{name}.txt").write_text("zib", encoding="utf-8")
     editor = DataSetEditor("all", folder, tmp_path / "home", count_tokens=lambda captions: [len(caption.split()) for caption in captions])
-    found = checked(editor, Wanted(trigger_word="zib"))
+    found = checked(editor, Wanted(trigger_word="zib", max_token_length=75))
     assert {name: codes(found, name) for name in found["pictures"]} == {
         "good.png": {"near_duplicate"}, "again.jpg": {"near_duplicate"}, "silent.png": {"no_caption"}, "long.png": {"long_caption"}, "strange.png": {"no_trigger"},
         "tiny.png": {"small"}, "wide.png": {"odd_ratio"}}

@@ -1,0 +1,196 @@
+"""Which pictures a run reads and what each is for: folders with their own repeats, regularisation pictures, and those kept out to measure with."""
+import contextlib
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from .config import TrainConfig
+from .dataset import Picture, Problem, scan
+from .draws import generator
+from .errors import Refused
+from .masks import check_mask, find_masks, learns_everywhere
+from .paths import expanded
+
+MOST_REPEATS, FEWEST_TO_LEARN = 1000, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The pictures of a run: for training, then for regularisation, then for validation; `roles` and `repeats` have one entry for each, `masks` hold
+    files by picture. `remarks` are sentences for the user."""
+    pictures: list[Picture]
+    roles: list[str]
+    repeats: list[int]
+    problems: list[Problem]
+    masks: dict[Path, Path]
+    remarks: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """A line of `extra_data_dirs`; `repeats` None: as the setting and the folder's name say."""
+    path: Path
+    repeats: int | None = None
+
+
+def extra_folders(text: str) -> list[Folder]:
+    """Read folders, one a line, each perhaps behind its own repeats: `5 x D:\\more pictures`. Raises `Refused`."""
+    return [_folder(line.strip()) for line in text.splitlines() if line.strip()]
+
+
+def _folder(line: str) -> Folder:
+    match = re.fullmatch(r"(\d+)\s*[x×X](?:\s+(.*))?", line)
+    path, repeats = (match[2] or "", int(match[1])) if match else (line, None)
+    path = path.strip().strip('"')
+    if not path:
+        raise Refused(f"More folders: the line {line[:60]!r} names no folder. Write it as 5 x folder, or ./{line[:60]} for a folder of that name.",
+                      field="extra_data_dirs", code="bad_value")
+    if repeats is not None and not 1 <= repeats <= MOST_REPEATS:
+        raise Refused(f"More folders: {path[:120]} is to be repeated {repeats} times. Use 1 to {MOST_REPEATS}.", field="extra_data_dirs", code="bad_value")
+    return Folder(expanded(path), repeats)
+
+
+def folders_of(config: TrainConfig) -> list[str]:
+    """Return every folder that a run would read pictures from; raises `Refused` for a line of `extra_data_dirs` that makes no sense."""
+    extra = [str(folder.path) for folder in extra_folders(config.extra_data_dirs)]
+    return [folder for folder in (config.train_data_dir, *extra, config.reg_data_dir and str(expanded(config.reg_data_dir))) if folder]
+
+
+def select(config: TrainConfig, *, thorough: bool = True) -> Selection:
+    """Find the pictures of a run and give each its role and repeats. Raises `Refused`. Not `thorough`: as `scan`."""
+    training, problems = _training_pictures(config, thorough=thorough)
+    regularisation, more_problems = _regularisation_pictures(config, {picture.path.parent.resolve() for picture in training}, thorough=thorough)
+    training, masks, damaged, remarks = _with_masks(config, training, thorough=thorough)
+    if not training:
+        raise Refused(f"None of the pictures can be used with its mask. The first: {damaged[0].reason}", field="masked_loss", code="bad_mask")
+    regularisation, more_masks, more_damaged, _ = _with_masks(config, regularisation, thorough=thorough)           # which hardly ever have any
+    held_back = _held_back(len(training), config.validation_split, config.seed)
+    validation = [picture for number, picture in enumerate(training) if number in held_back]
+    training = [picture for number, picture in enumerate(training) if number not in held_back]
+    regularisation, left_out = _balanced(regularisation, sum(picture.repeats for picture in training), config.seed)
+    if left_out:
+        remarks.append(f"{left_out} of the {left_out + len(regularisation)} regularisation pictures are left out: as many are shown as of yours, repeats included.")
+    pictures = [*training, *regularisation, *validation]
+    roles = ["train"] * len(training) + ["regularisation"] * len(regularisation) + ["validation"] * len(validation)
+    repeats = [0 if role == "validation" else picture.repeats for picture, role in zip(pictures, roles)]
+    return Selection(pictures, roles, repeats, [*problems, *more_problems, *damaged, *more_damaged], masks | more_masks, remarks)
+
+
+# --- Folders -------------------------------------------------------------------------------------------------------------
+
+def _training_pictures(config: TrainConfig, *, thorough: bool) -> tuple[list[Picture], list[Problem]]:
+    """The pictures of all training folders in their order; every folder must have some, and none may be read twice."""
+    main = Path(config.train_data_dir)
+    pictures, problems = scan(main, metadata_path=config.metadata_path, repeats=config.repeats, thorough=thorough)
+    if not pictures:
+        raise Refused(_no_pictures(main, problems), field="train_data_dir", code="no_pictures")
+    shared_table = "" if Path(config.metadata_path).is_relative_to(main) else config.metadata_path       # one that lies there is that folder's own
+    seen = {picture.path.parent.resolve() for picture in pictures}
+    for folder in extra_folders(config.extra_data_dirs):
+        with _blamed_on("extra_data_dirs"):
+            found, damaged = scan(folder.path, metadata_path=shared_table, repeats=config.repeats, thorough=thorough)
+            if not found:
+                raise Refused(_no_pictures(folder.path, damaged), code="no_pictures")
+            places = {picture.path.parent.resolve() for picture in found}
+            if places & seen:
+                raise Refused(f"The pictures in {min(places & seen)} are among those to learn from already. Take the folder out, or raise its repeats.", code="twice")
+        seen |= places
+        pictures += [_repeated(picture, folder) for picture in found]
+        problems += damaged
+    return pictures, problems
+
+
+def _repeated(picture: Picture, folder: Folder) -> Picture:
+    """A folder's own repeats are for what lies in it; kohya's subfolders say theirs by name."""
+    return dataclasses.replace(picture, repeats=folder.repeats) if folder.repeats and picture.path.parent == folder.path else picture
+
+
+def _regularisation_pictures(config: TrainConfig, taken: set[Path], *, thorough: bool) -> tuple[list[Picture], list[Problem]]:
+    if not config.reg_data_dir:
+        return [], []
+    folder = expanded(config.reg_data_dir)
+    with _blamed_on("reg_data_dir"):
+        found, damaged = scan(folder, thorough=thorough)
+        if not found:
+            raise Refused(_no_pictures(folder, damaged), code="no_pictures")
+        if both := {picture.path.parent.resolve() for picture in found} & taken:
+            raise Refused(f"The pictures in {min(both)} are to be learned and to be for regularisation. Regularisation needs others, without your subject.",
+                          code="twice")
+    return found, damaged
+
+
+@contextlib.contextmanager
+def _blamed_on(field: str) -> Iterator[None]:
+    try:
+        yield
+    except Refused as error:
+        raise Refused(error.message, field=field, code=error.code, details=error.details) from error
+
+
+def _no_pictures(folder: Path, problems: list[Problem]) -> str:
+    if problems:
+        return f"None of the {len(problems)} pictures in {folder} can be used. The first: {problems[0].reason}"
+    return f"There are no pictures in {folder}. Put PNG, JPEG or WebP files in it."
+
+
+# --- Roles ---------------------------------------------------------------------------------------------------------------
+
+def _held_back(count: int, share: float, seed: int) -> set[int]:
+    """Draw the numbers of the pictures that are kept out of training: that share of them, at least one, and at least two are left."""
+    if not share:
+        return set()
+    if count <= FEWEST_TO_LEARN:
+        raise Refused(f"Validation keeps pictures out of training, and there are only {count}. It needs at least {FEWEST_TO_LEARN + 1}; with few pictures, set it to 0.",
+                      field="validation_split", code="bad_value")
+    wanted = min(max(1, math.floor(share * count + 0.5)), count - FEWEST_TO_LEARN)
+    return set(torch.randperm(count, generator=generator(seed, "validation"))[:wanted].tolist())
+
+
+def _balanced(pictures: list[Picture], total: int, seed: int) -> tuple[list[Picture], int]:
+    """Give regularisation pictures repeats that add up to `total`, and say how many are left out for that.
+
+    As kohya, so that each training picture shown has a regularisation picture shown: fewer are raised in turn by one, beginning with the first, and of
+    more only some are taken. Which, is drawn here, so that all of their folders are among them.
+    """
+    repeats = [picture.repeats for picture in pictures]
+    if not pictures or sum(repeats) <= total:
+        more, rest = divmod(total - sum(repeats), len(pictures)) if pictures else (0, 0)
+        repeats = [own + more + (number < rest) for number, own in enumerate(repeats)]
+    else:
+        left = total
+        for number in torch.randperm(len(pictures), generator=generator(seed, "regularisation")).tolist():
+            repeats[number] = min(repeats[number], left)
+            left -= repeats[number]
+    kept = [dataclasses.replace(picture, repeats=count) for picture, count in zip(pictures, repeats) if count]
+    return kept, len(pictures) - len(kept)
+
+
+# --- Masks ---------------------------------------------------------------------------------------------------------------
+
+def _with_masks(config: TrainConfig, pictures: list[Picture], *, thorough: bool) -> tuple[list[Picture], dict[Path, Path], list[Problem], list[str]]:
+    """Return the pictures that can be used with their masks, the mask files, those that cannot be read, and remarks."""
+    if config.masked_loss == "off":
+        return pictures, {}, [], []
+    if config.masked_loss == "alpha":
+        return pictures, {}, [], _without_mask([picture for picture in pictures if learns_everywhere(picture)], pictures, "is transparent nowhere", "are transparent nowhere")
+    masks, usable, problems, remarks = find_masks(picture.path for picture in pictures), [], [], []
+    for picture in pictures:
+        try:
+            if picture.path in masks and (remark := check_mask(masks[picture.path], picture, thorough=thorough)):
+                remarks.append(remark)
+            usable.append(picture)
+        except Refused as error:
+            problems.append(Problem(masks[picture.path], f"{error.message} It is the mask of {picture.path.name}, which is left out."))
+    missing = [picture for picture in usable if picture.path not in masks]
+    return usable, masks, problems, remarks[:5] + _without_mask(missing, usable, "has no mask beside it", "have no mask beside them")
+
+
+def _without_mask(missing: list[Picture], pictures: list[Picture], one: str, several: str) -> list[str]:
+    if not missing:
+        return []
+    which = missing[0].path.name if len(missing) == 1 else f"{len(missing)} of {len(pictures)} pictures ({missing[0].path.name}, …)"
+    return [f"{which} {one if len(missing) == 1 else several}: all of {'it' if len(missing) == 1 else 'them'} is learned."]

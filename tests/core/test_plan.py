@@ -1,0 +1,173 @@
+"""A run worked out: roles and captions, what contradicts itself, what a user is told, and how much would learn."""
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from lora_trainer.core.adapters import Adapters, Form, LayerChoice, plan_shapes
+from lora_trainer.core.choices import form_of, layer_choice, variation_of
+from lora_trainer.core.config import TrainConfig
+from lora_trainer.core.errors import Refused
+from lora_trainer.core.plan import bucket_of, estimate, make_plan
+from lora_trainer.core.variation import Variation
+
+
+def planned(settings, host, thorough=True, **changes):
+    return make_plan(TrainConfig.parse({**settings, **changes}), lora_dir=host.lora_dir, thorough=thorough)
+
+
+@pytest.fixture
+def others(tmp_path):
+    """Two pictures for regularisation, one with its own caption."""
+    folder = tmp_path / "reg" / "1_any_circle"
+    folder.mkdir(parents=True)
+    for name in ("r", "s"):
+        Image.new("RGB", (64, 64)).save(folder / f"{name}.png")
+    (folder / "s.txt").write_text("a circle ||| grey")
+    return folder.parent
+
+
+def test_roles_captions_and_repeats(host, settings, others):
+    plan = planned(settings, host, trigger_word="zib", reg_data_dir=str(others), validation_split=0.2, keep_tokens_separator="|||")
+    assert plan.roles == ["train"] * 5 + ["regularisation"] * 2 + ["validation"]
+    assert len(plan.pictures) == len(plan.captions) == len(plan.buckets) == 8
+    assert all(caption.startswith("zib, a circle, number") for caption in plan.captions[:5] + plan.captions[7:])
+    assert plan.captions[5:7] == ["any circle", "a circle, grey"] and plan.schedule.repeats == (1, 1, 1, 1, 1, 3, 2, 0)
+    seen = {number for step in range(plan.schedule.steps_per_epoch) for batch in plan.schedule.batches_of(step, [type("Item", (), {"bucket": bucket}) for bucket in plan.buckets])
+            for number in batch}
+    assert seen == set(range(7))                                                   # never the one for validation
+
+
+def test_captions_that_vary_keep_their_separator_until_they_are_drawn(host, settings, others):
+    for path in Path(settings["train_data_dir"]).glob("*.txt"):
+        path.write_text("a circle ||| red, blue")
+    plan = planned(settings, host, reg_data_dir=str(others), keep_tokens_separator="|||", shuffle_caption=True, keep_tokens=1, validation_split=0.2)
+    assert plan.captions == ["a circle ||| red, blue"] * 5 + ["any circle", "a circle ||| grey"] + ["a circle, red, blue"]
+    assert variation_of(TrainConfig.parse({**settings, "keep_tokens_separator": "|||", "shuffle_caption": True})) == Variation(True, 0, "|||")
+
+
+def test_settings_as_the_steps_take_them():
+    config = TrainConfig.parse(dict(lora_rank=4, lora_alpha=2, lora_type="lokr", lora_dropout=0.1, rank_dropout=0.2, module_dropout=0.3, rslora=True, lokr_factor=8, conv_rank=3,
+                                    text_encoder_alpha=1.5, lora_blocks="MID", lora_targets="all", train_text_encoder=True, train_unet=False))
+    assert form_of(config) == Form("lokr", True, 8, 0.1, 0.2, 0.3)
+    assert layer_choice(config) == LayerChoice(targets="all", rank=4, alpha=2.0, conv_rank=3, text_encoder_alpha=1.5, blocks="MID", unet=False, text_encoder=True)
+    varied = TrainConfig.parse(dict(shuffle_caption=True, keep_tokens=2, keep_tokens_separator="|", caption_dropout_rate=0.1, caption_tag_dropout_rate=0.2, trigger_only_rate=0.3,
+                                    trigger_word="zib"))
+    assert variation_of(varied) == Variation(True, 2, "|", 0.1, 0.2, 0.3, "zib")
+
+
+@pytest.mark.parametrize("changes, field, sentence", [
+    (dict(min_timestep=500, max_timestep=500), "min_timestep", "From must be lower than to"),
+    (dict(train_unet=False), "train_unet", "Neither the UNet nor the text encoder"),
+    (dict(bucket_min=128), "bucket_min", "128 px, is longer than the resolution, 64 px"),
+    (dict(bucket_max=32), "bucket_max", "32 px, is shorter than the resolution"),
+    (dict(trigger_only_rate=0.1), "trigger_only_rate", "Give a trigger word"),
+    (dict(trigger_only_rate=0.6, caption_dropout_rate=0.5, trigger_word="x"), "caption_dropout_rate", "50% of the times and the trigger word alone 60%: more than all"),
+    (dict(reg_data_dir="/nowhere"), "reg_data_dir", "does not exist"),
+    (dict(extra_data_dirs="/nowhere"), "extra_data_dirs", "does not exist"),
+])
+def test_what_contradicts_itself_is_refused(host, settings, changes, field, sentence):
+    with pytest.raises(Refused, match=sentence) as refusal:
+        planned(settings, host, **changes)
+    assert refusal.value.field == field
+
+
+@pytest.mark.parametrize("changes", [dict(train_unet=False, train_text_encoder=True), dict(bucket_min=128, bucket_no_upscale=True), dict(bucket_min=128, enable_bucket=False),
+                                     dict(keep_tokens=2, keep_tokens_separator="|||"), dict(random_crop=True, bucket_no_upscale=True), dict(min_timestep=999)])
+def test_what_does_not_contradict_itself(host, settings, changes):
+    assert planned(settings, host, **changes).roles == ["train"] * 6
+
+
+@pytest.mark.parametrize("changes, sentence", [
+    (dict(lr_warmup_steps=6), "The warm-up takes 6 steps and the run 6"),
+    (dict(conv_rank=4), "change nothing unless Layers is all"),
+    (dict(train_text_encoder=True, text_encoder_lr=0), "The text encoder's learning rate is 0"),
+    (dict(masked_loss="files"), "6 of 6 pictures (0.png, …) have no mask beside them: all of them is learned."),
+    (dict(resolution=128), "6 pictures are smaller than 128x128 and will be enlarged"),
+])
+def test_what_a_user_should_know(host, settings, changes, sentence):
+    assert any(sentence in warning for warning in planned(settings, host, **changes).warnings)
+    assert not any(sentence in warning for warning in planned(settings, host).warnings)
+
+
+def test_nothing_is_enlarged_so_nothing_is_said_of_it(host, settings):
+    assert not any("enlarged" in warning for warning in planned(settings, host, resolution=128, bucket_no_upscale=True).warnings)
+
+
+def test_long_captions_by_the_longest_that_is_read(host, settings, pictures):
+    (pictures / "0.txt").write_text(" ".join(["word"] * 100))
+    assert not any("words" in warning for warning in planned(settings, host).warnings)                   # 225 tokens, about 165 words
+    assert "The caption of 0.png has 100 words; only the first 75 tokens, about 55 words, count." in planned(settings, host, max_token_length=75).warnings
+
+
+def test_transparency_that_is_a_mask_is_not_told_as_white(host, settings, pictures):
+    Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(pictures / "0.png")
+    assert "0.png: transparent parts become white." in planned(settings, host).warnings
+    found = planned(settings, host, masked_loss="alpha").warnings
+    assert not any("white" in warning for warning in found) and "5 of 6 pictures (1.png, …) are transparent nowhere: all of them is learned." in found
+
+
+def test_regularisation_without_captions_or_weight(host, settings, others):
+    (others / "1_any_circle").rename(others / "any")
+    found = planned(settings, host, reg_data_dir=str(others / "any"), prior_loss_weight=0).warnings
+    assert any("1 of 2 regularisation pictures have no caption" in warning for warning in found) and any("weight is 0" in warning for warning in found)
+
+
+def test_buckets_as_set(host, settings):
+    config = TrainConfig.parse({**settings, "resolution": 512, "bucket_step": 64, "bucket_max": 640, "bucket_min": 256})
+    assert (bucket_of(2000, 500, config).width, bucket_of(2000, 500, config).height) == (640, 256)
+    assert bucket_of(300, 500, config.replace(bucket_no_upscale=True)).covering == (300, 500)
+
+
+# --- How much ------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("changes", [{}, dict(lora_type="loha", lora_targets="all", conv_rank=2), dict(lora_type="lokr", lokr_factor=4),
+                                     dict(train_text_encoder=True, text_encoder_rank=2), dict(train_unet=False, train_text_encoder=True)])
+def test_the_estimate_is_what_is_built(host, settings, changes):
+    config = TrainConfig.parse({**settings, **changes})
+    parts = host.peek_parts()
+    found = estimate(planned(settings, host, **changes), config, parts)
+    parameters = sum(weight.numel() for weight in Adapters.create(parts, plan_shapes(parts, layer_choice(config)), form_of(config)).parameters())
+    assert found == dict(trainable_parameters=parameters, estimated_memory_bytes=16 * parameters, file_bytes=4 * parameters) and parameters > 0
+
+
+def test_memory_by_optimizer_and_average(host, settings):
+    def memory(**changes):
+        found = estimate(planned(settings, host), TrainConfig.parse({**settings, **changes}), host.peek_parts())
+        return found["estimated_memory_bytes"] / found["trainable_parameters"]
+    assert [memory(optimizer=name) for name in ("adamw", "adamw8bit", "lion", "prodigy")] == [16, 10, 12, 24] and memory(ema_decay=0.9) == 20
+
+
+def test_nothing_is_known_of_a_model_that_is_not_there(host, settings):
+    assert set(estimate(planned(settings, host), TrainConfig.parse(settings), None).values()) == {None}
+
+
+def test_the_kind_of_a_lora_that_is_gone_on_from_wins(host, settings, tmp_path):
+    save_file({"lora_unet_x.lora_down.weight": torch.zeros(2, 4), "lora_unet_x.lora_up.weight": torch.zeros(4, 2), "lora_unet_x.alpha": torch.tensor(1.0)},
+              str(tmp_path / "first.safetensors"))
+    found = planned(settings, host, init_lora=str(tmp_path / "first.safetensors"), lora_type="lokr").warnings
+    assert "first.safetensors is a lora, and so will this be; Kind says lokr." in found
+
+
+# --- At every key press --------------------------------------------------------------------------------------------------
+
+def test_a_quick_plan_decodes_nothing(host, settings, pictures, others, monkeypatch):
+    Image.linear_gradient("L").save(pictures / "0-masklabel.png")
+    monkeypatch.setattr(Image.Image, "load", lambda *args: pytest.fail("decoded"))
+    plan = planned(settings, host, thorough=False, masked_loss="files", reg_data_dir=str(others), validation_split=0.2, color_jitter=0.1)
+    assert plan.masks == {pictures / "0.png": pictures / "0-masklabel.png"}
+
+
+def test_a_quick_plan_of_many_pictures_is_quick(host, settings, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    Image.new("RGB", (64, 64)).save(folder / "0.png")
+    for number in range(1, 600):
+        (folder / f"{number}.png").write_bytes((folder / "0.png").read_bytes())
+    planned(settings, host, thorough=False, train_data_dir=str(folder), masked_loss="files")
+    began = time.perf_counter()
+    planned(settings, host, thorough=False, train_data_dir=str(folder), masked_loss="files", validation_split=0.1)
+    assert time.perf_counter() - began < 1.0

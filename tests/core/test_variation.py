@@ -1,0 +1,81 @@
+"""Captions that are other each time: shares, what is kept, and where the trigger word goes."""
+from collections import Counter
+
+import pytest
+
+from lora_trainer.core.draws import generator
+from lora_trainer.core.variation import Variation
+
+CAPTION = "mycat, black fur, sitting, indoors, window"
+TIMES = 4000
+
+
+def drawn(variation, caption=CAPTION, times=TIMES, **kwargs):
+    draws = generator(7, "captions")
+    return [variation.draw(caption, draws, **kwargs) for _ in range(times)]
+
+
+def parts_of(caption):
+    return caption.split(", ") if caption else []
+
+
+def test_without_any_the_caption_is_as_it_is():
+    odd = "a,b ,  c"
+    assert not Variation(keep_tokens=2, trigger_word="a").varies and set(drawn(Variation(), odd, 5)) == {odd}
+    assert all(Variation(**{name: value}).varies for name, value in (("shuffle", True), ("caption_dropout", 0.1), ("tag_dropout", 0.1), ("trigger_only", 0.1)))
+
+
+def test_shuffling_gives_every_order_alike_and_keeps_the_front():
+    found = Counter(drawn(Variation(shuffle=True, keep_tokens=2), "a, b, c, d, e"))
+    assert set(found) == {f"a, b, {order}" for order in ("c, d, e", "c, e, d", "d, c, e", "d, e, c", "e, c, d", "e, d, c")}
+    assert all(abs(count - TIMES / 6) < 4 * (TIMES * 5 / 36) ** 0.5 for count in found.values())
+
+
+def test_the_separator_goes_before_the_count_and_is_not_shown():
+    variation = Variation(shuffle=True, keep_tokens=1, keep_tokens_separator="|||")
+    assert {caption[:6] for caption in drawn(variation, "a, b ||| c, d, e", 200)} == {"a, b, "} and "|" not in "".join(drawn(variation, "a, b ||| c, d", 20))
+    assert {parts_of(caption)[0] for caption in drawn(variation, "a, b, c", 200)} == {"a"}               # a caption without it: the count
+    assert variation.plain("a, b ||| c, d ||| e") == "a, b, c, d, e" and variation.plain("a,b") == "a,b"
+    assert set(drawn(Variation(caption_dropout=0.01, keep_tokens_separator="|||"), "a ||| b", 20)) <= {"a, b", ""}
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_tags_are_left_out_at_their_rate_and_stay_in_order(rate):
+    found = [parts_of(caption) for caption in drawn(Variation(tag_dropout=rate, keep_tokens=1), "a, b, c, d, e")]
+    counts = Counter(part for parts in found for part in parts)
+    assert counts["a"] == TIMES and all(abs(counts[part] / TIMES - (1 - rate)) < 0.04 for part in "bcde") and all(parts == sorted(parts) for parts in found)
+    pairs = sum("b" in parts and "c" in parts for parts in found) / TIMES
+    assert abs(pairs - (1 - rate) ** 2) < 0.04                                    # each by itself
+
+
+def test_shares_of_no_caption_and_the_trigger_word_alone_are_of_all_times():
+    found = Counter(drawn(Variation(caption_dropout=0.3, trigger_only=0.2, trigger_word="mycat")))
+    assert abs(found[""] / TIMES - 0.3) < 0.03 and abs(found["mycat"] / TIMES - 0.2) < 0.03 and found[CAPTION] == TIMES - found[""] - found["mycat"]
+    assert set(drawn(Variation(caption_dropout=1.0), times=50)) == {""} and set(drawn(Variation(trigger_only=1.0, trigger_word="mycat"), times=50)) == {"mycat"}
+
+
+def test_the_trigger_word_in_front_stays_there():
+    found = drawn(Variation(shuffle=True, tag_dropout=0.5, trigger_word="mycat"), times=300)
+    assert {parts_of(caption)[0] for caption in found} == {"mycat"} and len(set(found)) > 50
+    of_two = drawn(Variation(shuffle=True, tag_dropout=0.9, trigger_word="zib, my cat"), "zib, my cat, a, b", 100)
+    assert all(caption.startswith("zib, my cat") for caption in of_two)
+    counted = drawn(Variation(tag_dropout=1.0, keep_tokens=2, trigger_word="mycat"), times=1)
+    assert counted == ["mycat, black fur"]                                         # it is among the kept ones, not one more
+
+
+def test_the_trigger_word_elsewhere_moves_and_is_never_left_out():
+    found = drawn(Variation(shuffle=True, tag_dropout=0.8, trigger_word="zib"), "a dog, photo of zib, red, zibra", 300)
+    assert all("photo of zib" in parts_of(caption) for caption in found) and {parts_of(caption)[0] for caption in found} > {"photo of zib"}
+    assert any("zibra" not in caption for caption in found)
+    assert "mycatnip" not in drawn(Variation(tag_dropout=1.0, trigger_word="mycat"), "mycatnip, mycat", 1)[0]
+
+
+def test_regularisation_knows_no_trigger_word():
+    variation = Variation(tag_dropout=1.0, trigger_only=1.0, trigger_word="cat", keep_tokens=1)
+    assert set(drawn(variation, "a, photo of cat, b", 20, regularisation=True)) == {"a"}
+
+
+def test_draws_come_from_the_generator_alone():
+    variation = Variation(True, 1, "", 0.1, 0.2, 0.1, "mycat")
+    assert drawn(variation, times=50) == drawn(variation, times=50)
+    assert [variation.draw("", generator(1, "x")), Variation(True, 3, "|", 0, 0.5).draw(",", generator(1, "x"))] == ["", ""]

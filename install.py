@@ -29,8 +29,9 @@ PEFT, PEFT_FOR_OLD_HUB, HUB_OF_PEFT = "peft==0.13.2", "peft==0.11.1", (0, 23)
 NEWEST_PEFT_FOR_TRANSFORMERS_4_35 = (0, 13, 2)
 EXPECTED = {"yaml": "PyYAML==6.0.1", "pandas": "pandas==2.1.4", "safetensors": "safetensors==0.4.2", "PIL": "Pillow==9.5.0", "psutil": "psutil==5.9.5",
             "regex": "regex==2023.12.25", "charset_normalizer": "charset-normalizer==3.3.2",
-            "tensorboardX": "tensorboardX==2.6.2.2"}
-WITHOUT = {"tensorboardX==2.6.2.2": "without figures for TensorBoard"}             # what cannot be done without what; without another pin no training
+            "tensorboardX": "tensorboardX==2.6.2.2", **({"tomli": "tomli==2.0.1"} if sys.version_info < (3, 11) else {})}
+WITHOUT = {"tensorboardX==2.6.2.2": "without figures for TensorBoard",             # what cannot be done without what; without another pin no training
+           "tomli==2.0.1": "without settings from TOML files"}
 
 
 # --- In a WebUI ----------------------------------------------------------------------------------------------------------

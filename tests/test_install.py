@@ -51,6 +51,12 @@ def test_without_tensorboard_training_works(tmp_path):
     assert "tensorboardX==2.6.2.2 is missing" in done.stdout and "starts without figures for TensorBoard." in done.stdout
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 11), reason="newer Pythons read TOML by themselves")
+def test_without_tomli_training_works(tmp_path):
+    done, _ = webui(tmp_path, "raise RuntimeError('stderr: NewConnectionError: Name or service not known')", without="tomli")
+    assert "tomli==2.0.1 is missing" in done.stdout and "starts without settings from TOML files." in done.stdout
+
+
 def versions(monkeypatch, **found: str):
     def version(name):
         if name not in found:

@@ -20,11 +20,16 @@ from .errors import Refused
 MAX_NAME_BYTES = 180
 
 
-def setting(default: Any, title: str, help: str, *, group: str = "advanced", minimum: float | None = None, maximum: float | None = None,
-            choices: tuple[str, ...] | None = None, unit: str = "") -> Any:
-    """Declare one setting: default, what it is called and does, its range or choices, and the group it is shown in."""
+GROUPS = {"pictures": "Pictures", "main": "The settings that matter", "output": "What comes out", "data": "Pictures in detail", "captions": "Captions while training",
+          "network": "LoRA layers", "text": "Text encoder", "optimizer": "Optimizer and schedule", "loss": "Loss and noise", "memory": "Speed and memory",
+          "saving": "Saving and sharing"}
+
+
+def setting(default: Any, title: str, help: str, *, group: str, minimum: float | None = None, maximum: float | None = None,
+            choices: tuple[str, ...] | None = None, unit: str = "", kohya: tuple[str, ...] = ()) -> Any:
+    """Declare one setting: default, what it is called and does, its range or choices, the group it is shown in, and kohya's names for it."""
     return dataclasses.field(default=default, metadata=dict(title=title, help=help, group=group, minimum=minimum, maximum=maximum,
-                                                            choices=choices, unit=unit))
+                                                            choices=choices, unit=unit, kohya=kohya))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +38,13 @@ class TrainConfig:
 
     # What to learn from
     train_data_dir: str = setting("", "Pictures", "Folder with the pictures and their captions, or the name of a data set.", group="pictures")
+    extra_data_dirs: str = setting("", "More folders", "Further folders of pictures, one a line, each may begin with its own repeats: 5 x D:\\more pictures.", group="pictures")
     metadata_path: str = setting("", "Caption table", "A metadata.csv (filename,prompt) or metadata.jsonl to read captions from, "
                                  "where a picture has no .txt beside it.", group="pictures")
     trigger_word: str = setting("", "Trigger word", "A rare word that calls your subject in a prompt. It is put in front of every caption "
-                                "that lacks it.", group="main")
-    base_model: str = setting("", "Base model", "Checkpoint file to train against. Empty: the one that is loaded.", group="output")
+                                "that lacks it.", group="main", kohya=("trigger_words",))
+    base_model: str = setting("", "Base model", "Checkpoint file to train against. Empty: the one that is loaded.", group="output",
+                              kohya=("pretrained_model_name_or_path",))
 
     # What to call it
     output_name: str = setting("", "Name", "The LoRA's file name; you will write <lora:name:0.8> in a prompt.", group="main")
@@ -48,55 +55,159 @@ class TrainConfig:
     # The settings that matter
     resolution: int = setting(512, "Resolution", "Pictures are scaled to this area. 512 for SD1, 768 for SD2, 1024 for SDXL.", group="main",
                               minimum=64, maximum=2048, unit="px")
-    epochs: int = setting(10, "Epochs", "How often each picture is seen (times its repeats).", group="main", minimum=1, maximum=10_000)
+    epochs: int = setting(10, "Epochs", "How often each picture is seen (times its repeats).", group="main", minimum=1, maximum=10_000,
+                          kohya=("max_train_epochs", "num_train_epochs"))
     max_train_steps: int = setting(0, "Steps", "Train exactly this many steps. 0: as many as the epochs need.", group="main", minimum=0, maximum=1_000_000)
-    batch_size: int = setting(1, "Batch size", "Pictures per step. More is steadier and needs more memory.", group="main", minimum=1, maximum=256)
-    learning_rate: float = setting(1e-4, "Learning rate", "How big each correction is. 0.0001 suits most; too high breaks pictures.", group="main",
-                                   minimum=1e-9, maximum=1.0)
+    batch_size: int = setting(1, "Batch size", "Pictures per step. More is steadier and needs more memory.", group="main", minimum=1, maximum=256,
+                              kohya=("train_batch_size",))
+    learning_rate: float = setting(1e-4, "Learning rate", "How big each correction is. 0.0001 suits most; too high breaks pictures. Prodigy and D-Adaptation "
+                                   "find it themselves: 1.", group="main", minimum=1e-9, maximum=10.0, kohya=("unet_lr",))
     lora_rank: int = setting(16, "Rank", "How much the LoRA can hold. 8 to 32 suit characters and objects, 32 to 64 styles.", group="main",
-                             minimum=1, maximum=1024)
+                             minimum=1, maximum=1024, kohya=("network_dim",))
     lora_alpha: float = setting(16.0, "Alpha", "Strength of the LoRA while training: its effect is scaled by alpha / rank.", group="main",
-                                minimum=0.001, maximum=4096)
-
-    # The rest
+                                minimum=0.001, maximum=4096, kohya=("network_alpha",))
     task_type: str = setting("stable-diffusion", "Task", "What is trained.", choices=("stable-diffusion",), group="output")
-    lora_dropout: float = setting(0.0, "Dropout", "Share of the LoRA's inputs left out at random; a little helps against overfitting.", minimum=0.0, maximum=0.9)
+
+    # Pictures in detail
+    repeats: int = setting(1, "Repeats", "How often each picture counts in an epoch. A folder named 10_name gives 10 by itself.", group="data", minimum=1, maximum=1000,
+                           kohya=("dataset_repeats", "num_repeats"))
+    enable_bucket: bool = setting(True, "Aspect-ratio buckets", "Keep each picture's shape as far as possible. Off: everything is cropped to a square.", group="data")
+    bucket_step: int = setting(64, "Bucket step", "Sides of buckets are multiples of this.", group="data", minimum=8, maximum=256, unit="px", kohya=("bucket_reso_steps",))
+    bucket_min: int = setting(0, "Shortest side", "No bucket's side is shorter. 0: no limit.", group="data", minimum=0, maximum=2048, unit="px", kohya=("min_bucket_reso",))
+    bucket_max: int = setting(0, "Longest side", "No bucket's side is longer. 0: four times the resolution.", group="data", minimum=0, maximum=8192, unit="px",
+                              kohya=("max_bucket_reso",))
+    bucket_no_upscale: bool = setting(False, "Never enlarge", "Small pictures are trained in their own size, rounded down to the bucket step, not scaled up.", group="data")
+    mirror: bool = setting(False, "Mirror", "Also learn from mirrored pictures. Not for text, logos or one-sided features.", group="data", kohya=("flip_aug",))
+    random_crop: bool = setting(False, "Random crop", "Cut the part that does not fit the bucket at random, not from both sides evenly.", group="data")
+    color_jitter: float = setting(0.0, "Colour jitter", "Vary brightness, contrast, saturation and hue by up to this share. Not for styles, whose colours matter.",
+                                  group="data", minimum=0.0, maximum=0.5)
+    masked_loss: str = setting("off", "Mask", "Learn only from a part of each picture. alpha: what is not transparent. files: the white part of name-masklabel.png "
+                               "or mask/name.png beside the picture.", choices=("off", "alpha", "files"), group="data")
+    masked_loss_floor: float = setting(0.0, "Outside the mask", "How much the rest of the picture counts. 0: nothing.", group="data", minimum=0.0, maximum=1.0)
+    reg_data_dir: str = setting("", "Regularisation pictures", "Folder with pictures of the same class that are not your subject; they keep the model from "
+                                "forgetting what such things look like.", group="data")
+    prior_loss_weight: float = setting(1.0, "Their weight", "How much regularisation pictures count beside yours.", group="data", minimum=0.0, maximum=10.0)
+    validation_split: float = setting(0.0, "Validation", "Share of the pictures that is kept out of training and only measured: its loss rises when the LoRA learns by heart.",
+                                      group="data", minimum=0.0, maximum=0.5)
+    validate_every: int = setting(0, "Measured every", "0: once an epoch.", group="data", minimum=0, maximum=100_000, unit="steps", kohya=("validate_every_n_steps",))
+
+    # Captions while training
+    shuffle_caption: bool = setting(False, "Shuffle tags", "Put the comma-separated parts of captions in another order each time, so that none depends on its place.",
+                                    group="captions")
+    keep_tokens: int = setting(0, "Tags kept in front", "So many of the first parts stay where they are and are never dropped.", group="captions", minimum=0, maximum=255)
+    keep_tokens_separator: str = setting("", "Kept up to", "Everything before this sign, such as |||, stays in front instead.", group="captions")
+    caption_dropout_rate: float = setting(0.0, "Caption dropout", "Share of the times that a picture is shown without any caption.", group="captions", minimum=0.0, maximum=1.0)
+    caption_tag_dropout_rate: float = setting(0.0, "Tag dropout", "Share of the tags left out each time.", group="captions", minimum=0.0, maximum=1.0)
+    trigger_only_rate: float = setting(0.0, "Trigger word alone", "Share of the times that the caption is the trigger word and nothing else.", group="captions",
+                                       minimum=0.0, maximum=1.0)
+    max_token_length: int = setting(225, "Longest caption", "In tokens, about 3 for 2 words; more is cut off. Captions are read in portions of 75, as prompts are.",
+                                    group="captions", minimum=75, maximum=750, unit="tokens")
+    weighted_captions: bool = setting(False, "Weighted captions", "(word:1.2) and [word] in captions mean what they mean in prompts. Off: captions are read literally.",
+                                      group="captions")
+
+    # LoRA layers
+    lora_type: str = setting("lora", "Kind", "lora: what everybody uses. loha and lokr: other ways to build the change from few numbers; lokr makes small files.",
+                             choices=("lora", "loha", "lokr"), group="network")
     lora_targets: str = setting("attention+feed-forward", "Layers", "Which layers learn. attention: small files; attention+feed-forward: kohya's usual "
-                                "set; all: convolutions too, for styles and textures.", choices=("attention", "attention+feed-forward", "all"))
-    repeats: int = setting(1, "Repeats", "How often each picture counts in an epoch. A folder named 10_name gives 10 by itself.", minimum=1, maximum=1000)
-    enable_bucket: bool = setting(True, "Aspect-ratio buckets", "Keep each picture's shape as far as possible. Off: everything is cropped to a square.")
-    bucket_step: int = setting(64, "Bucket step", "Sides of buckets are multiples of this.", minimum=8, maximum=256, unit="px")
-    mirror: bool = setting(False, "Mirror", "Also learn from mirrored pictures. Not for text, logos or one-sided features.")
-    random_crop: bool = setting(False, "Random crop", "Cut the part that does not fit the bucket at random, not from both sides evenly.")
-    gradient_accumulation_steps: int = setting(1, "Gradient accumulation", "Batches added up into one step: a larger batch without its memory.",
+                                "set; all: convolutions too, for styles and textures.", choices=("attention", "attention+feed-forward", "all"), group="network")
+    attention_rank: int = setting(0, "Rank, attention", "0: as Rank says.", group="network", minimum=0, maximum=1024)
+    attention_alpha: float = setting(0.0, "Alpha, attention", "0: as Alpha says.", group="network", minimum=0.0, maximum=4096)
+    feed_forward_rank: int = setting(0, "Rank, feed-forward", "0: as Rank says.", group="network", minimum=0, maximum=1024)
+    feed_forward_alpha: float = setting(0.0, "Alpha, feed-forward", "0: as Alpha says.", group="network", minimum=0.0, maximum=4096)
+    conv_rank: int = setting(0, "Rank, convolutions", "Of the 3x3 convolutions, with Layers: all. 0: as Rank says.", group="network", minimum=0, maximum=1024,
+                             kohya=("conv_dim",))
+    conv_alpha: float = setting(0.0, "Alpha, convolutions", "0: as Alpha says.", group="network", minimum=0.0, maximum=4096)
+    lora_blocks: str = setting("", "Blocks", "Only these blocks of the UNet learn, by the WebUI's names, as in IN04-IN08, MID, OUT03-OUT05; each may have its own "
+                               "rank and alpha: MID=64:32. Or a preset: all, down, mid, up, character, style, composition. Empty: all.", group="network")
+    lokr_factor: int = setting(-1, "LoKr factor", "How layers are cut up: larger makes smaller files. -1: as evenly as possible.", group="network", minimum=-1, maximum=64)
+    rslora: bool = setting(False, "Rank-stabilised", "Scale by alpha / the square root of the rank, so that high ranks learn as fast as low ones.", group="network")
+    lora_dropout: float = setting(0.0, "Dropout", "Share of the LoRA's inputs left out at random; a little helps against overfitting.", group="network", minimum=0.0,
+                                  maximum=0.9, kohya=("network_dropout",))
+    rank_dropout: float = setting(0.0, "Rank dropout", "Share of the ranks left out at random.", group="network", minimum=0.0, maximum=0.9)
+    module_dropout: float = setting(0.0, "Layer dropout", "Share of the layers left out at random.", group="network", minimum=0.0, maximum=0.9)
+    scale_weight_norms: float = setting(0.0, "Weight-norm limit", "No layer's change may be larger than this; 1 is usual. 0: no limit.", group="network", minimum=0.0,
+                                        maximum=1000.0)
+    init_lora: str = setting("", "Go on from a LoRA", "Name or file of a LoRA to start from, ours or any in kohya's layout. Its rank, alpha and layers are taken over.",
+                             group="network", kohya=("network_weights",))
+
+    # Text encoder
+    train_unet: bool = setting(True, "Train the UNet", "Off: only the text encoder learns.", group="text")
+    train_text_encoder: bool = setting(False, "Train the text encoder", "Also learn what words mean. Helps names and rare words; takes memory and overfits sooner.", group="text")
+    text_encoder_lr: float = setting(5e-5, "Learning rate, text encoder", "Usually half of the UNet's or less.", group="text", minimum=0.0, maximum=10.0)
+    text_encoder_rank: int = setting(0, "Rank, text encoder", "0: as Rank says.", group="text", minimum=0, maximum=1024)
+    text_encoder_alpha: float = setting(0.0, "Alpha, text encoder", "0: as Alpha says.", group="text", minimum=0.0, maximum=4096)
+    clip_skip: int = setting(0, "Clip skip", "As in the WebUI: 1 uses the text encoder's last layer, 2 the one before. 0: as the WebUI is set.", group="text", minimum=0, maximum=12)
+
+    # Optimizer and schedule
+    optimizer: str = setting("adamw", "Optimizer", "How corrections are computed. Some need a package that is only used when you have installed it.",
+                             choices=("adamw", "adamw8bit", "lion", "adafactor", "prodigy", "dadaptation", "schedulefree"), group="optimizer", kohya=("optimizer_type",))
+    optimizer_args: str = setting("", "Optimizer's own settings", "As name=value, separated by blanks: betas=0.9,0.99 d_coef=2.", group="optimizer")
+    weight_decay: float = setting(0.01, "Weight decay", "Pull of the LoRA's weights towards zero.", group="optimizer", minimum=0.0, maximum=1.0)
+    max_grad_norm: float = setting(1.0, "Gradient clipping", "Largest correction allowed in one step. 0: no limit.", group="optimizer", minimum=0.0, maximum=1000.0)
+    scheduler: str = setting("cosine", "Schedule", "How the learning rate changes over the run.", group="optimizer", kohya=("lr_scheduler",),
+                             choices=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "one_cycle"))
+    lr_warmup_steps: int = setting(0, "Warm-up", "Steps over which the learning rate rises from zero.", group="optimizer", minimum=0, maximum=100_000)
+    scheduler_cycles: int = setting(3, "Restarts", "How often cosine_with_restarts begins anew.", group="optimizer", minimum=1, maximum=100, kohya=("lr_scheduler_num_cycles",))
+    scheduler_power: float = setting(2.0, "Power", "Of the polynomial: 1 is a straight line.", group="optimizer", minimum=0.1, maximum=10.0, kohya=("lr_scheduler_power",))
+    ema_decay: float = setting(0.0, "Averaged weights", "Save an average over the last steps (EMA), which is steadier: 0.99 is over about 100. 0: off.", group="optimizer",
+                               minimum=0.0, maximum=0.99999)
+    gradient_accumulation_steps: int = setting(1, "Gradient accumulation", "Batches added up into one step: a larger batch without its memory.", group="optimizer",
                                                minimum=1, maximum=1024)
-    optimizer: str = setting("adamw", "Optimizer", "How corrections are computed.", choices=("adamw",))
-    weight_decay: float = setting(0.01, "Weight decay", "Pull of the LoRA's weights towards zero.", minimum=0.0, maximum=1.0)
-    max_grad_norm: float = setting(1.0, "Gradient clipping", "Largest correction allowed in one step. 0: no limit.", minimum=0.0, maximum=1000.0)
-    scheduler: str = setting("cosine", "Schedule", "How the learning rate changes over the run.",
-                             choices=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial"))
-    lr_warmup_steps: int = setting(0, "Warm-up", "Steps over which the learning rate rises from zero.", minimum=0, maximum=100_000)
+    seed: int = setting(42, "Seed", "The same seed and settings give the same LoRA.", group="optimizer", minimum=0, maximum=2**32 - 1)
+
+    # Loss and noise
+    prediction_type: str = setting("auto", "The model predicts", "auto: what the checkpoint says. For SDXL children with v-prediction that do not say so: v_prediction.",
+                                   choices=("auto", "epsilon", "v_prediction"), group="loss")
+    zero_terminal_snr: str = setting("auto", "Zero terminal SNR", "Train with a noise schedule that ends in pure noise, as NoobAI's v-prediction model does. "
+                                     "auto: what the checkpoint says.", choices=("auto", "on", "off"), group="loss")
+    loss_type: str = setting("l2", "Loss", "How differences are counted. huber and smooth_l1 mind single large ones less: for pictures of mixed quality.",
+                             choices=("l2", "l1", "huber", "smooth_l1"), group="loss")
+    huber_c: float = setting(0.1, "Huber's border", "Differences above are counted by their size, below by their square.", group="loss", minimum=0.0001, maximum=10.0)
+    huber_schedule: str = setting("snr", "Huber's schedule", "How the border changes with the noise.", choices=("constant", "exponential", "snr"), group="loss")
+    min_snr_gamma: float = setting(0.0, "Min-SNR gamma", "Steadies training by counting little noise less; 5 is usual. 0: off.", group="loss", minimum=0.0, maximum=100.0)
+    debiased_estimation: bool = setting(False, "Debiased estimation", "Counts each step by the noise in it; another way to what Min-SNR does.", group="loss",
+                                        kohya=("debiased_estimation_loss",))
+    v_pred_like_loss: float = setting(0.0, "V-like loss", "Adds a loss as if the model predicted v, with this weight. For models that predict noise.", group="loss",
+                                      minimum=0.0, maximum=10.0)
+    scale_v_pred_loss: bool = setting(False, "Scale the v loss", "Counts a v-prediction model's loss as that of one that predicts noise.", group="loss",
+                                      kohya=("scale_v_pred_loss_like_noise_pred",))
+    noise_offset: float = setting(0.0, "Noise offset", "Lets the LoRA learn very dark and very bright pictures; 0.05 is usual. 0: off.", group="loss", minimum=0.0, maximum=1.0)
+    noise_offset_random: bool = setting(False, "Random noise offset", "A different offset up to that each time.", group="loss", kohya=("noise_offset_random_strength",))
+    multires_noise_iterations: int = setting(0, "Multi-resolution noise", "Also adds noise of coarser grains, so many of them; 6 is usual. 0: off.", group="loss",
+                                             minimum=0, maximum=12)
+    multires_noise_discount: float = setting(0.3, "Coarse noise's share", "Each coarser grain counts this much of the one before.", group="loss", minimum=0.0, maximum=1.0)
+    input_perturbation: float = setting(0.0, "Input perturbation", "Shows the model slightly more noise than it must predict; 0.1 is usual. 0: off.", group="loss",
+                                        minimum=0.0, maximum=1.0, kohya=("ip_noise_gamma",))
+    input_perturbation_random: bool = setting(False, "Random perturbation", "A different amount up to that each time.", group="loss",
+                                              kohya=("ip_noise_gamma_random_strength",))
+    min_timestep: int = setting(0, "From timestep", "0 is the clean picture.", group="loss", minimum=0, maximum=999)
+    max_timestep: int = setting(1000, "To timestep", "1000 is pure noise. Low ones teach details, high ones composition.", group="loss", minimum=1, maximum=1000)
+    timestep_sampling: str = setting("uniform", "Timesteps", "uniform: all alike. logit_normal: those in the middle more often.", choices=("uniform", "logit_normal"), group="loss")
+    logit_mean: float = setting(0.0, "Logit mean", "Below 0: more details; above: more composition.", group="loss", minimum=-5.0, maximum=5.0)
+    logit_std: float = setting(1.0, "Logit spread", "Smaller: closer to the middle.", group="loss", minimum=0.01, maximum=5.0)
+
+    # Speed and memory
     mixed_precision: str = setting("auto", "Precision", "Numbers used while training; the LoRA itself is always fp32. auto: bf16 or fp16 on a GPU, fp32 on a CPU.",
-                                   choices=("auto", "no", "fp16", "bf16"))
-    save_precision: str = setting("fp16", "Saved as", "Numbers in the saved file. fp16 is what most people share; fp32 keeps every digit at twice the size.",
-                                  choices=("fp16", "bf16", "fp32"))
-    gradient_checkpointing: bool = setting(False, "Save memory", "Gradient checkpointing: less memory, about 40 % slower. The result is the same.")
-    save_steps: int = setting(0, "Snapshot every", "Also save the LoRA every so many steps, as name-000100. 0: only at the end.", minimum=0, maximum=1_000_000,
-                              unit="steps")
-    init_lora: str = setting("", "Go on from a LoRA", "Name or file of a LoRA to start from, ours or any in kohya's layout. Its rank, alpha and layers are taken over.")
-    sharing: str = setting("share", "Pictures meanwhile", "share: a picture that you generate is drawn between two steps, at once. exclusive: pictures wait "
-                           "until training has ended.", choices=("share", "exclusive"))
-    live: bool = setting(False, "Live LoRA", "A picture whose prompt names this LoRA is drawn with what it has learned up to that moment. "
-                         "Off: with the newest snapshot.")
-    save_state_minutes: float = setting(5.0, "Progress kept every", "How much work a power cut may cost at most. 0: by steps only.", minimum=0.0,
-                                        maximum=1440.0, unit="minutes")
-    save_state_steps: int = setting(0, "Or every", "Also keep the progress every so many steps. 0: by minutes only.", minimum=0,
-                                    maximum=1_000_000, unit="steps")
-    keep_states: int = setting(2, "Progress files", "How many of these files are kept; older ones are removed.", minimum=1, maximum=100)
+                                   choices=("auto", "no", "fp16", "bf16"), group="memory")
+    gradient_checkpointing: bool = setting(False, "Save memory", "Gradient checkpointing: less memory, about 40 % slower. The result is the same.", group="memory")
     when_memory_runs_out: str = setting("adapt", "When memory runs out", "adapt: go on with less (slower, the same result). stop: end with a sentence.",
-                                        choices=("adapt", "stop"))
+                                        choices=("adapt", "stop"), group="memory")
+
+    # Saving and sharing
+    save_precision: str = setting("fp16", "Saved as", "Numbers in the saved file. fp16 is what most people share; fp32 keeps every digit at twice the size.",
+                                  choices=("fp16", "bf16", "fp32"), group="saving")
+    save_steps: int = setting(0, "Snapshot every", "Also save the LoRA every so many steps, as name-000100. 0: only at the end.", minimum=0, maximum=1_000_000,
+                              unit="steps", group="saving", kohya=("save_every_n_steps",))
+    sharing: str = setting("share", "Pictures meanwhile", "share: a picture that you generate is drawn between two steps, at once. exclusive: pictures wait "
+                           "until training has ended.", choices=("share", "exclusive"), group="saving")
+    live: bool = setting(False, "Live LoRA", "A picture whose prompt names this LoRA is drawn with what it has learned up to that moment. "
+                         "Off: with the newest snapshot.", group="saving")
+    save_state_minutes: float = setting(5.0, "Progress kept every", "How much work a power cut may cost at most. 0: by steps only.", minimum=0.0,
+                                        maximum=1440.0, unit="minutes", group="saving")
+    save_state_steps: int = setting(0, "Or every", "Also keep the progress every so many steps. 0: by minutes only.", minimum=0,
+                                    maximum=1_000_000, unit="steps", group="saving")
+    keep_states: int = setting(2, "Progress files", "How many of these files are kept; older ones are removed.", minimum=1, maximum=100, group="saving")
     preview: bool = setting(True, "Preview picture", "Draw one picture with the finished LoRA, for its card. A picture that you chose for the card stays.", group="output")
-    seed: int = setting(42, "Seed", "The same seed and settings give the same LoRA.", minimum=0, maximum=2**32 - 1)
     logging_dir: str = setting("", "Log folder", "Where the run's figures go. Empty: the job's own folder.", group="output")
 
     @classmethod
@@ -143,13 +254,19 @@ def presets() -> list[dict[str, Any]]:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """Read a mapping from YAML, TOML (flat or in sections, as kohya writes it) or JSON."""
+    values = read_mapping(path)
+    return flattened(values) if Path(path).suffix.lower() == ".toml" else values
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a mapping from YAML, TOML or JSON just as it is written, sections and all; raises `Refused` (code "unreadable_config")."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".toml":
+        if Path(path).suffix.lower() == ".toml":
             values = _read_toml(text)
         else:
-            values = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
+            values = json.loads(text) if Path(path).suffix.lower() == ".json" else yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise Refused(f"The settings file {path} cannot be read: {error}", code="unreadable_config") from error
     if not isinstance(values, Mapping):
         raise Refused(f"The settings file {path} holds {type(values).__name__}, not a list of `name: value` lines.", code="unreadable_config")
@@ -177,12 +294,7 @@ def check_name(name: str) -> str:
 
 # --- Names from other trainers -------------------------------------------------------------------------------------------
 
-KOHYA_NAMES = {
-    "network_dim": "lora_rank", "network_alpha": "lora_alpha", "network_dropout": "lora_dropout", "train_batch_size": "batch_size",
-    "max_train_epochs": "epochs", "num_train_epochs": "epochs", "lr_scheduler": "scheduler", "optimizer_type": "optimizer", "save_every_n_steps": "save_steps",
-    "pretrained_model_name_or_path": "base_model", "unet_lr": "learning_rate", "flip_aug": "mirror", "bucket_reso_steps": "bucket_step",
-    "dataset_repeats": "repeats", "trigger_words": "trigger_word", "network_weights": "init_lora",
-}
+KOHYA_NAMES = {theirs: field.name for field in dataclasses.fields(TrainConfig) for theirs in field.metadata["kohya"]}
 
 
 def _translate(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,9 +323,9 @@ def _square(resolution: Any) -> Any:
     parts = resolution.replace("x", ",").split(",") if isinstance(resolution, str) else list(resolution)
     try:
         numbers = [int(part) for part in parts]
-    except (TypeError, ValueError):
+        return round(math.sqrt(numbers[0] * numbers[-1])) if len(numbers) in (1, 2) and min(numbers) > 0 else resolution
+    except (TypeError, ValueError, OverflowError):
         return resolution
-    return round(math.sqrt(numbers[0] * numbers[-1])) if len(numbers) in (1, 2) and min(numbers) > 0 else resolution
 
 
 def _read_toml(text: str) -> dict[str, Any]:
@@ -224,9 +336,14 @@ def _read_toml(text: str) -> dict[str, Any]:
             import tomli as tomllib
         except ModuleNotFoundError as error:
             raise ValueError("TOML needs Python 3.11 or the package tomli; save the settings as YAML") from error
+    return tomllib.loads(text)
+
+
+def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Put what stands in sections beside the rest, whatever the sections are called, as sd-scripts reads its TOML."""
     flat: dict[str, Any] = {}
-    for key, value in tomllib.loads(text).items():
-        flat.update(value if isinstance(value, dict) else {key: value})
+    for key, value in values.items():
+        flat.update(value if isinstance(value, Mapping) else {key: value})
     return flat
 
 

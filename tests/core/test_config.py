@@ -1,7 +1,9 @@
 """Names from other trainers, ranges, and sentences that name the field."""
+import dataclasses
+
 import pytest
 
-from lora_trainer.core.config import TrainConfig, check_name, presets, schema
+from lora_trainer.core.config import GROUPS, KOHYA_NAMES, TrainConfig, check_name, presets, schema
 from lora_trainer.core.errors import Refused
 
 
@@ -64,6 +66,7 @@ def test_kohya_toml_in_sections(tmp_path):
     ({"mirror": "perhaps"}, "mirror", "not true or false"),
     ({"seed": [1]}, "seed", "is not a whole number"),
     ({"epochs": True}, "epochs", "True is not a whole number"),
+    ({"resolution": "9" * 400}, "resolution", "is not a whole number"),
     ({"output_name": "a/b"}, "output_name", "contains '/'"),
     ({"output_name": "../evil"}, "output_name", "contains '..'"),
     ({"output_name": "x" * 300}, "output_name", "300 characters"),
@@ -90,10 +93,41 @@ def test_unreadable_files_are_said(tmp_path, content):
         TrainConfig.load(path)
 
 
-def test_every_setting_has_title_help_and_a_default_in_its_range():
-    for entry in schema():
-        assert entry["title"] and entry["help"].endswith((".", "?")) and entry["group"] in ("pictures", "main", "advanced", "output")
-        TrainConfig.parse({entry["name"]: entry["default"]})
+def test_every_setting_has_title_help_group_and_limits_around_its_default():
+    for field in dataclasses.fields(TrainConfig):
+        facts, default = field.metadata, field.default
+        assert facts["title"] and facts["help"].endswith((".", "?")) and facts["group"] in GROUPS, field.name
+        number = isinstance(default, (int, float)) and not isinstance(default, bool)
+        assert (facts["minimum"] is not None) == (facts["maximum"] is not None) == number, f"{field.name}: a number has a range, nothing else has"
+        assert not number or facts["minimum"] <= default <= facts["maximum"] and facts["minimum"] < facts["maximum"], field.name
+        assert facts["choices"] is None or (isinstance(default, str) and default in facts["choices"] and len(set(facts["choices"])) == len(facts["choices"])), field.name
+        assert getattr(TrainConfig.parse({field.name: default}), field.name) == default
+    assert {field.metadata["group"] for field in dataclasses.fields(TrainConfig)} == set(GROUPS)
+    assert len({field.metadata["title"] for field in dataclasses.fields(TrainConfig)}) == len(dataclasses.fields(TrainConfig))
+
+
+@pytest.mark.parametrize("entry", [entry for entry in schema() if entry["minimum"] is not None], ids=lambda entry: entry["name"])
+def test_the_ends_of_every_range_are_taken_and_what_is_beyond_is_not(entry):
+    name, low, high = entry["name"], entry["minimum"], entry["maximum"]
+    assert (getattr(TrainConfig.parse({name: low}), name), getattr(TrainConfig.parse({name: high}), name)) == (low, high)
+    for beyond in (low - 1, high + 1):
+        assert refused({name: beyond}).field == name
+
+
+@pytest.mark.parametrize("entry", [entry for entry in schema() if entry["choices"]], ids=lambda entry: entry["name"])
+def test_every_choice_is_taken(entry):
+    assert [getattr(TrainConfig.parse({entry["name"]: choice}), entry["name"]) for choice in entry["choices"]] == list(entry["choices"])
+    assert refused({entry["name"]: "no such choice"}).field == entry["name"]
+
+
+@pytest.mark.parametrize("theirs, ours", KOHYA_NAMES.items())
+def test_every_name_of_kohyas_means_ours(theirs, ours):
+    field = TrainConfig.__dataclass_fields__[ours]
+    assert theirs not in TrainConfig.__dataclass_fields__, "a name of ours cannot be another's alias"
+    other = {bool: not field.default, int: field.metadata["maximum"], float: field.metadata["maximum"]}.get(type(field.default)) if not isinstance(field.default, str) else \
+        field.metadata["choices"][-1] if field.metadata["choices"] else "text"
+    assert getattr(TrainConfig.parse({theirs: other}), ours) == other
+    assert getattr(TrainConfig.parse({theirs: other, ours: field.default}), ours) == (other if theirs == "unet_lr" else field.default)
 
 
 def test_presets_are_valid_and_ordered():

@@ -1,0 +1,363 @@
+"""Settings from other trainers' files and from LoRAs: `import_settings` turns any of them into settings of ours and says what was left out, and why.
+
+Each kind of file is brought into sd-scripts' names by a function here; `kohya.translate` takes these over. A LoRA is read by its header only.
+"""
+import ast
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from .config import KOHYA_NAMES, TrainConfig, flattened, read_mapping
+from .errors import Refused
+from .kohya import NOT_NEEDED, OUR_SETTINGS, LeftOut, Taking, arguments, clean, is_off, keep_valid, number, translate, why_not
+
+MOST_HEADER_BYTES = 100_000_000
+OURS_ALONE = {"lora_rank", "lora_alpha", "lora_type", "lora_dropout", "epochs", "scheduler", "task_type", "lora_targets", "base_model", "metadata_path", "trigger_word"}
+GUI_MARKS = {"LoRA_type", "max_resolution", "lr_warmup", "LyCORIS_preset", "lora_network_weights", "sdxl_no_half_vae"}
+LORA_SCRIPTS_MARKS = {"model_train_type", "lycoris_algo", "network_args_custom", "optimizer_args_custom", "lr_restart_cycles", "prodigy_d_coef", "enable_block_weights"}
+COMPLETE_MARKS = {"network_module", "network_dim", "learning_rate", "unet_lr", "optimizer_type"}
+GUI_NETWORKS = {  # kohya_ss' LoRA_type: sd-scripts' module and LyCORIS' algorithm
+    "standard": ("networks.lora", ""), "kohya locon": ("networks.lora", ""), "locon": ("lycoris.kohya", "locon"), "lora-fa": ("networks.lora_fa", ""),
+    "kohya dylora": ("networks.dylora", ""), "kohya loha": ("networks.loha", ""), "kohya lokr": ("networks.lokr", ""),
+}
+NETWORK_KEYS = ("conv_dim", "conv_alpha", "block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas", "down_lr_weight", "mid_lr_weight", "up_lr_weight",
+                "block_lr_zero_threshold", "rank_dropout", "module_dropout", "factor", "use_cp", "use_tucker", "use_scalar", "decompose_both", "train_on_input", "dora_wd",
+                "rank_dropout_scale", "train_norm", "constrain", "rescaled", "bypass_mode", "unit", "loraplus_lr_ratio", "loraplus_unet_lr_ratio",
+                "loraplus_text_encoder_lr_ratio", "rs_lora")
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """What a file says: `settings` by our names, each valid; `left_out` with reasons; `source`, what kind of file it is, for the user.
+
+    `assumed` names the settings that the file does not give and its program would have had so.
+    """
+    settings: dict[str, Any]
+    left_out: list[LeftOut]
+    source: str
+    assumed: tuple[str, ...] = ()
+
+
+def import_settings(path: Path) -> Imported:
+    """Read settings from a .toml, .json or .yaml of sd-scripts, kohya_ss, lora-scripts or ours, or from a LoRA (.safetensors).
+
+    Raises `Refused`: code "unreadable_config" for a damaged file, "no_settings" for one that holds none.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".safetensors":
+        taking, source = _from_lora(*read_header(path))
+    else:
+        taking, source = _from_config(read_mapping(path))
+    settings = keep_valid(taking)
+    if not settings.keys() - taking.assumed:
+        raise Refused(f"{path.name} holds no settings for training a LoRA." + (f" The first of {len(taking.left_out)} things in it: {taking.left_out[0].key}."
+                                                                                if taking.left_out else ""), code="no_settings")
+    return Imported(settings, taking.left_out, source, tuple(sorted(taking.assumed & settings.keys())))
+
+
+def _from_config(nested: dict[str, Any]) -> tuple[Taking, str]:
+    if "training_method" in nested and "model_type" in nested:
+        raise Refused("This is a OneTrainer file, which cannot be imported yet. A LoRA that was trained with it can, if it holds kohya's metadata.", code="no_settings")
+    if any(key in nested for key in ("datasets", "general")) and not COMPLETE_MARKS & flattened(nested).keys():
+        taking = Taking({})
+        _datasets(taking, nested)
+        translate(taking, complete=False)
+        return taking, "kohya's dataset config"
+    if isinstance(nested.get("metadata"), Mapping) and isinstance(nested.get("data"), Mapping):    # a template of lora-scripts
+        nested = {key: value for key, value in nested.items() if key != "metadata"}
+    sets = {key: nested[key] for key in ("general", "datasets") if key in nested}
+    values = flattened({key: value for key, value in nested.items() if key not in sets})
+    if GUI_MARKS & values.keys():
+        taking, source = _from_gui(values), "kohya_ss settings"
+    elif (OURS_ALONE & values.keys()) and not {"network_dim", "network_module"} & values.keys():
+        return _from_ours(values), "lora-scripts settings in our names"
+    else:
+        taking, source = _from_lora_scripts(values), "lora-scripts settings" if LORA_SCRIPTS_MARKS & values.keys() else "kohya's sd-scripts settings"
+    if sets:
+        _datasets(taking, sets)
+    if (config := taking.take("dataset_config")) is not None:
+        taking.leave("dataset_config", config, "it is a file of its own: import it, too")
+    translate(taking, complete=source == "kohya_ss settings" or bool(COMPLETE_MARKS & taking.values.keys()))
+    return taking, source
+
+
+def _from_ours(values: Mapping[str, Any]) -> Taking:
+    """Ours, or lora-scripts' YAML: names are ours or plain aliases."""
+    taking = Taking(values)
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    for key, value in sorted(taking.values.items(), key=lambda item: item[0] in KOHYA_NAMES):     # ours first: they win over aliases
+        if key not in known and key not in KOHYA_NAMES:
+            taking.leave(key, value, why_not(key, known=known))
+        elif (name := KOHYA_NAMES.get(key, key)) not in taking.settings:
+            taking.set(name, value, key)
+        else:
+            taking.leave(key, value, f"{name} is given, too, and counts")
+    return taking
+
+
+# --- kohya_ss and lora-scripts -------------------------------------------------------------------------------------------
+
+def _from_gui(values: Mapping[str, Any]) -> Taking:
+    """Bring what kohya_ss' page saves into sd-scripts' names, as its Start button does."""
+    taking = Taking(values)
+    ours = taking.values
+    for theirs, name in (("optimizer", "optimizer_type"), ("max_resolution", "resolution"), ("lora_network_weights", "network_weights"), ("vae_path", "vae")):
+        if (value := taking.take(theirs)) is not None:
+            ours.setdefault(name, value)
+    _gui_network(taking)
+    epoch = taking.take("epoch")
+    if is_off(ours.get("max_train_epochs")) and is_off(ours.get("max_train_steps")) and not is_off(epoch):
+        ours["max_train_epochs"] = epoch
+    if is_off(ours.get("lr_scheduler_num_cycles")) and not is_off(epoch):
+        ours["lr_scheduler_num_cycles"] = epoch
+    if is_off(ours.get("lr_warmup_steps")) and (percent := number(taking.take("lr_warmup"))):
+        ours["lr_warmup_steps"] = percent / 100
+    taking.take("lr_warmup")
+    unet, encoder = number(ours.get("unet_lr")) or 0, number(ours.get("text_encoder_lr")) or 0
+    for key, rate, other, flag in (("unet_lr", unet, encoder, "text_encoder"), ("text_encoder_lr", encoder, unet, "unet")):
+        if rate == 0:
+            ours.pop(key, None)
+            if other:
+                ours[f"network_train_{flag}_only"] = True
+    _gui_noise(taking)
+    for key in ("seed", "clip_skip", "max_timestep", "min_timestep", "scale_weight_norms", "network_dropout"):
+        if is_off(ours.get(key)):
+            ours.pop(key, None)
+    _additional(taking)
+    return taking
+
+
+def _gui_network(taking: Taking) -> None:
+    kind = str(taking.take("LoRA_type", "Standard"))
+    module, algorithm = GUI_NETWORKS.get(kind.lower(), ("lycoris.kohya", kind.partition("/")[2].lower()) if kind.lower().startswith("lycoris/") else (kind, ""))
+    given = {key: value for key in NETWORK_KEYS if (value := taking.take(key)) is not None}
+    preset = taking.take("LyCORIS_preset")
+    if module == "lycoris.kohya":
+        given = {**given, "algo": algorithm, "preset": preset or "full"}
+        blocks = [key for key in given if "block_" in key or key.endswith("_lr_weight")]
+    else:
+        blocks = []
+        if kind.lower() not in ("kohya locon", "kohya loha", "kohya lokr"):
+            blocks = [key for key in ("conv_dim", "conv_alpha") if key in given]
+        blocks += [key for key in ("factor", "unit", "train_on_input", "use_cp", "constrain") if key in given]
+    for key in blocks:                                                             # what the page's other kinds of LoRA have
+        given.pop(key)
+    if given.get("algo") not in (None, "lokr"):
+        given.pop("factor", None)
+    for key in ("unit", "train_on_input", "constrain"):
+        given.pop(key, None)
+    taking.values["network_module"] = module
+    taking.values["network_args"] = {key: value for key, value in given.items() if not is_off(value)}
+
+
+def _gui_noise(taking: Taking) -> None:
+    kind = str(taking.take("noise_offset_type", "Original"))
+    unused = ("noise_offset", "noise_offset_random_strength", "adaptive_noise_scale") if kind == "Multires" else ("multires_noise_iterations", "multires_noise_discount")
+    for key in unused:
+        taking.drop(key, f"{NOT_NEEDED}: the file's kind of noise is {kind}")
+
+
+def _additional(taking: Taking) -> None:
+    """Read "--name value --flag" of the page's last field as further settings."""
+    text = taking.take("additional_parameters")
+    if not isinstance(text, str):
+        return
+    for name, value in re.findall(r"--([A-Za-z0-9_]+)(?:[ =]+((?:(?!--)\S+ ?)+))?", text):
+        value = value.strip()
+        taking.values[name] = True if not value else value.split() if name.endswith("_args") else clean(value.strip("\"'"))
+
+
+def _from_lora_scripts(values: Mapping[str, Any]) -> Taking:
+    """Bring what lora-scripts' page saves into sd-scripts' names; a file of sd-scripts stays as it is."""
+    taking = Taking(values)
+    ours, given = taking.values, arguments(taking.take("network_args"))
+    given.update(arguments(taking.take("network_args_custom")))
+    if ours.get("network_module") == "lycoris.kohya":
+        given.setdefault("algo", taking.take("lycoris_algo", "locon"))
+        given.update({key: value for key in ("conv_dim", "conv_alpha", "dropout", "train_norm") if (value := taking.take(key)) is not None})
+        if (factor := taking.take("lokr_factor")) is not None:
+            given["factor"] = factor
+    elif ours.get("network_module") is not None:
+        given.update({key: value for key in ("conv_dim", "conv_alpha") if (value := taking.take(key)) is not None})
+    weights = {key: value for key in ("down_lr_weight", "mid_lr_weight", "up_lr_weight", "block_lr_zero_threshold") if (value := taking.take(key)) is not None}
+    given.update(weights if taking.take("enable_block_weights", True) is not False else {})
+    if given:
+        ours["network_args"] = given
+    optimizer = {**arguments(taking.take("optimizer_args")), **arguments(taking.take("optimizer_args_custom"))}
+    optimizer.update({name.removeprefix("prodigy_"): value for name in ("prodigy_d0", "prodigy_d_coef") if (value := taking.take(name)) is not None})
+    if optimizer:
+        ours["optimizer_args"] = optimizer
+    return taking
+
+
+# --- Data sets -----------------------------------------------------------------------------------------------------------
+
+def _datasets(taking: Taking, nested: Mapping[str, Any]) -> None:
+    """Bring [general], [[datasets]] and [[datasets.subsets]] into flat names: the folders together, each other setting as the first of them has it."""
+    general = nested.get("general") if isinstance(nested.get("general"), Mapping) else {}
+    found = [item for item in (nested.get("datasets") or []) if isinstance(item, Mapping)] if isinstance(nested.get("datasets"), list) else []
+    folders: list[tuple[str, int]] = []
+    first: dict[str, Any] = {}
+    for at, item in enumerate(found or [{}]):
+        subsets = [subset for subset in item.get("subsets") or [] if isinstance(subset, Mapping)] if isinstance(item.get("subsets"), list) else []
+        for subset in subsets or [{}]:
+            values = {**general, **{key: value for key, value in item.items() if key != "subsets"}, **subset}
+            folder, is_reg, repeats = values.pop("image_dir", None), values.pop("is_reg", False), values.pop("num_repeats", 1)
+            if is_reg is True:
+                _regularisation(taking, folder)
+            elif folder is not None:
+                folders.append((str(folder), repeats))
+            if "batch_size" in values:
+                values["train_batch_size"] = values.pop("batch_size")
+            if isinstance(values.get("resolution"), (list, tuple)):
+                values["resolution"] = ",".join(map(str, values["resolution"]))
+            for key, value in values.items():
+                if is_reg is not True and first.setdefault(key, value) != value:
+                    taking.leave(f"datasets[{at}] {key}", value, f"all folders are trained alike: as the first one says, {first[key]}")
+    for key in [key for key in nested if key not in ("general", "datasets")]:
+        taking.values[key] = nested[key]
+    taking.values.update({"enable_bucket": False, **{key: cleaned for key, value in first.items() if (cleaned := clean(value)) is not None}})
+    if folders:
+        (taking.values["train_data_dir"], repeats), *more = folders
+        taking.values["num_repeats"] = repeats
+        if more:
+            taking.values["extra_data_dirs"] = "\n".join(f"{number(count) or 1:g} x {folder}" for folder, count in more)
+
+
+def _regularisation(taking: Taking, folder: Any) -> None:
+    if taking.values.setdefault("reg_data_dir", folder) != folder:
+        taking.leave("image_dir", folder, "regularisation pictures lie in one folder here: put them together")
+
+
+# --- LoRAs ---------------------------------------------------------------------------------------------------------------
+
+def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+    """Return a safetensors file's metadata and its tensors' shapes without reading them; raises `Refused` (code "unreadable_config")."""
+    try:
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if not 2 <= size <= MOST_HEADER_BYTES:
+                raise ValueError("it is not a safetensors file")
+            header = json.loads(file.read(size).decode("utf-8"))
+        metadata = header.pop("__metadata__", None) or {}
+        return {str(key): str(value) for key, value in metadata.items()}, {str(name): tuple(entry["shape"]) for name, entry in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Refused(f"The LoRA {Path(path).name} cannot be read: {error}.", code="unreadable_config") from error
+
+
+def _from_lora(metadata: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> tuple[Taking, str]:
+    """Read what a LoRA says of its own training: all of it where it is ours, else sd-scripts' ss_* keys and what the layers' names show."""
+    if isinstance(ours := _json(metadata.get(OUR_SETTINGS)), dict) and ours.keys() & TrainConfig.__dataclass_fields__.keys():
+        taking = _from_ours(ours)
+        _facts(taking, metadata)
+        return taking, "a LoRA of ours"
+    if not any(key.startswith("ss_network") or key == "ss_learning_rate" for key in metadata):
+        raise Refused("This LoRA does not say how it was trained: it holds no training metadata (ss_*). Ask its maker, or choose another.", code="no_settings")
+    taking = Taking({name: value for key, value in metadata.items() if (name := _plain_name(key))})
+    ours = taking.values
+    _network_of(taking, shapes)
+    ours.update(_optimizer_of(taking.take("optimizer")))
+    sets = _json(taking.take("datasets"))
+    for dataset in sets if isinstance(sets, list) else []:
+        _dataset_of(taking, dataset)
+    _run_of(taking, metadata)
+    version = str(metadata.get("ss_base_model_version", ""))
+    ours["sdxl"] = version.startswith("sdxl")
+    if version.endswith("_v") or metadata.get("modelspec.prediction_type") == "v":
+        ours["v_parameterization"] = True
+    if (timesteps := re.fullmatch(r"(\d+),(\d+)", metadata.get("modelspec.timestep_range", ""))):
+        ours["min_timestep"], ours["max_timestep"] = timesteps.groups()
+    if metadata.get("modelspec.trigger_phrase"):
+        ours["trigger_word"] = metadata["modelspec.trigger_phrase"]
+    _facts(taking, metadata)
+    translate(taking, complete="ss_learning_rate" in metadata)
+    return taking, "the metadata of a LoRA"
+
+
+_RENAMED = {"batch_size_per_device": "train_batch_size", "debiased_estimation": "debiased_estimation_loss"}
+_RUN = set("session_id training_started_at training_finished_at output_name num_train_images num_validation_images num_reg_images num_batches_per_epoch epoch steps "
+           "total_batch_size sd_model_name sd_model_hash new_sd_model_hash vae_name vae_hash new_vae_hash sd_scripts_commit_hash base_model_version tag_frequency "
+           "bucket_info training_comment loss_average num_epochs max_train_steps dataset_dirs reg_dataset_dirs dim_from_weights".split())
+
+
+def _plain_name(key: str) -> str:
+    """The name of the argument behind a metadata key; "" for what is no setting."""
+    name = key.removeprefix("ss_")
+    return "" if name == key or name in _RUN else _RENAMED.get(name, name)
+
+
+def _network_of(taking: Taking, shapes: dict[str, tuple[int, ...]]) -> None:
+    """sd-scripts does not write which parts it trained; the layers' names show it."""
+    given = _json(taking.values.get("network_args"))
+    if isinstance(given, dict):
+        taking.values["network_args"] = given
+    encoder, unet = (any(name.startswith(start) for name in shapes) for start in ("lora_te", "lora_unet"))
+    if shapes and (encoder or unet):
+        taking.values.update({} if encoder else {"network_train_unet_only": True}, **({} if unet else {"network_train_text_encoder_only": True}))
+    ranks = [shape[0] for name, shape in shapes.items() if name.endswith("lora_down.weight") and len(shape) > 0]
+    if number(taking.values.get("network_dim")) is None and ranks:
+        taking.values["network_dim"] = max(set(ranks), key=ranks.count)
+
+
+def _optimizer_of(text: Any) -> dict[str, Any]:
+    """Read "bitsandbytes.optim.adamw.AdamW8bit(weight_decay=0.1,betas=(0.9, 0.99))"."""
+    found = re.fullmatch(r"([\w.]+)(?:\((.*)\))?", str(text or ""), re.DOTALL)
+    if not found:
+        return {}
+    try:
+        call = ast.parse(f"f({found[2] or ''})", mode="eval").body
+        given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
+    except (SyntaxError, ValueError, AttributeError, RecursionError):
+        given = {}
+    return {"optimizer_type": found[1], **({"optimizer_args": given} if given else {})}
+
+
+def _dataset_of(taking: Taking, dataset: Any) -> None:
+    """A run with a dataset config tells of each of its data sets; as for a config, the first one counts."""
+    if not isinstance(dataset, Mapping):
+        return
+    said = ("resolution", "enable_bucket", "min_bucket_reso", "max_bucket_reso", "batch_size_per_device")
+    values = {_RENAMED.get(key, key): dataset[key] for key in said if clean(dataset.get(key)) is not None}
+    subsets = dataset.get("subsets")
+    for subset in [item for item in (subsets if isinstance(subsets, list) else []) if isinstance(item, Mapping) and item.get("is_reg") is not True][:1]:
+        values.update({key: value for key, value in subset.items()
+                       if key not in ("img_count", "num_repeats", "image_dir", "is_reg", "class_tokens", "metadata_file") and clean(value) is not None})
+    for key, value in values.items():
+        taking.values.setdefault(key, value)
+
+
+def _run_of(taking: Taking, metadata: Mapping[str, str]) -> None:
+    """How long it was: in epochs where it was whole ones, else in steps; and the repeats that all folders shared."""
+    epochs, steps, batches = (number(metadata.get(f"ss_{name}")) for name in ("num_epochs", "max_train_steps", "num_batches_per_epoch"))
+    accumulated = number(metadata.get("ss_gradient_accumulation_steps")) or 1
+    if epochs and steps and batches and epochs * -(-batches // accumulated) == steps:
+        taking.values["max_train_epochs"] = int(epochs)
+    elif steps:
+        taking.values["max_train_steps"] = int(steps)
+    folders = _json(metadata.get("ss_dataset_dirs"))
+    repeats = {entry.get("n_repeats") for entry in folders.values() if isinstance(entry, Mapping)} if isinstance(folders, dict) else set()
+    if len(repeats) == 1:
+        taking.values["num_repeats"] = repeats.pop()
+    elif repeats:
+        taking.leave("ss_dataset_dirs", folders, "its folders had repeats of their own: name yours so, as in 10_cat")
+
+
+def _facts(taking: Taking, metadata: Mapping[str, str]) -> None:
+    """List what the user has to see to: the checkpoint, a VAE, regularisation pictures, a name."""
+    for key, reason in (("ss_output_name", "a new LoRA needs a name of its own"), ("ss_sd_model_name", "it was trained on this checkpoint: load it, or one of its kind"),
+                        ("ss_vae_name", "it was trained with this VAE: load it, if you have it")):
+        if (value := clean(metadata.get(key))) is not None:
+            taking.leave(key, PurePath(str(value)).name if key != "ss_output_name" else value, reason)
+    if number(metadata.get("ss_num_reg_images")) and not taking.settings.get("reg_data_dir"):
+        taking.leave("ss_reg_dataset_dirs", _json(metadata.get("ss_reg_dataset_dirs")) or metadata["ss_num_reg_images"],
+                     "it had regularisation pictures: choose a folder of your own under Regularisation pictures")
+
+
+def _json(text: Any) -> Any:
+    try:
+        return json.loads(text) if isinstance(text, str) else text
+    except (ValueError, RecursionError):
+        return None

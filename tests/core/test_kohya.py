@@ -1,0 +1,209 @@
+"""sd-scripts' names, defaults and habits, against its documented meaning."""
+import dataclasses
+import math
+
+import pytest
+
+from lora_trainer.core.blocks import read_blocks
+from lora_trainer.core.config import GROUPS, KOHYA_NAMES, TrainConfig
+from lora_trainer.core.kohya import LeftOut, Taking, arguments, block_list, clean, is_off, keep_valid, reference_table, translate
+
+
+def taken(values, complete=False):
+    taking = Taking(values)
+    translate(taking, complete=complete)
+    return keep_valid(taking), {item.key: item for item in taking.left_out}, taking
+
+
+def settings(values, complete=False):
+    return taken(values, complete)[0]
+
+
+def test_a_silent_config_trains_as_sd_scripts_would():
+    found, left_out, taking = taken({"resolution": "512"}, complete=True)
+    assert found == {
+        "resolution": 512, "lora_type": "lora", "lora_rank": 4, "lora_alpha": 1.0, "lora_targets": "attention+feed-forward", "learning_rate": 2e-6,
+        "train_text_encoder": True, "text_encoder_lr": 2e-6, "optimizer": "adamw", "weight_decay": 0.01, "max_train_steps": 1600, "scheduler": "constant",
+        "clip_skip": 1, "max_token_length": 75, "enable_bucket": False}
+    assert not left_out and taking.assumed == set(found) - {"resolution"}
+
+
+def test_a_part_of_a_config_says_nothing_of_the_rest():
+    assert settings({"noise_offset": 0.1, "network_dim": 8}) == {"noise_offset": 0.1, "lora_rank": 8}
+
+
+@pytest.mark.parametrize("values, expected", [
+    ({"learning_rate": 1e-4}, (1e-4, True, 1e-4, True)),
+    ({"learning_rate": 1e-4, "network_train_unet_only": True}, (1e-4, True, None, False)),
+    ({"learning_rate": 1e-4, "unet_lr": 2e-4, "text_encoder_lr": 5e-5}, (2e-4, True, 5e-5, True)),
+    ({"unet_lr": 2e-4, "text_encoder_lr": 0}, (2e-4, True, None, False)),
+    ({"unet_lr": "1e-4", "text_encoder_lr": ["5e-5", "5e-5"]}, (1e-4, True, 5e-5, True)),
+    ({"unet_lr": "1e-4", "text_encoder_lr": "[5e-05, 1e-05]"}, (1e-4, True, 5e-5, True)),
+    ({"unet_lr": 0, "text_encoder_lr": 1e-4}, (None, False, 1e-4, True)),
+    ({"learning_rate": 1e-4, "network_train_text_encoder_only": True}, (1e-4, False, 1e-4, True)),
+])
+def test_which_part_learns_and_how_fast(values, expected):
+    found = settings(values, complete=True)
+    assert (found.get("learning_rate"), found.get("train_unet", True), found.get("text_encoder_lr"), found["train_text_encoder"]) == expected
+
+
+@pytest.mark.parametrize("values, expected, left", [
+    ({"network_module": "networks.lora", "network_dim": 16}, dict(lora_type="lora", lora_targets="attention+feed-forward", lora_rank=16), []),
+    ({"network_module": "networks.lora", "network_dim": 16, "network_alpha": 0}, dict(lora_alpha=16.0), []),
+    ({"network_module": "networks.lora", "network_args": ["conv_dim=8"]}, dict(lora_targets="all", conv_rank=8, conv_alpha=1.0), []),
+    ({"network_module": "networks.lora", "network_args": "conv_dim=8 conv_alpha=0"}, dict(lora_targets="all", conv_rank=8, conv_alpha=8.0), []),
+    ({"network_module": "lycoris.kohya", "network_dim": 16, "network_alpha": 8, "network_args": ["algo=locon"]},
+     dict(lora_type="lora", lora_targets="all", conv_rank=16, conv_alpha=8.0), []),
+    ({"network_module": "lycoris.kohya", "network_args": ["algo=lokr", "preset=attn-mlp", "factor=8", "dropout=0.2", "rs_lora=True"]},
+     dict(lora_type="lokr", lora_targets="attention+feed-forward", lokr_factor=8, lora_dropout=0.2, rslora=True), []),
+    ({"network_module": "lycoris.kohya", "network_args": ["algo=loha", "preset=attn-only", "dora_wd=True", "use_tucker=False"]},
+     dict(lora_type="loha", lora_targets="attention"), ["network_args dora_wd"]),
+    ({"network_module": "lycoris.kohya", "network_args": ["preset=unet-transformer-only"]}, dict(train_text_encoder=False), []),
+    ({"network_module": "lycoris.kohya", "network_args": ["algo=boft"]}, dict(lora_type="lora"), ["network_module"]),
+    ({"network_module": "networks.oft"}, dict(lora_type="lora"), ["network_module"]),
+    ({"network_module": "networks.lora", "network_args": ["loraplus_lr_ratio=16", "nonsense=1"]}, {}, ["network_args loraplus_lr_ratio", "network_args nonsense"]),
+    ({"network_module": "networks.lora", "network_dim": "Dynamic"}, {}, ["network_dim"]),
+    ({"network_module": "lycoris.kohya", "network_dim": 100000, "network_args": ["algo=lokr"]}, dict(lora_rank=1024, conv_rank=1024), ["network_dim"]),
+    ({"network_dim": 100000}, {}, ["network_dim"]),
+])
+def test_networks(values, expected, left):
+    found, left_out, _ = taken(values)
+    assert {name: found.get(name) for name in expected} == expected and sorted(left_out) == left
+
+
+def sd1(**blocks):
+    names = [*(f"IN{at:02}" for at in range(12)), "MID", *(f"OUT{at:02}" for at in range(12))]
+    return [blocks.get(name, 0) for name in names]
+
+
+@pytest.mark.parametrize("ranks, alphas, expected", [
+    (sd1(IN04=8, IN05=8, MID=64, OUT03=8), [4] * 12 + [32] + [4] * 12, "IN04-IN05, MID=64:32, OUT03"),
+    (sd1(IN11=8, MID=8, OUT00=8), [4] * 25, "IN11, MID, OUT00"),
+    ([8] * 25, [4] * 25, ""),
+    ([16] * 25, [4] * 25, "IN00-IN11=16:4, MID=16:4, OUT00-OUT11=16:4"),
+    ([0, *[0] * 4, *[8] * 5, *[16] * 3, *[0] * 9, 0], [4] * 23, "IN04-IN08, MID=16:4"),
+    ([0] * 25, [4] * 25, None), ([8] * 12, [4] * 12, None), ([8] * 10 + [8, 4, 8] + [8] * 10, [4] * 23, None),
+])
+def test_blocks_by_the_webuis_names(ranks, alphas, expected):
+    assert block_list(ranks, alphas, rank=8, alpha=4) == expected
+
+
+def test_our_reader_takes_the_blocks_as_they_were_meant():
+    found = settings({"network_module": "networks.lora", "network_dim": 8, "network_alpha": 4,
+                      "network_args": ["block_dims=" + ",".join(map(str, sd1(IN04=8, IN05=16, MID=64))), "block_alphas=" + ",".join(["2"] * 25)]})
+    blocks = read_blocks(found["lora_blocks"], 4)
+    assert {name: (block.rank, block.alpha) for name, block in blocks.items()} == {"IN04": (8, 2.0), "IN05": (16, 2.0), "MID": (64, 2.0)}
+
+
+def test_blocks_that_do_not_learn():
+    found, left_out, _ = taken({"network_module": "networks.lora", "network_dim": 8, "network_args": {
+        "down_lr_weight": "0,0,0,0,1,1,1,1,1,1,1,1", "mid_lr_weight": "1", "up_lr_weight": "1,1,1,1,0,0,0,0,0,0,0,0"}})
+    assert found["lora_blocks"] == "IN04-IN11, MID, OUT00-OUT03" and not left_out
+    _, left_out, _ = taken({"network_module": "networks.lora", "network_args": ["down_lr_weight=0.5,1,1,1,1,1,1,1,1,1,1,1", "mid_lr_weight=1", "up_lr_weight=1"]})
+    assert "network_args down_lr_weight" in left_out
+
+
+@pytest.mark.parametrize("values, expected, left", [
+    ({"optimizer_type": "AdamW8bit"}, dict(optimizer="adamw8bit", weight_decay=0.01), []),
+    ({"optimizer_type": "Lion8bit"}, dict(optimizer="lion", weight_decay=0.0), ["optimizer_type"]),
+    ({"use_8bit_adam": True}, dict(optimizer="adamw8bit"), []),
+    ({"optimizer_type": "AdamW", "optimizer_args": ["weight_decay=0.1", "betas=(0.9, 0.99)", "eps=1e-06"]},
+     dict(optimizer="adamw", weight_decay=0.1, optimizer_args="betas=0.9,0.99 eps=1e-06"), []),
+    ({"optimizer_type": "Prodigy", "optimizer_args": 'decouple=True weight_decay=0.01 d_coef="2" use_bias_correction=True'},
+     dict(optimizer="prodigy", weight_decay=0.01, optimizer_args="decouple=True d_coef=2 use_bias_correction=True"), []),
+    ({"optimizer_type": "DAdaptAdam", "optimizer_args": ["weight_decay=0.02"]}, dict(optimizer="dadaptation", optimizer_args="decouple=False"), []),
+    ({"optimizer_type": "AdaFactor", "optimizer_args": ["scale_parameter=False", "relative_step=False", "warmup_init=False"]},
+     dict(optimizer="adafactor", optimizer_args="scale_parameter=False"), []),
+    ({"optimizer_type": "Adafactor"}, dict(optimizer="adafactor"), ["optimizer_args relative_step"]),
+    ({"optimizer_type": "prodigyplus.ProdigyPlusScheduleFree"}, dict(optimizer="prodigy"), ["optimizer_type"]),
+    ({"optimizer_type": "schedulefree.AdamWScheduleFree"}, dict(optimizer="schedulefree"), []),
+    ({"optimizer_type": "pytorch_optimizer.CAME", "optimizer_args": ["weight_decay=0.01"]}, dict(optimizer=None), ["optimizer_args weight_decay", "optimizer_type"]),
+])
+def test_optimizers(values, expected, left):
+    found, left_out, _ = taken(values)
+    assert {name: found.get(name) for name in expected} == expected and sorted(left_out) == left
+
+
+@pytest.mark.parametrize("values, expected, left", [
+    ({"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 50}, dict(scheduler="constant", lr_warmup_steps=50), []),
+    ({"lr_scheduler": "constant", "lr_warmup_steps": 50}, dict(scheduler="constant", lr_warmup_steps=None), ["lr_warmup_steps"]),
+    ({"lr_scheduler": "cosine", "lr_warmup_steps": 0.1, "max_train_steps": 500}, dict(lr_warmup_steps=50), []),
+    ({"lr_scheduler": "cosine", "lr_warmup_steps": 0.1, "max_train_epochs": 5}, dict(lr_warmup_steps=None), ["lr_warmup_steps"]),
+    ({"lr_scheduler": "cosine_with_restarts", "lr_scheduler_num_cycles": 2, "lr_scheduler_power": 1}, dict(scheduler_cycles=2, scheduler_power=None), []),
+    ({"lr_scheduler": "polynomial", "lr_scheduler_power": 2, "lr_scheduler_num_cycles": 1}, dict(scheduler_cycles=None, scheduler_power=2.0), []),
+    ({"lr_scheduler": "warmup_stable_decay", "lr_decay_steps": 0.2}, dict(scheduler=None), ["lr_decay_steps", "lr_scheduler"]),
+    ({"lr_scheduler_type": "torch.optim.lr_scheduler.OneCycleLR"}, dict(scheduler="one_cycle"), []),
+    ({"max_train_epochs": 5, "max_train_steps": 100}, dict(epochs=5, max_train_steps=None), ["max_train_steps"]),
+])
+def test_length_and_schedule(values, expected, left):
+    found, left_out, _ = taken(values)
+    assert {name: found.get(name) for name in expected} == expected and sorted(left_out) == left
+
+
+@pytest.mark.parametrize("values, expected, left", [
+    ({"resolution": "512,768"}, dict(resolution=627), []),
+    ({"resolution": "512,768", "enable_bucket": False}, dict(resolution=627, enable_bucket=False), ["resolution"]),
+    ({"resolution": [1024, 1024]}, dict(resolution=1024), []),
+    ({"resolution": "big"}, dict(resolution=None), ["resolution"]),
+    ({"bucket_reso_steps": 1}, dict(bucket_step=8), ["bucket_reso_steps"]),
+    ({"color_aug": True}, dict(color_jitter=0.05), []),
+    ({"alpha_mask": True}, dict(masked_loss="alpha"), []),
+    ({"masked_loss": True, "conditioning_data_dir": "masks"}, dict(masked_loss=None), ["conditioning_data_dir", "masked_loss"]),
+    ({"caption_extension": ".caption"}, {}, ["caption_extension"]),
+    ({"caption_extension": ".txt", "caption_separator": ","}, {}, []),
+    ({"token_warmup_min": 1, "token_warmup_step": 0}, {}, []),
+    ({"v_parameterization": True, "zero_terminal_snr": True, "scale_v_pred_loss_like_noise_pred": True},
+     dict(prediction_type="v_prediction", zero_terminal_snr="on", scale_v_pred_loss=True), []),
+    ({"v_parameterization": False, "zero_terminal_snr": False}, dict(prediction_type=None, zero_terminal_snr=None), []),
+    ({"clip_skip": 2}, dict(clip_skip=2), []),
+    ({"clip_skip": 2, "resolution": "1024,1024"}, dict(clip_skip=None), ["clip_skip"]),
+    ({"noise_offset": 0, "noise_offset_random_strength": True}, dict(noise_offset_random=None), []),
+    ({"noise_offset": 0.05, "noise_offset_random_strength": True}, dict(noise_offset_random=True), []),
+    ({"ip_noise_gamma": 0.1, "ip_noise_gamma_random_strength": True}, dict(input_perturbation=0.1, input_perturbation_random=True), []),
+    ({"loss_type": "l2", "huber_c": 0.5}, dict(huber_c=None), []),
+    ({"loss_type": "smooth_l1", "huber_c": 0.5, "huber_schedule": "constant"}, dict(loss_type="smooth_l1", huber_c=0.5, huber_schedule="constant"), []),
+    ({"prior_loss_weight": 0, "max_grad_norm": 0}, dict(prior_loss_weight=0.0, max_grad_norm=0.0), []),
+    ({"pretrained_model_name_or_path": "runwayml/stable-diffusion-v1-5"}, dict(base_model=None), ["pretrained_model_name_or_path"]),
+    ({"pretrained_model_name_or_path": "D:\\models\\a.ckpt"}, dict(base_model="D:\\models\\a.ckpt"), []),
+    ({"save_precision": "float"}, dict(save_precision="fp32"), []),
+    ({"mixed_precision": "fp8"}, dict(mixed_precision=None), ["mixed_precision"]),
+    ({"output_name": "a/b"}, dict(output_name=None), ["output_name"]),
+])
+def test_meanings(values, expected, left):
+    found, left_out, _ = taken(values)
+    assert {name: found.get(name) for name in expected} == expected and sorted(left_out) == left
+
+
+@pytest.mark.parametrize("silent, sdxl_mark", [(1, {}), (None, {"resolution": "1024,1024"}), (None, {"no_half_vae": True}), (None, {"v2": True}),
+                                                (None, {"pretrained_model_name_or_path": "ponyDiffusionV6XL.safetensors"})])
+def test_without_clip_skip_each_family_is_read_as_in_sd_scripts(silent, sdxl_mark):
+    assert settings({"network_dim": 8, **sdxl_mark}, complete=True).get("clip_skip") == silent
+
+
+def test_what_is_not_needed_or_not_possible_is_said_once_and_with_its_reason():
+    _, left_out, _ = taken({"xformers": True, "sdpa": False, "wandb_api_key": "secret", "huggingface_token": "", "cache_latents": True, "log_with": "wandb",
+                            "save_every_n_epochs": 2, "adaptive_noise_scale": 0.01, "t5xxl": "x.safetensors", "lora_rnak": 8, "qwertz": 3, "sample_prompts": None,
+                            "network_dim": 5000})
+    assert all(isinstance(item, LeftOut) and item.reason for item in left_out.values())
+    assert {key: item.reason.split(":")[0] for key, item in left_out.items()} == {
+        "xformers": "not needed here", "wandb_api_key": "not needed here", "cache_latents": "not needed here", "log_with": "not needed here",
+        "save_every_n_epochs": "snapshots are counted in steps here", "adaptive_noise_scale": left_out["adaptive_noise_scale"].reason, "t5xxl": "not needed here",
+        "lora_rnak": "this setting is not known here; is lora_rank meant?", "qwertz": "this setting is not known here", "network_dim": "Rank"}
+    assert left_out["wandb_api_key"].value == "(not shown)" and left_out["network_dim"].value == 5000
+
+
+def test_arguments_and_emptiness():
+    assert arguments(["a=1", "b = x=y", "c", ""]) == {"a": "1", "b": "x=y", "c": True}
+    assert arguments('{"conv_dim": "8", "dropout": null}') == {"conv_dim": "8", "dropout": None}
+    assert arguments('a="1 2" b=None') == {"a": "1 2", "b": None} and arguments(None) == {} and arguments(3) == {}
+    assert [clean(text) for text in ("", " None ", "true", "False", " x ")] == [None, None, True, False, "x"]
+    assert all(map(is_off, (None, False, "", 0, 0.0, "0", [], {}))) and not any(map(is_off, (True, 1, "x", [0], math.nan)))
+
+
+def test_the_reference_has_every_setting_once_with_its_names():
+    table = reference_table()
+    rows = [line for line in table.splitlines() if line.startswith("| `")]
+    assert sorted(row.split("`")[1] for row in rows) == sorted(field.name for field in dataclasses.fields(TrainConfig))
+    assert all(f"### {heading}" in table for heading in GROUPS.values()) and all(f"`{theirs}`" in table for theirs in KOHYA_NAMES)
+    row = next(row for row in rows if "`lora_rank`" in row)
+    assert row == "| `lora_rank` | Rank | `network_dim` | 16 | 1 to 1024 | " + TrainConfig.__dataclass_fields__["lora_rank"].metadata["help"] + " |"

@@ -2,6 +2,7 @@
 import contextlib
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from lora_trainer.core import diffusion  # noqa: E402
 from lora_trainer.core.contracts import BaseModel, Conditioning, Host, ModelStatus  # noqa: E402
 from lora_trainer.core.layouts import unet_to_diffusers  # noqa: E402
 
@@ -97,6 +99,45 @@ class TinyUNet(torch.nn.Module):
         return self.out(h)
 
 
+class SelfAttention(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (torch.nn.Linear(TEXT_WIDTH, TEXT_WIDTH) for _ in range(4))
+
+    def forward(self, x):
+        return self.out_proj(torch.softmax(self.q_proj(x) @ self.k_proj(x).mT / TEXT_WIDTH ** 0.5, -1) @ self.v_proj(x))
+
+
+class Mlp(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = torch.nn.Linear(TEXT_WIDTH, 2 * TEXT_WIDTH), torch.nn.Linear(2 * TEXT_WIDTH, TEXT_WIDTH)
+
+    def forward(self, x):
+        return self.fc2(torch.nn.functional.gelu(self.fc1(x)))
+
+
+class CLIPEncoderLayer(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.self_attn, self.mlp = SelfAttention(), Mlp()
+
+    def forward(self, x):
+        x = x + self.self_attn(x)
+        return x + self.mlp(x)
+
+
+class TinyTextEncoder(torch.nn.Module):
+    """Module paths as in transformers' CLIPTextModel: text_model.encoder.layers.0.{self_attn,mlp}."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text_model = torch.nn.ModuleDict({"encoder": torch.nn.ModuleDict({"layers": torch.nn.ModuleList([CLIPEncoderLayer()])})})
+
+    def forward(self, x):
+        return self.text_model["encoder"]["layers"][0](x)
+
+
 class TinyModel(BaseModel):
     family, prediction_type, name, sha256, clip_skip = "sd1", "epsilon", "tiny", "0" * 64, 1
     device, dtype = torch.device("cpu"), torch.float32
@@ -106,21 +147,29 @@ class TinyModel(BaseModel):
             torch.manual_seed(0)
             self.unet = TinyUNet().eval()
             self._encoder = torch.nn.Conv2d(3, 4, 8, stride=8)
-        self.text_encoders = []
+            self.text_encoders = [TinyTextEncoder().eval()]
         self.alphas_cumprod = torch.cumprod(1 - torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000) ** 2, 0)
 
     def encode_images(self, pixels):
         return self._encoder(pixels).detach()
 
-    def encode_captions(self, captions, sizes):
-        draws = [torch.randn(77, TEXT_WIDTH, generator=torch.Generator().manual_seed(sum(caption.encode()))) for caption in captions]
-        return Conditioning(torch.stack(draws))
+    def read_as(self, reading):
+        self.clip_skip = reading.clip_skip or 1
+        self.prediction_type = reading.prediction_type or "epsilon"
+        self.zero_terminal_snr = bool(reading.zero_terminal_snr)
+        if self.zero_terminal_snr:
+            self.alphas_cumprod = diffusion.rescale_zero_terminal_snr(self.alphas_cumprod)
+
+    def encode_captions(self, captions):
+        draws = [torch.randn(77, TEXT_WIDTH, generator=torch.Generator().manual_seed(zlib.crc32(caption.encode()))) for caption in captions]
+        return Conditioning(self.text_encoders[0](torch.stack(draws)))
 
     def predict(self, noisy_latents, timesteps, conditioning):
         return self.unet(noisy_latents, timesteps, conditioning.hidden_states)
 
-    def export_name(self, module_path):
-        return "lora_unet_" + unet_to_diffusers(module_path).replace(".", "_")
+    def export_name(self, path):
+        part, _, inner = path.partition(".")
+        return ("lora_unet_" + unet_to_diffusers(inner) if part == "unet" else "lora_te_" + inner).replace(".", "_")
 
 
 class TinyHost(Host):
@@ -134,17 +183,18 @@ class TinyHost(Host):
     def model_status(self):
         return self.status
 
-    def peek_unet(self):
-        return self.model.unet
+    def peek_parts(self):
+        return self.model.parts()
 
     @contextlib.contextmanager
     def borrow_model(self):
-        flags = [parameter.requires_grad for parameter in self.model.unet.parameters()]
+        parts = self.model.parts()
+        flags = [parameter.requires_grad for parameter in parts.parameters()]
         try:
-            self.model.unet.requires_grad_(False)
+            parts.requires_grad_(False)
             yield self.model
         finally:
-            for parameter, flag in zip(self.model.unet.parameters(), flags):
+            for parameter, flag in zip(parts.parameters(), flags):
                 parameter.requires_grad_(flag)
 
     def wanted(self):
@@ -164,15 +214,20 @@ class TinyHost(Host):
         return Image.new("RGB", (64, 64))
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Reports can be sent between processes: what was logged of names that are not Unicode is escaped."""
+    report = (yield).get_result()
+    report.sections = [(title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections]
+
+
 @pytest.fixture
 def host(tmp_path) -> TinyHost:
     return TinyHost(tmp_path / "host")
 
 
-@pytest.fixture
-def pictures(tmp_path) -> Path:
-    """Six captioned pictures of three shapes."""
-    folder = tmp_path / "pictures"
+def draw_pictures(folder: Path) -> Path:
+    """Draw six captioned pictures of three shapes."""
     folder.mkdir()
     for number, size in enumerate([(64, 64), (64, 64), (128, 64), (64, 128), (96, 96), (128, 64)]):
         image = Image.new("RGB", size, (40 * number, 90, 200 - 20 * number))
@@ -183,6 +238,13 @@ def pictures(tmp_path) -> Path:
 
 
 @pytest.fixture
+def pictures(tmp_path) -> Path:
+    return draw_pictures(tmp_path / "pictures")
+
+
+SMALL = dict(output_name="mine", resolution=64, bucket_step=32, batch_size=2, max_train_steps=6, learning_rate=1e-2, lora_rank=4, lora_alpha=4, save_precision="fp32")
+
+
+@pytest.fixture
 def settings(pictures) -> dict:
-    return dict(train_data_dir=str(pictures), output_name="mine", resolution=64, bucket_step=32, batch_size=2, max_train_steps=6, learning_rate=1e-2,
-                lora_rank=4, lora_alpha=4, save_precision="fp32")
+    return {**SMALL, "train_data_dir": str(pictures)}

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "lora_trainer"
 ENTRIES = {f"{PACKAGE}.__main__", f"{PACKAGE}.demo.pretrain", f"{PACKAGE}.demo.pretrain_clip", f"{PACKAGE}.bench"}
-WEBUI = {f"{PACKAGE}.hosts.webui{part}" for part in ("", "_captioners", "_guard", "_loan", "_loras", "_model")}
+WEBUI = {f"{PACKAGE}.hosts.webui{part}" for part in ("", "_captioners", "_captions", "_checkpoint", "_guard", "_loan", "_loras", "_model")}
 # What a part may import besides itself. `demo` lends its vocabulary writer to hosts, its CLIP to captioners and its commands to the command line.
 MAY_IMPORT = {
     "core": set(),
@@ -24,7 +24,7 @@ PLACES = {
     "gradio": {f"{PACKAGE}.interfaces"}, "uvicorn": {f"{PACKAGE}.interfaces"}, "fastapi": {f"{PACKAGE}.interfaces", f"{PACKAGE}.hosts.webui_guard"},
     "open_clip": {f"{PACKAGE}.captioning", f"{PACKAGE}.demo.pretrain_clip"}, "timm": {f"{PACKAGE}.captioning"}, "huggingface_hub": {f"{PACKAGE}.captioning"},
     "tensorboardX": {f"{PACKAGE}.jobs.tensorboard"},
-    "diffusers": {f"{PACKAGE}.hosts.standalone", f"{PACKAGE}.demo.pretrain", f"{PACKAGE}.bench"},
+    "diffusers": {f"{PACKAGE}.hosts.standalone", f"{PACKAGE}.hosts.standalone_loading", f"{PACKAGE}.demo.pretrain", f"{PACKAGE}.bench"},
 }
 LOWEST = {"errors", "layouts"}                 # import nothing of ours
 FOUNDATION = {"contracts", "config"}           # import the lowest only; every step may import them

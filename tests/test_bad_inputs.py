@@ -76,7 +76,7 @@ USED = {  # what: (settings, file, part of a warning or None)
     "animated GIF": ({}, ("a.gif", animated), "a.gif: animated: only the first frame is used"),
     "EXIF-rotated": ({}, ("a.jpg", rotated), None),
     "an empty caption": ({}, ("a.png", captioned("")), "1 of 1 pictures have no caption"),
-    "a caption of 500 words": ({}, ("a.png", captioned("word " * 500)), "has 500 words; only the first 75 tokens"),
+    "a caption of 500 words": ({}, ("a.png", captioned("word " * 500)), "has 500 words; only the first 225 tokens"),
     "emoji in the name": ({"output_name": "🎨 мой стиль"}, ("猫 🎨.png", captioned("x")), None),
 }
 

@@ -84,7 +84,8 @@ class Attendant:
             self._seconds, self._steps_timed = self._seconds + done.seconds, self._steps_timed + 1
         self._elapsed += done.seconds
         each, schedule = self._seconds / self._steps_timed if self._steps_timed else done.seconds, self._schedule
-        self._teller.tell(stage="training", message="Training", fraction=done.step / schedule.total_steps, step=done.step, total_steps=schedule.total_steps,
+        measured = {} if done.validation_loss is None else {"validation_loss": done.validation_loss}
+        self._teller.tell(stage="training", message="Training", **measured, fraction=done.step / schedule.total_steps, step=done.step, total_steps=schedule.total_steps,
                           epoch=(done.step - 1) // schedule.steps_per_epoch + 1, loss=done.loss, loss_average=self._learner.loss_average,
                           learning_rate=done.learning_rate, seconds_per_step=each, elapsed_seconds=self._elapsed, eta_seconds=each * (schedule.total_steps - done.step))
 

@@ -13,7 +13,7 @@ import torch
 
 from .errors import Refused
 
-__all__ = ["BaseModel", "Conditioning", "Host", "ModelStatus", "Progress", "Refused", "Size"]
+__all__ = ["BaseModel", "Conditioning", "Host", "ModelStatus", "Progress", "Reading", "Refused", "Size"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,44 +26,90 @@ class Size:
     target_width_px: int
     target_height_px: int
 
+    def numbers(self) -> list[int]:
+        """In SDXL's order (arXiv 2307.01952, section 2.2): original height, width, crop top, left, target height, width."""
+        return [self.original_height_px, self.original_width_px, self.crop_top_px, self.crop_left_px, self.target_height_px, self.target_width_px]
+
 
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
-    """What the UNet is told: `hidden_states` `(batch, tokens, width)` and, for SDXL, `vector` `(batch, width)`, else None."""
+    """What the UNet is told: `hidden_states` `(batch, 77 * chunks, width)` and for SDXL, else None, `pooled` `(batch, width)` and
+    `sizes` `(batch, 6)`, float32, as `Size.numbers` orders them."""
     hidden_states: torch.Tensor
-    vector: torch.Tensor | None = None
+    pooled: torch.Tensor | None = None
+    sizes: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.hidden_states)
 
     def to(self, *args: Any, **kwargs: Any) -> "Conditioning":
-        return Conditioning(self.hidden_states.to(*args, **kwargs), None if self.vector is None else self.vector.to(*args, **kwargs))
+        return self._each(lambda tensor: tensor.to(*args, **kwargs))
 
     def __getitem__(self, index: Any) -> "Conditioning":
-        return Conditioning(self.hidden_states[index], None if self.vector is None else self.vector[index])
+        return self._each(lambda tensor: tensor[index])
+
+    def of_sizes(self, sizes: "list[Size]") -> "Conditioning":
+        """Return this told of one `Size` for each picture."""
+        numbers = torch.tensor([size.numbers() for size in sizes], dtype=torch.float32, device=self.hidden_states.device)
+        return dataclasses.replace(self, sizes=numbers)
 
     @staticmethod
-    def cat(parts: "list[Conditioning]") -> "Conditioning":
-        """Join along the batch; shorter token sequences cannot be joined with longer ones and raise RuntimeError."""
-        vectors = [part.vector for part in parts]
-        return Conditioning(torch.cat([part.hidden_states for part in parts]), None if vectors[0] is None else torch.cat(vectors))
+    def cat(parts: "list[Conditioning]", empty: "Conditioning | None" = None) -> "Conditioning":
+        """Join along the batch. Shorter captions are filled up with `empty`, what an empty caption is encoded to `(1, 77, width)`, as the
+        WebUI fills a batch of prompts; without it captions of different lengths raise RuntimeError."""
+        longest = max(part.hidden_states.shape[1] for part in parts)
+        states = [part.hidden_states if empty is None else _filled(part.hidden_states, empty.hidden_states, longest) for part in parts]
+        return Conditioning(torch.cat(states), *(None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts])
+                                                 for name in ("pooled", "sizes")))
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Conditioning":
+        return Conditioning(change(self.hidden_states), *(None if value is None else change(value) for value in (self.pooled, self.sizes)))
+
+
+def _filled(states: torch.Tensor, empty: torch.Tensor, tokens: int) -> torch.Tensor:
+    missing = (tokens - states.shape[1]) // empty.shape[1]
+    return torch.cat([states, empty.to(states).expand(len(states), -1, -1).repeat(1, missing, 1)], dim=1) if missing else states
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a model is to be taken, where the user knows better than the checkpoint. `clip_skip` 0, `prediction_type` "" and `zero_terminal_snr`
+    None mean: as the host and the checkpoint say."""
+    clip_skip: int = 0
+    prediction_type: str = ""
+    zero_terminal_snr: bool | None = None
+    max_token_length: int = 225    # in tokens, counted without start and end; captions are cut there
+    weighted_captions: bool = False
 
 
 class BaseModel(abc.ABC):
     """A base model lent by a host. Nothing here may change a weight, a module's type or a flag that outlives `borrow_model()`."""
 
     family: str                    # "sd1", "sd2" or "sdxl"
+    variant: str = ""              # "", "inpainting" or "ssd-1b"
     prediction_type: str           # "epsilon" or "v_prediction"
     alphas_cumprod: torch.Tensor   # float32, (1000,), on the CPU: the noise schedule's cumulative product of 1 - beta
-    unet: torch.nn.Module          # adapters go in here
-    text_encoders: list[torch.nn.Module]
+    unet: torch.nn.Module
+    text_encoders: list[torch.nn.Module]           # what holds each text encoder's layers; adapters go in here and into the UNet
     device: torch.device           # where the UNet computes
     dtype: torch.dtype             # of the UNet's weights
     name: str                      # the checkpoint's name, without folder and ending
     sha256: str | None             # of the checkpoint's file, lower-case hex, if known
-    clip_skip: int = 1
+    clip_skip: int = 1             # in use: 1 is the text encoder's last layer
+    zero_terminal_snr: bool = False                # whether `alphas_cumprod` ends in pure noise
+    encodes_between_steps: bool = True             # False where the text encoders are not on the device beside the UNet (--medvram)
 
     fingerprint: str = ""          # of the UNet's weights, as `core.fingerprint` takes it
+
+    def parts(self) -> torch.nn.ModuleDict:
+        """Return everything that can learn under the names `unet`, `te1`, `te2`; a layer's path begins with one of them."""
+        encoders = {f"te{number}": module for number, module in enumerate(self.text_encoders, start=1)}
+        return torch.nn.ModuleDict({"unet": self.unet, **encoders})
+
+    @abc.abstractmethod
+    def read_as(self, reading: Reading) -> None:
+        """Take the model so from now on: sets `clip_skip`, `prediction_type`, `alphas_cumprod`, `zero_terminal_snr`. Called once, right after
+        borrowing; raises `Refused` for what this model cannot do."""
 
     def encoding_key(self) -> str:
         """Name everything besides the pictures and captions that decides how they are encoded (VAE, clip skip); other keys, other encodings."""
@@ -80,19 +126,25 @@ class BaseModel(abc.ABC):
         """
 
     @abc.abstractmethod
-    def encode_captions(self, captions: list[str], sizes: list[Size]) -> Conditioning:
-        """Encode captions as the host would encode such prompts, without gradient; one `Size` for each caption."""
+    def encode_captions(self, captions: list[str]) -> Conditioning:
+        """Encode captions as the host encodes prompts, in chunks of 75 tokens, all filled up to the longest of them; float32, without `sizes`.
+
+        Differentiable; runs under the caller's autocast and gradient mode.
+        """
 
     @abc.abstractmethod
     def predict(self, noisy_latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """Run the UNet: latents `(batch, 4, h, w)`, int64 timesteps `(batch,)` in [0, 999] to a prediction of the latents' shape.
 
-        What it predicts is `prediction_type`. Differentiable; runs under the caller's autocast and gradient mode.
+        What it predicts is `prediction_type`. Differentiable; runs under the caller's autocast and gradient mode. An inpainting UNet is told
+        that all of the picture is to be painted.
         """
 
     @abc.abstractmethod
-    def export_name(self, module_path: str) -> str:
-        """Turn a module's path in `unet` into its name in kohya's layout, e.g. `lora_unet_mid_block_attentions_0_proj_in`."""
+    def export_name(self, path: str) -> str:
+        """Turn a layer's path in `parts()` into its name in kohya's layout: `lora_unet_mid_block_attentions_0_proj_in`,
+        `lora_te1_text_model_encoder_layers_0_self_attn_q_proj`. The projections of a `nn.MultiheadAttention` at `p` are called
+        `p.q_proj`, `p.k_proj`, `p.v_proj` and `p.out_proj`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +154,10 @@ class ModelStatus:
     reason: str = ""
     checkpoint: str = ""
     family: str = ""
+    variant: str = ""
     prediction_type: str = ""
+    zero_terminal_snr: bool = False
+    size_px: int = 0               # the side of the pictures that it was made for
     sha256: str | None = None
     device: str = ""
     dtype: str = ""
@@ -130,8 +185,8 @@ class Host(abc.ABC):
         Raises `Refused`, before anything is touched, when the model cannot train.
         """
 
-    def peek_unet(self) -> torch.nn.Module | None:
-        """Return the loaded UNet to count its layers, not to use or change it; None when nothing is loaded."""
+    def peek_parts(self) -> torch.nn.ModuleDict | None:
+        """Return the loaded model's `BaseModel.parts` to count its layers, not to use or change them; None when nothing is loaded."""
         return None
 
     def give_way(self, *, until: Callable[[], bool] = lambda: True, say: Callable[[str, str], None] = lambda waiting_for, sentence: None,
@@ -205,6 +260,7 @@ class Progress:
     epoch: int = 0
     loss: float | None = None
     loss_average: float | None = None
+    validation_loss: float | None = None           # the newest, if anything is kept out of training
     learning_rate: float | None = None
     seconds_per_step: float | None = None
     eta_seconds: float | None = None

@@ -34,15 +34,15 @@ class Effort:
         return dataclasses.replace(self, **known)
 
 
-def with_less_memory(effort: Effort, batch_size: int) -> tuple[Effort, str] | None:
-    """Return the next rung down and how to call it, or None at the bottom."""
+def with_less_memory(effort: Effort, batch_size: int, *, needs_encoders: bool = False) -> tuple[Effort, str] | None:
+    """Return the next rung down and how to call it, or None at the bottom. `needs_encoders`: captions are encoded within the steps."""
     if not effort.gradient_checkpointing:
         return dataclasses.replace(effort, gradient_checkpointing=True), "gradient checkpointing"
     at_once = effort.at_once or batch_size
     if at_once > 1:
         half = -(-at_once // 2)
         return dataclasses.replace(effort, at_once=half), f"{half} of {batch_size} pictures at once"
-    if not effort.encoders_aside:
+    if not effort.encoders_aside and not needs_encoders:
         return dataclasses.replace(effort, encoders_aside=True), "the VAE and the text encoder set aside"
     return None
 

@@ -1,22 +1,26 @@
-"""Names of the same weights in two layouts: the checkpoint's own (LDM, "compvis") and diffusers'.
+"""Names of the same weights in two layouts: the checkpoint's own (LDM and sgm, "compvis") and diffusers'.
 
-SD1 and SD2 share one block layout, of four levels with two residual blocks each. LoRA files for them name blocks as diffusers does,
-whatever model they were trained on; checkpoints name them as LDM does.
+SD1 and SD2 share one block layout, of four levels with two residual blocks each; SDXL has three, and SSD-1B is SDXL with fewer layers inside.
+LoRA files for SD1 and SD2 name blocks as diffusers does, whatever model they were trained on, those for SDXL as its checkpoint does.
 """
+import functools
 import re
 
-LEVELS, BLOCKS_PER_LEVEL = 4, 2
+LEVELS, SDXL_LEVELS, BLOCKS_PER_LEVEL = 4, 3, 2
 _RESNET = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
            "out_layers.3": "conv2", "skip_connection": "conv_shortcut"}
+_RESNET_TO_LDM = {theirs: ours for ours, theirs in _RESNET.items()}
 
 
-def _unet_blocks() -> dict[str, str]:
+@functools.cache
+def _to_diffusers(levels: int) -> dict[str, str]:
     """Pairs of LDM and diffusers prefixes for everything but the insides of residual blocks."""
     pairs = {"input_blocks.0.0": "conv_in", "time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
+             "label_emb.0.0": "add_embedding.linear_1", "label_emb.0.2": "add_embedding.linear_2",
              "out.0": "conv_norm_out", "out.2": "conv_out", "middle_block.0": "mid_block.resnets.0",
              "middle_block.1": "mid_block.attentions.0", "middle_block.2": "mid_block.resnets.1"}
     stride = BLOCKS_PER_LEVEL + 1
-    for level in range(LEVELS):
+    for level in range(levels):
         for block in range(BLOCKS_PER_LEVEL):
             number = 1 + stride * level + block
             pairs[f"input_blocks.{number}.0"] = f"down_blocks.{level}.resnets.{block}"
@@ -26,32 +30,34 @@ def _unet_blocks() -> dict[str, str]:
             number = stride * level + block
             pairs[f"output_blocks.{number}.0"] = f"up_blocks.{level}.resnets.{block}"
             pairs[f"output_blocks.{number}.1"] = f"up_blocks.{level}.attentions.{block}"
-        last = stride * level + BLOCKS_PER_LEVEL
-        pairs[f"output_blocks.{last}.{1 if level == 0 else 2}.conv"] = f"up_blocks.{level}.upsamplers.0.conv"
+        last, beside_attention = stride * level + BLOCKS_PER_LEVEL, level > 0 or levels == SDXL_LEVELS
+        pairs[f"output_blocks.{last}.{2 if beside_attention else 1}.conv"] = f"up_blocks.{level}.upsamplers.0.conv"
     return pairs
 
 
-_TO_DIFFUSERS = _unet_blocks()
-_TO_LDM = {theirs: ours for ours, theirs in _TO_DIFFUSERS.items()}
-_RESNET_TO_LDM = {theirs: ours for ours, theirs in _RESNET.items()}
+@functools.cache
+def _to_ldm(levels: int) -> dict[str, str]:
+    return {theirs: ours for ours, theirs in _to_diffusers(levels).items()}
 
 
-def unet_to_diffusers(path: str) -> str:
-    """Turn an LDM module path of an SD1 or SD2 UNet into diffusers'; raises KeyError for a path that is in no block."""
-    prefix = _longest(path, _TO_DIFFUSERS)
-    return _joined(_TO_DIFFUSERS[prefix], path[len(prefix):], _RESNET if ".resnets." in _TO_DIFFUSERS[prefix] else {})
+def unet_to_diffusers(path: str, levels: int = LEVELS) -> str:
+    """Turn an LDM module path of a UNet of so many levels into diffusers'; raises KeyError for a path that is in no block."""
+    table = _to_diffusers(levels)
+    prefix = _longest(path, table)
+    return _joined(table[prefix], path[len(prefix):], _RESNET if ".resnets." in table[prefix] else {})
 
 
-def unet_to_ldm(path: str) -> str:
-    """Turn a diffusers module path of an SD1 or SD2 UNet into LDM's, without `model.diffusion_model.`; raises KeyError."""
-    prefix = _longest(path, _TO_LDM)
-    return _joined(_TO_LDM[prefix], path[len(prefix):], _RESNET_TO_LDM if ".resnets." in prefix else {})
+def unet_to_ldm(path: str, levels: int = LEVELS) -> str:
+    """Turn a diffusers module path of a UNet of so many levels into LDM's, without `model.diffusion_model.`; raises KeyError."""
+    table = _to_ldm(levels)
+    prefix = _longest(path, table)
+    return _joined(table[prefix], path[len(prefix):], _RESNET_TO_LDM if ".resnets." in prefix else {})
 
 
 def _longest(path: str, table: dict[str, str]) -> str:
     matches = [prefix for prefix in table if path == prefix or path.startswith(prefix + ".")]
     if not matches:
-        raise KeyError(f"{path} is in no block of an SD1 or SD2 UNet")
+        raise KeyError(f"{path} is in no block of a Stable Diffusion UNet")
     return max(matches, key=len)
 
 

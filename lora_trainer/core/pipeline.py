@@ -4,28 +4,31 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import cache, export, precision, trainer
+from . import cache, export, metadata, precision, trainer
 from . import checkpoint as checkpoints
-from .adapters import Adapters, Shape, plan_shapes
+from .adapters import Adapters, Form, Shape, plan_shapes
 from .attendant import Attendant, Teller
 from .checkpoint import State
+from .choices import form_of, layer_choice, variation_of
 from .config import TrainConfig
-from .contracts import BaseModel, Host, Progress
+from .contracts import BaseModel, Host, Progress, Reading
 from .control import Control
 from .effort import Effort, describe_out_of_memory, is_out_of_memory
 from .errors import NotFinite, OutOfMemory, Refused, Stopped
-from .learner import Learner
-from .optimization import LearningRates, make_optimizer
+from .learner import Learner, form_of_state, shapes_of_state
+from .objective import Objective
+from .optimization import LearningRates, check_optimizer, check_rates, make_optimizer, remarks_on
 from .output import Output
 from .plan import Plan, check_space, estimate, make_plan, tag_of
 from .resuming import check_readable, compare_models, compare_runs, judge, model_facts, run_facts, state_folder
 from .session import Session
 from .sharing import Sharing
 from .starting import fit
+from .texts import Texts
 
 log = logging.getLogger(__name__)
 
@@ -76,15 +79,15 @@ def train_lora(config: TrainConfig, host: Host, *, control: Control | None = Non
     del run.learner                                                                # and with it the adapters, before pictures are drawn
     if saved and result.lora_tag and config.preview and not control.should_stop():
         run.teller.tell(message="Drawing the preview")
-        _draw_preview(plan, host, saved, result.lora_tag)
+        _draw_preview(plan, host, saved, f"{variation_of(config).plain(plan.captions[0])} {result.lora_tag}")
     return result
 
 
-def _draw_preview(plan: Plan, host: Host, saved: Path, tag: str) -> None:
+def _draw_preview(plan: Plan, host: Host, saved: Path, prompt: str) -> None:
     """Give the card a picture of the first caption. The LoRA is ready already, so a failure here is only logged."""
     bucket = plan.buckets[0]
     try:
-        picture = host.generate(f"{plan.captions[0]} {tag}", seed=plan.schedule.seed, width=bucket.width, height=bucket.height)
+        picture = host.generate(prompt, seed=plan.schedule.seed, width=bucket.width, height=bucket.height)
         if not export.save_preview(saved, picture):
             log.info("the card keeps the picture it has")
     except Exception as error:                                                     # an entry into the host's own code, which raises what it likes
@@ -122,7 +125,8 @@ class _Run:
 
     def train(self, base_model: BaseModel) -> None:
         """Train to the end, or to where it is told to stop; the progress is kept whatever happens."""
-        self.base_model, plan = base_model, self.plan
+        self.base_model = base_model
+        self._read_model()
         self._check_model()
         chosen = self._chosen_effort()
         effort = chosen.forced(self.earlier.facts["forced"], base_model.dtype) if self.earlier else chosen
@@ -131,12 +135,12 @@ class _Run:
         elapsed_seconds = self._encoding_seconds + (self.earlier.facts["elapsed_seconds"] if self.earlier else 0.0)
         self.learner = self._make_learner(effort)
         session = Session(base_model, self.learner.adapters, effort)
-        attendant = Attendant(self.config, plan.schedule, self.host, self.control, session=session, learner=self.learner, output=self.output, write=self.write,
+        attendant = Attendant(self.config, self.plan.schedule, self.host, self.control, session=session, learner=self.learner, output=self.output, write=self.write,
                               facts=self.facts, states=self.states, sharing=self.sharing, teller=self.teller, chosen=chosen,
                               elapsed_seconds=elapsed_seconds)
         with session.opened(), self._offered(attendant):
             try:
-                self._take_steps(session, encoded, attendant)
+                self._take_steps(session, self._lesson(encoded), attendant)
             finally:
                 attendant.keep()
 
@@ -159,13 +163,12 @@ class _Run:
     def write(self, path: Path) -> None:
         """Write the LoRA as it is now, with its metadata and card; raises `Refused`."""
         config, plan, learner, base_model = dataclasses.replace(self.config, output_name=path.stem), self.plan, self.learner, self.base_model
-        shapes = learner.adapters.shapes
-        tensors = export.to_tensors(learner.adapters.weights(), alphas=learner.adapters.alphas,
-                                    export_name=base_model.export_name, dtype=export.DTYPES[config.save_precision])
-        export.save(path, tensors, export.metadata(config, base_model, shapes, plan.pictures, plan.buckets, plan.captions, steps=learner.step,
-                                                   total_steps=plan.schedule.total_steps, steps_per_epoch=plan.schedule.steps_per_epoch,
-                                                   started_at=self.session_id, loss_average=learner.loss_average))
-        notes = f"{export.NOTES} on {base_model.name}: {len(plan.pictures)} pictures, {learner.step} steps, rank {next(iter(shapes.values())).rank}."
+        adapters = learner.adapters
+        tensors = export.to_tensors(learner.weights_to_save(), alphas=adapters.alphas, export_name=base_model.export_name,
+                                    dtype=export.DTYPES[config.save_precision])
+        export.save(path, tensors, metadata.metadata(config, base_model, adapters.shapes, adapters.form, plan, steps=learner.step, started_at=self.session_id,
+                                                     loss_average=learner.loss_average))
+        notes = f"{export.NOTES} on {base_model.name}: {len(plan.pictures)} pictures, {learner.step} steps, rank {next(iter(adapters.shapes.values())).rank}."
         try:
             export.save_card(path, family=base_model.family, trigger_word=config.trigger_word, preferred_weight=config.preferred_weight, notes=notes)
         except OSError as error:
@@ -187,10 +190,28 @@ class _Run:
 
     # --- Before the first step --------------------------------------------------------------------------------------------
 
+    def _read_model(self) -> None:
+        """Take the model as the settings say, and refuse what it cannot do then."""
+        config, base_model = self.config, self.base_model
+        base_model.read_as(Reading(clip_skip=config.clip_skip, prediction_type="" if config.prediction_type == "auto" else config.prediction_type,
+                                   zero_terminal_snr={"auto": None, "on": True, "off": False}[config.zero_terminal_snr],
+                                   max_token_length=config.max_token_length, weighted_captions=config.weighted_captions))
+        if base_model.zero_terminal_snr and base_model.prediction_type == "epsilon":
+            raise Refused("Zero terminal SNR: a model that predicts noise learns nothing from pure noise. Set it to off, or The model predicts to v_prediction.",
+                          field="zero_terminal_snr", code="bad_value")
+        if config.train_text_encoder and not base_model.text_encoders:
+            raise Refused("This checkpoint has no text encoder that can learn.", field="train_text_encoder", code="bad_value")
+        if self._texts().change and not base_model.encodes_between_steps:
+            raise Refused("The WebUI was started with --medvram, which keeps the text encoder off the GPU while the UNet is there. Switch off training of the text "
+                          "encoder and everything that varies captions (shuffling, dropout, trigger word alone), or start it without.",
+                          field="train_text_encoder" if config.train_text_encoder else "shuffle_caption", code="medvram")
+        check_optimizer(config.optimizer, config.optimizer_args, base_model.device)
+        check_rates(config.optimizer, self._learning_rates(("unet",) * config.train_unet + ("text_encoder",) * config.train_text_encoder))
+
     def _check_model(self) -> None:
         """Check that the run is possible on this model and, if it goes on, the same."""
         base_model, plan = self.base_model, self.plan
-        check_space(plan.output_file, estimate(plan, self.config, base_model.unet)["file_bytes"])
+        check_space(plan.output_file, estimate(plan, self.config, base_model.parts())["file_bytes"])
         self.facts |= {"base_model": model_facts(base_model), "session": self.session_id}
         self.teller.tell(message="Preparing", checkpoint=base_model.name)
         if self.earlier:
@@ -205,12 +226,15 @@ class _Run:
 
     def _encode(self) -> list[cache.Encoded]:
         """Encode the pictures, again if the VAE or the clip skip was changed while others had the model."""
-        plan, began, key = self.plan, time.monotonic(), None
+        config, plan, began, key = self.config, self.plan, time.monotonic(), None
         while key != self.base_model.encoding_key():
             key = self.base_model.encoding_key()
             try:
-                encoded = cache.encode(self.base_model, plan.pictures, plan.buckets, plan.captions, mirror=self.config.mirror, between=self._between_pictures,
-                                       random_crop=self.config.random_crop, on_progress=self._tell_encoding)
+                encoded = cache.encode(self.base_model, plan.pictures, plan.buckets, plan.captions, plan.roles, mirror=config.mirror,
+                                       random_crop=config.random_crop, color_jitter=config.color_jitter, masked_loss=config.masked_loss,
+                                       masked_loss_floor=config.masked_loss_floor, prior_loss_weight=config.prior_loss_weight,
+                                       with_captions=not self._texts().change, seed=config.seed, between=self._between_pictures,
+                                       on_progress=self._tell_encoding)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -222,33 +246,60 @@ class _Run:
         return not self.control.should_stop() and (not self.sharing.is_wanted() or self.sharing.give_way(0))
 
     def _make_learner(self, effort: Effort) -> Learner:
-        config, plan, base_model = self.config, self.plan, self.base_model
-        shapes, weights = self._shapes()
-        adapters = Adapters.create(base_model.unet, shapes, dropout=config.lora_dropout, seed=config.seed)
-        optimizer = make_optimizer(config.optimizer, adapters.parameters(), learning_rate=config.learning_rate, weight_decay=config.weight_decay)
-        rates = LearningRates(config.scheduler, optimizer, warmup_steps=config.lr_warmup_steps, total_steps=plan.schedule.total_steps)
-        learner = Learner(adapters, optimizer, rates, device=base_model.device, dtype=effort.dtype)
+        config, base_model = self.config, self.base_model
+        shapes, weights, form = self._layers()
+        adapters = Adapters.create(base_model.parts(), shapes, form, seed=config.seed)
+        groups = adapters.groups()
+        learning_rates = self._learning_rates(groups)
+        for remark in remarks_on(config.optimizer, learning_rates=learning_rates, scheduler=config.scheduler):
+            self.teller.remark(remark)
+        optimizer = make_optimizer(config.optimizer, groups, learning_rates=learning_rates, weight_decay=config.weight_decay, arguments=config.optimizer_args)
+        rates = LearningRates(config.scheduler, optimizer, warmup_steps=config.lr_warmup_steps, total_steps=self.plan.schedule.total_steps,
+                              cycles=config.scheduler_cycles, power=config.scheduler_power)
+        if weights:
+            adapters.load(weights)
+        learner = Learner(adapters, optimizer, rates, device=base_model.device, dtype=effort.dtype, ema_decay=config.ema_decay,
+                          scale_weight_norms=config.scale_weight_norms)
         if self.earlier:
             learner.restore(self.earlier)
             self.earlier = dataclasses.replace(self.earlier, tensors={})           # they live in the learner now
-        elif weights:
-            adapters.load(weights)
         return learner
 
-    def _shapes(self) -> tuple[Mapping[str, Shape], Mapping[str, Any]]:
-        """Return the layers that learn with rank and alpha, and the weights they begin with, if not with new ones."""
-        config, unet = self.config, self.base_model.unet
+    def _learning_rates(self, groups: Iterable[str]) -> dict[str, float]:
+        rates = {"unet": self.config.learning_rate, "text_encoder": self.config.text_encoder_lr}
+        return {group: rates[group] for group in groups}
+
+    def _layers(self) -> tuple[Mapping[str, Shape], Mapping[str, Any], Form]:
+        """Return the layers that learn with rank and alpha, the weights they begin with, if not with new ones, and what kind they are."""
+        config, parts = self.config, self.base_model.parts()
         if self.earlier:
-            ranks = {name.removeprefix("lora.down."): len(down) for name, down in self.earlier.tensors.items() if name.startswith("lora.down.")}
-            order = [path for path, _ in unet.named_modules() if path in ranks]
-            return {path: Shape(ranks[path], self.earlier.facts["alphas"][path]) for path in order}, {}
+            return shapes_of_state(self.earlier), {}, form_of_state(self.earlier)
         if self.plan.init_lora:
-            return fit(self.plan.init_lora, unet, self.base_model.export_name)
-        return plan_shapes(unet, targets=config.lora_targets, rank=config.lora_rank, alpha=config.lora_alpha), {}
+            shapes, weights, kind = fit(self.plan.init_lora, parts, self.base_model.export_name)
+            dropouts = form_of(config)
+            return shapes, weights, dataclasses.replace(kind, dropout=dropouts.dropout, rank_dropout=dropouts.rank_dropout, module_dropout=dropouts.module_dropout)
+        return plan_shapes(parts, layer_choice(config)), {}, form_of(config)
+
+    def _texts(self) -> Texts:
+        return Texts(variation_of(self.config), trained=self._trains_text_encoder())
+
+    def _trains_text_encoder(self) -> bool:
+        """A LoRA that a run goes on from decides it by its layers."""
+        if self.plan.init_lora and not self.earlier:
+            return self.plan.init_lora.text_encoder_layers > 0
+        if self.earlier:
+            return any(not path.startswith("unet.") for path in self.earlier.facts["shapes"])
+        return self.config.train_text_encoder
+
+    def _lesson(self, encoded: list[cache.Encoded]) -> trainer.Lesson:
+        config, plan = self.config, self.plan
+        objective = Objective(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Objective)})
+        measured = tuple(number for number, role in enumerate(plan.roles) if role == "validation")
+        return trainer.Lesson(encoded, plan.schedule, objective, self._texts(), measured, config.validate_every)
 
     # --- The steps and the end --------------------------------------------------------------------------------------------
 
-    def _take_steps(self, session: Session, encoded: list[cache.Encoded], attendant: Attendant) -> None:
+    def _take_steps(self, session: Session, lesson: trainer.Lesson, attendant: Attendant) -> None:
         config = self.config
 
         def on_step(done: trainer.StepDone) -> None:
@@ -256,7 +307,7 @@ class _Run:
             if done.step == 1:
                 log.info("first step done %.2f s after the start, of which encoding took %.2f s", time.monotonic() - self.started, self._encoding_seconds)
         try:
-            trainer.run(session, self.learner, encoded, self.plan.schedule, max_grad_norm=config.max_grad_norm, may_adapt=config.when_memory_runs_out == "adapt",
+            trainer.run(session, self.learner, lesson, max_grad_norm=config.max_grad_norm, may_adapt=config.when_memory_runs_out == "adapt",
                         on_step=on_step, between=attendant.between, roll_back=attendant.roll_back, remark=self.teller.remark)
         except NotFinite as error:
             raise Refused(f"{error} {_advice(self.plan, error)}", code="not_finite") from error

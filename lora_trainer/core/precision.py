@@ -1,6 +1,7 @@
 """Which numbers a step computes with, and the memory it may trade for time."""
 import contextlib
 import gc
+import re
 from collections.abc import Iterator
 
 import torch
@@ -8,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 from .errors import Refused
 
-CHECKPOINTED_BLOCKS = ("BasicTransformerBlock", "ResBlock", "ResnetBlock2D")     # ldm's, sgm's and diffusers'
+CHECKPOINTED_BLOCKS = ("BasicTransformerBlock", "ResBlock", "ResnetBlock2D",     # ldm's, sgm's and diffusers'
+                       "CLIPEncoderLayer", "ResidualAttentionBlock")             # transformers' and open_clip'
 
 
 def resolve(requested: str, *, device: torch.device, weights: torch.dtype) -> torch.dtype:
@@ -40,9 +42,14 @@ def no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
 
 def safe_attention(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
     """Keep away from torch 2.1's bf16 attention on the CPU, whose backward corrupts the heap. Around forward, backward and recomputation."""
-    if device.type == "cpu" and dtype == torch.bfloat16 and torch.__version__ < "2.3":
+    if device.type == "cpu" and dtype == torch.bfloat16 and not _is_torch(2, 3):
         return torch.backends.cuda.sdp_kernel(enable_flash=False, enable_mem_efficient=False, enable_math=True)
     return contextlib.nullcontext()
+
+
+def _is_torch(*version: int) -> bool:
+    """Tell whether this is that version or a newer one."""
+    return tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) >= version
 
 
 def grad_scaler(device: torch.device, dtype: torch.dtype):
@@ -54,13 +61,13 @@ def grad_scaler(device: torch.device, dtype: torch.dtype):
 
 
 @contextlib.contextmanager
-def gradient_checkpointing(unet: torch.nn.Module, enabled: bool = True) -> Iterator[None]:
+def gradient_checkpointing(model: torch.nn.Module, enabled: bool = True) -> Iterator[None]:
     """Recompute each block's activations in the backward pass instead of keeping them.
 
     Overrides `forward` on the block objects and takes it away again. Non-reentrant: the models' own checkpointing gives frozen
     weights' adapters no gradient.
     """
-    blocks = [module for module in unet.modules() if type(module).__name__ in CHECKPOINTED_BLOCKS] if enabled else []
+    blocks = [module for module in model.modules() if type(module).__name__ in CHECKPOINTED_BLOCKS] if enabled else []
     try:
         for block in blocks:
             block.forward = _checkpointed(block.forward)

@@ -20,10 +20,12 @@ from .plan import Plan, make_plan
 
 FREE = frozenset(("epochs", "max_train_steps", "learning_rate", "scheduler", "lr_warmup_steps", "weight_decay", "max_grad_norm", "save_steps", "save_state_steps",
                   "save_state_minutes", "keep_states", "preview", "sharing", "live", "when_memory_runs_out", "gradient_checkpointing", "overwrite", "logging_dir",
-                  "preferred_weight", "save_precision"))
+                  "preferred_weight", "save_precision", "scheduler_cycles", "scheduler_power", "text_encoder_lr", "validate_every", "scale_weight_norms"))
 """Settings that may change in the middle of a run: the user changes them on purpose, and nothing that was learned is lost."""
-FIXED = ("lora_rank", "lora_alpha", "lora_targets", "optimizer", "task_type")
-ELSEWHERE = ("train_data_dir", "metadata_path", "output_name", "output_dir", "base_model", "init_lora", "repeats", "trigger_word")
+FIXED = ("lora_rank", "lora_alpha", "lora_targets", "optimizer", "task_type", "lora_type", "lora_blocks", "attention_rank", "attention_alpha", "feed_forward_rank",
+         "feed_forward_alpha", "conv_rank", "conv_alpha", "lokr_factor", "rslora", "train_unet", "train_text_encoder", "text_encoder_rank", "text_encoder_alpha",
+         "optimizer_args", "ema_decay", "prediction_type", "zero_terminal_snr")
+ELSEWHERE = ("train_data_dir", "extra_data_dirs", "reg_data_dir", "validation_split", "metadata_path", "output_name", "output_dir", "base_model", "init_lora", "repeats", "trigger_word")
 """Settings that are compared by what they lead to: the pictures, the captions, the base model, the file."""
 
 
@@ -121,7 +123,8 @@ def _compare_pictures(before: Mapping[str, Any], now: Mapping[str, Any]) -> list
         if names:
             changes.append(Change(f"{_some(names)} {'is' if len(names) == 1 else 'are'} {what}"))
     both = before.keys() & now.keys()
-    for key, what in (("content", "the picture of"), ("caption", "the caption of"), ("repeats", "the repeats of"), ("bucket", "the bucket of")):
+    for key, what in (("content", "the picture of"), ("caption", "the caption of"), ("repeats", "the repeats of"), ("bucket", "the bucket of"),
+                      ("role", "the part in training of"), ("mask", "the mask of")):
         if names := {name for name in both if before[name][key] != now[name][key]}:
             changes.append(Change(f"{what} {_some(names)} changed"))
     return changes
@@ -133,10 +136,11 @@ def _some(names: Any) -> str:
 
 
 def _name(path: Path, config: TrainConfig) -> str:
-    return path.relative_to(config.train_data_dir).as_posix() if path.is_relative_to(config.train_data_dir) else path.name
+    return path.relative_to(config.train_data_dir).as_posix() if path.is_relative_to(config.train_data_dir) else path.as_posix()
 
 
 def _picture_facts(plan: Plan, number: int) -> dict[str, Any]:
     picture, bucket = plan.pictures[number], plan.buckets[number]
-    return {"content": fingerprint_of_file(picture.path), "caption": fingerprint_of_text(plan.captions[number]), "repeats": picture.repeats,
-            "bucket": [bucket.width, bucket.height]}
+    mask = plan.masks.get(picture.path)
+    return {"content": fingerprint_of_file(picture.path), "caption": fingerprint_of_text(plan.captions[number]), "repeats": plan.schedule.repeats[number],
+            "bucket": [bucket.width, bucket.height], "role": plan.roles[number], "mask": mask and fingerprint_of_file(mask)}

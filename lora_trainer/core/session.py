@@ -15,7 +15,7 @@ class Session:
 
     def __init__(self, base_model: BaseModel, adapters: Adapters, effort: Effort) -> None:
         self.base_model, self.adapters, self.effort = base_model, adapters, effort
-        self._unet, self._on_model = base_model.unet, contextlib.ExitStack()
+        self._modules, self._on_model = _modules(base_model), contextlib.ExitStack()
 
     @contextlib.contextmanager
     def opened(self) -> Iterator["Session"]:
@@ -27,14 +27,14 @@ class Session:
 
     def open(self) -> None:
         """Put everything on. The model's modules may be other objects than before."""
-        if self._unet is not self.base_model.unet:
-            self._unet = self.base_model.unet
-            self.adapters.move_to(self._unet)
+        if self._modules != (modules := _modules(self.base_model)):
+            self._modules = modules
+            self.adapters.move_to(self.base_model.parts())
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(self.adapters.attached())
             stack.enter_context(precision.safe_attention(self.base_model.device, self.effort.dtype))
-            stack.enter_context(precision.gradient_checkpointing(self._unet, self.effort.gradient_checkpointing))
+            stack.enter_context(precision.gradient_checkpointing(self.base_model.parts(), self.effort.gradient_checkpointing))
             if self.effort.encoders_aside:
                 self.base_model.set_encoders_aside()
             self._on_model = stack.pop_all()
@@ -47,3 +47,8 @@ class Session:
         self.close()
         self.effort = effort
         self.open()
+
+
+def _modules(base_model: BaseModel) -> list[torch.nn.Module]:
+    """The model's own objects; they compare by identity."""
+    return [base_model.unet, *base_model.text_encoders]

@@ -12,21 +12,24 @@ from collections.abc import Callable
 import torch
 
 from . import diffusion, precision
-from .cache import Encoded, assemble
-from .contracts import BaseModel, Conditioning
+from .cache import Batch, Encoded, assemble
+from .contracts import BaseModel
 from .dataset import Bucket, epoch_batches, generator
 from .effort import Effort, describe_out_of_memory, is_out_of_memory, with_less_memory, with_safer_numbers
 from .errors import NotFinite, OutOfMemory
 from .learner import Learner
+from .objective import Objective, Task
+from .optimization import effective_rate
 from .session import Session
+from .texts import Texts
 
 log = logging.getLogger(__name__)
-AVERAGED_OVER_STEPS, MOST_SKIPPED = 50, 20
+AVERAGED_OVER_STEPS, MOST_SKIPPED, MEASURED_TIMESTEPS = 50, 20, 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How long a run is and in what portions. `repeats` holds one number for each picture."""
+    """How long a run is and in what portions. `repeats` holds one number for each picture, 0 for those that are only measured."""
     total_steps: int
     steps_per_epoch: int
     batch_size: int
@@ -47,15 +50,31 @@ def _epoch(buckets: tuple[Bucket, ...], repeats: tuple[int, ...], batch_size: in
 
 
 @dataclasses.dataclass(frozen=True)
+class Lesson:
+    """What is learned from, in which order, and how a prediction is judged. `measured`: the numbers of the pictures that are kept out of
+    training, whose loss is taken every `measured_every` steps and at the end."""
+    encoded: list[Encoded]
+    schedule: Schedule
+    objective: Objective
+    texts: Texts
+    measured: tuple[int, ...] = ()
+    measured_every: int = 0
+
+    def is_measured_after(self, step: int) -> bool:
+        return bool(self.measured) and (step % (self.measured_every or self.schedule.steps_per_epoch) == 0 or step == self.schedule.total_steps)
+
+
+@dataclasses.dataclass(frozen=True)
 class StepDone:
-    """A finished optimizer step, counted from 1, and how long it computed."""
+    """A finished optimizer step, counted from 1, and how long it computed. `validation_loss` is None where nothing was measured."""
     step: int
     loss: float
     learning_rate: float
     seconds: float
+    validation_loss: float | None = None
 
 
-def run(session: Session, learner: Learner, encoded: list[Encoded], schedule: Schedule, *, max_grad_norm: float = 1.0, may_adapt: bool = True,
+def run(session: Session, learner: Learner, lesson: Lesson, *, max_grad_norm: float = 1.0, may_adapt: bool = True,
         on_step: Callable[[StepDone], None] = lambda done: None, between: Callable[[], bool] = lambda: True,
         roll_back: Callable[[], None] | None = None, remark: Callable[[str], None] = log.warning) -> None:
     """Take the steps that are left. `between()` runs before each of them, when no graph is alive; False ends the run.
@@ -64,24 +83,44 @@ def run(session: Session, learner: Learner, encoded: list[Encoded], schedule: Sc
     safer precision. `roll_back` sets the learner back to its last state on disk, for when its weights were spoiled; `remark` hears of it all.
     Raises `OutOfMemory` or `NotFinite` at the bottom; the learner then still holds a finite state, unless it could not be rolled back.
     """
-    while learner.step < schedule.total_steps:
+    def recover(trouble: NotFinite | OutOfMemory) -> None:
+        _recover(session, learner, lesson, trouble, may_adapt, roll_back, remark)
+
+    while learner.step < lesson.schedule.total_steps:
         trouble = None
         try:
             if not between():
                 break
             began = time.monotonic()
-            loss, rate = take_step(session.base_model, learner, encoded, schedule, session.effort, max_grad_norm=max_grad_norm)
+            loss, rate = take_step(session.base_model, learner, lesson, session.effort, max_grad_norm=max_grad_norm)
         except NotFinite as error:
             trouble = error
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            trouble = OutOfMemory(learner.step + 1, describe_out_of_memory(error))
+            trouble = _out_of_memory(error, learner.step + 1)
         if trouble:                                                                # out here the failed step's tensors are gone
-            _recover(session, learner, schedule, trouble, may_adapt, roll_back, remark)
+            recover(trouble)
             continue
+        seconds = time.monotonic() - began
         learner.loss_average = average(learner.loss_average, loss, learner.step)
-        on_step(StepDone(learner.step, loss, rate, time.monotonic() - began))
+        on_step(StepDone(learner.step, loss, rate, seconds, _validated(session, learner, lesson, recover)))
+
+
+def _out_of_memory(error: Exception, step: int) -> OutOfMemory:
+    """Return what an error at a step means if memory ran out; raises it if it is another."""
+    if not is_out_of_memory(error):
+        raise error
+    return OutOfMemory(step, describe_out_of_memory(error))
+
+
+def _validated(session: Session, learner: Learner, lesson: Lesson, recover: Callable[[OutOfMemory], None]) -> float | None:
+    """Measure what is kept out of training, if it is time; memory may run out here too."""
+    while lesson.is_measured_after(learner.step):
+        try:
+            return validate(session, lesson)
+        except (MemoryError, RuntimeError) as error:
+            trouble = _out_of_memory(error, learner.step)
+        recover(trouble)
+    return None
 
 
 def average(before: float | None, loss: float, step: int) -> float:
@@ -89,14 +128,14 @@ def average(before: float | None, loss: float, step: int) -> float:
     return loss if before is None else before + (loss - before) / min(step, AVERAGED_OVER_STEPS)
 
 
-def take_step(base_model: BaseModel, learner: Learner, encoded: list[Encoded], schedule: Schedule, effort: Effort, *, max_grad_norm: float = 1.0) -> tuple[float, float]:
+def take_step(base_model: BaseModel, learner: Learner, lesson: Lesson, effort: Effort, *, max_grad_norm: float = 1.0) -> tuple[float, float]:
     """Take one optimizer step and return its loss and learning rate. Raises `NotFinite` before a weight is changed, and whatever torch raises."""
     parameters, scaler = learner.adapters.parameters(), learner.scaler
-    rate = learner.rates.set(learner.step)
+    learner.rates.set(learner.step)
     for _ in range(MOST_SKIPPED if scaler.is_enabled() else 1):
-        loss = _backward(base_model, encoded, schedule, learner.step, effort, scaler)
+        loss = _backward(base_model, lesson, learner.step, effort, scaler)
         if not math.isfinite(loss):
-            raise _not_finite(learner, schedule, encoded, "loss", loss)
+            raise _not_finite(learner, lesson, "loss", loss)
         scaler.unscale_(learner.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf).item()
         if math.isfinite(norm):
@@ -106,17 +145,18 @@ def take_step(base_model: BaseModel, learner: Learner, encoded: list[Encoded], s
             scaler.update()
         learner.optimizer.zero_grad(set_to_none=True)
     else:
-        raise _not_finite(learner, schedule, encoded, "loss's gradient", norm)
+        raise _not_finite(learner, lesson, "loss's gradient", norm)
     learner.half_done = True
     scaler.step(learner.optimizer)
+    learner.step += 1
+    learner.after_step()
     learner.half_done = False
     scaler.update()
     learner.optimizer.zero_grad(set_to_none=True)
-    learner.step += 1
-    return loss, rate
+    return loss, effective_rate(learner.optimizer)
 
 
-def _recover(session: Session, learner: Learner, schedule: Schedule, trouble: NotFinite | OutOfMemory, may_adapt: bool,
+def _recover(session: Session, learner: Learner, lesson: Lesson, trouble: NotFinite | OutOfMemory, may_adapt: bool,
              roll_back: Callable[[], None] | None, remark: Callable[[str], None]) -> None:
     """Give back what the step took, go back to whole weights, and change how steps are computed; raises the trouble when nothing is left to try."""
     learner.optimizer.zero_grad(set_to_none=True)
@@ -127,7 +167,7 @@ def _recover(session: Session, learner: Learner, schedule: Schedule, trouble: No
             raise trouble
         roll_back()
     if isinstance(trouble, OutOfMemory):
-        rung = with_less_memory(session.effort, schedule.batch_size) if may_adapt else None
+        rung = with_less_memory(session.effort, lesson.schedule.batch_size, needs_encoders=lesson.texts.change) if may_adapt else None
     else:
         rung = with_safer_numbers(session.effort, session.base_model.dtype, has_bf16=precision.has_bf16(session.base_model.device))
     if rung is None:
@@ -139,39 +179,67 @@ def _recover(session: Session, learner: Learner, schedule: Schedule, trouble: No
         learner.compute_in(effort.dtype)
 
 
-def _not_finite(learner: Learner, schedule: Schedule, encoded: list[Encoded], what: str, value: float) -> NotFinite:
-    numbers = [number for batch in schedule.batches_of(learner.step, encoded) for number in batch]
+def _not_finite(learner: Learner, lesson: Lesson, what: str, value: float) -> NotFinite:
+    numbers = [number for batch in lesson.schedule.batches_of(learner.step, lesson.encoded) for number in batch]
     return NotFinite(learner.step + 1, what, value, sorted(set(numbers)))
 
 
-def _backward(base_model: BaseModel, encoded: list[Encoded], schedule: Schedule, step: int, effort: Effort, scaler) -> float:
+def _backward(base_model: BaseModel, lesson: Lesson, step: int, effort: Effort, scaler) -> float:
     """Add up the gradients of one step's batches and return their mean loss."""
-    batches = schedule.batches_of(step, encoded)
-    total = 0.0
+    schedule, seed = lesson.schedule, lesson.schedule.seed
+    batches, total = schedule.batches_of(step, lesson.encoded), 0.0
     for part, numbers in enumerate(batches):
         number = step * schedule.accumulation + part
-        latents, conditioning = assemble(encoded, numbers, seed=schedule.seed, number=number)
-        noise = torch.randn(latents.shape, generator=generator(schedule.seed, "noise", number))
-        timesteps = torch.randint(0, len(base_model.alphas_cumprod), (len(latents),), generator=generator(schedule.seed, "timesteps", number))
+        batch = assemble(lesson.encoded, numbers, seed=seed, number=number)
+        captions, task = lesson.texts.draw(batch, seed=seed, number=number), lesson.objective.draw(batch.latents.shape, seed=seed, number=number)
         at_once = effort.at_once or len(numbers)
         for start in range(0, len(numbers), at_once):                              # everything was drawn for the whole batch, so portions change nothing
             portion = slice(start, start + at_once)
-            loss = _loss(base_model, latents[portion], noise[portion], timesteps[portion], conditioning[portion], effort.dtype, seed=schedule.seed,
-                         number=number)
-            share = len(timesteps[portion]) / len(numbers) / len(batches)
-            scaler.scale(loss * share).backward()
-            total += loss.item() * share
+            with torch.random.fork_rng(devices=[base_model.device] if base_model.device.type == "cuda" else []):
+                torch.manual_seed(generator(seed, "dropout", number).initial_seed())
+                loss = _losses(base_model, lesson, batch, captions, task, portion, effort.dtype).sum() / len(numbers) / len(batches)
+                scaler.scale(loss).backward()
+            total += loss.item()
     return total
 
 
-def _loss(base_model: BaseModel, latents, noise, timesteps, conditioning: Conditioning, dtype: torch.dtype, *, seed: int, number: int) -> torch.Tensor:
-    """The story of a loss: noise the latents, predict, compare. Dropout's draws depend on (seed, number) alone."""
-    device = base_model.device
-    latents, noise, timesteps, conditioning = latents.to(device), noise.to(device), timesteps.to(device), conditioning.to(device)
-    noisy = diffusion.add_noise(latents, noise, timesteps, base_model.alphas_cumprod)
-    wanted = diffusion.target(latents, noise, timesteps, base_model.alphas_cumprod, base_model.prediction_type)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(generator(seed, "dropout", number).initial_seed())
+def _losses(base_model: BaseModel, lesson: Lesson, batch: Batch, captions: list[str], task: Task, portion: slice, dtype: torch.dtype) -> torch.Tensor:
+    """The story of a loss: noise the latents, predict, compare. Returns one for each picture of the portion, weighted."""
+    device, schedule = base_model.device, base_model.alphas_cumprod
+    latents, task = batch.latents[portion].to(device), task[portion].to(device)
+    noisy = diffusion.add_noise(latents, task.shown, task.timesteps, schedule)
+    wanted = diffusion.target(latents, task.noise, task.timesteps, schedule, base_model.prediction_type)
+    with precision.autocast(device, dtype):
+        predicted = base_model.predict(noisy, task.timesteps, lesson.texts.conditioning(base_model, batch, captions, portion))
+    masks = None if batch.masks is None else batch.masks[portion]
+    losses = lesson.objective.losses(predicted, wanted, task.timesteps, alphas_cumprod=schedule, prediction_type=base_model.prediction_type, masks=masks)
+    return losses * batch.weights[portion].to(device)
+
+
+# --- Pictures that are only measured -------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def validate(session: Session, lesson: Lesson) -> float:
+    """Return the mean squared error of the pictures kept out of training, at the same noise and timesteps each time, and without dropout."""
+    total, base_model = 0.0, session.base_model
+    with session.adapters.nothing_left_out():
+        for number in lesson.measured:
+            total += _measured(base_model, lesson, number, session.effort.dtype)
+    return total / len(lesson.measured)
+
+
+def _measured(base_model: BaseModel, lesson: Lesson, number: int, dtype: torch.dtype) -> float:
+    """Return one picture's mean squared error at `MEASURED_TIMESTEPS` timesteps spread evenly."""
+    device, schedule = base_model.device, base_model.alphas_cumprod
+    batch = assemble(lesson.encoded, [number], seed=lesson.schedule.seed, number=-1 - number)
+    latents = batch.latents.to(device)
+    told = lesson.texts.conditioning(base_model, batch, batch.captions, slice(0, 1))
+    squares = []
+    for place in range(MEASURED_TIMESTEPS):
+        timesteps = torch.tensor([int((place + 0.5) / MEASURED_TIMESTEPS * len(schedule))], device=device)
+        noise = torch.randn(latents.shape, generator=generator(lesson.schedule.seed, f"validation {place}", number)).to(device)
         with precision.autocast(device, dtype):
-            predicted = base_model.predict(noisy, timesteps, conditioning)
-    return diffusion.loss(predicted, wanted)
+            predicted = base_model.predict(diffusion.add_noise(latents, noise, timesteps, schedule), timesteps, told)
+        wanted = diffusion.target(latents, noise, timesteps, schedule, base_model.prediction_type)
+        squares.append(diffusion.distance(predicted, wanted, "l2").mean().item())
+    return sum(squares) / len(squares)

@@ -61,6 +61,31 @@ def test_same_weights_as_without_the_interruption(host, longer, folder, killed_a
     assert_same(weights_of(host, "whole"), weights_of(host))
 
 
+RICH = dict(train_text_encoder=True, shuffle_caption=True, caption_dropout_rate=0.2, caption_tag_dropout_rate=0.2, ema_decay=0.9, lora_dropout=0.1, rank_dropout=0.1,
+            module_dropout=0.1, mirror=True, color_jitter=0.1, noise_offset=0.05, noise_offset_random=True, multires_noise_iterations=3, input_perturbation=0.1,
+            timestep_sampling="logit_normal", min_snr_gamma=5, loss_type="huber", scale_weight_norms=1.0, validation_split=0.3, rslora=True,
+            scheduler="one_cycle", gradient_accumulation_steps=2)
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
+def test_a_run_with_everything_on_goes_on_as_without_the_interruption(host, longer, folder, kind):
+    config = TrainConfig.parse({**longer, **RICH, "lora_type": kind})
+    train_lora(config.replace(output_name="whole"), host)
+    run_until(5, config, host, folder)
+    train_lora(config, host, folder=folder, resume=True)
+    assert_same(weights_of(host, "whole"), weights_of(host))
+    assert any(name.startswith("lora_te_") for name in weights_of(host))
+
+
+def test_a_changed_mask_is_refused(host, longer, folder, pictures):
+    Image.new("L", (64, 64), 255).save(pictures / "0-masklabel.png")
+    config = TrainConfig.parse({**longer, "masked_loss": "files"})
+    run_until(4, config, host, folder)
+    Image.new("L", (64, 64), 9).save(pictures / "0-masklabel.png")
+    with pytest.raises(Refused, match="the mask of 0.png changed"):
+        train_lora(config, host, folder=folder, resume=True)
+
+
 def test_states_in_between_may_be_older_than_the_kill(host, longer, folder):
     """Steps after the last state are taken again, and are the same."""
     config = TrainConfig.parse({**longer, "save_state_steps": 5})

@@ -3,18 +3,55 @@ from collections import Counter
 
 import torch
 
-from lora_trainer.core import trainer
-from lora_trainer.core.adapters import Adapters, plan_shapes
+import pytest
+
+from lora_trainer.core import diffusion, trainer
+from lora_trainer.core.adapters import Adapters, Form, LayerChoice, plan_shapes
 from lora_trainer.core.cache import Encoded, assemble
-from lora_trainer.core.contracts import Conditioning
-from lora_trainer.core.dataset import Bucket
+from lora_trainer.core.contracts import Conditioning, Size
+from lora_trainer.core.dataset import Bucket, generator
 from lora_trainer.core.effort import Effort
+from lora_trainer.core.learner import Learner
+from lora_trainer.core.objective import Objective
+from lora_trainer.core.optimization import LearningRates, make_optimizer
 from lora_trainer.core.precision import grad_scaler
+from lora_trainer.core.session import Session
+from lora_trainer.core.texts import Texts
+from lora_trainer.core.variation import Variation
+
+CPU, PLAIN = torch.device("cpu"), Variation()
+SIZE = Size(64, 64, 0, 0, 64, 64)
 
 
-def encoded_pictures(count=4):
+def encoded_pictures(count=4, **changes):
     draws = torch.Generator().manual_seed(0)
-    return [Encoded(torch.randn(1, 4, 8, 8, generator=draws), Conditioning(torch.randn(1, 77, 12, generator=draws)), Bucket(64, 64)) for _ in range(count)]
+    return [Encoded(**{"latents": torch.randn(1, 4, 8, 8, generator=draws), "masks": None, "sizes": (SIZE,), "caption": f"picture, number {number}", "weight": 1.0,
+                       "regularisation": False, "conditioning": Conditioning(torch.randn(1, 77, 12, generator=draws)), "bucket": Bucket(64, 64), **changes})
+            for number in range(count)]
+
+
+def lesson_of(pictures, schedule, objective=Objective(), variation=PLAIN, trained=False, **more):
+    return trainer.Lesson(pictures, schedule, objective, Texts(variation, trained=trained), **more)
+
+
+def adapters_of(model, *, text_encoder=False, **form):
+    parts = model.parts()
+    parts.requires_grad_(False)
+    return Adapters.create(parts, plan_shapes(parts, LayerChoice(targets="attention", rank=4, alpha=4.0, text_encoder=text_encoder)), Form(**form))
+
+
+def learner_of(adapters, *, rate=1e-2, steps=4, **settings):
+    optimizer = make_optimizer("adamw", adapters.groups(), learning_rates={"unet": rate, "text_encoder": rate}, weight_decay=0.0)
+    return Learner(adapters, optimizer, LearningRates("constant", optimizer, warmup_steps=0, total_steps=steps), device=CPU, dtype=torch.float32, **settings)
+
+
+def gradients(model, adapters, lesson, effort=Effort(torch.float32)):
+    """The gradients of one step and its loss."""
+    for parameter in adapters.parameters():
+        parameter.grad = None
+    with adapters.attached():
+        loss = trainer._backward(model, lesson, 0, effort, grad_scaler(CPU, torch.float32))
+    return loss, [torch.zeros_like(each) if each.grad is None else each.grad.clone() for each in adapters.parameters()]
 
 
 def test_every_epoch_shows_each_picture_as_often_as_its_repeats():
@@ -32,27 +69,113 @@ def test_order_depends_on_the_step_alone():
 
 def test_accumulated_gradient_is_the_mean_of_its_batches(host):
     pictures, model = encoded_pictures(), host.model
-    model.unet.requires_grad_(False)
-    adapters = Adapters.create(model.unet, plan_shapes(model.unet, targets="attention", rank=4, alpha=4))
+    adapters = adapters_of(model)
     schedule = trainer.Schedule(1, 1, 2, 2, (1,) * 4, 0)
+    _, together = gradients(model, adapters, lesson_of(pictures, schedule))
+    expected = [torch.zeros_like(gradient) for gradient in together]
     with adapters.attached():
-        trainer._backward(model, pictures, schedule, 0, Effort(torch.float32), grad_scaler(model.device, torch.float32))
-        together = [parameter.grad.clone() for parameter in adapters.parameters()]
-        expected = [torch.zeros_like(gradient) for gradient in together]
         for part, numbers in enumerate(schedule.batches_of(0, pictures)):
             for parameter in adapters.parameters():
                 parameter.grad = None
-            latents, conditioning = assemble(pictures, numbers, seed=0, number=part)
-            noise = torch.randn(latents.shape, generator=trainer.generator(0, "noise", part))
-            timesteps = torch.randint(0, 1000, (len(latents),), generator=trainer.generator(0, "timesteps", part))
-            trainer._loss(model, latents, noise, timesteps, conditioning, torch.float32, seed=0, number=part).backward()
+            batch = assemble(pictures, numbers, seed=0, number=part)
+            noise = torch.randn(batch.latents.shape, generator=generator(0, "noise", part))
+            timesteps = torch.randint(0, 1000, (2,), generator=generator(0, "timesteps", part))
+            noisy = diffusion.add_noise(batch.latents, noise, timesteps, model.alphas_cumprod)
+            ((model.predict(noisy, timesteps, batch.conditioning) - noise) ** 2).mean().backward()
             for total, parameter in zip(expected, adapters.parameters()):
                 total += parameter.grad / 2
     assert all(torch.allclose(mine, theirs, atol=1e-7) for mine, theirs in zip(together, expected)) and any(gradient.any() for gradient in together)
 
 
-def test_crop_and_mirror_come_from_the_number_alone():
-    wide = [Encoded(torch.arange(2 * 4 * 8 * 12.0).view(2, 4, 8, 12), Conditioning(torch.zeros(1, 77, 12)), Bucket(64, 64))]
-    first, again = (assemble(wide, [0], seed=1, number=5)[0] for _ in range(2))
-    assert torch.equal(first, again) and first.shape == (1, 4, 8, 8)
-    assert len({assemble(wide, [0], seed=1, number=number)[0].sum().item() for number in range(20)}) > 4
+@pytest.mark.parametrize("text_encoder", [False, True])
+def test_portions_of_a_batch_give_its_gradient(host, text_encoder):
+    adapters = adapters_of(host.model, text_encoder=text_encoder)
+    lesson = lesson_of(encoded_pictures(), trainer.Schedule(1, 1, 4, 1, (1,) * 4, 0), trained=text_encoder)
+    whole, portions = (gradients(host.model, adapters, lesson, Effort(torch.float32, at_once=at_once)) for at_once in (0, 3))
+    assert whole[0] == pytest.approx(portions[0], rel=1e-6)
+    assert all(torch.allclose(mine, theirs, atol=1e-7) for mine, theirs in zip(whole[1], portions[1])) and any(gradient.any() for gradient in whole[1])
+
+
+def test_weights_and_masks_reach_the_gradient(host):
+    adapters, schedule = adapters_of(host.model), trainer.Schedule(1, 1, 2, 1, (1,) * 2, 0)
+    loss, plain = gradients(host.model, adapters, lesson_of(encoded_pictures(2), schedule))
+    half, weighted = gradients(host.model, adapters, lesson_of(encoded_pictures(2, weight=0.5, regularisation=True), schedule))
+    nothing, masked = gradients(host.model, adapters, lesson_of(encoded_pictures(2, masks=torch.zeros(1, 1, 8, 8)), schedule))
+    assert half == pytest.approx(loss / 2) and all(torch.allclose(mine, theirs / 2, atol=1e-9) for mine, theirs in zip(weighted, plain))
+    assert nothing == 0 and not any(gradient.any() for gradient in masked)
+
+
+def test_captions_that_vary_are_encoded_anew_and_drawn_from_the_number_alone(host):
+    texts = Texts(Variation(shuffle=True))
+    batch = assemble(encoded_pictures(4, caption="a, b, c, d, e"), [0, 1, 2, 3], seed=1, number=5)
+    captions = texts.draw(batch, seed=1, number=5)
+    assert captions == Texts(Variation(shuffle=True)).draw(batch, seed=1, number=5) != texts.draw(batch, seed=1, number=6) and len(set(captions)) > 1
+    told = texts.conditioning(host.model, batch, captions, slice(1, 3))
+    assert torch.equal(told.hidden_states, host.model.encode_captions(captions[1:3]).hidden_states) and not told.hidden_states.requires_grad
+
+
+def test_captions_that_do_not_vary_are_those_encoded_before(host):
+    batch = assemble(encoded_pictures(), [0, 1, 2, 3], seed=1, number=5)
+    told = Texts(PLAIN).conditioning(host.model, batch, batch.captions, slice(1, 3))
+    assert torch.equal(told.hidden_states, batch.conditioning.hidden_states[1:3])
+
+
+def test_text_encoder_learns_through_its_captions(host):
+    adapters = adapters_of(host.model, text_encoder=True)
+    learner, lesson = learner_of(adapters, steps=3), lesson_of(encoded_pictures(), trainer.Schedule(3, 1, 4, 1, (1,) * 4, 0), trained=True)
+    before = {path: factors["lora_up.weight"] for path, factors in adapters.weights().items()}
+    with Session(host.model, adapters, Effort(torch.float32)).opened() as session:
+        trainer.run(session, learner, lesson)
+    after = {path: factors["lora_up.weight"] for path, factors in adapters.weights().items()}
+    assert all(not torch.equal(before[path], after[path]) for path in before) and {path.partition(".")[0] for path in after} == {"unet", "te1"}
+
+
+def test_gradient_checkpointing_changes_nothing_with_dropout(host):
+    adapters = adapters_of(host.model, text_encoder=True, dropout=0.5, rank_dropout=0.3, module_dropout=0.3)
+    learner = learner_of(adapters)
+    lesson = lesson_of(encoded_pictures(), trainer.Schedule(1, 1, 4, 1, (1,) * 4, 0), trained=True)
+    with Session(host.model, adapters, Effort(torch.float32)).opened() as session:
+        trainer.run(session, learner, lesson)                                      # up-weights are zero no more
+    plain = gradients(host.model, adapters, lesson)
+    with Session(host.model, adapters, Effort(torch.float32, gradient_checkpointing=True)).opened():
+        again = gradients(host.model, adapters, lesson)
+    assert plain[0] == again[0] and all(torch.allclose(mine, theirs, atol=1e-8) for mine, theirs in zip(plain[1], again[1]))
+
+
+# --- Pictures that are only measured -------------------------------------------------------------------------------------
+
+def test_kept_out_pictures_are_measured_but_not_learned_from(host):
+    pictures, told = encoded_pictures(), []
+    schedule = trainer.Schedule(6, 2, 2, 1, (1, 1, 1, 0), 0)
+    assert all(3 not in batch for step in range(6) for batch in schedule.batches_of(step, pictures))
+    adapters = adapters_of(host.model)
+    learner, lesson = learner_of(adapters, steps=6), lesson_of(pictures, schedule, measured=(3,), measured_every=4)
+    with Session(host.model, adapters, Effort(torch.float32)).opened() as session:
+        trainer.run(session, learner, lesson, on_step=told.append)
+    assert [done.step for done in told if done.validation_loss is not None] == [4, 6]
+
+
+def test_measuring_repeats_itself_without_dropout_and_changes_nothing(host):
+    adapters = adapters_of(host.model, dropout=0.5)
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(0))
+    lesson = lesson_of(encoded_pictures(), trainer.Schedule(1, 1, 2, 1, (1,) * 3 + (0,), 0), measured=(3,))
+    with Session(host.model, adapters, Effort(torch.float32)).opened() as session:
+        state = torch.get_rng_state()
+        one, two = trainer.validate(session, lesson), trainer.validate(session, lesson)
+        assert one == two and torch.equal(state, torch.get_rng_state())
+    expected, picture = [], lesson.encoded[3]
+    for place in range(4):
+        timesteps, noise = torch.tensor([125 + 250 * place]), torch.randn(1, 4, 8, 8, generator=generator(0, f"validation {place}", 3))
+        quiet = adapters_of(host.model)
+        quiet.load(adapters.weights())
+        with torch.no_grad(), quiet.attached():
+            predicted = host.model.predict(diffusion.add_noise(picture.latents, noise, timesteps, host.model.alphas_cumprod), timesteps, picture.conditioning)
+        expected.append(((predicted - noise) ** 2).mean().item())
+    assert one == pytest.approx(sum(expected) / 4, rel=1e-5)
+
+
+def test_each_epoch_is_measured_where_no_number_of_steps_is_given():
+    lesson = lesson_of(encoded_pictures(), trainer.Schedule(10, 3, 1, 1, (1, 1, 1, 0), 0), measured=(3,))
+    assert [step for step in range(1, 11) if lesson.is_measured_after(step)] == [3, 6, 9, 10]

@@ -1,7 +1,7 @@
 """Time and memory of our step, as ratios: against the bare UNet's forward and backward pass, interleaved in one process, medians. And what
 it costs to look, between two steps, whether somebody waits.
 
-The UNet is SD1.5's, of 860 M random parameters. "Bare" is forward and backward for activations only, with nothing attached, in the
+The UNet is of a family's true size, with random weights. "Bare" is forward and backward for activations only, with nothing attached, in the
 same precision. Memory is what is above the loaded model.
 """
 import contextlib
@@ -14,47 +14,87 @@ from collections.abc import Iterator
 import torch
 
 from .core import cache, precision, trainer
-from .core.adapters import Adapters, plan_shapes
+from .core.adapters import Adapters, LayerChoice, plan_shapes
 from .core.attendant import Attendant, Teller
 from .core.config import TrainConfig
-from .core.contracts import BaseModel, Conditioning, Host
+from .core.contracts import BaseModel, Conditioning, Host, Size
 from .core.control import Control
 from .core.dataset import Bucket
 from .core.effort import Effort
 from .core.learner import Learner
+from .core.objective import Objective
 from .core.optimization import LearningRates, make_optimizer
 from .core.session import Session
 from .core.sharing import Sharing
+from .core.texts import Texts
+from .core.variation import Variation
+from .hosts.checkpoint_file import CLIP, OPEN_CLIP, SSD_1B, SSD_1B_DEPTHS, CheckpointFacts, TextEncoderFacts
+from .hosts.standalone_loading import unet_config
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_CLIP_L, _CLIP_H, _CLIP_G = TextEncoderFacts(CLIP, 768, 12, 3072), TextEncoderFacts(OPEN_CLIP, 1024, 24, 4096), TextEncoderFacts(OPEN_CLIP, 1280, 32, 5120)
+_SD_DEPTHS = ((1, 1), (1, 1), (1, 1), (0, 0)), ((0, 0, 0), (1, 1, 1), (1, 1, 1), (1, 1, 1))
+_SDXL_DEPTHS = ((0, 0), (2, 2), (10, 10)), ((10, 10, 10), (2, 2, 2), (0, 0, 0))
+
+
+def _facts(family: str, widths: tuple[int, ...], depths: tuple, texts: tuple[TextEncoderFacts, ...], size_px: int, *, variant: str = "") -> CheckpointFacts:
+    return CheckpointFacts(family, variant, "epsilon", False, widths, *depths, has_middle_attention=variant != SSD_1B, has_linear_projections=family != "sd1",
+                           channels=4, label_width=2816 if family == "sdxl" else 0, vae_widths=(128, 256, 512, 512), texts=texts, size_px=size_px)
+
+
+FAMILIES = {
+    "sd1": _facts("sd1", (320, 640, 1280, 1280), _SD_DEPTHS, (_CLIP_L,), 512),
+    "sd2": _facts("sd2", (320, 640, 1280, 1280), _SD_DEPTHS, (_CLIP_H,), 768),
+    "sdxl": _facts("sdxl", (320, 640, 1280), _SDXL_DEPTHS, (_CLIP_L, _CLIP_G), 1024),
+    "ssd-1b": _facts("sdxl", (320, 640, 1280), SSD_1B_DEPTHS, (_CLIP_L, _CLIP_G), 1024, variant=SSD_1B),
+}
+
+
+def make_unet(family: str) -> torch.nn.Module:
+    """Build a family's UNet in its true size with random weights, in torch's default type and on its default device."""
+    from diffusers import UNet2DConditionModel
+    return UNet2DConditionModel(**{key: value for key, value in unet_config(FAMILIES[family]).items() if not key.startswith("_")})
 
 
 class RandomModel(BaseModel):
-    """SD1.5's UNet with random weights behind the contract; it has nothing to encode with."""
-    family, prediction_type, name, sha256, text_encoders = "sd1", "epsilon", "random", None, []
+    """A UNet with random weights behind the contract; it has nothing to encode with."""
+    prediction_type, name, sha256, text_encoders = "epsilon", "random", None, []
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        from diffusers import UNet2DConditionModel
-        self.device, self.dtype = device, dtype
-        usual = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)                                             # made in its own type: nothing freed that would hide growth
-        try:
-            self.unet = UNet2DConditionModel(cross_attention_dim=768).to(device).requires_grad_(False).eval()
-        finally:
-            torch.set_default_dtype(usual)
+    def __init__(self, family: str, dtype: torch.dtype, device: torch.device) -> None:
+        self.family, self.variant, self._texts = FAMILIES[family].family, FAMILIES[family].variant, FAMILIES[family].texts
+        self.device, self.dtype, self.unet = device, dtype, _made_in(family, dtype, device)
         self.alphas_cumprod = torch.linspace(0.999, 0.005, 1000)
+
+    def read_as(self, reading):
+        raise NotImplementedError
 
     def encode_images(self, pixels):
         raise NotImplementedError
 
-    def encode_captions(self, captions, sizes):
+    def encode_captions(self, captions):
         raise NotImplementedError
 
-    def export_name(self, module_path):
+    def export_name(self, path):
         raise NotImplementedError
+
+    def random_conditioning(self) -> Conditioning:
+        """Return noise in the shapes of an encoded caption."""
+        widths = [text.width for text in self._texts]
+        return Conditioning(torch.randn(1, 77, sum(widths)), torch.randn(1, widths[-1]) if len(widths) > 1 else None)
 
     def predict(self, noisy_latents, timesteps, conditioning):
-        return self.unet(noisy_latents.to(self.dtype), timesteps, conditioning.hidden_states.to(self.dtype)).sample
+        told = None if conditioning.pooled is None else {"text_embeds": conditioning.pooled.to(self.dtype), "time_ids": conditioning.sizes}
+        return self.unet(noisy_latents.to(self.dtype), timesteps, conditioning.hidden_states.to(self.dtype), added_cond_kwargs=told).sample
+
+
+def _made_in(family: str, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+    """Make it in its own type: nothing is freed that would hide growth."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return make_unet(family).to(device).requires_grad_(False).eval()
+    finally:
+        torch.set_default_dtype(usual)
 
 
 class Nobody(Host):
@@ -74,14 +114,14 @@ class Nobody(Host):
         raise NotImplementedError
 
 
-def report(*, size_px: int = 256, batch_size: int = 1, steps: int = 7, dtype: str = "fp32", rank: int = 16, targets: str = "attention+feed-forward",
-           checkpointing: bool = False) -> str:
-    """Measure and say, line by line; `ratio` is our step's median over the bare pass's."""
+def report(*, family: str = "sd1", size_px: int = 256, batch_size: int = 1, steps: int = 7, dtype: str = "fp32", rank: int = 16,
+           targets: str = "attention+feed-forward", checkpointing: bool = False) -> str:
+    """Measure and say, line by line; `family` is one of `FAMILIES`, `ratio` our step's median over the bare pass's."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    model = RandomModel(DTYPES[dtype], device)
+    model = RandomModel(family, DTYPES[dtype], device)
     ours, bare, between_seconds, memory = _measure(model, size_px, batch_size, steps, rank, targets, checkpointing)
-    lines = [f"UNet {sum(p.numel() for p in model.unet.parameters()) / 1e6:.0f} M parameters in {dtype} on {device}, {size_px}x{size_px}, batch {batch_size}, "
+    lines = [f"UNet of {family}, {count_parameters(model.unet) / 1e6:.0f} M parameters in {dtype} on {device}, {size_px}x{size_px}, batch {batch_size}, "
              f"rank {rank}, {targets}{', gradient checkpointing' if checkpointing else ''}, torch {torch.__version__}, {torch.get_num_threads()} threads",
              f"bare    {statistics.median(bare):.3f} s  (of {len(bare)}: {min(bare):.3f} to {max(bare):.3f})",
              f"step    {statistics.median(ours):.3f} s  (of {len(ours)}: {min(ours):.3f} to {max(ours):.3f})",
@@ -92,10 +132,10 @@ def report(*, size_px: int = 256, batch_size: int = 1, steps: int = 7, dtype: st
 
 def _measure(model: RandomModel, size_px: int, batch_size: int, steps: int, rank: int, targets: str, checkpointing: bool):
     """Run `steps` rounds of one step of ours and one bare pass, after one round to warm up."""
-    latents = torch.randn(batch_size, 1, 4, size_px // 8, size_px // 8)
-    encoded = [cache.Encoded(item, Conditioning(torch.randn(1, 77, 768)), Bucket(size_px, size_px)) for item in latents]
-    adapters = Adapters.create(model.unet, plan_shapes(model.unet, targets=targets, rank=rank, alpha=rank))
-    optimizer = make_optimizer("adamw", adapters.parameters(), learning_rate=1e-4, weight_decay=0.01)
+    latents, size = torch.randn(batch_size, 1, 4, size_px // 8, size_px // 8), Size(size_px, size_px, 0, 0, size_px, size_px)
+    encoded = [cache.Encoded(item, None, (size,), "", 1.0, False, model.random_conditioning(), Bucket(size_px, size_px)) for item in latents]
+    adapters = Adapters.create(model.parts(), plan_shapes(model.parts(), LayerChoice(targets=targets, rank=rank, alpha=rank)))
+    optimizer = make_optimizer("adamw", adapters.groups(), learning_rates={"unet": 1e-4}, weight_decay=0.01)
     rates = LearningRates("constant", optimizer, warmup_steps=0, total_steps=steps + 1)
     dtype = precision.resolve("auto", device=model.device, weights=model.dtype)
     learner = Learner(adapters, optimizer, rates, device=model.device, dtype=dtype)
@@ -113,8 +153,8 @@ def _measure(model: RandomModel, size_px: int, batch_size: int, steps: int, rank
 
     schedule = trainer.Schedule(steps + 1, 1, batch_size, 1, (1,) * batch_size, 0)
     with _peak_memory(model.device) as memory, session.opened():
-        trainer.run(session, learner, encoded, schedule, on_step=bare_pass)
-    parts = {"lora": 4 * sum(p.numel() for p in adapters.parameters())}
+        trainer.run(session, learner, trainer.Lesson(encoded, schedule, Objective(), Texts(Variation())), on_step=bare_pass)
+    parts = {"lora": 4 * sum(parameter.numel() for parameter in adapters.parameters())}
     parts["adamw"], parts["grads"] = 2 * parts["lora"], parts["lora"]
     attendant = Attendant(TrainConfig(), schedule, Nobody(), Control(), session=session, learner=learner, output=None, write=None, facts={}, states=None,
                           sharing=Sharing(Nobody(), Control(), share=True, tell=None), teller=Teller(lambda progress: None), chosen=session.effort)
@@ -124,7 +164,7 @@ def _measure(model: RandomModel, size_px: int, batch_size: int, steps: int, rank
 
 def _bare(model: RandomModel, encoded: list[cache.Encoded], dtype: torch.dtype) -> None:
     latents = torch.cat([item.latents for item in encoded]).to(model.device).requires_grad_()
-    conditioning = Conditioning.cat([item.conditioning for item in encoded]).to(model.device)
+    conditioning = Conditioning.cat([item.conditioning for item in encoded]).of_sizes([item.sizes[0] for item in encoded]).to(model.device)
     timesteps = torch.full((len(latents),), 500, device=model.device)
     with precision.autocast(model.device, dtype):
         predicted = model.predict(latents, timesteps, conditioning)
@@ -161,3 +201,7 @@ def _peak_memory(device: torch.device) -> Iterator[dict[str, int]]:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def count_parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

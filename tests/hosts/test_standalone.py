@@ -1,4 +1,5 @@
-"""The standalone host: loads what the file says, lends it, draws with LoRAs, and leaves no trace."""
+"""The standalone host: loads what the file says, lends it, draws with LoRAs, and leaves no trace. What the families do: test_families.py."""
+import importlib.util
 import socket
 import threading
 import time
@@ -11,37 +12,31 @@ from safetensors.torch import load_file, save_file
 from lora_trainer.core.errors import Refused
 
 pytest.importorskip("diffusers")
-pytest.importorskip("open_clip")
+if not importlib.util.find_spec("open_clip"):
+    pytest.skip("CLIP's vocabulary comes with open_clip", allow_module_level=True)
 
-from lora_trainer.hosts.standalone import StandaloneHost, scaled_linear_alphas_cumprod, split_prompt  # noqa: E402
-from tests.hosts import narrow_checkpoint  # noqa: E402
+from lora_trainer.core.contracts import Reading  # noqa: E402
+from lora_trainer.core.layouts import unet_to_ldm  # noqa: E402
+from lora_trainer.hosts.standalone import StandaloneHost  # noqa: E402
+from lora_trainer.hosts.standalone_loading import modules_of  # noqa: E402
 
 DRAWING = dict(steps=3, width=64, height=64)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models this small only wait for each other's threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def models():
-    return narrow_checkpoint.make_models()
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, models):
-    return narrow_checkpoint.write(tmp_path_factory.mktemp("models") / "narrow.safetensors", models)
+def checkpoint(checkpoints):
+    return checkpoints("sd1")
 
 
 @pytest.fixture(scope="module")
 def host(checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("host")
     return StandaloneHost(checkpoint, folder / "loras", folder / "data", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def unet(host):
+    return host._load().unet
 
 
 def random_lora(unet, path, *, seed=0, rank=2):
@@ -64,18 +59,16 @@ def random_lora(unet, path, *, seed=0, rank=2):
 
 def fingerprint(host):
     """Everything of the base that must never change: weights, module objects, flags, leftovers."""
-    pipeline = host._load()
-    modules = [(name, id(module), type(module), module.training) for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)
-               for name, module in part.named_modules()]
-    weights = [(name, id(tensor), tensor.requires_grad, tensor.detach().numpy().tobytes()) for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)
-               for name, tensor in part.named_parameters()]
-    return modules, weights, sorted(set(vars(pipeline.unet)) - {"_hf_peft_config_loaded"})
+    parts = modules_of(host._load())
+    modules = [(name, id(module), type(module), module.training, len(module._forward_pre_hooks)) for part in parts for name, module in part.named_modules()]
+    weights = [(name, id(tensor), tensor.requires_grad, tensor.detach().numpy().tobytes()) for part in parts for name, tensor in part.named_parameters()]
+    return modules, weights, sorted(set(vars(parts[0])) - {"_hf_peft_config_loaded"})
 
 
 def test_status_loads_nothing(checkpoint, tmp_path):
     host = StandaloneHost(checkpoint, tmp_path, tmp_path, device="cpu")
     status = host.model_status()
-    assert (status.trainable, status.family, status.prediction_type, status.checkpoint) == (True, "sd1", "epsilon", "narrow")
+    assert (status.trainable, status.family, status.prediction_type, status.checkpoint) == (True, "sd1", "epsilon", "sd1")
     assert (status.device, status.dtype, host.default_size_px) == ("cpu", "float32", 64)
     assert host._pipeline is None
 
@@ -85,34 +78,6 @@ def test_a_missing_checkpoint_is_a_reason(tmp_path):
     assert not host.model_status().trainable and "There is no checkpoint" in host.model_status().reason
     with pytest.raises(Refused, match="There is no checkpoint"), host.borrow_model():
         pass
-
-
-def test_the_file_is_loaded_as_it_was_written(host, models):
-    unet, vae, text_encoder = models
-    generator = torch.Generator().manual_seed(1)
-    latents, pixels = torch.randn(2, 4, 8, 8, generator=generator), torch.rand(2, 3, 64, 48, generator=generator) * 2 - 1
-    timesteps = torch.tensor([10, 900])
-    with host.borrow_model() as model, torch.no_grad():
-        conditioning = model.encode_captions(["a red circle", ""], [])
-        tokens = [[49406, 320, 736, 7117] + [49407] * 73, [49406] + [49407] * 76]
-        torch.testing.assert_close(conditioning.hidden_states, text_encoder(torch.tensor(tokens))[0], rtol=1e-4, atol=1e-5)
-        expected = unet(latents, timesteps, conditioning.hidden_states).sample
-        torch.testing.assert_close(model.predict(latents, timesteps, conditioning), expected, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(model.encode_images(pixels), vae.encode(pixels).latent_dist.mean * 0.18215, rtol=1e-4, atol=1e-5)
-        assert model.encode_images(pixels).shape == (2, 4, 8, 6)
-        assert (model.family, model.prediction_type, model.name, len(model.sha256)) == ("sd1", "epsilon", "narrow", 64)
-
-
-def test_long_captions_are_cut_to_77_tokens(host):
-    with host.borrow_model() as model:
-        assert model.encode_captions(["word " * 500, "word"], []).hidden_states.shape == (2, 77, narrow_checkpoint.WIDTH)
-
-
-def test_noise_schedule_is_the_pipelines(host):
-    from diffusers import DDIMScheduler
-    theirs = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
-    torch.testing.assert_close(scaled_linear_alphas_cumprod(), theirs, rtol=1e-5, atol=0)
-    torch.testing.assert_close(host._load().scheduler.alphas_cumprod, theirs)
 
 
 def test_nothing_is_fetched(checkpoint, tmp_path, monkeypatch):
@@ -198,6 +163,21 @@ def test_giving_way_ends_when_told_to_stop(host):
         assert host.give_way()
 
 
+def test_what_a_run_reads_otherwise_is_read_so_until_it_ends(host):
+    plain = host.generate("a", **DRAWING)
+    with host.borrow_model() as model:
+        model.read_as(Reading(prediction_type="v_prediction", zero_terminal_snr=True))
+        meanwhile = host.generate("a", **DRAWING)
+    assert not np.array_equal(meanwhile, plain) and np.array_equal(host.generate("a", **DRAWING), plain)
+
+
+def test_peeking_loads_nothing(checkpoint, tmp_path, host):
+    assert StandaloneHost(checkpoint, tmp_path, tmp_path, device="cpu").peek_parts() is None
+    host._load()
+    with host.borrow_model() as model:
+        assert [name for name, _ in host.peek_parts().named_modules()] == [name for name, _ in model.parts().named_modules()]
+
+
 def test_pictures_follow_seed_and_prompt(host):
     one, two, other = host.draw(["a", "a", "a"], seeds=[1, 1, 2], **DRAWING)
     assert one.size == (64, 64) and np.array_equal(one, two) and not np.array_equal(one, other)
@@ -211,13 +191,13 @@ def test_pictures_do_not_depend_on_the_batch(host, monkeypatch):
         assert np.abs(np.asarray(left, float) - np.asarray(right, float)).max() <= 1
 
 
-def test_a_lora_draws_like_the_merged_checkpoint(host, models, tmp_path):
-    changes = random_lora(models[0], host.lora_dir / "mine.safetensors")
-    state = models[0].state_dict()
-    merged = narrow_checkpoint.make_models()
-    merged[0].load_state_dict({key: value + 0.5 * changes.get(key.removesuffix(".weight"), 0) if key.endswith(".weight") else value
-                               for key, value in state.items()})
-    other = StandaloneHost(narrow_checkpoint.write(tmp_path / "merged.safetensors", merged), tmp_path, tmp_path, device="cpu")
+def test_a_lora_draws_like_the_merged_checkpoint(host, unet, checkpoint, tmp_path):
+    changes = random_lora(unet, host.lora_dir / "mine.safetensors")
+    state = {key: value.float() for key, value in load_file(str(checkpoint)).items()}
+    for path, change in changes.items():
+        state[f"model.diffusion_model.{unet_to_ldm(path)}.weight"] += 0.5 * change
+    save_file(state, str(tmp_path / "merged.safetensors"))
+    other = StandaloneHost(tmp_path / "merged.safetensors", tmp_path, tmp_path, device="cpu")
     before, plain = fingerprint(host), host.generate("a", **DRAWING)
     drawn = np.asarray(host.generate("a <lora:mine:0.5>", **DRAWING), float)
     assert np.abs(drawn - np.asarray(other.generate("a", **DRAWING), float)).max() <= 2
@@ -226,26 +206,26 @@ def test_a_lora_draws_like_the_merged_checkpoint(host, models, tmp_path):
     assert fingerprint(host) == before and np.array_equal(host.generate("a", **DRAWING), plain)
 
 
-def test_replaced_lora_is_replaced(host, models, tmp_path):
+def test_replaced_lora_is_replaced(host, unet, tmp_path):
     path = tmp_path / "elsewhere" / "mine2.safetensors"
-    random_lora(models[0], path, seed=1)
+    random_lora(unet, path, seed=1)
     with pytest.raises(Refused, match="no LoRA named 'mine2'"):
         host.generate("a <lora:mine2>", **DRAWING)
     host.register(path)
     first = host.generate("a <lora:mine2>", **DRAWING)
-    random_lora(models[0], path, seed=2)
+    random_lora(unet, path, seed=2)
     host.register(path)
     assert not np.array_equal(first, host.generate("a <lora:mine2>", **DRAWING))
 
 
-def test_two_loras_add_up(host, models):
+def test_two_loras_add_up(host, unet):
     for number in (3, 4):
-        random_lora(models[0], host.lora_dir / "nested" / f"n{number}.safetensors", seed=number)
+        random_lora(unet, host.lora_dir / "nested" / f"n{number}.safetensors", seed=number)
     one, both = (np.asarray(host.generate(prompt, **DRAWING)) for prompt in ("a <lora:n3:1>", "a <lora:n3:1> <lora:n4:1>"))
     assert not np.array_equal(one, both)
 
 
-def test_bad_loras_are_refused_and_leave_no_trace(host, models):
+def test_bad_loras_are_refused_and_leave_no_trace(host, unet):
     before = fingerprint(host)
     host.lora_dir.mkdir(parents=True, exist_ok=True)
     (host.lora_dir / "garbage.safetensors").write_bytes(b"nothing")
@@ -256,14 +236,6 @@ def test_bad_loras_are_refused_and_leave_no_trace(host, models):
         with pytest.raises(Refused, match=f"{name}.safetensors cannot be used with this checkpoint"):
             host.generate(f"a <lora:{name}:1>", **DRAWING)
     assert fingerprint(host) == before
-
-
-def test_prompts_are_split():
-    assert split_prompt("a cat <lora:my style:0.8>, sitting") == ("a cat , sitting", [("my style", 0.8)])
-    assert split_prompt("<lora:x><lora:y:-1>") == ("", [("x", 1.0), ("y", -1.0)])
-    assert split_prompt("no tag <b>") == ("no tag <b>", [])
-    with pytest.raises(Refused, match="'much' is no number"):
-        split_prompt("<lora:x:much>")
 
 
 @pytest.mark.parametrize(("setting", "value"), [("width", 65), ("height", 8), ("steps", 0), ("guidance", float("nan"))])

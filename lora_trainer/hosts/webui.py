@@ -19,10 +19,11 @@ from modules import call_queue, devices, launch_utils, lowvram, paths, processin
 from ..core.contracts import BaseModel, Host, ModelStatus
 from ..core.errors import Refused
 from .webui_captioners import webui_captioners
+from .webui_checkpoint import status_of
 from .webui_guard import allowed_roots
 from .webui_loan import Loan, Movers, clean_state, random_state
 from .webui_loras import forget_lora, list_again, loras_in, remove_loras
-from .webui_model import status_of
+from .webui_model import outline_of, parts_of
 
 log = logging.getLogger(__name__)
 PREVIEW_SAMPLER = "Euler"
@@ -36,14 +37,22 @@ class WebUIHost(Host):
         self.lora_dir = Path(getattr(shared.cmd_opts, "lora_dir", os.path.join(paths.models_path, "Lora")))
         self.data_dir = Path(getattr(shared.cmd_opts, "train_lora_dir", None) or os.path.join(paths.data_path, "train_lora")).absolute()
         self._turn_of: int | None = None
-        self._movers, self._loan = Movers(), None
+        self._movers, self._loan, self._lent_parts = Movers(), None, None
 
     def model_status(self) -> ModelStatus:
         return status_of(sd_models.model_data.sd_model)
 
-    def peek_unet(self) -> torch.nn.Module | None:
-        unet = getattr(getattr(sd_models.model_data.sd_model, "model", None), "diffusion_model", None)
-        return unet if isinstance(unet, torch.nn.Module) else None
+    def peek_parts(self) -> torch.nn.ModuleDict | None:
+        """While the model is lent it is described as it was before: adapters may be in the place of its layers."""
+        if (lent := self._lent_parts) is not None:
+            return lent
+        sd_model = sd_models.model_data.sd_model
+        return parts_of(sd_model) if status_of(sd_model).trainable else None
+
+    @property
+    def default_size_px(self) -> int:
+        sd_model = sd_models.model_data.sd_model
+        return 512 if sd_model is None else status_of(sd_model).size_px or 512
 
     @contextlib.contextmanager
     def borrow_model(self) -> Iterator[BaseModel]:
@@ -53,9 +62,10 @@ class WebUIHost(Host):
         with self._movers.asked():
             try:
                 base_model, self._loan = loan.begin(), loan
+                self._lent_parts = outline_of(parts_of(sd_models.model_data.sd_model))
                 yield base_model
             finally:
-                self._loan = None
+                self._loan = self._lent_parts = None
                 loan.give_back()
 
     def give_way(self, *, until: Callable[[], bool] = lambda: True, say: Callable[[str, str], None] = lambda waiting_for, sentence: None,
@@ -116,15 +126,16 @@ class WebUIHost(Host):
         forget_lora(path)
         list_again()
 
-    def generate(self, prompt: str, *, negative_prompt: str = "", seed: int = 0, steps: int = 20, guidance: float = 7.0, width: int = 512,
-                 height: int = 512) -> Any:
+    def generate(self, prompt: str, *, negative_prompt: str = "", seed: int = 0, steps: int = 20, guidance: float = 7.0,
+                 width: int | None = None, height: int | None = None) -> Any:
         """Draw as the WebUI's own page would, but save nothing and leave no LoRA, random state or setting behind."""
         with self._turn(), _without_prompt_history():
             sd_model = shared.sd_model
             info = sd_model.sd_checkpoint_info                                     # not another that was chosen meanwhile
             another = sd_models.checkpoint_aliases.get(shared.opts.sd_model_checkpoint) is not info
             request = processing.StableDiffusionProcessingTxt2Img(
-                sd_model=sd_model, prompt=prompt, negative_prompt=negative_prompt, seed=seed, steps=steps, cfg_scale=guidance, width=width, height=height,
+                sd_model=sd_model, prompt=prompt, negative_prompt=negative_prompt, seed=seed, steps=steps, cfg_scale=guidance,
+                width=width or self.default_size_px, height=height or self.default_size_px,
                 sampler_name=PREVIEW_SAMPLER, do_not_save_samples=True, do_not_save_grid=True,
                 override_settings={"sd_model_checkpoint": info.title} if another else {})
             with random_state(sd_model), clean_state(sd_model), contextlib.closing(request):

@@ -19,8 +19,9 @@ from modules import call_queue, devices, sd_hijack, sd_hijack_optimizations, sd_
 
 from ..core.errors import Refused
 from ..core.fingerprint import fingerprint_of_weights
+from .webui_checkpoint import status_of
 from .webui_loras import remove_loras
-from .webui_model import FAMILIES, LdmModel, encoders, status_of
+from .webui_model import FAMILIES, WebUIModel, encoders, text_encoders_of
 
 log = logging.getLogger(__name__)
 PAUSE_SECONDS, LET_IN_SECONDS, LOOK_AGAIN_SECONDS = 0.01, 1.0, 0.25                                     # the queue's lock goes to who waits only after a pause
@@ -50,12 +51,17 @@ def frozen_weights(sd_model: Any) -> Iterator[None]:
             module.training = flag
 
 
+def _learning(sd_model: Any) -> list[torch.nn.Module]:
+    """Everything that adapters go into."""
+    return [sd_model.model.diffusion_model, *text_encoders_of(sd_model)]
+
+
 @contextlib.contextmanager
 def structure(sd_model: Any) -> Iterator[None]:
     """Module objects are those of before. The adapters put them back themselves; this is for the day when something prevents that."""
-    unet = sd_model.model.diffusion_model
-    children = [(module, dict(module._modules)) for module in unet.modules()]
-    marked = hasattr(unet, "peft_config")
+    learning = _learning(sd_model)
+    children = [(module, dict(module._modules)) for part in learning for module in part.modules()]
+    marked = [part for part in learning if hasattr(part, "peft_config")]
     try:
         yield
     finally:
@@ -64,14 +70,15 @@ def structure(sd_model: Any) -> Iterator[None]:
                 log.warning("putting %s back as it was", type(module).__name__)
                 module._modules.clear()
                 module._modules.update(before)
-        if not marked:
-            vars(unet).pop("peft_config", None)
+        for part in learning:
+            if part not in marked:
+                vars(part).pop("peft_config", None)
 
 
 @contextlib.contextmanager
 def own_forwards(sd_model: Any) -> Iterator[None]:
-    """UNet and VAE run their classes' code: other extensions (hypertile, for one) leave theirs on the objects after a picture."""
-    modules = [*sd_model.model.diffusion_model.modules(), *sd_model.first_stage_model.modules()]
+    """UNet, text encoders and VAE run their classes' code: other extensions (hypertile, for one) leave theirs on the objects after a picture."""
+    modules = [module for part in (*_learning(sd_model), sd_model.first_stage_model) for module in part.modules()]
     left = {module: vars(module).pop("forward") for module in modules if "forward" in vars(module)}
     try:
         yield
@@ -183,9 +190,9 @@ class Loan:
 
     def __init__(self, turn: Callable[[], contextlib.AbstractContextManager[None]], is_wanted: Callable[[], bool], movers: Movers) -> None:
         self._turn, self._is_wanted, self._movers, self._taken = turn, is_wanted, movers, contextlib.ExitStack()
-        self.base_model: LdmModel | None = None
+        self.base_model: WebUIModel | None = None
 
-    def begin(self) -> LdmModel:
+    def begin(self) -> WebUIModel:
         """Wait for the queue and take the model; raises `Refused` when it cannot train."""
         with contextlib.ExitStack() as stack:
             self._hold(stack)

@@ -1,41 +1,63 @@
-"""The WebUI's checkpoint behind the contract `BaseModel`, and whether it can be trained at all."""
+"""The WebUI's checkpoint behind the contract `BaseModel`: one class for each family, on the modules that the WebUI has in memory."""
 import contextlib
-import sys
+import copy
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from modules import devices, sd_models, sd_unet, sd_vae, shared
+from modules import devices, lowvram, sd_vae, shared
 
-from ..core.contracts import BaseModel, Conditioning, ModelStatus, Size
+from ..core.contracts import BaseModel, Conditioning, Reading
+from ..core.diffusion import rescale_zero_terminal_snr
+from ..core.errors import Refused
 from ..core.layouts import unet_to_diffusers
 from ..core.precision import no_autocast
+from . import webui_captions as captioned
+from .webui_checkpoint import INPAINTING, family, prediction_type, text_wrappers, variant, zero_terminal_snr
 
-TOKENS_PER_ROW = 75                # the WebUI encodes prompts in rows of this many, between a start and an end
+PENULTIMATE = 2                        # layers back
+_SIZES = {"original_size_as_tuple": slice(0, 2), "crop_coords_top_left": slice(2, 4), "target_size_as_tuple": slice(4, 6)}    # of `Size.numbers`
+_OPEN_CLIP_LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.(attn|mlp)\.(\w+)")
+_OPEN_CLIP_NAMES = {"attn": "self_attn", "c_fc": "fc1", "c_proj": "fc2"}
 
 
-class LdmModel(BaseModel):
-    """A checkpoint of ldm's LatentDiffusion, which SD1 and SD2 are; subclasses say what differs."""
+class WebUIModel(BaseModel):
+    """What all families have in common; subclasses say how captions become what the UNet is told, and what layers are called."""
+    exact_vae = False              # whether pictures are encoded in float32 whatever the VAE is held in
 
     def __init__(self, sd_model: Any) -> None:
         info = sd_model.sd_checkpoint_info
-        self.prediction_type, self.alphas_cumprod = prediction_type(sd_model), noise_schedule(sd_model)
+        self.family, self.variant = family(sd_model), variant(sd_model)
         self.device, self.dtype = devices.device, next(sd_model.model.diffusion_model.parameters()).dtype
         self.name, self.sha256 = info.name_for_extra, info.sha256
         self.encoders_aside = False
         self.adopt(sd_model)
+        self.read_as(Reading())
 
     def adopt(self, sd_model: Any) -> None:
         """Use these objects from now on; they hold the same checkpoint."""
-        self._sd_model, self.unet = sd_model, sd_model.model.diffusion_model
+        self._sd_model, self.unet, self.text_encoders = sd_model, sd_model.model.diffusion_model, text_encoders_of(sd_model)
+        self.encodes_between_steps = not sd_model.lowvram
+        self._painted_over: dict[tuple[int, int], torch.Tensor] = {}
 
-    @property
-    def _text(self) -> Any:
-        """The text encoder's wrapper, which a change of settings makes anew."""
-        return self._sd_model.cond_stage_model
+    def parts(self) -> torch.nn.ModuleDict:
+        """As `BaseModel.parts`; under --medvram the UNet is on the GPU then, so that what is made for its layers is there, too."""
+        bring_to_device(self._sd_model, self._sd_model.model)
+        return super().parts()
+
+    def read_as(self, reading: Reading) -> None:
+        sd_model = self._sd_model
+        self.clip_skip, self._reading = self._layers_back(reading.clip_skip), reading
+        self.prediction_type = reading.prediction_type or prediction_type(sd_model)
+        self.zero_terminal_snr = zero_terminal_snr(sd_model) if reading.zero_terminal_snr is None else reading.zero_terminal_snr
+        schedule = noise_schedule(sd_model)
+        self.alphas_cumprod = rescale_zero_terminal_snr(schedule) if self.zero_terminal_snr else schedule
 
     def encoding_key(self) -> str:
-        return f"{sd_vae.get_loaded_vae_name() or 'the VAE of the checkpoint'} {sd_vae.get_loaded_vae_hash() or ''}, clip skip {shared.opts.CLIP_stop_at_last_layers}"
+        vae = f"{sd_vae.get_loaded_vae_name() or 'the VAE of the checkpoint'} {sd_vae.get_loaded_vae_hash() or ''}"
+        return f"{vae}, clip skip {self.clip_skip}, {captioned.key_of(self._reading)}"
 
     def set_encoders_aside(self) -> None:
         """Under --medvram they are aside anyway, and the WebUI's own hooks keep the books."""
@@ -48,64 +70,168 @@ class LdmModel(BaseModel):
     @torch.no_grad()
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         vae = self._sd_model.first_stage_model
-        with no_autocast(self.device):
-            posterior = vae.encode(pixels.to(self.device, next(vae.parameters()).dtype))
-            latents = posterior.mode().float() * float(self._sd_model.scale_factor)
-        return latents
+        bring_to_device(self._sd_model, vae)
+        weight = next(vae.encoder.parameters())
+        exactly = self.exact_vae or weight.device.type == "cpu"                    # a CPU cannot compute in 16 bits
+        with no_autocast(self.device), _in_float32(vae.encoder, vae.quant_conv) if exactly else contextlib.nullcontext():
+            moments = vae.quant_conv(vae.encoder(pixels.to(weight.device, weight.dtype)))
+        mean, _ = moments.chunk(2, dim=1)
+        return mean.to(self.device, torch.float32) * float(self._sd_model.scale_factor)
 
-    @torch.no_grad()
-    def encode_captions(self, captions: list[str], sizes: list[Size]) -> Conditioning:
-        """As the WebUI encodes prompts, but literally: no weights in parentheses, no embeddings by name. Ends after 75 tokens."""
-        rows = torch.tensor([self._row(tokens) for tokens in self._text.tokenize(captions)], device=self.device)
-        hijack = self._text.hijack
-        fixes, hijack.fixes = hijack.fixes, None
-        try:
-            with devices.autocast():
-                return Conditioning(self._text.encode_with_transformers(rows).float())
-        finally:
-            hijack.fixes = fixes
+    def encode_captions(self, captions: list[str]) -> Conditioning:
+        """Weighted captions as prompts, others literally; see `webui_captions`. In autocast where the weights need it and the caller has none."""
+        wrappers = text_wrappers(self._sd_model)
+        read = [[captioned.chunks_of(text, caption, self._reading) for caption in captions] for text in wrappers]
+        portions = max(len(chunks) for of_encoder in read for chunks in of_encoder)
+        bring_to_device(self._sd_model, self._text_owner())
+        with self._half_precision(), captioned.no_embeddings_left(wrappers[0].hijack):
+            encoded = [self._encode(number, text, chunks, portions) for number, (text, chunks) in enumerate(zip(wrappers, read))]
+        pooled = encoded[-1][1]
+        return Conditioning(torch.cat([states for states, _ in encoded], dim=-1).float(), None if pooled is None else pooled.float())
 
-    def _row(self, tokens: list[int]) -> list[int]:
-        text = self._text
-        row = [text.id_start, *tokens[:TOKENS_PER_ROW], text.id_end]
-        return row + [text.id_pad] * (TOKENS_PER_ROW + 2 - len(row))
+    def _encode(self, number: int, text: Any, read: list[list[Any]], portions: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Encode all chunks with one text encoder: hidden states `(batch, 77 * portions, width)`, and pooled ones of the first chunk, if there are."""
+        found = []
+        for portion in range(portions):
+            chunks = [chunks[portion] if portion < len(chunks) else text.empty_chunk() for chunks in read]
+            states = self._states(number, text, torch.tensor(captioned.token_rows(text, chunks), device=self.device))
+            pooled = getattr(states, "pooled", None)
+            found.append((captioned.emphasized(states, chunks) if self._reading.weighted_captions else states, pooled))
+        return torch.cat([states for states, _ in found], dim=1), found[0][1]
+
+    def _states(self, number: int, text: Any, rows: torch.Tensor) -> torch.Tensor:
+        """Return hidden states `(batch, 77, width)` of token numbers `(batch, 77)`; OpenCLIP's are those of its last layer but one in any case."""
+        return text.encode_with_transformers(rows)
+
+    def _layers_back(self, clip_skip: int) -> int:
+        """Return the clip skip in use, where 0 is as the WebUI is set; raises `Refused` for one that the model cannot be read with."""
+        if clip_skip > PENULTIMATE:
+            raise Refused(f"Clip skip {clip_skip}: the WebUI reads the text encoder of this model at the layer before the last, whatever clip skip is set to. "
+                          "Leave it at 0.", field="clip_skip", code="bad_value")
+        return PENULTIMATE
+
+    def _text_owner(self) -> torch.nn.Module:
+        """Return the module whose hook brings the text encoders to the GPU under --medvram."""
+        return self.text_encoders[0]
 
     def predict(self, noisy_latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        """Through the wrapper around the UNet, whose hooks bring the UNet to the GPU under --medvram."""
+        bring_to_device(self._sd_model, self._sd_model.model)
         with self._half_precision():
-            return self._sd_model.model(noisy_latents, timesteps, c_crossattn=[conditioning.hidden_states]).float()
+            return self.unet(self._unet_input(noisy_latents), timesteps=timesteps, context=conditioning.hidden_states, y=self._told(conditioning)).float()
+
+    def _told(self, conditioning: Conditioning) -> torch.Tensor | None:
+        return None
+
+    def _unet_input(self, latents: torch.Tensor) -> torch.Tensor:
+        """Add what an inpainting UNet wants besides latents `(batch, 4, h, w)`, as the WebUI's txt2img does: all is to be painted, over grey."""
+        if self.variant != INPAINTING:
+            return latents
+        grey = self._grey(*latents.shape[-2:]).to(latents).expand(len(latents), -1, -1, -1)
+        return torch.cat([latents, torch.ones_like(latents[:, :1]), grey], dim=1)
+
+    def _grey(self, height: int, width: int) -> torch.Tensor:
+        if (height, width) not in self._painted_over:
+            self._painted_over[height, width] = self.encode_images(torch.zeros(1, 3, 8 * height, 8 * width))
+            bring_to_device(self._sd_model, self._sd_model.model)
+        return self._painted_over[height, width]
 
     def _half_precision(self) -> contextlib.AbstractContextManager:
         """16-bit weights, which are only ever on a GPU, compute under autocast; without the caller's, in their own type."""
         enough = self.dtype == torch.float32 or torch.is_autocast_enabled()
         return contextlib.nullcontext() if enough else torch.autocast(self.device.type, self.dtype)
 
-    def export_name(self, module_path: str) -> str:
-        return "lora_unet_" + unet_to_diffusers(module_path).replace(".", "_")
+    def export_name(self, path: str) -> str:
+        part, _, rest = path.partition(".")
+        return f"lora_unet_{self._unet_name(rest)}" if part == "unet" else f"lora_{self._text_part(part)}_{_text_name(rest)}"
+
+    def _unet_name(self, path: str) -> str:
+        return unet_to_diffusers(path).replace(".", "_")
+
+    def _text_part(self, part: str) -> str:
+        return "te"
 
 
-class SD1Model(LdmModel):
-    family = "sd1"
+class SD1Model(WebUIModel):
+    """SD1: one CLIP, read after the last layer or, with clip skip, after an earlier one and its final norm."""
 
-    def __init__(self, sd_model: Any) -> None:
-        super().__init__(sd_model)
-        self.clip_skip = shared.opts.CLIP_stop_at_last_layers
+    def _layers_back(self, clip_skip: int) -> int:
+        layers = self.text_encoders[0].config.num_hidden_layers
+        if clip_skip > layers:
+            raise Refused(f"Clip skip {clip_skip}: the text encoder of this checkpoint has {layers} layers. Use 1 to {layers}.", field="clip_skip", code="bad_value")
+        return clip_skip or shared.opts.CLIP_stop_at_last_layers
 
-    def adopt(self, sd_model: Any) -> None:
-        super().adopt(sd_model)
-        self.text_encoders = [self._text.wrapped.transformer]
-
-
-FAMILIES: dict[str, type[LdmModel]] = {"sd1": SD1Model}
-TITLES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL", "sd3": "SD 3", "unknown": "an unknown kind"}
-
-
-def family(sd_model: Any) -> str:
-    return next((name for name in ("sd1", "sd2", "sdxl", "sd3") if getattr(sd_model, f"is_{name}", False)), "unknown")
+    def _states(self, number: int, text: Any, rows: torch.Tensor) -> torch.Tensor:
+        clip = self.text_encoders[0]
+        output = clip(input_ids=rows, output_hidden_states=True)
+        return output.last_hidden_state if self.clip_skip == 1 else clip.text_model.final_layer_norm(output.hidden_states[-self.clip_skip])
 
 
-def prediction_type(sd_model: Any) -> str:
-    return "v_prediction" if getattr(sd_model, "parameterization", "eps") == "v" else "epsilon"
+class SD2Model(WebUIModel):
+    """SD2: one OpenCLIP, read at the layer before the last and its final norm."""
+
+
+class SDXLModel(WebUIModel):
+    """SDXL and SSD-1B: a CLIP and an OpenCLIP, the second's pooled embedding, and sizes. Its VAE overflows in 16 bits."""
+    exact_vae = True
+
+    def _layers_back(self, clip_skip: int) -> int:
+        """Clip skip is for the CLIP alone, and only with the WebUI's setting for it."""
+        self._skips = bool(shared.opts.sdxl_clip_l_skip)
+        if not self._skips:
+            return super()._layers_back(clip_skip)
+        layers = self.text_encoders[0].config.num_hidden_layers
+        if clip_skip > layers:
+            raise Refused(f"Clip skip {clip_skip}: the first text encoder of this checkpoint has {layers} layers. Use 1 to {layers}.",
+                          field="clip_skip", code="bad_value")
+        return clip_skip or shared.opts.CLIP_stop_at_last_layers
+
+    def _states(self, number: int, text: Any, rows: torch.Tensor) -> torch.Tensor:
+        if number > 0:
+            return super()._states(number, text, rows)
+        output, wrapped = self.text_encoders[0](input_ids=rows, output_hidden_states=True), text.wrapped
+        if self._skips:
+            return output.hidden_states[-self.clip_skip]
+        return output.last_hidden_state if wrapped.layer == "last" else output.hidden_states[wrapped.layer_idx]
+
+    def _text_owner(self) -> torch.nn.Module:
+        return self._sd_model.conditioner
+
+    def _told(self, conditioning: Conditioning) -> torch.Tensor:
+        """Return what goes into the UNet beside the caption, `(batch, pooled + 6 * width)`, embedded by the model's own embedders."""
+        if conditioning.pooled is None or conditioning.sizes is None:
+            raise ValueError("SDXL has to be told the pooled captions and the pictures' sizes: use Conditioning.of_sizes")
+        numbers = [(embedder, _SIZES[embedder.input_key]) for embedder in self._sd_model.conditioner.embedders if embedder.input_key in _SIZES]
+        return torch.cat([conditioning.pooled, *(embedder(conditioning.sizes[:, which]) for embedder, which in numbers)], dim=1)
+
+    def _unet_name(self, path: str) -> str:
+        return path.replace(".", "_")
+
+    def _text_part(self, part: str) -> str:
+        return part
+
+
+FAMILIES: dict[str, type[WebUIModel]] = {"sd1": SD1Model, "sd2": SD2Model, "sdxl": SDXLModel}
+
+
+def text_encoders_of(sd_model: Any) -> list[torch.nn.Module]:
+    """Return what holds each text encoder's layers: HF's CLIPTextModel or open_clip's CLIP."""
+    wrapped = [text.wrapped for text in text_wrappers(sd_model)]
+    return [each.transformer if hasattr(each, "transformer") else each.model for each in wrapped]
+
+
+def parts_of(sd_model: Any) -> torch.nn.ModuleDict | None:
+    """Return what `WebUIModel.parts` would, to look at; None for what cannot be trained."""
+    if family(sd_model) not in FAMILIES:
+        return None
+    texts = {f"te{number}": module for number, module in enumerate(text_encoders_of(sd_model), start=1)}
+    return torch.nn.ModuleDict({"unet": sd_model.model.diffusion_model, **texts})
+
+
+def outline_of(module: torch.nn.Module) -> torch.nn.Module:
+    """Return modules of the same types, names and weights, whose places in one another stay as they are now."""
+    outline = copy.copy(module)
+    outline._modules = {name: None if child is None else outline_of(child) for name, child in module._modules.items()}
+    return outline
 
 
 def noise_schedule(sd_model: Any) -> torch.Tensor:
@@ -120,43 +246,30 @@ def encoders(sd_model: Any) -> list[torch.nn.Module]:
     return [sd_model.first_stage_model, sd_model.cond_stage_model]
 
 
-# --- What can train ------------------------------------------------------------------------------------------------------
-
-def status_of(sd_model: Any) -> ModelStatus:
-    """Describe a loaded model, or None, and say why it cannot train if so; never waits, never loads."""
-    if sd_model is None:
-        return ModelStatus(False, "The checkpoint is still being loaded; wait until the WebUI shows its name at the top left." if sd_models.model_data.lock.locked()
-                           else "No checkpoint is loaded: choose one at the top left and wait until it is loaded.")
-    if not isinstance(sd_model, torch.nn.Module) or "ldm_patched" in sys.modules:
-        return ModelStatus(False, "This is Forge or reForge, which keep the model in a way that cannot be trained yet. Use AUTOMATIC1111's WebUI.")
-    info, weight = sd_model.sd_checkpoint_info, next(sd_model.model.diffusion_model.parameters())
-    reason = _refusal(sd_model, weight)
-    return ModelStatus(not reason, reason, info.name_for_extra, family(sd_model), prediction_type(sd_model), info.sha256, str(devices.device),
-                       str(weight.dtype).removeprefix("torch."))
+def bring_to_device(sd_model: Any, module: torch.nn.Module) -> None:
+    """Under --medvram have the WebUI's own hooks put this module on the GPU and the one that is there aside; else do nothing."""
+    for hook in list(module._forward_pre_hooks.values()) if sd_model.lowvram else ():
+        if hook.__module__ == lowvram.__name__:
+            hook(module, ())
 
 
-def _refusal(sd_model: Any, weight: torch.nn.Parameter) -> str:
-    """Return why a model cannot train, in a sentence, or nothing."""
-    flags, kind = shared.cmd_opts, family(sd_model)
-    always_exact = devices.device.type != "cuda" or devices.cuda_no_autocast()
-    parked = weight.device.type != devices.device.type and not getattr(sd_model, "lowvram", False) and sd_unet.current_unet is None
-    reasons = (
-        (flags.lowvram, "The WebUI was started with --lowvram, which keeps the UNet in pieces. Start it with --medvram or without either to train."),
-        (flags.upcast_sampling, "The WebUI was started with --upcast-sampling, which changes weights as it goes. Start it with --no-half to train."),
-        (flags.precision == "half", "The WebUI was started with --precision half, which is too coarse to train in. Start it without."),
-        (devices.fp8 or weight.dtype not in (torch.float32, torch.float16, torch.bfloat16),
-         "The checkpoint is held in fp8, which is too coarse to train. Set Settings > Optimizations > FP8 weight to Disable."),
-        (weight.is_meta or parked, "The checkpoint is unloaded. Choose Settings > Actions > Load SD checkpoint to VRAM."),
-        (weight.dtype != torch.float32 and always_exact, "This device cannot train a checkpoint held in 16 bits. Start the WebUI with --no-half."),
-        (kind == "sdxl" and not hasattr(sd_model.cond_stage_model, "embedders"), "This is an SDXL refiner. Train on a base checkpoint."),
-        (kind == "sd1" and type(sd_model.cond_stage_model).__name__ != "FrozenCLIPEmbedderWithCustomWords",
-         "The checkpoint has another text encoder than SD 1.x's CLIP, as AltDiffusion does. Choose one of SD 1.x."),
-        (kind != "sd3" and _channels(sd_model) != 4,
-         f"The checkpoint is for inpainting or editing: its UNet takes {_channels(sd_model)} channels, not 4. Train on the ordinary one it was made from."),
-        (kind not in FAMILIES, f"The checkpoint is of {TITLES[kind]}; for now only those of SD 1.x can be trained."),
-    )
-    return next((sentence for applies, sentence in reasons if applies), "")
+@contextlib.contextmanager
+def _in_float32(*modules: torch.nn.Module) -> Iterator[None]:
+    """Compute with float32 copies of the weights; the weights themselves come back, not copies of them."""
+    kept = [(parameter, parameter.data) for module in modules for parameter in module.parameters() if parameter.dtype != torch.float32]
+    try:
+        for parameter, data in kept:
+            parameter.data = data.float()
+        yield
+    finally:
+        for parameter, data in kept:
+            parameter.data = data
 
 
-def _channels(sd_model: Any) -> int:
-    return getattr(sd_model.model.diffusion_model, "in_channels", 4)
+def _text_name(path: str) -> str:
+    """Name a text encoder's layer as HF does, whichever class holds it."""
+    found = _OPEN_CLIP_LAYER.fullmatch(path)
+    if not found:
+        return path.replace(".", "_")
+    number, part, layer = found.groups()
+    return f"text_model_encoder_layers_{number}_{_OPEN_CLIP_NAMES.get(part, part)}_{_OPEN_CLIP_NAMES.get(layer, layer)}"

@@ -66,6 +66,11 @@ class WebUI:
         """Draw a picture by the WebUI's own API and return a digest of its pixels."""
         return self.pictures(prompt=prompt, seed=seed, steps=steps, **settings)[0]
 
+    def load(self, name: str) -> dict:
+        """Load the checkpoint of this name, and say what the trainer sees."""
+        self.post("/sdapi/v1/options", {"sd_model_checkpoint": f"{name}.safetensors"})
+        return self.get("/train-lora/v1/status")["model"]
+
     def start_job(self, **config) -> str:
         return self.post("/train-lora/v1/jobs", {"config": config})["id"]
 
@@ -156,8 +161,8 @@ def _wait_until_ready(webui: WebUI, log: Path) -> None:
 
 
 @contextlib.contextmanager
-def started(folder: Path):
-    """Start a WebUI whose data lie in a folder, which may be that of one that was killed; it is killed at the end."""
+def started(folder: Path, checkpoints: Path | None = None):
+    """Start a WebUI whose data lie in a folder, which may be that of one that was killed; it is killed at the end. `checkpoints`: other ones than usual."""
     root = _root()
     python = _python(root)
     if not (folder / "extensions").exists():
@@ -167,7 +172,8 @@ def started(folder: Path):
     port, log = _free_port(), folder / "log.txt"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", "SD_WEBUI_RESTARTING": "1"}
     environment.pop("PYTHONPATH", None)
-    command = [python, "launch.py", "--port", str(port), *FLAGS, "--data-dir", folder, "--lora-dir", folder / "lora", "--ckpt-dir", _checkpoints(folder / "checkpoints")]
+    command = [python, "launch.py", "--port", str(port), *FLAGS, "--data-dir", folder, "--lora-dir", folder / "lora", "--ckpt-dir",
+               checkpoints or _checkpoints(folder / "checkpoints")]
     with open(log, "wb") as output:
         process = subprocess.Popen(command, cwd=root, env=environment, stdout=output, stderr=subprocess.STDOUT)
         try:
@@ -185,7 +191,7 @@ def webui(tmp_path_factory) -> WebUI:
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def start_webui():
     """Return `started`, for tests that need a WebUI of their own; conftest.py cannot be imported by name."""
     return started

@@ -1,65 +1,14 @@
 """For tests only: routes that look into the running WebUI, so that tests outside can check what training promises."""
-import hashlib
-import sys
 import threading
 import time
+from pathlib import Path
 
-import ldm.modules.attention
-import ldm.modules.diffusionmodules.model
-import sgm.modules.attention
-import sgm.modules.diffusionmodules.model
 import torch
 from fastapi import Body
-from safetensors import safe_open
-from safetensors.torch import load_file
 from starlette.requests import HTTPConnection
+from train_lora_probing import difference, digest, host, in_thread, networks, state, unmatched
 
-from modules import call_queue, devices, extra_networks, script_callbacks, sd_hijack, sd_unet, shared
-
-ATTENTION = {"ldm": ldm.modules.attention.CrossAttention, "ldm VAE": ldm.modules.diffusionmodules.model.AttnBlock,
-             "sgm": sgm.modules.attention.CrossAttention, "sgm VAE": sgm.modules.diffusionmodules.model.AttnBlock}
-
-
-def digest(*parts) -> str:
-    hashed = hashlib.sha256()
-    for part in parts:
-        hashed.update(part if isinstance(part, bytes) else str(part).encode())
-    return hashed.hexdigest()
-
-
-def state() -> dict:
-    """Everything of the base model that training must leave as it was; addresses and object ids included."""
-    model = shared.sd_model
-    tensors, modules = list(model.state_dict(keep_vars=True).items()), list(model.named_modules())
-    return {
-        "weights": digest(*(part for name, tensor in tensors for part in (name, tensor.dtype, tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()))),
-        "storages": digest(*((name, tensor.data_ptr(), id(tensor)) for name, tensor in tensors)),
-        "modules": digest(*((name, type(module).__qualname__, id(module)) for name, module in modules)),
-        "requires_grad": digest(*((name, parameter.requires_grad) for name, parameter in model.named_parameters())),
-        "training": digest(*((name, module.training) for name, module in modules)),
-        "own_forwards": [name for name, module in modules if "forward" in vars(module)],
-        "hooks": digest(*((name, len(module._forward_hooks), len(module._forward_pre_hooks)) for name, module in modules)),
-        "gradients": [name for name, parameter in model.named_parameters() if parameter.grad is not None],
-        "attention": {name: f"{each.forward.__module__}.{each.forward.__qualname__} {id(each.forward)}" for name, each in ATTENTION.items()},
-        "peft_config": hasattr(model.model.diffusion_model, "peft_config"),
-        "hypernetworks": len(shared.loaded_hypernetworks),
-        "tiling": [sd_hijack.model_hijack.circular_enabled, sum(getattr(module, "padding_mode", "") == "circular" for _, module in modules)],
-        "unet_option": str(sd_unet.current_unet_option),
-        "applied_loras": sum(bool(getattr(module, "network_current_names", ())) for _, module in modules),
-        "random": digest(torch.get_rng_state().numpy().tobytes()),
-        "fixes": str(sd_hijack.model_hijack.fixes),
-        "options": {name: shared.opts.data.get(name) for name in ("sd_model_checkpoint", "cross_attention_optimization", "CLIP_stop_at_last_layers")},
-        "locked": call_queue.queue_lock._lock.locked(),
-    }
-
-
-def networks():
-    return sys.modules[type(extra_networks.extra_network_registry["lora"]).__module__].networks
-
-
-def host():
-    from lora_trainer.hosts import webui
-    return webui.training_service().host
+from modules import call_queue, devices, script_callbacks, sd_hijack, shared
 
 
 def inputs(count: int = 2) -> tuple:
@@ -82,28 +31,24 @@ def predict_with_webui(names: list) -> torch.Tensor:
 
 def predict_with_trainer(path: str) -> torch.Tensor:
     """Predict as training does: our adapters on the borrowed model, holding the file's weights."""
-    from lora_trainer.core.adapters import Adapters, plan_shapes
-    tensors, metadata = load_file(path), safe_open(path, "pt").metadata()
+    from lora_trainer.core.adapters import Adapters
+    from lora_trainer.core.starting import fit, look_into
     with host().borrow_model() as base:
-        targets = next(each for each in ("attention", "attention+feed-forward", "all") if covers(base, each, tensors))
-        adapters = Adapters.create(base.unet, plan_shapes(base.unet, targets=targets, rank=int(metadata["ss_network_dim"]), alpha=float(metadata["ss_network_alpha"])))
-        for place in adapters._places:
-            name = base.export_name(place.path)
-            with torch.no_grad():
-                place.adapter.lora_A["default"].weight.copy_(tensors[f"{name}.lora_down.weight"])
-                place.adapter.lora_B["default"].weight.copy_(tensors[f"{name}.lora_up.weight"])
+        shapes, weights, form = fit(look_into(Path(path)), base.parts(), base.export_name)
+        adapters = Adapters.create(base.parts(), shapes, form)
+        adapters.load(weights)
         with adapters.attached():
             return predict(base)
 
 
 def differences_at_start() -> dict:
     """How far new adapters on each choice of layers move the prediction."""
-    from lora_trainer.core.adapters import Adapters, plan_shapes
+    from lora_trainer.core.adapters import Adapters, LayerChoice, plan_shapes
     moved = {}
     with host().borrow_model() as base:
         bare = predict(base)
         for targets in ("attention", "attention+feed-forward", "all"):
-            with Adapters.create(base.unet, plan_shapes(base.unet, targets=targets, rank=4, alpha=4)).attached():
+            with Adapters.create(base.parts(), plan_shapes(base.parts(), LayerChoice(targets=targets, rank=4, alpha=4))).attached():
                 moved[targets] = float((predict(base) - bare).abs().max())
         moved["none"] = float((predict(base) - bare).abs().max())
     return moved
@@ -116,52 +61,20 @@ def predict(base) -> torch.Tensor:
         return base.predict(latents, timesteps, Conditioning(context)).cpu()
 
 
-def covers(base, targets: str, tensors: dict) -> bool:
-    from lora_trainer.core.adapters import target_paths
-    return {base.export_name(path) for path in target_paths(base.unet, targets)} == {key.split(".", 1)[0] for key in tensors}
-
-
-def unmatched(name: str) -> list:
-    """Names of the file's modules that the built-in loader found no layer for."""
-    on_disk = networks().available_networks[name]
-    found = {module.network_key.split(".", 1)[0] for module in networks().load_network(name, on_disk).modules.values()}
-    return sorted({key.split(".", 1)[0] for key in safe_open(on_disk.filename, "pt").keys()} - found)
-
-
-def difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).norm() / other.norm())
-
-
-def in_thread(function):
-    """Run as a job does, in a thread of its own; give back what it returns or raise what it raises."""
-    outcome = {}
-
-    def run():
-        try:
-            outcome["value"] = function()
-        except BaseException as error:
-            outcome["error"] = error
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["value"]
-
-
 def fail_in_the_middle() -> dict:
     """Raise from inside a forward pass, adapters attached, gradient checkpointing on, nothing tidied up by the trainer itself."""
-    from lora_trainer.core.adapters import Adapters, plan_shapes
+    from lora_trainer.core.adapters import Adapters, Form, LayerChoice, plan_shapes
     from lora_trainer.core.contracts import Conditioning
     from lora_trainer.core.precision import gradient_checkpointing
     before = state()
 
     def run():
         with host().borrow_model() as base:
-            adapters = Adapters.create(base.unet, plan_shapes(base.unet, targets="all", rank=2, alpha=2), dropout=0.1, seed=0)
+            choice = LayerChoice(targets="all", rank=2, alpha=2, text_encoder=True)
+            adapters = Adapters.create(base.parts(), plan_shapes(base.parts(), choice), Form(dropout=0.1), seed=0)
             adapters.attach()
-            gradient_checkpointing(base.unet, True).__enter__()
+            gradient_checkpointing(base.parts(), True).__enter__()
+            base.encode_captions(["a circle"]).hidden_states.square().mean().backward()
             latents, timesteps, context = inputs()
             base.predict(latents, timesteps, Conditioning(context)).square().mean().backward()
             base.unet.train()
@@ -185,9 +98,8 @@ def encodings(caption: str) -> dict:
         theirs = shared.sd_model.get_learned_conditioning([caption]).float().cpu()
         mean = shared.sd_model.first_stage_model.encode(pixels.to(devices.device, devices.dtype_vae)).mean.float().cpu() * shared.sd_model.scale_factor
     comments, before = list(sd_hijack.model_hijack.comments), dict(sd_hijack.model_hijack.extra_generation_params)
-    from lora_trainer.core.contracts import Size
-    with host().borrow_model() as base:
-        ours = base.encode_captions([caption], [Size(64, 64, 0, 0, 64, 64)]).hidden_states.cpu()
+    with host().borrow_model() as base, torch.no_grad():
+        ours = base.encode_captions([caption]).hidden_states.cpu()
         latents = base.encode_images(pixels).cpu()
     return {"shape": list(ours.shape), "same_shape": ours.shape == theirs.shape, "caption_difference": difference(ours, theirs) if ours.shape == theirs.shape else None,
             "dtype": str(ours.dtype), "requires_grad": ours.requires_grad or latents.requires_grad, "picture_difference": difference(latents, mean),
@@ -213,7 +125,8 @@ def refusals() -> dict:
     ask("upcast sampling", flags, "upcast_sampling", True)
     ask("precision half", flags, "precision", "half")
     ask("fp8", devices, "fp8", True)
-    ask("inpainting", model.model.diffusion_model, "in_channels", 9)
+    ask("editing", model.model.diffusion_model, "in_channels", 8)
+    ask("not set up for inpainting", model.model.diffusion_model, "in_channels", 9)
     ask("another family", model, "is_sd1", False)
     ask("another text encoder", model, "cond_stage_model", torch.nn.Module())
     said["none"] = webui.status_of(None).reason
@@ -336,9 +249,9 @@ def on_app_started(demo, app):
     @app.post("/probe/out-of-memory")
     def _out_of_memory(body: dict = Body(...)):
         """Let the next allocations of a training step fail as a GPU's do."""
-        from lora_trainer.hosts.webui_model import LdmModel
-        if not hasattr(LdmModel, "unfailing"):
-            LdmModel.unfailing = LdmModel.predict
+        from lora_trainer.hosts.webui_model import WebUIModel
+        if not hasattr(WebUIModel, "unfailing"):
+            WebUIModel.unfailing = WebUIModel.predict
         left = [body["times"]]
 
         def predict(self, *args):
@@ -346,7 +259,7 @@ def on_app_started(demo, app):
                 left[0] -= 1
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
             return self.unfailing(*args)
-        LdmModel.predict = predict
+        WebUIModel.predict = predict
 
     @app.post("/probe/busy")
     def _busy(body: dict = Body(...)):

@@ -161,8 +161,15 @@ class TinyModel(BaseModel):
             self.alphas_cumprod = diffusion.rescale_zero_terminal_snr(self.alphas_cumprod)
 
     def encode_captions(self, captions):
-        draws = [torch.randn(77, TEXT_WIDTH, generator=torch.Generator().manual_seed(zlib.crc32(caption.encode()))) for caption in captions]
-        return Conditioning(self.text_encoders[0](torch.stack(draws)))
+        """In chunks of twenty words, filled up with empty ones."""
+        chunks = [[" ".join(words[at:at + 20]) for at in range(0, len(words), 20)] or [""] for words in map(str.split, captions)]
+        longest = max(map(len, chunks))
+        rows = [[self._embedded(chunk) for chunk in each + [""] * (longest - len(each))] for each in chunks]
+        return Conditioning(torch.cat([self.text_encoders[0](torch.stack(column)) for column in zip(*rows)], dim=1))
+
+    @staticmethod
+    def _embedded(chunk):
+        return torch.randn(77, TEXT_WIDTH, generator=torch.Generator().manual_seed(zlib.crc32(chunk.encode())))
 
     def predict(self, noisy_latents, timesteps, conditioning):
         return self.unet(noisy_latents, timesteps, conditioning.hidden_states)

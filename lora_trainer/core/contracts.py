@@ -53,6 +53,10 @@ class Conditioning:
         numbers = torch.tensor([size.numbers() for size in sizes], dtype=torch.float32, device=self.hidden_states.device)
         return dataclasses.replace(self, sizes=numbers)
 
+    def filled(self, empty: "Conditioning", tokens: int) -> "Conditioning":
+        """Return this with hidden states of so many `tokens`, those of an empty caption `(1, 77, width)` at the end."""
+        return dataclasses.replace(self, hidden_states=_filled(self.hidden_states, empty.hidden_states, tokens))
+
     @staticmethod
     def cat(parts: "list[Conditioning]", empty: "Conditioning | None" = None) -> "Conditioning":
         """Join along the batch. Shorter captions are filled up with `empty`, what an empty caption is encoded to `(1, 77, width)`, as the

@@ -1,6 +1,7 @@
 """How a step is computed, and the ladders that a run climbs down when memory or numbers fail it.
 
-Every rung gives the same LoRA up to rounding: a batch is drawn whole and only computed in portions.
+Every rung gives the same LoRA up to rounding: a batch is drawn whole and only computed in portions. Only what dropouts leave out is drawn for each
+portion, so with them another LoRA comes of it, as good.
 """
 import dataclasses
 import re

@@ -17,9 +17,6 @@ class Task:
     def __getitem__(self, index: slice) -> "Task":
         return Task(self.noise[index], self.shown[index], self.timesteps[index])
 
-    def to(self, device: torch.device) -> "Task":
-        return Task(self.noise.to(device), self.shown.to(device), self.timesteps.to(device))
-
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
@@ -59,19 +56,20 @@ class Objective:
                                              sampling=self.timestep_sampling, logit_mean=self.logit_mean, logit_std=self.logit_std)
         return Task(noise, shown, timesteps)
 
-    def losses(self, predicted: torch.Tensor, wanted: torch.Tensor, timesteps: torch.Tensor, *, alphas_cumprod: torch.Tensor, prediction_type: str,
-               masks: torch.Tensor | None = None) -> torch.Tensor:
-        """Return each picture's loss `(batch,)`, float32: the mean over its latents, `masks` `(batch, 1, h, w)` weighing them, times its timestep's weight."""
-        borders = None
-        if self.loss_type in ("huber", "smooth_l1"):
-            borders = diffusion.huber_borders(timesteps, alphas_cumprod, c=self.huber_c, schedule=self.huber_schedule)
-        far = diffusion.distance(predicted, wanted, self.loss_type, borders)
-        if masks is not None:
-            far = far * masks.to(far)
-        return far.mean(dim=(1, 2, 3)) * self._weights(timesteps, alphas_cumprod, prediction_type).to(far)
+    def borders(self, timesteps: torch.Tensor, alphas_cumprod: torch.Tensor) -> torch.Tensor | None:
+        """Return Huber's border at timesteps `(batch,)` on the CPU; None for other losses."""
+        if self.loss_type not in ("huber", "smooth_l1"):
+            return None
+        return diffusion.huber_borders(timesteps, alphas_cumprod, c=self.huber_c, schedule=self.huber_schedule)
 
-    def _weights(self, timesteps: torch.Tensor, alphas_cumprod: torch.Tensor, prediction_type: str) -> torch.Tensor:
-        snr = diffusion.signal_to_noise(alphas_cumprod, timesteps.cpu())
+    def losses(self, predicted: torch.Tensor, wanted: torch.Tensor, *, borders: torch.Tensor | None = None, masks: torch.Tensor | None = None) -> torch.Tensor:
+        """Return each picture's loss `(batch,)`, float32: the mean over its latents, `masks` `(batch, 1, h, w)` weighing them."""
+        far = diffusion.distance(predicted, wanted, self.loss_type, borders)
+        return (far if masks is None else far * masks).mean(dim=(1, 2, 3))
+
+    def weights(self, timesteps: torch.Tensor, alphas_cumprod: torch.Tensor, prediction_type: str) -> torch.Tensor:
+        """Return how much timesteps `(batch,)` count, all on the CPU."""
+        snr = diffusion.signal_to_noise(alphas_cumprod, timesteps)
         weights = torch.ones_like(snr)
         if self.min_snr_gamma:
             weights = weights * diffusion.min_snr_weights(snr, self.min_snr_gamma, prediction_type)

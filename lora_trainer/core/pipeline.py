@@ -168,7 +168,7 @@ class _Run:
                                     dtype=export.DTYPES[config.save_precision])
         export.save(path, tensors, metadata.metadata(config, base_model, adapters.shapes, adapters.form, plan, steps=learner.step, started_at=self.session_id,
                                                      loss_average=learner.loss_average))
-        notes = f"{export.NOTES} on {base_model.name}: {len(plan.pictures)} pictures, {learner.step} steps, rank {next(iter(adapters.shapes.values())).rank}."
+        notes = f"{export.NOTES} on {base_model.name}: {plan.roles.count('train')} pictures, {learner.step} steps, rank {next(iter(adapters.shapes.values())).rank}."
         try:
             export.save_card(path, family=base_model.family, trigger_word=config.trigger_word, preferred_weight=config.preferred_weight, notes=notes)
         except OSError as error:
@@ -201,12 +201,15 @@ class _Run:
                           field="zero_terminal_snr", code="bad_value")
         if config.train_text_encoder and not base_model.text_encoders:
             raise Refused("This checkpoint has no text encoder that can learn.", field="train_text_encoder", code="bad_value")
+        self.layers = self._layers()
+        if config.train_text_encoder and not self._trains_text_encoder():
+            self.teller.remark("Nothing of the text encoder learns, although it is switched on: the blocks or the LoRA that is gone on from leave it out.")
         if self._texts().change and not base_model.encodes_between_steps:
             raise Refused("The WebUI was started with --medvram, which keeps the text encoder off the GPU while the UNet is there. Switch off training of the text "
                           "encoder and everything that varies captions (shuffling, dropout, trigger word alone), or start it without.",
                           field="train_text_encoder" if config.train_text_encoder else "shuffle_caption", code="medvram")
         check_optimizer(config.optimizer, config.optimizer_args, base_model.device)
-        check_rates(config.optimizer, self._learning_rates(("unet",) * config.train_unet + ("text_encoder",) * config.train_text_encoder))
+        check_rates(config.optimizer, self._learning_rates({"unet" if path.startswith("unet.") else "text_encoder" for path in self.layers[0]}))
 
     def _check_model(self) -> None:
         """Check that the run is possible on this model and, if it goes on, the same."""
@@ -247,12 +250,15 @@ class _Run:
 
     def _make_learner(self, effort: Effort) -> Learner:
         config, base_model = self.config, self.base_model
-        shapes, weights, form = self._layers()
+        shapes, weights, form = self.layers
         adapters = Adapters.create(base_model.parts(), shapes, form, seed=config.seed)
         groups = adapters.groups()
         learning_rates = self._learning_rates(groups)
         for remark in remarks_on(config.optimizer, learning_rates=learning_rates, scheduler=config.scheduler):
             self.teller.remark(remark)
+        for name, rate in learning_rates.items():
+            for parameter in groups[name] if rate == 0 else ():                    # they stay as they are, and their gradients are nobody's business
+                parameter.requires_grad_(False)
         optimizer = make_optimizer(config.optimizer, groups, learning_rates=learning_rates, weight_decay=config.weight_decay, arguments=config.optimizer_args)
         rates = LearningRates(config.scheduler, optimizer, warmup_steps=config.lr_warmup_steps, total_steps=self.plan.schedule.total_steps,
                               cycles=config.scheduler_cycles, power=config.scheduler_power)
@@ -272,24 +278,21 @@ class _Run:
     def _layers(self) -> tuple[Mapping[str, Shape], Mapping[str, Any], Form]:
         """Return the layers that learn with rank and alpha, the weights they begin with, if not with new ones, and what kind they are."""
         config, parts = self.config, self.base_model.parts()
+        chosen = form_of(config)
+        dropouts = {name: getattr(chosen, name) for name in ("dropout", "rank_dropout", "module_dropout")}
         if self.earlier:
-            return shapes_of_state(self.earlier), {}, form_of_state(self.earlier)
+            return shapes_of_state(self.earlier), {}, dataclasses.replace(form_of_state(self.earlier), **dropouts)
         if self.plan.init_lora:
             shapes, weights, kind = fit(self.plan.init_lora, parts, self.base_model.export_name)
-            dropouts = form_of(config)
-            return shapes, weights, dataclasses.replace(kind, dropout=dropouts.dropout, rank_dropout=dropouts.rank_dropout, module_dropout=dropouts.module_dropout)
-        return plan_shapes(parts, layer_choice(config)), {}, form_of(config)
+            return shapes, weights, dataclasses.replace(kind, **dropouts)
+        return plan_shapes(parts, layer_choice(config)), {}, chosen
 
     def _texts(self) -> Texts:
         return Texts(variation_of(self.config), trained=self._trains_text_encoder())
 
     def _trains_text_encoder(self) -> bool:
-        """A LoRA that a run goes on from decides it by its layers."""
-        if self.plan.init_lora and not self.earlier:
-            return self.plan.init_lora.text_encoder_layers > 0
-        if self.earlier:
-            return any(not path.startswith("unet.") for path in self.earlier.facts["shapes"])
-        return self.config.train_text_encoder
+        shapes, _, _ = self.layers
+        return any(not path.startswith("unet.") for path in shapes)
 
     def _lesson(self, encoded: list[cache.Encoded]) -> trainer.Lesson:
         config, plan = self.config, self.plan

@@ -24,8 +24,8 @@ FREE = frozenset(("epochs", "max_train_steps", "learning_rate", "scheduler", "lr
 """Settings that may change in the middle of a run: the user changes them on purpose, and nothing that was learned is lost."""
 FIXED = ("lora_rank", "lora_alpha", "lora_targets", "optimizer", "task_type", "lora_type", "lora_blocks", "attention_rank", "attention_alpha", "feed_forward_rank",
          "feed_forward_alpha", "conv_rank", "conv_alpha", "lokr_factor", "rslora", "train_unet", "train_text_encoder", "text_encoder_rank", "text_encoder_alpha",
-         "optimizer_args", "ema_decay", "prediction_type", "zero_terminal_snr")
-ELSEWHERE = ("train_data_dir", "extra_data_dirs", "reg_data_dir", "validation_split", "metadata_path", "output_name", "output_dir", "base_model", "init_lora", "repeats", "trigger_word")
+         "optimizer_args", "ema_decay")
+ELSEWHERE = ("prediction_type", "zero_terminal_snr", "train_data_dir", "extra_data_dirs", "reg_data_dir", "validation_split", "metadata_path", "output_name", "output_dir", "base_model", "init_lora", "repeats", "trigger_word")
 """Settings that are compared by what they lead to: the pictures, the captions, the base model, the file."""
 
 
@@ -57,7 +57,8 @@ def run_facts(config: TrainConfig, plan: Plan, *, should_stop: Callable[[], bool
 
 
 def model_facts(base_model: BaseModel) -> dict[str, Any]:
-    return {"name": base_model.name, "family": base_model.family, "prediction_type": base_model.prediction_type, "sha256": base_model.sha256,
+    return {"name": base_model.name, "family": base_model.family, "variant": base_model.variant, "prediction_type": base_model.prediction_type,
+            "zero_terminal_snr": base_model.zero_terminal_snr, "sha256": base_model.sha256,
             "fingerprint": base_model.fingerprint, "dtype": str(base_model.dtype), "encoding": base_model.encoding_key()}
 
 
@@ -86,6 +87,8 @@ def compare_runs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Chan
     changes = [Change(f"{name} was {old[name]} and is {new[name]} now", fatal=True) for name in FIXED if old.get(name) != new.get(name)]
     changes += [Change(f"{name} was {old[name]} and is {new[name]} now") for name in new
                 if name in old and name not in FREE | {*FIXED, *ELSEWHERE} and old[name] != new[name]]
+    if new["init_lora"] and new["init_lora"] != old["init_lora"]:
+        changes.append(Change(f"it began from {old['init_lora'] or 'new layers'}, and {new['init_lora']} would not be used"))
     changes += _compare_pictures(before["pictures"], now["pictures"])
     if (before["version"], before["torch"]) != (now["version"], now["torch"]):
         changes.append(Change(f"it was begun with torch {before['torch']} and Train LoRA {before['version']}; this is torch {now['torch']} and {now['version']}"))
@@ -98,11 +101,14 @@ def compare_models(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Ch
         differs = before["sha256"] != now["sha256"]
     else:                                                                          # the same weights in other numbers have another fingerprint
         differs = before["name"] != now["name"] or (before["fingerprint"] != now["fingerprint"] and before["dtype"] == now["dtype"])
-    if differs or before["family"] != now["family"] or before["prediction_type"] != now["prediction_type"]:
+    if differs or any(before[name] != now[name] for name in ("family", "variant")):
         return [Change(f"it was trained on {before['name']}, and {now['name']} is loaded" if before["name"] != now["name"] else
                        f"the checkpoint {now['name']} has other weights than before", fatal=True)]
-    return [Change(f"the {what} was {before[name]} and is {now[name]} now")
-            for name, what in (("dtype", "checkpoint's precision"), ("encoding", "VAE or clip skip")) if before[name] != now[name]]
+    if before["prediction_type"] != now["prediction_type"]:
+        return [Change(f"the model was taken to predict {before['prediction_type']} and is taken to predict {now['prediction_type']} now", fatal=True)]
+    return [Change(f"the {what} was {before[name]} and is {now[name]} now", fatal=name == "zero_terminal_snr")
+            for name, what in (("zero_terminal_snr", "zero terminal SNR"), ("dtype", "checkpoint's precision"), ("encoding", "VAE, clip skip or reading of captions"))
+            if before[name] != now[name]]
 
 
 def judge(changes: list[Change], *, anyway: bool) -> list[str]:

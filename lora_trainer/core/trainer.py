@@ -7,6 +7,7 @@ import functools
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -60,13 +61,20 @@ class Lesson:
     measured: tuple[int, ...] = ()
     measured_every: int = 0
 
+    def largest_batch(self) -> int:
+        """Return how many pictures go through the UNet together at most; a bucket may hold fewer than the batch size."""
+        members: Counter[Bucket] = Counter()
+        for item, repeats in zip(self.encoded, self.schedule.repeats):
+            members[item.bucket] += repeats
+        return min(self.schedule.batch_size, max(members.values()))
+
     def is_measured_after(self, step: int) -> bool:
         return bool(self.measured) and (step % (self.measured_every or self.schedule.steps_per_epoch) == 0 or step == self.schedule.total_steps)
 
 
 @dataclasses.dataclass(frozen=True)
 class StepDone:
-    """A finished optimizer step, counted from 1, and how long it computed. `validation_loss` is None where nothing was measured."""
+    """A finished optimizer step, counted from 1, and how long it computed, without measuring. `validation_loss` is None where nothing was measured."""
     step: int
     loss: float
     learning_rate: float
@@ -102,7 +110,7 @@ def run(session: Session, learner: Learner, lesson: Lesson, *, max_grad_norm: fl
             continue
         seconds = time.monotonic() - began
         learner.loss_average = average(learner.loss_average, loss, learner.step)
-        on_step(StepDone(learner.step, loss, rate, seconds, _validated(session, learner, lesson, recover)))
+        on_step(StepDone(learner.step, loss, rate, seconds, _validated(session, learner, lesson, recover, between, remark)))
 
 
 def _out_of_memory(error: Exception, step: int) -> OutOfMemory:
@@ -112,11 +120,16 @@ def _out_of_memory(error: Exception, step: int) -> OutOfMemory:
     return OutOfMemory(step, describe_out_of_memory(error))
 
 
-def _validated(session: Session, learner: Learner, lesson: Lesson, recover: Callable[[OutOfMemory], None]) -> float | None:
+def _validated(session: Session, learner: Learner, lesson: Lesson, recover: Callable[[OutOfMemory], None], between: Callable[[], bool],
+               remark: Callable[[str], None]) -> float | None:
     """Measure what is kept out of training, if it is time; memory may run out here too."""
     while lesson.is_measured_after(learner.step):
         try:
-            return validate(session, lesson)
+            loss = validate(session, lesson, between)
+            if loss is None or math.isfinite(loss):
+                return loss
+            remark(f"The validation loss is not a finite number any more (first at step {learner.step}); it is left out of the curve.")
+            return None
         except (MemoryError, RuntimeError) as error:
             trouble = _out_of_memory(error, learner.step)
         recover(trouble)
@@ -167,7 +180,7 @@ def _recover(session: Session, learner: Learner, lesson: Lesson, trouble: NotFin
             raise trouble
         roll_back()
     if isinstance(trouble, OutOfMemory):
-        rung = with_less_memory(session.effort, lesson.schedule.batch_size, needs_encoders=lesson.texts.change) if may_adapt else None
+        rung = with_less_memory(session.effort, lesson.largest_batch(), needs_encoders=lesson.texts.change) if may_adapt else None
     else:
         rung = with_safer_numbers(session.effort, session.base_model.dtype, has_bf16=precision.has_bf16(session.base_model.device))
     if rung is None:
@@ -193,10 +206,10 @@ def _backward(base_model: BaseModel, lesson: Lesson, step: int, effort: Effort, 
         batch = assemble(lesson.encoded, numbers, seed=seed, number=number)
         captions, task = lesson.texts.draw(batch, seed=seed, number=number), lesson.objective.draw(batch.latents.shape, seed=seed, number=number)
         at_once = effort.at_once or len(numbers)
-        for start in range(0, len(numbers), at_once):                              # everything was drawn for the whole batch, so portions change nothing
+        for start in range(0, len(numbers), at_once):                              # all but dropouts was drawn for the whole batch, so portions change nothing
             portion = slice(start, start + at_once)
             with torch.random.fork_rng(devices=[base_model.device] if base_model.device.type == "cuda" else []):
-                torch.manual_seed(generator(seed, "dropout", number).initial_seed())
+                torch.manual_seed(generator(seed, f"dropout {start}" if start else "dropout", number).initial_seed())
                 loss = _losses(base_model, lesson, batch, captions, task, portion, effort.dtype).sum() / len(numbers) / len(batches)
                 scaler.scale(loss).backward()
             total += loss.item()
@@ -205,41 +218,48 @@ def _backward(base_model: BaseModel, lesson: Lesson, step: int, effort: Effort, 
 
 def _losses(base_model: BaseModel, lesson: Lesson, batch: Batch, captions: list[str], task: Task, portion: slice, dtype: torch.dtype) -> torch.Tensor:
     """The story of a loss: noise the latents, predict, compare. Returns one for each picture of the portion, weighted."""
-    device, schedule = base_model.device, base_model.alphas_cumprod
-    latents, task = batch.latents[portion].to(device), task[portion].to(device)
-    noisy = diffusion.add_noise(latents, task.shown, task.timesteps, schedule)
-    wanted = diffusion.target(latents, task.noise, task.timesteps, schedule, base_model.prediction_type)
+    device, schedule, objective, task = base_model.device, base_model.alphas_cumprod, lesson.objective, task[portion]
+    weights = (objective.weights(task.timesteps, schedule, base_model.prediction_type) * batch.weights[portion]).to(device)
+    borders = objective.borders(task.timesteps, schedule)
+    masks = None if batch.masks is None else batch.masks[portion].to(device)
+    latents, timesteps = batch.latents[portion].to(device), task.timesteps.to(device)
+    noisy = diffusion.add_noise(latents, task.shown.to(device), timesteps, schedule)
+    wanted = diffusion.target(latents, task.noise.to(device), timesteps, schedule, base_model.prediction_type)
     with precision.autocast(device, dtype):
-        predicted = base_model.predict(noisy, task.timesteps, lesson.texts.conditioning(base_model, batch, captions, portion))
-    masks = None if batch.masks is None else batch.masks[portion]
-    losses = lesson.objective.losses(predicted, wanted, task.timesteps, alphas_cumprod=schedule, prediction_type=base_model.prediction_type, masks=masks)
-    return losses * batch.weights[portion].to(device)
+        predicted = base_model.predict(noisy, timesteps, lesson.texts.conditioning(base_model, batch, captions, portion, dtype))
+    return objective.losses(predicted, wanted, borders=borders, masks=masks) * weights
 
 
 # --- Pictures that are only measured -------------------------------------------------------------------------------------
 
-@torch.no_grad()
-def validate(session: Session, lesson: Lesson) -> float:
-    """Return the mean squared error of the pictures kept out of training, at the same noise and timesteps each time, and without dropout."""
-    total, base_model = 0.0, session.base_model
-    with session.adapters.nothing_left_out():
-        for number in lesson.measured:
-            total += _measured(base_model, lesson, number, session.effort.dtype)
+def validate(session: Session, lesson: Lesson, between: Callable[[], bool] = lambda: True) -> float | None:
+    """Return the mean squared error of the pictures kept out of training, at the same noise and timesteps each time, and without dropout.
+
+    `between()` runs before each picture, and may give the model to others; when it says False, nothing is returned.
+    """
+    total = 0.0
+    for number in lesson.measured:
+        if not between():
+            return None
+        with torch.no_grad(), session.adapters.nothing_left_out():
+            total += _measured(session.base_model, lesson, number, session.effort.dtype)
     return total / len(lesson.measured)
 
 
 def _measured(base_model: BaseModel, lesson: Lesson, number: int, dtype: torch.dtype) -> float:
-    """Return one picture's mean squared error at `MEASURED_TIMESTEPS` timesteps spread evenly."""
-    device, schedule = base_model.device, base_model.alphas_cumprod
-    batch = assemble(lesson.encoded, [number], seed=lesson.schedule.seed, number=-1 - number)
-    latents = batch.latents.to(device)
-    told = lesson.texts.conditioning(base_model, batch, batch.captions, slice(0, 1))
+    """Return one picture's mean squared error, within its mask, at timesteps spread evenly over those that are trained."""
+    device, schedule, seed = base_model.device, base_model.alphas_cumprod, lesson.schedule.seed
+    batch = assemble(lesson.encoded, [number], seed=seed, number=-1 - number)
+    latents, masks = batch.latents.to(device), None if batch.masks is None else batch.masks.to(device)
+    lowest, below = lesson.objective.min_timestep, lesson.objective.max_timestep
     squares = []
+    with precision.autocast(device, dtype):
+        told = lesson.texts.conditioning(base_model, batch, batch.captions, slice(0, 1), dtype)
     for place in range(MEASURED_TIMESTEPS):
-        timesteps = torch.tensor([int((place + 0.5) / MEASURED_TIMESTEPS * len(schedule))], device=device)
-        noise = torch.randn(latents.shape, generator=generator(lesson.schedule.seed, f"validation {place}", number)).to(device)
+        timesteps = torch.tensor([lowest + int((place + 0.5) / MEASURED_TIMESTEPS * (below - lowest))], device=device)
+        noise = torch.randn(latents.shape, generator=generator(seed, f"validation {place}", number)).to(device)
         with precision.autocast(device, dtype):
             predicted = base_model.predict(diffusion.add_noise(latents, noise, timesteps, schedule), timesteps, told)
         wanted = diffusion.target(latents, noise, timesteps, schedule, base_model.prediction_type)
-        squares.append(diffusion.distance(predicted, wanted, "l2").mean().item())
+        squares.append(Objective().losses(predicted, wanted, masks=masks).item())
     return sum(squares) / len(squares)

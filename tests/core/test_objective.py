@@ -19,8 +19,9 @@ def pair():
 
 
 def losses(prediction_type="epsilon", masks=None, **settings):
-    predicted, wanted = pair()
-    return Objective(**settings).losses(predicted, wanted, TIMESTEPS, alphas_cumprod=ALPHAS, prediction_type=prediction_type, masks=masks).numpy()
+    objective = Objective(**settings)
+    found = objective.losses(*pair(), borders=objective.borders(TIMESTEPS, ALPHAS), masks=masks)
+    return (found * objective.weights(TIMESTEPS, ALPHAS, prediction_type)).numpy()
 
 
 def squares():

@@ -77,6 +77,32 @@ def test_a_run_with_everything_on_goes_on_as_without_the_interruption(host, long
     assert any(name.startswith("lora_te_") for name in weights_of(host))
 
 
+def test_dropout_that_was_changed_counts(host, longer, folder):
+    config = TrainConfig.parse(longer)
+    train_lora(config.replace(output_name="whole"), host)
+    run_until(5, config, host, folder)
+    train_lora(config.replace(lora_dropout=0.5), host, folder=folder, resume=True, anyway=True)
+    whole, changed = weights_of(host, "whole"), weights_of(host)
+    assert any(not torch.equal(whole[name], changed[name]) for name in whole)
+
+
+def test_another_lora_to_begin_from_is_said_not_to_count(host, longer, folder):
+    config = TrainConfig.parse(longer)
+    train_lora(config.replace(output_name="other"), host)
+    run_until(4, config, host, folder)
+    with pytest.raises(Refused, match="it began from new layers, and other would not be used"):
+        train_lora(config.replace(init_lora="other"), host, folder=folder, resume=True)
+
+
+def test_what_the_model_is_taken_for_is_compared_not_how_it_was_said(host, longer, folder):
+    config = TrainConfig.parse(longer)
+    run_until(4, config, host, folder)
+    with pytest.raises(Refused, match="taken to predict epsilon and is taken to predict v_prediction") as refusal:
+        train_lora(config.replace(prediction_type="v_prediction"), host, folder=folder, resume=True, anyway=True)
+    assert not refusal.value.details["anyway_possible"]
+    assert train_lora(config.replace(prediction_type="epsilon"), host, folder=folder, resume=True).steps == 12
+
+
 def test_a_changed_mask_is_refused(host, longer, folder, pictures):
     Image.new("L", (64, 64), 255).save(pictures / "0-masklabel.png")
     config = TrainConfig.parse({**longer, "masked_loss": "files"})
@@ -260,7 +286,7 @@ def test_another_base_model_cannot_go_on(host, longer, folder):
         train_lora(config, host, folder=folder, resume=True, anyway=True)
     host.model.sha256 = "0" * 64
     host.model.encoding_key = lambda: "another VAE"
-    with pytest.raises(Refused, match="VAE or clip skip was clip skip 1 and is another VAE now"):
+    with pytest.raises(Refused, match="VAE, clip skip or reading of captions was clip skip 1 and is another VAE now"):
         train_lora(config, host, folder=folder, resume=True)
 
 

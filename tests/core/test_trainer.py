@@ -1,4 +1,5 @@
 """Order of batches, and gradients that add up."""
+import dataclasses
 from collections import Counter
 
 import torch
@@ -96,6 +97,19 @@ def test_portions_of_a_batch_give_its_gradient(host, text_encoder):
     assert all(torch.allclose(mine, theirs, atol=1e-7) for mine, theirs in zip(whole[1], portions[1])) and any(gradient.any() for gradient in whole[1])
 
 
+LENGTHS = ("short", "long " * 30, "longer " * 50, "of two words")
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_portions_are_told_as_much_as_the_whole_batch(host, trained):
+    """The first portion has the longest caption, the second none of its length."""
+    adapters = adapters_of(host.model, text_encoder=trained)
+    pictures = [dataclasses.replace(picture, caption=caption, conditioning=None) for picture, caption in zip(encoded_pictures(), LENGTHS)]
+    lesson = lesson_of(pictures, trainer.Schedule(1, 1, 4, 1, (1,) * 4, 0), variation=Variation(caption_dropout=0.01), trained=trained)
+    whole, portions = (gradients(host.model, adapters, lesson, Effort(torch.float32, at_once=at_once)) for at_once in (0, 1))
+    assert all(torch.allclose(mine, theirs, atol=1e-7) for mine, theirs in zip(whole[1], portions[1])) and any(gradient.any() for gradient in whole[1])
+
+
 def test_weights_and_masks_reach_the_gradient(host):
     adapters, schedule = adapters_of(host.model), trainer.Schedule(1, 1, 2, 1, (1,) * 2, 0)
     loss, plain = gradients(host.model, adapters, lesson_of(encoded_pictures(2), schedule))
@@ -110,13 +124,13 @@ def test_captions_that_vary_are_encoded_anew_and_drawn_from_the_number_alone(hos
     batch = assemble(encoded_pictures(4, caption="a, b, c, d, e"), [0, 1, 2, 3], seed=1, number=5)
     captions = texts.draw(batch, seed=1, number=5)
     assert captions == Texts(Variation(shuffle=True)).draw(batch, seed=1, number=5) != texts.draw(batch, seed=1, number=6) and len(set(captions)) > 1
-    told = texts.conditioning(host.model, batch, captions, slice(1, 3))
+    told = texts.conditioning(host.model, batch, captions, slice(1, 3), torch.float32)
     assert torch.equal(told.hidden_states, host.model.encode_captions(captions[1:3]).hidden_states) and not told.hidden_states.requires_grad
 
 
 def test_captions_that_do_not_vary_are_those_encoded_before(host):
     batch = assemble(encoded_pictures(), [0, 1, 2, 3], seed=1, number=5)
-    told = Texts(PLAIN).conditioning(host.model, batch, batch.captions, slice(1, 3))
+    told = Texts(PLAIN).conditioning(host.model, batch, batch.captions, slice(1, 3), torch.float32)
     assert torch.equal(told.hidden_states, batch.conditioning.hidden_states[1:3])
 
 
@@ -176,6 +190,45 @@ def test_measuring_repeats_itself_without_dropout_and_changes_nothing(host):
     assert one == pytest.approx(sum(expected) / 4, rel=1e-5)
 
 
+def test_measuring_is_broken_off_by_whoever_stops(host):
+    lesson = lesson_of(encoded_pictures(), trainer.Schedule(1, 1, 2, 1, (1, 1, 0, 0), 0), measured=(2, 3))
+    adapters, answers = adapters_of(host.model), iter([True, False])
+    with Session(host.model, adapters, Effort(torch.float32)).opened() as session:
+        assert trainer.validate(session, lesson, lambda: next(answers)) is None and trainer.validate(session, lesson) > 0
+
+
+def test_a_measure_that_is_no_number_is_left_out_and_said(host, monkeypatch):
+    adapters, said, told = adapters_of(host.model), [], []
+    lesson = lesson_of(encoded_pictures(), trainer.Schedule(2, 1, 2, 1, (1, 1, 1, 0), 0), measured=(3,))
+    monkeypatch.setattr(trainer, "validate", lambda *arguments: float("nan"))
+    with Session(host.model, adapters, Effort(torch.float32)).opened() as session:
+        trainer.run(session, learner_of(adapters, steps=2), lesson, on_step=told.append, remark=said.append)
+    assert [done.validation_loss for done in told] == [None, None] and "not a finite number any more (first at step 1)" in said[0]
+
+
+def test_measured_timesteps_are_among_those_that_are_trained(host, monkeypatch):
+    seen, predict = [], host.model.predict
+    monkeypatch.setattr(host.model, "predict", lambda noisy, timesteps, told: (seen.extend(timesteps.tolist()), predict(noisy, timesteps, told))[1])
+    lesson = lesson_of(encoded_pictures(), trainer.Schedule(1, 1, 2, 1, (1, 1, 1, 0), 0), Objective(min_timestep=100, max_timestep=300), measured=(3,))
+    with Session(host.model, adapters_of(host.model), Effort(torch.float32)).opened() as session:
+        trainer.validate(session, lesson)
+    assert seen == [125, 175, 225, 275]
+
+
+def test_largest_batch_is_what_a_bucket_can_fill():
+    pictures = encoded_pictures(3) + encoded_pictures(1, bucket=Bucket(64, 128))
+    assert lesson_of(pictures, trainer.Schedule(1, 1, 256, 1, (1, 2, 0, 2), 0)).largest_batch() == 3
+    assert lesson_of(pictures, trainer.Schedule(1, 1, 2, 1, (1, 2, 0, 2), 0)).largest_batch() == 2
+
+
 def test_each_epoch_is_measured_where_no_number_of_steps_is_given():
     lesson = lesson_of(encoded_pictures(), trainer.Schedule(10, 3, 1, 1, (1, 1, 1, 0), 0), measured=(3,))
     assert [step for step in range(1, 11) if lesson.is_measured_after(step)] == [3, 6, 9, 10]
+
+
+def test_measuring_with_sixteen_bit_weights_encodes_as_training_does(host):
+    adapters = adapters_of(host.model, text_encoder=True)
+    host.model.parts().bfloat16()
+    lesson = lesson_of(encoded_pictures(), trainer.Schedule(1, 1, 2, 1, (1, 1, 1, 0), 0), trained=True, measured=(3,))
+    with Session(host.model, adapters, Effort(torch.bfloat16)).opened() as session:
+        assert trainer.validate(session, lesson) > 0

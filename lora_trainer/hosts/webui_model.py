@@ -79,12 +79,13 @@ class WebUIModel(BaseModel):
         return mean.to(self.device, torch.float32) * float(self._sd_model.scale_factor)
 
     def encode_captions(self, captions: list[str]) -> Conditioning:
-        """Weighted captions as prompts, others literally; see `webui_captions`. In autocast where the weights need it and the caller has none."""
+        """Weighted captions as prompts, others literally; see `webui_captions`. In autocast where the weights need it and the caller has none; on a CPU
+        in none, which open_clip's attention cannot take there."""
         wrappers = text_wrappers(self._sd_model)
         read = [[captioned.chunks_of(text, caption, self._reading) for caption in captions] for text in wrappers]
         portions = max(len(chunks) for of_encoder in read for chunks in of_encoder)
         bring_to_device(self._sd_model, self._text_owner())
-        with self._half_precision(), captioned.no_embeddings_left(wrappers[0].hijack):
+        with self._text_precision(), captioned.no_embeddings_left(wrappers[0].hijack):
             encoded = [self._encode(number, text, chunks, portions) for number, (text, chunks) in enumerate(zip(wrappers, read))]
         pooled = encoded[-1][1]
         return Conditioning(torch.cat([states for states, _ in encoded], dim=-1).float(), None if pooled is None else pooled.float())
@@ -139,6 +140,9 @@ class WebUIModel(BaseModel):
         """16-bit weights, which are only ever on a GPU, compute under autocast; without the caller's, in their own type."""
         enough = self.dtype == torch.float32 or torch.is_autocast_enabled()
         return contextlib.nullcontext() if enough else torch.autocast(self.device.type, self.dtype)
+
+    def _text_precision(self) -> contextlib.AbstractContextManager:
+        return no_autocast(self.device) if self.device.type == "cpu" else self._half_precision()
 
     def export_name(self, path: str) -> str:
         part, _, rest = path.partition(".")

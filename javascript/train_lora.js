@@ -13,7 +13,7 @@
     const TAB_ID = 'tab_train_lora';
     const STORE_KEY = 'train-lora.v1';
     // Each gets what those before it gave.
-    const PARTS = ['widgets', 'webui', 'events', 'settings', 'dataset', 'grid', 'tags', 'bulk', 'detail', 'importing', 'captioning', 'pictures', 'gallery', 'chart', 'jobs', 'job_dialogs', 'running', 'queue', 'history', 'notify', 'training', 'generate'];
+    const PARTS = ['widgets', 'webui', 'events', 'fields', 'settings', 'settings_import', 'dataset', 'grid', 'tags', 'bulk', 'detail', 'importing', 'captioning', 'pictures', 'gallery', 'chart', 'jobs', 'job_dialogs', 'running', 'queue', 'history', 'notify', 'training', 'generate'];
 
 
     // --- Elements -----------------------------------------------------------------------------------------------------
@@ -85,6 +85,8 @@
     }
 
     const FAMILIES = {sd1: 'SD1', sd2: 'SD2', sdxl: 'SDXL'};
+    const VARIANTS = {'': '', inpainting: 'inpainting', 'ssd-1b': 'SSD-1B'};
+    const PREDICTS = {epsilon: 'noise', v_prediction: 'v'};
     const DTYPES = {float32: 'fp32', float16: 'fp16', bfloat16: 'bf16', 'torch.float32': 'fp32', 'torch.float16': 'fp16', 'torch.bfloat16': 'bf16'};
 
 
@@ -249,12 +251,16 @@
         const modelDot = h('span.tl-dot', {'aria-hidden': 'true'});
         const modelText = h('span.tl-model-text');
         const modelFacts = h('span.tl-muted');
+        const predictsText = h('span');
+        const predictsChange = h('button.tl-link', {type: 'button', id: 'tl-predicts', 'aria-haspopup': 'menu', onclick: () => choosePrediction()}, 'change');
+        const predicts = h('span.tl-muted.tl-predicts', {hidden: true}, predictsText, ' ', predictsChange);
         const version = h('span.tl-muted.tl-version');
         const problems = h('div.tl-notice.tl-warn', {hidden: true});
         const connection = h('div.tl-notice.tl-warn', {hidden: true, role: 'status'}, 'Connection lost, trying again.');
         const columns = h('div.tl-columns');
 
-        const settings = kit.createSettings({onChange: () => { tellPictures(); planSoon(); }});
+        const settings = kit.createSettings({onChange: () => { tellPictures(); planSoon(); presentModel(); }, onImport: () => kit.openSettingsImport({settings}),
+            onExport: () => kit.exportSettings(config())});
         const pictures = kit.createPictures({onChange: () => planSoon(), suggestName: () => settings.value('output_name') || settings.value('trigger_word') || '',
             onWide: (on) => columns.classList.toggle('tl-wide-pictures', on)});
         const generate = kit.createGenerate();
@@ -264,7 +270,7 @@
 
         const toHistory = h('button.tl-link', {type: 'button', id: 'tl-to-history', onclick: () => history.element.scrollIntoView({block: 'start'})}, 'History');
         columns.append(h('div.tl-main', {}, pictures.element, settings.element, generate.element), h('div.tl-side', {}, train.element));
-        const root = h('div.tl-app', {}, h('div.tl-head', {}, h('div.tl-model', {}, modelDot, modelText, modelFacts),
+        const root = h('div.tl-app', {}, h('div.tl-head', {}, h('div.tl-model', {}, modelDot, modelText, modelFacts, predicts),
             h('div.tl-head-side', {}, toHistory, version)), connection, problems, columns, history.element);
 
         /** The settings that decide what the trainer will see of the pictures. */
@@ -325,8 +331,9 @@
         function presentModel() {
             const model = lastKnown.model || {trainable: false, reason: 'No model is loaded.'};
             const run = waitingRun();
-            const facts = [FAMILIES[model.family] || model.family, model.prediction_type === 'v_prediction' ? 'v-prediction' : '',
-                DTYPES[model.dtype] || model.dtype, model.device];
+            const asked = model.family === 'sdxl';                                         // Whose files often do not say what they predict.
+            const facts = [FAMILIES[model.family] || model.family, VARIANTS[model.variant] ?? model.variant, !asked && model.prediction_type === 'v_prediction' ? 'v-prediction' : '',
+                model.zero_terminal_snr ? 'zero terminal SNR' : '', model.size_px ? `made for ${model.size_px} px` : '', DTYPES[model.dtype] || model.dtype, model.device];
             const away = failures > 0 || link.away();
             const name = (title) => h('strong', {title}, kit.checkpointName(title));
             const words = run ? [...(model.checkpoint ? ['Loaded: ', name(model.checkpoint)] : ['Nothing is loaded']), ' · the run waits for ', name(run.checkpoint)]
@@ -336,7 +343,19 @@
             modelDot.className = `tl-dot${away ? ' tl-away' : run ? ' tl-wait' : model.trainable ? '' : ' tl-off'}`;
             if (modelText.textContent !== key) modelText.replaceChildren(...words);
             setText(modelFacts, model.trainable && !run ? facts.filter(Boolean).join(' · ') : '');
+            show(predicts, model.trainable && !run && asked);
+            const chosen = settings.value('prediction_type');
+            const overruled = chosen && chosen !== 'auto';
+            setText(predictsText, `· predicts ${PREDICTS[overruled ? chosen : model.prediction_type] || 'noise'}${overruled ? ', as you chose' : ''}`);
             modelFacts.title = model.sha256 ? `sha256 ${model.sha256}` : '';
+        }
+
+        /** What an SDXL checkpoint predicts is not always in its file: here it can be said. */
+        function choosePrediction() {
+            const choose = (value) => () => settings.set('prediction_type', value);
+            const found = PREDICTS[(lastKnown.model || {}).prediction_type] || 'noise';
+            kit.openMenu(predictsChange, [{label: 'As the checkpoint says', hint: found, act: choose('auto')}, {label: 'Noise', hint: 'epsilon', act: choose('epsilon')},
+                {label: 'v', hint: 'v_prediction', act: choose('v_prediction')}], 'What the model predicts');
         }
 
         function presentStatus(status) {
@@ -348,17 +367,19 @@
             setText(version, `Train LoRA ${status.version}`);
             problems.replaceChildren(...(status.problems || []).map((text) => h('p', {}, text)));
             show(problems, (status.problems || []).length > 0);
-            settings.setDefault('resolution', (status.host || {}).default_size_px);
-            generate.setSize((status.host || {}).default_size_px);
+            const size = (model.trainable && model.size_px) || (status.host || {}).default_size_px;
+            settings.setModel(model);
+            settings.setDefault('resolution', size);
+            generate.setSize(size);
             show(generate.element, (status.host || {}).kind === 'standalone');
             train.setModel(model);
         }
 
         async function load() {
             const status = await get('status');
-            const [presets, datasets] = await Promise.all([get('presets'), get('datasets'), feed.list()]);
+            const [form, presets, datasets] = await Promise.all([get('settings'), get('presets'), get('datasets'), feed.list()]);
             lastStatus = Date.now();
-            settings.build(status.settings, presets);
+            settings.build(form, presets);
             presentStatus(status);
             feed.takeStatus(status);
             tellPictures();
@@ -476,7 +497,7 @@
             if (kind === 'ended') planSoon(0);                                             // Its name is taken now, and how long a step takes is known.
             else if (kind === 'alive' && !value) poll();                                   // Go on by asking, at once.
             else if (kind === 'loaded') statusNow();
-            else if (kind === 'status' && value.model && !value.settings) {
+            else if (kind === 'status' && value.model && !value.version) {
                 const other = (lastKnown.model || {}).checkpoint !== value.model.checkpoint;
                 presentStatus({...lastKnown, ...value});
                 if (other) statusNow();                                                    // With what else depends on the model.

@@ -165,7 +165,7 @@
             try {
                 const all = await get('labels');
                 if (mine !== current) return;
-                lists.replaceChildren(h('h4.tl-group', {}, 'Label lists'), ...all.map(createLabels));
+                lists.replaceChildren(h('h4.tl-group-label', {}, 'Label lists'), ...all.map(createLabels));
                 presentList();
             } catch (problem) {
                 fail(problem);

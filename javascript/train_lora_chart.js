@@ -1,4 +1,4 @@
-/* The loss curve: every step, their average, and a cursor for pointer and keys. */
+/* The loss curve: every step, their average, what is measured on pictures kept out of training, and a cursor for pointer and keys. */
 (window.trainLora = window.trainLora || {parts: {}}).parts.chart = (kit) => {
     'use strict';
     const {h, show, setText, figure} = kit;
@@ -13,7 +13,8 @@
         let waiting = 0;
 
         const readout = h('span.tl-readout');
-        const legend = h('span.tl-legend', {'aria-hidden': 'true'}, h('i.tl-key.tl-strong'), 'average', h('i.tl-key'), 'each step');
+        const measuredKey = h('span', {hidden: true}, h('i.tl-key.tl-measured'), 'validation');
+        const legend = h('span.tl-legend', {'aria-hidden': 'true'}, h('i.tl-key.tl-strong'), 'average', h('i.tl-key'), 'each step', measuredKey);
         const canvas = h('canvas.tl-canvas', {tabIndex: 0, role: 'img'});
         const empty = h('p.tl-chart-empty', {}, 'The loss curve appears here with the first steps.');
         const element = h('div.tl-chart', {}, h('div.tl-chart-head', {}, h('span.tl-label', {}, 'Loss'), legend, readout), h('div.tl-plot', {}, canvas, empty));
@@ -55,18 +56,23 @@
             for (const row of more.filter(({step}) => step > last)) {
                 const previous = rows.length ? rows[rows.length - 1].average : row.loss;
                 const average = Number.isFinite(row.loss_average) ? row.loss_average : previous * 0.97 + row.loss * 0.03;
-                if (Number.isFinite(row.loss)) rows.push({step: row.step, loss: row.loss, average});
+                const measured = Number.isFinite(row.validation_loss) ? row.validation_loss : null;
+                if (Number.isFinite(row.loss)) rows.push({step: row.step, loss: row.loss, average, measured});
             }
             draw();
         }
 
         function describe() {
             const row = rows[cursor === null ? rows.length - 1 : cursor];
-            setText(readout, row && cursor !== null ? `Step ${row.step} · ${figure(row.loss)} · average ${figure(row.average)}` : '');
+            const measured = measuredIn(rows, cursor === null ? rows.length - 1 : cursor);
+            setText(readout, row && cursor !== null ? [`Step ${row.step}`, figure(row.loss), `average ${figure(row.average)}`, measured && `validation ${figure(measured.measured)}`]
+                .filter(Boolean).join(' · ') : '');
+            show(measuredKey, rows.some((each) => each.measured !== null));
             show(legend, cursor === null && rows.length > 0);
             show(empty, !rows.length);
             canvas.setAttribute('aria-label', rows.length > 1
-                ? `Loss curve: average ${figure(rows[0].average)} at step ${rows[0].step}, ${figure(rows[rows.length - 1].average)} at step ${rows[rows.length - 1].step}`
+                ? [`Loss curve: average ${figure(rows[0].average)} at step ${rows[0].step}, ${figure(rows[rows.length - 1].average)} at step ${rows[rows.length - 1].step}`,
+                    measured && `validation ${figure(measured.measured)} at step ${measured.step}`].filter(Boolean).join(', ')
                 : 'Loss curve, empty');
         }
 
@@ -91,6 +97,12 @@
         return {element, reset, append, last: () => (rows.length ? rows[rows.length - 1].step : 0)};
     }
 
+    /** The row up to this one in which something was measured last. */
+    function measuredIn(rows, index) {
+        for (let at = index; at >= 0; at -= 1) if (rows[at].measured !== null) return rows[at];
+        return null;
+    }
+
     function nearest(rows, step) {
         let [low, high] = [0, rows.length - 1];
         while (low < high) {
@@ -104,7 +116,7 @@
     function coloursOf(element) {
         const style = getComputedStyle(element);
         const of = (name) => style.getPropertyValue(name).trim();
-        return {strong: of('--tl-accent'), faint: of('--tl-curve-faint'), line: of('--tl-border'), text: of('--tl-muted'), font: `11px ${style.fontFamily}`};
+        return {strong: of('--tl-accent'), faint: of('--tl-curve-faint'), measured: of('--tl-curve-measured'), line: of('--tl-border'), text: of('--tl-muted'), font: `11px ${style.fontFamily}`};
     }
 
     /** The loss values that the axis covers, from a line on: all of the average, and the raw values without the few wildest. */
@@ -112,7 +124,7 @@
         const every = Math.ceil(rows.length / 4000);
         const some = rows.filter((_, index) => index % every === 0 || index === rows.length - 1);
         const raw = some.map(({loss}) => loss).sort((a, b) => a - b);
-        const averages = some.map(({average}) => average);
+        const averages = [...some.map(({average}) => average), ...rows.filter(({measured}) => measured !== null).map(({measured}) => measured)];
         const at = (share) => raw[Math.min(raw.length - 1, Math.floor(share * raw.length))];
         let low = Math.min(at(0.005), ...extremes(averages));
         let high = Math.max(at(0.985), ...extremes(averages));
@@ -148,6 +160,7 @@
         const every = Math.max(1, Math.floor(rows.length / (2 * (plot.right - plot.left))));
         trace(pen, rows, every, (row) => [x(row.step), y(row.loss)], colours.faint, 1);
         trace(pen, rows, every, (row) => [x(row.step), y(row.average)], colours.strong, 2);
+        traceMeasured(pen, rows.filter(({measured}) => measured !== null).map((row) => [x(row.step), y(row.measured)]), colours.measured);
         pen.restore();
         if (cursor !== null && rows[cursor]) paintCursor(pen, {plot, at: x(rows[cursor].step), height: y(rows[cursor].average), colours});
     }
@@ -190,6 +203,22 @@
             else pen.moveTo(left, top);
         });
         pen.stroke();
+    }
+
+    const MOST_DOTS = 60;
+
+    /** The points that were measured, joined; so few of them that each is seen have dots. */
+    function traceMeasured(pen, points, colour) {
+        pen.strokeStyle = pen.fillStyle = colour;
+        pen.lineWidth = 2;
+        pen.beginPath();
+        points.forEach(([left, top], index) => (index ? pen.lineTo(left, top) : pen.moveTo(left, top)));
+        pen.stroke();
+        for (const [left, top] of points.length <= MOST_DOTS ? points : []) {
+            pen.beginPath();
+            pen.arc(left, top, 3, 0, 2 * Math.PI);
+            pen.fill();
+        }
     }
 
     function paintCursor(pen, {plot, at, height, colours}) {

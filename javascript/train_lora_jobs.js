@@ -258,8 +258,8 @@
         if (!isTraining(job)) return [['Captioner', job.captioner], ['Written', job.written !== undefined ? String(job.written) : ''], ['Kept', job.skipped ? String(job.skipped) : ''],
             ['Failed', (job.failed || []).length ? String(job.failed.length) : ''], ['Took', duration(secondsOf(job))]].filter(([, value]) => value);
         const config = job.config || {};
-        return [['Steps', amountOf(job)], ['Final loss', Number.isFinite(job.loss_average ?? job.loss) ? figure(job.loss_average ?? job.loss) : ''], ['Took', duration(secondsOf(job))],
-            ['Per step', Number.isFinite(job.seconds_per_step) ? perStep(job.seconds_per_step) : ''], ['Resolution', config.resolution ? `${config.resolution} px` : ''],
+        return [['Steps', amountOf(job)], ['Final loss', Number.isFinite(job.loss_average ?? job.loss) ? figure(job.loss_average ?? job.loss) : ''], ['Validation loss', Number.isFinite(job.validation_loss) ? figure(job.validation_loss) : ''],
+            ['Took', duration(secondsOf(job))], ['Per step', Number.isFinite(job.seconds_per_step) ? perStep(job.seconds_per_step) : ''], ['Resolution', config.resolution ? `${config.resolution} px` : ''],
             ['Rank', config.lora_rank ? String(config.lora_rank) : ''], ['Learning rate', config.learning_rate ? String(config.learning_rate) : ''],
             ['Checkpoint', job.checkpoint ? checkpointName(job.checkpoint) : '']].filter(([, value]) => value);
     }

@@ -56,8 +56,8 @@
         const fill = h('div.tl-bar-fill');
         const bar = h('div.tl-bar', {role: 'progressbar', 'aria-valuemin': '0', 'aria-valuemax': '100', 'aria-label': 'Training progress'}, fill);
         const stage = h('p.tl-stage');
-        const figures = {step: h('dd'), loss: h('dd'), left: h('dd'), speed: h('dd')};
-        const stats = h('dl.tl-stats', {}, ...[['Step', 'step'], ['Loss', 'loss'], ['Time left', 'left'], ['Per step', 'speed']].map(([name, key]) =>
+        const figures = {step: h('dd'), loss: h('dd'), measured: h('dd'), left: h('dd'), speed: h('dd')};
+        const stats = h('dl.tl-stats', {}, ...[['Step', 'step'], ['Loss', 'loss'], ['Validation', 'measured'], ['Time left', 'left'], ['Per step', 'speed']].map(([name, key]) =>
             h('div', {}, h('dt', {}, name), figures[key])));
         const live = h('p.tl-hidden', {'aria-live': 'polite', role: 'status'});
 
@@ -167,6 +167,9 @@
             show(stage, atWork && !isPaused());
             setText(figures.step, total ? `${(job.step || 0).toLocaleString('en')} of ${total.toLocaleString('en')}` : '–');
             setText(figures.loss, figure(job.loss_average ?? job.loss));
+            setText(figures.measured, figure(job.validation_loss));
+            show(figures.measured.parentElement, Number.isFinite(job.validation_loss));
+            stats.classList.toggle('tl-five', Number.isFinite(job.validation_loss));
             setText(figures.left, atWork ? duration(job.eta_seconds) || '–' : '–');
             setText(figures.speed, perStep(job.seconds_per_step));
         }

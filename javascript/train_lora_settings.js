@@ -1,56 +1,85 @@
-/* Step 2, the settings: presets, fields as the server describes them, and what was changed. */
+/* Step 2, the settings: presets, the few that matter, and all others in groups that open, can be searched, and say where they have no effect. */
 (window.trainLora = window.trainLora || {parts: {}}).parts.settings = (kit) => {
     'use strict';
-    const {h, show, setText, iconButton, card, plural, remember, remembered} = kit;
+    const {h, show, setText, iconButton, card, plural, remember, remembered, icon, tool, openMenu, createField} = kit;
 
-    const HIDDEN_SETTINGS = new Set(['train_data_dir', 'base_model', 'task_type', 'overwrite']);
-    const WIDE_SETTINGS = new Set(['output_dir', 'logging_dir', 'metadata_path', 'init_lora']);
-    const SECOND_OF = {save_state_minutes: 'save_state_steps'};                              // Two ways to say one thing stand side by side.
+    const HIDDEN = new Set(['train_data_dir', 'base_model', 'task_type', 'overwrite']);
+    const FIRST = ['output_name', 'trigger_word'];                                        // Whose values are no deviation from anything.
+    const SECOND_OF = {save_state_minutes: 'save_state_steps', ...Object.fromEntries(['attention', 'feed_forward', 'conv', 'text_encoder'].map((part) => [`${part}_rank`, `${part}_alpha`])),
+        logit_mean: 'logit_std', min_timestep: 'max_timestep', huber_c: 'huber_schedule', bucket_min: 'bucket_max', multires_noise_iterations: 'multires_noise_discount',
+        noise_offset: 'noise_offset_random', input_perturbation: 'input_perturbation_random', masked_loss: 'masked_loss_floor', reg_data_dir: 'prior_loss_weight',
+        validation_split: 'validate_every'};                                              // What belongs together stands side by side.
     const SECONDS = new Set(Object.values(SECOND_OF));
-    const GROUPS = [['advanced', 'Learning'], ['pictures', 'Pictures'], ['running', 'While it trains'], ['output', 'Output']];
-    const GROUP_OF = {repeats: 'pictures', enable_bucket: 'pictures', bucket_step: 'pictures', mirror: 'pictures', random_crop: 'pictures', save_steps: 'running',
-        save_precision: 'output', mixed_precision: 'advanced', init_lora: 'advanced', sharing: 'running', live: 'running', save_state_minutes: 'running',
-        save_state_steps: 'running', keep_states: 'running', when_memory_runs_out: 'running', gradient_checkpointing: 'running'};
+    const IN_FRONT = 'main';
+    const SHOW = [['all', 'All'], ['changed', 'Changed']];
 
-    function createSettings({onChange}) {
+    function createSettings({onChange, onImport, onExport}) {
         let schema = new Map();
         let presets = [];
         let preset = '';
         let changes = {};
+        let model = {};
+        let only = 'all';
+        let sections = [];
+        const opened = new Set();
         const fields = new Map();
 
         const identity = h('div.tl-fields.tl-identity');
         const presetBox = h('div.tl-presets', {role: 'radiogroup', 'aria-labelledby': 'tl-presets-label'});
-        const main = h('div.tl-fields');
-        const moreNote = h('span.tl-muted');
-        const moreBody = h('div.tl-more-body');
-        const more = h('details.tl-more', {}, h('summary', {}, h('span', {}, 'More settings'), moreNote), moreBody);
+        const main = h('div.tl-fields.tl-main-settings');
         const changedNote = h('span.tl-muted');
         const resetAll = iconButton('Reset to preset', 'Undo every change to the preset', () => usePreset(preset));
         const changedLine = h('span.tl-changed', {hidden: true}, changedNote, resetAll);
         const presetHead = h('div.tl-preset-head', {}, h('span.tl-label', {id: 'tl-presets-label'}, 'Preset'), changedLine);
+
+        const search = h('input.tl-input', {type: 'search', id: 'tl-settings-search', placeholder: 'Search settings', autocomplete: 'off', spellcheck: false,
+            'aria-label': 'Search settings by what they are called, here or in kohya\'s scripts, and by what they do', oninput: () => presentFilter(), onkeydown: (event) => {
+                if (event.key !== 'Escape' || !search.value) return;
+                event.preventDefault();
+                clearFilter();
+            }});
+        const changedCount = h('span.tl-count');
+        const segments = h('div.tl-segments', {role: 'radiogroup', 'aria-label': 'Which settings are shown'}, ...SHOW.map(([value, label]) => h('label.tl-segment', {},
+            h('input', {type: 'radio', name: 'tl-settings-only', value, checked: value === only, onchange: () => { only = value; presentFilter(); }}), label,
+            value === 'changed' ? changedCount : null)));
+        const inFront = h('div.tl-found', {hidden: true});
+        const groups = h('div.tl-groups');
+        const nothing = h('p.tl-no-settings', {hidden: true, role: 'status'});
+        const more = h('div.tl-all-settings', {role: 'group', 'aria-labelledby': 'tl-more-settings'},
+            h('div.tl-all-head', {}, h('h4.tl-all-title', {id: 'tl-more-settings'}, 'More settings'), h('div.tl-search', {}, icon('search'), search), segments), inFront, groups, nothing);
+
+        const dots = tool('dots', 'Import and export', () => openMenu(dots, [
+            {label: 'Import settings …', act: onImport}, {label: 'Export as YAML', act: onExport}, null,
+            {label: 'Everything to its default', disabled: !own().length, act: () => toDefaults()}], 'Import and export'), {'aria-haspopup': 'menu', id: 'tl-settings-more'});
+        const importLink = iconButton('Import settings …', 'From kohya\'s scripts, lora-scripts, or any LoRA', onImport);
+        importLink.id = 'tl-import-settings';
         const element = card(2, 'Settings', identity, presetHead, presetBox, main, more);
+        element.querySelector('.tl-card-head').append(h('span.tl-spring'), importLink, dots);
 
         const presetValues = () => (presets.find(({name}) => name === preset) || {settings: {}}).settings;
         const baseline = (name) => (name in presetValues() ? presetValues()[name] : schema.get(name).default);
         const value = (name) => (name in changes ? changes[name] : baseline(name));
+        const isChanged = (name) => name in changes && !FIRST.includes(name);
+        const own = () => Object.keys(changes).filter((name) => fields.has(name) && isChanged(name));
 
-        function build(entries, choices) {
+        /** Make the fields as the server describes them: `groups` in their order, and `settings`. */
+        function build(form, choices) {
             const kept = remembered();
-            schema = new Map(entries.map((entry) => [entry.name, {...entry}]));
+            schema = new Map(form.settings.map((entry) => [entry.name, {...entry, names: [entry.name, ...(entry.kohya || []).map((name) => `kohya: ${name}`)].join(' · ')}]));
             presets = choices;
             preset = presets.some(({name}) => name === kept.preset) ? kept.preset : (presets[0] || {name: ''}).name;
             changes = Object.fromEntries(Object.entries(kept.changes || {}).filter(([name]) => schema.has(name)));
+            for (const name of kept.groups || []) opened.add(name);
             fields.clear();
-            const shown = entries.filter(({name, choices: options}) => !HIDDEN_SETTINGS.has(name) && !(options && options.length < 2));
+            const shown = [...schema.values()].filter(({name, choices: options}) => !HIDDEN.has(name) && !(options && options.length < 2));
             for (const entry of shown) {
                 fields.set(entry.name, createField(entry, {onInput: (text) => change(entry.name, text), onReset: () => change(entry.name, undefined)}));
             }
-            const first = ['output_name', 'trigger_word'].filter((name) => fields.has(name));
-            identity.replaceChildren(...first.map((name) => fields.get(name).element));
-            main.replaceChildren(...shown.filter(({group, name}) => group === 'main' && !first.includes(name)).map(({name}) => fields.get(name).element));
-            const rest = shown.filter(({group}) => group !== 'main');
-            moreBody.replaceChildren(...GROUPS.flatMap(([group, title]) => groupOf(title, rest.filter((entry) => (GROUP_OF[entry.name] || entry.group) === group))));
+            identity.replaceChildren(...FIRST.filter((name) => fields.has(name)).map((name) => fields.get(name).element));
+            main.replaceChildren(...shown.filter(({group, name}) => group === IN_FRONT && !FIRST.includes(name)).map(({name}) => fields.get(name).element));
+            sections = form.groups.filter(({name}) => name !== IN_FRONT).map((group) => createSection(group, shown.filter((entry) => entry.group === group.name)))
+                .filter(({names}) => names.length);
+            groups.replaceChildren(...sections.map((section) => section.element));
             buildPresets();
             presentAll();
         }
@@ -64,10 +93,55 @@
             onChange();
         }
 
-        function groupOf(title, entries) {
-            if (!entries.length) return [];
-            const box = (list) => (list.length ? [h('div.tl-fields', {}, ...list.filter(({name}) => !SECONDS.has(name)).map(({name}) => withSecond(name)))] : []);
-            return [h('h4.tl-group', {}, title), ...box(entries.filter(({type}) => type !== 'bool')), ...box(entries.filter(({type}) => type === 'bool'))];
+        /** What is loaded decides what `auto` means, and so what has an effect. */
+        function setModel(next) {
+            model = next || {};
+            presentNotes();
+        }
+
+        function createSection({name: group, title}, entries) {
+            const names = entries.map(({name}) => name);
+            const count = h('span.tl-count', {hidden: true});
+            const reset = h('button.tl-reset', {type: 'button', onclick: (event) => { event.preventDefault(); resetSome(names); }}, '↺');
+            const hint = h('span.tl-group-hint', {}, entries.map((entry) => entry.title).join(', '));
+            const body = h('div.tl-fields.tl-group-fields', {}, ...names.filter((name) => !SECONDS.has(name)).map(withSecond));
+            let shownAs = '';                                                              // The search that it was opened for, or that it is as the user wants it.
+            const details = h('details.tl-group', {'data-group': group, ontoggle: () => note()}, h('summary', {}, h('span.tl-group-title', {}, title), hint, count, reset), body);
+
+            function note() {
+                if (filtering()) return;                                                   // It was opened to show what was found.
+                if (details.open === opened.has(group)) return;
+                if (details.open) opened.add(group);
+                else opened.delete(group);
+                remember({groups: [...opened]});
+            }
+
+            function present() {
+                const changed = names.filter(isChanged).length;
+                setText(count, changed ? `${changed} changed` : '');
+                show(count, changed > 0);
+                reset.title = `Take back ${plural(changed, 'change')} in ${title}`;
+                reset.setAttribute('aria-label', reset.title);
+                details.classList.toggle('tl-is-changed', changed > 0);
+                details.classList.toggle('tl-has-error', names.some((name) => fields.get(name).hasError()));
+            }
+
+            /** Show the fields that are wanted, and return how many those are. */
+            function filter(isWanted) {
+                const wanted = names.filter(isWanted);
+                for (const name of names) show(fields.get(name).element, wanted.includes(name));
+                show(details, wanted.length > 0);
+                const view = filtering() ? `${only} ${search.value}` : 'all';
+                if (view !== shownAs) details.open = filtering() || opened.has(group);
+                shownAs = view;
+                return wanted.length;
+            }
+
+            const open = () => {
+                opened.add(group);
+                details.open = true;
+            };
+            return {element: details, names, present, filter, open};
         }
 
         const withSecond = (name) => (fields.has(SECOND_OF[name]) ? h('div.tl-pair', {}, fields.get(name).element, fields.get(SECOND_OF[name]).element) : fields.get(name).element);
@@ -92,36 +166,123 @@
             else changes[name] = text;
             present(name);
             presentChanged();
-            if (name === 'max_train_steps') presentEpochs();
+            presentNotes();
             changed();
+        }
+
+        function resetSome(names) {
+            for (const name of names) delete changes[name];
+            presentAll();
+            changed();
+        }
+
+        function toDefaults() {
+            take({}, {rest: true});
         }
 
         function present(name) {
             const field = fields.get(name);
             if (!field) return;
             field.setValue(value(name));
-            field.setChanged(name in changes && !['output_name', 'trigger_word'].includes(name), baseline(name));
+            field.setChanged(isChanged(name), baseline(name));
         }
 
         function presentAll() {
             for (const name of fields.keys()) present(name);
-            presentChanged();
-            presentEpochs();
+            presentNotes();
+            presentFilter();
         }
 
         function presentChanged() {
-            const own = Object.keys(changes).filter((name) => fields.has(name) && !['output_name', 'trigger_word'].includes(name));
-            const hidden = own.filter((name) => schema.get(name).group !== 'main');
-            setText(changedNote, `${plural(own.length, 'setting')} changed`);
-            show(resetAll, own.some((name) => presets.some(({settings}) => name in settings)));
-            show(changedLine, own.length > 0);
-            setText(moreNote, hidden.length ? `${hidden.length} changed` : '');
+            const count = own().length;
+            setText(changedNote, `${plural(count, 'setting')} changed`);
+            show(resetAll, own().some((name) => presets.some(({settings}) => name in settings)));
+            show(changedLine, count > 0);
+            setText(changedCount, count ? ` ${count}` : '');
+            for (const section of sections) section.present();
         }
 
-        function presentEpochs() {
-            const steps = Number(value('max_train_steps'));
-            if (fields.has('epochs')) fields.get('epochs').setNote(steps > 0 ? `Not used: the run is set to ${plural(steps, 'step')}.` : '');
+
+        // --- What has an effect ---------------------------------------------------------------------------------------
+
+        /** A setting's value as the run will take it: `auto` is what the model says; undefined where that is not known. */
+        function effective(name) {
+            const set = value(name);
+            if (set === 'auto' && name === 'prediction_type') return model.prediction_type || undefined;
+            return set;
         }
+
+        const isOn = (set) => !(set === false || ['', 'off', 'false'].includes(String(set).trim()) || Number(set) === 0);
+
+        function holds(name, wanted) {
+            const set = effective(name);
+            if (set === undefined) return true;
+            return Array.isArray(wanted) ? wanted.includes(String(set)) : isOn(set) === wanted;
+        }
+
+        const unmet = (condition) => Object.entries(condition).filter(([name, wanted]) => schema.has(name) && !holds(name, wanted));
+
+        /** Why a setting has no effect, as words and links to the settings that decide; nothing when it has. */
+        function whyIdle({effective_when: conditions = []}) {
+            const missing = conditions.map(unmet);
+            if (!missing.length || missing.some((parts) => !parts.length)) return [];
+            const [decided] = missing[0].filter(([, wanted]) => wanted === false);
+            if (decided) return ['Not used: ', linkTo(decided[0]), ' decides.'];
+            const words = missing.map((parts) => joined(parts.map(([name, wanted]) => [linkTo(name), Array.isArray(wanted) ? `: ${wanted.join(' or ')}` : '']), ' and '));
+            return ['Only with ', ...joined(words, ' or '), '.'];
+        }
+
+        const joined = (lists, word) => lists.flatMap((list, index) => (index ? [word, ...list] : list));
+        const linkTo = (name) => h('button.tl-link', {type: 'button', onclick: () => reveal(name)}, schema.get(name).title);
+
+        function presentNotes() {
+            for (const [name, field] of fields) field.setNote(whyIdle(schema.get(name)));
+        }
+
+
+        // --- Search ---------------------------------------------------------------------------------------------------
+
+        const filtering = () => only !== 'all' || search.value.trim() !== '';
+
+        function matches(entry, words) {
+            const choices = (entry.choices || []).map((choice) => choice.value || choice);
+            const text = [entry.title, entry.help, entry.name, entry.name.replaceAll('_', ' '), ...(entry.kohya || []), ...choices].join(' ').toLowerCase();
+            return words.every((word) => text.includes(word));
+        }
+
+        function presentFilter() {
+            const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+            const isWanted = (name) => fields.get(name).hasError() || (matches(schema.get(name), words) && (only === 'all' || isChanged(name)));
+            const count = sections.map((section) => section.filter(isWanted)).reduce((sum, each) => sum + each, 0);
+            const front = filtering() ? [...fields.keys()].filter((name) => schema.get(name).group === IN_FRONT && isWanted(name)) : [];
+            inFront.replaceChildren('Above: ', ...joined(front.map((name) => [linkTo(name)]), ', '));
+            show(inFront, front.length > 0);
+            setText(nothing, only === 'changed' && !words.length ? 'Nothing differs from the preset and the defaults.' : `No ${only === 'changed' ? 'changed ' : ''}setting matches “${search.value.trim()}”.`);
+            show(nothing, filtering() && !count && !front.length);
+            more.classList.toggle('tl-searching', words.length > 0);
+            presentChanged();
+        }
+
+        function clearFilter() {
+            search.value = '';
+            only = 'all';
+            for (const input of segments.querySelectorAll('input')) input.checked = input.value === only;
+            presentFilter();
+        }
+
+        /** Lead to a setting, wherever it is. */
+        function reveal(name) {
+            const field = fields.get(name);
+            const section = sections.find(({names}) => names.includes(name));
+            if (section && (field.element.hidden || section.element.hidden)) clearFilter();
+            if (section) section.open();
+            field.focus();
+            field.element.classList.remove('tl-pointed');
+            requestAnimationFrame(() => field.element.classList.add('tl-pointed'));
+        }
+
+
+        // --- To and from others ---------------------------------------------------------------------------------------
 
         function changed() {
             remember({preset, changes});
@@ -144,100 +305,29 @@
             for (const [name, field] of fields) {
                 const error = errors.find((item) => item.field === name);
                 const untouched = name === 'output_name' && !value(name);
+                const fresh = error && !untouched && !field.hasError();
                 field.setError(error && !untouched ? error.message : '', Boolean(error && error.soft));
-                if (error && !untouched && schema.get(name).group !== 'main') more.open = true;
+                const section = fresh && sections.find(({names}) => names.includes(name));
+                if (section) section.open();
             }
+            presentFilter();
         }
 
-        /** Take over the settings of a run; what is not shown here stays as it is. */
-        function take(values) {
+        /** Take over settings, as those of a run; what they do not say stays as it is, or with `rest` becomes the default, but for the names. */
+        function take(values, {rest = false} = {}) {
             for (const name of fields.keys()) {
-                if (!(name in values)) continue;
-                if (String(values[name]) === String(baseline(name))) delete changes[name];
-                else changes[name] = values[name];
+                if (!(name in values) && !(rest && !FIRST.includes(name))) continue;
+                const next = name in values ? values[name] : schema.get(name).default;
+                if (String(next) === String(baseline(name))) delete changes[name];
+                else changes[name] = next;
             }
             presentAll();
             changed();
         }
 
-        return {element, build, config, setDefault, setErrors, take, schema: () => schema, value: (name) => (schema.has(name) ? value(name) : undefined),
-            set: (name, text) => schema.has(name) && change(name, text)};
+        return {element, build, config, setDefault, setModel, setErrors, take, reveal, schema: () => schema, shows: (name) => fields.has(name),
+            value: (name) => (schema.has(name) ? value(name) : undefined), set: (name, text) => schema.has(name) && change(name, text)};
     }
 
-    /** A labelled control for one entry of a schema, as the server describes settings and the options of captioners. */
-    function createField(entry, {onInput, onReset, idPrefix = 'tl-setting'}) {
-        const id = `${idPrefix}-${entry.name}`;
-        const helpId = `${id}-help`;
-        const errorId = `${id}-error`;
-        const check = entry.type === 'bool';
-        const described = {id, 'aria-describedby': `${helpId} ${errorId}`};
-        let control;
-        if (check) control = h('input.tl-check', {...described, type: 'checkbox', onchange: () => onInput(control.checked)});
-        else if (entry.choices) control = h('select.tl-input', {...described, onchange: () => onInput(control.value)}, ...entry.choices.map(option));
-        else control = textInput(entry, described, onInput);
-
-        const reset = h('button.tl-reset', {type: 'button', onclick: () => { onReset(); control.focus(); }}, '↺');
-        const label = h('label.tl-label', {htmlFor: id}, entry.title);
-        const help = h('p.tl-help', {id: helpId}, `${entry.help || ''} `, h('span.tl-range', {}, rangeOf(entry)));
-        const note = h('p.tl-help.tl-note', {hidden: true});
-        const error = h('p.tl-error', {id: errorId, hidden: true, role: 'alert'});
-        const unit = entry.unit ? h('span.tl-unit', {'aria-hidden': 'true'}, entry.unit) : null;
-        const head = check ? h('div.tl-label-line', {}, control, label, reset) : h('div.tl-label-line', {}, label, reset);
-        const element = h('div.tl-field', {}, head, check ? null : h('div.tl-control', {}, control, unit), note, help, error);
-        element.classList.toggle('tl-wide', WIDE_SETTINGS.has(entry.name));
-        element.classList.toggle('tl-has-unit', Boolean(unit));
-
-        return {
-            element,
-            setValue(value) {
-                if (check) control.checked = value === true || value === 'true';
-                else if (document.activeElement !== control) control.value = String(value);   // What is being typed stays as typed.
-            },
-            setChanged(changed, before) {
-                element.classList.toggle('tl-is-changed', changed);
-                reset.title = `Back to ${before === '' ? 'empty' : before}`;
-                reset.setAttribute('aria-label', `${entry.title}: ${reset.title}`);
-            },
-            setNote(text) {
-                setText(note, text);
-                show(note, Boolean(text));
-                show(help, !text);
-                element.classList.toggle('tl-unused', Boolean(text));
-            },
-            setError(text, soft = false) {
-                setText(error, text);
-                show(error, Boolean(text));
-                error.classList.toggle('tl-asked', soft);
-                control.setAttribute('aria-invalid', text && !soft ? 'true' : 'false');
-            },
-        };
-    }
-
-    /** A choice is a word, or {value, title, help}. */
-    const option = (choice) => (typeof choice === 'object' ? h('option', {value: choice.value, title: choice.help || ''}, choice.title || choice.value)
-        : h('option', {value: choice}, choice));
-
-    function textInput(entry, described, onInput) {
-        const numeric = entry.type === 'int' || entry.type === 'float';
-        const input = h('input.tl-input', {...described, type: 'text', autocomplete: 'off', spellcheck: false, inputMode: numeric ? 'decimal' : 'text',
-            oninput: () => onInput(input.value.trim())});
-        if (entry.type === 'int') input.addEventListener('keydown', (event) => {
-            const direction = {ArrowUp: 1, ArrowDown: -1}[event.key];
-            const number = Number(input.value);
-            if (!direction || input.value.trim() === '' || !Number.isInteger(number)) return;
-            event.preventDefault();
-            const wide = entry.name === 'resolution' ? 64 : 1;
-            input.value = String(Math.min(entry.maximum ?? Infinity, Math.max(entry.minimum ?? -Infinity, number + direction * wide)));
-            onInput(input.value);
-        });
-        return input;
-    }
-
-    function rangeOf({minimum, maximum, type}) {
-        if (minimum === null || minimum === undefined || type === 'bool') return '';
-        const words = (number) => (Math.abs(number) >= 1e4 ? number.toLocaleString('en') : String(number));
-        return `(${words(minimum)} to ${words(maximum)})`;
-    }
-
-    return {createSettings, createField};
+    return {createSettings};
 };

@@ -40,7 +40,8 @@
             const time = good && duration(plan.estimated_seconds);
             setText(main, good ? [plural(plan.steps, 'step'), time && `about ${time}`].filter(Boolean).join(' · ') : 'Nothing planned yet');
             main.classList.toggle('tl-muted', !good);
-            setText(more, good ? [plural(plan.pictures, 'picture'), plural(plan.buckets.length, 'bucket'),
+            setText(more, good ? [plural(plan.pictures, 'picture'), plan.regularisation_pictures && `${plan.regularisation_pictures} for regularisation`,
+                plan.validation_pictures && `${plan.validation_pictures} only measured`, plural(plan.buckets.length, 'bucket'),
                 plan.trainable_parameters && `${bigNumber(plan.trainable_parameters)} trainable parameters`,
                 plan.estimated_memory_bytes && `${bytes(plan.estimated_memory_bytes)} more memory`].filter(Boolean).join(' · ') : '');
             more.title = good ? plan.buckets.map((bucket) => `${bucket.width} × ${bucket.height}: ${plural(bucket.pictures, 'picture')}`).join('\n') : '';

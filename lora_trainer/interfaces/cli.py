@@ -1,4 +1,4 @@
-"""The command line: train, jobs, auto-label, demo, demo-checkpoint, ui, bench. Knows no host; `__main__` brings one."""
+"""The command line: train, jobs, import-settings, auto-label, demo, demo-checkpoint, ui, bench. Knows no host; `__main__` brings one."""
 import argparse
 import logging
 import sys
@@ -9,7 +9,7 @@ from typing import Any
 from ..core.contracts import Host
 from ..core.errors import Refused
 from ..jobs.service import TrainingService
-from . import auto_label, job_table, train
+from . import auto_label, import_settings, job_table, train
 
 MakeHost = Callable[..., Host]
 
@@ -42,6 +42,10 @@ def _train(args: argparse.Namespace, make_host: MakeHost) -> int:
 def _jobs(args: argparse.Namespace, make_host: MakeHost) -> int:
     print(job_table.table(args.data_dir))
     return 0
+
+
+def _import_settings(args: argparse.Namespace, make_host: MakeHost) -> int:
+    return import_settings.run(args)
 
 
 def _auto_label(args: argparse.Namespace, make_host: MakeHost) -> int:
@@ -94,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_arguments(_command(commands, "train", _train, "train a LoRA as a YAML, TOML or JSON file says"))
     jobs = _command(commands, "jobs", _jobs, "list the jobs of a data folder, and which of them can go on")
     jobs.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="where jobs are kept, for example output/train_lora")
+    import_settings.add_arguments(_command(commands, "import-settings", _import_settings, "take over the settings of another trainer's file, or of a LoRA"))
     auto_label.add_arguments(_command(commands, "auto-label", _auto_label, "write captions for a folder of pictures"))
     demo = _command(commands, "demo", _demo, "train the embedded concept on the embedded checkpoint and judge the result")
     demo.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for the results (default: demo-output)")
@@ -103,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     checkpoint = _command(commands, "demo-checkpoint", _demo_checkpoint, "write the embedded checkpoint so that a WebUI can load it")
     checkpoint.add_argument("--into", type=Path, required=True, metavar="DIR", help="for example the WebUI's models/Stable-diffusion")
     ui = _command(commands, "ui", _ui, "open the page with a checkpoint of yours")
-    ui.add_argument("--checkpoint", type=Path, required=True, help="a Stable Diffusion 1 checkpoint (.safetensors)")
+    ui.add_argument("--checkpoint", type=Path, required=True, help="an SD1, SD2 or SDXL checkpoint (.safetensors)")
     ui.add_argument("--output", type=Path, default=Path("output"), help="folder for LoRAs and jobs (default: output)")
     ui.add_argument("--port", type=int, default=7870)
     bench = _command(commands, "bench", _bench, "measure time and memory of a step on a random SD1.5 UNet")

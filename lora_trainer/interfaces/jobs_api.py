@@ -7,7 +7,7 @@ from fastapi.responses import FileResponse
 from ..core.errors import Refused
 from ..jobs import metrics
 from ..jobs.service import TrainingService
-from .requests import switch, whole
+from .requests import mapping_of_settings, switch, whole
 from .schemas import ROWS, SWITCH, a_list, an_object, file_of, gives, settings, takes, whole_number
 
 MOST_JOBS = 1_000_000
@@ -27,11 +27,11 @@ def add_routes(router: APIRouter, service: TrainingService) -> None:
 def _add_collection(router: APIRouter, service: TrainingService) -> None:
     @router.post("/plan", **takes(required=["config"], config=_CONFIG), **gives(an_object("errors", "warnings")))
     def plan(body: dict = Body(...)) -> Any:
-        return service.plan(_settings(body, "config"), thorough=False)             # the page asks at every key press; its checks find damage
+        return service.plan(mapping_of_settings(body, "config"), thorough=False)             # the page asks at every key press; its checks find damage
 
     @router.post("/jobs", status_code=201, **takes(required=["config"], config=_CONFIG), **gives(_ENTRY, 201))
     def start(body: dict = Body(...)) -> Any:
-        return _entry(service, service.start(_settings(body, "config")))
+        return _entry(service, service.start(mapping_of_settings(body, "config")))
 
     @router.get("/jobs", **gives(a_list(*_JOB)))
     def jobs(kind: Optional[str] = None) -> Any:
@@ -43,7 +43,7 @@ def _add_collection(router: APIRouter, service: TrainingService) -> None:
 
     @router.post("/jobs/{job_id}/duplicate", status_code=201, **takes(optional_body=True, changes={"type": "object"}), **gives(_ENTRY, 201))
     def duplicate(job_id: str, body: dict = Body({})) -> Any:
-        return _entry(service, service.duplicate(job_id, _settings(body, "changes", required=False)))
+        return _entry(service, service.duplicate(job_id, mapping_of_settings(body, "changes", required=False)))
 
     @router.delete("/jobs/{job_id}", **gives(an_object("moved")))
     def delete(job_id: str) -> Any:
@@ -57,7 +57,7 @@ def _add_steering(router: APIRouter, service: TrainingService) -> None:
 
     @router.post("/jobs/{job_id}/resume", **takes(optional_body=True, changes=_CONFIG, anyway=SWITCH), **gives(an_object(*_JOB)))
     def resume(job_id: str, body: dict = Body({})) -> Any:
-        return service.resume(job_id, _settings(body, "changes", required=False), anyway=switch(body, "anyway"))
+        return service.resume(job_id, mapping_of_settings(body, "changes", required=False), anyway=switch(body, "anyway"))
 
     @router.post("/jobs/{job_id}/stop", **gives(an_object(*_JOB)))
     def stop(job_id: str) -> Any:
@@ -108,13 +108,3 @@ def _add_figures(router: APIRouter, service: TrainingService) -> None:
 def _entry(service: TrainingService, job_id: str) -> dict[str, Any]:
     job = service.job(job_id)
     return {name: job[name] for name in ("id", "state", "position")}
-
-
-def _settings(body: dict, key: str, *, required: bool = True) -> dict:
-    """Read an object of settings by name."""
-    values = body.get(key)
-    if values is None and not required:
-        return {}
-    if not isinstance(values, dict):
-        raise Refused(f"`{key}` must map settings to values.", field=key, code="bad_request")
-    return values

@@ -54,3 +54,13 @@ def mapping(body: dict, key: str, *, required: bool = True) -> dict[str, str] | 
     if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()) or not all(is_plain_text(each) for each in value):
         raise Refused(f"`{key}` must map file names to texts.", field=key, code="bad_request")
     return value
+
+
+def mapping_of_settings(body: dict, key: str, *, required: bool = True) -> dict:
+    """Read an object of settings by name."""
+    values = body.get(key)
+    if values is None and not required:
+        return {}
+    if not isinstance(values, dict):
+        raise Refused(f"`{key}` must map settings to values.", field=key, code="bad_request")
+    return values

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..captioning.labels import LARGEST_GROUP_BYTES, MOST_GROUPS
-from ..core.config import KOHYA_NAMES, schema
+from ..core.config import schema
 from ..core.edits import ACTIONS, LONGEST_TEXT
 from .requests import LONGEST_TEXT as LONGEST_VALUE
 
@@ -37,7 +37,7 @@ def a_number(low: float, high: float, **more: Any) -> Schema:
 def settings() -> Schema:
     """Return the schema of a training config, from TrainConfig's fields; kohya's names are taken, too."""
     ours = {entry["name"]: _setting(entry) for entry in schema()}
-    theirs = {name: {**ours[target], "description": f"kohya's name of {target}."} for name, target in KOHYA_NAMES.items() if target in ours}
+    theirs = {name: {**ours[entry["name"]], "description": f"kohya's name of {entry['name']}."} for entry in schema() for name in entry["kohya"]}
     return {"type": "object", "properties": {**ours, **theirs}, "additionalProperties": False}
 
 

@@ -11,8 +11,10 @@ from ..core.captions import write_atomically
 
 log = logging.getLogger(__name__)
 NAME = "metrics.csv"
-COLUMNS = ("step", "loss", "loss_average", "learning_rate", "seconds")
-Row = tuple[int, float, float, float, float]
+COLUMNS = ("step", "loss", "loss_average", "learning_rate", "seconds", "validation_loss")     # files of older versions lack the last
+SECONDS, VALIDATION_LOSS = COLUMNS.index("seconds"), COLUMNS.index("validation_loss")
+FEWEST = 5
+Row = tuple[int, float, float, float, float, float | None]
 
 
 class Metrics:
@@ -20,6 +22,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._rows: list[Row] = []
+        self.validation_loss: float | None = None      # what was measured last
         self._file: Any = None
         self._path: Path | None = None
         self._complete = True
@@ -47,12 +50,12 @@ class Metrics:
 
     def load(self, folder: Path, until: int) -> None:
         """Take over a folder's rows of the steps up to `until`."""
-        self._rows = [row for row in read_rows(folder / NAME) if row[0] <= until]
+        self._take([row for row in read_rows(folder / NAME) if row[0] <= until])
 
     def cut(self, until: int) -> None:
         """Forget the rows after a step."""
         if self.last and self.last[0] > until:
-            self._rows = [row for row in self._rows if row[0] <= until]
+            self._take([row for row in self._rows if row[0] <= until])
             self._begin_file()
 
     def add(self, row: Row) -> bool:
@@ -60,8 +63,17 @@ class Metrics:
         if self.last and self.last[0] >= row[0]:
             return False
         self._rows.append(row)
+        self._note(row)
         self._refusable(self._write, row)
         return True
+
+    def _take(self, rows: list[Row]) -> None:
+        self._rows, self.validation_loss = rows, None
+        for row in rows:
+            self._note(row)
+
+    def _note(self, row: Row) -> None:
+        self.validation_loss = self.validation_loss if row[VALIDATION_LOSS] is None else row[VALIDATION_LOSS]
 
     def _begin_file(self) -> None:
         """Write the file anew, for its last line may be half a line, and open it for more."""
@@ -109,17 +121,24 @@ def read_rows(path: Path) -> list[Row]:
         return []
     rows: list[Row] = []
     with open(path, encoding="utf-8", errors="replace") as file:
-        next(file, None)
+        columns = next(file, "").count(",") + 1
         for line in file:                                                          # numbers only, and csv's reader stops at what a power cut leaves
-            step, *values = line.split(",")
-            try:
-                row = (int(step), *map(float, values))
-            except ValueError:
-                break
-            if len(row) != len(COLUMNS) or (rows and row[0] <= rows[-1][0]):
+            row = _row(line[:-1].split(",")) if line.endswith("\n") and line.count(",") + 1 == columns else None
+            if row is None or (rows and row[0] <= rows[-1][0]):
                 break
             rows.append(row)
     return rows
+
+
+def _row(cells: Sequence[str]) -> Row | None:
+    """Return a line's figures, or None for what is no whole row. Where nothing was measured the last cell is empty, or not there."""
+    try:
+        step, *values = int(cells[0]), *map(float, cells[1:FEWEST])
+        measured = [float(cell) if cell else None for cell in cells[FEWEST:]] or [None]
+    except ValueError:
+        return None
+    row = (step, *values, *measured)
+    return row if len(row) == len(COLUMNS) else None
 
 
 def read_metrics(folder: Path, since: int = 0) -> list[dict[str, Any]]:

@@ -5,20 +5,21 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .. import __version__
 from ..captioning.labels import LabelSets
 from ..captioning.registry import Captioners
 from ..captioning.tokens import TokenCounter
-from ..core.config import TrainConfig, presets, schema
+from ..core.config import TrainConfig, presets
 from ..core.contracts import Host
 from ..core.errors import Refused
 from ..core.library import Library
 from ..core.paths import check_inside, check_possible
-from ..core.plan import check_space, estimate, make_plan
-from . import claims
+from ..core.plan import Plan, check_space, estimate, make_plan
+from . import claims, importing
 from .captioning import CaptioningJob, read_ready, select
+from .form import form
 from .leaving import move_loras
 from .log_file import NAME as LOG_NAME
 from .log_file import read_log
@@ -49,19 +50,26 @@ class TrainingService:
         self.queue = JobQueue(self.store, self._make)
         self._names = Names(host.lora_dir, self.store, self.queue)
         self._settings = Settings(host.kind, self.library, self.check_path)
+        self._form: dict[str, Any] | None = None
         self._resuming = Resuming(self._settings, self._names, host.lora_dir, self.job_folder)
 
     # --- What is there ---------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
         model = self.host.model_status()
-        size = self.host.default_size_px if model.trainable else 512
+        size = (model.size_px or self.host.default_size_px) if model.trainable else 512
         return {"version": __version__, "host": {"kind": self.host.kind, "version": self.host.version, "default_size_px": size},
                 "model": dataclasses.asdict(model), "lora_dir": str(self.host.lora_dir), "data_dir": str(self.host.data_dir),
-                "current_job": self.current_job(), **self.queue_status(), "settings": schema(), "problems": list(self.store.problems)}
+                "current_job": self.current_job(), **self.queue_status(), "problems": list(self.store.problems)}
 
     def presets(self) -> list[dict[str, Any]]:
         return presets()
+
+    def form(self) -> dict[str, Any]:
+        """The settings, for a page to show: `groups` and `settings`."""
+        if self._form is None:
+            self._form = form()                                                    # packages come and go with a restart only
+        return self._form
 
     def loras(self) -> list[dict[str, Any]]:
         """Every LoRA in the LoRA folder: `{name, path, size_bytes, modified_at}`, newest first."""
@@ -75,6 +83,24 @@ class TrainingService:
         if self._allowed_roots is not None:
             check_inside(path, self._allowed_roots)
 
+    # --- Settings from elsewhere -----------------------------------------------------------------------------------------
+
+    def import_settings(self, filename: str, file: BinaryIO) -> dict[str, Any]:
+        """Read settings from an uploaded file: `{settings, assumed, left_out: [{key, value, reason}], source, filename}`. Raises `Refused`."""
+        return importing.read_upload(filename, file)
+
+    def settings_of_lora(self, name: str) -> dict[str, Any]:
+        """Do the same for a LoRA of the LoRA folder, by its name. Raises `Refused`."""
+        path = next((Path(lora["path"]) for lora in self.loras() if lora["name"] == name), None)
+        if path is None:
+            raise Refused(f"There is no LoRA {name[:80]!r} in {self.host.lora_dir}.", field="lora", code="not_found")
+        self.check_path(path)
+        return {**importing.read(path), "filename": path.name}
+
+    def export_settings(self, values: Mapping[str, Any]) -> str:
+        """Return settings as YAML that the command line and the page read again, with a data set's name turned into its folder. Raises `Refused`."""
+        return self._settings.parse(values).to_yaml()
+
     # --- Planning and starting -------------------------------------------------------------------------------------------
 
     def plan(self, values: Mapping[str, Any], *, thorough: bool = True) -> dict[str, Any]:
@@ -87,12 +113,12 @@ class TrainingService:
             self._names.refuse_taken(config)
         except Refused as error:
             return {"errors": blocked + [{"code": error.code, "field": error.field, "message": error.message}], "warnings": []}
-        needed = estimate(plan, config, self.host.peek_unet())
+        needed = estimate(plan, config, self.host.peek_parts())
         try:
             check_space(plan.output_file, needed["file_bytes"] or 0)
         except Refused as error:
             blocked.append({"code": error.code, "field": error.field, "message": error.message})
-        return {"pictures": len(plan.pictures), "buckets": plan.bucket_counts(), "steps": plan.schedule.total_steps, "epochs": plan.epochs,
+        return {**_counts(plan), "buckets": plan.bucket_counts(), "steps": plan.schedule.total_steps, "epochs": plan.epochs,
                 **needed, "estimated_seconds": self._estimated_seconds(config, plan.schedule.total_steps),
                 "warnings": plan.warnings, "errors": blocked, "output_file": str(plan.output_file), "lora_tag": plan.lora_tag}
 
@@ -109,7 +135,7 @@ class TrainingService:
         with self.queue.unchanged():
             self._names.refuse_taken(config)
             return self._admit(config.output_name, config.to_dict(), kind="training", at_once=at_once, checkpoint=model.checkpoint, sha256=model.sha256,
-                               figures={"pictures": len(plan.pictures), "total_steps": plan.schedule.total_steps})
+                               figures={"pictures": _counts(plan)["pictures"], "total_steps": plan.schedule.total_steps})
 
     def autocaption(self, dataset: str, captioner: str, *, options: Mapping[str, Any] | None = None, overwrite: bool = False,
                     filenames: Sequence[str] | None = None) -> str:
@@ -328,8 +354,14 @@ class TrainingService:
 
     def _estimated_seconds(self, config: TrainConfig, steps: int) -> float | None:
         """Estimate from the last finished job of the same resolution, batch and layers, if there is one."""
-        alike = ("resolution", "batch_size", "lora_targets", "gradient_accumulation_steps", "gradient_checkpointing")
+        alike = ("resolution", "batch_size", "lora_targets", "gradient_accumulation_steps", "gradient_checkpointing", "train_text_encoder")
         for job in self.store.newest(kind="training"):
-            if job["state"] == "finished" and job.get("seconds_per_step") and all(job["config"].get(name) == getattr(config, name) for name in alike):
+            before = {"train_text_encoder": False, **job["config"]}                # older ones do not say
+            if job["state"] == "finished" and job.get("seconds_per_step") and all(before.get(name) == getattr(config, name) for name in alike):
                 return job["seconds_per_step"] * steps
         return None
+
+
+def _counts(plan: Plan) -> dict[str, int]:
+    """Return how many pictures a run learns from, how many of others keep it from forgetting, and how many are only measured."""
+    return {"pictures": plan.roles.count("train"), "regularisation_pictures": plan.roles.count("regularisation"), "validation_pictures": plan.roles.count("validation")}

@@ -3,13 +3,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.config import KOHYA_NAMES, TrainConfig
+from ..core.config import TrainConfig, schema
 from ..core.errors import Refused
 from ..core.library import Library
 from ..core.paths import check_possible, expanded
+from ..core.plan import folders_of
 from ..core.resuming import FREE
 
-_PATHS = ("metadata_path", "output_dir", "base_model", "logging_dir", "init_lora")
+_PATHS = ("metadata_path", "output_dir", "base_model", "logging_dir", "init_lora", "reg_data_dir")
+_THEIR_NAMES = {theirs: entry["name"] for entry in schema() for theirs in entry["kohya"]}
 
 
 class Settings:
@@ -27,7 +29,10 @@ class Settings:
         if config.base_model and self._host_kind == "webui":
             raise Refused("In the WebUI the loaded checkpoint is trained. Choose it at the top left and leave Base model empty.", field="base_model",
                           code="bad_value")
-        return config.replace(**changes)
+        config = config.replace(**changes)
+        for folder in set(folders_of(config)) - {config.train_data_dir, config.reg_data_dir}:      # these two are checked already
+            self._path("extra_data_dirs", folder)
+        return config
 
     def changed(self, before: Mapping[str, Any], changes: Mapping[str, Any]) -> TrainConfig:
         """Return a job's config with changes that a run which goes on can take; raises `Refused` for any other."""
@@ -57,8 +62,8 @@ class Settings:
 
 def in_our_names(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return changes under our names, so that they replace what was there; where both ours and kohya's are given, ours counts."""
-    ours = {name: value for name, value in changes.items() if name not in KOHYA_NAMES and value is not None}
-    return {**{KOHYA_NAMES[name]: value for name, value in changes.items() if name in KOHYA_NAMES and value is not None}, **ours}
+    ours = {name: value for name, value in changes.items() if name not in _THEIR_NAMES and value is not None}
+    return {**{_THEIR_NAMES[name]: value for name, value in changes.items() if name in _THEIR_NAMES and value is not None}, **ours}
 
 
 def _same_path(name: str, old: str, new: str) -> bool:

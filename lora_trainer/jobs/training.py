@@ -14,7 +14,7 @@ from ..core.contracts import Host, Progress
 from ..core.errors import Refused
 from ..core.pipeline import Result, train_lora
 from ..core.resuming import state_step
-from .metrics import Metrics
+from .metrics import SECONDS, Metrics
 from .store import JobStore
 from .tensorboard import EventFile
 from .worker import Job
@@ -47,7 +47,7 @@ class TrainingJob(Job):
         write_atomically(self.folder / "config.yaml", yaml.safe_dump(self._values, allow_unicode=True, sort_keys=False).encode())
         if self._resume:
             self._metrics.load(self.folder, self.from_step)
-            self._began_at -= self._metrics.last[-1] if self._metrics.last else 0.0
+            self._began_at -= self._metrics.last[SECONDS] if self._metrics.last else 0.0
         self._events = EventFile(tensorboard_dir(self._values, self.folder), purge_step=self.from_step + 1 if self._resume else None)
         with self._metrics.kept_in(self.folder), contextlib.closing(self._events):
             yield
@@ -78,10 +78,11 @@ class TrainingJob(Job):
         if not self._going:                                                        # the newest state may have been damaged, and an older one taken
             self._going = True
             self._metrics.cut(progress.step - 1)
-        row = (progress.step, progress.loss, progress.loss_average, progress.learning_rate, round(time.monotonic() - self._began_at, 3))
+        measured = progress.validation_loss if progress.validation_loss != self._metrics.validation_loss else None     # it tells the newest at every step
+        row = (progress.step, progress.loss, progress.loss_average, progress.learning_rate, round(time.monotonic() - self._began_at, 3), measured)
         if self._metrics.add(row):
-            self._events.add(progress.step, loss=progress.loss, loss_average=progress.loss_average, learning_rate=progress.learning_rate,
-                             seconds_per_step=progress.seconds_per_step)
+            self._events.add(progress.step, loss=progress.loss, loss_average=progress.loss_average, validation_loss=measured,
+                             learning_rate=progress.learning_rate, seconds_per_step=progress.seconds_per_step)
 
 
 def tensorboard_dir(config: Mapping[str, Any], folder: Path) -> Path:

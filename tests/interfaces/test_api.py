@@ -52,7 +52,7 @@ def test_from_upload_to_lora(client, host):
 def test_information(client):
     status = client.get(f"{V1}/status").json()
     assert status["model"]["trainable"] and status["current_job"] is None and status["host"]["kind"] == "standalone"
-    assert {entry["name"] for entry in status["settings"]} >= {"lora_rank", "learning_rate"}
+    assert "settings" not in status                                                 # asked every few seconds; they are at /settings
     assert [preset["name"] for preset in client.get(f"{V1}/presets").json()][0] == "character"
 
 

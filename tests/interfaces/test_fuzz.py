@@ -1,6 +1,6 @@
 """The API is asked all that its own OpenAPI document allows, and much that it does not: no request makes it fail, and every answer is as documented.
 
-A short run in CI; for a long one set TRAIN_LORA_FUZZ_EXAMPLES, the number of requests for each operation and mode (default 12).
+A short run in CI; for a long one set TRAIN_LORA_FUZZ_EXAMPLES, the number of requests for each operation and mode (default 6).
 """
 import gc
 import io
@@ -24,7 +24,7 @@ from lora_trainer.jobs.service import TrainingService  # noqa: E402
 from tests.conftest import TinyHost  # noqa: E402
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.filterwarnings("default::pytest.PytestUnhandledThreadExceptionWarning")]
-EXAMPLES = int(os.environ.get("TRAIN_LORA_FUZZ_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("TRAIN_LORA_FUZZ_EXAMPLES", "6"))
 PICTURES = ("0.png", "1.png")
 THERE = {"name": "cats", "filename": PICTURES[0], "job_id": "1", "captioner": "fixed"}
 HOSTILE = ("~nobody-has-this-name/x", "\\\\server\\share", "//server/share", "../" * 40 + "etc", "a" * 300, "/" + "a/" * 2000, "a\x00b", "\n", "con", "=1+1", "<b>")

@@ -153,7 +153,7 @@ def test_lost_connection_is_said_and_mended(page):
 def test_fits(page, pictures, width):
     drop(page, pictures)
     page.set_viewport_size({"width": width, "height": 900})
-    page.click("text=More settings")
+    page.evaluate("document.querySelectorAll('.tl-groups details').forEach((group) => { group.open = true; })")
     page.wait_for_timeout(100)                                                     # for the layout
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("""() => [...document.querySelectorAll('.tl-card *')].filter((item) => item.offsetParent !== null && !item.closest('.tl-tags, svg')
@@ -162,7 +162,7 @@ def test_fits(page, pictures, width):
 
 def test_train_stays_in_view(page, pictures):
     drop(page, pictures)
-    page.click("text=More settings")
+    page.evaluate("document.querySelectorAll('.tl-groups details').forEach((group) => { group.open = true; })")
     page.evaluate("window.scrollTo(0, document.documentElement.scrollHeight)")
     assert page.evaluate("document.querySelector('#tl-train').getBoundingClientRect().top") >= 0
 

@@ -23,7 +23,7 @@ PROGRAM = """
     def slow_host(**folders):
         host = make_host(**folders)
         predict = host.model.predict
-        host.model.predict = lambda *arguments: (time.sleep(0.02), predict(*arguments))[1]
+        host.model.predict = lambda *arguments: (time.sleep(0.06), predict(*arguments))[1]
         return host
     sys.exit(cli.main(sys.argv[1:], make_host=slow_host))
 """
@@ -111,14 +111,6 @@ def test_killed_and_gone_on(config, jobs, capsys, pictures):
     assert (job["id"], job["state"], job["step"]) == ("1", "finished", 60) and "0.png" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(os.name == "nt", reason="signals")
-def test_without_resume_it_is_only_pointed_out(config, jobs, capsys):
-    interrupted(config, lambda process: process.kill())
-    assert train(config(max_train_steps=2)) == 0
-    assert "job 1, an earlier run of mine, is interrupted; --resume --job 1 would go on from step " in capsys.readouterr().out
-    assert [job["state"] for job in jobs()] == ["finished", "interrupted"]
-
-
 @pytest.fixture
 def ended(settings, tmp_path):
     """Add jobs that have ended, each with its name, state and the step of its training state."""
@@ -136,11 +128,12 @@ def ended(settings, tmp_path):
     store.close()
 
 
-@pytest.mark.parametrize("state", ["stopped", "failed"])
-def test_every_run_that_could_go_on_is_pointed_out(config, capsys, ended, state):
+@pytest.mark.parametrize("state, told", [("stopped", "stopped"), ("failed", "failed"), ("training", "interrupted")])      # the last was killed
+def test_every_run_that_could_go_on_is_pointed_out(config, jobs, capsys, ended, state, told):
     ended("mine", state, 7)
     assert train(config(max_train_steps=2)) == 0
-    assert f"job 1, an earlier run of mine, is {state}; --resume --job 1 would go on from step 7" in capsys.readouterr().out
+    assert f"job 1, an earlier run of mine, is {told}; --resume --job 1 would go on from step 7" in capsys.readouterr().out
+    assert [job["state"] for job in jobs()] == ["finished", told]
 
 
 def test_a_finished_run_and_one_without_a_state_are_not(config, capsys, ended):

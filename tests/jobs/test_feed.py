@@ -4,6 +4,7 @@ import pytest
 from lora_trainer.core.errors import Refused
 from lora_trainer.jobs import feed
 from lora_trainer.jobs.feed import JobFeed, ServiceFeed
+from tests.waiting import until
 
 
 def rows_of(messages):
@@ -55,11 +56,11 @@ def test_many_rows_come_in_portions(service, settings, monkeypatch):
 
 
 def test_figures_are_told_without_the_list(service, busy):
+    until(lambda: service.store.get(busy)["state"] == "training" and service.job(busy)["step"] >= 2)       # what tells of its beginning has been written
     listener = ServiceFeed(service)
     listener.news()
     step = service.job(busy)["step"]
-    while service.job(busy)["step"] < step + 3:
-        pass
+    until(lambda: service.job(busy)["step"] >= step + 3)
     messages = listener.news()
     assert {message["type"] for message in messages} == {"job", "metrics"} and messages[0]["job"]["step"] > step
 

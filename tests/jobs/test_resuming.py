@@ -219,11 +219,13 @@ KILLED = """
     from tests.conftest import TinyHost
     host = TinyHost(Path(sys.argv[1]))
     predict = host.model.predict
-    host.model.predict = lambda *arguments: (time.sleep(0.02), predict(*arguments))[1]
+    told = []
+    host.model.predict = lambda *arguments: (time.sleep(60 if told else 0.02), predict(*arguments))[1]     # it does not end before it is killed
     service = TrainingService(host)
     job_id = service.start(eval(sys.argv[2]))
     while service.job(job_id)["state_step"] < 4 or service.job(job_id)["step"] < 7:
         time.sleep(0.01)
+    told.append(True)
     print("now", flush=True)
     time.sleep(60)
 """

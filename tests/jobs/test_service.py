@@ -5,6 +5,7 @@ import pytest
 
 from lora_trainer.core.contracts import ModelStatus
 from lora_trainer.core.errors import Refused
+from lora_trainer.jobs.metrics import read_metrics
 from lora_trainer.jobs.service import TrainingService
 
 
@@ -66,6 +67,16 @@ def test_plan_says_what_will_happen(service, settings):
     assert sum(bucket["pictures"] for bucket in plan["buckets"]) == 6 and plan["trainable_parameters"] > 0 and plan["estimated_seconds"] is None
     service.wait(service.start({**settings, "max_train_steps": 0, "epochs": 3}), timeout=60)
     assert service.jobs()[0]["step"] == plan["steps"] and service.plan({**settings, "output_name": "second"})["estimated_seconds"] > 0
+
+
+def test_what_is_kept_out_of_training_is_measured_and_told(service, settings):
+    job_id = service.start({**settings, "max_train_steps": 5, "validation_split": 0.3, "validate_every": 2, "preview": False})
+    job = service.wait(job_id, timeout=60)
+    rows = service.metrics(job_id)
+    measured = {row["step"]: row["validation_loss"] for row in rows if row["validation_loss"] is not None}
+    assert job["state"] == "finished" and {2, 4} <= set(measured) <= {2, 4, 5} and len(rows) == 5 and job["validation_loss"] == measured[max(measured)]
+    assert all(0 < loss < 100 for loss in measured.values()) and service.metrics(job_id, since=3) == rows[3:]
+    assert read_metrics(service.job_folder(job_id)) == rows
 
 
 def test_paths_outside_the_roots_are_refused(host, settings, pictures, tmp_path):

@@ -11,7 +11,7 @@
     const UPLOAD_BATCH_BYTES = 32 * 2 ** 20;
     const POLL_MS = 3000;
     const SIZES = {least: 112, most: 320, first: 168};
-    const CHECK_TITLES = {no_caption: 'No caption', long_caption: 'Over 75 tokens', small: 'Smaller than training', near_duplicate: 'Near-duplicates',
+    const CHECK_TITLES = {no_caption: 'No caption', long_caption: 'Caption too long', small: 'Smaller than training', near_duplicate: 'Near-duplicates',
         unreadable: 'Cannot be used', no_trigger: 'Trigger word missing', odd_ratio: 'Odd shape', warning: 'Remarks'};
 
 

@@ -111,7 +111,7 @@ class _Run:
     def prepare(self, checkpoint: str, sha256: str | None, remarks: list[str]) -> None:
         """Do what needs no model: look at the pictures, compare with before, wait for the checkpoint. Raises `Refused` and `Stopped`."""
         self.output.clear_leftovers()
-        self.teller.tell(message="Looking at the pictures", checkpoint=checkpoint, pictures=len(self.plan.pictures), total_steps=self.plan.schedule.total_steps)
+        self.teller.tell(message="Looking at the pictures", checkpoint=checkpoint, pictures=self.plan.roles.count("train"), total_steps=self.plan.schedule.total_steps)
         self.facts = run_facts(self.config, self.plan, should_stop=self.control.should_stop)
         if self.earlier:
             before = self.earlier.facts

@@ -120,15 +120,19 @@ def _add_views(router: APIRouter, library: Any) -> None:
         return Response(library.open(name).preview(filename), media_type="image/jpeg", headers=_CACHED)
 
     @router.get("/datasets/{name}/crops/{filename:path}", **_PICTURE)
-    def crop(name: str, filename: str, resolution: int = 512, bucket_step: int = 64, enable_bucket: bool = True) -> Any:
-        wanted = _wanted({"resolution": resolution, "bucket_step": bucket_step, "enable_bucket": enable_bucket})
+    def crop(name: str, filename: str, resolution: int = 512, bucket_step: int = 64, enable_bucket: bool = True, bucket_min: int = 0, bucket_max: int = 0,
+             bucket_no_upscale: bool = False) -> Any:
+        wanted = _wanted({"resolution": resolution, "bucket_step": bucket_step, "enable_bucket": enable_bucket, "bucket_min": bucket_min, "bucket_max": bucket_max,
+                          "bucket_no_upscale": bucket_no_upscale})
         return Response(library.open(name).trained_view(filename, wanted), media_type="image/jpeg", headers=_CACHED)
 
 
 def _wanted(body: dict) -> Wanted:
     ordinary = Wanted()
     return Wanted(whole(body, "resolution", ordinary.resolution, 64, 4096), whole(body, "bucket_step", ordinary.bucket_step, 8, 512),
-                  switch(body, "enable_bucket", ordinary.enable_bucket), (text(body, "trigger_word", required=False) or "").strip())
+                  switch(body, "enable_bucket", ordinary.enable_bucket), (text(body, "trigger_word", required=False) or "").strip(),
+                  whole(body, "bucket_min", ordinary.bucket_min, 0, 2048), whole(body, "bucket_max", ordinary.bucket_max, 0, 8192),
+                  switch(body, "bucket_no_upscale", ordinary.bucket_no_upscale), whole(body, "max_token_length", ordinary.max_token_length, 75, 750))
 
 
 def _versions(source: str) -> dict[str, str] | None:

@@ -185,7 +185,7 @@ class TinyHost(Host):
     def __init__(self, folder: Path) -> None:
         self.lora_dir, self.data_dir = folder / "Lora", folder / "train_lora"
         self.lora_dir.mkdir(parents=True)
-        self.model, self.registered, self.gave_way, self.waiting, self.status = TinyModel(), [], 0, False, ModelStatus(True, checkpoint="tiny", family="sd1", prediction_type="epsilon", size_px=64)
+        self.model, self.registered, self.gave_way, self.waiting, self.status = TinyModel(), [], 0, False, ModelStatus(True, checkpoint="tiny", family="sd1", prediction_type="epsilon")
 
     def model_status(self):
         return self.status

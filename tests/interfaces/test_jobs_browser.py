@@ -500,7 +500,7 @@ def test_title_tells_until_the_page_is_looked_at(page, service, settings):
     page.wait_for_function("/^\\d+ % · Train LoRA$/.test(document.title)")
     page.click("#tl-stop")
     page.wait_for_selector(".tl-job .tl-is-stopped")
-    assert page.title() == "Train LoRA"                                            # whoever pressed Stop knows
+    page.wait_for_function("document.title === 'Train LoRA'")                      # whoever pressed Stop knows
     wait_with(service, settings, "quick")
     page.wait_for_function("document.title === '✓ quick: finished · Train LoRA'")
     page.evaluate("window.looked = true; window.dispatchEvent(new Event('focus'))")

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from .forwards import own_forward
 from .kinds import Dropouts, Form, Shape, build, delta_norm, delta_weight, is_whole, sizes, weights_of
 from .layers import PROJECTIONS, LayerChoice, plan_shapes
 
@@ -46,12 +47,13 @@ class _Attention:
     module: torch.nn.MultiheadAttention
     adapters: tuple[torch.nn.Module, ...]
     dropouts: Dropouts
+    attached: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
 
     def attach(self) -> None:
-        self.module.forward = functools.partial(_attend, self.module, self.adapters, self.dropouts)
+        self.attached.enter_context(own_forward(self.module, functools.partial(_attend, self.module, self.adapters, self.dropouts)))
 
     def detach(self) -> None:
-        vars(self.module).pop("forward", None)
+        self.attached.close()
 
     def moved_to(self, parts: torch.nn.Module) -> "_Attention":
         return dataclasses.replace(self, module=parts.get_submodule(self.path))
@@ -76,7 +78,7 @@ class Adapters:
         originals = {path: _projection(attentions[_above(path)], path) if _above(path) in attentions else parts.get_submodule(path) for path in shapes}
         dropouts = Dropouts(form)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)                              # peft draws on the CPU; torch.manual_seed would reseed every GPU, too
             layers = build(originals, shapes, form, dropouts)
         places: list[_Layer | _Attention] = [_place(parts, path, layer) for path, layer in layers.items() if _above(path) not in attentions]
         for path, module in attentions.items():

@@ -32,6 +32,11 @@ class BlockChoice:
     rank: int | None = None
     alpha: float | None = None
 
+    def beside(self, rank: int, alpha: float) -> tuple[int, float]:
+        """Return rank and alpha of a layer that would have these without the list; a rank alone leaves the strength, alpha / rank, as it is."""
+        own = rank if self.rank is None else self.rank
+        return own, self.alpha or alpha * own / rank
+
 
 def block_of(path: str) -> str | None:
     """Return the block of a layer by its path in the UNet, LDM's, sgm's or diffusers'; None for what is in no block."""

@@ -8,6 +8,7 @@ import difflib
 import json
 import math
 import re
+import reprlib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -18,7 +19,7 @@ import yaml
 from .errors import Refused
 
 MAX_NAME_BYTES = 180
-
+MOST_LEVELS, MOST_VALUES, MOST_BITS = 20, 100_000, 1024        # of what a settings file may hold: sections in sections, all together, of a whole number
 
 GROUPS = {"pictures": "Pictures", "main": "The settings that matter", "output": "What comes out", "data": "Pictures in detail", "captions": "Captions while training",
           "network": "LoRA layers", "text": "Text encoder", "optimizer": "Optimizer and schedule", "loss": "Loss and noise", "memory": "Speed and memory",
@@ -34,7 +35,7 @@ def setting(default: Any, title: str, help: str, *, group: str, minimum: float |
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Everything a run can be told. `parse` validates; an instance is always valid by itself."""
+    """Everything a run can be told. `parse` validates each setting by itself; `choices.check_choices` tells which contradict each other."""
 
     # What to learn from
     train_data_dir: str = setting("", "Pictures", "Folder with the pictures and their captions, or the name of a data set.", group="pictures")
@@ -95,7 +96,8 @@ class TrainConfig:
     shuffle_caption: bool = setting(False, "Shuffle tags", "Put the comma-separated parts of captions in another order each time, so that none depends on its place.",
                                     group="captions")
     keep_tokens: int = setting(0, "Tags kept in front", "So many of the first parts stay where they are and are never dropped.", group="captions", minimum=0, maximum=255)
-    keep_tokens_separator: str = setting("", "Kept up to", "Everything before this sign, such as |||, stays in front instead.", group="captions")
+    keep_tokens_separator: str = setting("", "Kept up to", "Everything before this sign, such as |||, stays in front instead; everything after a second one stays "
+                                         "at the end.", group="captions")
     caption_dropout_rate: float = setting(0.0, "Caption dropout", "Share of the times that a picture is shown without any caption.", group="captions", minimum=0.0, maximum=1.0)
     caption_tag_dropout_rate: float = setting(0.0, "Tag dropout", "Share of the tags left out each time.", group="captions", minimum=0.0, maximum=1.0)
     trigger_only_rate: float = setting(0.0, "Trigger word alone", "Share of the times that the caption is the trigger word and nothing else.", group="captions",
@@ -111,18 +113,19 @@ class TrainConfig:
     lora_targets: str = setting("attention+feed-forward", "Layers", "Which layers learn. attention: small files; attention+feed-forward: kohya's usual "
                                 "set; all: convolutions too, for styles and textures.", choices=("attention", "attention+feed-forward", "all"), group="network")
     attention_rank: int = setting(0, "Rank, attention", "0: as Rank says.", group="network", minimum=0, maximum=1024)
-    attention_alpha: float = setting(0.0, "Alpha, attention", "0: as Alpha says.", group="network", minimum=0.0, maximum=4096)
+    attention_alpha: float = setting(0.0, "Alpha, attention", "0: in proportion to its rank.", group="network", minimum=0.0, maximum=4096)
     feed_forward_rank: int = setting(0, "Rank, feed-forward", "0: as Rank says.", group="network", minimum=0, maximum=1024)
-    feed_forward_alpha: float = setting(0.0, "Alpha, feed-forward", "0: as Alpha says.", group="network", minimum=0.0, maximum=4096)
+    feed_forward_alpha: float = setting(0.0, "Alpha, feed-forward", "0: in proportion to its rank.", group="network", minimum=0.0, maximum=4096)
     conv_rank: int = setting(0, "Rank, convolutions", "Of the 3x3 convolutions, with Layers: all. 0: as Rank says.", group="network", minimum=0, maximum=1024,
                              kohya=("conv_dim",))
-    conv_alpha: float = setting(0.0, "Alpha, convolutions", "0: as Alpha says.", group="network", minimum=0.0, maximum=4096)
+    conv_alpha: float = setting(0.0, "Alpha, convolutions", "0: in proportion to its rank.", group="network", minimum=0.0, maximum=4096)
     lora_blocks: str = setting("", "Blocks", "Only these blocks of the UNet learn, by the WebUI's names, as in IN04-IN08, MID, OUT03-OUT05; each may have its own "
-                               "rank and alpha: MID=64:32. Or a preset: all, down, mid, up, character, style, composition. Empty: all.", group="network")
+                               "rank and alpha: MID=64:32; without one the alpha is in proportion to the rank. Or a preset: all, down, mid, up, character, "
+                               "style, composition. Empty: all.", group="network")
     lokr_factor: int = setting(-1, "LoKr factor", "How layers are cut up: larger makes smaller files. -1: as evenly as possible.", group="network", minimum=-1, maximum=64)
     rslora: bool = setting(False, "Rank-stabilised", "Scale by alpha / the square root of the rank, so that high ranks learn as fast as low ones.", group="network")
-    lora_dropout: float = setting(0.0, "Dropout", "Share of the LoRA's inputs left out at random; a little helps against overfitting.", group="network", minimum=0.0,
-                                  maximum=0.9, kohya=("network_dropout",))
+    lora_dropout: float = setting(0.0, "Dropout", "Share of the LoRA's inputs left out at random; a little helps against overfitting. kohya's leaves out what lies between "
+                                  "the LoRA's two halves instead.", group="network", minimum=0.0, maximum=0.9, kohya=("network_dropout",))
     rank_dropout: float = setting(0.0, "Rank dropout", "Share of the ranks left out at random.", group="network", minimum=0.0, maximum=0.9)
     module_dropout: float = setting(0.0, "Layer dropout", "Share of the layers left out at random.", group="network", minimum=0.0, maximum=0.9)
     scale_weight_norms: float = setting(0.0, "Weight-norm limit", "No layer's change may be larger than this; 1 is usual. 0: no limit.", group="network", minimum=0.0,
@@ -135,7 +138,7 @@ class TrainConfig:
     train_text_encoder: bool = setting(False, "Train the text encoder", "Also learn what words mean. Helps names and rare words; takes memory and overfits sooner.", group="text")
     text_encoder_lr: float = setting(5e-5, "Learning rate, text encoder", "Usually half of the UNet's or less.", group="text", minimum=0.0, maximum=10.0)
     text_encoder_rank: int = setting(0, "Rank, text encoder", "0: as Rank says.", group="text", minimum=0, maximum=1024)
-    text_encoder_alpha: float = setting(0.0, "Alpha, text encoder", "0: as Alpha says.", group="text", minimum=0.0, maximum=4096)
+    text_encoder_alpha: float = setting(0.0, "Alpha, text encoder", "0: in proportion to its rank.", group="text", minimum=0.0, maximum=4096)
     clip_skip: int = setting(0, "Clip skip", "As in the WebUI: 1 uses the text encoder's last layer, 2 the one before. 0: as the WebUI is set.", group="text", minimum=0, maximum=12)
 
     # Optimizer and schedule
@@ -258,6 +261,15 @@ def read_settings(path: Path) -> dict[str, Any]:
     return flattened(values) if Path(path).suffix.lower() == ".toml" else values
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: seven lines of them can mean ten million values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it uses an alias (*name); write the value itself")
+        return super().compose_node(parent, index)
+
+
 def read_mapping(path: Path) -> dict[str, Any]:
     """Read a mapping from YAML, TOML or JSON just as it is written, sections and all; raises `Refused` (code "unreadable_config")."""
     try:
@@ -265,12 +277,28 @@ def read_mapping(path: Path) -> dict[str, Any]:
         if Path(path).suffix.lower() == ".toml":
             values = _read_toml(text)
         else:
-            values = json.loads(text) if Path(path).suffix.lower() == ".json" else yaml.safe_load(text)
+            values = json.loads(text) if Path(path).suffix.lower() == ".json" else _read_yaml(text)
+        check_extent(values, most_values=MOST_VALUES)
     except (OSError, UnicodeDecodeError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise Refused(f"The settings file {path} cannot be read: {error}", code="unreadable_config") from error
     if not isinstance(values, Mapping):
         raise Refused(f"The settings file {path} holds {type(values).__name__}, not a list of `name: value` lines.", code="unreadable_config")
     return dict(values)
+
+
+def check_extent(values: Any, *, most_values: float = math.inf) -> None:
+    """Raise ValueError for values that are nested too deep to be written out, are too many, or hold a number of hundreds of digits."""
+    level, count = [values], 0
+    for _ in range(MOST_LEVELS):
+        level = [item for each in level if isinstance(each, (Mapping, list, tuple, set)) for item in (each.values() if isinstance(each, Mapping) else each)]
+        count += len(level)
+        if any(isinstance(item, int) and item.bit_length() > MOST_BITS for item in level):
+            raise ValueError(f"it holds a whole number of more than {MOST_BITS} bits")
+        if count > most_values:
+            raise ValueError(f"it holds more than {most_values} values")
+        if not level:
+            return
+    raise ValueError(f"its values are nested more than {MOST_LEVELS - 1} levels deep")
 
 
 def check_name(name: str) -> str:
@@ -328,6 +356,14 @@ def _square(resolution: Any) -> Any:
         return resolution
 
 
+def _read_yaml(text: str) -> Any:
+    loader = _PlainLoader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 def _read_toml(text: str) -> dict[str, Any]:
     try:
         import tomllib
@@ -378,7 +414,7 @@ def _convert(kind: type, value: Any) -> Any:
         return text if text is not None and is_plain_text(text) else None
     if kind is bool:
         words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-        return value if isinstance(value, bool) else words.get(str(value).strip().lower())
+        return value if isinstance(value, bool) else words.get(str(value).strip().lower()) if isinstance(value, (str, int, float)) else None
     if isinstance(value, bool):
         return None
     number = float(value)
@@ -395,5 +431,5 @@ def is_plain_text(text: str) -> bool:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = reprlib.repr(value) if isinstance(value, (Mapping, list, tuple, set)) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -34,7 +34,7 @@ MOST_REMEMBERED = 20_000
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """One usable picture: upright size in pixels, caption (may be empty), how often it counts, and remarks for the user."""
+    """One usable picture: upright size in pixels, caption (may be empty), how often it counts (0: not, as in kohya's `0_name`), and remarks for the user."""
     path: Path
     width: int
     height: int

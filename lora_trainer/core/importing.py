@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from .config import KOHYA_NAMES, TrainConfig, flattened, read_mapping
+from .config import KOHYA_NAMES, TrainConfig, check_extent, flattened, read_mapping
 from .errors import Refused
-from .kohya import NOT_NEEDED, OUR_SETTINGS, LeftOut, Taking, arguments, clean, is_off, keep_valid, number, translate, why_not
+from .kohya import MOST_LITERAL, NO_LITERAL, NOT_NEEDED, OUR_SETTINGS, LeftOut, Taking, arguments, clean, is_off, keep_valid, number, translate, why_not
+from .metadata import held_names
 
 MOST_HEADER_BYTES = 100_000_000
 OURS_ALONE = {"lora_rank", "lora_alpha", "lora_type", "lora_dropout", "epochs", "scheduler", "task_type", "lora_targets", "base_model", "metadata_path", "trigger_word"}
@@ -52,10 +53,20 @@ def import_settings(path: Path) -> Imported:
     else:
         taking, source = _from_config(read_mapping(path))
     settings = keep_valid(taking)
+    if path.suffix.lower() == ".safetensors":
+        settings = _without_places(settings, taking)
     if not settings.keys() - taking.assumed:
         raise Refused(f"{path.name} holds no settings for training a LoRA." + (f" The first of {len(taking.left_out)} things in it: {taking.left_out[0].key}."
                                                                                 if taking.left_out else ""), code="no_settings")
     return Imported(settings, taking.left_out, source, tuple(sorted(taking.assumed & settings.keys())))
+
+
+def _without_places(settings: dict[str, Any], taking: Taking) -> dict[str, Any]:
+    """Leave out what no LoRA has to say: it may come from anybody, and name folders, servers, and files to be replaced."""
+    held = held_names()
+    for name in [name for name in settings if name not in held]:
+        taking.leave(taking.origin[name], settings[name], "names and places are not taken over from a LoRA")
+    return {name: value for name, value in settings.items() if name in held}
 
 
 def _from_config(nested: dict[str, Any]) -> tuple[Taking, str]:
@@ -307,10 +318,12 @@ def _optimizer_of(text: Any) -> dict[str, Any]:
     found = re.fullmatch(r"([\w.]+)(?:\((.*)\))?", str(text or ""), re.DOTALL)
     if not found:
         return {}
+    if len(found[2] or "") > MOST_LITERAL:
+        return {"optimizer_type": found[1]}
     try:
         call = ast.parse(f"f({found[2] or ''})", mode="eval").body
         given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
-    except (SyntaxError, ValueError, AttributeError, RecursionError):
+    except NO_LITERAL:
         given = {}
     return {"optimizer_type": found[1], **({"optimizer_args": given} if given else {})}
 
@@ -351,13 +364,15 @@ def _facts(taking: Taking, metadata: Mapping[str, str]) -> None:
                         ("ss_vae_name", "it was trained with this VAE: load it, if you have it")):
         if (value := clean(metadata.get(key))) is not None:
             taking.leave(key, PurePath(str(value)).name if key != "ss_output_name" else value, reason)
-    if number(metadata.get("ss_num_reg_images")) and not taking.settings.get("reg_data_dir"):
+    if number(metadata.get("ss_num_reg_images")):
         taking.leave("ss_reg_dataset_dirs", _json(metadata.get("ss_reg_dataset_dirs")) or metadata["ss_num_reg_images"],
                      "it had regularisation pictures: choose a folder of your own under Regularisation pictures")
 
 
 def _json(text: Any) -> Any:
     try:
-        return json.loads(text) if isinstance(text, str) else text
+        found = json.loads(text) if isinstance(text, str) else text
+        check_extent(found)
+        return found
     except (ValueError, RecursionError):
         return None

@@ -180,7 +180,10 @@ class _InputDropout(torch.nn.Module):
 
 
 def _leave_out_ranks(dropouts: Dropouts, down: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
-    """Leave out ranks, others for each picture, and scale up the rest, as kohya's rank_dropout: output is `(batch, …, rank)` or `(batch, rank, h, w)`."""
+    """Leave out ranks, others for each picture, and scale up the rest, as kohya's rank_dropout: output is `(batch, …, rank)` or `(batch, rank, h, w)`.
+
+    Older open_clip computes in `(tokens, batch, width)`: in its MLPs it is others for each token, the same in all pictures, as with kohya's. The mean stays.
+    """
     kept = dropouts.of_ranks(len(output), len(down.weight), device=output.device)
     if kept is None:
         return None

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .config import GROUPS, KOHYA_NAMES, TrainConfig
+from .config import GROUPS, KOHYA_NAMES, TrainConfig, check_extent
 from .errors import Refused
 
 NOT_NEEDED = "not needed here"
@@ -23,6 +23,8 @@ DEFAULTS: dict[str, Any] = {
 }
 DEFAULT_STEPS = 1600
 MOST_RANK, LATENT_PX = 1024, 8
+MOST_LITERAL = 1000                            # characters; Python's parser runs out of memory over deep nonsense
+NO_LITERAL = (ValueError, SyntaxError, TypeError, AttributeError, RecursionError, MemoryError)      # what it and `ast.literal_eval` raise
 OPTIMIZERS = {  # sd-scripts' name in lower case: ours, and what is not quite the same
     "adamw": ("adamw", ""), "pagedadamw": ("adamw", "without paging"), "pagedadamw32bit": ("adamw", "without paging"),
     "adamw8bit": ("adamw8bit", ""), "pagedadamw8bit": ("adamw8bit", "without paging"), "lion": ("lion", ""),
@@ -189,8 +191,10 @@ def arguments(value: Any) -> dict[str, Any]:
         return {str(key): clean(item) for key, item in value.items()}
     if isinstance(value, str):
         try:
-            value = json.loads(value) if value.startswith(("[", "{")) else shlex.split(value)
-        except ValueError:
+            found = json.loads(value) if value.startswith(("[", "{")) else shlex.split(value)
+            check_extent(found)
+            value = found
+        except (ValueError, RecursionError):
             value = value.split()
         if isinstance(value, Mapping):
             return arguments(value)
@@ -236,6 +240,8 @@ def _model(taking: Taking) -> bool:
 
 def _network(taking: Taking, complete: bool) -> None:
     given = arguments(taking.take("network_args"))
+    if "conv_dim" in taking.values:                                                # lora-scripts has these outside
+        given = {**{key: taking.take(key) for key in ("conv_dim", "conv_alpha")}, **given}
     module = str(taking.take("network_module", "networks.lora" if complete else ""))
     lycoris = module.startswith("lycoris")
     algorithm = str(given.pop("algo", "lora")).lower()
@@ -263,7 +269,7 @@ def _network(taking: Taking, complete: bool) -> None:
     _dropouts(taking, given, lycoris=lycoris)
     if given.pop("rs_lora", False) is True:
         taking.set("rslora", True, "network_args rs_lora")
-    if (factor := given.pop("factor", None)) is not None and kind == "lokr":
+    if not is_off(factor := given.pop("factor", None)) and kind == "lokr":
         taking.set("lokr_factor", factor, "network_args factor")
     for key, value in given.items():
         taking.leave(f"network_args {key}", value, _CANNOT_IN_NETWORK.get(key, _unknown(key, ())))
@@ -280,7 +286,7 @@ def _layers(taking: Taking, given: dict[str, Any], *, lycoris: bool, module: str
             taking.leave("network_args preset", preset, "this choice of layers is not known; all layers are taken")
         targets, encoder = found or ("all", True)
         conv_rank, conv_alpha = (conv_rank if conv_on else rank), (conv_alpha if not is_off(conv_alpha) else alpha)
-    elif module:
+    elif module or conv_on:
         targets = "all" if conv_on else targets or "attention+feed-forward"
         conv_alpha = 1.0 if conv_alpha is None else conv_alpha
     if targets:
@@ -303,7 +309,10 @@ def _whole(taking: Taking, key: str, rank: Any) -> Any:
 def _dropouts(taking: Taking, given: dict[str, Any], *, lycoris: bool) -> None:
     dropout, own = taking.take("network_dropout"), given.pop("dropout", None)
     if not is_off(chosen := own if lycoris and own is not None else dropout):
-        taking.set("lora_dropout", chosen, "network_args dropout" if chosen is own else "network_dropout")
+        key = "network_args dropout" if chosen is own else "network_dropout"
+        taking.set("lora_dropout", chosen, key)
+        taking.leave(key, chosen, "taken over, but not alike: Dropout leaves out the LoRA's inputs here" + (
+            "" if lycoris else "; kohya's leaves out what lies between its two halves"))
     for name in ("rank_dropout", "module_dropout"):
         if not is_off(value := given.pop(name, None)):
             taking.set(name, value, f"network_args {name}")
@@ -429,8 +438,8 @@ def _optimizer(taking: Taking) -> None:
 
 def _plain(value: Any) -> str:
     try:
-        value = ast.literal_eval(value) if isinstance(value, str) else value
-    except (ValueError, SyntaxError):
+        value = ast.literal_eval(value) if isinstance(value, str) and len(value) <= MOST_LITERAL else value
+    except NO_LITERAL:
         pass
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value).replace(" ", "")
 

@@ -40,11 +40,13 @@ class LayerChoice:
     text_encoder: bool = False
 
     def shape(self, group: str, block: BlockChoice) -> Shape:
-        """Return rank and alpha of a layer: its block's where that has its own, else its group's, else the common ones. As in kohya, a
-        convolution's own rank goes before its block's; a rank of 0 leaves a block out in any case."""
-        rank, alpha = (getattr(self, f"{group}_{what}", 0) or getattr(self, what) for what in ("rank", "alpha"))
+        """Return rank and alpha of a layer: its block's where that has its own, else its group's, else the common ones. A rank without an alpha
+        leaves the strength, alpha / rank, as it is. As in kohya, a convolution's own rank goes before its block's; a rank of 0 leaves a block out in
+        any case."""
+        rank = getattr(self, f"{group}_rank", 0) or self.rank
+        alpha = getattr(self, f"{group}_alpha", 0) or self.alpha * rank / self.rank
         if block.rank == 0 or not (group == "conv" and self.conv_rank):
-            rank, alpha = rank if block.rank is None else block.rank, block.alpha or alpha
+            rank, alpha = block.beside(rank, alpha)
         return Shape(rank, alpha)
 
 

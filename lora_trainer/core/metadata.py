@@ -38,15 +38,20 @@ def metadata(config: TrainConfig, base_model: BaseModel, shapes: "Mapping[str, S
              loss_average: float | None) -> dict[str, str]:
     """Describe a LoRA after `steps` steps; all values are strings. `started_at` is the run's name for itself, in seconds since 1970."""
     values = {**_run(config, plan, steps=steps, started_at=started_at), **_model(config, base_model), **_network(config, base_model, shapes, form),
-              **_training(config), **_noise_and_loss(config, base_model), **_captions(config), **_pictures(config, plan), **_specification(config, base_model)}
+              **_training(config, shapes), **_noise_and_loss(config, base_model), **_captions(config), **_pictures(config, plan), **_specification(config, base_model)}
     values |= {"ss_loss_average": loss_average} if loss_average is not None else {}
     return {key: _text(value) for key, value in {**values, OUR_SETTINGS: held_settings(config)}.items()}
 
 
 def held_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the settings that made a LoRA what it is: no names, no places, nothing that only suits a machine."""
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name not in _NAMES
-            and (field.metadata["group"] not in _NOT_OF_TRAINING or field.name in _HELD_ALL_THE_SAME)}
+    return {name: getattr(config, name) for name in held_names()}
+
+
+def held_names() -> list[str]:
+    """Name the settings that a LoRA may hold, and that may be taken over from one: files come from strangers."""
+    return [field.name for field in dataclasses.fields(TrainConfig) if field.name not in _NAMES
+            and (field.metadata["group"] not in _NOT_OF_TRAINING or field.name in _HELD_ALL_THE_SAME)]
 
 
 def _text(value: Any) -> str:
@@ -111,7 +116,7 @@ def _network_arguments(config: TrainConfig, base_model: BaseModel, form: "Form",
     elif config.lora_targets == "attention":
         found["targets"] = "attention"
     if config.lora_targets == "all":
-        found |= {"conv_dim": config.conv_rank or rank, "conv_alpha": config.conv_alpha or alpha}
+        found |= {"conv_dim": config.conv_rank or rank, "conv_alpha": config.conv_alpha or alpha * (config.conv_rank or rank) / rank}
     if config.lora_blocks:
         found |= _block_arguments(config, SDXL_LEVELS if base_model.family == "sdxl" else LEVELS, rank=rank, alpha=alpha)
     found |= {"factor": form.lokr_factor} if form.kind == "lokr" else {}
@@ -126,18 +131,18 @@ def _block_arguments(config: TrainConfig, levels: int, *, rank: int, alpha: floa
     names = block_names(levels)
     if levels == SDXL_LEVELS:                                                      # its embeddings and last layer, which do not learn, and three blocks in the middle
         names = ["", *(name for each in names for name in [each] * (3 if each == "MID" else 1)), ""]
-    ranks = [(rank if chosen[name].rank is None else chosen[name].rank) if name in chosen else 0 for name in names]
-    alphas = [(alpha if chosen[name].alpha is None else chosen[name].alpha) if name in chosen else alpha for name in names]
-    return {"block_dims": ",".join(map(str, ranks)), "block_alphas": ",".join(f"{each:g}" for each in alphas)}
+    pairs = [chosen[name].beside(rank, alpha) if name in chosen else (0, alpha) for name in names]
+    return {"block_dims": ",".join(str(own) for own, _ in pairs), "block_alphas": ",".join(f"{own:g}" for _, own in pairs)}
 
 
-def _training(config: TrainConfig) -> dict[str, Any]:
+def _training(config: TrainConfig, shapes: "Mapping[str, Shape]") -> dict[str, Any]:
+    unet, text = (any(path.startswith("unet.") == inside for path in shapes) for inside in (True, False))     # a LoRA gone on from decides it, not the switches
     scheduler = "constant_with_warmup" if config.scheduler == "constant" and config.lr_warmup_steps else config.scheduler
     decay = [f"weight_decay={config.weight_decay}"] if config.weight_decay != WEIGHT_DECAY.get(config.optimizer, 0.0) else []
     arguments = ",".join([*decay, *(f"{name}={_python(value)}" for name, _, value in (item.partition("=") for item in config.optimizer_args.split()))])
     return {
-        "ss_learning_rate": config.learning_rate, "ss_unet_lr": config.learning_rate if config.train_unet else None,
-        "ss_text_encoder_lr": config.text_encoder_lr if config.train_text_encoder else None, "ss_lr_scheduler": scheduler, "ss_lr_warmup_steps": config.lr_warmup_steps,
+        "ss_learning_rate": config.learning_rate, "ss_unet_lr": config.learning_rate if unet else None,
+        "ss_text_encoder_lr": config.text_encoder_lr if text else None, "ss_lr_scheduler": scheduler, "ss_lr_warmup_steps": config.lr_warmup_steps,
         "ss_optimizer": OPTIMIZER_CLASSES[config.optimizer] + (f"({arguments})" if arguments else ""), "ss_max_grad_norm": config.max_grad_norm,
         "ss_gradient_checkpointing": config.gradient_checkpointing, "ss_gradient_accumulation_steps": config.gradient_accumulation_steps,
         "ss_batch_size_per_device": config.batch_size, "ss_total_batch_size": config.batch_size * config.gradient_accumulation_steps, "ss_seed": config.seed,

@@ -22,18 +22,20 @@ from .schedules import learning_rate_factor
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """An optimizer. `package` is pip's name of what it is in, "" for torch; `settings` are ours where the package's own defaults do not suit."""
+    """An optimizer. `package` is pip's name of what it is in, "" for torch; `settings` are ours where the package's own defaults do not suit.
+    `loads_slowly`: importing it takes seconds, as it loads libraries for the GPU."""
     title: str
     module: str
     type_name: str
     package: str = ""
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     finds_rate: bool = False
+    loads_slowly: bool = False
 
 
 KINDS = {
     "adamw": _Kind("AdamW", "torch.optim", "AdamW"),
-    "adamw8bit": _Kind("AdamW 8-bit", "bitsandbytes.optim", "AdamW8bit", "bitsandbytes"),
+    "adamw8bit": _Kind("AdamW 8-bit", "bitsandbytes.optim", "AdamW8bit", "bitsandbytes", loads_slowly=True),
     "lion": _Kind("Lion", "lion_pytorch", "Lion", "lion-pytorch"),
     "adafactor": _Kind("Adafactor", "transformers.optimization", "Adafactor", "transformers",
                        dict(relative_step=False, scale_parameter=False, warmup_init=False)),
@@ -83,6 +85,18 @@ def check_optimizer(name: str, arguments: str, device: torch.device) -> None:
     if problem:
         raise Refused(f"Optimizer: a step of {kind.title} fails on {device.type} ({problem}){_about(kind)}. Choose another optimizer, such as adamw.",
                       field="optimizer", code="bad_optimizer")
+
+
+def check_settings(name: str, arguments: str) -> None:
+    """Refuse what can be seen without a step: a package that is not there, arguments that the optimizer does not take.
+
+    Quick enough for every key press. Only what is imported already or in no time is asked for its arguments.
+    """
+    kind = _kind(name)
+    if not _is_there(kind):
+        raise _missing(kind)
+    if arguments.strip() and (kind.module in sys.modules or not kind.loads_slowly):
+        _read_arguments(kind, arguments)
 
 
 def check_rates(name: str, learning_rates: Mapping[str, float]) -> None:
@@ -210,13 +224,17 @@ def _type(kind: _Kind) -> type[torch.optim.Optimizer]:
         return getattr(importlib.import_module(kind.module), kind.type_name)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == kind.module.split(".")[0]:
-            raise Refused(f"Optimizer: {kind.title} needs the package {kind.package}, which is not installed. Install it with: {_pip_line(kind)}",
-                          field="optimizer", code="no_package") from error
+            raise _missing(kind) from error
         reason = error
     except Exception as error:                                                     # a package made for another torch may raise anything
         reason = error
     raise Refused(f"Optimizer: {kind.title} cannot be used: the package {kind.package} fails to load ({type(reason).__name__}: {reason}){_about(kind)}. "
                   f"This may help: {_pip_line(kind)}", field="optimizer", code="no_package") from reason
+
+
+def _missing(kind: _Kind) -> Refused:
+    return Refused(f"Optimizer: {kind.title} needs the package {kind.package}, which is not installed. Install it with: {_pip_line(kind)}", field="optimizer",
+                   code="no_package")
 
 
 def _pip_line(kind: _Kind) -> str:
@@ -244,7 +262,7 @@ def _read_arguments(kind: _Kind, text: str) -> dict[str, Any]:
     """Read "betas=0.9,0.99 decouple=True" as keyword arguments; raises `Refused` for one that the optimizer does not take."""
     found = list(_NAME.finditer(text))
     if text[:found[0].start() if found else None].strip():
-        raise Refused(f"Optimizer's own settings: {text.strip()!r} is not of the form name=value name=value.", field="optimizer_args", code="bad_optimizer")
+        raise Refused(f"Optimizer's own settings: {text.strip()[:60]!r} is not of the form name=value name=value.", field="optimizer_args", code="bad_optimizer")
     ends = [*(match.start() for match in found[1:]), len(text)]
     accepted = _accepted(kind)
     return {match[1]: _read_value(kind, accepted, match[1], text[match.end():end].strip(" \t\r\n,;")) for match, end in zip(found, ends)}
@@ -268,7 +286,7 @@ def _read_value(kind: _Kind, accepted: Mapping[str, Any], name: str, text: str) 
         value = text                                                               # no default is a string, so it is refused below
     default = accepted[name]
     if not _fits(value, default) or (name == "weight_decay" and value < 0):
-        raise Refused(f"Optimizer's own settings: {name}={text} does not fit. Expected {_form_of(default)}, such as {name}={_as_written(default)}.",
+        raise Refused(f"Optimizer's own settings: {name}={text[:60]} does not fit. Expected {_form_of(default)}, such as {name}={_as_written(default)}.",
                       field="optimizer_args", code="bad_optimizer")
     return tuple(value) if isinstance(value, list) else value
 

@@ -90,6 +90,8 @@ def _draw_preview(plan: Plan, host: Host, saved: Path, prompt: str) -> None:
         picture = host.generate(prompt, seed=plan.schedule.seed, width=bucket.width, height=bucket.height)
         if not export.save_preview(saved, picture):
             log.info("the card keeps the picture it has")
+    except Refused as refusal:
+        log.info("no preview picture: %s", refusal.message)
     except Exception as error:                                                     # an entry into the host's own code, which raises what it likes
         log.warning("no preview picture: %s", error, exc_info=True)
 

@@ -2,8 +2,10 @@
 
 `make_plan` raises `Refused` for whatever would make the run fail; what a user should only know becomes a warning.
 """
+import contextlib
 import dataclasses
 import glob
+import math
 import os
 import shutil
 from collections import Counter
@@ -13,13 +15,18 @@ import safetensors
 import torch
 
 from .adapters import count_parameters, plan_shapes
+from .blocks import BASE, PRESETS, BlockChoice, read_blocks
 from .buckets import Bucket, assign_bucket, batches_per_epoch
+from .cache import JITTERED
 from .captions import with_trigger
 from .choices import check_choices, form_of, layer_choice, variation_of
 from .config import TrainConfig, check_name
 from .dataset import Picture, Problem
 from .errors import Refused
+from .masks import learns_everywhere
+from .optimization import check_rates, check_settings
 from .paths import numbered
+from .pixels import placement
 from .remarks import remarks_on
 from .selection import Selection, folders_of, select
 from .starting import FoundLora, find_lora, look_into
@@ -28,6 +35,8 @@ from .trainer import Schedule
 __all__ = ["Plan", "check_space", "estimate", "folders_of", "form_of", "free_name", "layer_choice", "make_plan", "plan_output", "session_of", "tag_of", "variation_of"]
 
 MOST_STEPS = 1_000_000
+LARGE_CACHE_BYTES = 4_000_000_000
+CAPTION_BYTES, WORDS_AT_ONCE = 77 * 2048 * 4, 55           # of 75 tokens, with SDXL in float32; SD1 takes a third
 LORA_ENDINGS = (".safetensors", ".pt", ".ckpt")
 OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "lion": 4, "adafactor": 1, "prodigy": 16, "dadaptation": 12, "schedulefree": 8}     # for each parameter, about
 
@@ -67,14 +76,19 @@ def make_plan(config: TrainConfig, *, lora_dir: Path, thorough: bool = True, ses
         raise Refused("No pictures yet: drop some into the page, or give the folder they are in.", field="train_data_dir", code="no_pictures")
     output_file = plan_output(config, lora_dir, session=session)
     check_choices(config)
+    check_settings(config.optimizer, config.optimizer_args)
     init_lora = look_into(find_lora(config.init_lora, lora_dir)) if config.init_lora and session is None else None      # a state has all of it
+    if session is None and (rates := _learning_rates(config, init_lora)):
+        check_rates(config.optimizer, rates)
     selection = select(config, thorough=thorough)
     buckets = [bucket_of(picture.width, picture.height, config) for picture in selection.pictures]
     schedule = _schedule(config, buckets, selection.repeats)
     captions = _captions(config, selection)
     warnings = remarks_on(config, selection, captions, total_steps=schedule.total_steps) + _elsewhere(output_file, lora_dir) + _taken_over(init_lora, config)
-    return Plan(selection.pictures, captions, buckets, selection.roles, selection.problems, schedule, -(-schedule.total_steps // schedule.steps_per_epoch),
+    plan = Plan(selection.pictures, captions, buckets, selection.roles, selection.problems, schedule, -(-schedule.total_steps // schedule.steps_per_epoch),
                 warnings, output_file, tag_of(output_file.stem, config.preferred_weight), init_lora, selection.masks)
+    warnings += _large_cache(plan, config)
+    return plan
 
 
 def bucket_of(width: int, height: int, config: TrainConfig) -> Bucket:
@@ -143,15 +157,39 @@ def tag_of(name: str, weight: float) -> str:
 
 
 def estimate(plan: Plan, config: TrainConfig, parts: torch.nn.ModuleDict | None) -> dict[str, int | None]:
-    """Return trainable parameters, bytes that they and the optimizer take, and bytes of the file; None while no model is loaded.
+    """Return trainable parameters, bytes that they and the optimizer take, and bytes of the file; None while no model is loaded. `cache_bytes` of main
+    memory are what the encoded pictures take.
 
     Weight and gradient are fp32, and so is most of what optimizers keep. Raises `Refused` for blocks that the model lacks.
     """
+    cache = dict(cache_bytes=cache_bytes(plan, config))
     if parts is None:
-        return dict(trainable_parameters=None, estimated_memory_bytes=None, file_bytes=None)
+        return dict(trainable_parameters=None, estimated_memory_bytes=None, file_bytes=None) | cache
     parameters = count_parameters(parts, plan_shapes(parts, layer_choice(config)), form_of(config)) if plan.init_lora is None else plan.init_lora.parameters
     each = 8 + OPTIMIZER_BYTES.get(config.optimizer, 8) + 4 * (config.ema_decay > 0)
-    return dict(trainable_parameters=parameters, estimated_memory_bytes=each * parameters, file_bytes=parameters * (4 if config.save_precision == "fp32" else 2))
+    return dict(trainable_parameters=parameters, estimated_memory_bytes=each * parameters, file_bytes=parameters * (4 if config.save_precision == "fp32" else 2)) | cache
+
+
+def cache_bytes(plan: Plan, config: TrainConfig) -> int:
+    """Return what `core.cache` will keep in main memory: float32 latents and masks in all their variants, and captions, about, where they are encoded once."""
+    variants = (JITTERED if config.color_jitter else 1) * (2 if config.mirror else 1)
+    taken = 0
+    for picture, bucket, role in zip(plan.pictures, plan.buckets, plan.roles):
+        varies = role != "validation"
+        place = placement(picture.width, picture.height, bucket, whole=config.random_crop and varies)
+        has_mask = picture.path in plan.masks or (config.masked_loss == "alpha" and not learns_everywhere(picture))
+        taken += 4 * (4 + has_mask) * (place.width // 8) * (place.height // 8) * (variants if varies else 1)
+    if variation_of(config).varies or "text_encoder" in _learning_rates(config, plan.init_lora):
+        return taken
+    return taken + CAPTION_BYTES * sum(max(1, math.ceil(len(caption.split()) / WORDS_AT_ONCE)) for caption in set(plan.captions))
+
+
+def _large_cache(plan: Plan, config: TrainConfig) -> list[str]:
+    needed = cache_bytes(plan, config)
+    if needed <= LARGE_CACHE_BYTES:
+        return []
+    causes = [cause for cause, on in (("Mirror doubles it", config.mirror), ("Colour jitter makes it fourfold", config.color_jitter)) if on]
+    return [f"The encoded pictures will take about {needed / 1e9:.1f} GB of main memory" + (f" ({', '.join(causes)})." if causes else ".")]
 
 
 def check_space(path: Path, needed_bytes: int) -> None:
@@ -178,10 +216,38 @@ def _elsewhere(output_file: Path, lora_dir: Path) -> list[str]:
     return [f"{output_file.parent} is outside the LoRA folder {lora_dir}: the tag works when the file is copied there."]
 
 
+def _learning_rates(config: TrainConfig, found: FoundLora | None) -> dict[str, float]:
+    """Return the learning rates of what learns, as far as that can be told without the model: a LoRA that is gone on from decides, or switches and blocks."""
+    if found:
+        learns = found.text_encoder_layers < len(found.ranks), found.text_encoder_layers > 0
+    else:
+        blocks = _blocks(config.lora_blocks)
+        base, of_unet = blocks.pop(BASE, BlockChoice()), blocks.values()
+        learns = config.train_unet and (not of_unet or any(block.rank != 0 for block in of_unet)), config.train_text_encoder and base.rank != 0
+    rates = {"unet": config.learning_rate, "text_encoder": config.text_encoder_lr}
+    return {group: rate for (group, rate), chosen in zip(rates.items(), learns) if chosen}
+
+
+def _blocks(text: str) -> dict[str, BlockChoice]:
+    """Read a list of blocks for whichever model has them; nothing where none has: that is refused once the model is known."""
+    for levels in PRESETS:
+        with contextlib.suppress(Refused):
+            return read_blocks(text, levels)
+    return {}
+
+
 def _taken_over(found: FoundLora | None, config: TrainConfig) -> list[str]:
     if found is None:
         return []
     remarks = [f"Going on from {found.path.name}: its rank {found.rank}, alpha {found.alpha:g} and layers are used, whatever the settings say."]
     if found.kind != config.lora_type:
         remarks.append(f"{found.path.name} is a {found.kind}, and so will this be; Kind says {config.lora_type}.")
+    if found.text_encoder_layers and not config.train_text_encoder and config.text_encoder_lr:
+        remarks.append(f"{found.path.name} has layers of the text encoder, so that learns too, at {config.text_encoder_lr:g}; 0 as its learning rate keeps it as it is.")
+    if not found.text_encoder_layers and config.train_text_encoder:
+        remarks.append(f"{found.path.name} has no layers of the text encoder, so that does not learn.")
+    if found.text_encoder_layers < len(found.ranks) and not config.train_unet:
+        remarks.append(f"{found.path.name} has layers of the UNet, so that learns too, although it is switched off.")
+    if found.text_encoder_layers == len(found.ranks) and config.train_unet:
+        remarks.append(f"{found.path.name} has no layers of the UNet, so that does not learn.")
     return remarks

@@ -8,6 +8,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from .errors import Refused
+from .forwards import own_forward
 
 CHECKPOINTED_BLOCKS = ("BasicTransformerBlock", "ResBlock", "ResnetBlock2D",     # ldm's, sgm's and diffusers'
                        "CLIPEncoderLayer", "ResidualAttentionBlock")             # transformers' and open_clip'
@@ -64,17 +65,14 @@ def grad_scaler(device: torch.device, dtype: torch.dtype):
 def gradient_checkpointing(model: torch.nn.Module, enabled: bool = True) -> Iterator[None]:
     """Recompute each block's activations in the backward pass instead of keeping them.
 
-    Overrides `forward` on the block objects and takes it away again. Non-reentrant: the models' own checkpointing gives frozen
+    Overrides `forward` on the block objects and puts back what they had. Non-reentrant: the models' own checkpointing gives frozen
     weights' adapters no gradient.
     """
     blocks = [module for module in model.modules() if type(module).__name__ in CHECKPOINTED_BLOCKS] if enabled else []
-    try:
+    with contextlib.ExitStack() as stack:
         for block in blocks:
-            block.forward = _checkpointed(block.forward)
+            stack.enter_context(own_forward(block, _checkpointed(block.forward)))
         yield
-    finally:
-        for block in blocks:
-            vars(block).pop("forward", None)
 
 
 def _checkpointed(forward):

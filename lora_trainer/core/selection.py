@@ -3,6 +3,7 @@ import contextlib
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def select(config: TrainConfig, *, thorough: bool = True) -> Selection:
 # --- Folders -------------------------------------------------------------------------------------------------------------
 
 def _training_pictures(config: TrainConfig, *, thorough: bool) -> tuple[list[Picture], list[Problem]]:
-    """The pictures of all training folders in their order; every folder must have some, and none may be read twice."""
+    """The pictures of all training folders in their order; every folder must have some, one some that count, and none may be read twice."""
     main = Path(config.train_data_dir)
     pictures, problems = scan(main, metadata_path=config.metadata_path, repeats=config.repeats, thorough=thorough)
     if not pictures:
@@ -101,7 +102,7 @@ def _training_pictures(config: TrainConfig, *, thorough: bool) -> tuple[list[Pic
         seen |= places
         pictures += [_repeated(picture, folder) for picture in found]
         problems += damaged
-    return pictures, problems
+    return _that_count(pictures, problems)
 
 
 def _repeated(picture: Picture, folder: Folder) -> Picture:
@@ -120,7 +121,18 @@ def _regularisation_pictures(config: TrainConfig, taken: set[Path], *, thorough:
         if both := {picture.path.parent.resolve() for picture in found} & taken:
             raise Refused(f"The pictures in {min(both)} are to be learned and to be for regularisation. Regularisation needs others, without your subject.",
                           code="twice")
-    return found, damaged
+        return _that_count(found, damaged)
+
+
+def _that_count(pictures: list[Picture], problems: list[Problem]) -> tuple[list[Picture], list[Problem]]:
+    """Leave out pictures of 0 repeats, with a problem for each of their folders; raises `Refused` when no others are left."""
+    left_out = Counter(picture.path.parent for picture in pictures if not picture.repeats)
+    if left_out.total() == len(pictures):
+        name = next(iter(left_out)).name
+        raise Refused(f"Every picture has 0 repeats by its folder's name ({name}), which leaves it out. Call the folder 1_{name.partition('_')[2]}.",
+                      field="train_data_dir", code="no_pictures")
+    said = [Problem(folder, f"The folder {folder.name} has 0 repeats by its name: {count} picture{'s' * (count > 1)} left out.") for folder, count in left_out.items()]
+    return [picture for picture in pictures if picture.repeats], [*said, *problems]
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ class Variation:
     """How captions vary; the fields are the settings of the same purpose. Shares are of the times that a picture is shown.
 
     Parts, between commas, that are kept stay in front and are never left out: the first `keep_tokens`, or instead all before
-    `keep_tokens_separator` where a caption has it. The trigger word counts as kept: in front it stays in front (among the `keep_tokens`, not besides
-    them), elsewhere its part is shuffled but never left out.
+    `keep_tokens_separator` where a caption has it; all after a second one is kept, too, and stays at the end. The trigger word counts as kept: in front
+    it stays in front (among the `keep_tokens`, not besides them), elsewhere its part is shuffled but never left out.
     """
     shuffle: bool = False
     keep_tokens: int = 0
@@ -43,20 +43,20 @@ class Variation:
                 return trigger_word
         if not (self.shuffle or self.tag_dropout):
             return self.plain(caption)
-        kept, rest = self._split(caption, trigger_word)
+        kept, rest, last = self._split(caption, trigger_word)
         if self.shuffle:
             rest = [rest[at] for at in torch.randperm(len(rest), generator=draws).tolist()]
         if self.tag_dropout:
             drawn = torch.rand(len(rest), generator=draws).tolist()
             rest = [part for part, each in zip(rest, drawn) if each >= self.tag_dropout or (trigger_word and contains_word(part, trigger_word))]
-        return ", ".join([*kept, *rest])
+        return ", ".join([*kept, *rest, *last])
 
-    def _split(self, caption: str, trigger_word: str) -> tuple[list[str], list[str]]:
-        """Part a caption into what stays in front and the rest."""
+    def _split(self, caption: str, trigger_word: str) -> tuple[list[str], list[str], list[str]]:
+        """Part a caption into what stays in front, what varies, and what stays at the end."""
         if self.keep_tokens_separator and self.keep_tokens_separator in caption:
-            front, back = caption.split(self.keep_tokens_separator, 1)
-            return split_tags(front), split_tags(self.plain(back))
+            front, between, *last = caption.split(self.keep_tokens_separator, 2)
+            return split_tags(front), split_tags(between), split_tags(self.plain("".join(last)))
         parts, trigger = split_tags(caption), split_tags(trigger_word)
         front, word = ", ".join(parts[:len(trigger)]), ", ".join(trigger)
         count = max(self.keep_tokens, len(trigger) if front.startswith(word) and contains_word(front, word) else 0)
-        return parts[:count], parts[count:]
+        return parts[:count], parts[count:], []

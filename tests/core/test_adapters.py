@@ -1,5 +1,6 @@
 """Adapters are neutral at first, only swap attributes, and change the model by exactly the weights that they give out."""
 import dataclasses
+import functools
 import gc
 import weakref
 
@@ -226,6 +227,27 @@ def test_attached_detaches_after_an_exception(parts):
     with pytest.raises(RuntimeError), adapters.attached():
         raise RuntimeError
     assert [name for name, _ in parts.named_parameters()] == names and "forward" not in vars(parts.get_submodule(ATTENTION))
+
+
+def test_a_forward_that_others_gave_an_attention_comes_back(parts):
+    attention, before = parts.get_submodule(ATTENTION), outputs(parts)
+    attention.forward = others = functools.partial(torch.nn.MultiheadAttention.forward, attention)
+    adapters = scramble(Adapters.create(parts, everything(parts)))
+    for _ in range(2):
+        with adapters.attached():
+            assert attention.forward is not others and not torch.allclose(outputs(parts)[2], before[2])
+        assert vars(attention)["forward"] is others and torch.equal(outputs(parts)[2], before[2])
+    adapters.detach()                                                              # once more than attached
+    assert vars(attention)["forward"] is others
+
+
+def test_only_the_generator_that_is_drawn_from_is_seeded(parts, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("every GPU's generator was seeded"))
+    torch.default_generator.manual_seed(3)
+    expected = torch.rand(2)
+    torch.default_generator.manual_seed(3)
+    Adapters.create(parts, everything(parts), seed=1)
+    assert torch.equal(torch.rand(2), expected)
 
 
 def test_groups_have_every_parameter_once(parts):

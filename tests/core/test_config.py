@@ -80,6 +80,15 @@ def test_bad_values_name_the_field(values, field, sentence):
     assert error.field == field and sentence in error.message
 
 
+@pytest.mark.parametrize("name", ["mirror", "seed", "learning_rate", "scheduler", "resolution"])
+def test_a_value_that_is_nested_too_deep_to_be_written_out_is_refused_too(name):
+    value = []
+    for _ in range(5000):
+        value = [value]
+    error = refused({name: value})
+    assert error.field == name and len(error.message) < 300
+
+
 @pytest.mark.parametrize("name", ["猫の絵", "🎨 art", "a b-c_d.1", "Ünïcode"])
 def test_good_names(name):
     assert check_name(name) == name
@@ -91,6 +100,24 @@ def test_unreadable_files_are_said(tmp_path, content):
     path.write_text(content, encoding="utf-8")
     with pytest.raises(Refused, match="settings file"):
         TrainConfig.load(path)
+
+
+@pytest.mark.parametrize("ending, content, sentence", [
+    ("yaml", "a: &a [1, 1]\nb: &b [*a, *a]\nc: [*b, *b]", "alias"), ("yaml", "lora_rank: &rank 8\nconv_rank: *rank", "alias"),
+    ("yaml", "seed: 0x" + "f" * 9000, "more than 1024 bits"), ("yaml", "seed: " + "[" * 40 + "]" * 40, "nested more than 19 levels"),
+    ("json", '{"seed": ' + "[" * 900 + "]" * 900 + "}", "nested more than 19 levels"), ("json", '{"seed": ' + '{"a": ' * 20 + "1" + "}" * 21, "nested"),
+    ("json", '{"seed": [' + "1," * 100_000 + "1]}", "more than 100000 values"), ("json", '{"seed": [[' + "1,2],[" * 40_000 + "1]]}", "more than 100000 values")])
+def test_files_that_could_not_be_handled_are_refused(tmp_path, ending, content, sentence):
+    path = tmp_path / f"x.{ending}"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(Refused, match=sentence) as caught:
+        TrainConfig.load(path)
+    assert caught.value.code == "unreadable_config"
+
+
+def test_anchors_without_an_alias_are_harmless(tmp_path):
+    (tmp_path / "x.yaml").write_text("lora_rank: &rank 8", encoding="utf-8")
+    assert TrainConfig.load(tmp_path / "x.yaml").lora_rank == 8
 
 
 def test_every_setting_has_title_help_group_and_limits_around_its_default():

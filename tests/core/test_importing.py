@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import safetensors.torch
 import yaml
 from safetensors.torch import save_file
 
@@ -127,7 +128,7 @@ def test_lora_scripts_toml(tmp_path):
                 "optimizer_args": "d_coef=2.0", "weight_decay": 0.01, "scheduler_cycles": 1, "epochs": 10, "prediction_type": "v_prediction", "max_token_length": 255,
                 "train_text_encoder": False, "resolution": 1024, "bucket_step": 32}
     assert {name: found.settings.get(name) for name in expected} == expected and "text_encoder_lr" not in found.settings
-    assert set(left(found)) == {"model_train_type", "save_every_n_epochs", "positive_prompts", "sample_width", "clip_skip"}
+    assert set(left(found)) == {"model_train_type", "save_every_n_epochs", "positive_prompts", "sample_width", "clip_skip", "network_args dropout"}
 
 
 def test_lora_scripts_yaml_is_in_our_names(tmp_path):
@@ -295,3 +296,57 @@ def test_whatever_a_lora_says_the_rest_is_taken_over(tmp_path, odd):
                 "ss_unet_lr", "ss_reg_dataset_dirs", "train_lora_settings", "ss_gradient_accumulation_steps", "ss_num_batches_per_epoch", "ss_max_train_steps"):
         found = lora(tmp_path, {**KOHYAS_LORA, key: odd})
         assert found.settings["lora_alpha"] == 16.0 or key == "train_lora_settings", key
+
+
+# --- Files from strangers -------------------------------------------------------------------------------------------------
+
+HOSTILE = {"overwrite": True, "output_dir": "C:\\Windows", "train_data_dir": "/etc", "extra_data_dirs": "\\\\evil\\share", "init_lora": "\\\\evil\\share\\x.safetensors",
+           "logging_dir": "\\\\evil\\logs", "live": True, "output_name": "mine", "metadata_path": "/etc/passwd", "base_model": "\\\\evil\\m.safetensors", "reg_data_dir": "/root"}
+
+
+@pytest.mark.parametrize("metadata", [{"train_lora_settings": json.dumps({**HOSTILE, "lora_rank": 8})},
+                                      {"ss_learning_rate": "1e-4", "ss_network_dim": "8", **{f"ss_{name}": str(value) for name, value in HOSTILE.items()}}])
+def test_a_lora_names_no_places_and_replaces_nothing(tmp_path, metadata):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(safetensors.torch.save({"lora_unet_a.lora_down.weight": torch.zeros(8, 4)}, metadata))
+    found = import_settings(path)
+    assert not HOSTILE.keys() & found.settings.keys() and found.settings["lora_rank"] == 8
+    assert {"overwrite", "init_lora"} <= {left.key.removeprefix("ss_") for left in found.left_out}
+
+
+@pytest.mark.parametrize("ending, text", [("yaml", "a: &a [1, 1]\nb: &b [*a, *a]\nlearning_rate: *b\n"), ("json", "[" * 100_000)])
+def test_files_that_grow_without_end_are_refused(tmp_path, ending, text):
+    path = tmp_path / f"x.{ending}"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(Refused, match="cannot be read"):
+        import_settings(path)
+
+
+DEEP = "[" * 500 + "]" * 500
+
+
+@pytest.mark.parametrize("key", ["ss_datasets", "ss_network_args", "ss_dataset_dirs", "ss_reg_dataset_dirs", "train_lora_settings", "ss_optimizer", "ss_network_dropout", "ss_resolution"])
+def test_what_is_nested_too_deep_in_a_lora_is_left_out(tmp_path, key):
+    found = lora(tmp_path, {**KOHYAS_LORA, key: DEEP if key != "ss_network_args" else f'{{"conv_dim": {DEEP}}}', "ss_num_reg_images": "3"})
+    assert found.settings["lora_rank"] == 32 and all(len(str(item.value)) <= len(DEEP) for item in found.left_out)
+
+
+def test_a_lora_says_what_was_not_taken_over_in_its_own_order(tmp_path):
+    found = lora(tmp_path, {"train_lora_settings": json.dumps({**HOSTILE, "lora_rank": 8})})
+    assert [item.key for item in found.left_out if "places" in item.reason] == [name for name in HOSTILE]
+    assert found.settings == {"lora_rank": 8}
+
+
+def test_files_of_ones_own_may_name_places(tmp_path):
+    found = imported(tmp_path, {**HOSTILE, "lora_rank": 8})
+    assert found.settings == {**HOSTILE, "lora_rank": 8}
+
+
+def test_nonsense_that_python_cannot_parse_is_only_left_out(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"network_dim": 8, "optimizer_args": ["eps=" + "-" * 100_000 + "1"]}), encoding="utf-8")
+    assert import_settings(path).settings["lora_rank"] == 8
+    lora = tmp_path / "x.safetensors"
+    lora.write_bytes(safetensors.torch.save({"lora_unet_a.lora_down.weight": torch.zeros(8, 4)},
+                                            {"ss_learning_rate": "1e-4", "ss_optimizer": f"torch.optim.AdamW(eps={'-' * 100_000}1)"}))
+    assert import_settings(lora).settings["optimizer"] == "adamw"

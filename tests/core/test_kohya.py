@@ -55,13 +55,19 @@ def test_which_part_learns_and_how_fast(values, expected):
     ({"network_module": "lycoris.kohya", "network_dim": 16, "network_alpha": 8, "network_args": ["algo=locon"]},
      dict(lora_type="lora", lora_targets="all", conv_rank=16, conv_alpha=8.0), []),
     ({"network_module": "lycoris.kohya", "network_args": ["algo=lokr", "preset=attn-mlp", "factor=8", "dropout=0.2", "rs_lora=True"]},
-     dict(lora_type="lokr", lora_targets="attention+feed-forward", lokr_factor=8, lora_dropout=0.2, rslora=True), []),
+     dict(lora_type="lokr", lora_targets="attention+feed-forward", lokr_factor=8, lora_dropout=0.2, rslora=True), ["network_args dropout"]),
     ({"network_module": "lycoris.kohya", "network_args": ["algo=loha", "preset=attn-only", "dora_wd=True", "use_tucker=False"]},
      dict(lora_type="loha", lora_targets="attention"), ["network_args dora_wd"]),
     ({"network_module": "lycoris.kohya", "network_args": ["preset=unet-transformer-only"]}, dict(train_text_encoder=False), []),
     ({"network_module": "lycoris.kohya", "network_args": ["algo=boft"]}, dict(lora_type="lora"), ["network_module"]),
     ({"network_module": "networks.oft"}, dict(lora_type="lora"), ["network_module"]),
     ({"network_module": "networks.lora", "network_args": ["loraplus_lr_ratio=16", "nonsense=1"]}, {}, ["network_args loraplus_lr_ratio", "network_args nonsense"]),
+    ({"network_dim": 16, "network_alpha": 16, "conv_dim": 4}, dict(lora_targets="all", conv_rank=4, conv_alpha=1.0), []),
+    ({"network_args": ["conv_dim=4"]}, dict(lora_targets="all", conv_rank=4, conv_alpha=1.0), []),
+    ({"conv_dim": 0, "conv_alpha": 2}, dict(lora_targets=None, conv_rank=None, conv_alpha=None), []),
+    ({"network_module": "networks.lora", "network_dropout": 0.1}, dict(lora_dropout=0.1), ["network_dropout"]),
+    ({"network_module": "networks.lora", "network_dropout": 0}, dict(lora_dropout=None), []),
+    ({"network_module": "lycoris.kohya", "network_args": ["algo=lokr", "factor=0"]}, dict(lora_type="lokr", lokr_factor=None), []),
     ({"network_module": "networks.lora", "network_dim": "Dynamic"}, {}, ["network_dim"]),
     ({"network_module": "lycoris.kohya", "network_dim": 100000, "network_args": ["algo=lokr"]}, dict(lora_rank=1024, conv_rank=1024), ["network_dim"]),
     ({"network_dim": 100000}, {}, ["network_dim"]),
@@ -190,6 +196,21 @@ def test_what_is_not_needed_or_not_possible_is_said_once_and_with_its_reason():
         "save_every_n_epochs": "snapshots are counted in steps here", "adaptive_noise_scale": left_out["adaptive_noise_scale"].reason, "t5xxl": "not needed here",
         "lora_rnak": "this setting is not known here; is lora_rank meant?", "qwertz": "this setting is not known here", "network_dim": "Rank"}
     assert left_out["wandb_api_key"].value == "(not shown)" and left_out["network_dim"].value == 5000
+
+
+def test_a_dropout_of_another_kind_is_said():
+    reasons = [taken({"network_module": module, "network_dropout": 0.1})[1]["network_dropout"].reason for module in ("networks.lora", "lycoris.kohya")]
+    assert all("inputs" in reason for reason in reasons) and "between" in reasons[0] and "between" not in reasons[1]
+    assert "kohya" in TrainConfig.__dataclass_fields__["lora_dropout"].metadata["help"]
+
+
+@pytest.mark.parametrize("odd", ["-" * 900 + "1", "-" * 100_000 + "1", "(" * 900, "{[]: 1}", "{{}}", "9" * 5000, "[" * 900 + "]" * 900, "'" * 5000])
+def test_nonsense_in_arguments_is_taken_as_words_or_left_out(odd):
+    for given in ([f"eps={odd}", "betas=(0.9, 0.99)"], {"eps": odd, "betas": "(0.9, 0.99)"}, f'["eps={odd}", "betas=(0.9, 0.99)"]'):
+        found = settings({"optimizer_type": "AdamW", "optimizer_args": given})
+        assert found["optimizer"] == "adamw" and found.get("optimizer_args", "betas=0.9,0.99").endswith("betas=0.9,0.99")
+    for name in ("optimizer_args", "network_args"):
+        assert settings({"network_dim": 8, name: odd})["lora_rank"] == 8 and settings({"network_dim": 8, name: "[" * 100_000})["lora_rank"] == 8
 
 
 def test_arguments_and_emptiness():

@@ -48,17 +48,26 @@ def test_order_is_that_of_the_modules(parts):
 
 def test_groups_have_their_own_ranks(parts):
     found = shapes(parts, attention_rank=8, attention_alpha=1.0, feed_forward_rank=16, conv_rank=3, conv_alpha=0.5, text_encoder_rank=5, text_encoder=True)
-    assert found[f"{BLOCK}.attn1.to_q"] == (8, 1.0) and found[f"{BLOCK}.ff.net.2"] == (16, 2.0) == found["unet.input_blocks.1.1.proj_in"]
+    assert found[f"{BLOCK}.attn1.to_q"] == (8, 1.0) and found[f"{BLOCK}.ff.net.2"] == (16, 8.0) == found["unet.input_blocks.1.1.proj_in"]
     assert found[CONV] == (3, 0.5) and found[SHORTCUT] == (4, 2.0)
-    assert {shape for path, shape in found.items() if path.startswith("te")} == {(5, 2.0)}
+    assert {shape for path, shape in found.items() if path.startswith("te")} == {(5, 2.5)}
+
+
+def test_a_rank_alone_leaves_the_strength_as_it_is(parts):
+    """Scale is alpha / rank; it changes only where an alpha says so."""
+    ranks = dict(attention_rank=8, feed_forward_rank=16, conv_rank=3, text_encoder_rank=5)
+    found = shapes(parts, **ranks, blocks="IN01=6, BASE=7", text_encoder=True)
+    assert {rank for rank, _ in found.values()} == {6, 3, 7} and {alpha / rank for rank, alpha in found.values()} == {0.5}
+    assert set(shapes(parts, attention_rank=8, attention_alpha=4.0, blocks="IN01=6", targets="attention").values()) == {(6, 3.0)}      # its group's strength
+    assert set(shapes(parts, attention_alpha=4.0, blocks="IN01=6:1.5", targets="attention").values()) == {(6, 1.5)}
 
 
 def test_blocks(parts):
     """A block's own rank goes before its group's, but a convolution's own goes before its block's, as in kohya; rank 0 leaves all of it out."""
     assert set(shapes(parts, blocks="IN01").values()) == {(4, 2.0)} and len(shapes(parts, blocks="IN01=6")) == 14
     found = shapes(parts, blocks="down=6:3", attention_rank=8, attention_alpha=1.0, conv_rank=2)
-    assert found[f"{BLOCK}.attn1.to_q"] == found[SHORTCUT] == (6, 3.0) and found[CONV] == (2, 2.0)
-    assert shapes(parts, blocks="down=6:3")[CONV] == (6, 3.0) and shapes(parts, blocks="IN01=6", attention_alpha=1.0)[f"{BLOCK}.attn1.to_q"] == (6, 1.0)
+    assert found[f"{BLOCK}.attn1.to_q"] == found[SHORTCUT] == (6, 3.0) and found[CONV] == (2, 1.0)
+    assert shapes(parts, blocks="down=6:3")[CONV] == (6, 3.0) and shapes(parts, blocks="IN01=6", attention_alpha=1.0)[f"{BLOCK}.attn1.to_q"] == (6, 1.5)
 
 
 def test_base_is_the_text_encoder(parts):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from lora_trainer.core import export, metadata
+from lora_trainer.core import export, metadata, plan
 from lora_trainer.core.adapters import Form, Shape
 from lora_trainer.core.config import TrainConfig
 from lora_trainer.core.importing import import_settings
@@ -142,6 +142,12 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def any_optimizer(monkeypatch):
+    """What is written does not depend on which packages are there."""
+    monkeypatch.setattr(plan, "check_settings", lambda name, arguments: None)
+
+
 def base_model(**changes):
     return SimpleNamespace(**{**dict(family="sd1", prediction_type="epsilon", name="animefull", sha256="ab" * 32, clip_skip=2, zero_terminal_snr=False), **changes})
 
@@ -152,9 +158,10 @@ def form_of(config):
 
 
 def written(config, folder, model=None, shapes=None):
-    plan = make_plan(config, lora_dir=folder / "out")
-    return metadata.metadata(config, model or base_model(), shapes or {"unet.a": Shape(config.lora_rank, config.lora_alpha)}, form_of(config), plan,
-                             steps=plan.schedule.total_steps, started_at=1.5, loss_average=0.1)
+    made = make_plan(config, lora_dir=folder / "out")
+    parts = [part for part, learns in (("unet.a", config.train_unet), ("te1.b", config.train_text_encoder)) if learns]
+    return metadata.metadata(config, model or base_model(), shapes or dict.fromkeys(parts, Shape(config.lora_rank, config.lora_alpha)), form_of(config), made,
+                             steps=made.schedule.total_steps, started_at=1.5, loss_average=0.1)
 
 
 def same(ours, theirs):
@@ -179,7 +186,7 @@ def test_a_kohya_config_of_forty_keys_gives_the_metadata_that_kohya_would_write(
     assert set(ours) - set(WRITTEN_BY_KOHYA) - OF_THE_MOMENT == OURS_ALONE and OF_THE_MOMENT <= set(ours)
     differ = {key for key, theirs in WRITTEN_BY_KOHYA.items() if not same(ours.get(key), theirs)}
     assert differ == set(DIFFERENT), {key: (ours.get(key), WRITTEN_BY_KOHYA[key]) for key in differ ^ set(DIFFERENT)}
-    assert {item.key for item in imported.left_out} == {"cache_latents", "save_model_as", "save_every_n_epochs", "xformers"}
+    assert {item.key for item in imported.left_out} == {"cache_latents", "save_model_as", "save_every_n_epochs", "xformers", "network_dropout"}
 
 
 EVERYTHING = {  # every setting of training at a value that is not its default
@@ -189,7 +196,7 @@ EVERYTHING = {  # every setting of training at a value that is not its default
     "keep_tokens_separator": "|||", "caption_dropout_rate": 0.1, "caption_tag_dropout_rate": 0.2, "trigger_only_rate": 0.1, "max_token_length": 150,
     "weighted_captions": True, "lora_targets": "all", "attention_rank": 4, "attention_alpha": 2.0, "feed_forward_rank": 6, "feed_forward_alpha": 3.0, "conv_rank": 4,
     "conv_alpha": 1.0, "lora_blocks": "IN04-IN08=16:8, MID", "rslora": True, "lora_dropout": 0.1, "rank_dropout": 0.2, "module_dropout": 0.3,
-    "scale_weight_norms": 1.0, "train_text_encoder": True, "text_encoder_lr": 2e-5, "text_encoder_rank": 4, "text_encoder_alpha": 2.0, "clip_skip": 2,
+    "scale_weight_norms": 1.0, "train_text_encoder": True, "text_encoder_lr": 3e-4, "text_encoder_rank": 4, "text_encoder_alpha": 2.0, "clip_skip": 2,
     "optimizer": "prodigy", "optimizer_args": "d_coef=2 betas=0.9,0.99", "weight_decay": 0.02, "max_grad_norm": 0.0, "scheduler": "polynomial", "lr_warmup_steps": 5,
     "scheduler_cycles": 2, "scheduler_power": 1.5, "ema_decay": 0.99, "gradient_accumulation_steps": 2, "seed": 7, "prediction_type": "v_prediction",
     "zero_terminal_snr": "on", "loss_type": "smooth_l1", "huber_c": 0.2, "huber_schedule": "exponential", "min_snr_gamma": 5.0, "scale_v_pred_loss": True,
@@ -278,6 +285,25 @@ def test_rank_and_alpha_of_most_layers_where_none_has_the_settings(folder):
     config = TrainConfig.parse({"train_data_dir": str(folder / "train"), "output_name": "zib"})
     found = written(config, folder, shapes={"unet.a": Shape(4, 2.0), "unet.b": Shape(4, 2.0), "unet.c": Shape(8, 8.0)})
     assert (found["ss_network_dim"], found["ss_network_alpha"]) == ("4", "2")
+
+
+@pytest.mark.parametrize("shapes, unet, text", [({"unet.a": Shape(4, 4.0), "te1.b": Shape(4, 4.0)}, "0.0001", "5e-05"), ({"te1.b": Shape(4, 4.0)}, "None", "5e-05"),
+                                                ({"unet.a": Shape(4, 4.0)}, "0.0001", "None")])
+@pytest.mark.parametrize("switches", [dict(train_unet=False, train_text_encoder=True), dict(train_text_encoder=False)])
+def test_learning_rates_are_of_the_layers_that_learn(folder, shapes, unet, text, switches):
+    """A LoRA that was gone on from decides it, not the switches."""
+    config = TrainConfig.parse({"train_data_dir": str(folder / "train"), "output_name": "zib", **switches})
+    found = written(config, folder, shapes=shapes)
+    assert (found["ss_unet_lr"], found["ss_text_encoder_lr"]) == (unet, text)
+
+
+def test_ranks_without_an_alpha_are_written_with_the_one_that_was_used(folder):
+    config = TrainConfig.parse({"train_data_dir": str(folder / "train"), "output_name": "zib", "lora_rank": 8, "lora_alpha": 4, "lora_targets": "all", "conv_rank": 2,
+                                "lora_blocks": "IN04=16, IN05=16:1, MID"})
+    said = json.loads(written(config, folder)["ss_network_args"])
+    assert (said["conv_dim"], said["conv_alpha"]) == ("2", "1")
+    assert {dim: alpha for dim, alpha in zip(said["block_dims"].split(","), said["block_alphas"].split(",")) if dim != "0"} == {"16": "1", "8": "4"}
+    assert said["block_alphas"].split(",")[4:6] == ["8", "1"]
 
 
 def test_saved_values_are_all_text(folder):

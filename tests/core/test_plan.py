@@ -1,5 +1,10 @@
 """A run worked out: roles and captions, what contradicts itself, what a user is told, and how much would learn."""
+import shutil
+import sys
+import dataclasses
+import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -7,6 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from lora_trainer.core import optimization
+from lora_trainer.core import cache, optimization
+from lora_trainer.core import plan as plan_module
 from lora_trainer.core.adapters import Adapters, Form, LayerChoice, plan_shapes
 from lora_trainer.core.choices import form_of, layer_choice, variation_of
 from lora_trainer.core.config import TrainConfig
@@ -15,8 +23,8 @@ from lora_trainer.core.plan import bucket_of, estimate, make_plan
 from lora_trainer.core.variation import Variation
 
 
-def planned(settings, host, thorough=True, **changes):
-    return make_plan(TrainConfig.parse({**settings, **changes}), lora_dir=host.lora_dir, thorough=thorough)
+def planned(settings, host, thorough=True, session=None, **changes):
+    return make_plan(TrainConfig.parse({**settings, **changes}), lora_dir=host.lora_dir, thorough=thorough, session=session)
 
 
 @pytest.fixture
@@ -66,6 +74,11 @@ def test_settings_as_the_steps_take_them():
     (dict(bucket_max=32), "bucket_max", "32 px, is shorter than the resolution"),
     (dict(trigger_only_rate=0.1), "trigger_only_rate", "Give a trigger word"),
     (dict(trigger_only_rate=0.6, caption_dropout_rate=0.5, trigger_word="x"), "caption_dropout_rate", "50% of the times and the trigger word alone 60%: more than all"),
+    (dict(zero_terminal_snr="on", prediction_type="epsilon"), "zero_terminal_snr", "predicts noise learns nothing from pure noise"),
+    (dict(optimizer_args="nonsense=1"), "optimizer_args", "AdamW takes no 'nonsense'"),
+    (dict(optimizer_args="betas=0.9"), "optimizer_args", "does not fit. Expected 2 numbers"),
+    (dict(optimizer="prodigy", learning_rate=1, train_text_encoder=True), "text_encoder_lr", "finds one learning rate for everything, and 1 .unet. and 5e-05 .text_encoder. differ"),
+    (dict(train_unet=False, train_text_encoder=True, text_encoder_lr=0), "text_encoder_lr", "learning rate is 0, so nothing would learn"),
     (dict(reg_data_dir="/nowhere"), "reg_data_dir", "does not exist"),
     (dict(extra_data_dirs="/nowhere"), "extra_data_dirs", "does not exist"),
 ])
@@ -76,7 +89,12 @@ def test_what_contradicts_itself_is_refused(host, settings, changes, field, sent
 
 
 @pytest.mark.parametrize("changes", [dict(train_unet=False, train_text_encoder=True), dict(bucket_min=128, bucket_no_upscale=True), dict(bucket_min=128, enable_bucket=False),
-                                     dict(keep_tokens=2, keep_tokens_separator="|||"), dict(random_crop=True, bucket_no_upscale=True), dict(min_timestep=999)])
+                                     dict(keep_tokens=2, keep_tokens_separator="|||"), dict(random_crop=True, bucket_no_upscale=True), dict(min_timestep=999),
+                                     dict(zero_terminal_snr="on"), dict(zero_terminal_snr="off", prediction_type="epsilon"), dict(optimizer_args="betas=0.9,0.95 eps=1e-7"),
+                                     dict(optimizer="prodigy", learning_rate=1), dict(optimizer="prodigy", learning_rate=1, train_text_encoder=True, text_encoder_lr=0),
+                                     dict(optimizer="prodigy", learning_rate=1, train_text_encoder=True, lora_blocks="BASE=0, OUT08"),
+                                     dict(optimizer="prodigy", learning_rate=1, train_text_encoder=True, lora_blocks="IN00-OUT11=0, BASE"),
+                                     dict(train_unet=False, train_text_encoder=True, lora_blocks="BASE=0")])
 def test_what_does_not_contradict_itself(host, settings, changes):
     assert planned(settings, host, **changes).roles == ["train"] * 6
 
@@ -131,6 +149,7 @@ def test_the_estimate_is_what_is_built(host, settings, changes):
     parts = host.peek_parts()
     found = estimate(planned(settings, host, **changes), config, parts)
     parameters = sum(weight.numel() for weight in Adapters.create(parts, plan_shapes(parts, layer_choice(config)), form_of(config)).parameters())
+    assert found.pop("cache_bytes") > 0
     assert found == dict(trainable_parameters=parameters, estimated_memory_bytes=16 * parameters, file_bytes=4 * parameters) and parameters > 0
 
 
@@ -142,14 +161,67 @@ def test_memory_by_optimizer_and_average(host, settings):
 
 
 def test_nothing_is_known_of_a_model_that_is_not_there(host, settings):
-    assert set(estimate(planned(settings, host), TrainConfig.parse(settings), None).values()) == {None}
+    found = estimate(planned(settings, host), TrainConfig.parse(settings), None)
+    assert found.pop("cache_bytes") > 0 and set(found.values()) == {None}                               # but what the pictures take is
+
+
+@pytest.mark.parametrize("changes", [{}, dict(mirror=True), dict(color_jitter=0.1, mirror=True, validation_split=0.2), dict(random_crop=True, bucket_step=64),
+                                     dict(masked_loss="alpha", mirror=True), dict(masked_loss="files", random_crop=True)])
+def test_the_memory_of_encoded_pictures_is_what_they_take(host, settings, pictures, changes):
+    Image.new("RGBA", (128, 64), (0, 0, 0, 0)).save(pictures / "0.png")
+    Image.new("L", (64, 64), 100).save(pictures / "1-masklabel.png")
+    config, plan = TrainConfig.parse({**settings, **changes}), planned(settings, host, **changes)
+    encoded = cache.encode(host.model, plan.pictures, plan.buckets, plan.captions, plan.roles, with_captions=False,
+                           **{name: getattr(config, name) for name in ("mirror", "random_crop", "color_jitter", "masked_loss", "seed")})
+    taken = sum(tensor.numel() * tensor.element_size() for item in encoded for tensor in (item.latents, item.masks) if tensor is not None)
+    without_captions = dataclasses.replace(plan, captions=["" for _ in plan.captions])
+    one_caption = estimate(without_captions, config, None)["cache_bytes"] - taken
+    assert 0 < one_caption < 1_000_000 and estimate(plan, config, None)["cache_bytes"] == taken + 6 * one_caption
+    assert estimate(plan, config.replace(shuffle_caption=True), None)["cache_bytes"] == estimate(plan, config.replace(train_text_encoder=True), None)["cache_bytes"] == taken
+
+
+def test_pictures_that_fill_the_memory_are_said(host, settings, monkeypatch):
+    assert not any("memory" in warning for warning in planned(settings, host, color_jitter=0.1, mirror=True).warnings)
+    monkeypatch.setattr(plan_module, "LARGE_CACHE_BYTES", 10_000)
+    found = planned(settings, host, color_jitter=0.1, mirror=True).warnings
+    assert any("encoded pictures will take about" in warning and "Mirror doubles it, Colour jitter makes it fourfold" in warning for warning in found)
+
+
+# --- Going on from a LoRA ------------------------------------------------------------------------------------------------
+
+def saved_lora(folder, *layers):
+    save_file({f"{layer}.{part}": tensor for layer in layers for part, tensor in
+               {"lora_down.weight": torch.zeros(2, 4), "lora_up.weight": torch.zeros(4, 2), "alpha": torch.tensor(1.0)}.items()}, str(folder / "first.safetensors"))
+    return str(folder / "first.safetensors")
 
 
 def test_the_kind_of_a_lora_that_is_gone_on_from_wins(host, settings, tmp_path):
-    save_file({"lora_unet_x.lora_down.weight": torch.zeros(2, 4), "lora_unet_x.lora_up.weight": torch.zeros(4, 2), "lora_unet_x.alpha": torch.tensor(1.0)},
-              str(tmp_path / "first.safetensors"))
-    found = planned(settings, host, init_lora=str(tmp_path / "first.safetensors"), lora_type="lokr").warnings
+    found = planned(settings, host, init_lora=saved_lora(tmp_path, "lora_unet_x"), lora_type="lokr").warnings
     assert "first.safetensors is a lora, and so will this be; Kind says lokr." in found
+
+
+@pytest.mark.parametrize("layers, changes, sentences", [
+    (["lora_unet_x"], {}, []),
+    (["lora_unet_x", "lora_te_y"], dict(train_text_encoder=True), []),
+    (["lora_te_y"], dict(train_text_encoder=True, train_unet=False), []),
+    (["lora_unet_x", "lora_te_y"], {}, ["has layers of the text encoder, so that learns too, at 5e-05; 0 as its learning rate keeps it as it is."]),
+    (["lora_unet_x", "lora_te_y"], dict(text_encoder_lr=0), []),
+    (["lora_unet_x"], dict(train_text_encoder=True, train_unet=False), ["has no layers of the text encoder, so that does not learn.",
+                                                                         "has layers of the UNet, so that learns too, although it is switched off."]),
+    (["lora_te_y"], {}, ["has layers of the text encoder, so that learns too", "has no layers of the UNet, so that does not learn."]),
+])
+def test_which_part_learns_is_the_files_to_say(host, settings, tmp_path, layers, changes, sentences):
+    found = [warning for warning in planned(settings, host, init_lora=saved_lora(tmp_path, *layers), **changes).warnings if "layers of the" in warning]
+    assert len(found) == len(sentences) and all(warning.startswith("first.safetensors ") and sentence in warning for warning, sentence in zip(found, sentences))
+
+
+def test_rates_are_those_of_what_the_file_lets_learn(host, settings, tmp_path):
+    both, finds = saved_lora(tmp_path, "lora_unet_x", "lora_te_y"), dict(optimizer="prodigy", learning_rate=1)
+    with pytest.raises(Refused, match="differ"):
+        planned(settings, host, init_lora=both, **finds)
+    planned(settings, host, init_lora=both, text_encoder_lr=1, **finds)
+    planned(settings, host, init_lora=saved_lora(tmp_path, "lora_unet_x"), train_text_encoder=True, **finds)
+    planned(settings, host, session=1.0, train_text_encoder=True, **finds)                              # a state knows better what learns
 
 
 # --- At every key press --------------------------------------------------------------------------------------------------
@@ -171,3 +243,65 @@ def test_a_quick_plan_of_many_pictures_is_quick(host, settings, tmp_path):
     began = time.perf_counter()
     planned(settings, host, thorough=False, train_data_dir=str(folder), masked_loss="files", validation_split=0.1)
     assert time.perf_counter() - began < 1.0
+
+
+@pytest.mark.parametrize("changes, field", [
+    (dict(optimizer_args="nonsense=1"), "optimizer_args"), (dict(zero_terminal_snr="on", prediction_type="epsilon"), "zero_terminal_snr"),
+    (dict(train_unet=False, train_text_encoder=True, text_encoder_lr=0), "text_encoder_lr"), (dict(lora_type="lokr", lokr_factor=0), "lokr_factor"),
+])
+def test_what_could_never_run_is_refused_by_the_plan(host, settings, changes, field):
+    with pytest.raises(Refused) as caught:
+        make_plan(TrainConfig.parse({**settings, **changes}), lora_dir=host.lora_dir)
+    assert caught.value.field == field
+
+
+def test_an_optimizer_that_is_not_there_is_refused_by_the_plan(host, settings, monkeypatch):
+    monkeypatch.setattr(optimization, "_is_there", lambda kind: False)
+    monkeypatch.setitem(sys.modules, "lion_pytorch", None)
+    with pytest.raises(Refused, match="lion-pytorch") as caught:
+        make_plan(TrainConfig.parse({**settings, "optimizer": "lion"}), lora_dir=host.lora_dir)
+    assert caught.value.field == "optimizer"
+
+
+def test_a_folder_of_no_repeats_is_left_out(host, settings, pictures, tmp_path):
+    nothing = shutil.copytree(pictures, pictures / "0_nothing")
+    plan = make_plan(TrainConfig.parse(settings), lora_dir=host.lora_dir)
+    assert len(plan.pictures) == 6 and len(plan.problems) == 1 and "0 repeats" in plan.problems[0].reason
+    alone = tmp_path / "alone"
+    shutil.copytree(nothing, alone / "0_nothing")
+    with pytest.raises(Refused, match="0 repeats"):
+        make_plan(TrainConfig.parse({**settings, "train_data_dir": str(alone)}), lora_dir=host.lora_dir)
+
+
+def test_the_package_of_an_optimizer_is_looked_for_and_not_tried(host, settings, monkeypatch):
+    monkeypatch.setattr(optimization, "_try", lambda *args: pytest.fail("a step was taken"))
+    for name, kind in optimization.KINDS.items():
+        if kind.package:
+            with monkeypatch.context() as patched:
+                patched.setitem(sys.modules, kind.module.split(".")[0], None)
+                with pytest.raises(Refused, match=f"needs the package {kind.package}, which is not installed. Install it with: .* -m pip install") as refusal:
+                    planned(settings, host, optimizer=name, optimizer_args="betas=1")
+                assert (refusal.value.field, refusal.value.code) == ("optimizer", "no_package")
+
+
+def test_a_slow_package_is_not_imported_for_a_plan(host, settings, monkeypatch, tmp_path):
+    (tmp_path / "bitsandbytes").mkdir()
+    (tmp_path / "bitsandbytes" / "__init__.py").write_text("raise RuntimeError('imported')", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "bitsandbytes"]:
+        monkeypatch.delitem(sys.modules, name)
+    planned(settings, host, optimizer="adamw8bit", optimizer_args="nonsense=1")                         # seen when the run begins
+    package, module = types.ModuleType("bitsandbytes"), types.ModuleType("bitsandbytes.optim")
+    package.__spec__ = types.SimpleNamespace(name="bitsandbytes")
+    module.AdamW8bit = torch.optim.AdamW
+    monkeypatch.setitem(sys.modules, "bitsandbytes", package)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", module)
+    with pytest.raises(Refused, match="AdamW 8-bit takes no 'nonsense'"):                               # unless others have imported it already
+        planned(settings, host, optimizer="adamw8bit", optimizer_args="nonsense=1")
+
+
+def test_settings_of_an_optimizer_are_read_quickly(host, settings):
+    began = time.perf_counter()
+    with pytest.raises(Refused, match="does not fit") as refusal:
+        planned(settings, host, optimizer_args="eps=" + "-" * 200_000 + "1")
+    assert time.perf_counter() - began < 1.0 and len(refusal.value.message) < 1000

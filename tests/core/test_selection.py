@@ -82,6 +82,26 @@ def test_a_subfolder_is_not_read_twice(tmp_path):
     assert "learn from already" in refused(tmp_path, extra_data_dirs=str(tmp_path / "5_cat")).message
 
 
+def test_folders_of_no_repeats_are_left_out_and_said(tmp_path):
+    main, more, other = fill(tmp_path / "main", *"abc"), fill(tmp_path / "0_more", "m"), fill(tmp_path / "reg" / "1_cat", "r").parent
+    fill(main / "0_zero", "y", "z")
+    fill(other / "0_dog", "s")
+    found = selected(main, extra_data_dirs=f"{main.parent / '0_more'}", reg_data_dir=str(other), validation_split=0.3)
+    assert set(named(found)) | set(named(found, "validation")) == set("abc") and named(found, "regularisation") == {"r": 2} and found.repeats == [1, 1, 2, 0]
+    assert [problem.path for problem in found.problems] == [main / "0_zero", more, other / "0_dog"]
+    assert [problem.reason for problem in found.problems[:2]] == [f"The folder {name} has 0 repeats by its name: {what} left out." for name, what in
+                                                                  (("0_zero", "2 pictures"), ("0_more", "1 picture"))]
+    assert named(selected(main, extra_data_dirs=f"5 x {more}")) == {"a": 1, "b": 1, "c": 1, "m": 5}          # a line's own repeats win
+
+
+def test_nothing_but_folders_of_no_repeats(tmp_path):
+    main, zero = fill(tmp_path / "main", "a"), fill(tmp_path / "only" / "0_zero", "y", "z").parent
+    for training, field, changes in ((zero, "train_data_dir", {}), (main, "reg_data_dir", {"reg_data_dir": str(zero)})):
+        error = refused(training, **changes)
+        assert error.field == field and "Every picture has 0 repeats by its folder's name (0_zero)" in error.message and "1_zero" in error.message
+    assert named(selected(zero, extra_data_dirs=str(main))) == {"a": 1} and named(selected(zero / "0_zero", repeats=3)) == {"y": 3, "z": 3}
+
+
 def test_a_table_that_lies_in_the_first_folder_is_its_own(tmp_path):
     main, more = fill(tmp_path / "main", "a"), fill(tmp_path / "more", "a", "b")
     for folder in (main, tmp_path):

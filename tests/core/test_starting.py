@@ -94,7 +94,7 @@ def nameless(path):
 @pytest.mark.parametrize("rank", [1, 3])
 def test_every_kind_fits_again(parts, tmp_path, form, rank):
     """UNet with convolutions and both kinds of text encoder: layers, ranks, alphas, way of building and weights, by names that no host has to know."""
-    shapes = plan_shapes(parts, LayerChoice("all", rank, 0.5, conv_rank=2, text_encoder_rank=2, text_encoder=True))
+    shapes = plan_shapes(parts, LayerChoice("all", rank, 0.5, conv_rank=2, conv_alpha=0.5, text_encoder_rank=2, text_encoder_alpha=0.5, text_encoder=True))
     weights = written(parts, shapes, form, tmp_path / "x.safetensors")
     found = look_into(tmp_path / "x.safetensors")
     assert (found.kind, found.text_encoder_layers, found.parameters) == (form.kind, 18, sum(w.numel() for layer in weights.values() for w in layer.values()))

@@ -160,8 +160,10 @@
         const every = Math.max(1, Math.floor(rows.length / (2 * (plot.right - plot.left))));
         trace(pen, rows, every, (row) => [x(row.step), y(row.loss)], colours.faint, 1);
         trace(pen, rows, every, (row) => [x(row.step), y(row.average)], colours.strong, 2);
-        traceMeasured(pen, rows.filter(({measured}) => measured !== null).map((row) => [x(row.step), y(row.measured)]), colours.measured);
+        const measured = rows.filter((row) => row.measured !== null).map((row) => [x(row.step), y(row.measured)]);
+        trace(pen, measured, 1, (point) => point, colours.measured, 2);
         pen.restore();
+        if (measured.length <= MOST_DOTS) paintDots(pen, measured, colours.measured);
         if (cursor !== null && rows[cursor]) paintCursor(pen, {plot, at: x(rows[cursor].step), height: y(rows[cursor].average), colours});
     }
 
@@ -207,14 +209,10 @@
 
     const MOST_DOTS = 60;
 
-    /** The points that were measured, joined; so few of them that each is seen have dots. */
-    function traceMeasured(pen, points, colour) {
-        pen.strokeStyle = pen.fillStyle = colour;
-        pen.lineWidth = 2;
-        pen.beginPath();
-        points.forEach(([left, top], index) => (index ? pen.lineTo(left, top) : pen.moveTo(left, top)));
-        pen.stroke();
-        for (const [left, top] of points.length <= MOST_DOTS ? points : []) {
+    /** Dots where something was measured; whole ones at the edges too. */
+    function paintDots(pen, points, colour) {
+        pen.fillStyle = colour;
+        for (const [left, top] of points) {
             pen.beginPath();
             pen.arc(left, top, 3, 0, 2 * Math.PI);
             pen.fill();

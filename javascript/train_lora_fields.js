@@ -15,9 +15,11 @@
         const check = entry.type === 'bool';
         const described = {id, 'aria-describedby': `${helpId} ${id}-note ${errorId}`};
         let control;
+        let typing = false;
         if (check) control = h('input.tl-check', {...described, type: 'checkbox', onchange: () => onInput(control.checked)});
         else if (entry.choices) control = h('select.tl-input', {...described, onchange: () => onInput(control.value)}, ...entry.choices.map(option));
-        else control = textInput(entry, described, onInput);
+        else control = textInput(entry, described, (text) => { typing = true; onInput(text); });
+        control.addEventListener('blur', () => { typing = false; });
 
         const reset = h('button.tl-reset', {type: 'button', onclick: () => { onReset(); control.focus(); }}, '↺');
         const label = h('label.tl-label', {htmlFor: id, title: entry.names || ''}, entry.title);
@@ -38,12 +40,14 @@
             element,
             setValue(value) {
                 if (check) control.checked = value === true || value === 'true';
-                else if (document.activeElement !== control || control.tagName === 'SELECT') control.value = String(value);   // What is being typed stays as typed.
+                else if (!typing) control.value = String(value);   // What is being typed stays as typed.
                 presentNeeds(value);
             },
-            setChanged(changed, before) {
+            /** `kept`: it is set by the user, though it may be the same as what it would be `before`. */
+            setChanged(changed, before, kept = false) {
                 element.classList.toggle('tl-is-changed', changed);
-                reset.title = `Back to ${before === '' ? 'empty' : before === true ? 'on' : before === false ? 'off' : before}`;
+                element.classList.toggle('tl-is-kept', kept);
+                reset.title = kept && !changed ? 'Follow the checkpoint again' : `Back to ${before === '' ? 'empty' : before === true ? 'on' : before === false ? 'off' : before}`;
                 reset.setAttribute('aria-label', `${entry.title}: ${reset.title}`);
             },
             /** Say, in words and links, why it has no effect; nothing: it has. */

@@ -5,6 +5,7 @@
 
     const HIDDEN = new Set(['train_data_dir', 'base_model', 'task_type', 'overwrite']);
     const FIRST = ['output_name', 'trigger_word'];                                        // Whose values are no deviation from anything.
+    const STAYS = new Set([...FIRST, ...HIDDEN, 'output_dir', 'extra_data_dirs', 'reg_data_dir', 'metadata_path']);   // What no preset is about: names, pictures, folders.
     const SECOND_OF = {save_state_minutes: 'save_state_steps', ...Object.fromEntries(['attention', 'feed_forward', 'conv', 'text_encoder'].map((part) => [`${part}_rank`, `${part}_alpha`])),
         logit_mean: 'logit_std', min_timestep: 'max_timestep', huber_c: 'huber_schedule', bucket_min: 'bucket_max', multires_noise_iterations: 'multires_noise_discount',
         noise_offset: 'noise_offset_random', input_perturbation: 'input_perturbation_random', masked_loss: 'masked_loss_floor', reg_data_dir: 'prior_loss_weight',
@@ -17,7 +18,8 @@
         let schema = new Map();
         let presets = [];
         let preset = '';
-        let changes = {};
+        let changes = {};                                                                  // What the user has set.
+        const followed = new Set();                                                        // What the model decides until the user does.
         let model = {};
         let only = 'all';
         let sections = [];
@@ -28,7 +30,7 @@
         const presetBox = h('div.tl-presets', {role: 'radiogroup', 'aria-labelledby': 'tl-presets-label'});
         const main = h('div.tl-fields.tl-main-settings');
         const changedNote = h('span.tl-muted');
-        const resetAll = iconButton('Reset to preset', 'Undo every change to the preset', () => usePreset(preset));
+        const resetAll = iconButton('Reset to preset', 'Everything as the preset and the defaults have it; names, pictures and folders stay', () => resetSome(resettable()));
         const changedLine = h('span.tl-changed', {hidden: true}, changedNote, resetAll);
         const presetHead = h('div.tl-preset-head', {}, h('span.tl-label', {id: 'tl-presets-label'}, 'Preset'), changedLine);
 
@@ -50,7 +52,7 @@
 
         const dots = tool('dots', 'Import and export', () => openMenu(dots, [
             {label: 'Import settings …', act: onImport}, {label: 'Export as YAML', act: onExport}, null,
-            {label: 'Everything to its default', disabled: !own().length, act: () => toDefaults()}], 'Import and export'), {'aria-haspopup': 'menu', id: 'tl-settings-more'});
+            {label: 'Everything to its default', disabled: !resettable().length && !own().length, act: () => toDefaults()}], 'Import and export'), {'aria-haspopup': 'menu', id: 'tl-settings-more'});
         const importLink = iconButton('Import settings …', 'From kohya\'s scripts, lora-scripts, or any LoRA', onImport);
         importLink.id = 'tl-import-settings';
         const element = card(2, 'Settings', identity, presetHead, presetBox, main, more);
@@ -59,7 +61,9 @@
         const presetValues = () => (presets.find(({name}) => name === preset) || {settings: {}}).settings;
         const baseline = (name) => (name in presetValues() ? presetValues()[name] : schema.get(name).default);
         const value = (name) => (name in changes ? changes[name] : baseline(name));
-        const isChanged = (name) => name in changes && !FIRST.includes(name);
+        const isSame = (name, text) => String(text) === String(baseline(name));
+        const isChanged = (name) => name in changes && !FIRST.includes(name) && !isSame(name, changes[name]);
+        const resettable = () => Object.keys(changes).filter((name) => !STAYS.has(name));
         const own = () => Object.keys(changes).filter((name) => fields.has(name) && isChanged(name));
 
         /** Make the fields as the server describes them: `groups` in their order, and `settings`. */
@@ -86,9 +90,13 @@
 
         /** Let the model decide a default, as the resolution. */
         function setDefault(name, text) {
-            if (!schema.has(name) || !text || schema.get(name).default === text) return;
+            if (!schema.has(name) || !text) return;
+            followed.add(name);
+            if (schema.get(name).default === text) {
+                present(name);
+                return;
+            }
             schema.get(name).default = text;
-            if (String(changes[name]) === String(text)) delete changes[name];
             presentAll();
             onChange();
         }
@@ -162,12 +170,17 @@
         }
 
         function change(name, text) {
-            if (text === undefined || String(text) === String(baseline(name))) delete changes[name];
-            else changes[name] = text;
+            put(name, text);
             present(name);
             presentChanged();
             presentNotes();
             changed();
+        }
+
+        /** Note what the user has set, or with undefined that nothing is; a value that the model decides counts as set even where the model says the same. */
+        function put(name, text) {
+            if (text === undefined || (isSame(name, text) && !followed.has(name))) delete changes[name];
+            else changes[name] = text;
         }
 
         function resetSome(names) {
@@ -184,7 +197,7 @@
             const field = fields.get(name);
             if (!field) return;
             field.setValue(value(name));
-            field.setChanged(isChanged(name), baseline(name));
+            field.setChanged(isChanged(name), baseline(name), followed.has(name) && name in changes);
         }
 
         function presentAll() {
@@ -196,7 +209,7 @@
         function presentChanged() {
             const count = own().length;
             setText(changedNote, `${plural(count, 'setting')} changed`);
-            show(resetAll, own().some((name) => presets.some(({settings}) => name in settings)));
+            show(resetAll, own().some((name) => !STAYS.has(name)));
             show(changedLine, count > 0);
             setText(changedCount, count ? ` ${count}` : '');
             for (const section of sections) section.present();
@@ -317,9 +330,8 @@
         function take(values, {rest = false} = {}) {
             for (const name of fields.keys()) {
                 if (!(name in values) && !(rest && !FIRST.includes(name))) continue;
-                const next = name in values ? values[name] : schema.get(name).default;
-                if (String(next) === String(baseline(name))) delete changes[name];
-                else changes[name] = next;
+                const isDecided = !(name in values) && followed.has(name);
+                put(name, name in values ? values[name] : isDecided ? undefined : schema.get(name).default);
             }
             presentAll();
             changed();

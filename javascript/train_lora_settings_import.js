@@ -69,6 +69,7 @@
         async function read(ask) {
             const number = asked += 1;
             show(error, false);
+            go.disabled = true;
             drop.classList.add('tl-working');
             try {
                 const answer = await ask();
@@ -79,6 +80,7 @@
                 return;
             } catch (problem) {
                 if (number !== asked) return;
+                found = null;
                 setText(error, problem.message);
                 show(error, true);
             } finally {

@@ -25,9 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for entry in schema():
         limits = f" [{entry['minimum']:g} to {entry['maximum']:g}]" if entry["minimum"] is not None else ""
         choices = f" ({', '.join(entry['choices'])})" if entry["choices"] else ""
-        parser.add_argument(f"--{entry['name'].replace('_', '-')}", f"--{entry['name']}", dest=entry["name"], metavar=entry["type"].upper(),
+        spellings = dict.fromkeys((f"--{entry['name'].replace('_', '-')}", f"--{entry['name']}"))
+        parser.add_argument(*spellings, dest=entry["name"], metavar=entry["type"].upper(),
                             nargs="?" if entry["type"] == "bool" else None, const="true" if entry["type"] == "bool" else None,
-                            help=f"{entry['help']}{limits}{choices} (default: {entry['default'] or 'none'})".replace("%", "%%"))
+                            help=f"{entry['help']}{limits}{choices} (default: {_default_words(entry['default'])})".replace("%", "%%"))
+
+
+def _default_words(value: Any) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else "none" if value in ("", None) else str(value)
 
 
 def run(args: argparse.Namespace, make_host: Callable[..., Host]) -> int:

@@ -9,7 +9,7 @@ from .training import tensorboard_dir
 
 _NOTHING = {"waiting_for": "", "checkpoint": "", "state_step": 0, "snapshots": [], "remarks": [], "stopping": False, "pausing": False, "free_memory": False,
             "pictures": None, "total_steps": None, "elapsed_seconds": None}
-_OURS = ("resume", "for_checkpoint", "for_sha256")         # columns that nobody needs to know
+_OURS = ("resume", "for_checkpoint", "for_sha256", "for_kind")         # columns that nobody needs to know
 
 
 def describe(row: Mapping[str, Any], now: Mapping[str, Any], folder: Path, *, position: int | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ..captioning.labels import LabelSets
 from ..captioning.registry import Captioners
 from ..captioning.tokens import TokenCounter
 from ..core.config import TrainConfig, presets
-from ..core.contracts import Host
+from ..core.contracts import Host, ModelStatus
 from ..core.errors import Refused
 from ..core.library import Library
 from ..core.paths import check_inside, check_possible
@@ -119,7 +119,7 @@ class TrainingService:
         except Refused as error:
             blocked.append({"code": error.code, "field": error.field, "message": error.message})
         return {**_counts(plan), "buckets": plan.bucket_counts(), "steps": plan.schedule.total_steps, "epochs": plan.epochs,
-                **needed, "estimated_seconds": self._estimated_seconds(config, plan.schedule.total_steps),
+                **needed, "estimated_seconds": self._estimated_seconds(config, plan.schedule.total_steps, model),
                 "warnings": plan.warnings, "errors": blocked, "output_file": str(plan.output_file), "lora_tag": plan.lora_tag}
 
     def start(self, values: Mapping[str, Any], *, at_once: bool = False) -> str:
@@ -135,7 +135,7 @@ class TrainingService:
         with self.queue.unchanged():
             self._names.refuse_taken(config)
             return self._admit(config.output_name, config.to_dict(), kind="training", at_once=at_once, checkpoint=model.checkpoint, sha256=model.sha256,
-                               figures={"pictures": _counts(plan)["pictures"], "total_steps": plan.schedule.total_steps})
+                               model_kind=_kind_of(model), figures={"pictures": _counts(plan)["pictures"], "total_steps": plan.schedule.total_steps})
 
     def autocaption(self, dataset: str, captioner: str, *, options: Mapping[str, Any] | None = None, overwrite: bool = False,
                     filenames: Sequence[str] | None = None) -> str:
@@ -162,12 +162,12 @@ class TrainingService:
         return self.start(values)
 
     def _admit(self, name: str, config: Mapping[str, Any], *, kind: str, at_once: bool = False, checkpoint: str = "", sha256: str | None = None,
-               figures: Mapping[str, int]) -> str:
+               model_kind: str = "", figures: Mapping[str, int]) -> str:
         """Write a job down, with what is known of its size, and let it begin when its turn comes."""
         with self.queue.unchanged():
             if at_once:
                 self.queue.refuse_second()
-            job_id = self.store.add(name, config, kind=kind, checkpoint=checkpoint, sha256=sha256)
+            job_id = self.store.add(name, config, kind=kind, checkpoint=checkpoint, sha256=sha256, model_kind=model_kind)
             self.store.update(job_id, progress=figures)
             self.queue.admit(job_id, at_once=at_once)
             return job_id
@@ -352,14 +352,20 @@ class TrainingService:
         position = waiting.index(row["id"]) if row["state"] == "queued" and row["id"] in waiting else None
         return describe(row, now, folder, position=position)
 
-    def _estimated_seconds(self, config: TrainConfig, steps: int) -> float | None:
-        """Estimate from the last finished job of the same resolution, batch and layers, if there is one."""
+    def _estimated_seconds(self, config: TrainConfig, steps: int, model: ModelStatus) -> float | None:
+        """Estimate from the last finished job of the same resolution, batch and layers on a checkpoint of this kind, if there is one."""
         alike = ("resolution", "batch_size", "lora_targets", "gradient_accumulation_steps", "gradient_checkpointing", "train_text_encoder")
         for job in self.store.newest(kind="training"):
             before = {"train_text_encoder": False, **job["config"]}                # older ones do not say
-            if job["state"] == "finished" and job.get("seconds_per_step") and all(before.get(name) == getattr(config, name) for name in alike):
+            same = job["for_kind"] == _kind_of(model) if job["for_kind"] else job["for_checkpoint"] == model.checkpoint
+            if same and job["state"] == "finished" and job.get("seconds_per_step") and all(before.get(name) == getattr(config, name) for name in alike):
                 return job["seconds_per_step"] * steps
         return None
+
+
+def _kind_of(model: ModelStatus) -> str:
+    """Return what decides, of a checkpoint, how long a step takes."""
+    return f"{model.family} {model.variant} {model.size_px}" if model.trainable else ""
 
 
 def _counts(plan: Plan) -> dict[str, int]:

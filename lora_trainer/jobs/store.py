@@ -25,6 +25,7 @@ _LATER_COLUMNS = {                                     # databases of older vers
     "resume": "text not null default ''",              # how it begins: "" anew, "same" going on, "anyway" going on though things have changed
     "for_checkpoint": "text not null default ''",      # the one that was loaded when the job was put into the queue
     "for_sha256": "text",
+    "for_kind": "text not null default ''",            # what that checkpoint is: family, variant, the size it was made for
 }
 _COLUMNS = ("name", "state", "finished_at", "config", "progress", "message", "error", "output_file", "lora_tag", "resume")
 _JSON, _FIGURES = ("config", "progress"), {"progress", "message"}
@@ -48,13 +49,14 @@ class JobStore:
 
     # --- One job ---------------------------------------------------------------------------------------------------------
 
-    def add(self, name: str, config: Mapping[str, Any], *, kind: str = "training", checkpoint: str = "", sha256: str | None = None) -> str:
+    def add(self, name: str, config: Mapping[str, Any], *, kind: str = "training", checkpoint: str = "", sha256: str | None = None,
+            model_kind: str = "") -> str:
         """Add a job at the end of the queue, for a checkpoint, and return its id."""
         with self._change():
             job_id = self._next_id()
-            self._database.execute("insert into jobs (id, name, state, created_at, config, kind, for_checkpoint, for_sha256) "
-                                   "values (?, ?, 'queued', ?, ?, ?, ?, ?)",
-                                   (job_id, storable(name), time.time(), json.dumps(dict(config)), kind, storable(checkpoint), sha256))
+            self._database.execute("insert into jobs (id, name, state, created_at, config, kind, for_checkpoint, for_sha256, for_kind) "
+                                   "values (?, ?, 'queued', ?, ?, ?, ?, ?, ?)",
+                                   (job_id, storable(name), time.time(), json.dumps(dict(config)), kind, storable(checkpoint), sha256, model_kind))
             self._put(str(job_id), None)
         return str(job_id)
 

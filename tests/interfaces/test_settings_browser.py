@@ -165,6 +165,32 @@ def test_resolution_follows_the_checkpoint_until_it_is_set(page, host):
     assert page.input_value(setting("resolution")) == "768" and not page.is_visible("#tl-predicts")
 
 
+def test_a_resolution_that_was_set_stays_though_a_checkpoint_has_it_too(page, host):
+    def load(size_px):
+        show_model(page, host, ModelStatus(True, checkpoint=f"of {size_px}", family="sd1", prediction_type="epsilon", size_px=size_px))
+        page.wait_for_selector(f".tl-model:has-text('made for {size_px} px')")
+        return page.input_value(setting("resolution"))
+    page.fill(setting("resolution"), "64")
+    assert load(64) == "64" and text(page, ".tl-segment:has-text('Changed')") == "Changed"
+    page.reload()
+    page.wait_for_selector(".tl-model:has-text('made for 64 px')")
+    assert load(512) == "64" == load(64)
+    page.click("button[aria-label='Resolution: Follow the checkpoint again']")
+    assert load(512) == "512" and load(768) == "768"
+
+
+def test_back_to_the_preset_takes_all_but_names_pictures_and_folders(page):
+    page.click("[data-group=loss] summary")
+    page.click("[data-group=output] summary")
+    for name, value in {"output_name": "mine", "trigger_word": "zib", "output_dir": "elsewhere", "resolution": "640"}.items():
+        page.fill(setting(name), value)
+    page.select_option(setting("loss_type"), "huber")                              # in no preset
+    page.click("text=Reset to preset")
+    values = {name: page.input_value(setting(name)) for name in ("output_name", "trigger_word", "output_dir", "resolution", "loss_type")}
+    assert values == {"output_name": "mine", "trigger_word": "zib", "output_dir": "elsewhere", "resolution": "512", "loss_type": "l2"}
+    assert not page.is_visible("text=Reset to preset")
+
+
 def test_what_an_sdxl_model_predicts_can_be_said(page, host):
     show_model(page, host, sdxl())
     page.click("#tl-predicts:visible")
@@ -193,6 +219,15 @@ def test_a_file_is_looked_at_and_then_taken_over(page):
     page.wait_for_selector(".tl-toast:has-text('taken over from cat.toml')")
     values = {name: page.input_value(setting(name)) for name in ("lora_rank", "lora_alpha", "learning_rate", "epochs", "max_train_steps", "output_name", "min_snr_gamma")}
     assert values == {"lora_rank": "24", "lora_alpha": "12", "learning_rate": "0.0003", "epochs": "12", "max_train_steps": "0", "output_name": "mine", "min_snr_gamma": "5"}
+
+
+def test_a_second_file_that_cannot_be_read_clears_the_first(page):
+    page.click("#tl-import-settings")
+    drop_files(page, {"cat.toml": KOHYA}, ".tl-settings-drop")
+    page.wait_for_selector(".tl-import-table")
+    page.set_input_files(".tl-settings-import input[type=file]", {"name": "model.ckpt", "mimeType": "", "buffer": b"x"})
+    page.wait_for_selector(".tl-settings-import .tl-error:visible:has-text('is no settings file')")
+    assert not page.is_visible(".tl-import-table") and not page.is_visible(".tl-settings-import >> button:has-text('Take over')")
 
 
 def test_of_a_large_lora_only_the_header_is_sent(page):

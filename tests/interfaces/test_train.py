@@ -75,6 +75,15 @@ def test_it_trains_and_the_name_is_taken_then(config, jobs, capsys):
     assert train(config()) == 1 and "exists already" in capsys.readouterr().err and len(jobs()) == 1
 
 
+def test_help_says_each_spelling_and_default_once(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"], make_host=make_host)
+    options = dict(part.split(" ", 1) for part in " ".join(capsys.readouterr().out.split()).split(" --")[1:] if " " in part)
+    assert "--resolution INT, --resolution" not in "".join(f"--{name} {rest}" for name, rest in options.items())
+    assert options["max_train_steps"].endswith("(default: 0)") and "(default: off)" in options["mirror"] and "(default: on)" in options["enable_bucket"]
+    assert "(default: none)" in options["init_lora"]
+
+
 def test_nothing_to_resume(config, jobs, capsys):
     assert train(config(), "--resume") == 1
     assert "nothing to resume" in capsys.readouterr().err and jobs() == []

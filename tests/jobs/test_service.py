@@ -98,8 +98,19 @@ def test_paths_outside_the_roots_are_refused(host, settings, pictures, tmp_path)
 
 def test_estimates_come_from_finished_jobs(service, settings):
     for state, seconds in (("finished", 2.0), ("failed", 50.0)):
-        service.store.update(service.store.add("x", service._settings.parse(settings).to_dict()), state=state, progress={"seconds_per_step": seconds})
+        service.store.update(service.store.add("x", service._settings.parse(settings).to_dict(), checkpoint="tiny"), state=state, progress={"seconds_per_step": seconds})
     assert service.plan(settings)["estimated_seconds"] == 2.0 * 6
+
+
+def test_a_checkpoint_of_another_kind_has_no_estimate(service, settings, host):
+    service.hold_queue()
+    service.store.update(service.start(settings), state="finished", progress={"seconds_per_step": 2.0})
+    settings = {**settings, "output_name": "another"}
+    for checkpoint, family, size_px, seconds in (("tiny", "sd1", 0, 12.0), ("another", "sd1", 0, 12.0), ("other", "sdxl", 0, None), ("other", "sd1", 64, None)):
+        host.status = ModelStatus(True, checkpoint=checkpoint, family=family, size_px=size_px, prediction_type="epsilon")
+        assert service.plan(settings)["estimated_seconds"] == seconds
+    host.status = ModelStatus(True, checkpoint="tiny", family="sd1", prediction_type="epsilon")
+    assert service.plan({**settings, "batch_size": 3})["estimated_seconds"] is None
 
 
 def test_problems_of_the_database_are_told(host):

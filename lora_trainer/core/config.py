@@ -279,10 +279,13 @@ def read_mapping(path: Path) -> dict[str, Any]:
         else:
             values = json.loads(text) if Path(path).suffix.lower() == ".json" else _read_yaml(text)
         check_extent(values, most_values=MOST_VALUES)
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except UnicodeDecodeError as error:
+        raise Refused(f"The settings file {path} cannot be read: it is no text in UTF-8.", code="unreadable_config") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise Refused(f"The settings file {path} cannot be read: {error}", code="unreadable_config") from error
     if not isinstance(values, Mapping):
-        raise Refused(f"The settings file {path} holds {type(values).__name__}, not a list of `name: value` lines.", code="unreadable_config")
+        what = {str: "text", list: "a list", type(None): "nothing"}.get(type(values), "a single value")
+        raise Refused(f"The settings file {path} holds {what}, not a list of `name: value` lines.", code="unreadable_config")
     return dict(values)
 
 

@@ -56,8 +56,8 @@ def import_settings(path: Path) -> Imported:
     if path.suffix.lower() == ".safetensors":
         settings = _without_places(settings, taking)
     if not settings.keys() - taking.assumed:
-        raise Refused(f"{path.name} holds no settings for training a LoRA." + (f" The first of {len(taking.left_out)} things in it: {taking.left_out[0].key}."
-                                                                                if taking.left_out else ""), code="no_settings")
+        first = f" The first of {len(taking.left_out)} things in it: {taking.left_out[0].key} ({taking.left_out[0].reason.rstrip('.')})." if taking.left_out else ""
+        raise Refused(f"{path.name} holds no settings that can be used for training a LoRA.{first}", code="no_settings")
     return Imported(settings, taking.left_out, source, tuple(sorted(taking.assumed & settings.keys())))
 
 

@@ -25,6 +25,7 @@ from .dataset import Picture, Problem
 from .errors import Refused
 from .masks import learns_everywhere
 from .optimization import check_rates, check_settings
+from .optimization import remarks_on as optimizer_remarks
 from .paths import numbered
 from .pixels import placement
 from .remarks import remarks_on
@@ -87,7 +88,7 @@ def make_plan(config: TrainConfig, *, lora_dir: Path, thorough: bool = True, ses
     warnings = remarks_on(config, selection, captions, total_steps=schedule.total_steps) + _elsewhere(output_file, lora_dir) + _taken_over(init_lora, config)
     plan = Plan(selection.pictures, captions, buckets, selection.roles, selection.problems, schedule, -(-schedule.total_steps // schedule.steps_per_epoch),
                 warnings, output_file, tag_of(output_file.stem, config.preferred_weight), init_lora, selection.masks)
-    warnings += _large_cache(plan, config)
+    warnings += _large_cache(plan, config) + optimizer_remarks(config.optimizer, learning_rates=_learning_rates(config, init_lora), scheduler=config.scheduler)
     return plan
 
 

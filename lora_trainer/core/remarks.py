@@ -13,7 +13,7 @@ def remarks_on(config: TrainConfig, selection: Selection, captions: list[str], *
                for role in ("train", "regularisation", "validation")}
     yours = by_role["train"] + by_role["validation"]
     return (_unusable(selection.problems) + _few([picture for picture, _ in by_role["train"]]) + _bare(yours) + _long(config, yours + by_role["regularisation"])
-            + _small(config, [picture for picture, _ in yours]) + selection.remarks + _regularisation(config, by_role["regularisation"])
+            + _one_tag_each(config, yours) + _small(config, [picture for picture, _ in yours]) + selection.remarks + _regularisation(config, by_role["regularisation"])
             + _without_effect(config, total_steps) + _of_single_pictures(config, selection.pictures))
 
 
@@ -38,6 +38,13 @@ def _long(config: TrainConfig, pictures: list[tuple[Picture, str]]) -> list[str]
     long = [(picture, len(caption.split())) for picture, caption in pictures if len(caption.split()) > most]
     return [f"The caption of {long[0][0].path.name} has {long[0][1]} words; only the first {config.max_token_length} tokens, about {most} words, count."
             ] if long else []
+
+
+def _one_tag_each(config: TrainConfig, pictures: list[tuple[Picture, str]]) -> list[str]:
+    """Tags stand between commas; sentences have nothing to shuffle."""
+    varied = config.shuffle_caption or config.caption_tag_dropout_rate
+    return ["Tags are shuffled or left out, but no caption has more than one part: they stand between commas."
+            ] if varied and not any("," in picture.caption for picture, _ in pictures) else []
 
 
 def _small(config: TrainConfig, pictures: list[Picture]) -> list[str]:

@@ -350,3 +350,12 @@ def test_nonsense_that_python_cannot_parse_is_only_left_out(tmp_path):
     lora.write_bytes(safetensors.torch.save({"lora_unet_a.lora_down.weight": torch.zeros(8, 4)},
                                             {"ss_learning_rate": "1e-4", "ss_optimizer": f"torch.optim.AdamW(eps={'-' * 100_000}1)"}))
     assert import_settings(lora).settings["optimizer"] == "adamw"
+
+
+def test_a_file_of_bad_values_only_says_what_is_wrong_with_the_first(tmp_path):
+    (tmp_path / "bad.yaml").write_text("learning_rate: abc\nlora_rank: 0\n", encoding="utf-8")
+    with pytest.raises(Refused, match="no settings that can be used.*learning_rate.*not a number"):
+        import_settings(tmp_path / "bad.yaml")
+    (tmp_path / "picture.toml").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(Refused, match="no text in UTF-8"):
+        import_settings(tmp_path / "picture.toml")

@@ -2,7 +2,6 @@
 import shutil
 import sys
 import dataclasses
-import sys
 import time
 import types
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lora_trainer.core import optimization
-from lora_trainer.core import cache, optimization
+from lora_trainer.core import cache
 from lora_trainer.core import plan as plan_module
 from lora_trainer.core.adapters import Adapters, Form, LayerChoice, plan_shapes
 from lora_trainer.core.choices import form_of, layer_choice, variation_of
@@ -305,3 +304,11 @@ def test_settings_of_an_optimizer_are_read_quickly(host, settings):
     with pytest.raises(Refused, match="does not fit") as refusal:
         planned(settings, host, optimizer_args="eps=" + "-" * 200_000 + "1")
     assert time.perf_counter() - began < 1.0 and len(refusal.value.message) < 1000
+
+
+@pytest.mark.parametrize("changes, words", [(dict(shuffle_caption=True), "stand between commas"), (dict(optimizer="adamw", learning_rate=1.0), "will break the pictures")])
+def test_what_would_disappoint_is_said_before_the_run(host, settings, pictures, changes, words):
+    for caption in pictures.glob("*.txt"):
+        caption.write_text("one part alone", encoding="utf-8")
+    plan = planned(settings, host, **changes)
+    assert any(words in warning for warning in plan.warnings) and not any(words in warning for warning in planned(settings, host).warnings)

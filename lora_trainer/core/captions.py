@@ -11,7 +11,7 @@ import re
 import stat
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -133,15 +133,15 @@ def can_be_caption(text: Any) -> bool:
     return isinstance(text, str) and is_plain_text(text) and len(text.encode("utf-8")) <= LARGEST_CAPTION_BYTES
 
 
-def with_trigger(caption: str, trigger_word: str) -> str:
-    """Put the trigger word in front of each of a caption's lines that does not contain it as a tag."""
-    return "\n".join(_with_trigger(line, trigger_word) for line in caption.split("\n"))
+def with_trigger(caption: str, trigger_word: str, *, certain: Callable[[str], str] = str) -> str:
+    """Put the trigger word in front of each of a caption's lines that does not contain it as a tag.
 
-
-def _with_trigger(caption: str, trigger_word: str) -> str:
-    if not trigger_word or contains_word(caption, trigger_word):
+    `certain` returns what of a line is always shown: there it is looked for.
+    """
+    if not trigger_word:
         return caption
-    return f"{trigger_word}, {caption}" if caption else trigger_word
+    return "\n".join(line if contains_word(certain(line), trigger_word) else f"{trigger_word}, {line}" if line else trigger_word
+                     for line in caption.split("\n"))
 
 
 def contains_word(caption: str, word: str) -> bool:

@@ -28,7 +28,8 @@ def _filled(made: type, config: TrainConfig, **called: str) -> Any:
 def variation_of(config: TrainConfig) -> Variation:
     """Return how captions vary while training."""
     return Variation(config.shuffle_caption, config.keep_tokens, config.keep_tokens_separator, config.caption_dropout_rate, config.caption_tag_dropout_rate,
-                     config.trigger_only_rate, config.trigger_word)
+                     config.trigger_only_rate, config.trigger_word,
+                     alternatives=config.caption_lines == "alternatives", wildcards=config.caption_wildcards)
 
 
 def check_choices(config: TrainConfig) -> None:

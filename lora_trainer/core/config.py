@@ -41,7 +41,7 @@ class TrainConfig:
     train_data_dir: str = setting("", "Pictures", "Folder with the pictures and their captions, or the name of a data set.", group="pictures")
     extra_data_dirs: str = setting("", "More folders", "Further folders of pictures, one a line, each may begin with its own repeats: 5 x D:\\more pictures.", group="pictures")
     metadata_path: str = setting("", "Caption table", "A metadata.csv (filename,prompt) or metadata.jsonl to read captions from, "
-                                 "where a picture has no .txt beside it.", group="pictures")
+                                 "or kohya's metadata .json, where a picture has no .txt or .caption beside it.", group="pictures", kohya=("in_json", "metadata_file"))
     trigger_word: str = setting("", "Trigger word", "A rare word that calls your subject in a prompt. It is put in front of every caption "
                                 "that lacks it.", group="main", kohya=("trigger_words",))
     base_model: str = setting("", "Base model", "Checkpoint file to train against. Empty: the one that is loaded.", group="output",
@@ -93,6 +93,11 @@ class TrainConfig:
     validate_every: int = setting(0, "Measured every", "0: once an epoch.", group="data", minimum=0, maximum=100_000, unit="steps", kohya=("validate_every_n_steps",))
 
     # Captions while training
+    caption_extension: str = setting(".txt", "Caption file", "Which one counts where a picture has both.", choices=(".txt", ".caption"), group="captions")
+    caption_lines: str = setting("join", "Several lines", "What several lines in a caption mean. join: they are one caption. first: only the first line counts. "
+                                 "alternatives: one of them is drawn each time.", choices=("join", "first", "alternatives"), group="captions")
+    caption_wildcards: bool = setting(False, "Wildcards", "{red|blue} in a caption is one of them, drawn each time; {{ and }} are braces. Off: captions are read literally.",
+                                      group="captions")
     shuffle_caption: bool = setting(False, "Shuffle tags", "Put the comma-separated parts of captions in another order each time, so that none depends on its place.",
                                     group="captions")
     keep_tokens: int = setting(0, "Tags kept in front", "So many of the first parts stay where they are and are never dropped.", group="captions", minimum=0, maximum=255)

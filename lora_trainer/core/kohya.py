@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .captions import CAPTION_ENDINGS
 from .config import GROUPS, KOHYA_NAMES, TrainConfig, check_extent
 from .errors import Refused
 
@@ -20,6 +21,7 @@ OUR_SETTINGS = "train_lora_settings"           # the key of a LoRA's metadata th
 DEFAULTS: dict[str, Any] = {
     "network_dim": 4, "network_alpha": 1.0, "learning_rate": 2e-6, "lr_scheduler": "constant", "lr_scheduler_num_cycles": 1, "lr_scheduler_power": 1.0,
     "optimizer_type": "AdamW", "max_token_length": 75, "enable_bucket": False, "min_bucket_reso": 256, "max_bucket_reso": 1024,
+    "enable_wildcard": False,
 }
 DEFAULT_STEPS = 1600
 MOST_RANK, LATENT_PX = 1024, 8
@@ -101,11 +103,10 @@ _CANNOT = {
     "stop_text_encoder_training": "the text encoder learns to the end or not at all",
     "fp8_base": "the base model is used in the precision in which it is loaded", "fp8_base_unet": "the base model is used in the precision in which it is loaded",
     "caption_dropout_every_n_epochs": "captions are dropped by chance: set Caption dropout to 1 / this number",
-    "secondary_separator": "tags are parted by commas only", "enable_wildcard": "captions are read as they are, without {this|that}",
+    "secondary_separator": "tags are parted by commas only",
     "caption_prefix": "write it into the captions: Edit many, Prepend; or use Trigger word", "caption_suffix": "write it into the captions: Edit many, Append",
     "token_warmup_step": "all tags are shown from the start", "face_crop_aug_range": "pictures are not cropped around faces; Random crop moves the crop",
     "class_tokens": "pictures without a caption take the words of their folder's name, as in 10_red cat; or use Trigger word",
-    "in_json": "kohya's caption file cannot be read; a metadata.csv or metadata.jsonl can", "metadata_file": "kohya's caption file cannot be read; a metadata.csv or metadata.jsonl can",
     "conditioning_data_dir": "masks are looked for beside the pictures, as mask/name.png: put them there and set Mask to files",
     "resize_interpolation": "pictures are scaled with Lanczos", "huber_scale": "Huber's border is set by Huber's border alone",
     "lr_scheduler_args": "the schedule takes its own settings only", "lr_decay_steps": "only warmup_stable_decay has it", "lr_scheduler_timescale": "only inverse_sqrt has it",
@@ -529,8 +530,20 @@ def _data(taking: Taking, said: set[str]) -> None:
     if taking.values.get("caption_separator") == ",":
         taking.take("caption_separator")
     taking.drop("caption_separator", "tags are parted by commas only")
-    if str(extension := taking.take("caption_extension", ".txt")) not in (".txt", "txt"):
-        taking.leave("caption_extension", extension, "captions are read from .txt files beside the pictures, or from a table: rename them")
+    _captions(taking)
+
+
+def _captions(taking: Taking) -> None:
+    """sd-scripts draws a line of a caption with enable_wildcard, and else reads the first one only."""
+    extension = taking.take("caption_extension")
+    if extension is not None and (ending := f".{str(extension).lstrip('.')}") in CAPTION_ENDINGS:
+        taking.set("caption_extension", ending)
+    else:
+        taking.leave("caption_extension", extension, "captions are read from .txt and .caption files beside the pictures, or from a table: rename them")
+    if (draws := taking.take("enable_wildcard")) is not None:
+        taking.set("caption_lines", "alternatives" if draws is True else "first", "enable_wildcard")
+    if draws is True:
+        taking.set("caption_wildcards", True, "enable_wildcard")
 
 
 def _sides(value: Any) -> tuple[float, float] | None:
@@ -616,5 +629,6 @@ _SPECIAL = {  # kohya's names that are not plain aliases: another form or meanin
     "train_text_encoder": ("network_train_unet_only (reversed)",), "train_unet": ("network_train_text_encoder_only (reversed)",), "lora_type": ("network_module",),
     "lora_targets": ("network_args conv_dim, preset",), "lora_blocks": ("network_args block_dims",), "lokr_factor": ("network_args factor",),
     "rslora": ("network_args rs_lora",), "rank_dropout": ("network_args rank_dropout",), "module_dropout": ("network_args module_dropout",),
-    "prediction_type": ("v_parameterization",), "masked_loss": ("masked_loss, alpha_mask",), "color_jitter": ("color_aug",),
+    "prediction_type": ("v_parameterization",), "masked_loss": ("masked_loss, alpha_mask",), "caption_lines": ("enable_wildcard",), "caption_wildcards": ("enable_wildcard",),
+    "color_jitter": ("color_aug",),
 }

@@ -18,7 +18,7 @@ from .adapters import count_parameters, plan_shapes
 from .blocks import BASE, PRESETS, BlockChoice, read_blocks
 from .buckets import Bucket, assign_bucket, batches_per_epoch
 from .cache import JITTERED
-from .captions import with_trigger
+from .captions import lines_of, with_trigger
 from .choices import check_choices, form_of, layer_choice, variation_of
 from .config import TrainConfig, check_name
 from .dataset import Picture, Problem
@@ -32,6 +32,7 @@ from .remarks import remarks_on
 from .selection import Selection, folders_of, select
 from .starting import FoundLora, find_lora, look_into
 from .trainer import Schedule
+from .variation import without_choices
 
 __all__ = ["Plan", "check_space", "estimate", "folders_of", "form_of", "free_name", "layer_choice", "make_plan", "plan_output", "session_of", "tag_of", "variation_of"]
 
@@ -101,8 +102,10 @@ def bucket_of(width: int, height: int, config: TrainConfig) -> Bucket:
 def _captions(config: TrainConfig, selection: Selection) -> list[str]:
     """Captions with the trigger word, except for regularisation; those that do not vary in the form in which they are shown."""
     variation = variation_of(config)
-    captions = [picture.caption if role == "regularisation" else with_trigger(picture.caption, config.trigger_word)
-                for picture, role in zip(selection.pictures, selection.roles)]
+    used = ["\n".join(lines_of(picture.caption, config.caption_lines)) for picture in selection.pictures]
+    certain = without_choices if config.caption_wildcards else str
+    captions = [caption if role == "regularisation" else with_trigger(caption, config.trigger_word, certain=certain)
+                for caption, role in zip(used, selection.roles)]
     return [caption if variation.varies and role != "validation" else variation.plain(caption) for caption, role in zip(captions, selection.roles)]
 
 

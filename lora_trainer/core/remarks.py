@@ -1,7 +1,9 @@
 """What a person should know of a run before it begins, in sentences. What would make it fail is refused elsewhere."""
+from .captions import loras_in
 from .config import TrainConfig
 from .dataset import TRANSPARENT, Picture, Problem
 from .selection import Selection
+from .variation import has_choices
 
 FEW_PICTURES, MOST_SAID = 5, 5
 WORDS_PER_TOKEN = 55 / 75              # of captions in English; lists of tags have fewer
@@ -12,7 +14,8 @@ def remarks_on(config: TrainConfig, selection: Selection, captions: list[str], *
     by_role = {role: [(picture, caption) for picture, caption, of in zip(selection.pictures, captions, selection.roles) if of == role]
                for role in ("train", "regularisation", "validation")}
     yours = by_role["train"] + by_role["validation"]
-    return (_unusable(selection.problems) + _few([picture for picture, _ in by_role["train"]]) + _bare(yours) + _long(config, yours + by_role["regularisation"])
+    return (_unusable(selection.problems) + _few([picture for picture, _ in by_role["train"]]) + _bare(yours) + _captions(config, [picture for picture, _ in yours])
+            + _long(config, yours + by_role["regularisation"])
             + _one_tag_each(config, yours) + _small(config, [picture for picture, _ in yours]) + selection.remarks + _regularisation(config, by_role["regularisation"])
             + _without_effect(config, total_steps) + _of_single_pictures(config, selection.pictures))
 
@@ -33,9 +36,30 @@ def _bare(pictures: list[tuple[Picture, str]]) -> list[str]:
     return [f"{len(bare)} of {len(pictures)} pictures have no caption and there is no trigger word: nothing will call what they teach."] if bare else []
 
 
+def _captions(config: TrainConfig, pictures: list[Picture]) -> list[str]:
+    """Say what is done with captions that can be read in more than one way."""
+    several = [picture for picture in pictures if "\n" in picture.caption]
+    choices = [picture for picture in pictures if has_choices(picture.caption)]
+    rivals = [picture for picture in pictures if picture.other_caption]
+    loras = [picture for picture in pictures if loras_in(picture.caption)]
+    lines = {"join": "they are joined; Several lines can make them alternatives", "first": "only the first counts", "alternatives": "one is drawn each time"}
+    drawn = "one of them is drawn each time" if config.caption_wildcards else "read as it is written; Wildcards would draw one each time"
+    said = [(several, "{which} {has} several lines: " + lines[config.caption_lines] + "."), (choices, "{which} {has} {{this|that}}: " + drawn + "."),
+            (rivals, "{which} {has} a .txt and a .caption that differ: the " + config.caption_extension + " counts."),
+            (loras, "{which} {has} a LoRA's tag in the caption, which calls none there and is learned as words. Take it out.")]
+    found = [sentence.format(which=_which(those), has="has" if len(those) == 1 else "have") for those, sentence in said if those]
+    return found + [f"The trigger word holds {tag}: that belongs in a prompt. Take it out." for tag in loras_in(config.trigger_word)]
+
+
+def _which(pictures: list[Picture]) -> str:
+    first = pictures[0].path.name
+    return first if len(pictures) == 1 else f"{len(pictures)} pictures ({first}, …)"
+
+
 def _long(config: TrainConfig, pictures: list[tuple[Picture, str]]) -> list[str]:
     most = round(config.max_token_length * WORDS_PER_TOKEN)
-    long = [(picture, len(caption.split())) for picture, caption in pictures if len(caption.split()) > most]
+    words = [(picture, max(len(line.split()) for line in caption.split("\n"))) for picture, caption in pictures]
+    long = [(picture, count) for picture, count in words if count > most]
     return [f"The caption of {long[0][0].path.name} has {long[0][1]} words; only the first {config.max_token_length} tokens, about {most} words, count."
             ] if long else []
 

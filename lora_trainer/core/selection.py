@@ -86,14 +86,16 @@ def select(config: TrainConfig, *, thorough: bool = True) -> Selection:
 def _training_pictures(config: TrainConfig, *, thorough: bool) -> tuple[list[Picture], list[Problem]]:
     """The pictures of all training folders in their order; every folder must have some, one some that count, and none may be read twice."""
     main = Path(config.train_data_dir)
-    pictures, problems = scan(main, metadata_path=config.metadata_path, repeats=config.repeats, thorough=thorough)
+    pictures, problems = scan(main, metadata_path=config.metadata_path, repeats=config.repeats, thorough=thorough,
+                              caption_ending=config.caption_extension)
     if not pictures:
         raise Refused(_no_pictures(main, problems), field="train_data_dir", code="no_pictures")
     shared_table = "" if Path(config.metadata_path).is_relative_to(main) else config.metadata_path       # one that lies there is that folder's own
     seen = {picture.path.parent.resolve() for picture in pictures}
     for folder in extra_folders(config.extra_data_dirs):
         with _blamed_on("extra_data_dirs"):
-            found, damaged = scan(folder.path, metadata_path=shared_table, repeats=config.repeats, thorough=thorough)
+            found, damaged = scan(folder.path, metadata_path=shared_table, repeats=config.repeats, thorough=thorough,
+                                   caption_ending=config.caption_extension)
             if not found:
                 raise Refused(_no_pictures(folder.path, damaged), code="no_pictures")
             places = {picture.path.parent.resolve() for picture in found}
@@ -115,7 +117,7 @@ def _regularisation_pictures(config: TrainConfig, taken: set[Path], *, thorough:
         return [], []
     folder = expanded(config.reg_data_dir)
     with _blamed_on("reg_data_dir"):
-        found, damaged = scan(folder, thorough=thorough)
+        found, damaged = scan(folder, thorough=thorough, caption_ending=config.caption_extension)
         if not found:
             raise Refused(_no_pictures(folder, damaged), code="no_pictures")
         if both := {picture.path.parent.resolve() for picture in found} & taken:

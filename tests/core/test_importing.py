@@ -57,7 +57,8 @@ def test_kohya_ss_page(tmp_path):
         "bucket_max": 2048, "bucket_no_upscale": True, "mirror": True, "caption_dropout_rate": 0.05, "gradient_accumulation_steps": 2, "gradient_checkpointing": True,
         "keep_tokens": 1, "max_timestep": 1000, "min_snr_gamma": 5.0, "mixed_precision": "bf16", "noise_offset": 0.05, "output_dir": "/loras", "output_name": "mine",
         "prior_loss_weight": 1.0, "save_precision": "fp16", "shuffle_caption": True, "batch_size": 3, "train_data_dir": "/pictures", "resolution": 512,
-        "max_grad_norm": 0.5, "weighted_captions": True}
+        "max_grad_norm": 0.5, "weighted_captions": True,
+        "caption_extension": ".txt", "caption_lines": "first"}
     assert set(left(found)) == {"adaptive_noise_scale", "cache_latents", "guidance_scale", "learning_rate", "lr_warmup_steps", "multires_noise_discount", "multires_noise_iterations",
                                 "num_cpu_threads_per_process", "save_every_n_epochs", "xformers"}
     assert "10% of all steps" in left(found)["lr_warmup_steps"] and "Flux" in left(found)["guidance_scale"]
@@ -186,7 +187,7 @@ resolution = 768
 def test_kohyas_dataset_config(tmp_path):
     found = imported(tmp_path, DATASETS, "dataset.toml")
     assert found.source == "kohya's dataset config"
-    assert found.settings == {"enable_bucket": True, "shuffle_caption": True, "keep_tokens": 1, "resolution": 627, "batch_size": 4, "train_data_dir": "/pictures/hoge", "repeats": 3,
+    assert found.settings == {"enable_bucket": True, "caption_extension": ".txt", "shuffle_caption": True, "keep_tokens": 1, "resolution": 627, "batch_size": 4, "train_data_dir": "/pictures/hoge", "repeats": 3,
                               "extra_data_dirs": "5 x /pictures/fuga\n1 x /pictures/piyo", "reg_data_dir": "/reg"}
     assert [(item.key, item.value) for item in found.left_out] == [("datasets[0] keep_tokens", 2), ("datasets[1] resolution", 768), ("class_tokens", "hoge girl")]
 
@@ -231,6 +232,7 @@ def test_train_like_a_lora_of_kohyas(tmp_path):
         "clip_skip": 2, "gradient_checkpointing": True, "gradient_accumulation_steps": 1, "mixed_precision": "fp16", "max_token_length": 225, "seed": 42,
         "noise_offset": 0.0357, "max_grad_norm": 1.0, "prior_loss_weight": 1.0, "min_snr_gamma": 5.0, "debiased_estimation": True, "batch_size": 2, "resolution": 627,
         "shuffle_caption": True, "enable_bucket": True, "bucket_no_upscale": True, "bucket_min": 256, "bucket_max": 1024, "keep_tokens": 1, "loss_type": "l2",
+        "caption_lines": "first",
         "repeats": 10, "min_timestep": 100, "max_timestep": 800}
     assert {item.key: item.value for item in found.left_out} == {"cache_latents": True, "ss_output_name": "zib", "ss_sd_model_name": "animefull.ckpt"}
 

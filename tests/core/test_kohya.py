@@ -24,7 +24,7 @@ def test_a_silent_config_trains_as_sd_scripts_would():
     assert found == {
         "resolution": 512, "lora_type": "lora", "lora_rank": 4, "lora_alpha": 1.0, "lora_targets": "attention+feed-forward", "learning_rate": 2e-6,
         "train_text_encoder": True, "text_encoder_lr": 2e-6, "optimizer": "adamw", "weight_decay": 0.01, "max_train_steps": 1600, "scheduler": "constant",
-        "clip_skip": 1, "max_token_length": 75, "enable_bucket": False}
+        "clip_skip": 1, "max_token_length": 75, "enable_bucket": False, "caption_lines": "first"}
     assert not left_out and taking.assumed == set(found) - {"resolution"}
 
 
@@ -155,8 +155,13 @@ def test_length_and_schedule(values, expected, left):
     ({"color_aug": True}, dict(color_jitter=0.05), []),
     ({"alpha_mask": True}, dict(masked_loss="alpha"), []),
     ({"masked_loss": True, "conditioning_data_dir": "masks"}, dict(masked_loss=None), ["conditioning_data_dir", "masked_loss"]),
-    ({"caption_extension": ".caption"}, {}, ["caption_extension"]),
-    ({"caption_extension": ".txt", "caption_separator": ","}, {}, []),
+    ({"caption_extension": ".caption"}, {"caption_extension": ".caption"}, []),
+    ({"caption_extension": "txt", "caption_separator": ","}, {"caption_extension": ".txt"}, []),
+    ({"caption_extension": ".cap"}, {}, ["caption_extension"]),
+    ({"enable_wildcard": True}, {"caption_lines": "alternatives", "caption_wildcards": True}, []),
+    ({"enable_wildcard": False}, {"caption_lines": "first"}, []),
+    ({"in_json": "/data/meta_cap.json"}, {"metadata_path": "/data/meta_cap.json"}, []),
+    ({"metadata_file": "/data/meta_lat.json"}, {"metadata_path": "/data/meta_lat.json"}, []),
     ({"token_warmup_min": 1, "token_warmup_step": 0}, {}, []),
     ({"v_parameterization": True, "zero_terminal_snr": True, "scale_v_pred_loss_like_noise_pred": True},
      dict(prediction_type="v_prediction", zero_terminal_snr="on", scale_v_pred_loss=True), []),

@@ -19,6 +19,7 @@ from lora_trainer.core.choices import form_of, layer_choice, variation_of
 from lora_trainer.core.config import TrainConfig
 from lora_trainer.core.errors import Refused
 from lora_trainer.core.plan import bucket_of, estimate, make_plan
+from lora_trainer.core.texts import Texts
 from lora_trainer.core.variation import Variation
 
 
@@ -312,3 +313,61 @@ def test_what_would_disappoint_is_said_before_the_run(host, settings, pictures, 
         caption.write_text("one part alone", encoding="utf-8")
     plan = planned(settings, host, **changes)
     assert any(words in warning for warning in plan.warnings) and not any(words in warning for warning in planned(settings, host).warnings)
+
+
+# --- Captions that can be read in more than one way ------------------------------------------------------------------------
+
+@pytest.fixture
+def lines(pictures):
+    (pictures / "2.txt").write_text("a circle\n\n {red|blue} shape \n", encoding="utf-8")
+    (pictures / "3.caption").write_text("kohya's", encoding="utf-8")
+    return pictures
+
+
+@pytest.mark.parametrize("use, shown, sentence", [
+    ("join", "zib, a circle {red|blue} shape", "2.png has several lines: they are joined"), ("first", "zib, a circle", "2.png has several lines: only the first counts."),
+    ("alternatives", "zib, a circle\nzib, {red|blue} shape", "2.png has several lines: one is drawn each time.")])
+def test_lines_are_used_as_set_and_said(host, settings, lines, use, shown, sentence):
+    plan = planned(settings, host, trigger_word="zib", caption_lines=use)
+    assert plan.captions[2] == shown and [warning for warning in plan.warnings if warning.startswith(sentence)]
+
+
+def test_choices_are_drawn_where_asked_for_and_said(host, settings, lines):
+    assert any("2.png has {this|that}: read as it is written" in warning for warning in planned(settings, host).warnings)
+    plan = planned(settings, host, caption_wildcards=True, trigger_word="red")
+    assert "2.png has {this|that}: one of them is drawn each time." in plan.warnings
+    assert plan.captions[2] == "red, a circle {red|blue} shape"                    # what may be drawn is not sure to be there
+
+
+def test_validation_measures_with_one_and_the_same_caption(host, settings, lines):
+    for path in lines.glob("*.txt"):
+        path.write_text("a {red|blue} circle\nanother", encoding="utf-8")
+    plan = planned(settings, host, caption_lines="alternatives", caption_wildcards=True, validation_split=0.3)
+    assert {caption for caption, role in zip(plan.captions, plan.roles) if role == "validation"} == {"a red circle"}
+
+
+def test_two_captions_that_differ_are_named_and_one_counts(host, settings, lines):
+    plan = planned(settings, host)
+    assert "3.png has a .txt and a .caption that differ: the .txt counts." in plan.warnings and plan.captions[3] == "a circle, number 3"
+    plan = planned(settings, host, caption_extension=".caption")
+    assert "3.png has a .txt and a .caption that differ: the .caption counts." in plan.warnings and plan.captions[3] == "kohya's"
+    (lines / "4.caption").write_text("kohya's", encoding="utf-8")
+    assert any("2 pictures (3.png, …) have a .txt and a .caption" in warning for warning in planned(settings, host).warnings)
+
+
+def test_a_lora_where_none_is_called_is_said(host, settings, pictures):
+    (pictures / "1.txt").write_text("a circle, lora:zib:0.9", encoding="utf-8")
+    warnings = planned(settings, host, trigger_word="lora:zib:1").warnings
+    assert any("1.png has a LoRA's tag in the caption" in warning for warning in warnings)
+    assert any("The trigger word holds lora:zib:1" in warning for warning in warnings)
+
+
+def test_a_run_with_drawn_captions_that_is_resumed_is_the_same_run(settings, pictures, tmp_path):
+    """What is drawn depends on the seed and the step alone, so going on draws what would have been drawn."""
+    for path in pictures.glob("*.txt"):
+        path.write_text("a {red|blue|green|grey} circle\nanother, shape\nzib", encoding="utf-8")
+    variation = variation_of(TrainConfig.parse({**settings, "caption_lines": "alternatives", "caption_wildcards": True}))
+    texts = [Texts(variation), Texts(variation)]
+    batch = types.SimpleNamespace(captions=["a {red|blue|green|grey} circle\nanother, shape\nzib"] * 4, regularisation=[False] * 4)
+    whole = [texts[0].draw(batch, seed=3, number=step) for step in range(8)]
+    assert whole[4:] == [texts[1].draw(batch, seed=3, number=step) for step in range(4, 8)] and len({tuple(each) for each in whole}) > 4

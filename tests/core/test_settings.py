@@ -19,7 +19,8 @@ LEARNED = {                            # setting: (another value, what else must
     "random_crop": (True, dict(enable_bucket=False)), "color_jitter": (0.3, {}), "masked_loss": ("alpha", {}), "masked_loss_floor": (0.5, dict(masked_loss="alpha")),
     "prior_loss_weight": (0.1, dict(reg_data_dir="{others}")), "validation_split": (0.3, {}), "shuffle_caption": (True, {}),
     "keep_tokens": (2, dict(shuffle_caption=True)), "keep_tokens_separator": ("number", dict(shuffle_caption=True)), "caption_dropout_rate": (0.5, {}),
-    "caption_tag_dropout_rate": (0.5, {}), "trigger_only_rate": (0.5, dict(trigger_word="zib")), "lora_type": ("loha", {}), "lora_targets": ("all", {}),
+    "caption_tag_dropout_rate": (0.5, {}), "caption_extension": (".caption", {}), "caption_lines": ("first", {}), "caption_wildcards": (True, {}),
+    "trigger_only_rate": (0.5, dict(trigger_word="zib")), "lora_type": ("loha", {}), "lora_targets": ("all", {}),
     "attention_rank": (2, {}), "attention_alpha": (2.0, {}), "feed_forward_rank": (2, {}), "feed_forward_alpha": (2.0, {}), "conv_rank": (2, dict(lora_targets="all")),
     "conv_alpha": (2.0, dict(lora_targets="all")), "lora_blocks": ("IN01=2", {}), "lokr_factor": (2, dict(lora_type="lokr", lora_rank=2)), "rslora": (True, {}),
     "lora_dropout": (0.5, {}), "rank_dropout": (0.5, {}), "module_dropout": (0.5, {}), "scale_weight_norms": (0.001, {}), "train_unet": (False, {}),
@@ -54,6 +55,10 @@ def learn(tmp_path_factory):
     with Image.open(pictures / "0.png") as image:
         image.putalpha(Image.linear_gradient("L").resize(image.size))
         image.save(pictures / "0.png")
+    for number in range(6):
+        (pictures / f"{number}.caption").write_text("other", encoding="utf-8")
+    with open(pictures / "2.txt", "a", encoding="utf-8") as file:
+        file.write("\nanother line, in {red|blue}, of number 2\n")
     others, host = shutil.copytree(pictures, folder / "others"), TinyHost(folder / "host")
 
     def train(*, anew=False, **changes):

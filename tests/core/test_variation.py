@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from lora_trainer.core.draws import generator
-from lora_trainer.core.variation import Variation
+from lora_trainer.core.variation import Variation, filled, has_choices, without_choices
 
 CAPTION = "mycat, black fur, sitting, indoors, window"
 TIMES = 4000
@@ -86,3 +86,46 @@ def test_draws_come_from_the_generator_alone():
     variation = Variation(True, 1, "", 0.1, 0.2, 0.1, "mycat")
     assert drawn(variation, times=50) == drawn(variation, times=50)
     assert [variation.draw("", generator(1, "x")), Variation(True, 3, "|", 0, 0.5).draw(",", generator(1, "x"))] == ["", ""]
+
+
+# --- Lines and {this|that} -----------------------------------------------------------------------------------------------
+
+def test_one_line_is_drawn_each_time_all_alike():
+    found = Counter(drawn(Variation(alternatives=True), "a cat\nmycat, red\nred"))
+    assert set(found) == {"a cat", "mycat, red", "red"} and all(abs(count / TIMES - 1 / 3) < 0.04 for count in found.values())
+    assert Variation(alternatives=True).varies and Variation(alternatives=True).plain("a cat\nred") == "a cat"
+
+
+def test_what_is_drawn_is_the_generators():
+    """As in a run that is resumed: each step has a generator of its own."""
+    variation, caption = Variation(alternatives=True, wildcards=True), "a {red|blue|green} cat\n{small|large}, dog"
+    assert [variation.draw(caption, generator(7, "captions", at)) for at in range(20)] == [variation.draw(caption, generator(7, "captions", at)) for at in range(20)]
+
+
+def test_a_caption_of_one_line_takes_no_draw():
+    assert drawn(Variation(alternatives=True, wildcards=True, shuffle=True), times=20) == drawn(Variation(shuffle=True), times=20)
+
+
+def test_a_line_is_drawn_before_its_tags_are_shuffled():
+    found = set(drawn(Variation(alternatives=True, shuffle=True, keep_tokens=1), "a, b, c\nx, y, z", 300))
+    assert found == {"a, b, c", "a, c, b", "x, y, z", "x, z, y"}
+
+
+def test_one_of_each_choice_is_drawn():
+    found = Counter(drawn(Variation(wildcards=True), "a {red|blue} {cat|dog}"))
+    assert set(found) == {f"a {colour} {animal}" for colour in ("red", "blue") for animal in ("cat", "dog")}
+    assert all(abs(count / TIMES - 1 / 4) < 0.04 for count in found.values())
+    assert set(drawn(Variation(), "a {red|blue} cat", 20)) == {"a {red|blue} cat"}
+
+
+@pytest.mark.parametrize("caption, expected", [
+    ("{red|blue} cat", "blue cat"), ("{red} cat", "red cat"), ("{|very }red", "very red"), ("{} cat", "{} cat"), ("{{red|blue}} cat", "{red|blue} cat"),
+    ("a {red|{dark|light} blue} cat", "a light blue cat"), ("{red|blue cat", "{red|blue cat"), ("a | b", "a | b"), ("{{{red|blue}", "{blue"),
+    ("{a|b|c}", "c"), ("{" * 30 + "a", "{" * 15 + "a")])
+def test_braces_are_read_as_sd_scripts_reads_them(caption, expected):
+    assert filled(caption, lambda count: count - 1) == expected
+
+
+def test_choices_are_seen_and_what_is_certain_too():
+    assert has_choices("a {red|blue} cat") and not any(map(has_choices, ("a {red} cat", "{{red|blue}}", "a|b", "")))
+    assert without_choices("mycat, {red|{a|b}} {mycat|dog}").split() == ["mycat,"]

@@ -222,6 +222,8 @@ def opened(path: Path, *, decodes: bool = True) -> Iterator[Image.Image]:
         try:
             with Image.open(path, formats=openable()) as image:
                 _check_size(path, *image.size)
+                if image.format == "TIFF":                                         # Pillow 9.5 cannot read it any more once the pixels are there
+                    image.getexif()
                 with _one_at_a_time if decodes and image.width * image.height > LARGE_PIXELS else contextlib.nullcontext():
                     yield image
         except Image.UnidentifiedImageError as error:
@@ -248,7 +250,7 @@ def _check_size(path: Path, width: int, height: int) -> None:
 def _remarks(image: Image.Image) -> list[str]:
     remarks = []
     if getattr(image, "is_animated", False):                                       # not n_frames, which reads a GIF to its end
-        remarks.append("animated: only the first frame is used")
+        remarks.append("several pages: only the first is used" if image.format == "TIFF" else "animated: only the first frame is used")
     if has_alpha(image):
         remarks.append(TRANSPARENT)
     return remarks

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lora_trainer.core.dataset import Bucket, Picture, assign_bucket, epoch_batches, examine, load_pixels, read_rgb, scan
+from lora_trainer.core.dataset import Bucket, Picture, assign_bucket, epoch_batches, examine, load_pixels, look, read_rgb, scan
 from lora_trainer.core.errors import Refused
 
 
@@ -50,6 +50,16 @@ def test_cmyk_16_bit_palette_and_transparency(tmp_path):
     assert np.asarray(read_rgb(tmp_path / "grey16.png")).min() == 255
     assert np.asarray(read_rgb(tmp_path / "clear.png")).min() == 255
     assert "transparent parts become white" in examine(tmp_path / "clear.png").warnings
+
+
+@pytest.mark.parametrize("thorough", [True, False])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_the_first_page_of_a_tiff_is_used(tmp_path, compression, thorough):
+    path = tmp_path / "a.tif"
+    Image.new("RGB", (64, 48), "red").save(path, save_all=True, append_images=[Image.new("RGB", (32, 32), "blue")], compression=compression)
+    found = examine(path, thorough=thorough)
+    assert isinstance(found, Picture) and (found.width, found.height) == (64, 48) and found.warnings == ("several pages: only the first is used", "no caption")
+    assert look(path, 32)[1].getpixel((0, 0)) == read_rgb(path).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_animated_gif_uses_the_first_frame(tmp_path):

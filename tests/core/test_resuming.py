@@ -64,11 +64,12 @@ def test_same_weights_as_without_the_interruption(host, longer, folder, killed_a
 RICH = dict(train_text_encoder=True, shuffle_caption=True, caption_dropout_rate=0.2, caption_tag_dropout_rate=0.2, ema_decay=0.9, lora_dropout=0.1, rank_dropout=0.1,
             module_dropout=0.1, mirror=True, color_jitter=0.1, noise_offset=0.05, noise_offset_random=True, multires_noise_iterations=3, input_perturbation=0.1,
             timestep_sampling="logit_normal", min_snr_gamma=5, loss_type="huber", scale_weight_norms=1.0, validation_split=0.3, rslora=True,
-            scheduler="one_cycle", gradient_accumulation_steps=2)
+            scheduler="one_cycle", gradient_accumulation_steps=2, caption_lines="alternatives", caption_wildcards=True)
 
 
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
-def test_a_run_with_everything_on_goes_on_as_without_the_interruption(host, longer, folder, kind):
+def test_a_run_with_everything_on_goes_on_as_without_the_interruption(host, longer, folder, pictures, kind):
+    (pictures / "2.txt").write_text("a circle, {red|green|blue}\nanother, of number 2\nround", encoding="utf-8")
     config = TrainConfig.parse({**longer, **RICH, "lora_type": kind})
     train_lora(config.replace(output_name="whole"), host)
     run_until(5, config, host, folder)

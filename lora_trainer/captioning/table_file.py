@@ -14,7 +14,8 @@ import pandas
 from ..core.captions import content_of, write_atomically
 from ..core.encodings import decode
 from ..core.errors import Refused
-from ..core.tables import COLUMNS, find_columns, find_header, format_csv, format_jsonl, match_rows, parse_table
+from ..core.tables import (COLUMNS, LARGEST_TABLE_BYTES, find_columns, find_header, format_csv, format_jsonl, match_rows,
+                           parse_table)
 
 FORMATS = {".csv": format_csv, ".jsonl": format_jsonl}
 NEW_CSV = "filename,prompt\n"
@@ -95,7 +96,7 @@ class TableFile:
 
     def _read(self) -> _Content | None:
         try:
-            data = content_of(self._path)
+            data = content_of(self._path, most_bytes=LARGEST_TABLE_BYTES)
         except OSError as error:
             raise Refused(f"{self._path} cannot be read: {error.strerror}.", field="output") from error
         return None if data is None else self._parse(data)

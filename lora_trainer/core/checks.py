@@ -3,12 +3,12 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable
 
-from .captions import contains_word
+from .captions import contains_word, loras_in
 from .dataset import Bucket, assign_bucket, crop_of
 
 ENLARGED, MOST_CUT, ODD_RATIO = 1.05, 0.2, 2.0
 TITLES = {"unreadable": "cannot be used", "no_caption": "no caption", "long_caption": "caption too long", "no_trigger": "trigger word missing",
-          "near_duplicate": "near-duplicates", "shared_caption": "shared caption", "small": "too small", "odd_ratio": "odd shape"}
+          "near_duplicate": "near-duplicates", "shared_caption": "shared caption", "two_captions": "two captions", "lora_in_caption": "LoRA in the caption", "small": "too small", "odd_ratio": "odd shape"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Wanted:
     bucket_max: int = 0
     bucket_no_upscale: bool = False
     max_token_length: int = 225
+    caption_lines: str = "join"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +32,10 @@ class Remark:
 
 
 def remarks_on(*, width: int, height: int, caption: str, tokens: int | None, duplicates: list[str], shared: list[str], crop: dict,
-               wanted: Wanted) -> list[Remark]:
-    """Say what is to be said of a picture, given its upright size in pixels, its tokens in training, the others that use its caption file, and its `crop_for`."""
-    return [remark for remark in (_caption(caption), _tokens(tokens, wanted.max_token_length), _trigger(caption, wanted.trigger_word), _duplicates(duplicates), _shared(shared),
+               wanted: Wanted, other: str = "") -> list[Remark]:
+    """Say what is to be said of a picture, given its upright size in pixels, its tokens in training, the others that use its caption file, its `crop_for`,
+    and the name of its `other` caption file that says something else."""
+    return [remark for remark in (_caption(caption), _tokens(tokens, wanted.max_token_length), _trigger(caption, wanted.trigger_word), _other(other), _lora(caption), _duplicates(duplicates), _shared(shared),
                                   _size(width, height, crop), _shape(width, height, crop)) if remark]
 
 
@@ -67,8 +69,17 @@ def _tokens(tokens: int | None, most: int) -> Remark | None:
     return Remark("long_caption", f"The caption has {tokens} tokens; training reads the first {most}.")
 
 
+def _other(name: str) -> Remark | None:
+    return Remark("two_captions", f"{name} says something else; the .txt counts. Delete the one that is wrong.") if name else None
+
+
+def _lora(caption: str) -> Remark | None:
+    found = loras_in(caption)
+    return Remark("lora_in_caption", f"{found[0]} belongs in a prompt: in a caption it calls no LoRA, it is learned as words.") if found else None
+
+
 def _trigger(caption: str, trigger_word: str) -> Remark | None:
-    if not trigger_word or not caption or contains_word(caption, trigger_word):
+    if not trigger_word or not caption or all(contains_word(line, trigger_word) for line in caption.split("\n")):
         return None
     return Remark("no_trigger", f"The caption lacks the trigger word {trigger_word}; training puts it in front.")
 

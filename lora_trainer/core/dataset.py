@@ -15,9 +15,10 @@ from pathlib import Path, PurePath
 from PIL import Image
 
 from .buckets import Bucket, assign_bucket, batches_per_epoch, crop_of, epoch_batches
-from .captions import read_caption
+from .captions import CAPTION_ENDINGS, find_caption
 from .draws import generator
 from .errors import Refused
+from .paths import check_file, lies_in
 from .pixels import PICTURE_FORMATS, has_alpha, load_pixels, openable, read_rgb, to_rgb
 from .tables import find_table
 
@@ -34,13 +35,15 @@ MOST_REMEMBERED = 60_000
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """One usable picture: upright size in pixels, caption (may be empty), how often it counts (0: not, as in kohya's `0_name`), and remarks for the user."""
+    """One usable picture: upright size in pixels, caption (may be empty, or of several lines), how often it counts (0: not, as in
+    kohya's `0_name`), remarks for the user, and the name of a second caption file that says something else."""
     path: Path
     width: int
     height: int
     caption: str
     repeats: int = 1
     warnings: tuple[str, ...] = ()
+    other_caption: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Problem:
 
 # --- What is there -------------------------------------------------------------------------------------------------------
 
-def scan(folder: Path, *, metadata_path: str = "", repeats: int = 1, thorough: bool = True) -> tuple[list[Picture], list[Problem]]:
+def scan(folder: Path, *, metadata_path: str = "", repeats: int = 1, thorough: bool = True,
+         caption_ending: str = CAPTION_ENDINGS[0]) -> tuple[list[Picture], list[Problem]]:
     """Look at every picture of a folder, kohya's `10_name` subfolders included, sorted by name.
 
     Returns those that can be used and those that cannot, each with its reason. Without `thorough` only headers are read of pictures that
@@ -65,7 +69,8 @@ def scan(folder: Path, *, metadata_path: str = "", repeats: int = 1, thorough: b
         for path in sorted(_listed(place), key=lambda path: path.name):
             if not is_picture_file(path):
                 continue
-            found = examine(path, table, repeats=place_repeats, class_words=class_words, thorough=thorough)
+            found = examine(path, table, repeats=place_repeats, class_words=class_words, thorough=thorough,
+                            caption_ending=caption_ending)
             (pictures if isinstance(found, Picture) else problems).append(found)
     return pictures, problems
 
@@ -81,17 +86,22 @@ def is_picture_name(name: str) -> bool:
     return ending.lower() in PICTURE_ENDINGS and not os.path.basename(stem).startswith(".") and not stem.endswith(MASK_ENDING)
 
 
-def examine(path: Path, table: dict[str, str] | None = None, *, repeats: int = 1, class_words: str = "", thorough: bool = True) -> Picture | Problem:
+def examine(path: Path, table: dict[str, str] | None = None, *, repeats: int = 1, class_words: str = "", thorough: bool = True,
+            caption_ending: str = CAPTION_ENDINGS[0]) -> Picture | Problem:
     """See whether a picture can be used, by decoding it once or (not `thorough`) by its header, and read its caption."""
     try:
         facts = inspect(path, thorough=thorough)
-        caption = read_caption(path, table)
     except Refused as error:
         return Problem(path, error.message)
     except OSError as error:
         return Problem(path, f"{path.name} cannot be read: {error.strerror or error}.")
-    remarks = facts.remarks if caption or class_words else (*facts.remarks, "no caption")
-    return Picture(path, facts.width, facts.height, caption or class_words, repeats, remarks)
+    try:
+        found = find_caption(path, table, preferred=caption_ending)
+    except OSError as error:
+        return Problem(path, f"The caption file of {path.name} cannot be read: {error.strerror or error}.")
+    caption = found.text or class_words
+    remarks = facts.remarks if caption else (*facts.remarks, "no caption")
+    return Picture(path, facts.width, facts.height, caption, repeats, remarks, found.other)
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -114,7 +124,12 @@ def read_kohya_name(folder: PurePath) -> tuple[int, str] | None:
 
 def picture_folders(folder: Path) -> list[Path]:
     """Return the folders that a data set's pictures lie in: itself, and kohya's subfolders. Raises OSError."""
-    return [folder, *sorted(path for path in folder.iterdir() if read_kohya_name(path) and path.is_dir())]
+    return [folder, *sorted(path for path in folder.iterdir() if read_kohya_name(path) and _is_other_folder(path, folder))]
+
+
+def _is_other_folder(path: Path, folder: Path) -> bool:
+    """A link that leads back to the folder, or above it, would show the same pictures twice."""
+    return path.is_dir() and not (path.is_symlink() and lies_in(folder, path))
 
 
 def _places(folder: Path, repeats: int) -> list[tuple[Path, int, str]]:
@@ -207,6 +222,7 @@ def opened(path: Path, *, decodes: bool = True) -> Iterator[Image.Image]:
 
     Where it is only asked for its header (not `decodes`), nobody waits for a large one.
     """
+    check_file(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:

@@ -15,7 +15,8 @@ from typing import Any
 from urllib.parse import quote
 
 from . import checks, pictures, tables
-from .captions import LARGEST_CAPTION_BYTES, can_be_caption, content_of, one_line, sidecar, split_tags, to_bytes, with_trigger
+from .captions import (LARGEST_CAPTION_BYTES, can_be_caption, caption_paths, content_of, in_table, lines_of, sidecar, split_tags, text_of, to_bytes,
+                       with_trigger)
 from .config import is_plain_text
 from .dataset import PICTURE_ENDINGS, Picture, Problem, inspect, is_picture_file, picture_folders, read_kohya_name, scan
 from .edits import plan_edit
@@ -23,6 +24,7 @@ from .encodings import ENCODINGS
 from .errors import Refused
 from .examination import Examination, near_duplicates
 from .history import Change, ChangedMeanwhile, History, Outcome, digest
+from .paths import lies_in
 
 WINDOWS_OWN = r"(?i)(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[\d\u00b9\u00b2\u00b3]) *(\..*)?"      # names of devices, whatever ending they have
 CountTokens = Callable[[Sequence[str]], "list[int] | None"]
@@ -81,7 +83,7 @@ class DataSetEditor:
         for place in self._places():
             with os.scandir(place) as entries:
                 for entry in entries:
-                    with contextlib.suppress(FileNotFoundError):                   # it may go while we look
+                    with contextlib.suppress(OSError):                             # it may go while we look, or be a link to itself
                         if not entry.name.startswith(".") and entry.is_file():
                             stat = entry.stat()
                             found[self._relative(Path(entry.path))] = f"{stat.st_mtime_ns}/{stat.st_size}"
@@ -104,7 +106,7 @@ class DataSetEditor:
 
     def _is_there(self, path: Path) -> bool:
         try:
-            return path.is_file() and path.resolve().is_relative_to(self.folder.resolve())
+            return path.is_file() and lies_in(path, self.folder)
         except (OSError, ValueError):                                              # a name that is too long, or has a NUL
             return False
 
@@ -187,7 +189,7 @@ class DataSetEditor:
         for filename, caption in captions.items():
             with contextlib.suppress(Refused):                                     # the picture was deleted or renamed while it was looked at
                 found = self._sidecar(filename)
-                manual = found.content is not None and (found.path, found.version) not in automatic and bool(one_line(found.content))
+                manual = found.content is not None and (found.path, found.version) not in automatic and bool(text_of(found.content))
                 if not (keep_manual and manual):
                     changes[filename] = Change(found.path, found.content, to_bytes(caption))
         return changes
@@ -207,9 +209,11 @@ class DataSetEditor:
             self._refuse_taken(new)
             key, target = self._history.put_aside(filename), self._relative(new)
             changes = [Change(filename, key, None, filename), Change(target, None, key, filename)]
-            content = to_bytes(tables.find_table(path.parent).get(path.name, "")) or None if found.content is None else found.content
-            if content is not None:
-                changes += [*self._without_caption(found, [filename], bundle=filename), Change(self._relative(sidecar(new)), None, content, filename)]
+            for file in self._caption_files(filename):
+                target_file = self._relative(new.with_suffix(Path(file.path).suffix))
+                changes += [*self._without_caption(file, [filename], bundle=filename), Change(target_file, None, file.content, filename)]
+            if found.content is None and (content := to_bytes(in_table(path, tables.find_table(path.parent)) or "")):
+                changes.append(Change(self._relative(sidecar(new)), None, content, filename))
             automatic = (found.path, found.version) in self._history.automatic()
             return {**self._run(f"Rename {path.name} to {new.name}", changes, automatic=automatic), "filename": target}
 
@@ -233,8 +237,9 @@ class DataSetEditor:
             paths = [self.picture_path(filename) for filename in dict.fromkeys(filenames)]
             going, changes = [self._relative(path) for path in paths], []
             for filename in going:
-                changes += [Change(filename, self._history.put_aside(filename), None, filename),
-                            *self._without_caption(self._sidecar(filename), going, bundle=filename)]
+                changes.append(Change(filename, self._history.put_aside(filename), None, filename))
+                for file in self._caption_files(filename):
+                    changes += self._without_caption(file, going, bundle=filename)
             return self._run(f"Delete {_count(paths)}", changes)
 
     # --- Pictures and checks ---------------------------------------------------------------------------------------------
@@ -258,14 +263,16 @@ class DataSetEditor:
         self._examination.start([picture.path for picture in found if picture.path not in findings])
         names = {picture.path: self._relative(picture.path) for picture in found}
         duplicates = near_duplicates({names[path]: finding for path, finding in findings.items()})
-        tokens = self._count_tokens([with_trigger(picture.caption, wanted.trigger_word) for picture in found]) if self._count_tokens and found else None
+        shown = [max(lines_of(picture.caption, wanted.caption_lines), key=len) for picture in found]
+        tokens = self._count_tokens([with_trigger(caption, wanted.trigger_word) for caption in shown]) if self._count_tokens and found else None
         shared = self._sharing()
         rows, remarks = {}, []
         for number, picture in enumerate(found):
             name, size = names[picture.path], {"width": picture.width, "height": picture.height}
             crop = checks.crop_for(**size, wanted=wanted)
             own = {"tokens": tokens[number] if tokens else None, "duplicates": duplicates.get(name, [])}
-            remarks.append(checks.remarks_on(**size, **own, caption=picture.caption, shared=shared.get(name, []), crop=crop, wanted=wanted))
+            remarks.append(checks.remarks_on(**size, **own, caption=picture.caption, other=picture.other_caption, shared=shared.get(name, []), crop=crop,
+                                             wanted=wanted))
             rows[name] = {**own, "remarks": [dataclasses.asdict(remark) for remark in remarks[-1]], "crop": crop}
         counted = tokens is not None or not self._count_tokens or not found
         return {"ready": len(findings) == len(found) and counted, "examined": len(findings), "total": len(found),
@@ -291,7 +298,7 @@ class DataSetEditor:
 
     def _inside(self, path: Path) -> bool:
         linked = path.is_symlink() or (path.parent != self.folder and path.parent.is_symlink())
-        return not linked or path.resolve().is_relative_to(self.folder.resolve())
+        return not linked or lies_in(path, self.folder)
 
     def _places(self) -> list[Path]:
         """The folder itself and kohya's subfolders; raises `Refused` when it is not there any more."""
@@ -317,7 +324,18 @@ class DataSetEditor:
 
     def _sidecar(self, filename: str) -> Sidecar:
         path = sidecar(self.picture_path(filename))
-        return Sidecar(self._relative(path), content_of(path))
+        try:
+            return Sidecar(self._relative(path), content_of(path))
+        except OSError as error:
+            raise Refused(f"The caption file {path.name} cannot be read: {error.strerror or error}.", code="unreadable_caption") from error
+
+    def _caption_files(self, filename: str) -> list[Sidecar]:
+        """Return a picture's caption files that are there and can be read, the one that counts first."""
+        found = []
+        for path in caption_paths(self.picture_path(filename)):
+            with contextlib.suppress(OSError):                                     # too large, say: it stays where it is
+                found.append(Sidecar(self._relative(path), content_of(path)))
+        return [file for file in found if file.content is not None]
 
     def _without_caption(self, found: Sidecar, going: Sequence[str], *, bundle: str) -> list[Change]:
         """The change that takes a caption file away, unless a picture that stays needs it, too."""
@@ -326,7 +344,11 @@ class DataSetEditor:
 
     def _versions(self) -> dict[str, str]:
         """Return every picture's version, to be read before the captions: what changes in between is then seen as changed."""
-        return {filename: self._sidecar(filename).version for names in self._pictures_by_sidecar().values() for filename in names}
+        found = {}
+        for filename in {filename for names in self._pictures_by_sidecar().values() for filename in names}:
+            with contextlib.suppress(Refused):                                     # its caption cannot be read, which costs that picture alone
+                found[filename] = self._sidecar(filename).version
+        return found
 
     def _drop_rivals(self, rows: dict[str, tables.Row]) -> list[tables.LineProblem]:
         """Take out rows that give another caption to a caption file that an earlier row gave one."""
@@ -394,7 +416,8 @@ class DataSetEditor:
     def _pictures_by_sidecar(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         for path in self._picture_files():
-            found.setdefault(self._relative(sidecar(path)), []).append(self._relative(path))
+            for file in caption_paths(path):
+                found.setdefault(self._relative(file), []).append(self._relative(path))
         return found
 
     def _current(self, filenames: Iterator[str] | Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -404,7 +427,7 @@ class DataSetEditor:
             found = self._sidecar(filename)
             if found.content is None and captions is None:                         # a table or the folder's class words may have one
                 captions = self.captions()
-            caption = (captions or {}).get(filename, "") if found.content is None else one_line(found.content)
+            caption = (captions or {}).get(filename, "") if found.content is None else text_of(found.content)
             rows[filename] = {"caption": caption, "version": found.version, "automatic": (found.path, found.version) in automatic}
         return rows
 

@@ -29,8 +29,8 @@ def plan_edit(action: str, captions: Mapping[str, str], settings: Mapping[str, A
     if action == "order":
         values["captions"] = list((everything or captions).values())
     edit = make(**values)
-    edited = ((name, caption, edit(caption)) for name, caption in captions.items())
-    return {name: " ".join(after.split()) for name, before, after in edited if after != before}
+    edited = ((name, caption, _line_by_line(edit, caption)) for name, caption in captions.items())
+    return {name: after for name, before, after in edited if after != before}
 
 
 Edit = Callable[[str], str]
@@ -105,6 +105,13 @@ ACTIONS: dict[str, tuple[Callable[..., Edit], dict[str, tuple[Any, bool]]]] = {
     "sort": (sort, {}),
     "order": (order, {"keep": _OPTIONAL}),
 }
+
+
+def _line_by_line(edit: Edit, caption: str) -> str:
+    """Edit each line of a caption by itself; a line that stays the same is left as it is."""
+    edited = ((line, edit(line)) for line in caption.split("\n"))
+    lines = (before if after == before else " ".join(after.split()) for before, after in edited)
+    return "\n".join(line for line in lines if line)
 
 
 # --- Inside --------------------------------------------------------------------------------------------------------------

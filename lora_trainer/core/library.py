@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from .captions import LARGEST_CAPTION_BYTES, read_caption, write_atomically
+from .captions import CAPTION_ENDINGS, LARGEST_CAPTION_BYTES, read_caption, write_atomically
 from .config import check_name, is_plain_text
 from .dataset import PICTURE_ENDINGS, Problem, examine, is_picture_file, picture_folders
 from .editor import CountTokens, DataSetEditor, safe_filename
@@ -100,7 +100,7 @@ class Library:
         folder = self.path(name)
         filename = _uploadable_name(filename)
         ending = Path(filename).suffix.lower()
-        limit = LARGEST_UPLOAD_BYTES if ending in PICTURE_ENDINGS else LARGEST_CAPTION_BYTES if ending == ".txt" else LARGEST_TABLE_BYTES
+        limit = LARGEST_UPLOAD_BYTES if ending in PICTURE_ENDINGS else LARGEST_CAPTION_BYTES if ending in CAPTION_ENDINGS else LARGEST_TABLE_BYTES
         if len(data) > limit:
             raise Refused(f"{filename} is too large: at most {limit / 1e6:g} MB.", code="too_large")
         if ending in PICTURE_ENDINGS:
@@ -185,8 +185,8 @@ def _checked_name(name: str) -> str:
 
 def _uploadable_name(filename: str) -> str:
     name = safe_filename(filename)
-    if Path(name).suffix.lower() not in (*PICTURE_ENDINGS, ".txt") and name.lower() not in TABLE_NAMES:
-        raise Refused(f"{name} is neither a picture ({', '.join(PICTURE_ENDINGS[:5])}, …) nor a caption (.txt, metadata.csv).", code="not_a_picture")
+    if Path(name).suffix.lower() not in (*PICTURE_ENDINGS, *CAPTION_ENDINGS) and name.lower() not in TABLE_NAMES:
+        raise Refused(f"{name} is neither a picture ({', '.join(PICTURE_ENDINGS[:5])}, …) nor a caption (.txt, .caption, metadata.csv).", code="not_a_picture")
     return name
 
 

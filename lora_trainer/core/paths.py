@@ -1,5 +1,6 @@
 """Paths that requests name: read, and kept inside the folders that are allowed."""
 import itertools
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -37,6 +38,23 @@ def check_inside(path: Path, roots: Sequence[Path]) -> None:
     if resolved is None or not any(resolved.is_relative_to(root.resolve()) for root in roots):
         raise Refused(f"This WebUI can be reached from other machines, so only folders inside {', '.join(str(root) for root in roots)} may be used. "
                       "Start it with --train-lora-allowed-dirs to add some.", field="train_data_dir", code="forbidden_path")
+
+
+def check_file(path: Path) -> None:
+    """Raise `Refused` for what is there and is no file: a folder, or a pipe or device, of which a
+    read may never end. Raises OSError for what is not there."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+        raise Refused(f"{path.name} is {kind}, not a file.", code="not_a_file")
+
+
+def lies_in(path: Path, folder: Path) -> bool:
+    """Tell whether a path is inside a folder once links are followed; False for a circle of links."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):                                    # RuntimeError: Python before 3.13
+        return False
 
 
 def _elsewhere(path: Path) -> bool:

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from .buckets import Bucket, covering_of
 from .contracts import Size
+from .paths import check_file
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "MPO")
 LUMA = (0.30, 0.59, 0.11)
@@ -57,6 +58,7 @@ def openable() -> list[str]:
 
 def read_rgb(path: Path) -> Image.Image:
     """Read any picture as upright 8-bit RGB: EXIF rotation applied, first frame, transparency on white, CMYK and 16 bit converted."""
+    check_file(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(path, formats=openable()) as opened:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas
 
-from .captions import LARGEST_CAPTION_BYTES, can_be_caption
+from .captions import LARGEST_CAPTION_BYTES, can_be_caption, plain_lines
 from .encodings import LEGACY_ENCODINGS, decode, guess_encoding
 from .errors import Refused
 
@@ -217,7 +217,7 @@ def _add(line: int, filename: Any, caption: Any, rows: list[Row], problems: list
     elif not can_be_caption(caption):
         problems.append(LineProblem(line, f"the caption is not text of at most {LARGEST_CAPTION_BYTES // 1000} kB."))
     else:
-        rows.append(Row(line, filename.strip(), " ".join(caption.split())))
+        rows.append(Row(line, filename.strip(), plain_lines(caption)))
 
 
 def find_header(text: str) -> tuple[str, str | None]:

@@ -47,12 +47,12 @@ def captions(editor):
 
 def test_a_caption_is_saved_undone_and_done_again(editor, folder):
     before = rows(editor)["a.png"]["version"]
-    done = editor.set_captions({"a.png": "  new\ncaption "}, versions={"a.png": before})
-    assert (folder / "a.txt").read_text(encoding="utf-8") == "new caption\n" and done["captions"]["a.png"]["caption"] == "new caption"
+    done = editor.set_captions({"a.png": "  new \r\n\n caption "}, versions={"a.png": before})
+    assert (folder / "a.txt").read_text(encoding="utf-8") == "new\ncaption\n" and done["captions"]["a.png"]["caption"] == "new\ncaption"
     assert done["captions"]["a.png"]["version"] == rows(editor)["a.png"]["version"] != before and done["history"]["undo"] == "Caption of a.png"
     undone = editor.undo()
     assert (folder / "a.txt").read_bytes() == b"zib, cat" and undone["captions"]["a.png"] == {"caption": "zib, cat", "version": before, "automatic": False}
-    assert editor.redo()["captions"]["a.png"]["caption"] == "new caption"
+    assert editor.redo()["captions"]["a.png"]["caption"] == "new\ncaption"
 
 
 def test_a_stale_version_writes_nothing_and_says_what_is_there(editor, folder):

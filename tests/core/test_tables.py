@@ -40,7 +40,7 @@ def rows(text, name="metadata.csv", **settings):
 @pytest.mark.parametrize("text, expected", [
     ("filename,prompt\na.png,x\n", [(2, "a.png", "x")]),
     ("\ufefffilename,prompt\r\na.png,x\r\n", [(2, "a.png", "x")]),
-    ('filename,prompt\na.png,"say ""hi"", you"\nb.png,"two\nlines"\nc.png,z\n', [(2, "a.png", 'say "hi", you'), (3, "b.png", "two lines"), (5, "c.png", "z")]),
+    ('filename,prompt\na.png,"say ""hi"", you"\nb.png,"two\nlines"\nc.png,z\n', [(2, "a.png", 'say "hi", you'), (3, "b.png", "two\nlines"), (5, "c.png", "z")]),
     ('"prompt","extra","filename"\n"x, y",1,"C:\\my pictures\\a.png"\n', [(2, "C:\\my pictures\\a.png", "x, y")]),
     ("filename;prompt\na.png;x, y\n", [(2, "a.png", "x, y")]),
     ("filename\tprompt\na.png\tx, y\n", [(2, "a.png", "x, y")]),

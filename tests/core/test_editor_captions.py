@@ -1,0 +1,182 @@
+"""Caption files of other programs in a data set that is edited: several lines, .caption beside .txt, and what is no file at all."""
+import os
+import time
+
+import pytest
+from PIL import Image
+
+from lora_trainer.core.checks import Wanted
+from lora_trainer.core.dataset import scan
+from lora_trainer.core.editor import DataSetEditor
+from lora_trainer.core.errors import Refused
+from lora_trainer.core.tables import find_table
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (64, 48), "red").save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def editor(folder, tmp_path):
+    opened = DataSetEditor("cats", folder, tmp_path / "home", count_tokens=lambda captions: [len(caption.split()) for caption in captions])
+    yield opened
+    opened.close()
+
+
+def captions(editor):
+    return {row["filename"]: row["caption"] for row in editor.describe()["pictures"]}
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.suffix != ".png"}
+
+
+def remarks(editor, filename, **wanted):
+    return {remark["code"]: remark["message"] for remark in editor.check(Wanted(**wanted))["pictures"][filename]["remarks"]}
+
+
+# --- Several lines -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("action, settings, expected", [
+    ("prepend", {"text": "zib"}, "zib, a cat, red\nzib, sitting, cat"), ("append", {"text": "hd"}, "a cat, red, hd\nsitting, cat, hd"),
+    ("remove_tag", {"tag": "red"}, "a cat\nsitting, cat"), ("rename_tag", {"tag": "cat", "to": "dog"}, "a cat, red\nsitting, dog"),
+    ("replace", {"find": "a ", "replace": ""}, "cat, red\nsitting, cat"), ("sort", {}, "a cat, red\ncat, sitting"),
+    ("trigger_first", {"text": "cat"}, "cat, a cat, red\ncat, sitting")])
+def test_an_edit_of_many_works_line_by_line(editor, folder, action, settings, expected):
+    (folder / "a.txt").write_text("a cat, red\nsitting, cat\n", encoding="utf-8")
+    editor.bulk_edit(action, settings)
+    assert captions(editor)["a.png"] == expected
+    editor.undo()
+    assert (folder / "a.txt").read_bytes() == b"a cat, red\nsitting, cat\n"
+
+
+def test_a_line_that_an_edit_does_not_touch_stays_as_it_is(editor, folder):
+    (folder / "a.txt").write_text("a cat,red\ndog\n", encoding="utf-8")
+    editor.bulk_edit("remove_tag", {"tag": "dog"})
+    assert (folder / "a.txt").read_bytes() == b"a cat,red\n"
+
+
+def test_lines_go_into_a_table_and_come_back(editor, folder):
+    (folder / "a.txt").write_text("a cat\nsitting, \"here\"\n", encoding="utf-8")
+    for format in ("csv", "jsonl"):
+        table = editor.export_table(format)
+        (folder / "a.txt").write_text("other", encoding="utf-8")
+        editor.import_table(f"metadata.{format}", table, apply=True)
+        assert (folder / "a.txt").read_bytes() == b'a cat\nsitting, "here"\n'
+
+
+def test_tokens_are_counted_as_lines_are_used(editor, folder):
+    (folder / "a.txt").write_text("one two\nthree four five\n", encoding="utf-8")
+    counts = {use: editor.check(Wanted(caption_lines=use))["pictures"]["a.png"]["tokens"] for use in ("join", "first", "alternatives")}
+    assert counts == {"join": 5, "first": 2, "alternatives": 3}
+
+
+# --- .caption beside .txt ------------------------------------------------------------------------------------------------
+
+def test_a_caption_file_is_edited_itself_and_comes_back(editor, folder):
+    (folder / "a.caption").write_bytes(b"from kohya\r\n")
+    row = next(row for row in editor.describe()["pictures"] if row["filename"] == "a.png")
+    assert row["caption"] == "from kohya" and row["version"]
+    done = editor.set_captions({"a.png": "mine"}, versions={"a.png": row["version"]})
+    assert files(folder) == {"a.caption": b"mine\n"} and done["captions"]["a.png"]["caption"] == "mine"
+    assert editor.undo()["captions"]["a.png"]["caption"] == "from kohya" and files(folder) == {"a.caption": b"from kohya\r\n"}
+
+
+def test_both_caption_files_go_and_come_with_their_picture(editor, folder):
+    (folder / "a.txt").write_text("ours", encoding="utf-8")
+    (folder / "a.caption").write_text("theirs", encoding="utf-8")
+    before = files(folder)
+    editor.rename("a.png", "c")
+    assert files(folder) == {"c.txt": b"ours", "c.caption": b"theirs"} and captions(editor)["c.png"] == "ours"
+    editor.undo()
+    assert files(folder) == before
+    editor.discard(["a.png"])
+    assert files(folder) == {}
+    editor.undo()
+    assert files(folder) == before and captions(editor)["a.png"] == "ours"
+
+
+def test_a_name_is_taken_by_a_caption_file_that_waits_there(editor, folder):
+    (folder / "c.caption").write_text("another's", encoding="utf-8")
+    with pytest.raises(Refused, match="There is already c.caption"):
+        editor.rename("a.png", "c")
+
+
+def test_two_captions_that_differ_are_pointed_out(editor, folder):
+    for name in ("a", "b"):
+        (folder / f"{name}.txt").write_text("ours", encoding="utf-8")
+    (folder / "a.caption").write_text("theirs", encoding="utf-8")
+    (folder / "b.caption").write_text("ours\r\n", encoding="utf-8")
+    assert "a.caption says something else; the .txt counts" in remarks(editor, "a.png")["two_captions"] and "two_captions" not in remarks(editor, "b.png")
+    assert {"code": "two_captions", "title": "two captions", "count": 1} in editor.check(Wanted())["summary"]
+
+
+def test_a_lora_in_a_caption_is_pointed_out(editor, folder):
+    (folder / "a.txt").write_text("a cat, lora:mycat:0.9", encoding="utf-8")
+    assert "lora:mycat:0.9 belongs in a prompt" in remarks(editor, "a.png")["lora_in_caption"] and "lora_in_caption" not in remarks(editor, "b.png")
+
+
+# --- What is no file, or not to be read -----------------------------------------------------------------------------------
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes by name")
+@pytest.mark.parametrize("make", [
+    lambda path: os.mkfifo(path), lambda path: path.symlink_to(path.name), lambda path: path.mkdir(), lambda path: path.symlink_to("/dev/zero"),
+    lambda path: path.symlink_to("gone.png")], ids=["pipe", "link to itself", "folder", "device", "dead link"])
+def test_a_picture_that_is_no_file_costs_nobody_else(editor, folder, make):
+    started = time.monotonic()
+    make(folder / "x.png")
+    found, problems = scan(folder)
+    assert [picture.path.name for picture in found] == ["a.png", "b.png"] and [problem.path.name for problem in problems] == ["x.png"]
+    assert set(captions(editor)) == {"a.png", "b.png"} and [row["filename"] for row in editor.describe()["problems"]] == ["x.png"]
+    editor.bulk_edit("prepend", {"text": "zib"})
+    editor.check(Wanted())
+    assert captions(editor) == {"a.png": "zib", "b.png": "zib"}
+    with pytest.raises(Refused, match="There is no picture"):
+        editor.preview("x.png")
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes by name")
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to(path.name), lambda path: path.mkdir()], ids=["pipe", "link to itself", "folder"])
+@pytest.mark.parametrize("ending", [".txt", ".caption"])
+def test_a_caption_that_is_no_file_is_none(editor, folder, make, ending):
+    make(folder / f"a{ending}")
+    assert captions(editor) == {"a.png": "", "b.png": ""}
+    editor.set_captions({"b.png": "x"})
+    assert captions(editor) == {"a.png": "", "b.png": "x"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes by name")
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to(path.name), lambda path: path.mkdir()], ids=["pipe", "link to itself", "folder"])
+def test_a_table_that_is_no_file_is_none(folder, make):
+    make(folder / "metadata.csv")
+    assert find_table(folder) == {} and len(scan(folder)[0]) == 2
+    with pytest.raises(Refused, match="caption table"):
+        find_table(folder, str(folder / "metadata.csv"))
+
+
+def test_a_caption_file_that_is_too_large_is_a_problem_of_its_picture(editor, folder):
+    with open(folder / "a.txt", "wb") as file:
+        file.truncate(1_500_000_000)
+    assert [problem.reason for problem in scan(folder)[1]] == ["The caption file of a.png cannot be read: larger than 200 kB."]
+    assert set(captions(editor)) == {"b.png"} and editor.describe()["problems"][0]["filename"] == "a.png"
+    editor.bulk_edit("prepend", {"text": "zib"})
+    with pytest.raises(Refused, match="a.txt cannot be read: larger than 200 kB"):
+        editor.set_captions({"a.png": "mine"})
+    editor.discard(["a.png"])
+    assert captions(editor) == {"b.png": "zib"} and (folder / "a.txt").stat().st_size == 1_500_000_000
+    editor.undo()
+    assert (folder / "a.png").is_file()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_a_folder_that_leads_back_to_the_data_set_shows_nothing_twice(editor, folder):
+    (folder / "2_loop").symlink_to("2_loop")
+    (folder / "3_self").symlink_to(".")
+    (folder / "4_up").symlink_to("..")
+    assert set(captions(editor)) == {"a.png", "b.png"} and len(scan(folder)[0]) == 2

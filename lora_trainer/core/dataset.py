@@ -22,7 +22,7 @@ from .paths import check_file, lies_in
 from .pixels import PICTURE_FORMATS, has_alpha, load_pixels, openable, read_rgb, to_rgb
 from .tables import find_table
 
-__all__ = ["Bucket", "Facts", "Picture", "Problem", "assign_bucket", "batches_per_epoch", "crop_of", "epoch_batches", "examine", "generator", "inspect", "is_picture_file",
+__all__ = ["Bucket", "Facts", "Picture", "Problem", "assign_bucket", "batches_per_epoch", "crop_of", "epoch_batches", "examine", "generator", "inspect", "is_other_folder", "is_picture_file",
            "is_picture_name", "load_pixels", "look", "opened", "picture_folders", "read_kohya_name", "read_rgb", "remember", "scan"]
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jfif")
@@ -124,10 +124,10 @@ def read_kohya_name(folder: PurePath) -> tuple[int, str] | None:
 
 def picture_folders(folder: Path) -> list[Path]:
     """Return the folders that a data set's pictures lie in: itself, and kohya's subfolders. Raises OSError."""
-    return [folder, *sorted(path for path in folder.iterdir() if read_kohya_name(path) and _is_other_folder(path, folder))]
+    return [folder, *sorted(path for path in folder.iterdir() if read_kohya_name(path) and is_other_folder(path, folder))]
 
 
-def _is_other_folder(path: Path, folder: Path) -> bool:
+def is_other_folder(path: Path, folder: Path) -> bool:
     """A link that leads back to the folder, or above it, would show the same pictures twice."""
     return path.is_dir() and not (path.is_symlink() and lies_in(folder, path))
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .config import is_plain_text
-from .dataset import is_picture_name, read_kohya_name
+from .dataset import is_other_folder, is_picture_name, read_kohya_name
+from .paths import lies_in
 
 SETTLED_NS = 2_000_000_000             # a file system's clock may tick this slowly (FAT); most do it every 4 ms
 
@@ -18,6 +19,9 @@ class Stamp(NamedTuple):
     st_mtime_ns: int
     st_size: int
     st_ctime_ns: int
+
+
+Files = tuple[tuple[str, Stamp], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +55,13 @@ class Listing:
         """Return the pictures whose caption file a path is: those of the same stem."""
         return [] if is_picture_name(path) else self._pictures_by_stem.get(_stem(path), [])
 
-    def beside(self, picture: str) -> tuple[tuple[str, Stamp], ...]:
+    def beside(self, picture: str) -> Files:
         """Return the files that may hold a picture's caption, each with its stamp."""
         return tuple(self._others_by_stem.get(_stem(picture), ()))
+
+    def place_of(self, path: str) -> Place:
+        """Return the folder that a file lies in."""
+        return self._places_by_prefix[path[:path.rfind("/") + 1]]
 
     def sharing(self) -> dict[str, list[str]]:
         """Return, for each picture whose caption file is also another's, those others."""
@@ -72,6 +80,10 @@ class Listing:
                 files.pop(path, None)
                 pictures.pop(path, None)
         return dataclasses.replace(self, files=files, pictures=pictures)
+
+    @functools.cached_property
+    def _places_by_prefix(self) -> dict[str, Place]:
+        return {place.prefix: place for place in self.places}
 
     @functools.cached_property
     def _pictures_by_stem(self) -> dict[str, list[str]]:
@@ -97,21 +109,16 @@ def list_files(folder: Path) -> Listing:
         found = list(_entries(place.path))
         if not place.prefix:
             places += [Place(folder / name, f"{name}/", *kohya) for name in sorted(entry.name for entry in found)
-                       if (kohya := read_kohya_name(folder / name)) and os.path.isdir(folder / name)]
-        outside = place.path.is_symlink() and not is_inside(place.path, folder) if place.prefix else False
+                       if (kohya := read_kohya_name(folder / name)) and is_other_folder(folder / name, folder)]
+        outside = bool(place.prefix) and place.path.is_symlink() and not lies_in(place.path, folder)
         for entry in sorted((entry for entry in found if is_picture_name(entry.name)), key=lambda entry: entry.name):
             path = place.path / entry.name
-            if reason := _reason_against(path, outside or (entry.is_symlink() and not is_inside(path, folder))):
+            if reason := _reason_against(path, outside or (entry.is_symlink() and not lies_in(path, folder))):
                 barred[path] = reason
             else:
                 pictures[place.prefix + entry.name] = path
         files.update((place.prefix + _text(entry.name), stamp) for entry in found if (stamp := _stamp_of(entry)))
     return Listing(folder, places, files, pictures, barred)
-
-
-def is_inside(path: Path, folder: Path) -> bool:
-    """Tell whether a path lies in a folder when every link is followed; a link to itself stays where it is."""
-    return os.path.join(os.path.realpath(path), "").startswith(os.path.join(os.path.realpath(folder), ""))
 
 
 class Remembered:
@@ -122,16 +129,19 @@ class Remembered:
     """
 
     def __init__(self) -> None:
-        self._values: dict[Hashable, tuple[Any, Any]] = {}
+        self._values: dict[Hashable, tuple[Files, Any, Any]] = {}
 
-    def get(self, key: Hashable, stamps: tuple[Any, ...], read: Callable[[], Any]) -> Any:
-        """Return what `read` has returned for these stamps, or returns now. The stamps must be older than the call."""
+    def get(self, key: Hashable, files: Files, read: Callable[[], Any], *, other: Any = None) -> Any:
+        """Return what `read` has returned for files of these stamps, and for `other`, or returns now.
+
+        `files` must have been looked at before this is called, and name at least one.
+        """
         known = self._values.get(key)
-        if known is not None and known[0] == stamps:
-            return known[1]
+        if known is not None and known[0] == files and known[1] == other:
+            return known[2]
         value = read()
-        if all(_is_settled(stamp) for stamp in stamps if isinstance(stamp, Stamp)):
-            self._values[key] = stamps, value
+        if files and all(_is_settled(stamp) for _, stamp in files):
+            self._values[key] = files, other, value
         return value
 
     def keep_only(self, keys: Iterable[Hashable]) -> None:

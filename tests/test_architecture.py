@@ -7,14 +7,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "lora_trainer"
-ENTRIES = {f"{PACKAGE}.__main__", f"{PACKAGE}.demo.pretrain", f"{PACKAGE}.demo.pretrain_clip", f"{PACKAGE}.bench"}
+ENTRIES = {f"{PACKAGE}.__main__", f"{PACKAGE}.demo.pretrain", f"{PACKAGE}.demo.pretrain_clip", f"{PACKAGE}.bench", f"{PACKAGE}.bench_dataset"}
 WEBUI = {f"{PACKAGE}.hosts.webui{part}" for part in ("", "_captioners", "_captions", "_checkpoint", "_guard", "_loan", "_loras", "_model")}
 # What a part may import besides itself. `demo` lends its vocabulary writer to hosts, its CLIP to captioners and its commands to the command line.
 MAY_IMPORT = {
     "core": set(),
     "captioning": {"core", "demo"},
     "jobs": {"core", "captioning"},
-    "interfaces": {"core", "captioning", "jobs", "demo", "bench"},
+    "interfaces": {"core", "captioning", "jobs", "demo", "bench", "bench_dataset"},
     "hosts": {"core", "captioning", "jobs", "demo"},
     "demo": {"core", "jobs"},
 }

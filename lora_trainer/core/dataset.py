@@ -22,15 +22,15 @@ from .paths import check_file, lies_in
 from .pixels import PICTURE_FORMATS, has_alpha, load_pixels, openable, read_rgb, to_rgb
 from .tables import find_table
 
-__all__ = ["Bucket", "Facts", "Picture", "Problem", "assign_bucket", "batches_per_epoch", "crop_of", "epoch_batches", "examine", "generator", "inspect", "is_picture_file",
-           "load_pixels", "look", "opened", "picture_folders", "read_kohya_name", "read_rgb", "remember", "scan"]
+__all__ = ["Bucket", "Facts", "Picture", "Problem", "assign_bucket", "batches_per_epoch", "crop_of", "epoch_batches", "examine", "generator", "inspect", "is_other_folder", "is_picture_file",
+           "is_picture_name", "load_pixels", "look", "opened", "picture_folders", "read_kohya_name", "read_rgb", "remember", "scan"]
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jfif")
 MASK_ENDING = "-masklabel"             # of a mask's stem, as OneTrainer names them: cat-masklabel.png beside cat.png
 TRANSPARENT = "transparent parts become white"
 SMALLEST_PX, MOST_PIXELS, WIDEST_RATIO = 16, 120_000_000, 8.0
 LARGE_PIXELS = 40_000_000              # pictures above are decoded one at a time, or a few uploads could take all memory
-MOST_REMEMBERED = 20_000
+MOST_REMEMBERED = 60_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,13 @@ def scan(folder: Path, *, metadata_path: str = "", repeats: int = 1, thorough: b
 
 def is_picture_file(path: PurePath) -> bool:
     """Tell by its name whether a file is a picture to learn from: not hidden, and not another picture's mask."""
-    return path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".") and not path.stem.endswith(MASK_ENDING)
+    return is_picture_name(path.name)
+
+
+def is_picture_name(name: str) -> bool:
+    """As `is_picture_file`, of a name or of a path with slashes."""
+    stem, ending = os.path.splitext(name)
+    return ending.lower() in PICTURE_ENDINGS and not os.path.basename(stem).startswith(".") and not stem.endswith(MASK_ENDING)
 
 
 def examine(path: Path, table: dict[str, str] | None = None, *, repeats: int = 1, class_words: str = "", thorough: bool = True,
@@ -118,10 +124,10 @@ def read_kohya_name(folder: PurePath) -> tuple[int, str] | None:
 
 def picture_folders(folder: Path) -> list[Path]:
     """Return the folders that a data set's pictures lie in: itself, and kohya's subfolders. Raises OSError."""
-    return [folder, *sorted(path for path in folder.iterdir() if read_kohya_name(path) and _is_other_folder(path, folder))]
+    return [folder, *sorted(path for path in folder.iterdir() if read_kohya_name(path) and is_other_folder(path, folder))]
 
 
-def _is_other_folder(path: Path, folder: Path) -> bool:
+def is_other_folder(path: Path, folder: Path) -> bool:
     """A link that leads back to the folder, or above it, would show the same pictures twice."""
     return path.is_dir() and not (path.is_symlink() and lies_in(folder, path))
 

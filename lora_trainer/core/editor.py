@@ -4,42 +4,30 @@ The truth is on disk, in the .txt beside each picture; whoever edits says which 
 """
 import contextlib
 import dataclasses
-import hashlib
 import os
 import re
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from . import checks, pictures, tables
-from .captions import (LARGEST_CAPTION_BYTES, can_be_caption, caption_paths, content_of, in_table, lines_of, sidecar, split_tags, text_of, to_bytes,
-                       with_trigger)
+from .captions import LARGEST_CAPTION_BYTES, can_be_caption, in_table, lines_of, sidecar, split_tags, text_of, to_bytes, with_trigger
 from .config import is_plain_text
-from .dataset import PICTURE_ENDINGS, Picture, Problem, inspect, is_picture_file, picture_folders, read_kohya_name, scan
+from .dataset import Picture, inspect, is_picture_file, is_picture_name, read_kohya_name
 from .edits import plan_edit
 from .encodings import ENCODINGS
 from .errors import Refused
-from .examination import Examination, near_duplicates
-from .history import Change, ChangedMeanwhile, History, Outcome, digest
+from .examination import Examination, Twins
+from .history import Change, ChangedMeanwhile, History, Outcome
+from .listing import Listing
 from .paths import lies_in
+from .reader import Reader, Sidecar, named, picture_in
 
 WINDOWS_OWN = r"(?i)(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[\d\u00b9\u00b2\u00b3]) *(\..*)?"      # names of devices, whatever ending they have
 CountTokens = Callable[[Sequence[str]], "list[int] | None"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Sidecar:
-    """A picture's caption file: its path in the data set, its content (None: there is none)."""
-    path: str
-    content: bytes | None
-
-    @property
-    def version(self) -> str:
-        """A name for the exact content; "" when there is no file."""
-        return "" if self.content is None else digest(self.content)
 
 
 class DataSetEditor:
@@ -51,7 +39,8 @@ class DataSetEditor:
     def __init__(self, name: str, folder: Path, home: Path, *, count_tokens: CountTokens | None = None) -> None:
         self.name, self.folder, self._count_tokens = name, folder, count_tokens
         self._lock = threading.RLock()
-        self._history, self._examination = History(folder, home), Examination(home)
+        self._history, self._examination, self._twins = History(folder, home), Examination(home), Twins()
+        self._reader = Reader(folder, self._examination)
 
     def alive(self) -> bool:
         """Tell whether what it keeps is still on disk; a user may have deleted the folder and made it anew."""
@@ -65,36 +54,26 @@ class DataSetEditor:
 
     def describe(self) -> dict[str, Any]:
         """Return `{name, path, revision, history, trash, pictures, problems}`; pictures by their headers, without decoding any."""
-        revision = self.revision()
-        found, problems = self._scan()
-        automatic = self._history.automatic()
-        return {"name": self.name, "path": str(self.folder), "revision": revision, "history": self._history.labels(),
-                "trash": str(self._history.trash) if self._history.trash.is_dir() else None,
-                "pictures": [row for picture in found if (row := self._row(picture, automatic))],
-                "problems": [{"filename": self._relative(problem.path), "reason": problem.reason} for problem in problems]}
+        listing = self._reader.look()
+        found, problems = self._reader.scan(listing)
+        automatic, versions = self._history.automatic(), self._reader.versions(listing)
+        base = f"datasets/{quote(self.name)}/thumbnails"
+        rows = [_row(name, picture, versions[name][1], listing, automatic=versions[name] in automatic, base=base)
+                for name, picture in found.items() if name in versions and name in listing.files]
+        return {"name": self.name, "path": str(self.folder), "revision": listing.revision, "history": self._history.labels(),
+                "trash": str(self._history.trash) if self._history.trash.is_dir() else None, "pictures": rows,
+                "problems": [*self._reader.bad_tables(listing), *({"filename": self._relative(problem.path), "reason": problem.reason} for problem in problems)]}
 
     def revision(self) -> str:
         """Name the state of pictures, captions and tables on disk, from what the folders' entries tell."""
-        return _name_of(self._entries())
-
-    def _entries(self) -> dict[str, str]:
-        """Return what the folders' entries tell of each file, by its path."""
-        found = {}
-        for place in self._places():
-            with os.scandir(place) as entries:
-                for entry in entries:
-                    with contextlib.suppress(OSError):                             # it may go while we look, or be a link to itself
-                        if not entry.name.startswith(".") and entry.is_file():
-                            stat = entry.stat()
-                            found[self._relative(Path(entry.path))] = f"{stat.st_mtime_ns}/{stat.st_size}"
-        return found
+        return self._reader.look().revision
 
     def state(self) -> dict[str, Any]:
         return {"revision": self.revision(), "history": self._history.labels()}
 
     def captions(self) -> dict[str, str]:
         """Return every usable picture's caption, by file name."""
-        return {self._relative(picture.path): picture.caption for picture in self._scan()[0]}
+        return self._reader.captions(self._reader.look())
 
     def picture_path(self, filename: str) -> Path:
         """Return a picture's path if it really lies in the folder (or a kohya subfolder): no `..`, no link that leads out."""
@@ -118,7 +97,8 @@ class DataSetEditor:
         Raises `Refused`: code "not_found", "bad_value", or "changed_meanwhile" with what is there now, when a version is not on disk any more.
         """
         with self._lock:
-            sidecars = {filename: self._sidecar(filename) for filename in changes}
+            listing = self._reader.look()
+            sidecars = {filename: self._reader.sidecar(listing, filename) for filename in changes}
             for filename, caption in changes.items():
                 _check_caption(filename, caption)
             self._check_versions(sidecars, versions or {})
@@ -126,13 +106,13 @@ class DataSetEditor:
             _check_shared(sidecars, wanted)
             label = label or (f"Caption of {next(iter(changes))}" if len(changes) == 1 else f"{len(changes)} captions")
             return self._run(label, [Change(found.path, found.content, wanted[filename]) for filename, found in sidecars.items()
-                                     if found.content != wanted[filename]])
+                                     if found.content != wanted[filename]], listing)
 
     def bulk_edit(self, action: str, settings: Mapping[str, Any], *, filenames: Sequence[str] | None = None, preview: bool = False,
                   versions: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Edit all or some captions by an action of edits.py, as one step; `preview` returns what would change and writes nothing."""
         with self._lock:
-            seen, everything = self._versions(), self.captions()
+            seen, everything = self._seen()
             captions = everything if filenames is None else {name: everything[name] for name in self._known(filenames, everything)}
             changes = plan_edit(action, captions, settings, everything=everything)
             if preview:
@@ -144,7 +124,7 @@ class DataSetEditor:
                      versions: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Read captions from a table and say what it would change, line by line; `apply` writes it, as one step. Bad lines are left out."""
         with self._lock:
-            seen, captions = self._versions(), self.captions()
+            seen, captions = self._seen()
             table = tables.parse_table(name, data, encoding=encoding or tables.fitting_encoding(name, data, captions))
             rows, unmatched = tables.match_rows(table, captions)
             unmatched += self._drop_rivals(rows) + _drop_empty(rows, captions)
@@ -185,11 +165,11 @@ class DataSetEditor:
         return self._turn(self._history.redo, if_changed)
 
     def _automatic_changes(self, captions: Mapping[str, str], *, keep_manual: bool) -> dict[str, Change]:
-        automatic, changes = self._history.automatic(), {}
+        changes: dict[str, Change] = {}
         for filename, caption in captions.items():
             with contextlib.suppress(Refused):                                     # the picture was deleted or renamed while it was looked at
-                found = self._sidecar(filename)
-                manual = found.content is not None and (found.path, found.version) not in automatic and bool(text_of(found.content))
+                found = self._reader.read_sidecar(filename, sidecar(self.picture_path(filename)))
+                manual = found.content is not None and not self._history.is_automatic(found.path, found.version) and bool(text_of(found.content))
                 if not (keep_manual and manual):
                     changes[filename] = Change(found.path, found.content, to_bytes(caption))
         return changes
@@ -199,27 +179,28 @@ class DataSetEditor:
     def rename(self, filename: str, to: str) -> dict[str, Any]:
         """Rename a picture and its caption file; the ending stays. Raises `Refused`, code "exists" when the name is taken."""
         with self._lock:
-            path, found = self.picture_path(filename), self._sidecar(filename)
+            listing = self._reader.look()
+            path, found = picture_in(listing, filename), self._reader.sidecar(listing, filename)
             if re.search(r"[\\/]", to):
                 raise Refused(f"{to[:80]!r} names a folder; pictures stay in theirs. Give a name without slashes.", field="to", code="bad_name")
             stem = to[:-len(path.suffix)] if to.lower().endswith(path.suffix.lower()) else to
             new = path.with_name(safe_filename(f"{stem.strip()}{path.suffix}"))
             if new == path:
-                return {**self._edited("", [], self._entries()), "filename": filename}
-            self._refuse_taken(new)
+                return {**self._edited("", [], listing), "filename": filename}
+            self._refuse_taken(new, listing)
             key, target = self._history.put_aside(filename), self._relative(new)
             changes = [Change(filename, key, None, filename), Change(target, None, key, filename)]
-            for file in self._caption_files(filename):
+            for file in self._reader.caption_files(listing, filename):
                 target_file = self._relative(new.with_suffix(Path(file.path).suffix))
-                changes += [*self._without_caption(file, [filename], bundle=filename), Change(target_file, None, file.content, filename)]
-            if found.content is None and (content := to_bytes(in_table(path, tables.find_table(path.parent)) or "")):
+                changes += [*_without_caption(file, {filename}, listing, bundle=filename), Change(target_file, None, file.content, filename)]
+            if found.content is None and (content := to_bytes(in_table(path, self._reader.table(listing, filename).captions) or "")):
                 changes.append(Change(self._relative(sidecar(new)), None, content, filename))
-            automatic = (found.path, found.version) in self._history.automatic()
-            return {**self._run(f"Rename {path.name} to {new.name}", changes, automatic=automatic), "filename": target}
+            automatic = self._history.is_automatic(found.path, found.version)
+            return {**self._run(f"Rename {path.name} to {new.name}", changes, listing, automatic=automatic), "filename": target}
 
-    def _refuse_taken(self, new: Path) -> None:
+    def _refuse_taken(self, new: Path, listing: Listing) -> None:
         """A name is taken by a file, or by a picture of the same stem, whose caption it would become."""
-        rivals = self._pictures_by_sidecar().get(self._relative(sidecar(new)), [])
+        rivals = listing.of_stem(self._relative(sidecar(new)))
         taken = new.name if new.exists() else sidecar(new).name if sidecar(new).exists() else rivals[0] if rivals else None
         if taken:
             raise Refused(f"There is already {taken} in this data set.", field="to", code="exists")
@@ -227,20 +208,23 @@ class DataSetEditor:
     def rotate(self, filenames: Sequence[str], degrees: int) -> dict[str, Any]:
         """Turn pictures clockwise by 90, 180 or 270 degrees; undo brings back the very files of before."""
         with self._lock:
-            turned = {filename: pictures.rotated(self.picture_path(filename), degrees) for filename in dict.fromkeys(filenames)}
+            listing = self._reader.look()
+            turned = {filename: pictures.rotated(picture_in(listing, filename), degrees) for filename in dict.fromkeys(filenames)}
             changes = [Change(filename, self._history.put_aside(filename), self._history.stage(filename, data)) for filename, data in turned.items()]
-            return self._run(f"Rotate {_count(turned)}", changes)
+            return self._run(f"Rotate {_count(turned)}", changes, listing)
 
     def discard(self, filenames: Sequence[str]) -> dict[str, Any]:
         """Move pictures, with their captions, into the trash folder."""
         with self._lock:
-            paths = [self.picture_path(filename) for filename in dict.fromkeys(filenames)]
-            going, changes = [self._relative(path) for path in paths], []
+            listing, going = self._reader.look(), dict.fromkeys(filenames)
             for filename in going:
-                changes.append(Change(filename, self._history.put_aside(filename), None, filename))
-                for file in self._caption_files(filename):
-                    changes += self._without_caption(file, going, bundle=filename)
-            return self._run(f"Delete {_count(paths)}", changes)
+                picture_in(listing, filename)
+            changes, aside = [], self._history.put_all_aside(list(going))
+            for filename in going:
+                changes.append(Change(filename, aside[filename], None, filename))
+                for file in self._reader.caption_files(listing, filename):
+                    changes += _without_caption(file, going.keys(), listing, bundle=filename)
+            return self._run(f"Delete {_count(going)}", changes, listing)
 
     # --- Pictures and checks ---------------------------------------------------------------------------------------------
 
@@ -258,102 +242,38 @@ class DataSetEditor:
 
     def check(self, wanted: checks.Wanted) -> dict[str, Any]:
         """Return `{ready, examined, total, summary, pictures}`: remarks and crops; starts the examination of what was not looked at yet."""
-        found, problems = self._scan()
-        findings = self._examination.findings([picture.path for picture in found])
-        self._examination.start([picture.path for picture in found if picture.path not in findings])
-        names = {picture.path: self._relative(picture.path) for picture in found}
-        duplicates = near_duplicates({names[path]: finding for path, finding in findings.items()})
-        shown = [max(lines_of(picture.caption, wanted.caption_lines), key=len) for picture in found]
+        listing = self._reader.look()
+        found, problems = self._reader.scan(listing)
+        findings = self._reader.findings(listing, found)
+        self._examination.start([picture.path for name, picture in found.items() if name not in findings])
+        duplicates, shared = self._twins.among(findings), listing.sharing()
+        shown = [max(lines_of(picture.caption, wanted.caption_lines), key=len) for picture in found.values()]
         tokens = self._count_tokens([with_trigger(caption, wanted.trigger_word) for caption in shown]) if self._count_tokens and found else None
-        shared = self._sharing()
         rows, remarks = {}, []
-        for number, picture in enumerate(found):
-            name, size = names[picture.path], {"width": picture.width, "height": picture.height}
+        for number, (name, picture) in enumerate(found.items()):
+            size = {"width": picture.width, "height": picture.height}
             crop = checks.crop_for(**size, wanted=wanted)
             own = {"tokens": tokens[number] if tokens else None, "duplicates": duplicates.get(name, [])}
             remarks.append(checks.remarks_on(**size, **own, caption=picture.caption, other=picture.other_caption, shared=shared.get(name, []), crop=crop,
                                              wanted=wanted))
-            rows[name] = {**own, "remarks": [dataclasses.asdict(remark) for remark in remarks[-1]], "crop": crop}
+            rows[name] = {**own, "remarks": [{"code": remark.code, "message": remark.message} for remark in remarks[-1]], "crop": crop}
         counted = tokens is not None or not self._count_tokens or not found
         return {"ready": len(findings) == len(found) and counted, "examined": len(findings), "total": len(found),
                 "summary": checks.summary(remarks, len(problems)), "pictures": rows}
 
-    def _sharing(self) -> dict[str, list[str]]:
-        """Return, for each picture whose caption file is also another's, those others."""
-        return {name: [other for other in names if other != name] for names in self._pictures_by_sidecar().values() if len(names) > 1 for name in names}
-
     # --- Inside ----------------------------------------------------------------------------------------------------------
 
-    def _scan(self) -> tuple[list[Picture], list[Problem]]:
-        self._examination.findings(list(self._picture_files()))                    # what is damaged is known from there
-        found, problems = scan(self.folder, thorough=False)
-        reasons = {picture.path: self._reason_against(picture.path) for picture in found}
-        return [picture for picture in found if not reasons[picture.path]], problems + [Problem(path, reason) for path, reason in reasons.items() if reason]
-
-    def _reason_against(self, path: Path) -> str:
-        """Say why a picture cannot be edited here though it can be read; nothing when it can."""
-        if not self._inside(path):
-            return f"{path.name} is a link, or in a folder that is one, that leads out of the data set."
-        return "" if is_plain_text(str(path)) else "Its name is not in UTF-8; rename it."
-
-    def _inside(self, path: Path) -> bool:
-        linked = path.is_symlink() or (path.parent != self.folder and path.parent.is_symlink())
-        return not linked or lies_in(path, self.folder)
-
-    def _places(self) -> list[Path]:
-        """The folder itself and kohya's subfolders; raises `Refused` when it is not there any more."""
-        try:
-            return picture_folders(self.folder)
-        except OSError as error:
-            raise Refused(f"The folder {str(self.folder)[:200]} cannot be read: {error.strerror or error}.", code="no_folder") from error
-
-    def _picture_files(self) -> Iterator[Path]:
-        files = (path for place in self._places() for path in place.iterdir())
-        return (path for path in files if is_picture_file(path) and not self._reason_against(path))
-
-    def _row(self, picture: Picture, automatic: set[tuple[str, str]]) -> dict[str, Any] | None:
-        """Describe a picture; None when it went while we looked."""
-        filename = self._relative(picture.path)
-        try:
-            found, stamp = self._sidecar(filename), picture.path.stat().st_mtime_ns // 1_000_000
-        except (Refused, FileNotFoundError):
-            return None
-        return {"filename": filename, "width": picture.width, "height": picture.height, "caption": picture.caption, "tags": split_tags(picture.caption),
-                "version": found.version, "automatic": (found.path, found.version) in automatic, "repeats": picture.repeats,
-                "warnings": list(picture.warnings), "thumbnail": f"datasets/{quote(self.name)}/thumbnails/{quote(filename)}?{stamp}"}
-
-    def _sidecar(self, filename: str) -> Sidecar:
-        path = sidecar(self.picture_path(filename))
-        try:
-            return Sidecar(self._relative(path), content_of(path))
-        except OSError as error:
-            raise Refused(f"The caption file {path.name} cannot be read: {error.strerror or error}.", code="unreadable_caption") from error
-
-    def _caption_files(self, filename: str) -> list[Sidecar]:
-        """Return a picture's caption files that are there and can be read, the one that counts first."""
-        found = []
-        for path in caption_paths(self.picture_path(filename)):
-            with contextlib.suppress(OSError):                                     # too large, say: it stays where it is
-                found.append(Sidecar(self._relative(path), content_of(path)))
-        return [file for file in found if file.content is not None]
-
-    def _without_caption(self, found: Sidecar, going: Sequence[str], *, bundle: str) -> list[Change]:
-        """The change that takes a caption file away, unless a picture that stays needs it, too."""
-        needed = set(self._pictures_by_sidecar().get(found.path, ())) - set(going)
-        return [] if found.content is None or needed else [Change(found.path, found.content, None, bundle)]
-
-    def _versions(self) -> dict[str, str]:
-        """Return every picture's version, to be read before the captions: what changes in between is then seen as changed."""
-        found = {}
-        for filename in {filename for names in self._pictures_by_sidecar().values() for filename in names}:
-            with contextlib.suppress(Refused):                                     # its caption cannot be read, which costs that picture alone
-                found[filename] = self._sidecar(filename).version
-        return found
+    def _seen(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Return every picture's version and caption, the versions read first: what changes in between is then seen as changed."""
+        listing = self._reader.look()
+        versions = {filename: version for filename, (_, version) in self._reader.versions(listing).items()}
+        return versions, self._reader.captions(listing)
 
     def _drop_rivals(self, rows: dict[str, tables.Row]) -> list[tables.LineProblem]:
         """Take out rows that give another caption to a caption file that an earlier row gave one."""
         first: dict[str, tables.Row] = {}
-        rivals = {filename: row for filename, row in rows.items() if first.setdefault(self._sidecar(filename).path, row).caption != row.caption}
+        paths = {filename: path for filename, (path, _) in self._reader.versions(self._reader.look()).items()}
+        rivals = {filename: row for filename, row in rows.items() if first.setdefault(paths.get(filename, filename), row).caption != row.caption}
         for filename in rivals:
             del rows[filename]
         return [tables.LineProblem(row.line, f"{row.filename} shares its caption file with another picture, whose line counts.") for row in rivals.values()]
@@ -369,21 +289,23 @@ class DataSetEditor:
         if changed:
             raise self._conflict(ChangedMeanwhile(changed))
 
-    def _run(self, label: str, changes: list[Change], *, automatic: bool = False) -> dict[str, Any]:
-        before, wanted = self._entries(), list({change.path: change for change in changes}.values())   # two pictures may share a caption file
+    def _run(self, label: str, changes: list[Change], listing: Listing, *, automatic: bool = False) -> dict[str, Any]:
+        """Do a step; `listing` is what was there before."""
+        wanted = list({change.path: change for change in changes}.values())        # two pictures may share a caption file
         try:
-            made = [change.path for change in self._history.run(label, wanted, automatic=automatic)]
+            made = {change.path for change in self._history.run(label, wanted, automatic=automatic)}
         except ChangedMeanwhile as error:
             raise self._conflict(error) from error
         except (OSError, sqlite3.Error) as error:
             raise _not_written(error, " Undo takes back what was.") from error
         if wanted and not made:
             raise self._conflict(ChangedMeanwhile([change.path for change in wanted]))
-        return self._edited(label, made, before, skipped=[change.path for change in wanted if change.path not in made])
+        done, skipped = [change.path for change in wanted if change.path in made], [change.path for change in wanted if change.path not in made]
+        return self._edited(label, done, listing, skipped=skipped)
 
     def _turn(self, turn: Callable[..., Outcome], if_changed: str) -> dict[str, Any]:
         with self._lock:
-            before = self._entries()
+            before = self._reader.look()
             try:
                 outcome = turn(if_changed=if_changed)
             except ChangedMeanwhile as error:
@@ -392,56 +314,52 @@ class DataSetEditor:
                 raise _not_written(error) from error
             return self._edited(outcome.label, outcome.paths, before, skipped=outcome.skipped)
 
-    def _edited(self, label: str, paths: Sequence[str], before: Mapping[str, str], *, skipped: Sequence[str] = ()) -> dict[str, Any]:
+    def _edited(self, label: str, paths: Sequence[str], before: Listing, *, skipped: Sequence[str] = ()) -> dict[str, Any]:
         """Say what an edit has changed, by picture; a page that did not hold the revision of before has missed something else.
 
         The revision that is told is that of before with this edit's own files: what somebody else changed meanwhile shows as a difference.
         """
-        now = self._entries()
-        others = {path: told for path, told in before.items() if path not in paths}
-        files_changed = any(Path(path).suffix.lower() in PICTURE_ENDINGS for path in paths)
-        pictures_of = self._pictures_by_sidecar() if paths or skipped else {}
-        captions = self._current([filename for path in paths for filename in pictures_of.get(path, ())])
-        return {"label": label, "captions": captions, "files_changed": files_changed, "skipped": _named(skipped, pictures_of), "history": self._history.labels(),
-                "revision_before": _name_of(before), "revision": _name_of({**others, **{path: now[path] for path in paths if path in now}})}
+        now = before.after(paths)
+        return {"label": label, "captions": self._current(now, [filename for path in paths for filename in now.of_stem(path)]),
+                "files_changed": any(is_picture_name(path) or _is_table(path) for path in paths), "skipped": named(skipped, now),
+                "history": self._history.labels(), "revision_before": before.revision, "revision": now.revision}
 
     def _conflict(self, error: ChangedMeanwhile) -> Refused:
         """Add to an error what is there now."""
-        pictures_of = self._pictures_by_sidecar()
-        filenames, there = _named(error.paths, pictures_of), {name for names in pictures_of.values() for name in names}
-        current = self._current([filename for filename in filenames if filename in there])
+        listing = self._reader.look()
+        filenames = named(error.paths, listing)
+        current = self._current(listing, [filename for filename in filenames if filename in listing.pictures])
         rows = [{"filename": filename, **{key: current.get(filename, {}).get(key) for key in ("caption", "version")}} for filename in filenames]
         return Refused(error.message, code=error.code, details={"conflicts": rows})
 
-    def _pictures_by_sidecar(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for path in self._picture_files():
-            for file in caption_paths(path):
-                found.setdefault(self._relative(file), []).append(self._relative(path))
-        return found
-
-    def _current(self, filenames: Iterator[str] | Sequence[str]) -> dict[str, dict[str, Any]]:
+    def _current(self, listing: Listing, filenames: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Return caption, version and origin of pictures as they are on disk."""
-        automatic, captions, rows = self._history.automatic(), None, {}
+        rows = {}
         for filename in filenames:
-            found = self._sidecar(filename)
-            if found.content is None and captions is None:                         # a table or the folder's class words may have one
-                captions = self.captions()
-            caption = (captions or {}).get(filename, "") if found.content is None else text_of(found.content)
-            rows[filename] = {"caption": caption, "version": found.version, "automatic": (found.path, found.version) in automatic}
+            found = self._reader.sidecar(listing, filename)
+            rows[filename] = {"caption": self._reader.caption_of(listing, filename, found), "version": found.version,
+                              "automatic": self._history.is_automatic(found.path, found.version)}
         return rows
 
     def _relative(self, path: Path) -> str:
         return os.fsencode(path.relative_to(self.folder).as_posix()).decode("utf-8", "replace")
 
 
-def _name_of(entries: Mapping[str, str]) -> str:
-    return hashlib.blake2b(repr(sorted(entries.items())).encode("utf-8"), digest_size=8).hexdigest()
+def _row(filename: str, picture: Picture, version: str, listing: Listing, *, automatic: bool, base: str) -> dict[str, Any]:
+    stamp = listing.files[filename].st_mtime_ns // 1_000_000
+    return {"filename": filename, "width": picture.width, "height": picture.height, "caption": picture.caption, "tags": split_tags(picture.caption),
+            "version": version, "automatic": automatic, "repeats": picture.repeats, "warnings": list(picture.warnings),
+            "thumbnail": f"{base}/{quote(filename)}?{stamp}"}
 
 
-def _named(paths: Iterable[str], pictures_of: Mapping[str, list[str]]) -> list[str]:
-    """Return the pictures that paths of pictures and caption files belong to."""
-    return list(dict.fromkeys(filename for path in paths for filename in pictures_of.get(path, [path])))
+def _without_caption(found: Sidecar, going: Set[str], listing: Listing, *, bundle: str) -> list[Change]:
+    """The change that takes a caption file away, unless a picture that stays needs it, too."""
+    needed = any(filename not in going for filename in listing.of_stem(found.path))
+    return [] if found.content is None or needed else [Change(found.path, found.content, None, bundle)]
+
+
+def _is_table(path: str) -> bool:
+    return path.rpartition("/")[2] in tables.TABLE_NAMES
 
 
 def safe_filename(filename: str) -> str:

@@ -10,8 +10,10 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,6 +26,7 @@ from .errors import Refused
 log = logging.getLogger(__name__)
 THUMBNAIL_PX = 256
 HASH_PX, FREQUENCIES, MOSAIC = 32, 8, 8
+ROWS = 256                         # of pictures that are compared at the same time
 PAUSE_SECONDS = 0.02
 MOST_TWINS = 12                    # of frames of a video all would be alike
 ALIKE_BITS, ALIKE_COLOURS = 12, 20.0                           # of 63 bits, and of 255; docs/log.md has what they catch
@@ -41,30 +44,24 @@ class Finding:
 
 
 class Examination:
-    """The findings of one data set's pictures. `start` looks at them in a thread of its own; `findings` never waits for it."""
+    """The findings of one data set's pictures. `start` looks at them in a thread of its own; `known` never waits for it."""
 
     def __init__(self, home: Path) -> None:
         self._home, self._lock, self._thread, self._closing = home, threading.Lock(), None, threading.Event()
-        self._wanted: list[Path] = []
+        self._wanted: deque[Path] = deque()
         self._waiting = 0
         self._database = open_database(home / "examined.sqlite3", _TABLE, durable=False)       # it can all be found out again
         self._known = {row[0]: (row[1], row[2], _finding(row)) for row in self._database.execute("select * from pictures")}
 
-    def findings(self, pictures: Sequence[Path]) -> dict[Path, Finding]:
-        """Return what is known of these pictures as they are on disk now."""
-        found = {}
-        for path in pictures:
-            with contextlib.suppress(OSError):                                     # it may have gone meanwhile
-                stat = path.stat()
-                if finding := self._lookup(path, stat):
-                    remember(path, stat, finding.facts or finding.problem)
-                    found[path] = finding
-        return found
+    def known(self, path: Path, stat: Any) -> Finding | None:
+        """Return what is known of a picture in this state: an `os.stat_result`, or as much of one as `listing.Stamp` has."""
+        mtime_ns, size, finding = self._known.get(str(path), (None, None, None))
+        return finding if (mtime_ns, size) == (stat.st_mtime_ns, stat.st_size) else None
 
     def start(self, pictures: Sequence[Path]) -> None:
         """Begin to look at these pictures, in this order; what was still to be looked at before is dropped."""
         with self._lock:
-            self._wanted = list(pictures)
+            self._wanted = deque(pictures)
             if self._wanted and not self._closing.is_set() and (self._thread is None or not self._thread.is_alive()):
                 self._thread = threading.Thread(target=self._work, name="train-lora-examination", daemon=True)
                 self._thread.start()
@@ -91,10 +88,6 @@ class Examination:
 
     # --- Inside ----------------------------------------------------------------------------------------------------------
 
-    def _lookup(self, path: Path, stat: os.stat_result) -> Finding | None:
-        mtime_ns, size, finding = self._known.get(str(path), (None, None, None))
-        return finding if (mtime_ns, size) == (stat.st_mtime_ns, stat.st_size) else None
-
     @contextlib.contextmanager
     def _in_front(self) -> Iterator[None]:
         """Somebody waits for a thumbnail: what is done in the background pauses."""
@@ -114,7 +107,7 @@ class Examination:
                 if not self._wanted:
                     self._thread = None
                     return
-                path = self._wanted.pop(0)
+                path = self._wanted.popleft()
             try:
                 self._examine(path, path.stat())
             except OSError as error:                                               # it went away meanwhile, or the disk is full
@@ -122,7 +115,7 @@ class Examination:
 
     def _examine(self, path: Path, stat: os.stat_result) -> Finding:
         """Decode a picture once, keep its thumbnail and what else there is to know."""
-        known = self._lookup(path, stat)
+        known = self.known(path, stat)
         if known is not None and (known.problem or self._thumbnail_path(path, stat).is_file()):
             return known
         try:
@@ -175,22 +168,52 @@ def mosaic(image: Image.Image) -> bytes:
     return np.asarray(image.resize((MOSAIC, MOSAIC), Image.BOX), dtype=np.uint8).tobytes()
 
 
-def near_duplicates(findings: dict[str, Finding]) -> dict[str, list[str]]:
-    """Return, for each picture by name that has any, the others that look nearly the same: in structure and in colours."""
+class Twins:
+    """Finds near-duplicates, and looks again only when pictures have come, gone or changed."""
+
+    def __init__(self) -> None:
+        self._seen: tuple[Any, dict[str, list[str]]] = None, {}
+
+    def among(self, findings: Mapping[str, Finding]) -> dict[str, list[str]]:
+        """As `near_duplicates`."""
+        seen = [(name, finding.hash, finding.mosaic) for name, finding in findings.items()]
+        before, found = self._seen
+        if before != seen:
+            found = near_duplicates(findings)
+            self._seen = seen, found
+        return found
+
+
+def near_duplicates(findings: Mapping[str, Finding]) -> dict[str, list[str]]:
+    """Return, for each picture by name that has any, the first others that look nearly the same: in structure and in colours.
+
+    Compares all with all, some rows at a time: 20,000 pictures take seconds, and no more memory than `ROWS` x 20,000 numbers.
+    """
     names = [name for name, finding in findings.items() if finding.hash]
     if len(names) < 2:
         return {}
-    bits = np.unpackbits(np.frombuffer(b"".join(findings[name].hash for name in names), np.uint8).reshape(len(names), -1), axis=1).astype(np.int32)
-    colours = np.frombuffer(b"".join(findings[name].mosaic for name in names), np.uint8).reshape(len(names), -1).astype(np.float32)
-    different = bits @ (1 - bits.T) + (1 - bits) @ bits.T
-    alike = np.argwhere(np.triu(different <= ALIKE_BITS, 1))
-    pairs = [(int(one), int(other)) for one, other in alike if np.abs(colours[one] - colours[other]).mean() <= ALIKE_COLOURS]
-    found: dict[str, list[str]] = {}
-    for one, other in pairs:
-        for name, twin in ((names[one], names[other]), (names[other], names[one])):
-            if len(twins := found.setdefault(name, [])) < MOST_TWINS:
-                twins.append(twin)
+    bits = np.unpackbits(np.frombuffer(b"".join(findings[name].hash for name in names), np.uint8).reshape(len(names), -1), axis=1).astype(np.float32)
+    colours = np.frombuffer(b"".join(findings[name].mosaic for name in names), np.uint8).reshape(len(names), -1).astype(np.int16)
+    ones, found = bits.sum(axis=1), {}
+    for start in range(0, len(names), ROWS):
+        block = slice(start, start + ROWS)
+        different = ones[block, None] + ones[None, :] - 2 * (bits[block] @ bits.T)
+        for row, alike in enumerate(different <= ALIKE_BITS, start=start):
+            if twins := _of_alike_colours(colours, row, np.flatnonzero(alike)):
+                found[names[row]] = [names[twin] for twin in twins]
     return found
+
+
+def _of_alike_colours(colours: np.ndarray, row: int, others: np.ndarray) -> list[int]:
+    """Return the first `MOST_TWINS` of the `others` whose 8 x 8 colours are nearly those of a row; of colours `(pictures, 192)`."""
+    found: list[int] = []
+    for start in range(0, len(others), ROWS):
+        some = others[start:start + ROWS]
+        near = np.abs(colours[some] - colours[row]).mean(axis=1) <= ALIKE_COLOURS
+        found += [int(other) for other in some[near] if other != row]
+        if len(found) >= MOST_TWINS:
+            break
+    return found[:MOST_TWINS]
 
 
 def _finding(row: tuple) -> Finding:

@@ -2,7 +2,8 @@
 
 A step is a list of `Change`s: a file held this before and holds that after. It is on disk, flushed, before the first file is touched, so
 a process may die at any instant: whatever was begun is completed when the history is opened the next time. Captions lie in the database;
-pictures that go away lie in the trash folder, under a name that says which they were.
+pictures that go away lie in the trash folder, under a name that says which they were. Texts are written in batches that are flushed together
+(atomic.py): all of a batch lie on the disk before the first of them takes its place, and the folders are flushed before the step counts as written.
 """
 import contextlib
 import dataclasses
@@ -16,24 +17,28 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
+from .atomic import flush_folders, prepared
 from .captions import content_of, remove_leftovers, replace_file, write_atomically
 from .database import open_database
 from .errors import Refused
 
 log = logging.getLogger(__name__)
 DATABASE = "history.sqlite3"
-MOST_STEPS = 500
-WRITERS = 8                        # a flush waits for the disk, not for the processor
+MOST_STEPS, MOST_DIGESTS = 500, 65_536
+BATCH = 128                        # texts that are flushed together
+READERS = 8                        # threads: hashing a picture leaves the processor to others
 DOING, DONE, UNDOING, UNDONE = "doing", "done", "undoing", "undone"
 _TABLES = """
 create table if not exists steps (id integer primary key autoincrement, label text not null, state text not null, position integer not null, at real not null);
 create table if not exists changes (step integer not null references steps(id) on delete cascade, path text not null, before, after, bundle text,
     written integer not null default 0);
-create index if not exists changes_of_step on changes (step);
+create index if not exists changes_by_path on changes (step, path);
+drop index if exists changes_of_step;
+create index if not exists steps_by_position on steps (state, position);
 create table if not exists automatic (path text not null, digest text not null, primary key (path, digest));
 """
 
@@ -123,9 +128,19 @@ class History:
         with self._lock:
             return {(row["path"], row["digest"]) for row in self._database.execute("select path, digest from automatic")}
 
+    def is_automatic(self, path: str, content_digest: str) -> bool:
+        """Tell whether a caption is as a captioner wrote it; as `automatic`, of one."""
+        with self._lock:
+            return self._database.execute("select 1 from automatic where path = ? and digest = ?", (path, content_digest)).fetchone() is not None
+
     def put_aside(self, path: str) -> str:
         """Name the place in the trash folder where a picture goes when a step takes it away; nothing is moved yet. Raises OSError."""
         return _trash_name(path, _digest_of_file(self._folder / path))
+
+    def put_all_aside(self, paths: Sequence[str]) -> dict[str, str]:
+        """As `put_aside`, of many pictures; returns their places by path."""
+        with ThreadPoolExecutor(READERS) as readers:
+            return dict(zip(paths, readers.map(self.put_aside, paths)))
 
     def stage(self, path: str, data: bytes) -> str:
         """Put a picture that a step will bring into the trash folder; returns its name there."""
@@ -163,10 +178,10 @@ class History:
                                                [(change.path, digest(change.after)) for change in changes if isinstance(change.after, bytes)])
             self._begun.add(step)
             self._clear(staged)
-            skipped = self._write(changes)
+            skipped = set(self._write(changes))
             with self._database:
                 self._database.executemany("delete from changes where step = ? and path = ?", [(step, path) for path in skipped])
-                self._database.execute("update changes set written = 1 where step = ?", (step,))
+                self._database.executemany("update changes set written = 1 where step = ? and path = ?", [(step, change.path) for change in changes])
         return [change for change in changes if change.path not in skipped]
 
     def _finish(self, step: int) -> None:
@@ -187,24 +202,26 @@ class History:
         gone, changed = self._obstacles(changes)
         if (gone or changed) and if_changed == "refuse":
             raise ChangedMeanwhile([*changed, *gone], gone=bool(gone and not changed))
-        out = {change.bundle or change.path for change in changes if change.path in gone or (change.path in changed and if_changed == "skip")}
+        left = {*gone, *(changed if if_changed == "skip" else ())}
+        out = {change.bundle or change.path for change in changes if change.path in left}
         wanted = [change for change in changes if (change.bundle or change.path) not in out]
         self._set_state(step["id"], underway, pending=[change.path for change in wanted])
         try:
-            skipped = self._write(wanted, overwrite=if_changed == "overwrite")
+            skipped = set(self._write(wanted, overwrite=if_changed == "overwrite"))
         except BaseException:                                                      # the disk is full, say: it can be tried again
             self._set_state(step["id"], step["state"])
             raise
         self._set_state(step["id"], ended)
-        paths = [change.path for change in wanted if change.path not in skipped]
-        return Outcome(step["label"], paths, [change.path for change in changes if change.path not in paths])
+        paths = {change.path: None for change in wanted if change.path not in skipped}
+        return Outcome(step["label"], list(paths), [change.path for change in changes if change.path not in paths])
 
     def _obstacles(self, changes: list[Change]) -> tuple[list[str], list[str]]:
         """Return the paths whose picture is neither in place nor in the trash, and those that hold what nobody here wrote."""
         open_ones = [change for change in changes if not self._holds(change.path, change.after)]
         comes_from = {change.before for change in open_ones if isinstance(change.before, str) and self._holds(change.path, change.before)}
-        gone = [change.path for change in open_ones if isinstance(change.after, str) and not self._lies_ready(change.after) and change.after not in comes_from]
-        return gone, [change.path for change in open_ones if change.path not in gone and not self._holds(change.path, change.before)]
+        gone = {change.path: None for change in open_ones
+                if isinstance(change.after, str) and not self._lies_ready(change.after) and change.after not in comes_from}
+        return list(gone), [change.path for change in open_ones if change.path not in gone and not self._holds(change.path, change.before)]
 
     def _recover(self) -> None:
         """Complete what a process began that died in the middle of it; what cannot be completed does not lock anybody out."""
@@ -227,10 +244,10 @@ class History:
         return [dataclasses.replace(change, before=change.after, after=change.before) for change in reversed(changes)] if back else changes
 
     def _newest(self, state: str) -> sqlite3.Row | None:
-        return next(iter(self._steps(state)), None)
+        return self._database.execute("select * from steps where state = ? order by position desc limit 1", (state,)).fetchone()
 
     def _oldest_undone(self) -> sqlite3.Row | None:
-        return next(iter(self._steps(UNDONE)[::-1]), None)
+        return self._database.execute("select * from steps where state = ? order by position limit 1", (UNDONE,)).fetchone()
 
     def _steps(self, state: str) -> list[sqlite3.Row]:
         return self._database.execute("select * from steps where state = ? order by position desc", (state,)).fetchall()
@@ -272,7 +289,7 @@ class History:
         return isinstance(content, str) and (self.trash / content).is_file()
 
     def _write(self, changes: list[Change], *, overwrite: bool = False) -> list[str]:
-        """Bring files from `before` to `after`: pictures one by one, for they may change places; texts several at once.
+        """Bring files from `before` to `after`: pictures one by one, for they may change places; texts in batches.
 
         Returns the paths of texts that were left alone, because they had changed since they were looked at; `overwrite` puts those aside.
         """
@@ -280,25 +297,29 @@ class History:
             if isinstance(change.before, str) or isinstance(change.after, str):
                 self._move(change)
         texts = [change for change in changes if not isinstance(change.before, str) and not isinstance(change.after, str)]
-        with ThreadPoolExecutor(min(WRITERS, max(1, len(texts)))) as writers:
-            done = list(writers.map(lambda change: self._write_text(change, overwrite=overwrite), texts))
-        return [change.path for change, written in zip(texts, done) if not written]
+        skipped = []
+        for at in range(0, len(texts), BATCH):
+            skipped += self._write_texts(texts[at:at + BATCH], overwrite=overwrite)
+        flush_folders({(self._folder / change.path).parent for change in changes})
+        return skipped
 
-    def _write_text(self, change: Change, *, overwrite: bool) -> bool:
-        file = self._folder / change.path
-        current = content_of(file)
-        if current == change.after:
-            return True
-        if current != change.before:
-            if not overwrite:
-                return False
-            self.stage(change.path, current or b"")                                # the other's text is not lost either
-        if change.after is None:
-            file.unlink(missing_ok=True)
-        else:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, change.after)
-        return True
+    def _write_texts(self, changes: list[Change], *, overwrite: bool) -> list[str]:
+        files = {change.path: self._folder / change.path for change in changes}
+        wanted = [change for change in changes if content_of(files[change.path]) != change.after]
+        skipped = []
+        for folder in {files[change.path].parent for change in wanted if change.after is not None}:
+            folder.mkdir(parents=True, exist_ok=True)
+        with prepared({files[change.path]: change.after for change in wanted if change.after is not None}) as temporaries:
+            for change in wanted:
+                file = files[change.path]
+                current = content_of(file)                                         # now: the flush has taken its time
+                if current in (change.before, change.after) or overwrite:
+                    if current not in (change.before, change.after):
+                        self.stage(change.path, current or b"")                    # the other's text is not lost either
+                    _put(temporaries.get(file), file)
+                else:
+                    skipped.append(change.path)
+        return skipped
 
     def _move(self, change: Change) -> None:
         file, comes = self._folder / change.path, isinstance(change.after, str)
@@ -312,6 +333,14 @@ class History:
             (_copy_file if comes else _move_file)(file, aside)                     # at no moment is there no picture in its place
         if comes:
             _move_file(self.trash / change.after, file)
+
+
+def _put(temporary: Path | None, file: Path) -> None:
+    """Let a prepared file take its place, or take the file away."""
+    if temporary is None:
+        file.unlink(missing_ok=True)
+    else:
+        replace_file(temporary, file)
 
 
 def digest(data: bytes) -> str:
@@ -334,7 +363,7 @@ def _digest_of_file(file: Path) -> str:
     return _digest_at(file, stat.st_mtime_ns, stat.st_size)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=MOST_DIGESTS)
 def _digest_at(file: Path, mtime_ns: int, size: int) -> str:
     content = hashlib.blake2b(digest_size=8)
     with open(file, "rb") as opened:

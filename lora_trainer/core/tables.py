@@ -86,15 +86,47 @@ def fitting_encoding(name: str, data: bytes, filenames: Iterable[str]) -> str:
     return max(found, key=found.get) if found else likeliest
 
 
+@dataclasses.dataclass(frozen=True)
+class LaidTable:
+    """The table that lies in a folder, as far as it can be read: captions by file name, and what is wrong with it.
+
+    `reason` is empty where all is well; `lines` are those that cannot be used.
+    """
+    captions: dict[str, str]
+    reason: str = ""
+    lines: tuple[LineProblem, ...] = ()
+
+
 def read_table(path: Path) -> dict[str, str]:
     """Read a table to captions by file name, folders dropped; raises `Refused` naming the first line that is wrong."""
+    table = _parsed(path)
+    if table.problems:
+        raise _unreadable(_reason_of(path.name, table.problems))
+    return _by_name(table)
+
+
+def look_at_table(path: Path) -> LaidTable:
+    """Read what of a table can be read; what cannot is said and keeps nobody from the rest."""
+    try:
+        table = _parsed(path)
+    except Refused as error:
+        return LaidTable({}, error.message)
+    return LaidTable(_by_name(table), _reason_of(path.name, table.problems), tuple(table.problems))
+
+
+def _parsed(path: Path) -> Table:
     try:
         data = _content(path)
     except OSError as error:
         raise _unreadable(f"The caption table {path} cannot be read: {error.strerror}.") from error
-    table = parse_table(path.name, data)
-    if table.problems:
-        raise _unreadable(f"Line {table.problems[0].line} of the caption table {path.name}: {table.problems[0].message}")
+    return parse_table(path.name, data)
+
+
+def _reason_of(name: str, problems: Sequence[LineProblem]) -> str:
+    return f"Line {problems[0].line} of the caption table {name}: {problems[0].message}" if problems else ""
+
+
+def _by_name(table: Table) -> dict[str, str]:
     return {PureWindowsPath(row.filename).name: row.caption for row in table.rows}
 
 

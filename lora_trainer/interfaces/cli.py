@@ -77,6 +77,10 @@ def _ui(args: argparse.Namespace, make_host: MakeHost) -> int:
 
 
 def _bench(args: argparse.Namespace, make_host: MakeHost) -> int:
+    if args.dataset:
+        from ..bench_dataset import report as report_on_data_set
+        print(report_on_data_set(args.dataset))
+        return 0
     from ..bench import report
     print(report(size_px=args.size, batch_size=args.batch, steps=args.steps, dtype=args.dtype, rank=args.rank, targets=args.targets,
                  checkpointing=args.gradient_checkpointing))
@@ -112,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     ui.add_argument("--output", type=Path, default=Path("output"), help="folder for LoRAs and jobs (default: output)")
     ui.add_argument("--port", type=int, default=7870)
     bench = _command(commands, "bench", _bench, "measure time and memory of a step on a random SD1.5 UNet")
+    bench.add_argument("--dataset", type=int, default=0, metavar="N", help="measure a data set of N pictures in the editor instead, for example 5000")
     bench.add_argument("--size", type=int, default=256, help="side of the pictures in pixels (default: 256)")
     bench.add_argument("--batch", type=int, default=1)
     bench.add_argument("--steps", type=int, default=7, help="measured steps (default: 7)")

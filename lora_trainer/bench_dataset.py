@@ -1,0 +1,93 @@
+"""Time of a person's actions on a data set of many pictures: opening, captions, deleting, checks. The pictures are made for it."""
+import struct
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+
+from .core.checks import Wanted
+from .core.editor import DataSetEditor
+
+SIDE_PX = 24
+WORDS = "cat dog tree river red blue night rain portrait smiling standing outdoors simple bird".split()
+
+
+def report(pictures: int) -> str:
+    """Make a data set of so many pictures in a temporary folder and return a table of seconds."""
+    with tempfile.TemporaryDirectory(prefix="train-lora-bench-", ignore_cleanup_errors=True) as place:
+        folder, home = Path(place, "pictures"), Path(place, "home")
+        make_pictures(folder, pictures)
+        lines = [f"{what:<38} {seconds:8.3f} s" for what, seconds in measure(folder, home)]
+    return "\n".join([f"A data set of {pictures:,} pictures of {SIDE_PX} x {SIDE_PX}, each with a caption", *lines])
+
+
+def make_pictures(folder: Path, count: int) -> None:
+    """Write `count` PNGs of noise, each with a caption of some words."""
+    folder.mkdir(parents=True)
+    draws = Random(0)
+    for number in range(count):
+        (folder / f"picture {number:05}.png").write_bytes(_png(draws))
+        caption = ", ".join(draws.sample(WORDS, 6))
+        (folder / f"picture {number:05}.txt").write_text(f"{caption}, number {number}\n", encoding="utf-8")
+
+
+def measure(folder: Path, home: Path) -> Iterator[tuple[str, float]]:
+    """Do one thing after the other as a page would; yields what was done and its seconds."""
+    editor = DataSetEditor("bench", folder, home)
+    try:
+        yield "opening, for the first time", _time(editor.describe)
+        yield "looking at every picture, once", _time(lambda: _examine(editor))
+        editor.close()
+        editor = DataSetEditor("bench", folder, home)
+        yield "opening, after a restart", _time(editor.describe)
+        yield from _edits(editor)
+    finally:
+        editor.close()
+
+
+def _edits(editor: DataSetEditor) -> Iterator[tuple[str, float]]:
+    names = [row["filename"] for row in editor.describe()["pictures"]]
+    yield "opening again", _time(editor.describe)
+    yield "seeing whether anything changed", _time(editor.state)
+    yield "one caption", _time(lambda: editor.set_captions({names[0]: "a caption of its own"}))
+    yield "one caption, the next", _time(lambda: editor.set_captions({names[-1]: "another"}))
+    yield "undo of one caption", _time(editor.undo)
+    edit = {"text": "best quality"}
+    yield "bulk edit of all, shown before", _time(lambda: editor.bulk_edit("prepend", edit, preview=True))
+    yield "bulk edit of all", _time(lambda: editor.bulk_edit("prepend", edit))
+    yield "undo of it", _time(editor.undo)
+    yield "redo of it", _time(editor.redo)
+    yield "rename a picture", _time(lambda: editor.rename(names[1], "renamed"))
+    for count in (100, 1000):
+        going = names[2:2 + count]
+        yield f"delete {len(going):,}", _time(lambda: editor.discard(going))
+        yield f"undo of deleting {len(going):,}", _time(editor.undo)
+    yield "checks", _time(lambda: editor.check(Wanted()))
+    yield "checks, again", _time(lambda: editor.check(Wanted()))
+
+
+def _examine(editor: DataSetEditor) -> None:
+    while not editor.check(Wanted())["ready"]:
+        time.sleep(0.5)
+
+
+def _time(act: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began
+
+
+def _png(draws: Random) -> bytes:
+    """Return a PNG of its own: 8 x 8 random colours, enlarged."""
+    cells = [[draws.randbytes(3) for _ in range(8)] for _ in range(8)]
+    size = SIDE_PX // 8
+    rows = b"".join((b"\0" + b"".join(cell * size for cell in row)) * size for row in cells)
+    header = struct.pack(">IIBBBBB", SIDE_PX, SIDE_PX, 8, 2, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in parts)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

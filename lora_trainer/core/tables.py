@@ -1,4 +1,5 @@
-"""Tables of captions: metadata.csv (`filename,prompt`) and metadata.jsonl (`file_name,text`), read line by line and written.
+"""Tables of captions: metadata.csv (`filename,prompt`) and metadata.jsonl (`file_name,text`), read line by line and written;
+and the .json of kohya's finetuning scripts, read.
 
 Whatever is wrong with a line is said with its number, and costs that line only.
 """
@@ -13,13 +14,14 @@ from typing import Any
 
 import pandas
 
-from .captions import LARGEST_CAPTION_BYTES, can_be_caption, plain_lines
+from .captions import LARGEST_CAPTION_BYTES, can_be_caption, plain_lines, split_tags
 from .encodings import LEGACY_ENCODINGS, decode, guess_encoding
 from .errors import Refused
 
 LARGEST_TABLE_BYTES, MOST_LINES = 20_000_000, 200_000
-TABLE_NAMES = ("metadata.csv", "metadata.jsonl")
-COLUMNS = (("filename", "prompt"), ("file_name", "text"))      # lora-scripts', and Hugging Face datasets'
+KOHYA_TABLES = ("metadata.json", "meta_lat.json", "meta_clean.json", "meta_cap_dd.json", "meta_cap.json")    # the last step's first
+TABLE_NAMES = ("metadata.csv", "metadata.jsonl", *KOHYA_TABLES)
+COLUMNS = (("filename", "prompt"), ("file_name", "text"), ("image_path", "caption"))      # lora-scripts', Hugging Face datasets', and kohya's
 DELIMITERS = ",;\t"                                            # the latter two are what spreadsheets write in some countries
 
 
@@ -49,6 +51,8 @@ class Table:
 def parse_table(name: str, data: bytes, *, encoding: str | None = None) -> Table:
     """Read a table from a file's name and content; raises `Refused` when it is none at all, or not in the encoding given."""
     text = decode(data, encoding)
+    if name.lower().endswith(".json") and (kohya := _read_kohya(text)) is not None:
+        return Table(encoding or guess_encoding(data), *kohya)
     if text.count("\n") > MOST_LINES:
         raise _unreadable(f"{name} has more than {MOST_LINES:,} lines. Split it.")
     read = _read_json_lines if name.lower().endswith((".jsonl", ".json")) else _read_csv
@@ -110,7 +114,7 @@ def look_at_table(path: Path) -> LaidTable:
     try:
         table = _parsed(path)
     except Refused as error:
-        return LaidTable({}, error.message)
+        return LaidTable({}, "" if _may_be_anothers(path) else error.message)
     return LaidTable(_by_name(table), _reason_of(path.name, table.problems), tuple(table.problems))
 
 
@@ -142,7 +146,18 @@ def find_table(folder: Path, metadata_path: str = "") -> dict[str, str]:
     """Read the table a user names, or the one that lies in the folder, or none."""
     if metadata_path:
         return read_table(Path(metadata_path))
-    return next((read_table(folder / name) for name in TABLE_NAMES if (folder / name).is_file()), {})
+    path = next((folder / name for name in TABLE_NAMES if (folder / name).is_file()), None)
+    try:
+        return {} if path is None else read_table(path)
+    except Refused:
+        if _may_be_anothers(path):
+            return {}
+        raise
+
+
+def _may_be_anothers(path: Path) -> bool:
+    """Tell whether a file that is no table may be another program's, of a name that many use."""
+    return path.name in KOHYA_TABLES
 
 
 def format_csv(captions: Mapping[str, str]) -> bytes:
@@ -180,6 +195,38 @@ def _read_csv(name: str, text: str) -> tuple[list[Row], list[LineProblem]]:
         line = 1 + skipped + reader.line_num
 
 
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _read_kohya(text: str) -> tuple[list[Row], list[LineProblem]] | None:
+    """Read `{"picture": {"caption": "…", "tags": "…"}}`, pictures by path or without their ending; None
+    when it is something else. Lines are counted as entries, from 1."""
+    found = _json(text)
+    if not isinstance(found, dict) or not any(isinstance(entry, dict) and {"caption", "tags"} & entry.keys() for entry in found.values()):
+        return None
+    rows, problems = [], []
+    for number, (picture, entry) in enumerate(found.items(), start=1):
+        if not isinstance(entry, dict):
+            problems.append(LineProblem(number, "is not a JSON object with caption and tags."))
+            continue
+        _add(number, picture, _kohyas_caption(entry), rows, problems)
+    return rows, problems
+
+
+def _kohyas_caption(entry: dict[str, Any]) -> Any:
+    """As sd-scripts puts them together: tags, on one line, behind each line of the caption."""
+    caption, tags = entry.get("caption"), entry.get("tags")
+    if not all(value is None or isinstance(value, str) for value in (caption, tags)):
+        return None
+    tags = ", ".join(split_tags(tags or ""))
+    lines = plain_lines(caption or "").split("\n")
+    return "\n".join(", ".join(part for part in (line, tags) if part) for line in lines)
+
+
 def _take(fields: list[str], columns: tuple[int, int], width: int, line: int, rows: list[Row], problems: list[LineProblem]) -> None:
     if len(fields) != width:
         advice = "put captions with commas into double quotes" if len(fields) > width else "a field is missing"
@@ -203,7 +250,7 @@ def _read_json_lines(name: str, text: str) -> tuple[list[Row], list[LineProblem]
             problems.append(LineProblem(line, "is not a JSON object with file_name and text."))
             continue
         values = list(found.values())
-        _add(line, values[columns[0]], values[columns[1]], rows, problems)
+        _add(line, values[columns[0]], _kohyas_caption(found) if "tags" in found and "image_path" in found else values[columns[1]], rows, problems)
     if not rows and problems:
         raise _unreadable(f"{name} is not a caption table: line {problems[0].line} {problems[0].message}")
     return rows, problems

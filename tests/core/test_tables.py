@@ -3,9 +3,10 @@ import json
 
 import pytest
 
+from lora_trainer.core.captions import read_caption
 from lora_trainer.core.encodings import decode, guess_encoding
 from lora_trainer.core.errors import Refused
-from lora_trainer.core.tables import format_csv, format_jsonl, match_rows, parse_table, read_table
+from lora_trainer.core.tables import find_table, format_csv, format_jsonl, look_at_table, match_rows, parse_table, read_table
 
 CHINESE = ["一只猫，红色背景", "少女，长发，蓝色眼睛，微笑，站在樱花树下", "黑猫", "白色连衣裙, 站立, 海滩"]     # 猫 alone is è in UTF-8, too
 JAPANESE = ["赤い背景の猫", "少女、長い髪、青い目", "猫", "東京の夜、雨", "a girl, 水着, 海辺", "学園"]
@@ -130,3 +131,45 @@ def test_the_very_name_wins_over_one_in_other_letters():
 def test_a_line_of_deep_json_is_a_bad_line():
     found, problems = rows('{"file_name": "a.png", "text": "x"}\n' + "[" * 100_000 + "\n", "m.jsonl")
     assert len(found) == 1 and problems[0][0] == 2
+
+
+# --- kohya's .json -------------------------------------------------------------------------------------------------------
+
+KOHYA = {"cat": {"caption": "a cat\nmycat", "tags": "red,\nsitting", "train_resolution": [512, 512]}, "/data/img/dog.v2": {"tags": "dog, brown"},
+         "C:\\img\\bird.png": {"caption": " a  bird "}, "none": {"train_resolution": [64, 64]}}
+
+
+@pytest.mark.parametrize("name", ["metadata.json", "meta_cap.json", "meta_lat.json", "mine.json"])
+def test_kohyas_metadata_is_read(tmp_path, name):
+    path = tmp_path / name
+    path.write_text(json.dumps(KOHYA, indent=2), encoding="utf-8")
+    expected = {"cat": "a cat, red, sitting\nmycat, red, sitting", "dog.v2": "dog, brown", "bird.png": "a bird", "none": ""}
+    assert find_table(tmp_path, str(path)) == expected and find_table(tmp_path) == ({} if name == "mine.json" else expected)
+    assert [read_caption(tmp_path / picture, expected) for picture in ("dog.v2.png", "bird.png", "other.png")] == ["dog, brown", "a bird", None]
+
+
+def test_the_json_of_the_last_step_counts_and_a_csv_before_it(tmp_path):
+    for name in ("meta_cap.json", "meta_lat.json"):
+        (tmp_path / name).write_text(json.dumps({"cat": {"caption": name}}), encoding="utf-8")
+    assert find_table(tmp_path) == {"cat": "meta_lat.json"}
+    (tmp_path / "metadata.csv").write_text("filename,prompt\ncat.png,csv\n", encoding="utf-8")
+    assert find_table(tmp_path) == {"cat.png": "csv"}
+
+
+@pytest.mark.parametrize("content", ['{"version": 3, "pictures": {"a": 1}}', "[1, 2]", "null", "not JSON at all", '{"a": {}}', "[" * 100_000])
+def test_another_programs_metadata_is_left_alone(tmp_path, content):
+    (tmp_path / "metadata.json").write_text(content, encoding="utf-8")
+    assert find_table(tmp_path) == {} and look_at_table(tmp_path / "metadata.json").reason == ""
+    with pytest.raises(Refused):
+        find_table(tmp_path, str(tmp_path / "metadata.json"))
+
+
+def test_what_is_wrong_in_kohyas_metadata_is_said(tmp_path):
+    (tmp_path / "metadata.json").write_text(json.dumps({"a": {"caption": "x"}, "b": 3, "c": {"caption": ["y"]}}), encoding="utf-8")
+    table = look_at_table(tmp_path / "metadata.json")
+    assert table.captions == {"a": "x"} and [problem.line for problem in table.lines] == [2, 3]
+
+
+def test_kohyas_json_lines_are_read(tmp_path):
+    (tmp_path / "metadata.jsonl").write_text('{"image_path": "/d/a.png", "caption": "a cat", "tags": "red"}\n{"image_path": "/d/b.png", "caption": "a dog"}\n', encoding="utf-8")
+    assert find_table(tmp_path) == {"a.png": "a cat, red", "b.png": "a dog"}

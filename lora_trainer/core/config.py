@@ -38,7 +38,7 @@ class TrainConfig:
     """Everything a run can be told. `parse` validates each setting by itself; `choices.check_choices` tells which contradict each other."""
 
     # What to learn from
-    train_data_dir: str = setting("", "Pictures", "Folder with the pictures and their captions, or the name of a data set.", group="pictures")
+    train_data_dir: str = setting("", "Pictures", "Folder with the pictures and their captions, or the name of a data set, or OneTrainer's concepts .json.", group="pictures")
     extra_data_dirs: str = setting("", "More folders", "Further folders of pictures, one a line, each may begin with its own repeats: 5 x D:\\more pictures.", group="pictures")
     metadata_path: str = setting("", "Caption table", "A metadata.csv (filename,prompt) or metadata.jsonl to read captions from, "
                                  "or kohya's metadata .json, where a picture has no .txt or .caption beside it.", group="pictures", kohya=("in_json", "metadata_file"))

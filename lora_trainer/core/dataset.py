@@ -30,7 +30,7 @@ MASK_ENDING = "-masklabel"             # of a mask's stem, as OneTrainer names t
 TRANSPARENT = "transparent parts become white"
 SMALLEST_PX, MOST_PIXELS, WIDEST_RATIO = 16, 120_000_000, 8.0
 LARGE_PIXELS = 40_000_000              # pictures above are decoded one at a time, or a few uploads could take all memory
-MOST_REMEMBERED = 60_000
+MOST_REMEMBERED, MOST_FOLDERS = 60_000, 5000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,15 +56,15 @@ class Problem:
 # --- What is there -------------------------------------------------------------------------------------------------------
 
 def scan(folder: Path, *, metadata_path: str = "", repeats: int = 1, thorough: bool = True,
-         caption_ending: str = CAPTION_ENDINGS[0]) -> tuple[list[Picture], list[Problem]]:
+         caption_ending: str = CAPTION_ENDINGS[0], subfolders: str = "kohya") -> tuple[list[Picture], list[Problem]]:
     """Look at every picture of a folder, kohya's `10_name` subfolders included, sorted by name.
 
     Returns those that can be used and those that cannot, each with its reason. Without `thorough` only headers are read of pictures that
     were never decoded, which is a hundred times as fast and does not find damage. Raises `Refused` when the folder is not there or
-    cannot be read.
+    cannot be read. `subfolders`: "kohya", "none", or "all" that are not hidden, at any depth.
     """
     pictures, problems = [], []
-    for place, place_repeats, class_words in _places(folder, repeats):
+    for place, place_repeats, class_words in _places(folder, repeats, subfolders):
         table = find_table(place, metadata_path)
         for path in sorted(_listed(place), key=lambda path: path.name):
             if not is_picture_file(path):
@@ -132,11 +132,23 @@ def is_other_folder(path: Path, folder: Path) -> bool:
     return path.is_dir() and not (path.is_symlink() and lies_in(folder, path))
 
 
-def _places(folder: Path, repeats: int) -> list[tuple[Path, int, str]]:
-    """The folder itself and kohya's subfolders, each with its repeats and class words."""
+def _places(folder: Path, repeats: int, subfolders: str) -> list[tuple[Path, int, str]]:
+    """The folder itself and its subfolders, each with its repeats and class words."""
     _listed(folder)                                                                # refused with a sentence when it cannot be read
+    if subfolders != "kohya":
+        return [(place, repeats, "") for place in ([folder] if subfolders == "none" else _tree(folder))]
     own_repeats, own_words = read_kohya_name(folder) or (repeats, "")
     return [(folder, own_repeats if repeats == 1 else repeats, own_words), *((path, *read_kohya_name(path)) for path in picture_folders(folder)[1:])]
+
+
+def _tree(folder: Path) -> list[Path]:
+    found = []
+    for place, names, _ in os.walk(folder):                                        # which follows no link
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        found.append(Path(place))
+        if len(found) > MOST_FOLDERS:
+            raise Refused(f"There are more than {MOST_FOLDERS:,} folders in {folder}. Choose one of them.", field="train_data_dir", code="no_folder")
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from .captions import content_of
+from .concepts import LARGEST_BYTES, are_concepts, is_concepts, read_concepts
 from .config import KOHYA_NAMES, TrainConfig, check_extent, flattened, read_mapping
 from .errors import Refused
 from .kohya import MOST_LITERAL, NO_LITERAL, NOT_NEEDED, OUR_SETTINGS, LeftOut, Taking, arguments, clean, is_off, keep_valid, number, translate, why_not
@@ -43,13 +45,16 @@ class Imported:
 
 
 def import_settings(path: Path) -> Imported:
-    """Read settings from a .toml, .json or .yaml of sd-scripts, kohya_ss, lora-scripts or ours, or from a LoRA (.safetensors).
+    """Read settings from a .toml, .json or .yaml of sd-scripts, kohya_ss, lora-scripts or ours, from OneTrainer's concepts, or from a
+    LoRA (.safetensors).
 
     Raises `Refused`: code "unreadable_config" for a damaged file, "no_settings" for one that holds none.
     """
     path = Path(path)
     if path.suffix.lower() == ".safetensors":
         taking, source = _from_lora(*read_header(path))
+    elif is_concepts(path) and are_concepts(_json(_text(path))):
+        taking, source = _from_concepts(path)
     else:
         taking, source = _from_config(read_mapping(path))
     settings = keep_valid(taking)
@@ -107,6 +112,33 @@ def _from_ours(values: Mapping[str, Any]) -> Taking:
         else:
             taking.leave(key, value, f"{name} is given, too, and counts")
     return taking
+
+
+def _text(path: Path) -> str:
+    return (content_of(path, most_bytes=LARGEST_BYTES) or b"").decode("utf-8-sig", "replace")
+
+
+def _from_concepts(path: Path) -> tuple[Taking, str]:
+    """OneTrainer's concepts: the first folder, the others with their repeats, and what they ask for."""
+    concepts, unused = read_concepts(path)
+    first, *more = concepts
+    taking = Taking({})
+    taking.set("train_data_dir", str(first.path), "path")
+    taking.set("repeats", first.repeats, "balancing")
+    if more:
+        taking.set("extra_data_dirs", "\n".join(f"{concept.repeats} x {concept.path}" for concept in more), "path")
+    for name, value in {name: value for concept in reversed(concepts) for name, value in concept.settings.items()}.items():
+        taking.set(name, value)
+    for concept in concepts:
+        if concept.captions != "sample":
+            taking.leave(f"{concept.name}: prompt_source", concept.captions, "give the file of concepts itself as Pictures")
+        if concept.deep:
+            taking.leave(f"{concept.name}: include_subdirectories", True, "give the file of concepts itself as Pictures")
+        for key, value, reason in concept.left_out:
+            taking.leave(f"{concept.name}: {key}", value, reason)
+    for sentence in unused:
+        taking.leave("concept", sentence.partition(" of ")[0].removeprefix("The concept "), sentence.partition("left out: ")[2].rstrip("."))
+    return taking, "OneTrainer's concepts"
 
 
 # --- kohya_ss and lora-scripts -------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from .concepts import Concept, is_concepts, read_concepts, read_prompts
 from .config import TrainConfig
 from .dataset import Picture, Problem, scan
 from .draws import generator
@@ -33,9 +34,11 @@ class Selection:
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """A line of `extra_data_dirs`; `repeats` None: as the setting and the folder's name say."""
+    """A folder with pictures; `repeats` None: as the setting and the folder's name say. `concept`: what
+    OneTrainer's concept of it says besides."""
     path: Path
     repeats: int | None = None
+    concept: Concept | None = None
 
 
 def extra_folders(text: str) -> list[Folder]:
@@ -56,8 +59,11 @@ def _folder(line: str) -> Folder:
 
 
 def folders_of(config: TrainConfig) -> list[str]:
-    """Return every folder that a run would read pictures from; raises `Refused` for a line of `extra_data_dirs` that makes no sense."""
+    """Return every folder, or file that names folders, that a run would read pictures from; raises `Refused` for a line of `extra_data_dirs` that makes no sense."""
     extra = [str(folder.path) for folder in extra_folders(config.extra_data_dirs)]
+    if is_concepts(Path(config.train_data_dir)):
+        concepts, _ = read_concepts(Path(config.train_data_dir))
+        extra += [str(path) for concept in concepts for path in (concept.path, concept.prompts) if path]
     return [folder for folder in (config.train_data_dir, *extra, config.reg_data_dir and str(expanded(config.reg_data_dir))) if folder]
 
 
@@ -66,6 +72,7 @@ def select(config: TrainConfig, *, thorough: bool = True) -> Selection:
     training, problems = _training_pictures(config, thorough=thorough)
     regularisation, more_problems = _regularisation_pictures(config, {picture.path.parent.resolve() for picture in training}, thorough=thorough)
     training, masks, damaged, remarks = _with_masks(config, training, thorough=thorough)
+    remarks = _of_concepts(config) + remarks
     if not training:
         raise Refused(f"None of the pictures can be used with its mask. The first: {damaged[0].reason}", field="masked_loss", code="bad_mask")
     regularisation, more_masks, more_damaged, _ = _with_masks(config, regularisation, thorough=thorough)           # which hardly ever have any
@@ -86,30 +93,69 @@ def select(config: TrainConfig, *, thorough: bool = True) -> Selection:
 def _training_pictures(config: TrainConfig, *, thorough: bool) -> tuple[list[Picture], list[Problem]]:
     """The pictures of all training folders in their order; every folder must have some, one some that count, and none may be read twice."""
     main = Path(config.train_data_dir)
+    if is_concepts(main):
+        return _of_folders(config, [*_concept_folders(main), *extra_folders(config.extra_data_dirs)], [], [], thorough=thorough)
     pictures, problems = scan(main, metadata_path=config.metadata_path, repeats=config.repeats, thorough=thorough,
                               caption_ending=config.caption_extension)
     if not pictures:
         raise Refused(_no_pictures(main, problems), field="train_data_dir", code="no_pictures")
-    shared_table = "" if Path(config.metadata_path).is_relative_to(main) else config.metadata_path       # one that lies there is that folder's own
+    return _of_folders(config, extra_folders(config.extra_data_dirs), pictures, problems, thorough=thorough)
+
+
+def _of_folders(config: TrainConfig, folders: list[Folder], pictures: list[Picture], problems: list[Problem], *,
+                thorough: bool) -> tuple[list[Picture], list[Problem]]:
+    """Add the pictures of further folders to those that were found."""
+    own_table = Path(config.metadata_path).is_relative_to(config.train_data_dir)   # one that lies there is that folder's own
     seen = {picture.path.parent.resolve() for picture in pictures}
-    for folder in extra_folders(config.extra_data_dirs):
-        with _blamed_on("extra_data_dirs"):
-            found, damaged = scan(folder.path, metadata_path=shared_table, repeats=config.repeats, thorough=thorough,
-                                   caption_ending=config.caption_extension)
+    for folder in folders:
+        with _blamed_on("train_data_dir" if folder.concept else "extra_data_dirs"):
+            found, damaged = scan(folder.path, metadata_path="" if own_table else config.metadata_path, repeats=config.repeats, thorough=thorough,
+                                  caption_ending=config.caption_extension, subfolders=_subfolders(folder))
             if not found:
                 raise Refused(_no_pictures(folder.path, damaged), code="no_pictures")
             places = {picture.path.parent.resolve() for picture in found}
             if places & seen:
                 raise Refused(f"The pictures in {min(places & seen)} are among those to learn from already. Take the folder out, or raise its repeats.", code="twice")
         seen |= places
-        pictures += [_repeated(picture, folder) for picture in found]
+        pictures += [_repeated(picture, folder) for picture in _captioned(found, folder.concept)]
         problems += damaged
     return _that_count(pictures, problems)
 
 
+def _concept_folders(path: Path) -> list[Folder]:
+    return [Folder(concept.path, concept.repeats, concept) for concept in read_concepts(path)[0]]
+
+
+def _subfolders(folder: Folder) -> str:
+    return "kohya" if folder.concept is None else "all" if folder.concept.deep else "none"
+
+
+def _captioned(pictures: list[Picture], concept: Concept | None) -> list[Picture]:
+    """Give pictures of a concept the captions that do not lie beside them."""
+    if concept is None or concept.captions == "sample":
+        return pictures
+    shared = read_prompts(concept.prompts) if concept.captions == "concept" else ""
+    return [dataclasses.replace(picture, caption=shared or picture.path.stem, other_caption="",
+                                warnings=tuple(remark for remark in picture.warnings if remark != "no caption")) for picture in pictures]
+
+
 def _repeated(picture: Picture, folder: Folder) -> Picture:
     """A folder's own repeats are for what lies in it; kohya's subfolders say theirs by name."""
-    return dataclasses.replace(picture, repeats=folder.repeats) if folder.repeats and picture.path.parent == folder.path else picture
+    own = folder.concept is not None or picture.path.parent == folder.path
+    return dataclasses.replace(picture, repeats=folder.repeats) if folder.repeats and own else picture
+
+
+def _of_concepts(config: TrainConfig) -> list[str]:
+    """Say what a file of concepts asks for and this run does not have."""
+    path = Path(config.train_data_dir)
+    if not is_concepts(path):
+        return []
+    concepts, remarks = read_concepts(path)
+    titles = {field.name: field.metadata["title"] for field in dataclasses.fields(TrainConfig)}
+    wishes = {name: value for concept in reversed(concepts) for name, value in concept.settings.items()}
+    lacking = [f"{titles[name]} {'on' if value is True else value}" for name, value in wishes.items() if getattr(config, name) != value]
+    unlike = [f"{path.name}: {concept.name}: {key} {value} is not taken over: {reason}." for concept in concepts for key, value, reason in concept.left_out]
+    return remarks + unlike[:5] + [f"{path.name} asks for {', '.join(lacking)}; this run is set otherwise."] * bool(lacking)
 
 
 def _regularisation_pictures(config: TrainConfig, taken: set[Path], *, thorough: bool) -> tuple[list[Picture], list[Problem]]:

@@ -1,0 +1,159 @@
+"""OneTrainer's concepts: a .json that lists folders of pictures, how often each counts and where its captions come from.
+
+`train_data_dir` may be such a file; `importing` turns one into settings. What has no counterpart is listed.
+"""
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .captions import content_of, text_of
+from .errors import Refused
+from .paths import expanded
+
+LARGEST_BYTES, MOST_CONCEPTS, MOST_REPEATS = 5_000_000, 500, 1000
+SOURCES = ("sample", "concept", "filename")    # a .txt beside each picture, one file for all, the file's name
+_UNLIKE = {  # of "image" and "text", where they are on: what to do instead
+    "enable_fixed_flip": "pictures are mirrored by chance: Mirror", "enable_random_rotate": "pictures are not rotated",
+    "enable_fixed_rotate": "pictures are not rotated", "enable_random_brightness": "Colour jitter does this",
+    "enable_fixed_brightness": "Colour jitter does this", "enable_random_contrast": "Colour jitter does this",
+    "enable_fixed_contrast": "Colour jitter does this", "enable_random_saturation": "Colour jitter does this",
+    "enable_fixed_saturation": "Colour jitter does this", "enable_random_hue": "Colour jitter does this",
+    "enable_fixed_hue": "Colour jitter does this", "enable_resolution_override": "all pictures have one resolution",
+    "enable_random_circular_mask_shrink": "masks are used as they are",
+    "enable_random_mask_rotate_crop": "masks are used as they are", "caps_randomize_enable": "captions keep their case",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Concept:
+    """A folder of pictures. `captions` is one of SOURCES, `prompts` the file for "concept"; `deep`: with
+    all folders in it. `settings` are what it asks for, by our names, `left_out` what it cannot have,
+    as (key, value, reason)."""
+    name: str
+    path: Path
+    repeats: int = 1
+    captions: str = "sample"
+    prompts: Path | None = None
+    deep: bool = False
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    left_out: tuple[tuple[str, Any, str], ...] = ()
+
+
+def is_concepts(path: Path) -> bool:
+    """Tell by its name and kind whether a path can be a file of concepts."""
+    return path.suffix.lower() == ".json" and path.is_file()
+
+
+def are_concepts(found: Any) -> bool:
+    """Tell whether the content of a .json is a list of concepts."""
+    return isinstance(found, list) and bool(found) and all(isinstance(each, Mapping) and "path" in each for each in found)
+
+
+def read_concepts(path: Path) -> tuple[list[Concept], list[str]]:
+    """Return the concepts that are to be trained, and sentences on those that are not. Raises `Refused`."""
+    try:
+        data = content_of(path, most_bytes=LARGEST_BYTES)
+        found = json.loads((data or b"").decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _refused(f"{path.name} cannot be read as OneTrainer's concepts: {error}.") from error
+    if not are_concepts(found) or len(found) > MOST_CONCEPTS:
+        raise _refused(f"{path.name} is not a list of OneTrainer's concepts, each with its path, at most {MOST_CONCEPTS} of them.")
+    concepts, unused = [], []
+    for number, values in enumerate(found, start=1):
+        name = str(values.get("name") or values["path"] or number)[:80]
+        if (reason := _why_not(values)) is None:
+            concepts.append(_concept(values, name, path.parent))
+        else:
+            unused.append(f"The concept {name} of {path.name} is left out: {reason}.")
+    if not concepts:
+        raise _refused(f"No concept of {path.name} is to be trained. {unused[0]}")
+    return concepts, unused
+
+
+def _why_not(values: Mapping[str, Any]) -> str | None:
+    kind = str(values.get("type") or ("VALIDATION" if values.get("validation_concept") is True else "STANDARD")).upper()
+    if values.get("enabled") is False:
+        return "it is switched off"
+    if kind == "VALIDATION":
+        return "it is for validation, for which Validation keeps some of the others out"
+    if kind != "STANDARD":
+        return f"it is of the kind {kind[:40]}; Regularisation pictures may do"
+    return None if isinstance(values["path"], str) and values["path"].strip() else "it names no folder"
+
+
+def _concept(values: Mapping[str, Any], name: str, beside: Path) -> Concept:
+    text, image = (part if isinstance(part := values.get(key), Mapping) else {} for key in ("text", "image"))
+    source = str(text.get("prompt_source") or "sample").lower()
+    if source not in SOURCES:
+        raise _refused(f"The captions of the concept {name} come from {source[:40]!r}; expected one of {', '.join(SOURCES)}.")
+    written = str(text.get("prompt_path") or "").strip()
+    prompts = _found(written, beside) if written and source == "concept" else None
+    left_out = list(_left_out({**image, **text}))
+    if (weight := values.get("loss_weight", 1.0)) != 1.0:
+        left_out.append(("loss_weight", weight, "folders differ in their repeats only"))
+    folder = _found(values["path"], beside)
+    repeats, exact = _repeats(values, folder)
+    if not exact:
+        left_out.append(("balancing", values.get("balancing", values.get("repeats")), f"{repeats} is taken: repeats are whole"))
+    return Concept(name, folder, repeats, source, prompts, values.get("include_subdirectories") is True,
+                   _settings(text, image), tuple(left_out))
+
+
+def _left_out(values: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    yield from ((key, values[key], reason) for key, reason in _UNLIKE.items() if values.get(key) is True)
+    if values.get("enable_tag_shuffling") is True and str(values.get("tag_delimiter", ",")).strip() != ",":
+        yield "tag_delimiter", values["tag_delimiter"], "tags are parted by commas only"
+    if values.get("tag_dropout_enable") is True and values.get("tag_dropout_mode") not in ("FULL", "RANDOM"):
+        yield "tag_dropout_mode", values.get("tag_dropout_mode"), "each tag is dropped alike: Tag dropout"
+    if values.get("tag_dropout_enable") is True and values.get("tag_dropout_special_tags"):
+        yield "tag_dropout_special_tags", values["tag_dropout_special_tags"], "all tags but those in front are dropped alike"
+
+
+def _settings(text: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, Any]:
+    """OneTrainer always draws one of a caption's lines."""
+    found: dict[str, Any] = {"caption_lines": "alternatives"}
+    drops = text.get("tag_dropout_enable") is True and text.get("tag_dropout_probability")
+    if text.get("enable_tag_shuffling") is True:
+        found["shuffle_caption"] = True
+    if drops:
+        found["caption_dropout_rate" if text.get("tag_dropout_mode") == "FULL" else "caption_tag_dropout_rate"] = drops
+    if drops or "shuffle_caption" in found:
+        found["keep_tokens"] = text.get("keep_tags_count", 1)
+    if image.get("enable_random_flip") is True:
+        found["mirror"] = True
+    return found
+
+
+def _repeats(values: Mapping[str, Any], folder: Path) -> tuple[int, bool]:
+    """Return how often each picture counts, and whether that is just what is asked for."""
+    wanted = values.get("balancing", values.get("repeats", 1.0))
+    if isinstance(wanted, bool) or not isinstance(wanted, (int, float)) or not math.isfinite(wanted):
+        return 1, False
+    if str(values.get("balancing_strategy", "REPEATS")).upper() == "SAMPLES":      # so many pictures of it in an epoch
+        return 1, False
+    repeats = min(max(1, round(wanted)), MOST_REPEATS)
+    return repeats, repeats == wanted
+
+
+def _found(written: str, beside: Path) -> Path:
+    """Find what a concept names: beside the file, or where OneTrainer would have been started, else as it is written."""
+    path = expanded(written.strip())
+    return next((base / path for base in (beside, beside.parent) if not path.is_absolute() and (base / path).exists()), path)
+
+
+def read_prompts(path: Path | None) -> str:
+    """Return the captions in a concept's own file, one a line. Raises `Refused`."""
+    try:
+        data = content_of(path) if path else None
+    except OSError as error:
+        raise _refused(f"The captions in {path} cannot be read: {error.strerror or error}.") from error
+    if data is None:
+        raise _refused(f"The file {path} that a concept's captions are in is not there." if path else "A concept's captions are in one file, and it names none.")
+    return text_of(data)
+
+
+def _refused(message: str) -> Refused:
+    return Refused(message, field="train_data_dir", code="bad_concepts")

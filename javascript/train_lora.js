@@ -276,7 +276,8 @@
         /** The settings that decide what the trainer will see of the pictures. */
         function tellPictures() {
             const values = settings.config();
-            pictures.setSettings(Object.fromEntries(['resolution', 'bucket_step', 'enable_bucket', 'trigger_word', 'bucket_min', 'bucket_max', 'bucket_no_upscale', 'max_token_length']
+            pictures.setSettings(Object.fromEntries(['resolution', 'bucket_step', 'enable_bucket', 'trigger_word', 'bucket_min', 'bucket_max', 'bucket_no_upscale', 'max_token_length',
+                'caption_lines']
                 .map((name) => [name, values[name]])));
         }
 

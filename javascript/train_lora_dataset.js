@@ -13,10 +13,11 @@
     const CHECK_AGAIN_MS = 1000;
     const SAVED_MS = 1600;
 
-    /** Split as the server does: at commas; a sentence is one tag. */
-    const tagsOf = (caption) => caption.split(',').map((tag) => tag.trim()).filter(Boolean);
+    /** Split as the server does: at commas and lines; a sentence is one tag. */
+    const tagsOf = (caption) => caption.split(/[,\n]/).map((tag) => tag.trim()).filter(Boolean);
 
-    const oneLine = (text) => text.split(/\s+/).filter(Boolean).join(' ');
+    /** Drop empty lines and surplus blanks, as the server does. */
+    const plainLines = (text) => text.split(/[\r\n]+/).map((line) => line.split(/\s+/).filter(Boolean).join(' ')).filter(Boolean).join('\n');
 
 
     // --- Text that is not saved yet, kept by the browser ----------------------------------------------------------------
@@ -162,7 +163,7 @@
         /** Show a text as the caption at once, and write it. */
         function save(filename, text) {
             const picture = pictures.get(filename);
-            const caption = oneLine(text);
+            const caption = plainLines(text);
             Object.assign(picture, {caption, tags: tagsOf(caption), automatic: false, unsaved: caption, mark: 'saving', message: '', conflict: null});
             stash(name, filename, caption);
             tell('captions', [filename]);
@@ -254,9 +255,9 @@
         /** What was typed here before and never reached the disk: [{filename, text}]. What has become true meanwhile is forgotten. */
         function leftover() {
             const own = Object.entries(stashed()[name] || {});
-            const open = own.filter(([filename, text]) => pictures.has(filename) && oneLine(text) !== pictures.get(filename).caption);
+            const open = own.filter(([filename, text]) => pictures.has(filename) && plainLines(text) !== pictures.get(filename).caption);
             for (const [filename] of own) if (!open.some(([other]) => other === filename)) stash(name, filename, null);
-            return open.map(([filename, text]) => ({filename, text: oneLine(text)}));
+            return open.map(([filename, text]) => ({filename, text: plainLines(text)}));
         }
 
         const forget = (filenames) => filenames.forEach((filename) => stash(name, filename, null));
@@ -333,7 +334,7 @@
         }
 
         const cropUrl = (filename) => {
-            const query = new URLSearchParams(Object.entries(checkSettings).filter(([key, value]) => key !== 'trigger_word' && value !== undefined && value !== ''));
+            const query = new URLSearchParams(Object.entries(checkSettings).filter(([key, value]) => !['trigger_word', 'caption_lines'].includes(key) && value !== undefined && value !== ''));
             return url(`${at('/crops/')}${filename.split('/').map(encode).join('/')}?${query}`).href;
         };
         const pictureUrl = (kind, filename) => {
@@ -359,5 +360,5 @@
         return caption ? said : [{code: 'no_caption', message: 'No caption.'}, ...said];
     }
 
-    return {createDataset, tagsOf, remarksOf, oneLine};
+    return {createDataset, tagsOf, remarksOf, plainLines};
 };

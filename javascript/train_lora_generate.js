@@ -3,6 +3,9 @@
     'use strict';
     const {h, show, setText, button, card, send} = kit;
 
+    /** LoRAs that a prompt names without the brackets that call them, such as lora:mycat:0.9. */
+    const bareLoras = (text) => text.replace(/<[^<>]*>/g, ' ').match(/(?<![\w<])(?:lora|lyco):[^:,<>\n]+:-?[\d.]+/gi) || [];
+
     function createGenerate() {
         let shownUrl = '';
         const input = (id, label, value, mode = 'numeric') => {
@@ -10,7 +13,8 @@
             return {control, element: h('div.tl-field', {}, h('label.tl-label', {htmlFor: id}, label), control)};
         };
         const prompt = h('textarea.tl-input.tl-prompt', {id: 'tl-prompt', rows: 2, placeholder: 'What to draw; <lora:name:0.8> calls a LoRA', spellcheck: false,
-            onkeydown: (event) => event.key === 'Enter' && (event.ctrlKey || event.metaKey) && draw()});
+            oninput: () => advise(), onkeydown: (event) => event.key === 'Enter' && (event.ctrlKey || event.metaKey) && draw()});
+        const advice = h('p.tl-help', {role: 'status', hidden: true});
         const negative = h('input.tl-input', {id: 'tl-negative', type: 'text', autocomplete: 'off'});
         const seed = input('tl-seed', 'Seed', '1');
         const steps = input('tl-steps', 'Steps', '25');
@@ -22,12 +26,18 @@
         const picture = h('img.tl-drawn', {alt: '', hidden: true});
         const empty = h('p.tl-muted', {}, 'The picture appears here.');
         const element = card(4, 'Try it', h('div.tl-generate', {},
-            h('div.tl-generate-form', {}, h('div.tl-field', {}, h('label.tl-label', {htmlFor: 'tl-prompt'}, 'Prompt'), prompt),
+            h('div.tl-generate-form', {}, h('div.tl-field', {}, h('label.tl-label', {htmlFor: 'tl-prompt'}, 'Prompt'), prompt, advice),
                 h('div.tl-field', {}, h('label.tl-label', {htmlFor: 'tl-negative'}, 'Negative prompt'), negative),
                 h('div.tl-fields.tl-narrow', {}, seed.element, steps.element, guidance.element, size.element), h('div.tl-actions', {}, go), error),
             h('div.tl-drawn-box', {'aria-live': 'polite'}, picture, empty)));
 
         const number = ({control}, otherwise) => (control.value.trim() !== '' && Number.isFinite(Number(control.value)) ? Number(control.value) : otherwise);
+
+        function advise() {
+            const [bare] = bareLoras(prompt.value);
+            setText(advice, bare ? `${bare.trim()} calls no LoRA without brackets: write <${bare.trim()}>.` : '');
+            show(advice, Boolean(bare));
+        }
 
         async function draw() {
             go.disabled = true;
@@ -60,6 +70,7 @@
         function tryTag(tag, trigger) {
             const words = [trigger, tag].filter((word) => word && !prompt.value.includes(word));
             prompt.value = [prompt.value.trim(), ...words].filter(Boolean).join(' ');
+            advise();
             element.scrollIntoView({behavior: 'smooth', block: 'center'});
             prompt.focus({preventScroll: true});
         }

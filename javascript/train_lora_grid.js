@@ -6,11 +6,12 @@
  */
 (window.trainLora = window.trainLora || {parts: {}}).parts.grid = (kit) => {
     'use strict';
-    const {h, show, setText, url, button, tool, remarksOf} = kit;
+    const {h, show, setText, url, button, tool, remarksOf, plainLines} = kit;
 
     const DRAFT_MS = 400;
     const LONGEST_BOX_PX = 260;
-    const SHORT = {small: 'Too small', near_duplicate: 'Near-duplicate', no_trigger: 'No trigger word', odd_ratio: 'Odd shape', shared_caption: 'Shared caption', unreadable: 'Cannot be used'};
+    const SHORT = {small: 'Too small', near_duplicate: 'Near-duplicate', no_trigger: 'No trigger word', odd_ratio: 'Odd shape', shared_caption: 'Shared caption', two_captions: 'Two captions',
+        lora_in_caption: 'LoRA in the caption', unreadable: 'Cannot be used'};
     const MARKS = {saving: 'Saving …', saved: 'Saved', failed: 'Not saved'};
 
 
@@ -23,7 +24,7 @@
         let closed = false;
         let timer = 0;
         const box = h(`textarea.tl-caption-box${className}`, {value: opened, rows: 3, spellcheck: false, 'aria-label': `Caption of ${picture.filename}`,
-            placeholder: 'What is to be seen, in words or tags'});
+            placeholder: 'What is to be seen, in words or tags', title: 'Enter saves, Shift+Enter begins a new line'});
         box.isClean = () => box.value === shown;
 
         const stashDraft = () => { if (!closed && !box.isClean()) dataset.draft(picture.filename, box.value); };
@@ -34,7 +35,7 @@
 
         function store() {
             clearTimeout(timer);
-            const text = box.value.replace(/\s+/g, ' ').trim();
+            const text = plainLines(box.value);
             if (text !== shown) dataset.save(picture.filename, text);
             else if (text === picture.caption && picture.unsaved === null) dataset.forget([picture.filename]);
             shown = text;
@@ -63,6 +64,10 @@
         });
         box.addEventListener('keydown', (event) => {
             if (event.isComposing) return;
+            if (event.key === 'Enter' && event.shiftKey) {                                 // A new line, and nothing for the card behind.
+                event.stopPropagation();
+                return;
+            }
             const direction = event.key === 'Tab' && !event.ctrlKey && !event.altKey ? (event.shiftKey ? -1 : 1) : 0;
             if (event.key === 'Escape' || event.key === 'Enter' || direction) {
                 event.preventDefault();
@@ -166,7 +171,7 @@
             const text = picture.unsaved ?? picture.caption;
             setText(words, text || 'No caption');
             caption.classList.toggle('tl-none', !text);
-            caption.title = text.length > 90 ? text : '';
+            caption.title = text.length > 90 || text.includes('\n') ? text : '';
             caption.setAttribute('aria-label', `Caption of ${filename}: ${text || 'none'}. Edit`);
             return undefined;
         }

@@ -5,18 +5,20 @@ from typing import Any, List
 from fastapi import APIRouter, Body, File, Form, Response, UploadFile
 from fastapi.responses import FileResponse
 
+from ..core.captions import LINE_USES
 from ..core.checks import Wanted
 from ..core.errors import Refused
 from ..core.library import LARGEST_UPLOAD_BYTES
 from ..core.pictures import TURNS
 from ..core.tables import LARGEST_TABLE_BYTES
 from ..jobs.service import TrainingService
-from .requests import mapping, switch, text, texts, whole
+from .requests import mapping, one_of, switch, text, texts, whole
 from .schemas import EDITED, FILENAMES, IF_CHANGED, SWITCH, TEXT, TEXTS, TEXTS_BY_NAME, VERSIONS, a_list, an_object, edits, file_of, gives, takes, whole_number
 
 _CACHED = {"Cache-Control": "private, max-age=86400"}
 _PICTURE = {"response_class": Response, "responses": file_of("image/jpeg")}
-_WANTED = {"resolution": whole_number(64, 4096), "bucket_step": whole_number(8, 512), "enable_bucket": SWITCH, "trigger_word": TEXT}
+_WANTED = {"resolution": whole_number(64, 4096), "bucket_step": whole_number(8, 512), "enable_bucket": SWITCH, "trigger_word": TEXT,
+           "caption_lines": {"enum": list(LINE_USES), "default": LINE_USES[0]}}
 
 
 def add_routes(router: APIRouter, service: TrainingService) -> None:
@@ -132,7 +134,8 @@ def _wanted(body: dict) -> Wanted:
     return Wanted(whole(body, "resolution", ordinary.resolution, 64, 4096), whole(body, "bucket_step", ordinary.bucket_step, 8, 512),
                   switch(body, "enable_bucket", ordinary.enable_bucket), (text(body, "trigger_word", required=False) or "").strip(),
                   whole(body, "bucket_min", ordinary.bucket_min, 0, 2048), whole(body, "bucket_max", ordinary.bucket_max, 0, 8192),
-                  switch(body, "bucket_no_upscale", ordinary.bucket_no_upscale), whole(body, "max_token_length", ordinary.max_token_length, 75, 750))
+                  switch(body, "bucket_no_upscale", ordinary.bucket_no_upscale), whole(body, "max_token_length", ordinary.max_token_length, 75, 750),
+                  one_of(body, "caption_lines", LINE_USES))
 
 
 def _versions(source: str) -> dict[str, str] | None:

@@ -1,4 +1,5 @@
 """Reads values out of JSON bodies and query strings; what is not as expected is refused with its name."""
+from collections.abc import Sequence
 
 from ..core.config import is_plain_text
 from ..core.errors import Refused
@@ -33,6 +34,14 @@ def switch(body: dict, key: str, default: bool = False) -> bool:
     value = body.get(key, default)
     if not isinstance(value, bool):
         raise Refused(f"`{key}` must be true or false.", field=key, code="bad_request")
+    return value
+
+
+def one_of(body: dict, key: str, choices: Sequence[str]) -> str:
+    """Read one of these words; the first is the default."""
+    value = body.get(key, choices[0])
+    if value not in choices:
+        raise Refused(f"`{key}` must be one of {', '.join(choices)}.", field=key, code="bad_value")
     return value
 
 

@@ -37,7 +37,11 @@ def test_from_drop_to_tag(page, host, pictures):
     assert not page.is_visible("text=Send to txt2img")
 
     page.click(".tl-good >> text=Try it")
-    assert page.input_value("#tl-prompt") == "zib <lora:mine:0.8>"
+    assert page.input_value("#tl-prompt") == "zib <lora:mine:0.8>" and not page.is_visible("text=calls no LoRA")
+    page.fill("#tl-prompt", "zib lora:mine:0.8, night")
+    page.wait_for_selector("text=lora:mine:0.8 calls no LoRA without brackets: write <lora:mine:0.8>.")
+    page.fill("#tl-prompt", "zib <lora:mine:0.8>")
+    page.wait_for_selector("text=calls no LoRA", state="hidden")
     page.click("#tl-draw")
     page.wait_for_selector(".tl-drawn:visible")
 

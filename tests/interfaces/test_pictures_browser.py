@@ -68,6 +68,33 @@ def test_escape_restores_and_writes_nothing(page, filled):
     assert (filled / "2.txt").stat().st_mtime_ns == before
 
 
+def test_shift_enter_begins_a_line_and_lines_are_kept(page, filled):
+    page.locator(".tl-caption").first.click()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("a cat,  red")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("mycat")
+    page.keyboard.press("Enter")
+    until(lambda: on_disk(filled, 0) == "a cat, red\nmycat")
+    assert caption(page, 0) == "a cat, red\nmycat" and not page.locator("dialog[open]").count()
+    page.locator(".tl-caption").first.click()
+    assert page.evaluate("document.activeElement.value") == "a cat, red\nmycat"
+    page.keyboard.press("Escape")
+    page.reload()
+    page.wait_for_selector(".tl-caption")
+    assert caption(page, 0) == "a cat, red\nmycat" and chip(page, "mycat").count() == 1
+
+
+def test_two_captions_and_a_lora_are_marked_on_the_card(page, filled):
+    (filled / "1.caption").write_text("kohya's", encoding="utf-8")
+    write(page, 0, "a cat lora:mycat:0.9")
+    until(lambda: on_disk(filled, 0) == "a cat lora:mycat:0.9")
+    page.reload()
+    page.wait_for_selector(".tl-remark:has-text('Two captions')")
+    page.wait_for_selector(".tl-remark:has-text('LoRA in the caption')")
+
+
 def test_undo_and_redo_also_after_a_reload(page, filled):
     write(page, 0, "first")
     write(page, 1, "second")

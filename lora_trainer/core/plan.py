@@ -11,7 +11,6 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-import safetensors
 import torch
 
 from .adapters import count_parameters, plan_shapes
@@ -31,6 +30,7 @@ from .pixels import placement
 from .remarks import remarks_on
 from .selection import Selection, folders_of, select
 from .starting import FoundLora, find_lora, look_into
+from .tensor_files import read_header
 from .trainer import Schedule
 
 __all__ = ["Plan", "check_space", "estimate", "folders_of", "form_of", "free_name", "layer_choice", "make_plan", "plan_output", "session_of", "tag_of", "variation_of"]
@@ -129,9 +129,8 @@ def plan_output(config: TrainConfig, lora_dir: Path, *, session: float | None = 
 def session_of(path: Path) -> float | None:
     """Return when the run that saved a LoRA began, which is the run's name for itself; None for a file that says nothing of it."""
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            return float((file.metadata() or {})["ss_training_started_at"])
-    except (OSError, safetensors.SafetensorError, KeyError, ValueError):
+        return float(read_header(path).metadata["ss_training_started_at"])
+    except (OSError, KeyError, ValueError):
         return None
 
 

@@ -124,11 +124,13 @@ class TrainConfig:
                                "style, composition. Empty: all.", group="network")
     lokr_factor: int = setting(-1, "LoKr factor", "How layers are cut up: larger makes smaller files. -1: as evenly as possible.", group="network", minimum=-1, maximum=64)
     rslora: bool = setting(False, "Rank-stabilised", "Scale by alpha / the square root of the rank, so that high ranks learn as fast as low ones.", group="network")
+    use_dora: bool = setting(False, "DoRA", "Learns apart how much each input counts and what is done with it; often closer to the subject at low ranks, and slower. With any "
+                             "kind of layer. Such a file works in the WebUI and ComfyUI; diffusers cannot read it.", group="network", kohya=("dora_wd",))
     lora_dropout: float = setting(0.0, "Dropout", "Share of the LoRA's inputs left out at random; a little helps against overfitting. kohya's leaves out what lies between "
                                   "the LoRA's two halves instead.", group="network", minimum=0.0, maximum=0.9, kohya=("network_dropout",))
     rank_dropout: float = setting(0.0, "Rank dropout", "Share of the ranks left out at random.", group="network", minimum=0.0, maximum=0.9)
     module_dropout: float = setting(0.0, "Layer dropout", "Share of the layers left out at random.", group="network", minimum=0.0, maximum=0.9)
-    scale_weight_norms: float = setting(0.0, "Weight-norm limit", "No layer's change may be larger than this; 1 is usual. 0: no limit.", group="network", minimum=0.0,
+    scale_weight_norms: float = setting(0.0, "Weight-norm limit", "No layer's change may be larger than this; 1 is usual. 0: no limit. DoRA's magnitudes are free.", group="network", minimum=0.0,
                                         maximum=1000.0)
     init_lora: str = setting("", "Go on from a LoRA", "Name or file of a LoRA to start from, ours or any in kohya's layout. Its rank, alpha and layers are taken over.",
                              group="network", kohya=("network_weights",))

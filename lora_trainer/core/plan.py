@@ -242,6 +242,8 @@ def _taken_over(found: FoundLora | None, config: TrainConfig) -> list[str]:
     remarks = [f"Going on from {found.path.name}: its rank {found.rank}, alpha {found.alpha:g} and layers are used, whatever the settings say."]
     if found.kind != config.lora_type:
         remarks.append(f"{found.path.name} is a {found.kind}, and so will this be; Kind says {config.lora_type}.")
+    if found.is_dora != config.use_dora:
+        remarks.append(f"{found.path.name} is {'a' if found.is_dora else 'no'} DoRA, and so will this be; DoRA is switched {'on' if config.use_dora else 'off'}.")
     if found.text_encoder_layers and not config.train_text_encoder and config.text_encoder_lr:
         remarks.append(f"{found.path.name} has layers of the text encoder, so that learns too, at {config.text_encoder_lr:g}; 0 as its learning rate keeps it as it is.")
     if not found.text_encoder_layers and config.train_text_encoder:

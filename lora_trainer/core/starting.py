@@ -16,7 +16,7 @@ from peft.tuners.lokr.layer import factorization
 from .adapters import Form, Shape
 from .blocks import levels_of
 from .errors import Refused
-from .kinds import LOHA_NAMES, LOKR_NAMES, LORA_NAMES, is_whole, sizes
+from .kinds import DORA_SCALE, LOHA_NAMES, LOKR_NAMES, LORA_NAMES, is_whole, sizes
 from .layers import PROJECTIONS, targets
 from .layouts import unet_to_diffusers, unet_to_ldm
 from .paths import expanded
@@ -42,6 +42,10 @@ class FoundLora:
     alphas: Mapping[str, float]
     parameters: int
     text_encoder_layers: int
+
+    @property
+    def is_dora(self) -> bool:
+        return any(DORA_SCALE in parts for parts in self.sizes.values())
 
     @property
     def rank(self) -> int:
@@ -88,8 +92,11 @@ def _look_into(path: Path, size_bytes: int, changed_ns: int) -> FoundLora:
     layers = {layer: {part: size for part, size in parts.items() if part != _ALPHA} for layer, parts in layers.items()}
     kind = next((kind for kind, names in _KINDS.items() if any(names[0] in parts or names[1] in parts for parts in layers.values())), "lora")
     if odd := _odd(layers, kind) or next((f"{layer}.{_ALPHA} is {alpha}" for layer, alpha in alphas.items() if not math.isfinite(alpha)), ""):
-        raise _refused(f"{path.name} is not a LoRA that can be gone on from ({odd}). It must be a LoRA, LoHa or LoKr in kohya's layout; DoRA, mixtures and "
-                       "full models are not.")
+        raise _refused(f"{path.name} is not a LoRA that can be gone on from ({odd}). It must be a LoRA, LoHa or LoKr in kohya's layout; mixtures and full "
+                       "models are not.")
+    if rows := next((layer for layer, parts in layers.items() if DORA_SCALE in parts and parts[DORA_SCALE][0] != 1), ""):
+        raise _refused(f"{path.name} is a DoRA whose magnitudes are those of the outputs ({rows}.{DORA_SCALE} is {layers[rows][DORA_SCALE]}; LyCORIS's wd_on_output, "
+                       "or peft's). Here, as in the WebUI, they are those of the inputs, (1, inputs), so it cannot be gone on from.")
     ranks = {layer: _rank(parts, alphas.get(layer)) for layer, parts in layers.items()}
     return FoundLora(path, kind, layers, ranks, {layer: alphas.get(layer, float(rank)) for layer, rank in ranks.items()},
                      sum(math.prod(size) for parts in layers.values() for size in parts.values()),
@@ -142,7 +149,7 @@ def _header_again(found: FoundLora, file: BinaryIO) -> Header:
 def _odd(layers: Mapping[str, Sizes], kind: str) -> str:
     """Return what makes these layers none of that kind, or ""."""
     for layer, parts in layers.items():
-        if strange := sorted(parts.keys() - set(_KINDS[kind])):
+        if strange := sorted(parts.keys() - {*_KINDS[kind], DORA_SCALE}):
             return f"{layer}.{strange[0]}"
         if missing := _missing(parts, kind):
             return f"{layer}.{missing} is missing"
@@ -170,7 +177,7 @@ def _rank(parts: Sizes, alpha: float | None) -> int:
 def _form(found: FoundLora, weights: Mapping[str, torch.Size]) -> Form:
     """Find out how the layers, whose modules' weights have these sizes, were built."""
     has = {part for layer in weights for part in found.sizes[layer]}
-    form = Form(found.kind, tucker=bool(has & {"hada_t1", "lokr_t2"}), lokr_both="lokr_w1_a" in has)
+    form = Form(found.kind, tucker=bool(has & {"hada_t1", "lokr_t2"}), lokr_both="lokr_w1_a" in has, use_dora=DORA_SCALE in has)
     if found.kind != "lokr":
         return form
     split = functools.cache(factorization)

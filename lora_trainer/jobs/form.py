@@ -27,7 +27,7 @@ EFFECTIVE_WHEN: dict[str, tuple[Condition, ...]] = {
     "validate_every": _MEASURED,
     "keep_tokens": _SHUFFLED,
     "trigger_only_rate": ({"trigger_word": True},),
-    **dict.fromkeys(("lora_rank", "lora_alpha", "lora_type", "lora_targets", "rslora", "train_unet", "train_text_encoder"), (_FRESH,)),
+    **dict.fromkeys(("lora_rank", "lora_alpha", "lora_type", "lora_targets", "rslora", "use_dora", "train_unet", "train_text_encoder"), (_FRESH,)),
     **dict.fromkeys(("attention_rank", "attention_alpha", "lora_blocks"), ({**_UNET, **_FRESH},)),
     **dict.fromkeys(("feed_forward_rank", "feed_forward_alpha"), (_FEED_FORWARD,)),
     **dict.fromkeys(("conv_rank", "conv_alpha"), (_CONVOLUTIONS,)),

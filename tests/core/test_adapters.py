@@ -15,7 +15,7 @@ from tests.core.open_clip_text import OpenClipText
 BLOCK = "unet.input_blocks.1.1.transformer_blocks.0"
 ATTENTION = "te2.transformer.resblocks.0.attn"
 FORMS = [Form("lora"), Form("lora", rslora=True), Form("loha"), Form("loha", tucker=True), Form("lokr"), Form("lokr", lokr_factor=4, rslora=True),
-         Form("lokr", lokr_both=True, tucker=True)]
+         Form("lokr", lokr_both=True, tucker=True), Form("lora", use_dora=True), Form("loha", use_dora=True), Form("lokr", use_dora=True)]
 
 
 def name_of(value):
@@ -44,6 +44,9 @@ def scramble(adapters, size=0.3):
     with torch.no_grad():
         for number, parameter in enumerate(adapters.parameters()):
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * size)
+        for layer in adapters._layers.values():
+            if hasattr(layer, "dora_scale"):
+                layer.dora_scale.abs_().add_(0.1)
     return adapters
 
 
@@ -68,6 +71,12 @@ def change_in_file(weights, alpha, size):
     return (scale * torch.einsum("ac,bd->abcd", first, second)).reshape(size)
 
 
+def decomposed(merged, dora_scale):
+    """Give each column of a weight the norm that the file says, as the WebUI's apply_weight_decompose does."""
+    norms = merged.transpose(0, 1).reshape(merged.shape[1], -1).norm(dim=1, keepdim=True)
+    return merged * (dora_scale / norms.reshape(merged.shape[1], *[1] * (merged.dim() - 1)).transpose(0, 1))
+
+
 def merged_into(parts, adapters):
     """Add to the model's own weights what the file says, the projections of an attention each in its third."""
     for path, weights in adapters.weights().items():
@@ -77,7 +86,10 @@ def merged_into(parts, adapters):
             weight = module.in_proj_weight.data.chunk(3)["qkv".index(name[0])]
         else:
             weight = parts.get_submodule(path).weight.data
-        weight += change_in_file(weights, adapters.alphas[path], weight.shape).to(weight.dtype)
+        change = change_in_file(weights, adapters.alphas[path], weight.shape)
+        if "dora_scale" in weights:
+            change = decomposed(weight.double() + change, weights["dora_scale"].double()) - weight.double()
+        weight += change.to(weight.dtype)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=name_of)

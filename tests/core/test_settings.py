@@ -21,7 +21,7 @@ LEARNED = {                            # setting: (another value, what else must
     "keep_tokens": (2, dict(shuffle_caption=True)), "keep_tokens_separator": ("number", dict(shuffle_caption=True)), "caption_dropout_rate": (0.5, {}),
     "caption_tag_dropout_rate": (0.5, {}), "trigger_only_rate": (0.5, dict(trigger_word="zib")), "lora_type": ("loha", {}), "lora_targets": ("all", {}),
     "attention_rank": (2, {}), "attention_alpha": (2.0, {}), "feed_forward_rank": (2, {}), "feed_forward_alpha": (2.0, {}), "conv_rank": (2, dict(lora_targets="all")),
-    "conv_alpha": (2.0, dict(lora_targets="all")), "lora_blocks": ("IN01=2", {}), "lokr_factor": (2, dict(lora_type="lokr", lora_rank=2)), "rslora": (True, {}),
+    "conv_alpha": (2.0, dict(lora_targets="all")), "lora_blocks": ("IN01=2", {}), "lokr_factor": (2, dict(lora_type="lokr", lora_rank=2)), "rslora": (True, {}), "use_dora": (True, {}),
     "lora_dropout": (0.5, {}), "rank_dropout": (0.5, {}), "module_dropout": (0.5, {}), "scale_weight_norms": (0.001, {}), "train_unet": (False, {}),
     "train_text_encoder": (False, {}), "text_encoder_lr": (1e-3, {}), "text_encoder_rank": (2, {}), "text_encoder_alpha": (2.0, {}),
     "optimizer": ("adafactor", {}), "optimizer_args": ("betas=0.5,0.9", {}), "weight_decay": (0.9, {}), "max_grad_norm": (1e-12, {}), "scheduler": ("constant", {}),

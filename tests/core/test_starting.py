@@ -61,7 +61,7 @@ def test_other_trainers_files(host, settings, tmp_path):
 
 
 FORMS = [Form("lora"), Form("loha"), Form("loha", tucker=True), Form("lokr"), Form("lokr", lokr_factor=2), Form("lokr", lokr_factor=8, lokr_both=True),
-         Form("lokr", tucker=True)]
+         Form("lokr", tucker=True), Form("lora", use_dora=True), Form("loha", tucker=True, use_dora=True), Form("lokr", use_dora=True)]
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def nameless(path):
     raise KeyError(path)
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(str(value) for value in (form.kind, form.lokr_factor, form.lokr_both, form.tucker)))
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(str(value) for value in (form.kind, form.lokr_factor, form.lokr_both, form.tucker, form.use_dora)))
 @pytest.mark.parametrize("rank", [1, 3])
 def test_every_kind_fits_again(parts, tmp_path, form, rank):
     """UNet with convolutions and both kinds of text encoder: layers, ranks, alphas, way of building and weights, by names that no host has to know."""
@@ -101,7 +101,7 @@ def test_every_kind_fits_again(parts, tmp_path, form, rank):
     found = look_into(tmp_path / "x.safetensors")
     assert (found.kind, found.text_encoder_layers, found.parameters) == (form.kind, 18, sum(w.numel() for layer in weights.values() for w in layer.values()))
     again, taken, built = fit(found, parts, nameless)
-    assert list(again) == list(shapes) and built.kind == form.kind and taken.keys() == weights.keys()
+    assert list(again) == list(shapes) and (built.kind, built.use_dora) == (form.kind, form.use_dora) and taken.keys() == weights.keys()
     whole = {path for path in shapes if {"lokr_w1", "lokr_w2"} <= weights[path].keys()}
     assert {path: shape for path, shape in again.items() if path not in whole} == {path: shape for path, shape in shapes.items() if path not in whole}
     adapters = Adapters.create(parts, again, built)
@@ -162,6 +162,11 @@ TE2 = "lora_te2_text_model_encoder_layers_0"
 
 
 @pytest.mark.parametrize("sizes, said", [
+    ({"lora_unet_input_blocks_1_1_proj_in.lora_down.weight": (2, 16), "lora_unet_input_blocks_1_1_proj_in.lora_up.weight": (16, 2),
+      "lora_unet_input_blocks_1_1_proj_in.dora_scale": (1, 16), "lora_unet_input_blocks_1_1_proj_out.lora_down.weight": (2, 16),
+      "lora_unet_input_blocks_1_1_proj_out.lora_up.weight": (16, 2)}, "another way than its other layers: dora_scale is missing"),
+    ({"lora_unet_input_blocks_1_1_proj_in.lora_down.weight": (2, 16), "lora_unet_input_blocks_1_1_proj_in.lora_up.weight": (16, 2),
+      "lora_unet_input_blocks_1_1_proj_in.dora_scale": (1, 12)}, r"dora_scale of \(1, 12\); this checkpoint needs \(1, 16, 1, 1\)"),
     ({f"{TE2}_self_attn_q_proj.lora_down.weight": (2, 12), f"{TE2}_self_attn_q_proj.lora_up.weight": (12, 2)}, "not all of the attention that it is part of"),
     ({"lora_te3_x.lora_down.weight": (2, 12), "lora_te3_x.lora_up.weight": (12, 2)}, "1 layers that this checkpoint lacks"),
     ({"lora_unet_input_blocks_1_1_proj_in.lokr_w1": (4, 2), "lora_unet_input_blocks_1_1_proj_in.lokr_w2": (5, 8)}, "not cut up by one common factor"),
@@ -190,7 +195,8 @@ def test_an_alpha_that_is_no_number(parts, tmp_path):
 @pytest.mark.parametrize("tensors, said", [
     ({"lora_unet_input_blocks_7_1_proj_in.lora_down.weight": (2, 16), "lora_unet_input_blocks_7_1_proj_in.lora_up.weight": (16, 2)}, "1 layers that this checkpoint lacks"),
     ({f"{NAME}.lora_down.weight": (2, 320), f"{NAME}.lora_up.weight": (320, 2)}, r"\(2, 320\).*this checkpoint needs \(2, 16\)"),
-    ({f"{NAME}.lora_down.weight": (2, 16), f"{NAME}.lora_up.weight": (16, 2), f"{NAME}.dora_scale": (16, 1)}, r"dora_scale\).*DoRA, mixtures and full models are not"),
+    ({f"{NAME}.lora_down.weight": (2, 16), f"{NAME}.lora_up.weight": (16, 2), f"{NAME}.dora_scale": (16, 1)}, "magnitudes are those of the outputs"),
+    ({f"{NAME}.lora_down.weight": (2, 16), f"{NAME}.lora_up.weight": (16, 2), f"{NAME}.diff": (16, 1)}, r"diff\).*mixtures and full models are not"),
     ({f"{NAME}.lora_down.weight": (2, 16)}, "lora_up.weight is missing"),
     ({"model.weight": (2, 2)}, "not a LoRA"),
 ])

@@ -121,12 +121,9 @@ class Adapters:
     def parameters(self) -> list[torch.nn.Parameter]:
         return [weight for layer in self._layers.values() for weight in weights_of(layer).values()]
 
-    def groups(self) -> dict[str, list[torch.nn.Parameter]]:
-        """Return the parameters of the UNet and of the text encoders, under "unet" and "text_encoder"; only what there is."""
-        groups: dict[str, list[torch.nn.Parameter]] = {}
-        for path, layer in self._layers.items():
-            groups.setdefault("unet" if path.startswith("unet.") else "text_encoder", []).extend(weights_of(layer).values())
-        return groups
+    def named_parameters(self) -> dict[str, dict[str, torch.nn.Parameter]]:
+        """Return the parameters by path and by the name in the file, as `weights` does."""
+        return {path: weights_of(layer) for path, layer in self._layers.items()}
 
     def weights(self) -> dict[str, dict[str, torch.Tensor]]:
         """Return float32 copies on the CPU by path and by the name in the file: LoRA has `lora_down.weight` `(rank, in[, k, k])` and

@@ -139,7 +139,8 @@ def dora_factors(layer: torch.nn.Module, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _column_norms(weight: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vector_norm(weight, dim=[at for at in range(weight.dim()) if at != 1], keepdim=True)
+    """Return the norm of what belongs to each input, in the WebUI's order of adding up, so that not even a rounding differs."""
+    return weight.transpose(0, 1).flatten(1).norm(dim=1).reshape(1, -1, *[1] * (weight.dim() - 2))
 
 
 def delta_norm(layer: torch.nn.Module) -> torch.Tensor:

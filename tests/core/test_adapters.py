@@ -262,13 +262,13 @@ def test_only_the_generator_that_is_drawn_from_is_seeded(parts, monkeypatch):
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_groups_have_every_parameter_once(parts):
-    both = Adapters.create(parts, everything(parts))
-    assert [id(p) for group in both.groups().values() for p in group] == [id(p) for p in both.parameters()] and list(both.groups()) == ["unet", "text_encoder"]
-    assert list(Adapters.create(parts, plan_shapes(parts, LayerChoice("all", 2, 2, unet=False, text_encoder=True))).groups()) == ["text_encoder"]
+def test_named_parameters_are_all_parameters(parts):
+    adapters = Adapters.create(parts, everything(parts))
+    named = adapters.named_parameters()
+    assert [id(weight) for weights in named.values() for weight in weights.values()] == [id(weight) for weight in adapters.parameters()]
+    assert {path: list(weights) for path, weights in named.items()} == {path: list(weights) for path, weights in adapters.weights().items()}
 
 
-@pytest.mark.parametrize("form", FORMS, ids=name_of)
 def test_given_out_and_taken_over(parts, form):
     first, second = scramble(Adapters.create(parts, everything(parts), form)), Adapters.create(parts, everything(parts), form, seed=9)
     second.load(first.weights())

@@ -135,7 +135,7 @@ def _measure(model: RandomModel, size_px: int, batch_size: int, steps: int, rank
     latents, size = torch.randn(batch_size, 1, 4, size_px // 8, size_px // 8), Size(size_px, size_px, 0, 0, size_px, size_px)
     encoded = [cache.Encoded(item, None, (size,), "", 1.0, False, model.random_conditioning(), Bucket(size_px, size_px)) for item in latents]
     adapters = Adapters.create(model.parts(), plan_shapes(model.parts(), LayerChoice(targets=targets, rank=rank, alpha=rank)))
-    optimizer = make_optimizer("adamw", adapters.groups(), learning_rates={"unet": 1e-4}, weight_decay=0.01)
+    optimizer = make_optimizer("adamw", {"unet": adapters.parameters()}, learning_rates={"unet": 1e-4}, weight_decay=0.01)
     rates = LearningRates("constant", optimizer, warmup_steps=0, total_steps=steps + 1)
     dtype = precision.resolve("auto", device=model.device, weights=model.dtype)
     learner = Learner(adapters, optimizer, rates, device=model.device, dtype=dtype)

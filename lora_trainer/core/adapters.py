@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from .forwards import own_forward
-from .kinds import Dropouts, Form, Shape, build, delta_norm, delta_weight, is_whole, sizes, weights_of
+from .kinds import Dropouts, Form, Shape, build, changed_weight, delta_norm, factors_of, is_whole, sizes, weights_of
 from .layers import PROJECTIONS, LayerChoice, plan_shapes
 
 __all__ = ["Adapters", "Form", "LayerChoice", "Shape", "count_parameters", "plan_shapes"]
@@ -121,16 +121,13 @@ class Adapters:
     def parameters(self) -> list[torch.nn.Parameter]:
         return [weight for layer in self._layers.values() for weight in weights_of(layer).values()]
 
-    def groups(self) -> dict[str, list[torch.nn.Parameter]]:
-        """Return the parameters of the UNet and of the text encoders, under "unet" and "text_encoder"; only what there is."""
-        groups: dict[str, list[torch.nn.Parameter]] = {}
-        for path, layer in self._layers.items():
-            groups.setdefault("unet" if path.startswith("unet.") else "text_encoder", []).extend(weights_of(layer).values())
-        return groups
+    def named_parameters(self) -> dict[str, dict[str, torch.nn.Parameter]]:
+        """Return the parameters by path and by the name in the file, as `weights` does."""
+        return {path: weights_of(layer) for path, layer in self._layers.items()}
 
     def weights(self) -> dict[str, dict[str, torch.Tensor]]:
         """Return float32 copies on the CPU by path and by the name in the file: LoRA has `lora_down.weight` `(rank, in[, k, k])` and
-        `lora_up.weight` `(out, rank[, 1, 1])`, LoHa `hada_w1_a` and so on, LoKr `lokr_w1` and so on."""
+        `lora_up.weight` `(out, rank[, 1, 1])`, LoHa `hada_w1_a` and so on, LoKr `lokr_w1` and so on; DoRA has `dora_scale` `(1, in[, 1, 1])` beside."""
         return {path: {name: weight.detach().to("cpu", torch.float32, copy=True) for name, weight in weights_of(layer).items()}
                 for path, layer in self._layers.items()}
 
@@ -159,12 +156,12 @@ class Adapters:
     @torch.no_grad()
     def limit_norms(self, most: float) -> int:
         """Scale down layers whose change, scaled, has a larger norm than `most`, all their factors alike, as kohya and LyCORIS do after each step
-        (`scale_weight_norms`). Returns how many."""
+        (`scale_weight_norms`); DoRA's magnitudes are not part of it. Returns how many."""
         norms = [delta_norm(layer) for layer in self._layers.values()]
         norms = torch.stack([norm.to(norms[0].device) for norm in norms]).tolist()                   # one wait for the device, not one a layer
         too_large = [(layer, most / norm) for layer, norm in zip(self._layers.values(), norms) if norm > most]
         for layer, ratio in too_large:
-            factors = weights_of(layer).values()
+            factors = factors_of(layer).values()
             for factor in factors:
                 factor.mul_(ratio ** (1 / len(factors)))
         return len(too_large)
@@ -209,17 +206,14 @@ def _attend(attention: torch.nn.MultiheadAttention, adapters: tuple[torch.nn.Mod
     if turned:
         swapped = {id(tensor): tensor.transpose(1, 0) for tensor in (query, key, value)}              # the same tensor stays the same: self-attention
         query, key, value = (swapped[id(tensor)] for tensor in (query, key, value))
-    changes = [delta_weight(adapter, dropouts=dropouts) for adapter in adapters]
+    projections = [*attention.in_proj_weight.chunk(3), attention.out_proj.weight]
+    *in_proj, out_proj = (changed_weight(adapter, weight, dropouts=dropouts) for adapter, weight in zip(adapters, projections))
     output, weights = torch.nn.functional.multi_head_attention_forward(
-        query, key, value, attention.embed_dim, attention.num_heads, _changed(attention.in_proj_weight, torch.cat(changes[:3])), attention.in_proj_bias,
-        attention.bias_k, attention.bias_v, attention.add_zero_attn, attention.dropout, _changed(attention.out_proj.weight, changes[3]), attention.out_proj.bias,
+        query, key, value, attention.embed_dim, attention.num_heads, torch.cat(in_proj), attention.in_proj_bias,
+        attention.bias_k, attention.bias_v, attention.add_zero_attn, attention.dropout, out_proj, attention.out_proj.bias,
         training=attention.training, key_padding_mask=key_padding_mask, need_weights=need_weights, attn_mask=attn_mask,
         average_attn_weights=average_attn_weights, is_causal=is_causal)
     return (output.transpose(1, 0) if turned else output), weights
-
-
-def _changed(weight: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-    return (weight.float() + change).to(weight.dtype)
 
 
 def _place(parts: torch.nn.Module, path: str, adapter: torch.nn.Module) -> _Layer:

@@ -5,14 +5,15 @@ A list is `IN04-IN08=16, MID=64:32, OUT03`: blocks or ranges, each with its own 
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from .errors import Refused
 from .layouts import BLOCKS_PER_LEVEL, LEVELS, SDXL_LEVELS
 
 BASE, MIDDLE = "BASE", "MID"
 _STRIDE = BLOCKS_PER_LEVEL + 1
-MOST_RANK, MOST_ALPHA = 1024, 4096.0
+MOST_RANK, MOST_ALPHA, MOST_RATE_FACTOR = 1024, 4096.0, 100.0
+RATES_FIELD = "block_learning_rates"
 
 # Named lists. down, mid and up are the parts of the UNet; the others are where a thing is learned.
 # SD1 and SD2: P+ (arXiv 2303.09522) shows that the layers of 8x8 and 16x16 tokens carry shape and layout, those of 32x32 and 64x64 texture and colour. character
@@ -64,30 +65,44 @@ def block_names(levels: int) -> list[str]:
 
 def read_blocks(text: str, levels: int) -> dict[str, BlockChoice]:
     """Read a list of blocks; a later entry wins over an earlier one. Raises `Refused` (field "lora_blocks")."""
-    names = block_names(levels)
     chosen: dict[str, BlockChoice] = {}
-    for entry in re.split(r"[\s,;]+", re.sub(r"\s*([-–=:])\s*", r"\1", text.strip()).replace("–", "-")):
-        name, equals, shape = entry.partition("=")
-        name = PRESETS[levels].get(name.lower(), name).upper()
-        if name:
-            chosen.update(dict.fromkeys(_range(name, names), _shape(entry, shape) if equals else BlockChoice()))
+    for entry, names, shape in _entries(text, levels, "lora_blocks"):
+        chosen.update(dict.fromkeys(names, BlockChoice() if shape is None else _shape(entry, shape)))
     return chosen
 
 
-def _range(name: str, names: list[str]) -> list[str]:
+def read_block_rates(text: str, levels: int) -> dict[str, float]:
+    """Read a list such as `IN04-IN08=0.5, MID=0`: factors of the learning rate; a later entry wins. Raises `Refused` (field "block_learning_rates")."""
+    chosen: dict[str, float] = {}
+    for entry, names, factor in _entries(text, levels, RATES_FIELD):
+        chosen.update(dict.fromkeys(names, _factor(entry, factor or "")))
+    return chosen
+
+
+def _entries(text: str, levels: int, field: str) -> Iterator[tuple[str, list[str], str | None]]:
+    """Yield each entry as it is written, the blocks that it names, and what stands behind its =, None without one."""
+    names = block_names(levels)
+    for entry in re.split(r"[\s,;]+", re.sub(r"\s*([-–=:])\s*", r"\1", text.strip()).replace("–", "-")):
+        name, equals, value = entry.partition("=")
+        name = PRESETS[levels].get(name.lower(), name).upper()
+        if name:
+            yield entry, _range(name, names, field), value if equals else None
+
+
+def _range(name: str, names: list[str], field: str) -> list[str]:
     """Return the blocks of `IN04`, `IN04-IN08`, `IN04-08` or `IN08-OUT02`, in the UNet's order."""
     first, dash, last = name.partition("-")
-    first = _known(first, names)
+    first = _known(first, names, field)
     if not dash:
         return [first]
-    last = _known(last if not last.isdigit() else re.sub(r"\d+", "", first) + last, names)
+    last = _known(last if not last.isdigit() else re.sub(r"\d+", "", first) + last, names, field)
     between = names[names.index(first):names.index(last) + 1] if BASE not in (first, last) else []
     if not between:
-        raise _refused(f"{name!r} is no range: {last} does not come after {first}. Blocks run from {names[0]} by {MIDDLE} to {names[-1]}.")
+        raise _refused(f"{name!r} is no range: {last} does not come after {first}. Blocks run from {names[0]} by {MIDDLE} to {names[-1]}.", field)
     return between
 
 
-def _known(name: str, names: list[str]) -> str:
+def _known(name: str, names: list[str], field: str) -> str:
     found = re.fullmatch(r"(IN|OUT)(\d+)", name)
     full = f"{found[1]}{int(found[2]):02d}" if found else name
     if full in names or full == BASE:
@@ -96,7 +111,7 @@ def _known(name: str, names: list[str]) -> str:
     near = difflib.get_close_matches(full, [*names, BASE, *map(str.upper, presets)], n=1, cutoff=0.5)
     advice = f" Did you mean {near[0] if near[0] in (*names, BASE) else near[0].lower()}?" if near else ""
     raise _refused(f"There is no block {name!r} in this model. It has {names[0]} to {names[len(names) // 2 - 1]}, {MIDDLE}, {names[len(names) // 2 + 1]} to "
-                   f"{names[-1]}, and {BASE}, the text encoder; presets are {', '.join(presets)}.{advice}")
+                   f"{names[-1]}, and {BASE}, the text encoder; presets are {', '.join(presets)}.{advice}", field)
 
 
 def _shape(entry: str, text: str) -> BlockChoice:
@@ -104,9 +119,18 @@ def _shape(entry: str, text: str) -> BlockChoice:
     rank, alpha = (int(found[1]), float(found[2]) if found[2] else None) if found else (-1, None)
     if not 0 <= rank <= MOST_RANK or (alpha is not None and not 0 < alpha <= MOST_ALPHA):
         raise _refused(f"{entry!r} is not understood. Write a block's rank and alpha as MID=64:32: the rank from 0, which leaves the block out, to {MOST_RANK}, "
-                       f"the alpha above 0 and up to {MOST_ALPHA:g}.")
+                       f"the alpha above 0 and up to {MOST_ALPHA:g}.", "lora_blocks")
     return BlockChoice(rank, alpha)
 
 
-def _refused(sentence: str) -> Refused:
-    return Refused(f"Blocks: {sentence}", field="lora_blocks", code="bad_value")
+def _factor(entry: str, text: str) -> float:
+    factor = float(text) if re.fullmatch(r"\d+(\.\d*)?|\.\d+", text) else -1.0
+    if not 0 <= factor <= MOST_RATE_FACTOR:
+        raise _refused(f"{entry!r} is not understood. Write how fast a block learns as MID=0.5, half as fast: from 0, which leaves it out, to {MOST_RATE_FACTOR:g}.",
+                       RATES_FIELD)
+    return factor
+
+
+def _refused(sentence: str, field: str) -> Refused:
+    title = "Learning rates of blocks" if field == RATES_FIELD else "Blocks"
+    return Refused(f"{title}: {sentence}", field=field, code="bad_value")

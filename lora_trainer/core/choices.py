@@ -5,18 +5,24 @@ from typing import Any
 from .adapters import Form, LayerChoice
 from .config import TrainConfig
 from .errors import Refused
+from .parameter_groups import RateChoice
 from .variation import Variation
 
 
 def layer_choice(config: TrainConfig) -> LayerChoice:
     """Return which layers are to learn, with what rank and alpha."""
-    return _filled(LayerChoice, config, targets="lora_targets", rank="lora_rank", alpha="lora_alpha", blocks="lora_blocks", unet="train_unet",
+    return _filled(LayerChoice, config, targets="lora_targets", rank="lora_rank", alpha="lora_alpha", blocks="lora_blocks", block_rates="block_learning_rates", unet="train_unet",
                    text_encoder="train_text_encoder")
 
 
 def form_of(config: TrainConfig) -> Form:
     """Return what kind of adapter is built into each layer."""
     return _filled(Form, config, kind="lora_type", dropout="lora_dropout")
+
+
+def rate_choice(config: TrainConfig) -> RateChoice:
+    """Return which weights learn how fast."""
+    return _filled(RateChoice, config)
 
 
 def _filled(made: type, config: TrainConfig, **called: str) -> Any:
@@ -46,6 +52,8 @@ def check_choices(config: TrainConfig) -> None:
         (config.zero_terminal_snr == "on" and config.prediction_type == "epsilon", "zero_terminal_snr",
          "Zero terminal SNR: a model that predicts noise learns nothing from pure noise. Set it to off, or The model predicts to v_prediction."),
         (config.lora_type == "lokr" and config.lokr_factor == 0, "lokr_factor", "LoKr factor: 0 is none. Use -1 for as evenly as possible, or 2 and more."),
+        (config.lora_type != "lora" and not config.init_lora and set(rate_choice(config).ratios().values()) != {1.0}, "loraplus_lr_ratio",
+         f"LoRA+ is about the two halves of a LoRA; a {config.lora_type} has none. Set its ratios to 1 and 0, or Kind to lora."),
         (config.trigger_only_rate > 0 and not config.trigger_word, "trigger_only_rate",
          "Captions are to be the trigger word alone at times, and there is none. Give a trigger word, or set the share to 0."),
         (config.caption_dropout_rate + config.trigger_only_rate > 1, "caption_dropout_rate",

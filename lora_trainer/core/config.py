@@ -127,13 +127,17 @@ class TrainConfig:
     lora_blocks: str = setting("", "Blocks", "Only these blocks of the UNet learn, by the WebUI's names, as in IN04-IN08, MID, OUT03-OUT05; each may have its own "
                                "rank and alpha: MID=64:32; without one the alpha is in proportion to the rank. Or a preset: all, down, mid, up, character, "
                                "style, composition. Empty: all.", group="network")
+    block_learning_rates: str = setting("", "Learning rates of blocks", "How fast blocks of the UNet learn beside the others, by the WebUI's names: IN04-IN08=0.5, MID=2; "
+                                        "0 leaves a block out. BASE is the text encoder. Blocks that are not named learn as usual.", group="network")
     lokr_factor: int = setting(-1, "LoKr factor", "How layers are cut up: larger makes smaller files. -1: as evenly as possible.", group="network", minimum=-1, maximum=64)
     rslora: bool = setting(False, "Rank-stabilised", "Scale by alpha / the square root of the rank, so that high ranks learn as fast as low ones.", group="network")
+    use_dora: bool = setting(False, "DoRA", "Learns apart how much each input counts and what is done with it; often closer to the subject at low ranks, and slower. With any "
+                             "kind of layer. Such a file works in the WebUI and ComfyUI; diffusers cannot read it.", group="network", kohya=("dora_wd",))
     lora_dropout: float = setting(0.0, "Dropout", "Share of the LoRA's inputs left out at random; a little helps against overfitting. kohya's leaves out what lies between "
                                   "the LoRA's two halves instead.", group="network", minimum=0.0, maximum=0.9, kohya=("network_dropout",))
     rank_dropout: float = setting(0.0, "Rank dropout", "Share of the ranks left out at random.", group="network", minimum=0.0, maximum=0.9)
     module_dropout: float = setting(0.0, "Layer dropout", "Share of the layers left out at random.", group="network", minimum=0.0, maximum=0.9)
-    scale_weight_norms: float = setting(0.0, "Weight-norm limit", "No layer's change may be larger than this; 1 is usual. 0: no limit.", group="network", minimum=0.0,
+    scale_weight_norms: float = setting(0.0, "Weight-norm limit", "No layer's change may be larger than this; 1 is usual. 0: no limit. DoRA's magnitudes are free.", group="network", minimum=0.0,
                                         maximum=1000.0)
     init_lora: str = setting("", "Go on from a LoRA", "Name or file of a LoRA to start from, ours or any in kohya's layout. Its rank, alpha and layers are taken over.",
                              group="network", kohya=("network_weights",))
@@ -151,6 +155,10 @@ class TrainConfig:
                              choices=("adamw", "adamw8bit", "lion", "adafactor", "prodigy", "dadaptation", "schedulefree"), group="optimizer", kohya=("optimizer_type",))
     optimizer_args: str = setting("", "Optimizer's own settings", "As name=value, separated by blanks: betas=0.9,0.99 d_coef=2.", group="optimizer")
     weight_decay: float = setting(0.01, "Weight decay", "Pull of the LoRA's weights towards zero.", group="optimizer", minimum=0.0, maximum=1.0)
+    loraplus_lr_ratio: float = setting(1.0, "LoRA+ ratio", "LoRA+: the upper half of each layer learns so many times as fast as the lower one, which shortens "
+                                       "training. 16 is the paper's; with it halve the learning rate at first. 1: off. Not for Prodigy and D-Adaptation.",
+                                       group="optimizer", minimum=0.01, maximum=1000.0)
+    loraplus_text_encoder_lr_ratio: float = setting(0.0, "LoRA+ ratio, text encoder", "0: as LoRA+ ratio says.", group="optimizer", minimum=0.0, maximum=1000.0)
     max_grad_norm: float = setting(1.0, "Gradient clipping", "Largest correction allowed in one step. 0: no limit.", group="optimizer", minimum=0.0, maximum=1000.0)
     scheduler: str = setting("cosine", "Schedule", "How the learning rate changes over the run.", group="optimizer", kohya=("lr_scheduler",),
                              choices=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "one_cycle"))

@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from .captions import write_atomically
 from .errors import Refused
+from .kinds import DORA_SCALE
 from .metadata import CARD_FAMILIES
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -23,12 +24,13 @@ def to_tensors(weights: Mapping[str, Mapping[str, torch.Tensor]], *, alphas: Map
                dtype: torch.dtype = torch.float16) -> dict[str, torch.Tensor]:
     """Name weights as kohya and LyCORIS do: `<name>.lora_down.weight` or `<name>.hada_w1_a` and so on, and the scalar `<name>.alpha`. All are by path.
 
+    DoRA's magnitudes stay float32: rounded, each would scale all that the model knows of an input, learned or not.
     Raises `Refused` (code "not_finite") for a weight that is not finite in `dtype`: no such file may be written.
     """
     tensors = {}
     for path, parts in weights.items():
         name = export_name(path)
-        tensors.update({f"{name}.{part}": weight.to(dtype).contiguous() for part, weight in parts.items()})
+        tensors.update({f"{name}.{part}": weight.to(torch.float32 if part == DORA_SCALE else dtype).contiguous() for part, weight in parts.items()})
         tensors[f"{name}.alpha"] = torch.tensor(float(alphas[path]))
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:

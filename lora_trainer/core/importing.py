@@ -16,8 +16,8 @@ from .config import KOHYA_NAMES, TrainConfig, check_extent, flattened, read_mapp
 from .errors import Refused
 from .kohya import MOST_LITERAL, NO_LITERAL, NOT_NEEDED, OUR_SETTINGS, LeftOut, Taking, arguments, clean, is_off, keep_valid, number, translate, why_not
 from .metadata import held_names
+from .tensor_files import parse_header
 
-MOST_HEADER_BYTES = 100_000_000
 OURS_ALONE = {"lora_rank", "lora_alpha", "lora_type", "lora_dropout", "epochs", "scheduler", "task_type", "lora_targets", "base_model", "metadata_path", "trigger_word"}
 GUI_MARKS = {"LoRA_type", "max_resolution", "lr_warmup", "LyCORIS_preset", "lora_network_weights", "sdxl_no_half_vae"}
 LORA_SCRIPTS_MARKS = {"model_train_type", "lycoris_algo", "network_args_custom", "optimizer_args_custom", "lr_restart_cycles", "prodigy_d_coef", "enable_block_weights"}
@@ -278,17 +278,16 @@ def _regularisation(taking: Taking, folder: Any) -> None:
 # --- LoRAs ---------------------------------------------------------------------------------------------------------------
 
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
-    """Return a safetensors file's metadata and its tensors' shapes without reading them; raises `Refused` (code "unreadable_config")."""
+    """Return a safetensors file's metadata and its tensors' shapes without reading them; raises `Refused` (code "unreadable_config").
+
+    An upload brings the header alone, so the tensors need not be there.
+    """
     try:
         with open(path, "rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            if not 2 <= size <= MOST_HEADER_BYTES:
-                raise ValueError("it is not a safetensors file")
-            header = json.loads(file.read(size).decode("utf-8"))
-        metadata = header.pop("__metadata__", None) or {}
-        return {str(key): str(value) for key, value in metadata.items()}, {str(name): tuple(entry["shape"]) for name, entry in header.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            header = parse_header(file)
+    except (OSError, ValueError) as error:
         raise Refused(f"The LoRA {Path(path).name} cannot be read: {error}.", code="unreadable_config") from error
+    return dict(header.metadata), header.shapes
 
 
 def _from_lora(metadata: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> tuple[Taking, str]:

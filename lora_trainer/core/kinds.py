@@ -1,6 +1,7 @@
 """The kinds of adapter layer, built by peft around one given layer each: LoRA (arXiv 2106.09685), LoHa (arXiv 2108.06098), LoKr (arXiv 2309.14859).
 
-What is ours in them: one meaning of scale and dropouts for all kinds and all versions of peft, and the names that weights have in files.
+What is ours in them: one meaning of scale and dropouts for all kinds and all versions of peft, DoRA (arXiv 2402.09353) on top of any of them,
+and the names that weights have in files.
 """
 import dataclasses
 import functools
@@ -15,6 +16,7 @@ from peft.tuners.lokr import LoKrModel
 from peft.tuners.lokr import layer as lokr
 
 ADAPTER = "default"
+DORA_SCALE = "dora_scale"
 LORA_NAMES = {"lora_down.weight": "lora_A", "lora_up.weight": "lora_B"}
 LOHA_NAMES = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
 LOKR_NAMES = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
@@ -32,6 +34,7 @@ class Form:
     """What all layers of a run have in common: how their change is built from few numbers, and what is left out of it at random while learning.
 
     `lokr_both` and `tucker` are ways of LyCORIS that files may have: LoKr's small factor is of low rank too; 3x3 convolutions have a core tensor.
+    `use_dora`: what each input counts is learned by itself, beside the directions that the change turns it to.
     """
     kind: str = "lora"
     rslora: bool = False
@@ -41,6 +44,7 @@ class Form:
     module_dropout: float = 0.0
     lokr_both: bool = False
     tucker: bool = False
+    use_dora: bool = False
 
     def scale(self, shape: Shape, *, whole: bool = False) -> float:
         """Return what a layer's change is multiplied by; `whole`: a LoKr of two full matrices has no rank and, as in LyCORIS and the WebUI, the scale 1."""
@@ -68,6 +72,11 @@ class Dropouts:
 
 def sizes(weight: torch.Size, rank: int, form: Form) -> dict[str, tuple[int, ...]]:
     """Return the size of everything that a layer of this weight learns, by the names that the file uses."""
+    magnitudes = {DORA_SCALE: (1, weight[1], *[1] * len(weight[2:]))} if form.use_dora else {}
+    return {**_sizes_of_change(weight, rank, form), **magnitudes}
+
+
+def _sizes_of_change(weight: torch.Size, rank: int, form: Form) -> dict[str, tuple[int, ...]]:
     out, inputs, *kernel = weight
     area = math.prod(kernel)
     tucker = form.tucker and area > 1
@@ -88,6 +97,12 @@ def sizes(weight: torch.Size, rank: int, form: Form) -> dict[str, tuple[int, ...
 
 def weights_of(layer: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """Return what a layer learns by the names that the file uses."""
+    magnitudes = {DORA_SCALE: layer.dora_scale} if hasattr(layer, DORA_SCALE) else {}
+    return {**factors_of(layer), **magnitudes}
+
+
+def factors_of(layer: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Return what a layer's change is a product of, by the names that the file uses."""
     if hasattr(layer, "lora_A"):
         return {name: getattr(layer, ours)[ADAPTER].weight for name, ours in LORA_NAMES.items()}
     return {name: getattr(layer, name)[ADAPTER] for name in LOHA_NAMES + LOKR_NAMES if ADAPTER in getattr(layer, name, ())}
@@ -99,15 +114,38 @@ def is_whole(names: Iterable[str]) -> bool:
 
 
 def delta_weight(layer: torch.nn.Module, *, dropouts: Dropouts | None = None) -> torch.Tensor:
-    """Return the change of a layer's weight, scaled, float32, in the weight's shape; differentiable. What `dropouts` says is left out."""
+    """Return what is added to a layer's weight, scaled, float32, in the weight's shape; differentiable. What `dropouts` says is left out. DoRA's
+    magnitudes are not in it: see `changed_weight`."""
     if dropouts and dropouts.leaves_out_layer():
-        return torch.zeros(layer.base_layer.weight.shape, device=next(iter(weights_of(layer).values())).device)
+        return torch.zeros(layer.base_layer.weight.shape, device=next(iter(factors_of(layer).values())).device)
     return _lora_delta(layer, dropouts) if hasattr(layer, "lora_A") else _whole_delta(layer, dropouts)
+
+
+def changed_weight(layer: torch.nn.Module, weight: torch.Tensor, *, dropouts: Dropouts | None = None) -> torch.Tensor:
+    """Return the base's `weight` as a layer changes it, in its type; differentiable."""
+    changed = weight.float() + delta_weight(layer, dropouts=dropouts)
+    return (changed * dora_factors(layer, weight) if hasattr(layer, DORA_SCALE) else changed).to(weight.dtype)
+
+
+def dora_factors(layer: torch.nn.Module, weight: torch.Tensor) -> torch.Tensor:
+    """Return what DoRA multiplies each input with, float32 `(1, in)` or `(1, in, 1, 1)`: m / |W + change| by columns (arXiv 2402.09353, eq. 5).
+
+    The paper's columns are the inputs, as in the WebUI's loader and in LyCORIS's first files; peft's `use_dora` takes rows instead, which the
+    WebUI would read as another change. The norm is a constant to the gradient (section 4.3).
+    """
+    with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+        norms = _column_norms(weight.float() + delta_weight(layer))
+    return layer.dora_scale / norms.clamp(min=torch.finfo(norms.dtype).tiny)
+
+
+def _column_norms(weight: torch.Tensor) -> torch.Tensor:
+    """Return the norm of what belongs to each input, in the WebUI's order of adding up, so that not even a rounding differs."""
+    return weight.transpose(0, 1).flatten(1).norm(dim=1).reshape(1, -1, *[1] * (weight.dim() - 2))
 
 
 def delta_norm(layer: torch.nn.Module) -> torch.Tensor:
     """Return the Frobenius norm of a layer's change, scaled, without building it where that can be done: |BA|^2 = tr(B'B AA'), |X kron Y| = |X||Y|."""
-    weights, scale = weights_of(layer), layer.scaling[ADAPTER]
+    weights, scale = factors_of(layer), layer.scaling[ADAPTER]
     if hasattr(layer, "lora_A"):
         down, up = (weight.flatten(1) for weight in weights.values())
         return ((up.mT @ up) * (down @ down.mT)).sum().clamp(min=0).sqrt() * scale
@@ -137,6 +175,9 @@ def build(originals: Mapping[str, torch.nn.Module], shapes: Mapping[str, Shape],
         layers.update(zip(paths, holder))
     for path, layer in layers.items():
         _make_ours(layer, form.scale(shapes[path], whole=is_whole(weights_of(layer))), dropouts)
+        if form.use_dora:
+            layer.dora_scale = torch.nn.Parameter(_column_norms(layer.base_layer.weight.detach().float()))
+            layer.register_forward_pre_hook(_scale_inputs)
     return {path: layers[path] for path in originals}
 
 
@@ -168,6 +209,12 @@ def _make_ours(layer: torch.nn.Module, scale: float, dropouts: Dropouts) -> None
         layer.lora_B[ADAPTER].register_forward_hook(functools.partial(_leave_out_layer, dropouts))
 
 
+def _scale_inputs(layer: torch.nn.Module, inputs: tuple) -> tuple:
+    """Give a DoRA layer its inputs times their factors: (W + change) diag(f) x, without building the weight."""
+    first, *others = inputs
+    return ((first * dora_factors(layer, layer.base_layer.weight)).to(first.dtype), *others)
+
+
 # --- LoRA: peft's own layers -----------------------------------------------------------------------------------------------
 
 class _InputDropout(torch.nn.Module):
@@ -195,7 +242,7 @@ def _leave_out_layer(dropouts: Dropouts, up: torch.nn.Module, inputs: tuple, out
 
 
 def _lora_delta(layer: torch.nn.Module, dropouts: Dropouts | None) -> torch.Tensor:
-    down, up = weights_of(layer).values()
+    down, up = factors_of(layer).values()
     rows, columns = down.flatten(1), up.flatten(1)
     with torch.autocast(down.device.type, enabled=False):
         if dropouts:
@@ -246,7 +293,7 @@ class _LoKrModel(LoKrModel):
 
 def _whole_delta(layer: torch.nn.Module, dropouts: Dropouts | None) -> torch.Tensor:
     """Build the change in float32. Ranks are left out by rows, as LyCORIS does it, but so that the mean stays."""
-    with torch.autocast(next(iter(weights_of(layer).values())).device.type, enabled=False):
+    with torch.autocast(next(iter(factors_of(layer).values())).device.type, enabled=False):
         change = layer.get_delta_weight(ADAPTER) if hasattr(layer, "hada_w1_a") else _lokr_delta(layer)
         kept = dropouts.of_ranks(len(change), *[1] * (change.dim() - 1), device=change.device) if dropouts else None
         return change if kept is None else change * kept
@@ -259,7 +306,7 @@ def _lokr_delta(layer: torch.nn.Module) -> torch.Tensor:
 
 def _lokr_factors(layer: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """Return W1 and W2, each whole or put together from products (arXiv 2309.14859)."""
-    weights = weights_of(layer)
+    weights = factors_of(layer)
     first = weights["lokr_w1"] if "lokr_w1" in weights else weights["lokr_w1_a"] @ weights["lokr_w1_b"]
     if "lokr_w2" in weights:
         return first, weights["lokr_w2"]

@@ -116,7 +116,7 @@ _CANNOT = {
 }
 _CANNOT_IN_NETWORK = {
     "loraplus_lr_ratio": "LoRA+ is not offered", "loraplus_unet_lr_ratio": "LoRA+ is not offered", "loraplus_text_encoder_lr_ratio": "LoRA+ is not offered",
-    "dora_wd": "DoRA is not offered", "weight_decompose": "DoRA is not offered", "wd_on_output": "DoRA is not offered", "train_norm": "norm layers do not learn here",
+    "wd_on_output": "DoRA's magnitudes are those of the inputs here, as the WebUI reads them", "train_norm": "norm layers do not learn here",
     "use_tucker": "convolutions are taken apart without Tucker's form", "use_cp": "convolutions are taken apart without Tucker's form",
     "use_conv_cp": "convolutions are taken apart without Tucker's form", "use_scalar": "it has no counterpart", "rank_dropout_scale": "it has no counterpart",
     "bypass_mode": "it has no counterpart", "decompose_both": "only the larger part is taken apart", "full_matrix": "it has no counterpart",
@@ -268,6 +268,8 @@ def _network(taking: Taking, complete: bool) -> None:
     _layers(taking, given, lycoris=lycoris, module=module, rank=number(rank), alpha=number(alpha))
     _blocks(taking, given, rank=number(rank), alpha=number(alpha))
     _dropouts(taking, given, lycoris=lycoris)
+    if True in [given.pop(name, False) for name in ("dora_wd", "weight_decompose")]:
+        taking.set("use_dora", True, "network_args dora_wd")
     if given.pop("rs_lora", False) is True:
         taking.set("rslora", True, "network_args rs_lora")
     if not is_off(factor := given.pop("factor", None)) and kind == "lokr":
@@ -628,7 +630,7 @@ def _row(field: dataclasses.Field) -> str:
 _SPECIAL = {  # kohya's names that are not plain aliases: another form or meaning
     "train_text_encoder": ("network_train_unet_only (reversed)",), "train_unet": ("network_train_text_encoder_only (reversed)",), "lora_type": ("network_module",),
     "lora_targets": ("network_args conv_dim, preset",), "lora_blocks": ("network_args block_dims",), "lokr_factor": ("network_args factor",),
-    "rslora": ("network_args rs_lora",), "rank_dropout": ("network_args rank_dropout",), "module_dropout": ("network_args module_dropout",),
+    "rslora": ("network_args rs_lora",), "use_dora": ("network_args dora_wd",), "rank_dropout": ("network_args rank_dropout",), "module_dropout": ("network_args module_dropout",),
     "prediction_type": ("v_parameterization",), "masked_loss": ("masked_loss, alpha_mask",), "caption_lines": ("enable_wildcard",), "caption_wildcards": ("enable_wildcard",),
     "color_jitter": ("color_aug",),
 }

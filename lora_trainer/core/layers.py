@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import torch
 
-from .blocks import BASE, BlockChoice, block_of, levels_of, read_blocks
+from .blocks import BASE, RATES_FIELD, BlockChoice, block_of, levels_of, read_block_rates, read_blocks
 from .errors import Refused
 from .kinds import Shape
+from .layouts import LEVELS
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")       # of a nn.MultiheadAttention, as the WebUI's loader calls them
 _ATTENTION = re.compile(r".*transformer_blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)")
@@ -36,6 +37,7 @@ class LayerChoice:
     text_encoder_rank: int = 0
     text_encoder_alpha: float = 0.0
     blocks: str = ""
+    block_rates: str = ""
     unet: bool = True
     text_encoder: bool = False
 
@@ -52,7 +54,9 @@ class LayerChoice:
 
 def plan_shapes(parts: torch.nn.ModuleDict, choice: LayerChoice) -> dict[str, Shape]:
     """Give every layer that learns its rank and alpha, in the order of `parts.named_modules()`; raises `Refused` for a bad list of blocks."""
-    blocks = read_blocks(choice.blocks, levels_of(path for path, _ in parts["unet"].named_modules())) if "unet" in parts else {}
+    levels = levels_of(path for path, _ in parts["unet"].named_modules()) if "unet" in parts else LEVELS
+    blocks = read_blocks(choice.blocks, levels) if "unet" in parts else {}
+    idle = {name for name, factor in read_block_rates(choice.block_rates, levels).items() if factor == 0}
     of_unet = {name: block for name, block in blocks.items() if name != BASE}
     shapes = {}
     for path, group in targets(parts, choice.targets):
@@ -61,8 +65,10 @@ def plan_shapes(parts: torch.nn.ModuleDict, choice: LayerChoice) -> dict[str, Sh
             named = block_of(path.removeprefix("unet.")) if in_unet else BASE
             block = blocks.get(named, BlockChoice(0) if in_unet and of_unet else BlockChoice())
             shape = choice.shape(group if in_unet else "text_encoder", block)
-            if shape.rank:
+            if shape.rank and named not in idle:
                 shapes[path] = shape
+    if idle and not shapes:
+        raise Refused(f"Learning rates of blocks: {choice.block_rates!r} leaves nothing that learns. Give some block a factor above 0.", field=RATES_FIELD, code="bad_value")
     if blocks and not shapes:
         raise Refused(f"The blocks {choice.blocks!r} leave no layer to learn. Name some that have attention, or take more kinds of layers.", field="lora_blocks",
                       code="bad_value")

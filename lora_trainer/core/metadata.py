@@ -102,7 +102,7 @@ def _network(config: TrainConfig, base_model: BaseModel, shapes: "Mapping[str, S
     rank, alpha = (config.lora_rank, config.lora_alpha) if (config.lora_rank, config.lora_alpha) in usual else usual.most_common(1)[0][0]
     arguments = _network_arguments(config, base_model, form, rank=rank, alpha=alpha)
     return {
-        "ss_network_module": "networks.lora" if form.kind == "lora" else "lycoris.kohya", "ss_network_dim": rank, "ss_network_alpha": f"{alpha:g}",
+        "ss_network_module": "networks.lora" if form.kind == "lora" and not form.use_dora else "lycoris.kohya", "ss_network_dim": rank, "ss_network_alpha": f"{alpha:g}",
         "ss_network_dropout": _given(form.dropout), "ss_scale_weight_norms": _given(config.scale_weight_norms),
         **({"ss_network_args": arguments} if arguments else {}),
     }
@@ -111,8 +111,8 @@ def _network(config: TrainConfig, base_model: BaseModel, shapes: "Mapping[str, S
 def _network_arguments(config: TrainConfig, base_model: BaseModel, form: "Form", *, rank: int, alpha: float) -> dict[str, Any]:
     """What stands behind --network_args in sd-scripts, where something does."""
     found: dict[str, Any] = {}
-    if form.kind != "lora":
-        found |= {"algo": form.kind, "preset": _LYCORIS_PRESETS[config.lora_targets]}
+    if form.kind != "lora" or form.use_dora:
+        found |= {"algo": "locon" if form.kind == "lora" else form.kind, "preset": _LYCORIS_PRESETS[config.lora_targets]}
     elif config.lora_targets == "attention":
         found["targets"] = "attention"
     if config.lora_targets == "all":
@@ -121,6 +121,7 @@ def _network_arguments(config: TrainConfig, base_model: BaseModel, form: "Form",
         found |= _block_arguments(config, SDXL_LEVELS if base_model.family == "sdxl" else LEVELS, rank=rank, alpha=alpha)
     found |= {"factor": form.lokr_factor} if form.kind == "lokr" else {}
     found |= {"rs_lora": True} if form.rslora else {}
+    found |= {"dora_wd": True, "wd_on_output": False} if form.use_dora else {}
     found |= {name: value for name, value in (("rank_dropout", form.rank_dropout), ("module_dropout", form.module_dropout)) if value}
     texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in found.items()}
     return {**texts, "dropout": _given(form.dropout)} if found else {}             # sd-scripts puts it there, too, and as a number

@@ -53,15 +53,19 @@ def optimizer_choices() -> list[dict[str, Any]]:
 
 
 def make_optimizer(name: str, groups: Mapping[str, list[torch.nn.Parameter]], *, learning_rates: Mapping[str, float], weight_decay: float,
-                   arguments: str = "") -> torch.optim.Optimizer:
+                   arguments: str = "", own: Mapping[str, Mapping[str, Any]] | None = None) -> torch.optim.Optimizer:
     """Make the optimizer called `name` for named groups of parameters, each with its own learning rate; raises `Refused` as `check_optimizer`.
 
-    `arguments` are the user's own, as "betas=0.9,0.99 d_coef=2"; they win over `weight_decay`. Every param_group carries its `name`.
+    `arguments` are the user's own, as "betas=0.9,0.99 d_coef=2"; they win over `weight_decay`. Every param_group carries its `name`, and
+    what `own` says of it alone: another `weight_decay`; `factor`, its rate in terms of the usual one.
     """
     kind, rates = _kind(name), {group: learning_rates[group] for group in groups}
     check_rates(name, rates)
     check_optimizer(name, arguments, next(parameter for group in groups.values() for parameter in group).device)
-    return _build(kind, groups, rates, weight_decay, _read_arguments(kind, arguments))
+    optimizer = _build(kind, groups, rates, weight_decay, _read_arguments(kind, arguments))
+    for group in optimizer.param_groups:
+        group.update((own or {}).get(group["name"], {}))
+    return optimizer
 
 
 def check_optimizer(name: str, arguments: str, device: torch.device) -> None:
@@ -106,13 +110,18 @@ def check_rates(name: str, learning_rates: Mapping[str, float]) -> None:
         raise Refused("The learning rate is 0, so nothing would learn. Give the UNet or the text encoder one.", field="text_encoder_lr", code="bad_rates")
     if kind.finds_rate and len(set(learning.values())) > 1:
         raise Refused(f"{kind.title} finds one learning rate for everything, and {' and '.join(f'{rate:g} ({group})' for group, rate in learning.items())} "
-                      "differ. Make Learning rate and Learning rate, text encoder the same, usually 1; or 0 for the text encoder.",
+                      "differ. Make Learning rate and Learning rate, text encoder the same, usually 1; or 0 for the text encoder. "
+                      "It takes no LoRA+ ratio but 1, and no Learning rates of blocks but 0.",
                       field="text_encoder_lr", code="bad_rates")
 
 
 def effective_rate(optimizer: torch.optim.Optimizer) -> float:
-    """Return the learning rate that the first group is at, with what the optimizer itself makes of it: Prodigy's d * lr."""
+    """Return the usual learning rate now, as the first group shows it, with what the optimizer itself makes of it: Prodigy's d * lr."""
     group = optimizer.param_groups[0]
+    return _rate_of(optimizer, group) / group.get("factor", 1.0)
+
+
+def _rate_of(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> float:
     if group["lr"] is None:                                                        # Adafactor with relative_step
         state = next((optimizer.state[parameter] for parameter in group["params"] if parameter in optimizer.state), None)
         return float(optimizer._get_lr(group, state)) if state else 0.0

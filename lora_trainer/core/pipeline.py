@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from . import checkpoint as checkpoints
 from .adapters import Adapters, Form, Shape, plan_shapes
 from .attendant import Attendant, Teller
 from .checkpoint import State
-from .choices import form_of, layer_choice, variation_of
+from .choices import form_of, layer_choice, rate_choice, variation_of
 from .config import TrainConfig
 from .contracts import BaseModel, Host, Progress, Reading
 from .control import Control
@@ -23,6 +23,7 @@ from .learner import Learner, form_of_state, shapes_of_state
 from .objective import Objective
 from .optimization import LearningRates, check_optimizer, check_rates, make_optimizer, remarks_on
 from .output import Output
+from .parameter_groups import LOWER_HALF, UPPER_HALF, groups_of, own_settings, rates_of
 from .plan import Plan, check_space, estimate, make_plan, tag_of
 from .resuming import check_readable, compare_models, compare_runs, judge, model_facts, run_facts, state_folder
 from .session import Session
@@ -211,7 +212,10 @@ class _Run:
                           "encoder and everything that varies captions (shuffling, dropout, trigger word alone), or start it without.",
                           field="train_text_encoder" if config.train_text_encoder else "shuffle_caption", code="medvram")
         check_optimizer(config.optimizer, config.optimizer_args, base_model.device)
-        check_rates(config.optimizer, self._learning_rates({"unet" if path.startswith("unet.") else "text_encoder" for path in self.layers[0]}))
+        shapes, _, form = self.layers
+        names = dict.fromkeys((LOWER_HALF, UPPER_HALF) if form.kind == "lora" else (LOWER_HALF,))
+        choice = rate_choice(config)
+        check_rates(config.optimizer, rates_of(groups_of(dict.fromkeys(shapes, names), choice), choice))
 
     def _check_model(self) -> None:
         """Check that the run is possible on this model and, if it goes on, the same."""
@@ -254,14 +258,15 @@ class _Run:
         config, base_model = self.config, self.base_model
         shapes, weights, form = self.layers
         adapters = Adapters.create(base_model.parts(), shapes, form, seed=config.seed)
-        groups = adapters.groups()
-        learning_rates = self._learning_rates(groups)
+        groups = groups_of(adapters.named_parameters(), rate_choice(config))
+        learning_rates = rates_of(groups, rate_choice(config))
         for remark in remarks_on(config.optimizer, learning_rates=learning_rates, scheduler=config.scheduler):
             self.teller.remark(remark)
-        for name, rate in learning_rates.items():
-            for parameter in groups[name] if rate == 0 else ():                    # they stay as they are, and their gradients are nobody's business
+        for group, parameters in groups.items():
+            for parameter in parameters if learning_rates[group.name] == 0 else ():    # they stay as they are, and their gradients are nobody's business
                 parameter.requires_grad_(False)
-        optimizer = make_optimizer(config.optimizer, groups, learning_rates=learning_rates, weight_decay=config.weight_decay, arguments=config.optimizer_args)
+        optimizer = make_optimizer(config.optimizer, {group.name: parameters for group, parameters in groups.items()}, learning_rates=learning_rates,
+                                   weight_decay=config.weight_decay, arguments=config.optimizer_args, own=own_settings(groups))
         rates = LearningRates(config.scheduler, optimizer, warmup_steps=config.lr_warmup_steps, total_steps=self.plan.schedule.total_steps,
                               cycles=config.scheduler_cycles, power=config.scheduler_power)
         if weights:
@@ -272,10 +277,6 @@ class _Run:
             learner.restore(self.earlier)
             self.earlier = dataclasses.replace(self.earlier, tensors={})           # they live in the learner now
         return learner
-
-    def _learning_rates(self, groups: Iterable[str]) -> dict[str, float]:
-        rates = {"unet": self.config.learning_rate, "text_encoder": self.config.text_encoder_lr}
-        return {group: rates[group] for group in groups}
 
     def _layers(self) -> tuple[Mapping[str, Shape], Mapping[str, Any], Form]:
         """Return the layers that learn with rank and alpha, the weights they begin with, if not with new ones, and what kind they are."""

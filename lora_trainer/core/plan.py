@@ -11,7 +11,6 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-import safetensors
 import torch
 
 from .adapters import count_parameters, plan_shapes
@@ -19,18 +18,20 @@ from .blocks import BASE, PRESETS, BlockChoice, read_blocks
 from .buckets import Bucket, assign_bucket, batches_per_epoch
 from .cache import JITTERED
 from .captions import lines_of, with_trigger
-from .choices import check_choices, form_of, layer_choice, variation_of
+from .choices import check_choices, form_of, layer_choice, rate_choice, variation_of
 from .config import TrainConfig, check_name
 from .dataset import Picture, Problem
 from .errors import Refused
 from .masks import learns_everywhere
 from .optimization import check_rates, check_settings
 from .optimization import remarks_on as optimizer_remarks
+from .parameter_groups import groups_without_model, rates_of
 from .paths import numbered
 from .pixels import placement
 from .remarks import remarks_on
 from .selection import Selection, folders_of, select
 from .starting import FoundLora, find_lora, look_into
+from .tensor_files import read_header
 from .trainer import Schedule
 from .variation import without_choices
 
@@ -80,8 +81,10 @@ def make_plan(config: TrainConfig, *, lora_dir: Path, thorough: bool = True, ses
     check_choices(config)
     check_settings(config.optimizer, config.optimizer_args)
     init_lora = look_into(find_lora(config.init_lora, lora_dir)) if config.init_lora and session is None else None      # a state has all of it
-    if session is None and (rates := _learning_rates(config, init_lora)):
-        check_rates(config.optimizer, rates)
+    if session is None and (parts := _learning_rates(config, init_lora)):
+        choice = rate_choice(config)
+        groups = groups_without_model(parts, choice, has_halves=(init_lora.kind if init_lora else config.lora_type) == "lora")
+        check_rates(config.optimizer, rates_of(groups, choice))
     selection = select(config, thorough=thorough)
     buckets = [bucket_of(picture.width, picture.height, config) for picture in selection.pictures]
     schedule = _schedule(config, buckets, selection.repeats)
@@ -132,9 +135,8 @@ def plan_output(config: TrainConfig, lora_dir: Path, *, session: float | None = 
 def session_of(path: Path) -> float | None:
     """Return when the run that saved a LoRA began, which is the run's name for itself; None for a file that says nothing of it."""
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            return float((file.metadata() or {})["ss_training_started_at"])
-    except (OSError, safetensors.SafetensorError, KeyError, ValueError):
+        return float(read_header(path).metadata["ss_training_started_at"])
+    except (OSError, KeyError, ValueError):
         return None
 
 
@@ -246,6 +248,10 @@ def _taken_over(found: FoundLora | None, config: TrainConfig) -> list[str]:
     remarks = [f"Going on from {found.path.name}: its rank {found.rank}, alpha {found.alpha:g} and layers are used, whatever the settings say."]
     if found.kind != config.lora_type:
         remarks.append(f"{found.path.name} is a {found.kind}, and so will this be; Kind says {config.lora_type}.")
+    if found.kind != "lora" and config.loraplus_lr_ratio != 1:
+        remarks.append(f"{found.path.name} is a {found.kind}, which has no halves: LoRA+ ratio is without effect.")
+    if found.is_dora != config.use_dora:
+        remarks.append(f"{found.path.name} is {'a' if found.is_dora else 'no'} DoRA, and so will this be; DoRA is switched {'on' if config.use_dora else 'off'}.")
     if found.text_encoder_layers and not config.train_text_encoder and config.text_encoder_lr:
         remarks.append(f"{found.path.name} has layers of the text encoder, so that learns too, at {config.text_encoder_lr:g}; 0 as its learning rate keeps it as it is.")
     if not found.text_encoder_layers and config.train_text_encoder:

@@ -23,8 +23,8 @@ FREE = frozenset(("epochs", "max_train_steps", "learning_rate", "scheduler", "lr
                   "preferred_weight", "save_precision", "scheduler_cycles", "scheduler_power", "text_encoder_lr", "validate_every", "scale_weight_norms"))
 """Settings that may change in the middle of a run: the user changes them on purpose, and nothing that was learned is lost."""
 FIXED = ("lora_rank", "lora_alpha", "lora_targets", "optimizer", "task_type", "lora_type", "lora_blocks", "attention_rank", "attention_alpha", "feed_forward_rank",
-         "feed_forward_alpha", "conv_rank", "conv_alpha", "lokr_factor", "rslora", "train_unet", "train_text_encoder", "text_encoder_rank", "text_encoder_alpha",
-         "optimizer_args", "ema_decay")
+         "feed_forward_alpha", "conv_rank", "conv_alpha", "lokr_factor", "rslora", "use_dora", "train_unet", "train_text_encoder", "text_encoder_rank", "text_encoder_alpha",
+         "optimizer_args", "ema_decay", "loraplus_lr_ratio", "loraplus_text_encoder_lr_ratio", "block_learning_rates")
 ELSEWHERE = ("prediction_type", "zero_terminal_snr", "train_data_dir", "extra_data_dirs", "reg_data_dir", "validation_split", "metadata_path", "output_name", "output_dir", "base_model", "init_lora", "repeats", "trigger_word")
 """Settings that are compared by what they lead to: the pictures, the captions, the base model, the file."""
 
@@ -83,7 +83,7 @@ def check_readable(folder: Path, *, found: bool, anyway: bool) -> list[str]:
 
 def compare_runs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     """List what differs in settings, pictures and captions."""
-    old, new = before["config"], now["config"]
+    old, new = {**TrainConfig().to_dict(), **before["config"]}, now["config"]      # a setting that an earlier version did not have was as it is by default
     changes = [Change(f"{name} was {old[name]} and is {new[name]} now", fatal=True) for name in FIXED if old.get(name) != new.get(name)]
     changes += [Change(f"{name} was {old[name]} and is {new[name]} now") for name in new
                 if name in old and name not in FREE | {*FIXED, *ELSEWHERE} and old[name] != new[name]]

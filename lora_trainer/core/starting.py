@@ -3,24 +3,27 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
-import safetensors
 import torch
 from peft.tuners.lokr.layer import factorization
 
 from .adapters import Form, Shape
 from .blocks import levels_of
 from .errors import Refused
-from .kinds import LOHA_NAMES, LOKR_NAMES, LORA_NAMES, is_whole, sizes
+from .kinds import DORA_SCALE, LOHA_NAMES, LOKR_NAMES, LORA_NAMES, is_whole, sizes
 from .layers import PROJECTIONS, targets
 from .layouts import unet_to_diffusers, unet_to_ldm
 from .paths import expanded
+from .tensor_files import Header, parse_header, read_header, read_tensor
 
 _ALPHA = "alpha"
+_MOST_FACTOR = 128                             # above the square root of every layer's size, where another factor makes no difference
 _KINDS = {"lora": tuple(LORA_NAMES), "loha": LOHA_NAMES, "lokr": LOKR_NAMES}
 _TEXT_ENCODERS = {"lora_te_": "te1", "lora_te1_": "te1", "lora_te2_": "te2"}
 _TEXT_LAYER = re.compile(r"(?:layers|resblocks)\.(\d+)\.(?:self_)?(attn|mlp)\.(\w+)$")
@@ -39,6 +42,10 @@ class FoundLora:
     alphas: Mapping[str, float]
     parameters: int
     text_encoder_layers: int
+
+    @property
+    def is_dora(self) -> bool:
+        return any(DORA_SCALE in parts for parts in self.sizes.values())
 
     @property
     def rank(self) -> int:
@@ -60,25 +67,48 @@ def find_lora(name: str, lora_dir: Path) -> Path:
 
 
 def look_into(path: Path) -> FoundLora:
-    """Read a file's kind, layers, ranks and alphas; raises `Refused` for one that is damaged or none of the kinds in kohya's layout."""
+    """Read a file's kind, layers, ranks and alphas; raises `Refused` for one that is damaged or none of the kinds in kohya's layout.
+
+    A file that has not changed is not read again: a page asks with every key press.
+    """
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            layers: dict[str, dict[str, tuple[int, ...]]] = {}
-            for name in file.keys():
-                layer, _, part = name.partition(".")
-                layers.setdefault(layer, {})[part] = tuple(file.get_slice(name).get_shape())
-            alphas = {layer: float(file.get_tensor(f"{layer}.{_ALPHA}")) for layer, parts in layers.items() if _ALPHA in parts}
-    except (OSError, safetensors.SafetensorError, ValueError, RuntimeError) as error:
-        raise _refused(f"The LoRA {path.name} cannot be read: {error}. It may be damaged, or no .safetensors file.") from error
+        facts = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return _look_into(path, facts.st_size, facts.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=16)
+def _look_into(path: Path, size_bytes: int, changed_ns: int) -> FoundLora:
+    try:
+        header = read_header(path)
+        layers: dict[str, dict[str, tuple[int, ...]]] = {}
+        for name, shape in header.shapes.items():
+            layer, _, part = name.partition(".")
+            layers.setdefault(layer, {})[part] = shape
+        alphas = _read_alphas(path, header, [layer for layer, parts in layers.items() if _ALPHA in parts])
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unreadable(path, error) from error
     layers = {layer: {part: size for part, size in parts.items() if part != _ALPHA} for layer, parts in layers.items()}
     kind = next((kind for kind, names in _KINDS.items() if any(names[0] in parts or names[1] in parts for parts in layers.values())), "lora")
     if odd := _odd(layers, kind) or next((f"{layer}.{_ALPHA} is {alpha}" for layer, alpha in alphas.items() if not math.isfinite(alpha)), ""):
-        raise _refused(f"{path.name} is not a LoRA that can be gone on from ({odd}). It must be a LoRA, LoHa or LoKr in kohya's layout; DoRA, mixtures and "
-                       "full models are not.")
+        raise _refused(f"{path.name} is not a LoRA that can be gone on from ({odd}). It must be a LoRA, LoHa or LoKr in kohya's layout; mixtures and full "
+                       "models are not.")
+    if rows := next((layer for layer, parts in layers.items() if DORA_SCALE in parts and parts[DORA_SCALE][0] != 1), ""):
+        raise _refused(f"{path.name} is a DoRA whose magnitudes are those of the outputs ({rows}.{DORA_SCALE} is {layers[rows][DORA_SCALE]}; LyCORIS's wd_on_output, "
+                       "or peft's). Here, as in the WebUI, they are those of the inputs, (1, inputs), so it cannot be gone on from.")
     ranks = {layer: _rank(parts, alphas.get(layer)) for layer, parts in layers.items()}
     return FoundLora(path, kind, layers, ranks, {layer: alphas.get(layer, float(rank)) for layer, rank in ranks.items()},
                      sum(math.prod(size) for parts in layers.values() for size in parts.values()),
                      sum(layer.startswith(tuple(_TEXT_ENCODERS)) for layer in layers))
+
+
+def _read_alphas(path: Path, header: Header, layers: list[str]) -> dict[str, float]:
+    """Read what is one number each; raises ValueError for an alpha that is none."""
+    with open(path, "rb") as file:
+        if large := next((layer for layer in layers if math.prod(header.entries[f"{layer}.{_ALPHA}"].shape) != 1), None):
+            raise ValueError(f"{large}.{_ALPHA} is not one number")
+        return {layer: float(read_tensor(file, header, f"{layer}.{_ALPHA}")) for layer in layers}
 
 
 def fit(found: FoundLora, parts: torch.nn.ModuleDict, export_name: Callable[[str], str]) -> tuple[dict[str, Shape], Weights, Form]:
@@ -96,18 +126,30 @@ def fit(found: FoundLora, parts: torch.nn.ModuleDict, export_name: Callable[[str
         raise _misfit(found, f"changes {layers[lonely]}, but not all of the attention that it is part of")
     form = _form(found, {layer: known[path][0] for path, layer in layers.items()})
     shapes, weights = {}, {}
-    with safetensors.safe_open(found.path, "pt") as file:
+    with open(found.path, "rb") as file:
+        header = _header_again(found, file)
         for path in (path for path in known if path in layers):                    # in the order as when they are made without a file
             layer = layers[path]
             shapes[path] = Shape(found.ranks[layer], found.alphas[layer])
-            weights[path] = {part: _fitting(found, layer, part, size, file) for part, size in sizes(known[path][0], shapes[path].rank, form).items()}
+            weights[path] = {part: _fitting(found, layer, part, size, header, file) for part, size in sizes(known[path][0], shapes[path].rank, form).items()}
     return shapes, weights, form
+
+
+def _header_again(found: FoundLora, file: BinaryIO) -> Header:
+    """Read the header of the file that is open now: it may have been replaced since it was looked into."""
+    try:
+        header = parse_header(file, file_bytes=os.fstat(file.fileno()).st_size)
+    except ValueError as error:
+        raise _unreadable(found.path, error) from error
+    if any(header.shapes.get(f"{layer}.{part}") != size for layer, parts in found.sizes.items() for part, size in parts.items()):
+        raise _refused(f"The LoRA {found.path.name} was changed in the meantime. Start again.")
+    return header
 
 
 def _odd(layers: Mapping[str, Sizes], kind: str) -> str:
     """Return what makes these layers none of that kind, or ""."""
     for layer, parts in layers.items():
-        if strange := sorted(parts.keys() - set(_KINDS[kind])):
+        if strange := sorted(parts.keys() - {*_KINDS[kind], DORA_SCALE}):
             return f"{layer}.{strange[0]}"
         if missing := _missing(parts, kind):
             return f"{layer}.{missing} is missing"
@@ -135,12 +177,15 @@ def _rank(parts: Sizes, alpha: float | None) -> int:
 def _form(found: FoundLora, weights: Mapping[str, torch.Size]) -> Form:
     """Find out how the layers, whose modules' weights have these sizes, were built."""
     has = {part for layer in weights for part in found.sizes[layer]}
-    form = Form(found.kind, tucker=bool(has & {"hada_t1", "lokr_t2"}), lokr_both="lokr_w1_a" in has)
+    form = Form(found.kind, tucker=bool(has & {"hada_t1", "lokr_t2"}), lokr_both="lokr_w1_a" in has, use_dora=DORA_SCALE in has)
     if found.kind != "lokr":
         return form
     split = functools.cache(factorization)
     small = {layer: parts.get("lokr_w1") or (parts["lokr_w1_a"][0], parts["lokr_w1_b"][1]) for layer, parts in found.sizes.items() if layer in weights}
-    factors = [-1, *range(1, 1 + max(max(size) for size in small.values()))]
+    if odd := next((layer for layer, weight in weights.items() if any(whole % side for side, whole in zip(small[layer], weight))), None):
+        raise _misfit(found, f"cuts {odd} up into {small[odd]} and a rest, which {tuple(weights[odd][:2])} cannot be cut into")
+    sides = {side for size in small.values() for side in size}
+    factors = [-1, *range(1, _MOST_FACTOR + 1), *sorted(side for side in sides if side > _MOST_FACTOR)]
     factor = next((factor for factor in factors if all((split(weight[0], factor)[0], split(weight[1], factor)[0]) == small[layer]
                                                        for layer, weight in weights.items())), None)
     if factor is None:
@@ -184,13 +229,16 @@ def _names_of(path: str, levels: int) -> Iterator[str]:
             yield f"{prefix}text_model_encoder_layers_{found[1]}_{'self_attn' if found[2] == 'attn' else 'mlp'}_{leaf}"
 
 
-def _fitting(found: FoundLora, layer: str, part: str, wanted: tuple[int, ...], file) -> torch.Tensor:
+def _fitting(found: FoundLora, layer: str, part: str, wanted: tuple[int, ...], header: Header, file: BinaryIO) -> torch.Tensor:
     """Return a weight in the layer's own form: a 1x1 convolution's may be stored as a linear layer's, and the other way round."""
     if part not in found.sizes[layer]:
         raise _misfit(found, f"builds {layer} in another way than its other layers: {part} is missing")
     if math.prod(size := found.sizes[layer][part]) != math.prod(wanted):
         raise _misfit(found, f"has {layer}.{part} of {size}; this checkpoint needs {wanted}")
-    weight = file.get_tensor(f"{layer}.{part}").float().reshape(wanted)
+    try:
+        weight = read_tensor(file, header, f"{layer}.{part}").float().reshape(wanted)
+    except ValueError as error:
+        raise _unreadable(found.path, error) from error
     if not torch.isfinite(weight).all():
         raise _refused(f"{found.path.name}: {layer} holds numbers that are not finite. The file is spoiled.")
     return weight
@@ -198,6 +246,10 @@ def _fitting(found: FoundLora, layer: str, part: str, wanted: tuple[int, ...], f
 
 def _misfit(found: FoundLora, what: str) -> Refused:
     return _refused(f"{found.path.name} {what}. It was made for another kind of model, or in a way that cannot be gone on from.")
+
+
+def _unreadable(path: Path, error: Exception) -> Refused:
+    return _refused(f"The LoRA {path.name} cannot be read: {error}. It may be damaged, or no .safetensors file.")
 
 
 def _refused(sentence: str) -> Refused:

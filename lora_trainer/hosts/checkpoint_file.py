@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError, safe_open
 
 from ..core.errors import Refused
+from ..core.tensor_files import read_header
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 SD1_TEXT, SD2_TEXT = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
@@ -139,11 +139,11 @@ def _read_header(path: Path) -> tuple[Shapes, dict[str, str]]:
     if path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
         raise _refused(path, "is a pickle file, which can run any code when it is read, so it is not opened", "Convert it to .safetensors")
     try:
-        with safe_open(str(path), framework="pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}, dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+        header = read_header(path)
+    except (ValueError, OSError) as error:
         raise _refused(path, f"({path.stat().st_size:,} bytes) is no complete safetensors file ({error})",
                        "It may be damaged or not fully downloaded; get it again") from error
+    return header.shapes, dict(header.metadata)
 
 
 def _has(shapes: Shapes, *prefixes: str) -> bool:

@@ -66,7 +66,7 @@ def _load_lora(pipeline: Any, path: Path, name: str) -> None:
 
 
 def _refuse_other_kinds(path: Path, names: Any) -> None:
-    kind = next((kind for kind, mark in (("LoHa", ".hada_w1"), ("LoKr", ".lokr_w")) if any(mark in name for name in names)), None)
+    kind = next((kind for kind, mark in (("LoHa", ".hada_w1"), ("LoKr", ".lokr_w"), ("DoRA", ".dora_scale")) if any(mark in name for name in names)), None)
     if kind:
         raise Refused(f"{Path(path).name} is a {kind}, which diffusers cannot draw with. Use it in the WebUI.", field="prompt", code="bad_lora")
 

@@ -1,16 +1,14 @@
 """What the WebUI has loaded: its family, what it predicts, the size of its pictures, and whether it can be trained at all."""
-import functools
-import os
 import re
 import sys
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from modules import devices, sd_models, sd_unet, shared
 
 from ..core.contracts import ModelStatus
+from ..core.tensor_files import read_header
 
 TITLES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL", "sd3": "SD 3", "unknown": "an unknown kind"}
 TRAINABLE = ("sd1", "sd2", "sdxl")
@@ -65,17 +63,8 @@ def keys_of(sd_model: Any) -> frozenset[str]:
     """Return the names of the tensors in the checkpoint's file by its header alone; none of what is no safetensors file."""
     path = sd_model.sd_checkpoint_info.filename
     try:
-        return _keys(path, os.path.getmtime(path)) if path.lower().endswith(".safetensors") else frozenset()
-    except OSError:
-        return frozenset()
-
-
-@functools.lru_cache(maxsize=8)
-def _keys(path: str, changed_at: float) -> frozenset[str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return frozenset(file.keys())
-    except SafetensorError:
+        return frozenset(read_header(path).entries) if path.lower().endswith(".safetensors") else frozenset()
+    except (OSError, ValueError):
         return frozenset()
 
 

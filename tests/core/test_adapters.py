@@ -15,7 +15,7 @@ from tests.core.open_clip_text import OpenClipText
 BLOCK = "unet.input_blocks.1.1.transformer_blocks.0"
 ATTENTION = "te2.transformer.resblocks.0.attn"
 FORMS = [Form("lora"), Form("lora", rslora=True), Form("loha"), Form("loha", tucker=True), Form("lokr"), Form("lokr", lokr_factor=4, rslora=True),
-         Form("lokr", lokr_both=True, tucker=True)]
+         Form("lokr", lokr_both=True, tucker=True), Form("lora", use_dora=True), Form("loha", use_dora=True), Form("lokr", use_dora=True)]
 
 
 def name_of(value):
@@ -44,6 +44,9 @@ def scramble(adapters, size=0.3):
     with torch.no_grad():
         for number, parameter in enumerate(adapters.parameters()):
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * size)
+        for layer in adapters._layers.values():
+            if hasattr(layer, "dora_scale"):
+                layer.dora_scale.abs_().add_(0.1)
     return adapters
 
 
@@ -68,6 +71,12 @@ def change_in_file(weights, alpha, size):
     return (scale * torch.einsum("ac,bd->abcd", first, second)).reshape(size)
 
 
+def decomposed(merged, dora_scale):
+    """Give each column of a weight the norm that the file says, as the WebUI's apply_weight_decompose does."""
+    norms = merged.transpose(0, 1).reshape(merged.shape[1], -1).norm(dim=1, keepdim=True)
+    return merged * (dora_scale / norms.reshape(merged.shape[1], *[1] * (merged.dim() - 1)).transpose(0, 1))
+
+
 def merged_into(parts, adapters):
     """Add to the model's own weights what the file says, the projections of an attention each in its third."""
     for path, weights in adapters.weights().items():
@@ -77,7 +86,10 @@ def merged_into(parts, adapters):
             weight = module.in_proj_weight.data.chunk(3)["qkv".index(name[0])]
         else:
             weight = parts.get_submodule(path).weight.data
-        weight += change_in_file(weights, adapters.alphas[path], weight.shape).to(weight.dtype)
+        change = change_in_file(weights, adapters.alphas[path], weight.shape)
+        if "dora_scale" in weights:
+            change = decomposed(weight.double() + change, weights["dora_scale"].double()) - weight.double()
+        weight += change.to(weight.dtype)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=name_of)
@@ -250,13 +262,13 @@ def test_only_the_generator_that_is_drawn_from_is_seeded(parts, monkeypatch):
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_groups_have_every_parameter_once(parts):
-    both = Adapters.create(parts, everything(parts))
-    assert [id(p) for group in both.groups().values() for p in group] == [id(p) for p in both.parameters()] and list(both.groups()) == ["unet", "text_encoder"]
-    assert list(Adapters.create(parts, plan_shapes(parts, LayerChoice("all", 2, 2, unet=False, text_encoder=True))).groups()) == ["text_encoder"]
+def test_named_parameters_are_all_parameters(parts):
+    adapters = Adapters.create(parts, everything(parts))
+    named = adapters.named_parameters()
+    assert [id(weight) for weights in named.values() for weight in weights.values()] == [id(weight) for weight in adapters.parameters()]
+    assert {path: list(weights) for path, weights in named.items()} == {path: list(weights) for path, weights in adapters.weights().items()}
 
 
-@pytest.mark.parametrize("form", FORMS, ids=name_of)
 def test_given_out_and_taken_over(parts, form):
     first, second = scramble(Adapters.create(parts, everything(parts), form)), Adapters.create(parts, everything(parts), form, seed=9)
     second.load(first.weights())

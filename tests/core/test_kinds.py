@@ -2,11 +2,12 @@
 import pytest
 import torch
 
-from lora_trainer.core.kinds import Dropouts, Form, Shape, build, delta_norm, delta_weight, is_whole, sizes, weights_of
+from lora_trainer.core.kinds import Dropouts, Form, Shape, build, changed_weight, delta_norm, delta_weight, is_whole, sizes, weights_of
 
 LAYERS = {"linear": lambda: torch.nn.Linear(160, 320), "prime": lambda: torch.nn.Linear(127, 96, bias=False), "conv": lambda: torch.nn.Conv2d(32, 48, 3, padding=1),
           "1x1": lambda: torch.nn.Conv2d(64, 64, 1)}
-FORMS = [Form("lora"), Form("loha"), Form("loha", tucker=True), Form("lokr"), Form("lokr", lokr_factor=8), Form("lokr", lokr_factor=4, lokr_both=True, tucker=True)]
+FORMS = [Form("lora"), Form("loha"), Form("loha", tucker=True), Form("lokr"), Form("lokr", lokr_factor=8), Form("lokr", lokr_factor=4, lokr_both=True, tucker=True),
+         *(Form(kind, use_dora=True) for kind in ("lora", "loha", "lokr"))]
 
 
 def built(form, shape, name="linear"):
@@ -17,11 +18,12 @@ def built(form, shape, name="linear"):
     return layer
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(map(str, (form.kind, form.lokr_factor, form.lokr_both, form.tucker))))
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(map(str, (form.kind, form.lokr_factor, form.lokr_both, form.tucker, form.use_dora))))
 @pytest.mark.parametrize("name", LAYERS)
 def test_sizes_are_those_that_peft_builds_and_norms_those_of_the_change(name, form):
     for rank in (1, 16, 200):
         layer = built(form, Shape(rank, 3.0), name)
+        assert all(weight.dtype == torch.float32 for weight in weights_of(layer).values())
         assert {part: tuple(weight.shape) for part, weight in weights_of(layer).items()} == sizes(layer.base_layer.weight.shape, rank, form)
         change = delta_weight(layer)
         assert change.shape == layer.base_layer.weight.shape and delta_norm(layer).item() == pytest.approx(change.double().norm().item(), rel=1e-4)
@@ -56,3 +58,52 @@ def test_settings_of_parameters_stay():
     linear.bias.requires_grad_(False)
     build({"x": linear}, {"x": Shape(1, 1.0)}, Form("loha"), Dropouts(Form("loha")))
     assert linear.weight.requires_grad and not linear.bias.requires_grad
+
+
+# --- DoRA ----------------------------------------------------------------------------------------------------------------
+
+def webui_change(change, weight, dora_scale):
+    """What the WebUI's loader makes of a scaled change (extensions-builtin/Lora/network.py, apply_weight_decompose), by columns in numbers of their own:
+    each column of the changed weight gets the norm that the file says, and the old weight is taken away again."""
+    merged = (change + weight).double()
+    columns = [merged[:, at] for at in range(merged.shape[1])]
+    scaled = [column * (scale / column.norm()) for column, scale in zip(columns, dora_scale.double().flatten())]
+    return torch.stack(scaled, 1) - weight.double()
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_dora_does_what_the_webui_computes_from_its_file(name, kind):
+    layer = built(Form(kind, use_dora=True), Shape(4, 2.0), name)
+    weight, size = layer.base_layer.weight, {"linear": (3, 160), "prime": (3, 127), "conv": (2, 32, 8, 8), "1x1": (2, 64, 8, 8)}[name]
+    with torch.no_grad():
+        layer.dora_scale.abs_()
+        wanted = webui_change(delta_weight(layer), weight, layer.dora_scale)
+        found = changed_weight(layer, weight).double() - weight.double()
+        assert ((found - wanted).norm() / wanted.norm()).item() < 1e-6
+        inputs = torch.randn(size, generator=torch.Generator().manual_seed(5))
+        base = layer.base_layer
+        changed = (torch.nn.functional.conv2d(inputs, (weight + wanted).float(), base.bias, base.stride, base.padding) if inputs.dim() == 4
+                   else torch.nn.functional.linear(inputs, (weight + wanted).float(), base.bias))
+        assert torch.allclose(layer(inputs), changed, rtol=1e-4, atol=1e-4 * changed.abs().max())
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
+def test_a_dora_is_neutral_at_first_and_its_magnitudes_learn(kind):
+    base = LAYERS["linear"]()
+    form, inputs = Form(kind, use_dora=True), torch.randn(3, 160)
+    before = base(inputs)
+    layer = build({"x": base}, {"x": Shape(4, 2.0)}, form, Dropouts(form))["x"]
+    after = layer(inputs)
+    assert torch.equal(after, before) and torch.equal(changed_weight(layer, base.weight), base.weight)
+    after.square().sum().backward()
+    assert layer.dora_scale.grad.abs().min() > 0 and layer.dora_scale.shape == (1, 160)
+
+
+def test_an_input_that_the_base_does_not_use_stays_a_number():
+    base = LAYERS["linear"]()
+    base.weight.data[:, 7] = 0
+    form = Form(use_dora=True)
+    layer = build({"x": base}, {"x": Shape(4, 2.0)}, form, Dropouts(form))["x"]
+    inputs = torch.randn(3, 160)
+    assert torch.equal(layer(inputs), base(inputs)) and torch.isfinite(changed_weight(layer, base.weight)).all()

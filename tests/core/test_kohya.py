@@ -57,7 +57,7 @@ def test_which_part_learns_and_how_fast(values, expected):
     ({"network_module": "lycoris.kohya", "network_args": ["algo=lokr", "preset=attn-mlp", "factor=8", "dropout=0.2", "rs_lora=True"]},
      dict(lora_type="lokr", lora_targets="attention+feed-forward", lokr_factor=8, lora_dropout=0.2, rslora=True), ["network_args dropout"]),
     ({"network_module": "lycoris.kohya", "network_args": ["algo=loha", "preset=attn-only", "dora_wd=True", "use_tucker=False"]},
-     dict(lora_type="loha", lora_targets="attention"), ["network_args dora_wd"]),
+     dict(lora_type="loha", lora_targets="attention", use_dora=True), []),
     ({"network_module": "lycoris.kohya", "network_args": ["preset=unet-transformer-only"]}, dict(train_text_encoder=False), []),
     ({"network_module": "lycoris.kohya", "network_args": ["algo=boft"]}, dict(lora_type="lora"), ["network_module"]),
     ({"network_module": "networks.oft"}, dict(lora_type="lora"), ["network_module"]),

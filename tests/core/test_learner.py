@@ -1,6 +1,7 @@
 """What learns: taken down and set up again it goes on bit for bit, whatever the optimizer; averages and norms are what they should be."""
 import json
 import math
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -10,18 +11,20 @@ from lora_trainer.core.adapters import Adapters, Form, Shape
 from lora_trainer.core.errors import Refused
 from lora_trainer.core.learner import Learner, form_of_state, shapes_of_state
 from lora_trainer.core.optimization import KINDS, LearningRates, check_optimizer, effective_rate, make_optimizer
+from lora_trainer.core.parameter_groups import RateChoice, groups_of, own_settings, rates_of
 
 CPU = torch.device("cpu")
 LAYERS = ("unet.input_blocks.1.1.transformer_blocks.0.attn1.to_q", "unet.input_blocks.1.0.in_layers.2")
 
 
-def make(model, name="adamw", arguments="", *, rank=4, form=Form(), text_encoder=True, schedule="cosine", rate=1e-2, weight_decay=0.01, **options) -> Learner:
+def make(model, name="adamw", arguments="", *, rank=4, form=Form(), text_encoder=True, schedule="cosine", rate=1e-2, weight_decay=0.01, rates=MappingProxyType({}), **options) -> Learner:
     parts = model.parts()
     encoder = next(path for path, module in parts.named_modules() if path.startswith("te1.") and isinstance(module, torch.nn.Linear))
     adapters = Adapters.create(parts, {path: Shape(rank, 2.0) for path in (*LAYERS, *([encoder] if text_encoder else []))}, form, seed=5)
-    groups = adapters.groups()
-    rates = {group: 1.0 if KINDS[name].finds_rate else {"unet": rate, "text_encoder": rate / 2}[group] for group in groups}
-    optimizer = make_optimizer(name, groups, learning_rates=rates, weight_decay=weight_decay, arguments=arguments)
+    choice = RateChoice(1.0, 1.0) if KINDS[name].finds_rate else RateChoice(rate, rate / 2, **rates)
+    groups = groups_of(adapters.named_parameters(), choice)
+    optimizer = make_optimizer(name, {group.name: weights for group, weights in groups.items()}, learning_rates=rates_of(groups, choice),
+                               weight_decay=weight_decay, arguments=arguments, own=own_settings(groups))
     return Learner(adapters, optimizer, LearningRates(schedule, optimizer, warmup_steps=2, total_steps=12), device=CPU, dtype=torch.float32, **options)
 
 
@@ -82,6 +85,11 @@ def needs(name: str) -> None:
     ("adamw", "", dict(scale_weight_norms=0.05, schedule="one_cycle")),
     ("adamw", "", dict(form=Form("loha"), ema_decay=0.9, scale_weight_norms=0.05)),
     ("adamw", "", dict(form=Form("lokr"), ema_decay=0.9)),
+    ("adamw", "", dict(form=Form(use_dora=True), ema_decay=0.9, scale_weight_norms=0.05)),
+    ("adamw", "", dict(form=Form("lokr", use_dora=True))),
+    ("adamw", "", dict(form=Form(use_dora=True), rates=dict(loraplus_lr_ratio=16.0, block_learning_rates="IN01=0.5 BASE=2"), ema_decay=0.9)),
+    ("prodigy", "", dict(form=Form(use_dora=True))),
+    ("schedulefree", "", dict(form=Form(use_dora=True), scale_weight_norms=0.05)),
     ("adamw8bit", "", dict(rank=256)),
     ("adamw8bit", "", dict(rank=4)),
     ("lion", "", {}),
@@ -339,3 +347,27 @@ def test_a_pause_on_the_cpu_changes_nothing(host, name):
     train(still, 6)
     train(moved, 6)
     assert_same(still.weights_to_save(), moved.weights_to_save())
+
+
+def test_magnitudes_of_a_dora_are_neither_limited_nor_do_they_decay(host):
+    """Both would take away what the base model knows."""
+    learner = make(host.model, form=Form(use_dora=True), weight_decay=0.9, scale_weight_norms=1e-3)
+    before = {path: weights["dora_scale"] for path, weights in learner.adapters.weights().items()}
+    for step in range(5):
+        for parameter in learner.adapters.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        learner.rates.set(step)
+        learner.optimizer.step()
+        learner.step += 1
+        learner.after_step()
+    after = learner.adapters.weights()
+    assert all(torch.equal(weights["dora_scale"], before[path]) for path, weights in after.items())
+
+
+def test_rates_of_groups_follow_the_schedule_and_the_usual_one_is_reported(host):
+    learner = make(host.model, rates=dict(loraplus_lr_ratio=16.0, loraplus_text_encoder_lr_ratio=4.0, block_learning_rates="IN01=0.5"), text_encoder=True)
+    learner.rates.set(1)
+    usual = 1e-2 * 2 / 3                                                           # the warm-up's second step of two
+    found = {group["name"]: group["lr"] for group in learner.optimizer.param_groups}
+    assert found == pytest.approx({"unet x0.5": usual / 2, "unet x8": usual * 8, "text_encoder": usual / 2, "text_encoder x4": usual * 2})
+    assert effective_rate(learner.optimizer) == pytest.approx(usual)

@@ -1,4 +1,6 @@
 """Going on from an existing LoRA: ours, another trainer's, and files that are none."""
+import time
+
 import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
@@ -59,7 +61,7 @@ def test_other_trainers_files(host, settings, tmp_path):
 
 
 FORMS = [Form("lora"), Form("loha"), Form("loha", tucker=True), Form("lokr"), Form("lokr", lokr_factor=2), Form("lokr", lokr_factor=8, lokr_both=True),
-         Form("lokr", tucker=True)]
+         Form("lokr", tucker=True), Form("lora", use_dora=True), Form("loha", tucker=True, use_dora=True), Form("lokr", use_dora=True)]
 
 
 @pytest.fixture
@@ -90,7 +92,7 @@ def nameless(path):
     raise KeyError(path)
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(str(value) for value in (form.kind, form.lokr_factor, form.lokr_both, form.tucker)))
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(str(value) for value in (form.kind, form.lokr_factor, form.lokr_both, form.tucker, form.use_dora)))
 @pytest.mark.parametrize("rank", [1, 3])
 def test_every_kind_fits_again(parts, tmp_path, form, rank):
     """UNet with convolutions and both kinds of text encoder: layers, ranks, alphas, way of building and weights, by names that no host has to know."""
@@ -99,7 +101,7 @@ def test_every_kind_fits_again(parts, tmp_path, form, rank):
     found = look_into(tmp_path / "x.safetensors")
     assert (found.kind, found.text_encoder_layers, found.parameters) == (form.kind, 18, sum(w.numel() for layer in weights.values() for w in layer.values()))
     again, taken, built = fit(found, parts, nameless)
-    assert list(again) == list(shapes) and built.kind == form.kind and taken.keys() == weights.keys()
+    assert list(again) == list(shapes) and (built.kind, built.use_dora) == (form.kind, form.use_dora) and taken.keys() == weights.keys()
     whole = {path for path in shapes if {"lokr_w1", "lokr_w2"} <= weights[path].keys()}
     assert {path: shape for path, shape in again.items() if path not in whole} == {path: shape for path, shape in shapes.items() if path not in whole}
     adapters = Adapters.create(parts, again, built)
@@ -160,9 +162,14 @@ TE2 = "lora_te2_text_model_encoder_layers_0"
 
 
 @pytest.mark.parametrize("sizes, said", [
+    ({"lora_unet_input_blocks_1_1_proj_in.lora_down.weight": (2, 16), "lora_unet_input_blocks_1_1_proj_in.lora_up.weight": (16, 2),
+      "lora_unet_input_blocks_1_1_proj_in.dora_scale": (1, 16), "lora_unet_input_blocks_1_1_proj_out.lora_down.weight": (2, 16),
+      "lora_unet_input_blocks_1_1_proj_out.lora_up.weight": (16, 2)}, "another way than its other layers: dora_scale is missing"),
+    ({"lora_unet_input_blocks_1_1_proj_in.lora_down.weight": (2, 16), "lora_unet_input_blocks_1_1_proj_in.lora_up.weight": (16, 2),
+      "lora_unet_input_blocks_1_1_proj_in.dora_scale": (1, 12)}, r"dora_scale of \(1, 12\); this checkpoint needs \(1, 16, 1, 1\)"),
     ({f"{TE2}_self_attn_q_proj.lora_down.weight": (2, 12), f"{TE2}_self_attn_q_proj.lora_up.weight": (12, 2)}, "not all of the attention that it is part of"),
     ({"lora_te3_x.lora_down.weight": (2, 12), "lora_te3_x.lora_up.weight": (12, 2)}, "1 layers that this checkpoint lacks"),
-    ({"lora_unet_input_blocks_1_1_proj_in.lokr_w1": (3, 2), "lora_unet_input_blocks_1_1_proj_in.lokr_w2": (5, 8)}, "not cut up by one common factor"),
+    ({"lora_unet_input_blocks_1_1_proj_in.lokr_w1": (4, 2), "lora_unet_input_blocks_1_1_proj_in.lokr_w2": (5, 8)}, "not cut up by one common factor"),
     ({"lora_unet_input_blocks_1_1_proj_in.lokr_w1": (4, 4), "lora_unet_input_blocks_1_1_proj_in.lokr_w2_a": (4, 3),
       "lora_unet_input_blocks_1_1_proj_in.lokr_w2_b": (3, 4)}, "builds lora_unet_input_blocks_1_1_proj_in in another way"),
     ({"lora_unet_input_blocks_1_1_proj_in.lokr_w1": (4, 4)}, r"lokr_w2_a is missing"),
@@ -188,7 +195,8 @@ def test_an_alpha_that_is_no_number(parts, tmp_path):
 @pytest.mark.parametrize("tensors, said", [
     ({"lora_unet_input_blocks_7_1_proj_in.lora_down.weight": (2, 16), "lora_unet_input_blocks_7_1_proj_in.lora_up.weight": (16, 2)}, "1 layers that this checkpoint lacks"),
     ({f"{NAME}.lora_down.weight": (2, 320), f"{NAME}.lora_up.weight": (320, 2)}, r"\(2, 320\).*this checkpoint needs \(2, 16\)"),
-    ({f"{NAME}.lora_down.weight": (2, 16), f"{NAME}.lora_up.weight": (16, 2), f"{NAME}.dora_scale": (16, 1)}, r"dora_scale\).*DoRA, mixtures and full models are not"),
+    ({f"{NAME}.lora_down.weight": (2, 16), f"{NAME}.lora_up.weight": (16, 2), f"{NAME}.dora_scale": (16, 1)}, "magnitudes are those of the outputs"),
+    ({f"{NAME}.lora_down.weight": (2, 16), f"{NAME}.lora_up.weight": (16, 2), f"{NAME}.diff": (16, 1)}, r"diff\).*mixtures and full models are not"),
     ({f"{NAME}.lora_down.weight": (2, 16)}, "lora_up.weight is missing"),
     ({"model.weight": (2, 2)}, "not a LoRA"),
 ])
@@ -226,3 +234,54 @@ def test_going_on_from_itself_survives_a_crash(host, settings, first, tmp_path):
     train_lora(config, host, folder=tmp_path / "job", resume=True)
     one, other = load_file(first), load(wanted)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+# --- Files that would burn a core ----------------------------------------------------------------------------------------
+
+def looked_into_in_time(path, seconds):
+    began = time.monotonic()
+    found = look_into(path)
+    assert time.monotonic() - began < seconds
+    return found
+
+
+def test_many_tensors_are_read_in_time_and_once(tmp_path):
+    """safetensors 0.4.2 looks all names up anew for each tensor: 10,000 took 12 to 23 seconds, at every key press."""
+    path = tmp_path / "many.safetensors"
+    save_file({f"lora_unet_{number}.{part}": torch.zeros(size) for number in range(3333)
+               for part, size in (("lora_down.weight", (1, 2)), ("lora_up.weight", (2, 1)), ("alpha", ()))}, path)
+    assert len(looked_into_in_time(path, 3).ranks) == 3333
+    assert looked_into_in_time(path, 0.05) is look_into(path)
+
+
+def test_more_tensors_than_any_lora_has_are_refused(tmp_path):
+    path = tmp_path / "many.safetensors"
+    save_file({f"lora_unet_{number}.alpha": torch.tensor(1.0) for number in range(30_001)}, path)
+    with pytest.raises(Refused, match="it holds 30,001 tensors; at most 30,000"):
+        look_into(path)
+
+
+@pytest.mark.parametrize("first, second", [((4_000_000, 1), (1, 1)), ((1, 4_000_000), (1, 1)), ((3, 4), (4, 4))])
+def test_a_lokr_is_measured_against_its_layer_before_anything_is_built(parts, tmp_path, first, second):
+    """Its first factor was tried against every number up to its size, while the model was held."""
+    name, path = "lora_unet_input_blocks_1_1_proj_in", tmp_path / "x.safetensors"
+    save_file({f"{name}.lokr_w1": torch.ones(first, dtype=torch.float16), f"{name}.lokr_w2": torch.ones(second)}, path)
+    began = time.monotonic()
+    with pytest.raises(Refused, match="cannot be cut into"):
+        fit(look_into(path), parts, export_name)
+    assert time.monotonic() - began < 1
+
+
+def test_a_file_that_was_changed_between_plan_and_run_is_refused(parts, tmp_path):
+    path, name = tmp_path / "x.safetensors", "lora_unet_input_blocks_1_1_proj_in"
+    save_file({f"{name}.lora_down.weight": torch.ones(2, 16), f"{name}.lora_up.weight": torch.ones(16, 2)}, path)
+    found = look_into(path)
+    save_file({f"{name}.lora_down.weight": torch.ones(3, 16), f"{name}.lora_up.weight": torch.ones(16, 3)}, path)
+    with pytest.raises(Refused, match="changed in the meantime"):
+        fit(found, parts, export_name)
+
+
+def test_an_alpha_of_many_numbers(tmp_path):
+    save_file({f"{NAME}.lora_down.weight": torch.ones(2, 16), f"{NAME}.lora_up.weight": torch.ones(16, 2), f"{NAME}.alpha": torch.ones(2)}, tmp_path / "x.safetensors")
+    with pytest.raises(Refused, match="alpha is not one number"):
+        look_into(tmp_path / "x.safetensors")

@@ -42,7 +42,7 @@ def adapters_of(model, *, text_encoder=False, **form):
 
 
 def learner_of(adapters, *, rate=1e-2, steps=4, **settings):
-    optimizer = make_optimizer("adamw", adapters.groups(), learning_rates={"unet": rate, "text_encoder": rate}, weight_decay=0.0)
+    optimizer = make_optimizer("adamw", {"all": adapters.parameters()}, learning_rates={"all": rate}, weight_decay=0.0)
     return Learner(adapters, optimizer, LearningRates("constant", optimizer, warmup_steps=0, total_steps=steps), device=CPU, dtype=torch.float32, **settings)
 
 

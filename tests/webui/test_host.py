@@ -63,8 +63,8 @@ def test_what_the_last_picture_left_is_not_trained_on(webui, run, clean):
 
 
 def test_webui_loader_predicts_the_same(webui, run):
-    for targets in ("attention", "attention+feed-forward", "all"):
-        webui.train(**run | {"lora_targets": targets})
+    for changes in ({"lora_targets": "attention"}, {"lora_targets": "attention+feed-forward"}, {"lora_targets": "all"}, {"lora_targets": "all", "use_dora": True}):
+        webui.train(**run | changes)
         seen = webui.post("/probe/predictions", {"name": "mine"})
         assert seen["unmatched"] == []
         assert seen["effect"] > 0.01

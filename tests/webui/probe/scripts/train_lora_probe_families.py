@@ -1,5 +1,6 @@
 """For tests only: routes that hold what training does with the loaded checkpoint, of whatever family, against what the WebUI does with it."""
 import contextlib
+from collections import Counter
 from pathlib import Path
 
 import ldm.modules.distributions.distributions
@@ -118,7 +119,7 @@ def write_random_lora(path: Path, captions: list, *, kind: str, targets: str, te
             changed = prediction(base, captions)
         tensors = export.to_tensors(adapters.weights(), alphas=adapters.alphas, export_name=base.export_name, dtype=torch.float32)
         save_file(tensors, str(path), metadata={"ss_output_name": path.stem})
-        groups = {name: len(parameters) for name, parameters in adapters.groups().items()}
+        groups = dict(Counter("unet" if path.startswith("unet.") else "text_encoder" for path, weights in adapters.weights().items() for _ in weights))
     return {"bare": bare, "start": start, "changed": changed, "groups": groups}
 
 

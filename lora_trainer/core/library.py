@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from .captions import LARGEST_CAPTION_BYTES, read_caption, write_atomically
+from .captions import LARGEST_CAPTION_BYTES, read_caption, sidecar, write_atomically
 from .config import check_name, is_plain_text
 from .dataset import PICTURE_ENDINGS, Problem, examine, is_picture_file, picture_folders
-from .editor import CountTokens, DataSetEditor, safe_filename
+from .editor import CountTokens, DataSetEditor, check_caption, safe_filename
 from .errors import Refused
 from .paths import expanded
 from .pictures import prompt_of
@@ -107,19 +107,33 @@ class Library:
             _check_picture(folder, filename, data)
         with self._lock:                                                           # of two that come at once under one name, one is refused
             target = folder / filename
-            if target.exists() and target.read_bytes() != data:
+            if target.exists() and not _holds(target, data):
                 raise Refused(f"{filename} is there already, with other content. Rename one of them.", code="exists")
             if not target.exists():
                 _save(target, data)
         return filename
 
-    def add_captions_from_prompts(self, name: str, filenames: Sequence[str]) -> None:
-        """Give pictures without a caption the prompt that the WebUI wrote into them."""
-        editor = self.open(name)
-        prompts = {filename: prompt_of(editor.picture_path(filename)) for filename in filenames
-                   if is_picture_file(Path(filename)) and not read_caption(editor.picture_path(filename))}
-        if wanted := {filename: prompt for filename, prompt in prompts.items() if prompt}:
-            editor.set_captions(wanted, label=f"Prompt{'s' * (len(wanted) > 1)} as caption{'s' * (len(wanted) > 1)}")
+    def add_captions_from_prompts(self, name: str, filenames: Sequence[str]) -> list[dict[str, str]]:
+        """Give pictures without a caption the prompt that the WebUI wrote into them, as one step.
+
+        Returns `{filename, reason}` for each whose prompt cannot be its caption; no other is held up by it.
+        """
+        editor, prompts, taken, refused = self.open(name), {}, {}, []
+        for filename in filter(is_picture_file, map(Path, filenames)):
+            try:
+                path = editor.picture_path(filename.as_posix())
+                prompt = "" if read_caption(path) else prompt_of(path)
+                if prompt:
+                    check_caption(filename.as_posix(), prompt)
+                if prompt and taken.setdefault(sidecar(path), prompt) != prompt:
+                    raise Refused(f"{filename} shares its caption file {sidecar(path).name} with another picture, whose prompt was taken.", code="shared")
+            except Refused as error:
+                refused.append({"filename": filename.as_posix(), "reason": error.message})
+            else:
+                prompts.update({filename.as_posix(): prompt} if prompt else {})
+        if prompts:
+            editor.set_captions(prompts, label=f"Prompt{'s' * (len(prompts) > 1)} as caption{'s' * (len(prompts) > 1)}")
+        return refused
 
     def picture_path(self, name: str, filename: str) -> Path:
         return self.open(name).picture_path(filename)
@@ -188,6 +202,14 @@ def _uploadable_name(filename: str) -> str:
     if Path(name).suffix.lower() not in (*PICTURE_ENDINGS, ".txt") and name.lower() not in TABLE_NAMES:
         raise Refused(f"{name} is neither a picture ({', '.join(PICTURE_ENDINGS[:5])}, …) nor a caption (.txt, metadata.csv).", code="not_a_picture")
     return name
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    """Tell whether a file has exactly this content; a folder or a pipe has none."""
+    try:
+        return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
+    except OSError as error:
+        raise Refused(f"{path.name} is there already and cannot be read: {error.strerror or error}.", code="exists") from error
 
 
 def _save(path: Path, data: bytes) -> None:

@@ -52,9 +52,8 @@ def _add_collection(router: APIRouter, library: Any) -> None:
                 added.append(library.add(name, file.filename or "", file.file.read(LARGEST_UPLOAD_BYTES + 1)))
             except Refused as error:
                 refused.append({"filename": file.filename, "reason": error.message})
-        if caption_from_prompt:
-            library.add_captions_from_prompts(name, added)
-        return {"added": added, "refused": refused}
+        prompts = {"uncaptioned": library.add_captions_from_prompts(name, added)} if caption_from_prompt else {}
+        return {"added": added, "refused": refused, **prompts}
 
 
 def _add_captions(router: APIRouter, library: Any) -> None:

@@ -1,6 +1,7 @@
 """The routes of data sets by HTTP: editing with versions, undo, tables, files, checks, views; and requests that get nothing."""
 import io
 import json
+import os
 import time
 
 import pytest
@@ -124,6 +125,45 @@ def test_a_picture_from_the_gallery_brings_its_prompt(client):
     client.post(f"{CATS}/images", files=[("files", ("00001.png", picture))], data={"caption_from_prompt": "true"})
     client.post(f"{CATS}/images", files=[("files", ("00002.png", picture))])
     assert captions(client)["00001.png"] == "a happy zib" and captions(client)["00002.png"] == ""
+
+
+def with_prompt(prompt, colour):
+    texts = PngInfo()
+    texts.add_text("parameters", prompt + "\nSteps: 20")
+    return png(colour, pnginfo=texts)
+
+
+@pytest.mark.parametrize("prompt, reason", [("a " * 60_000, "100 kB"), ("a\x00b", "100 kB")])
+def test_one_bad_prompt_among_several_costs_no_other(client, prompt, reason):
+    files = [("files", (name, data)) for name, data in {
+        "1.png": with_prompt("one, cat", "white"), "2.png": with_prompt(prompt, "pink"),
+        "3.png": with_prompt("three", "black"), "4.png": b"no picture"}.items()]
+    answer = client.post(f"{CATS}/images", files=files, data={"caption_from_prompt": "true"})
+    assert answer.status_code == 200 and answer.json()["added"] == ["1.png", "2.png", "3.png"]
+    assert [row["filename"] for row in answer.json()["refused"]] == ["4.png"]
+    assert [row["filename"] for row in answer.json()["uncaptioned"]] == ["2.png"]
+    assert reason in answer.json()["uncaptioned"][0]["reason"]
+    found = captions(client)
+    assert (found["1.png"], found["2.png"], found["3.png"]) == ("one, cat", "", "three")
+
+
+def test_two_pictures_of_one_caption_file_keep_the_first_prompt(client):
+    files = [("files", (name, with_prompt(prompt, colour))) for name, prompt, colour in
+             (("1.png", "one", "white"), ("1.webp", "two", "pink"), ("3.png", "three", "black"))]
+    answer = client.post(f"{CATS}/images", files=files, data={"caption_from_prompt": "true"})
+    assert answer.json()["added"] == ["1.png", "1.webp", "3.png"]
+    assert [row["filename"] for row in answer.json()["uncaptioned"]] == ["1.webp"]
+    assert captions(client)["1.png"] == "one" and captions(client)["3.png"] == "three"
+
+
+def test_one_file_that_cannot_be_saved_among_several_costs_no_other(client, service):
+    folder = service.library.path("my cats")
+    (folder / "folder.png").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    files = [("files", (name, png("white"))) for name in ("folder.png", "pipe.png", "new.png")]
+    answer = client.post(f"{CATS}/images", files=files)
+    assert answer.json()["added"] == ["new.png"]
+    assert [row["filename"] for row in answer.json()["refused"]] == ["folder.png", "pipe.png"]
 
 
 @pytest.mark.parametrize("method, path, body, status, field", [

@@ -52,6 +52,8 @@ class TrainConfig:
     output_dir: str = setting("", "Output folder", "Where the LoRA is saved. Empty: the WebUI's LoRA folder.", group="output")
     overwrite: bool = setting(False, "Replace a LoRA of this name", "Off: a name that is taken is refused before anything starts.", group="output")
     preferred_weight: float = setting(0.8, "Preferred weight", "Weight written into the tag and the LoRA's card.", group="output", minimum=0.0, maximum=2.0)
+    negative_text: str = setting("", "Negative prompt", "Written into the LoRA's card: the WebUI adds it to the "
+                                 "negative prompt when the card is clicked.", group="output")
 
     # The settings that matter
     resolution: int = setting(512, "Resolution", "Pictures are scaled to this area. 512 for SD1, 768 for SD2, 1024 for SDXL.", group="main",
@@ -201,6 +203,13 @@ class TrainConfig:
                                   choices=("fp16", "bf16", "fp32"), group="saving")
     save_steps: int = setting(0, "Snapshot every", "Also save the LoRA every so many steps, as name-000100. 0: only at the end.", minimum=0, maximum=1_000_000,
                               unit="steps", group="saving", kohya=("save_every_n_steps",))
+    save_every_n_epochs: int = setting(
+        0, "Snapshot every, in epochs", "Also save a snapshot after every so many epochs, named by its step as well. "
+        "0: by steps only.", minimum=0, maximum=10_000, unit="epochs", group="saving")
+    keep_snapshots: int = setting(
+        0, "Snapshots kept", "So many of a run's newest snapshots are kept; it removes its older ones. Those that "
+        "you asked for by hand stay. 0: all.", minimum=0, maximum=100_000, group="saving",
+        kohya=("save_last_n_epochs",))
     sharing: str = setting("share", "Pictures meanwhile", "share: a picture that you generate is drawn between two steps, at once. exclusive: pictures wait "
                            "until training has ended.", choices=("share", "exclusive"), group="saving")
     live: bool = setting(False, "Live LoRA", "A picture whose prompt names this LoRA is drawn with what it has learned up to that moment. "

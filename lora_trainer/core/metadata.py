@@ -30,7 +30,7 @@ _ARCHITECTURES = {("sd1", False): "stable-diffusion-v1", ("sd1", True): "stable-
 _SDXL_IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 _LYCORIS_PRESETS = {"all": "full", "attention+feed-forward": "attn-mlp", "attention": "attn-only"}
 _NOT_OF_TRAINING = {"pictures", "output", "saving", "memory"}                      # groups of settings that name places or suit one machine
-_HELD_ALL_THE_SAME = {"preferred_weight", "save_precision", "mixed_precision", "gradient_checkpointing"}
+_HELD_ALL_THE_SAME = {"preferred_weight", "negative_text", "save_precision", "mixed_precision", "gradient_checkpointing"}
 _NAMES = {"output_name", "reg_data_dir", "init_lora"}
 
 

@@ -172,7 +172,8 @@ class _Run:
                                                      loss_average=learner.loss_average))
         notes = f"{export.NOTES} on {base_model.name}: {plan.roles.count('train')} pictures, {learner.step} steps, rank {next(iter(adapters.shapes.values())).rank}."
         try:
-            export.save_card(path, family=base_model.family, trigger_word=config.trigger_word, preferred_weight=config.preferred_weight, notes=notes)
+            export.save_card(path, family=base_model.family, trigger_word=config.trigger_word, preferred_weight=config.preferred_weight, notes=notes,
+                             negative_text=config.negative_text)
         except OSError as error:
             log.warning("the LoRA is saved, but its card %s could not be written: %s", path.with_suffix(".json").name, error)
 

@@ -116,7 +116,7 @@ def plan_output(config: TrainConfig, lora_dir: Path, *, session: float | None = 
     if path.exists() and not config.overwrite and not mine:
         raise Refused(f"A LoRA called {config.output_name} exists already. Replace it, or call the new one {free_name(path)}.", field="output_name",
                       code="name_taken")
-    if clash := _name_elsewhere(path, lora_dir) or (None if config.overwrite or mine or not config.save_steps else _snapshot_there(path)):
+    if clash := _name_elsewhere(path, lora_dir) or (None if config.overwrite or mine or not (config.save_steps or config.save_every_n_epochs) else _snapshot_there(path)):
         raise Refused(f"There is {clash} already, which {path.stem} would be mixed up with. Call the new one {free_name(path)}.", field="output_name",
                       code="name_taken")
     existing = next((parent for parent in (folder, *folder.parents) if parent.exists()), folder)

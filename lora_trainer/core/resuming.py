@@ -18,7 +18,7 @@ from .errors import Refused, Stopped
 from .fingerprint import fingerprint_of_file, fingerprint_of_text
 from .plan import Plan, make_plan
 
-FREE = frozenset(("epochs", "max_train_steps", "learning_rate", "scheduler", "lr_warmup_steps", "weight_decay", "max_grad_norm", "save_steps", "save_state_steps",
+FREE = frozenset(("epochs", "max_train_steps", "learning_rate", "scheduler", "lr_warmup_steps", "weight_decay", "max_grad_norm", "save_steps", "save_every_n_epochs", "keep_snapshots", "negative_text", "save_state_steps",
                   "save_state_minutes", "keep_states", "preview", "sharing", "live", "when_memory_runs_out", "gradient_checkpointing", "overwrite", "logging_dir",
                   "preferred_weight", "save_precision", "scheduler_cycles", "scheduler_power", "text_encoder_lr", "validate_every", "scale_weight_norms"))
 """Settings that may change in the middle of a run: the user changes them on purpose, and nothing that was learned is lost."""

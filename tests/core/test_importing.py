@@ -56,10 +56,10 @@ def test_kohya_ss_page(tmp_path):
         "scheduler": "cosine_with_restarts", "scheduler_cycles": 12, "clip_skip": 2, "max_token_length": 150, "enable_bucket": True, "bucket_step": 64, "bucket_min": 256,
         "bucket_max": 2048, "bucket_no_upscale": True, "mirror": True, "caption_dropout_rate": 0.05, "gradient_accumulation_steps": 2, "gradient_checkpointing": True,
         "keep_tokens": 1, "max_timestep": 1000, "min_snr_gamma": 5.0, "mixed_precision": "bf16", "noise_offset": 0.05, "output_dir": "/loras", "output_name": "mine",
-        "prior_loss_weight": 1.0, "save_precision": "fp16", "shuffle_caption": True, "batch_size": 3, "train_data_dir": "/pictures", "resolution": 512,
+        "prior_loss_weight": 1.0, "save_every_n_epochs": 1, "save_precision": "fp16", "shuffle_caption": True, "batch_size": 3, "train_data_dir": "/pictures", "resolution": 512,
         "max_grad_norm": 0.5, "weighted_captions": True}
     assert set(left(found)) == {"adaptive_noise_scale", "cache_latents", "guidance_scale", "learning_rate", "lr_warmup_steps", "multires_noise_discount", "multires_noise_iterations",
-                                "num_cpu_threads_per_process", "save_every_n_epochs", "xformers"}
+                                "num_cpu_threads_per_process", "xformers"}
     assert "10% of all steps" in left(found)["lr_warmup_steps"] and "Flux" in left(found)["guidance_scale"]
 
 
@@ -126,9 +126,9 @@ def test_lora_scripts_toml(tmp_path):
     assert found.source == "lora-scripts settings"
     expected = {"lora_type": "lokr", "lokr_factor": 8, "lora_rank": 32, "conv_rank": 4, "conv_alpha": 1.0, "lora_dropout": 0.1, "learning_rate": 1e-4, "optimizer": "prodigy",
                 "optimizer_args": "d_coef=2.0", "weight_decay": 0.01, "scheduler_cycles": 1, "epochs": 10, "prediction_type": "v_prediction", "max_token_length": 255,
-                "train_text_encoder": False, "resolution": 1024, "bucket_step": 32}
+                "train_text_encoder": False, "resolution": 1024, "bucket_step": 32, "save_every_n_epochs": 2}
     assert {name: found.settings.get(name) for name in expected} == expected and "text_encoder_lr" not in found.settings
-    assert set(left(found)) == {"model_train_type", "save_every_n_epochs", "positive_prompts", "sample_width", "clip_skip", "network_args dropout"}
+    assert set(left(found)) == {"model_train_type", "positive_prompts", "sample_width", "clip_skip", "network_args dropout"}
 
 
 def test_lora_scripts_yaml_is_in_our_names(tmp_path):

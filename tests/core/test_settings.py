@@ -42,7 +42,8 @@ ELSEWHERE = {                          # setting: where what it does is shown
     "weighted_captions": "tests/hosts/test_standalone.py", "clip_skip": "tests/hosts/test_standalone.py", "init_lora": "test_starting.py",
     "gradient_checkpointing": "below", "when_memory_runs_out": "test_trouble.py", "save_steps": "test_output.py", "sharing": "tests/webui/test_sharing.py",
     "live": "tests/webui/test_sharing.py", "save_state_minutes": "test_trouble.py", "save_state_steps": "test_resuming.py", "keep_states": "test_resuming.py",
-    "preview": "test_pipeline.py", "logging_dir": "tests/jobs/test_tensorboard.py",
+    "preview": "test_pipeline.py", "save_every_n_epochs": "test_output.py", "keep_snapshots": "test_output.py", "negative_text": "test_output.py",
+    "logging_dir": "tests/jobs/test_tensorboard.py",
 }
 
 

@@ -191,6 +191,42 @@ def test_kohyas_dataset_config(tmp_path):
     assert [(item.key, item.value) for item in found.left_out] == [("datasets[0] keep_tokens", 2), ("datasets[1] resolution", 768), ("class_tokens", "hoge girl")]
 
 
+IN_TWO_SIZES = """
+[[datasets]]
+resolution = "512,512"
+batch_size = 4
+enable_bucket = true
+  [[datasets.subsets]]
+  image_dir = "/pictures"
+  num_repeats = 3
+
+[[datasets]]
+resolution = [1024, 768]
+batch_size = 2
+enable_bucket = true
+  [[datasets.subsets]]
+  image_dir = "/pictures"
+  num_repeats = 3
+"""
+
+
+@needs_toml
+def test_data_sets_of_the_same_folders_are_one_in_several_resolutions(tmp_path):
+    found = imported(tmp_path, IN_TWO_SIZES, "dataset.toml")
+    assert found.settings == {"resolution": 512, "extra_resolutions": "887", "batch_size": 4, "enable_bucket": True,
+                              "train_data_dir": "/pictures", "repeats": 3}
+    assert [(item.key, item.value) for item in found.left_out] == [("datasets[1] batch_size", 2)]
+    other = imported(tmp_path, IN_TWO_SIZES.replace('image_dir = "/pictures"\n  num_repeats = 3\n\n', 'image_dir = "/more"\n  num_repeats = 3\n\n'), "other.toml")
+    assert "extra_resolutions" not in other.settings and "datasets[1] resolution" in left(other)
+
+
+@pytest.mark.parametrize("given, resolution, extra", [
+    ("512, 768", 512, "768"), ([512, 768, 1024], 512, "768, 1024"), ("512x768", 627, ""), ("512,512", 512, ""), (640, 640, "")])
+def test_several_resolutions_in_our_names_are_taken_over_together(tmp_path, given, resolution, extra):
+    found = imported(tmp_path, {"lora_rank": 8, "train_data_dir": "/pictures", "resolution": given})
+    assert (found.settings["resolution"], found.settings.get("extra_resolutions", "")) == (resolution, extra) and not found.left_out
+
+
 @needs_toml
 def test_a_config_with_its_data_sets_in_it(tmp_path):
     found = imported(tmp_path, 'network_dim = 8\nlearning_rate = 1e-4\ndataset_config = "d.toml"\n' + DATASETS, "run.toml")

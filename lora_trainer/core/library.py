@@ -108,12 +108,16 @@ class Library:
         archive = Archive(file, re.split(r"[\\/]", filename)[-1][:80])
         return self._take_in(name, intake.of_archive(archive), within=archive.name)
 
-    def add_folder(self, name: str, path: str, *, with_prompts: bool = False) -> intake.Taken:
+    def add_folder(self, name: str, path: str, *, with_prompts: bool = False, create: bool = False) -> intake.Taken:
         """Add copies of the pictures and captions in a folder and those below it, such as the WebUI's output folder; as `add_archive`.
 
         `with_prompts`: captions come from what the pictures hold, so .txt files that hold the same are not taken for captions.
+        `create`: the data set is made where there is none, once the folder was found.
         """
-        folder, home = self._adoptable(path), self.path(name).resolve()
+        folder = self._adoptable(path)
+        if create:
+            self.create(name)
+        home = self.path(name).resolve()
         if home.is_relative_to(folder) or folder.is_relative_to(home):
             raise Refused(f"{folder} and the data set {name} are one within the other. Choose another folder.", field="folder", code="twice")
         sources = intake.of_folder(folder)

@@ -59,10 +59,10 @@ def _add_collection(router: APIRouter, library: Any) -> None:
                 refused.append({"filename": file.filename, "reason": error.message})
         return _added(name, added, refused, caption_from_prompt)
 
-    @router.post("/datasets/{name}/folder", **takes(required=["folder"], folder=TEXT, caption_from_prompt=SWITCH), **gives(an_object("added", "refused")))
+    @router.post("/datasets/{name}/folder", **takes(required=["folder"], folder=TEXT, create=SWITCH, caption_from_prompt=SWITCH), **gives(an_object("added", "refused")))
     def add_folder(name: str, body: dict = Body(...)) -> Any:
         with_prompts = switch(body, "caption_from_prompt")
-        taken = library.add_folder(name, text(body, "folder"), with_prompts=with_prompts)
+        taken = library.add_folder(name, text(body, "folder"), with_prompts=with_prompts, create=switch(body, "create"))
         return _added(name, taken.added, taken.refused, with_prompts)
 
     def _added(name: str, added: list, refused: list, caption_from_prompt: bool) -> dict:

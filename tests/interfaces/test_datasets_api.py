@@ -3,6 +3,7 @@ import io
 import json
 import os
 import time
+import zipfile
 
 import pytest
 from fastapi import FastAPI
@@ -164,6 +165,51 @@ def test_one_file_that_cannot_be_saved_among_several_costs_no_other(client, serv
     answer = client.post(f"{CATS}/images", files=files)
     assert answer.json()["added"] == ["new.png"]
     assert [row["filename"] for row in answer.json()["refused"]] == ["folder.png", "pipe.png"]
+
+
+def zipped(files):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def test_a_zip_among_other_files(client):
+    data = zipped({"set/10_猫/1.png": with_prompt("one, cat", "white"), "set/10_猫/2.png": png("pink"), "set/10_猫/2.txt": "two", "../evil.png": png()})
+    files = [("files", (name, content)) for name, content in (("cats.ZIP", data), ("plain.png", png("gray")), ("no.zip", b"hello"))]
+    answer = client.post(f"{CATS}/images", files=files, data={"caption_from_prompt": "true"}).json()
+    assert answer["added"] == ["10_猫/1.png", "10_猫/2.png", "10_猫/2.txt", "plain.png"] and answer["uncaptioned"] == []
+    assert [row["filename"] for row in answer["refused"]] == ["cats.ZIP/../evil.png", "no.zip"]
+    found = captions(client)
+    assert (found["10_猫/1.png"], found["10_猫/2.png"], found["plain.png"]) == ("one, cat", "two", "")
+
+
+def test_a_folder_on_the_server_is_copied_with_its_prompts(client, tmp_path):
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "0.png").write_bytes(with_prompt("a cat", "white"))
+    answer = client.post(f"{CATS}/folder", json={"folder": str(tmp_path / "outputs"), "caption_from_prompt": True})
+    assert answer.status_code == 200 and answer.json() == {"added": ["0.png"], "refused": [], "uncaptioned": []}
+    assert captions(client)["0.png"] == "a cat"
+    assert client.post(f"{CATS}/folder", json={"folder": str(tmp_path / "no")}).json()["error"]["code"] == "no_folder"
+    assert client.post(f"{CATS}/folder", json={}).status_code == 422
+    for folder, status in ((tmp_path / "no", 422), (tmp_path / "outputs", 200)):            # no data set is made for nothing
+        assert client.post(f"{SETS}/new/folder", json={"folder": str(folder), "create": True}).status_code == status
+        assert ("new" in {row["name"] for row in client.get(SETS).json()}) == (status == 200)
+    assert client.post(f"{SETS}/newer/folder", json={"folder": str(tmp_path / "outputs")}).status_code == 404
+
+
+def test_a_folder_outside_the_allowed_ones_is_not_copied(host, tmp_path):
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "0.png").write_bytes(png())
+    service = TrainingService(host, allowed_roots=[host.data_dir])
+    app = FastAPI()
+    api.mount(app, service)
+    client = TestClient(app)
+    client.post(SETS, json={"name": "my cats"})
+    answer = client.post(f"{CATS}/folder", json={"folder": str(tmp_path / "secret")})
+    assert answer.status_code == 403 and answer.json()["error"]["code"] == "forbidden_path"
+    service.library.close()
 
 
 @pytest.mark.parametrize("method, path, body, status, field", [

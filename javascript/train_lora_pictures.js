@@ -7,6 +7,8 @@
     const PICTURE_ENDINGS = /\.(png|jpe?g|jpe|jfif|webp|bmp|gif|tiff?|avif|heic|jxl)$/i;
     const TABLE_ENDINGS = /\.(csv|jsonl)$/i;
     const CAPTION_ENDINGS = /\.txt$/i;
+    const ARCHIVE_ENDINGS = /\.zip$/i;
+    const DROP_WORDS = 'Drop pictures and captions here, or a ZIP of them';
     const UPLOAD_BATCH_FILES = 16;
     const UPLOAD_BATCH_BYTES = 32 * 2 ** 20;
     const POLL_MS = 3000;
@@ -58,8 +60,12 @@
                 tables.push(file);
                 continue;
             }
+            if (ARCHIVE_ENDINGS.test(file.name)) {
+                wanted.push({file, name: file.name});
+                continue;
+            }
             if (!PICTURE_ENDINGS.test(file.name) && !CAPTION_ENDINGS.test(file.name)) {
-                refused.push({filename: file.name, reason: 'Neither a picture nor captions (.txt, .csv, .jsonl).'});
+                refused.push({filename: file.name, reason: 'Neither a picture nor captions (.txt, .csv, .jsonl) nor a ZIP of both.'});
                 continue;
             }
             const key = stem(file.name).toLowerCase();
@@ -96,9 +102,9 @@
         const fileInput = h('input', {type: 'file', multiple: true, hidden: true, id: 'tl-files', onchange: () => chosen(fileInput)});
         const folderInput = h('input', {type: 'file', multiple: true, hidden: true, webkitdirectory: true, id: 'tl-folder-files',
             onchange: () => chosen(folderInput)});
-        const title = h('span.tl-drop-title', {}, 'Drop pictures and captions here');
+        const title = h('span.tl-drop-title', {}, DROP_WORDS);
         const zone = h('div.tl-drop', {onclick: (event) => event.target.closest('button') || fileInput.click()}, title,
-            h('span.tl-drop-choose', {}, 'or choose ', iconButton('files', 'Choose pictures, .txt captions, metadata.csv or .jsonl', () => fileInput.click()),
+            h('span.tl-drop-choose', {}, 'or choose ', iconButton('files', 'Choose pictures, .txt captions, metadata.csv or .jsonl, or a .zip of them', () => fileInput.click()),
                 ' · ', iconButton('a folder', 'Choose a folder with everything in it', () => folderInput.click())));
 
         function chosen(input) {
@@ -135,7 +141,7 @@
         }
 
         return {zone, inputs: [fileInput, folderInput], listen, choose: () => fileInput.click(), setFilled: (filled) =>
-            setText(title, filled ? 'Drop more here' : 'Drop pictures and captions here')};
+            setText(title, filled ? 'Drop more here' : DROP_WORDS)};
     }
 
     /** Sends files in batches and shows how far it is. */
@@ -241,6 +247,9 @@
         const path = h('input.tl-input', {id: 'tl-folder', type: 'text', placeholder: '/path/to/pictures', autocomplete: 'off', spellcheck: false,
             oninput: () => show(pathError, false), onkeydown: (event) => event.key === 'Enter' && adopt()});
         const useFolder = button('Use folder', () => adopt());
+        const copyFolder = button('Copy', () => copy());
+        copyFolder.title = 'Copy its pictures into the data set; prompts that they were made with become captions';
+        useFolder.title = 'Work in this folder itself';
         const pathError = h('p.tl-error', {role: 'alert', hidden: true});
 
         const drop = createDrop({take: (found) => take(found), fail: (error) => fail(error)});
@@ -294,7 +303,7 @@
         const element = card(1, 'Pictures',
             h('div.tl-source', {},
                 h('div.tl-field', {}, h('label.tl-label', {htmlFor: 'tl-dataset'}, 'Data set'), chooser),
-                h('div.tl-field', {}, h('label.tl-label', {htmlFor: 'tl-folder'}, 'Folder on the server'), h('div.tl-joined', {}, path, useFolder)), drop.zone),
+                h('div.tl-field', {}, h('label.tl-label', {htmlFor: 'tl-folder'}, 'Folder on the server'), h('div.tl-joined', {}, path, useFolder, copyFolder)), drop.zone),
             pathError, ...drop.inputs, uploader.element, refusedNotice.element, unsavedBox, captioning.element, gridBox);
         const headTools = h('div.tl-head-tools', {hidden: true}, undoTool, redoTool, size, wide);
         element.querySelector('.tl-card-head').append(headTools);
@@ -440,11 +449,40 @@
             return undefined;
         }
 
-        async function newDataset(wish) {
+        /** Copy the pictures of a folder on the server, such as the WebUI's output folder, into the data set. */
+        async function copy() {
+            const folder = path.value.trim();
+            if (!folder) return path.focus();
+            copyFolder.disabled = true;
+            try {
+                const name = current ? current.name : freeName(folder.split(/[\\/]/).filter(Boolean).pop() || '');
+                const {added, refused} = await post(`datasets/${encode(name)}/folder`, {folder, create: !current, caption_from_prompt: true});
+                await refreshDatasets();
+                await choose(name);
+                presentRefused(refused);
+                path.value = '';
+                toast(`${plural(added.length, 'file')} copied to ${name}.`);
+            } catch (error) {
+                fail(error);
+            } finally {
+                copyFolder.disabled = false;
+            }
+            return undefined;
+        }
+
+        const presentRefused = (refused) =>
+            refusedNotice.present(refused.length === 1 ? '1 file was not taken' : `${refused.length} files were not taken`, refused);
+
+        function freeName(wish) {
             const taken = new Set(datasets.map(({name}) => name.toLowerCase()));
             const base = (wish.split('/')[0] || suggestName() || 'pictures').trim();
             let name = base;
             for (let number = 2; taken.has(name.toLowerCase()); number += 1) name = `${base}-${number}`;
+            return name;
+        }
+
+        async function newDataset(wish) {
+            const name = freeName(wish);
             try {
                 return (await post('datasets', {name})).name;
             } catch (error) {
@@ -471,7 +509,7 @@
                 fail(error);
             } finally {
                 uploading = false;
-                refusedNotice.present(refused.length === 1 ? '1 file was not taken' : `${refused.length} files were not taken`, refused);
+                presentRefused(refused);
             }
             return undefined;
         }
@@ -479,9 +517,11 @@
         /** Pictures go first, so that a table finds what it names. */
         async function addAll(wanted, tables, refused, folder) {
             const fresh = !current;
-            const name = current ? current.name : await newDataset(folder);
-            try {
-                if (wanted.length) refused.push(...(await uploader.sendAll(name, wanted)).refused);
+            const archive = wanted.length === 1 && ARCHIVE_ENDINGS.test(wanted[0].name) ? stem(wanted[0].name) : '';
+            const name = current ? current.name : await newDataset(folder || archive);
+            const bare = Boolean(folder) && !tables.length && !wanted.some(({name: file}) => CAPTION_ENDINGS.test(file));
+            try {                                                                          // A folder without captions may be one of the WebUI's outputs.
+                if (wanted.length) refused.push(...(await uploader.sendAll(name, wanted, bare ? {caption_from_prompt: 'true'} : {})).refused);
             } finally {
                 await refreshDatasets();
                 await choose(name);
@@ -506,7 +546,7 @@
             await refreshDatasets();
             await choose(name);
             if (!added.length && refused.length) throw new Error(refused[0].reason);
-            return {name, added};
+            return {name, added, refused};
         }
 
         function fail(error) {

@@ -9,7 +9,7 @@
     const SECOND_OF = {save_state_minutes: 'save_state_steps', ...Object.fromEntries(['attention', 'feed_forward', 'conv', 'text_encoder'].map((part) => [`${part}_rank`, `${part}_alpha`])),
         logit_mean: 'logit_std', min_timestep: 'max_timestep', huber_c: 'huber_schedule', bucket_min: 'bucket_max', multires_noise_iterations: 'multires_noise_discount',
         noise_offset: 'noise_offset_random', input_perturbation: 'input_perturbation_random', masked_loss: 'masked_loss_floor', reg_data_dir: 'prior_loss_weight',
-        validation_split: 'validate_every'};                                              // What belongs together stands side by side.
+        validation_split: 'validate_every', save_steps: 'save_every_n_epochs'};                                              // What belongs together stands side by side.
     const SECONDS = new Set(Object.values(SECOND_OF));
     const IN_FRONT = 'main';
     const SHOW = [['all', 'All'], ['changed', 'Changed']];

@@ -120,6 +120,10 @@ NEVER = {"pickle.load", "pickle.loads", "pickle.Unpickler", "yaml.load", "yaml.l
          "shutil.unpack_archive", "zipfile.ZipFile", "tarfile.open", "tarfile.TarFile"}
 
 
+# Uploaded ZIPs are read here alone, file by file and within limits, and where each goes is decided by us; nothing is extracted by an archive's own names.
+READS_ARCHIVES = {f"{PACKAGE}/core/archives.py": ["calls zipfile.ZipFile"]}
+
+
 def calls_of(source: str) -> list[tuple[str, ast.Call]]:
     """Every call in a text, by its name as far as it is written with dots; names that were imported from a module are given with it."""
     tree, imported = ast.parse(source), {}
@@ -143,7 +147,7 @@ def dangers_in(source: str) -> list[str]:
              if name.split(".")[0] in UNPICKLERS]
     for name, call in calls_of(source):
         given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-        if name in NEVER or name.endswith((".read_pickle", ".extractall", ".unpack_archive")):
+        if name in NEVER or name.endswith((".read_pickle", ".extract", ".extractall", ".unpack_archive")):
             found.append(f"calls {name}")
         if name == "torch.load" and given.get("weights_only") != "True":
             found.append("calls torch.load without weights_only=True")
@@ -158,13 +162,13 @@ def dangers_in(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_nothing_is_unpickled_run_or_unpacked(path):
-    assert dangers_in(path.read_text(encoding="utf-8")) == []
+    assert dangers_in(path.read_text(encoding="utf-8")) == READS_ARCHIVES.get(path.relative_to(ROOT).as_posix(), [])
 
 
 @pytest.mark.parametrize("source", [
     "import pickle; pickle.load(f)", "from pickle import loads; loads(x)", "import pickle as p; p.loads(x)", "import torch; torch.load(f)", "torch.load(f, weights_only=False)",
     "from torch import load; load(f)", "import numpy as np; np.load(f, allow_pickle=True)", "import pandas as pd; pd.read_pickle(f)", "import yaml; yaml.load(t, Loader=yaml.Loader)",
-    "import joblib", "from dill import loads", "eval(text)", "exec(text)", "import zipfile; zipfile.ZipFile(f).extractall()", "from zipfile import ZipFile; ZipFile(f)",
+    "import joblib", "from dill import loads", "eval(text)", "exec(text)", "import zipfile; zipfile.ZipFile(f).extractall()", "archive.extract(member)", "from zipfile import ZipFile; ZipFile(f)",
     "import tarfile; tarfile.open(f)", "import shutil; shutil.unpack_archive(f)", "subprocess.run(c, shell=True)", "AutoModel.from_pretrained(n, trust_remote_code=True)",
 ])
 def test_the_search_for_dangers_finds(source):

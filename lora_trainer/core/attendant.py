@@ -139,17 +139,24 @@ class Attendant:
                 or (minutes and time.monotonic() - self._state_at >= 60 * minutes))
 
     def _snapshot_is_due(self) -> bool:
-        every, step = self._config.save_steps, self._learner.step
+        step = self._learner.step
         asked = self._control.snapshot_asked()
         if "snapshot" in self._retry and time.monotonic() >= self._retry["snapshot"]:
             return True
-        return step > self._saved_step and step < self._schedule.total_steps and (asked or bool(every and step % every == 0))
+        return step > self._saved_step and step < self._schedule.total_steps and (asked or self._is_regular(step))
+
+    def _is_regular(self, step: int) -> bool:
+        """Tell whether the settings want a snapshot after this step."""
+        epoch_steps = self._config.save_every_n_epochs * self._schedule.steps_per_epoch
+        return any(every and step % every == 0 for every in (self._config.save_steps, epoch_steps))
 
     def _snapshot(self) -> None:
         """Save and register `name-000100`, and the name itself, so that its tag means the newest."""
         path = self._output.snapshot_path(self._learner.step)
         try:
             self._write(path)
+            names = tuple(dict.fromkeys((*self._teller.now.snapshots, path.stem)))
+            self._teller.tell(snapshots=self._without_old(names))                  # before the host lists its LoRAs again
             self._host.register(path)
             if self._output.write_early(self._write):
                 self._host.register(self._output.path)
@@ -163,8 +170,17 @@ class Attendant:
         self._retry.pop("snapshot", None)
         self._teller.withdraw("snapshot")
         self._saved_step = self._learner.step
-        self._teller.tell(snapshots=tuple(dict.fromkeys((*self._teller.now.snapshots, path.stem))))
         log.info("saved the snapshot %s", path.name)
+
+    def _without_old(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Remove this run's oldest regular snapshots beyond `keep_snapshots`; returns the names of those that stay."""
+        keep, regular = self._config.keep_snapshots, {}
+        for name in names if keep else ():
+            if (step := self._output.step_of(name)) and self._is_regular(step):
+                regular[name] = step
+        old = sorted(regular, key=regular.__getitem__)[:-keep] if keep else []
+        removed = {name for name in old if self._output.remove_snapshot(name)}
+        return tuple(name for name in names if name not in removed)
 
     # --- Others -----------------------------------------------------------------------------------------------------------
 

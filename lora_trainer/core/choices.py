@@ -1,5 +1,6 @@
 """The settings as the steps take them: plain values for one purpose each; and those that contradict each other."""
 import dataclasses
+import re
 from typing import Any
 
 from .adapters import Form, LayerChoice
@@ -7,6 +8,9 @@ from .config import TrainConfig
 from .errors import Refused
 from .parameter_groups import RateChoice
 from .variation import Variation
+
+
+MOST_RESOLUTIONS = 8
 
 
 def layer_choice(config: TrainConfig) -> LayerChoice:
@@ -31,6 +35,21 @@ def _filled(made: type, config: TrainConfig, **called: str) -> Any:
     return made(**{name: getattr(config, setting) for name, setting in names.items() if hasattr(config, setting)})
 
 
+def resolutions_of(config: TrainConfig) -> list[int]:
+    """Return every resolution that pictures are learned in, in pixels, the main one first. Raises `Refused`."""
+    field = next(field for field in dataclasses.fields(TrainConfig) if field.name == "resolution").metadata
+    found = [config.resolution]
+    for part in filter(None, re.split(r"[,;\s]+", config.extra_resolutions)):
+        side = int(part) if re.fullmatch(r"[0-9]{1,5}", part) else 0
+        if not field["minimum"] <= side <= field["maximum"]:
+            raise Refused(f"More resolutions: {part[:40]!r} is not a number of pixels from {field['minimum']} to {field['maximum']}. "
+                          "Write them as 768, 1024.", field="extra_resolutions", code="bad_value")
+        found.append(side)
+    if len(set(found)) > MOST_RESOLUTIONS:
+        raise Refused(f"More resolutions: {len(set(found))} are too many; at most {MOST_RESOLUTIONS}.", field="extra_resolutions", code="bad_value")
+    return list(dict.fromkeys(found))
+
+
 def variation_of(config: TrainConfig) -> Variation:
     """Return how captions vary while training."""
     return Variation(config.shuffle_caption, config.keep_tokens, config.keep_tokens_separator, config.caption_dropout_rate, config.caption_tag_dropout_rate,
@@ -40,15 +59,17 @@ def variation_of(config: TrainConfig) -> Variation:
 
 def check_choices(config: TrainConfig) -> None:
     """Raise `Refused` for the first settings that contradict each other."""
+    resolutions = resolutions_of(config)
+    lowest, highest = min(resolutions), max(resolutions)
     contradictions = [
         (config.min_timestep >= config.max_timestep, "min_timestep",
          f"Training from timestep {config.min_timestep} to {config.max_timestep} leaves none. From must be lower than to."),
         (not (config.train_unet or config.train_text_encoder), "train_unet",
          "Neither the UNet nor the text encoder is to learn, so nothing would. Switch one of them on."),
-        (config.enable_bucket and not config.bucket_no_upscale and config.bucket_min > config.resolution, "bucket_min",
-         f"The shortest side, {config.bucket_min} px, is longer than the resolution, {config.resolution} px. Lower it, or set it to 0."),
-        (config.enable_bucket and not config.bucket_no_upscale and 0 < config.bucket_max < config.resolution, "bucket_max",
-         f"The longest side, {config.bucket_max} px, is shorter than the resolution, {config.resolution} px. Raise it, or set it to 0."),
+        (config.enable_bucket and not config.bucket_no_upscale and config.bucket_min > lowest, "bucket_min",
+         f"The shortest side, {config.bucket_min} px, is longer than the resolution, {lowest} px. Lower it, or set it to 0."),
+        (config.enable_bucket and not config.bucket_no_upscale and 0 < config.bucket_max < highest, "bucket_max",
+         f"The longest side, {config.bucket_max} px, is shorter than the resolution, {highest} px. Raise it, or set it to 0."),
         (config.zero_terminal_snr == "on" and config.prediction_type == "epsilon", "zero_terminal_snr",
          "Zero terminal SNR: a model that predicts noise learns nothing from pure noise. Set it to off, or The model predicts to v_prediction."),
         (config.lora_type == "lokr" and config.lokr_factor == 0, "lokr_factor", "LoKr factor: 0 is none. Use -1 for as evenly as possible, or 2 and more."),

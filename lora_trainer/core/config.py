@@ -52,10 +52,15 @@ class TrainConfig:
     output_dir: str = setting("", "Output folder", "Where the LoRA is saved. Empty: the WebUI's LoRA folder.", group="output")
     overwrite: bool = setting(False, "Replace a LoRA of this name", "Off: a name that is taken is refused before anything starts.", group="output")
     preferred_weight: float = setting(0.8, "Preferred weight", "Weight written into the tag and the LoRA's card.", group="output", minimum=0.0, maximum=2.0)
+    negative_text: str = setting("", "Negative prompt", "Written into the LoRA's card: the WebUI adds it to the "
+                                 "negative prompt when the card is clicked.", group="output")
 
     # The settings that matter
     resolution: int = setting(512, "Resolution", "Pictures are scaled to this area. 512 for SD1, 768 for SD2, 1024 for SDXL.", group="main",
                               minimum=64, maximum=2048, unit="px")
+    extra_resolutions: str = setting(
+        "", "More resolutions", "Learn each picture in these, too, as in 768, 1024: the LoRA then draws well in "
+        "several sizes. Each adds as many steps to an epoch. Empty: only Resolution.", group="data")
     epochs: int = setting(10, "Epochs", "How often each picture is seen (times its repeats).", group="main", minimum=1, maximum=10_000,
                           kohya=("max_train_epochs", "num_train_epochs"))
     max_train_steps: int = setting(0, "Steps", "Train exactly this many steps. 0: as many as the epochs need.", group="main", minimum=0, maximum=1_000_000)
@@ -214,6 +219,13 @@ class TrainConfig:
                                   choices=("fp16", "bf16", "fp32"), group="saving")
     save_steps: int = setting(0, "Snapshot every", "Also save the LoRA every so many steps, as name-000100. 0: only at the end.", minimum=0, maximum=1_000_000,
                               unit="steps", group="saving", kohya=("save_every_n_steps",))
+    save_every_n_epochs: int = setting(
+        0, "Snapshot every, in epochs", "Also save a snapshot after every so many epochs, named by its step as well. "
+        "0: by steps only.", minimum=0, maximum=10_000, unit="epochs", group="saving")
+    keep_snapshots: int = setting(
+        0, "Snapshots kept", "So many of a run's newest snapshots are kept; it removes its older ones. Those that "
+        "you asked for by hand stay. 0: all.", minimum=0, maximum=100_000, group="saving",
+        kohya=("save_last_n_epochs",))
     sharing: str = setting("share", "Pictures meanwhile", "share: a picture that you generate is drawn between two steps, at once. exclusive: pictures wait "
                            "until training has ended.", choices=("share", "exclusive"), group="saving")
     live: bool = setting(False, "Live LoRA", "A picture whose prompt names this LoRA is drawn with what it has learned up to that moment. "
@@ -349,8 +361,7 @@ def _translate(values: Mapping[str, Any]) -> dict[str, Any]:
     for theirs, name in KOHYA_NAMES.items():
         if values.get(theirs) is not None:
             ours.setdefault(name, values[theirs])
-    if isinstance(ours.get("resolution"), (str, list, tuple)):
-        ours["resolution"] = _square(ours["resolution"])
+    ours |= read_resolutions(ours, kohya=bool(_KOHYAS_ALONE & {str(key) for key in values}))
     if isinstance(ours.get("optimizer"), str):
         ours["optimizer"] = ours["optimizer"].lower()
     if ours.get("scheduler") == "constant_with_warmup":
@@ -362,14 +373,42 @@ def _translate(values: Mapping[str, Any]) -> dict[str, Any]:
     return ours
 
 
-def _square(resolution: Any) -> Any:
-    """Turn kohya's "512,768" into the side of the square of the same area; leave the rest to the range check."""
-    parts = resolution.replace("x", ",").split(",") if isinstance(resolution, str) else list(resolution)
+_KOHYAS_ALONE = {"network_dim", "network_alpha", "network_module", "train_batch_size", "pretrained_model_name_or_path"}
+
+
+def read_resolutions(values: Mapping[str, Any], *, kohya: bool = False) -> dict[str, Any]:
+    """Read a `resolution` of several numbers: the first is the resolution, the others are `extra_resolutions`.
+
+    "512x768" is a rectangle, and so is "512,768" in a file of `kohya`'s: the side of the square of the same area counts.
+    Returns what of the two settings was given; what cannot be read stays as it is, for the check of its type.
+    """
+    found = {name: values[name] for name in ("resolution", "extra_resolutions") if name in values}
+    extra, given = found.get("extra_resolutions"), found.get("resolution")
+    if _are_plain(extra):
+        found["extra_resolutions"] = extra = ", ".join(map(str, extra))
+    if not (isinstance(given, str) or _are_plain(given)):
+        return found
+    parts = re.sub(r"[()\[\] ]", "", given).split(",") if isinstance(given, str) else list(map(str, given))
+    sides = [_side("x".join(parts))] if kohya and len(parts) == 2 else [_side(part) for part in parts]
+    if not sides or None in sides:
+        return found
+    main, *more = dict.fromkeys(sides)
+    if more:
+        found["extra_resolutions"] = ", ".join([*map(str, more), *([str(extra)] if extra else [])])
+    return {**found, "resolution": main}
+
+
+def _are_plain(values: Any) -> bool:
+    return isinstance(values, (list, tuple)) and all(type(value) in (int, str) for value in values)
+
+
+def _side(text: str) -> int | None:
+    """Return the side of the square of a text's area, "512" or "512x768"; None for another text."""
     try:
-        numbers = [int(part) for part in parts]
-        return round(math.sqrt(numbers[0] * numbers[-1])) if len(numbers) in (1, 2) and min(numbers) > 0 else resolution
-    except (TypeError, ValueError, OverflowError):
-        return resolution
+        width, height = (int(part) for part in (text.split("x") * 2)[:2]) if text.count("x") < 2 else (0, 0)
+        return round(math.sqrt(width * height)) if min(width, height) > 0 else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def _read_yaml(text: str) -> Any:

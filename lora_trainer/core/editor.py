@@ -100,7 +100,7 @@ class DataSetEditor:
             listing = self._reader.look()
             sidecars = {filename: self._reader.sidecar(listing, filename) for filename in changes}
             for filename, caption in changes.items():
-                _check_caption(filename, caption)
+                check_caption(filename, caption)
             self._check_versions(sidecars, versions or {})
             wanted = {filename: to_bytes(caption) for filename, caption in changes.items()}
             _check_shared(sidecars, wanted)
@@ -372,7 +372,8 @@ def safe_filename(filename: str) -> str:
     return name
 
 
-def _check_caption(filename: str, caption: Any) -> None:
+def check_caption(filename: str, caption: Any) -> None:
+    """Raise `Refused` for what cannot be stored as a caption."""
     if not can_be_caption(caption):
         raise Refused(f"The caption of {filename} is not text of at most {LARGEST_CAPTION_BYTES // 1000} kB.", field="changes", code="bad_value")
 

@@ -54,8 +54,11 @@ def save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str])
                       code="cannot_save") from error
 
 
-def save_card(path: Path, *, family: str, trigger_word: str, preferred_weight: float, notes: str) -> None:
-    """Write the sidecar `<stem>.json` of a LoRA, keeping the keys that other tools put there and notes that do not begin as ours."""
+def save_card(path: Path, *, family: str, trigger_word: str, preferred_weight: float, notes: str, negative_text: str = "") -> None:
+    """Write the sidecar `<stem>.json` of a LoRA, keeping the keys that other tools put there and notes that do not begin as ours.
+
+    An empty `negative_text` leaves what the card has.
+    """
     sidecar = path.with_suffix(".json")
     try:
         known = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
@@ -65,6 +68,8 @@ def save_card(path: Path, *, family: str, trigger_word: str, preferred_weight: f
     if not str(known.get("notes") or NOTES).startswith(NOTES):                     # the user's own
         notes = known["notes"]
     card = {**known, "sd version": CARD_FAMILIES[family], "activation text": trigger_word, "preferred weight": preferred_weight, "notes": notes}
+    if negative_text:
+        card["negative text"] = negative_text
     write_atomically(sidecar, json.dumps(card, indent=4, ensure_ascii=False).encode("utf-8"))
 
 
@@ -78,6 +83,14 @@ def save_preview(path: Path, image: Image.Image) -> bool:
     image.save(buffer, "PNG", pnginfo=note)
     write_atomically(target, buffer.getvalue())
     return True
+
+
+def remove_lora(path: Path) -> None:
+    """Remove a LoRA that we saved, its card, and its preview if we drew that. Raises OSError; the LoRA goes last."""
+    if _drawn_by_us(path.with_suffix(".png")):
+        path.with_suffix(".png").unlink()
+    path.with_suffix(".json").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def _drawn_by_us(picture: Path) -> bool:

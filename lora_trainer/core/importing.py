@@ -12,7 +12,7 @@ from typing import Any
 
 from .captions import content_of
 from .concepts import LARGEST_BYTES, are_concepts, is_concepts, read_concepts
-from .config import KOHYA_NAMES, TrainConfig, check_extent, flattened, read_mapping
+from .config import KOHYA_NAMES, TrainConfig, check_extent, flattened, read_mapping, read_resolutions
 from .errors import Refused
 from .kohya import MOST_LITERAL, NO_LITERAL, NOT_NEEDED, OUR_SETTINGS, LeftOut, Taking, arguments, clean, is_off, keep_valid, number, translate, why_not
 from .metadata import held_names
@@ -103,6 +103,7 @@ def _from_config(nested: dict[str, Any]) -> tuple[Taking, str]:
 def _from_ours(values: Mapping[str, Any]) -> Taking:
     """Ours, or lora-scripts' YAML: names are ours or plain aliases."""
     taking = Taking(values)
+    taking.values |= read_resolutions(taking.values)
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     for key, value in sorted(taking.values.items(), key=lambda item: item[0] in KOHYA_NAMES):     # ours first: they win over aliases
         if key not in known and key not in KOHYA_NAMES:
@@ -239,9 +240,13 @@ def _from_lora_scripts(values: Mapping[str, Any]) -> Taking:
 # --- Data sets -----------------------------------------------------------------------------------------------------------
 
 def _datasets(taking: Taking, nested: Mapping[str, Any]) -> None:
-    """Bring [general], [[datasets]] and [[datasets.subsets]] into flat names: the folders together, each other setting as the first of them has it."""
+    """Bring [general], [[datasets]] and [[datasets.subsets]] into flat names: the folders together, each other setting as the first of them has it.
+
+    Data sets of the same folders in other resolutions are one, learned in each.
+    """
     general = nested.get("general") if isinstance(nested.get("general"), Mapping) else {}
     found = [item for item in (nested.get("datasets") or []) if isinstance(item, Mapping)] if isinstance(nested.get("datasets"), list) else []
+    found, sides = _same_folders(taking, found)
     folders: list[tuple[str, int]] = []
     first: dict[str, Any] = {}
     for at, item in enumerate(found or [{}]):
@@ -263,11 +268,33 @@ def _datasets(taking: Taking, nested: Mapping[str, Any]) -> None:
     for key in [key for key in nested if key not in ("general", "datasets")]:
         taking.values[key] = nested[key]
     taking.values.update({"enable_bucket": False, **{key: cleaned for key, value in first.items() if (cleaned := clean(value)) is not None}})
+    if sides:
+        taking.values["extra_resolutions"] = ", ".join(map(str, sides))
     if folders:
         (taking.values["train_data_dir"], repeats), *more = folders
         taking.values["num_repeats"] = repeats
         if more:
             taking.values["extra_data_dirs"] = "\n".join(f"{number(count) or 1:g} x {folder}" for folder, count in more)
+
+
+def _same_folders(taking: Taking, found: list[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[int]]:
+    """Take out data sets that have the first one's folders in another resolution; returns the others, and those resolutions in pixels."""
+    rest, sides, first = found[:1], [], _folders_of(found[0]) if found else None
+    for at, item in enumerate(found[1:], start=1):
+        side = read_resolutions({"resolution": item.get("resolution")}, kohya=True).get("resolution")
+        if not first or _folders_of(item) != first or not isinstance(side, int):
+            rest.append(item)
+            continue
+        sides.append(side)
+        for key in sorted((item.keys() | found[0].keys()) - {"resolution", "subsets"}):
+            if item.get(key) != found[0].get(key):
+                taking.leave(f"datasets[{at}] {key}", item.get(key), f"all resolutions are trained alike: as the first one says, {found[0].get(key)}")
+    return rest, sides
+
+
+def _folders_of(dataset: Mapping[str, Any]) -> Any:
+    """Return what tells a data set's pictures: its subsets, whose every setting counts."""
+    return dataset.get("subsets") if isinstance(dataset.get("subsets"), list) and dataset["subsets"] else None
 
 
 def _regularisation(taking: Taking, folder: Any) -> None:

@@ -93,9 +93,8 @@ _SECRETS = {"wandb_api_key", "huggingface_token"}
 _CANNOT = {
     "adaptive_noise_scale": "noise offset does not follow the pictures' brightness here",
     "perlin_noise": "Perlin noise is not offered; Multi-resolution noise is near to it",
-    "save_every_n_epochs": "snapshots are counted in steps here: set Snapshot every to this many times an epoch's steps, which the plan shows",
-    "save_n_epoch_ratio": "snapshots are counted in steps here: set Snapshot every",
-    "save_last_n_epochs": "all snapshots are kept; delete those you do not want", "save_last_n_steps": "all snapshots are kept; delete those you do not want",
+    "save_n_epoch_ratio": "it is a share of the epochs, which the file does not say: set Snapshot every, in epochs",
+    "save_last_n_steps": "it counts steps, and the file saves nothing by steps: set Snapshots kept",
     "resume": "another program's training state cannot be gone on with; Go on from a LoRA takes its LoRA",
     "base_weights": "merge these LoRAs into a checkpoint first", "base_weights_multiplier": "merge these LoRAs into a checkpoint first",
     "enable_base_weight": "merge these LoRAs into a checkpoint first",
@@ -215,6 +214,7 @@ def translate(taking: Taking, *, complete: bool) -> None:
     _learning_rates(taking, complete)
     _optimizer(taking)
     _length_and_schedule(taking, complete)
+    _snapshots(taking)
     _noise_and_loss(taking)
     _data(taking, said)
     _text(taking, said, sdxl=sdxl, complete=complete)
@@ -473,6 +473,25 @@ def _length_and_schedule(taking: Taking, complete: bool) -> None:
     _warm_up(taking, number(steps), constant=name == "constant")
 
 
+def _snapshots(taking: Taking) -> None:
+    """sd-scripts keeps the last n epochs' snapshots by number, those by steps that are n steps old at most."""
+    ratio, epochs = number(taking.values.get("save_n_epoch_ratio")), number(taking.settings.get("epochs"))
+    if ratio and ratio > 0 and epochs:
+        taking.take("save_n_epoch_ratio")
+        taking.set("save_every_n_epochs", max(1, int(epochs / ratio)), "save_n_epoch_ratio")
+    steps, every = (number(taking.values.get(key)) for key in ("save_last_n_steps", "save_every_n_steps"))
+    if not steps or not every or every <= 0:
+        return
+    taking.take("save_last_n_steps")
+    count, by_epochs = int(steps // every) + 1, number(taking.values.get("save_last_n_epochs"))
+    if by_epochs and by_epochs > count:
+        reason = "Snapshots kept counts those by epochs and by steps together: the larger number is taken"
+        taking.leave("save_last_n_steps", steps, reason)
+        return
+    taking.take("save_last_n_epochs")
+    taking.set("keep_snapshots", count, "save_last_n_steps")
+
+
 def _warm_up(taking: Taking, total_steps: float | None, *, constant: bool) -> None:
     """Below 1 it is a share of all steps."""
     value = taking.take("lr_warmup_steps")
@@ -628,6 +647,7 @@ def _row(field: dataclasses.Field) -> str:
 
 
 _SPECIAL = {  # kohya's names that are not plain aliases: another form or meaning
+    "save_every_n_epochs": ("save_every_n_epochs, save_n_epoch_ratio",), "keep_snapshots": ("save_last_n_steps (as a number of snapshots)",),
     "train_text_encoder": ("network_train_unet_only (reversed)",), "train_unet": ("network_train_text_encoder_only (reversed)",), "lora_type": ("network_module",),
     "lora_targets": ("network_args conv_dim, preset",), "lora_blocks": ("network_args block_dims",), "lokr_factor": ("network_args factor",),
     "rslora": ("network_args rs_lora",), "use_dora": ("network_args dora_wd",), "rank_dropout": ("network_args rank_dropout",), "module_dropout": ("network_args module_dropout",),

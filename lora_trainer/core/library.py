@@ -10,15 +10,19 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
-from .captions import CAPTION_ENDINGS, LARGEST_CAPTION_BYTES, read_caption, write_atomically
+from . import intake
+from .archives import Archive
+from .captions import CAPTION_ENDINGS, LARGEST_CAPTION_BYTES, read_caption, sidecar, write_atomically
 from .config import check_name, is_plain_text
 from .dataset import PICTURE_ENDINGS, Problem, examine, is_picture_file, picture_folders
-from .editor import CountTokens, DataSetEditor, safe_filename
+from .editor import CountTokens, DataSetEditor, check_caption, safe_filename
+from .encodings import decode
 from .errors import Refused
 from .paths import expanded
-from .pictures import prompt_of
+from .pictures import holds_parameters, prompt_of
 from .tables import LARGEST_TABLE_BYTES, TABLE_NAMES
 
 LARGEST_UPLOAD_BYTES = 64_000_000
@@ -97,29 +101,69 @@ class Library:
 
     def add(self, name: str, filename: str, data: bytes) -> str:
         """Save an uploaded picture or caption under its own name and return that; raises `Refused` with the reason."""
+        return self._store(self.path(name), PurePosixPath(_uploadable_name(filename)), data)
+
+    def add_archive(self, name: str, filename: str, file: BinaryIO) -> intake.Taken:
+        """Add the pictures and captions of a ZIP, each by the rules of `add`; raises `Refused` for one that cannot be read at all."""
+        archive = Archive(file, re.split(r"[\\/]", filename)[-1][:80])
+        return self._take_in(name, intake.of_archive(archive), within=archive.name)
+
+    def add_folder(self, name: str, path: str, *, with_prompts: bool = False, create: bool = False) -> intake.Taken:
+        """Add copies of the pictures and captions in a folder and those below it, such as the WebUI's output folder; as `add_archive`.
+
+        `with_prompts`: captions come from what the pictures hold, so .txt files that hold the same are not taken for captions.
+        `create`: the data set is made where there is none, once the folder was found.
+        """
+        folder = self._adoptable(path)
+        if create:
+            self.create(name)
+        home = self.path(name).resolve()
+        if home.is_relative_to(folder) or folder.is_relative_to(home):
+            raise Refused(f"{folder} and the data set {name} are one within the other. Choose another folder.", field="folder", code="twice")
+        sources = intake.of_folder(folder)
+        return self._take_in(name, [source for source in sources if not (with_prompts and _is_note(source))])
+
+    def _take_in(self, name: str, sources: list[intake.Source], *, within: str = "") -> intake.Taken:
         folder = self.path(name)
-        filename = _uploadable_name(filename)
-        ending = Path(filename).suffix.lower()
-        limit = LARGEST_UPLOAD_BYTES if ending in PICTURE_ENDINGS else LARGEST_CAPTION_BYTES if ending in CAPTION_ENDINGS else LARGEST_TABLE_BYTES
-        if len(data) > limit:
-            raise Refused(f"{filename} is too large: at most {limit / 1e6:g} MB.", code="too_large")
-        if ending in PICTURE_ENDINGS:
+        return intake.take(sources, lambda path, data: self._store(folder, path, data), lambda filename: _limit_of(_uploadable_name(filename)), within=within)
+
+    def _store(self, folder: Path, path: PurePosixPath, data: bytes) -> str:
+        """Save a file at a path in a data set and return that; raises `Refused` with the reason."""
+        filename = _uploadable_name(path.name)
+        path = PurePosixPath(*map(safe_filename, path.parts[:-1]), filename)
+        if len(data) > _limit_of(filename):
+            raise Refused(f"{filename} is too large: at most {_limit_of(filename) / 1e6:g} MB.", code="too_large")
+        if path.suffix.lower() in PICTURE_ENDINGS:
             _check_picture(folder, filename, data)
         with self._lock:                                                           # of two that come at once under one name, one is refused
-            target = folder / filename
-            if target.exists() and target.read_bytes() != data:
+            target = _place_for(folder, path)
+            if target.exists() and not _holds(target, data):
                 raise Refused(f"{filename} is there already, with other content. Rename one of them.", code="exists")
             if not target.exists():
                 _save(target, data)
-        return filename
+        return path.as_posix()
 
-    def add_captions_from_prompts(self, name: str, filenames: Sequence[str]) -> None:
-        """Give pictures without a caption the prompt that the WebUI wrote into them."""
-        editor = self.open(name)
-        prompts = {filename: prompt_of(editor.picture_path(filename)) for filename in filenames
-                   if is_picture_file(Path(filename)) and not read_caption(editor.picture_path(filename))}
-        if wanted := {filename: prompt for filename, prompt in prompts.items() if prompt}:
-            editor.set_captions(wanted, label=f"Prompt{'s' * (len(wanted) > 1)} as caption{'s' * (len(wanted) > 1)}")
+    def add_captions_from_prompts(self, name: str, filenames: Sequence[str]) -> list[dict[str, str]]:
+        """Give pictures without a caption the prompt that the WebUI wrote into them, as one step.
+
+        Returns `{filename, reason}` for each whose prompt cannot be its caption; no other is held up by it.
+        """
+        editor, prompts, taken, refused = self.open(name), {}, {}, []
+        for filename in filter(is_picture_file, map(Path, filenames)):
+            try:
+                path = editor.picture_path(filename.as_posix())
+                prompt = "" if read_caption(path) else prompt_of(path)
+                if prompt:
+                    check_caption(filename.as_posix(), prompt)
+                if prompt and taken.setdefault(sidecar(path), prompt) != prompt:
+                    raise Refused(f"{filename} shares its caption file {sidecar(path).name} with another picture, whose prompt was taken.", code="shared")
+            except Refused as error:
+                refused.append({"filename": filename.as_posix(), "reason": error.message})
+            else:
+                prompts.update({filename.as_posix(): prompt} if prompt else {})
+        if prompts:
+            editor.set_captions(prompts, label=f"Prompt{'s' * (len(prompts) > 1)} as caption{'s' * (len(prompts) > 1)}")
+        return refused
 
     def picture_path(self, name: str, filename: str) -> Path:
         return self.open(name).picture_path(filename)
@@ -188,6 +232,43 @@ def _uploadable_name(filename: str) -> str:
     if Path(name).suffix.lower() not in (*PICTURE_ENDINGS, *CAPTION_ENDINGS) and name.lower() not in TABLE_NAMES:
         raise Refused(f"{name} is neither a picture ({', '.join(PICTURE_ENDINGS[:5])}, …) nor a caption (.txt, .caption, metadata.csv).", code="not_a_picture")
     return name
+
+
+def _is_note(source: intake.Source) -> bool:
+    """Tell whether a file is the WebUI's note on how a picture was made."""
+    if not source.path.lower().endswith(".txt"):
+        return False
+    try:
+        return holds_parameters(decode(source.read(LARGEST_CAPTION_BYTES)))
+    except Refused:                                                                # said once it is to be taken
+        return False
+
+
+def _limit_of(filename: str) -> int:
+    """Return how many bytes a file of this name may have."""
+    ending = Path(filename).suffix.lower()
+    return LARGEST_UPLOAD_BYTES if ending in PICTURE_ENDINGS else LARGEST_CAPTION_BYTES if ending in CAPTION_ENDINGS else LARGEST_TABLE_BYTES
+
+
+def _place_for(folder: Path, path: PurePosixPath) -> Path:
+    """Return a file's path in a data set, its folder made; raises `Refused` where a link leads out of it."""
+    target = folder / path
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        inside = target.parent.resolve().is_relative_to(folder.resolve())
+    except OSError as error:
+        raise Refused(f"{path.parent} cannot be made: {error.strerror or error}.", code="bad_name") from error
+    if not inside:
+        raise Refused(f"{path.parent} is a link that leads out of the data set.", code="bad_name")
+    return target
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    """Tell whether a file has exactly this content; a folder or a pipe has none."""
+    try:
+        return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
+    except OSError as error:
+        raise Refused(f"{path.name} is there already and cannot be read: {error.strerror or error}.", code="exists") from error
 
 
 def _save(path: Path, data: bytes) -> None:

@@ -30,7 +30,7 @@ _ARCHITECTURES = {("sd1", False): "stable-diffusion-v1", ("sd1", True): "stable-
 _SDXL_IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 _LYCORIS_PRESETS = {"all": "full", "attention+feed-forward": "attn-mlp", "attention": "attn-only"}
 _NOT_OF_TRAINING = {"pictures", "output", "saving", "memory"}                      # groups of settings that name places or suit one machine
-_HELD_ALL_THE_SAME = {"preferred_weight", "save_precision", "mixed_precision", "gradient_checkpointing"}
+_HELD_ALL_THE_SAME = {"preferred_weight", "negative_text", "save_precision", "mixed_precision", "gradient_checkpointing"}
 _NAMES = {"output_name", "reg_data_dir", "init_lora"}
 
 
@@ -178,7 +178,8 @@ def _pictures(config: TrainConfig, plan: "Plan") -> dict[str, Any]:
     """Pictures, tags and buckets; numbers of pictures count repeats, as sd-scripts' do."""
     counted = {role: [at for at, found in enumerate(plan.roles) if found == role] for role in ("train", "regularisation", "validation")}
     tags: dict[str, Counter] = defaultdict(Counter)
-    for at in counted["train"] + counted["regularisation"]:
+    once = [at for at in counted["train"] + counted["regularisation"] if plan.resolutions[at] == config.resolution]
+    for at in once:
         tags[plan.pictures[at].path.parent.name].update(split_tags(plan.captions[at]))
     return {
         "ss_num_train_images": sum(plan.pictures[at].repeats for at in counted["train"]), "ss_num_validation_images": len(counted["validation"]),
@@ -187,7 +188,8 @@ def _pictures(config: TrainConfig, plan: "Plan") -> dict[str, Any]:
         "ss_min_bucket_reso": _given(config.bucket_min) if config.enable_bucket else None, "ss_max_bucket_reso": _given(config.bucket_max) if config.enable_bucket else None,
         "ss_flip_aug": config.mirror, "ss_random_crop": config.random_crop, "ss_color_aug": config.color_jitter > 0, "ss_face_crop_aug_range": None,
         "ss_resize_interpolation": None, "ss_bucket_info": _buckets(plan, counted["train"] + counted["regularisation"]) if config.enable_bucket else "null",
-        "ss_dataset_dirs": _folders(plan, counted["train"]), "ss_reg_dataset_dirs": _folders(plan, counted["regularisation"]),
+        "ss_dataset_dirs": _folders(plan, [at for at in once if plan.roles[at] == "train"]),
+        "ss_reg_dataset_dirs": _folders(plan, [at for at in once if plan.roles[at] == "regularisation"]),
         "ss_tag_frequency": {folder: dict(found.most_common()) for folder, found in tags.items()},
     }
 

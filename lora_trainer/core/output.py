@@ -4,6 +4,7 @@ Nothing of others is ever written over unasked, and whatever stood under the nam
 until the run has come to an end; a run that fails puts it back.
 """
 import logging
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from .captions import remove_leftovers, write_atomically
 from .errors import Refused
+from .export import remove_lora
 from .plan import free_name, session_of
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,23 @@ class Output:
         if not path.exists() or self._overwrite or self._is_mine(path):
             return path
         return path.with_name(f"{free_name(path)}{path.suffix}")
+
+    def step_of(self, name: str) -> int | None:
+        """Return the step that a snapshot's name tells; None for another name."""
+        found = re.fullmatch(rf"{re.escape(self.path.stem)}-(\d{{6,}})(?:-\d+)?", name)
+        return int(found[1]) if found else None
+
+    def remove_snapshot(self, name: str) -> bool:
+        """Remove a snapshot of this very run with its card; False when it is another's, or cannot be removed now."""
+        path = self.path.with_name(f"{name}{self.path.suffix}")
+        if path.exists() and not self._is_mine(path):
+            return False
+        try:
+            remove_lora(path)
+        except OSError as error:
+            log.warning("the old snapshot %s stays for now: %s", path.name, error)
+            return False
+        return True
 
     def write_early(self, write: Write) -> bool:
         """Write the name itself before the run has ended, once what stands there is kept; False when it cannot be kept."""

@@ -63,6 +63,11 @@ def prompt_of(path: Path) -> str:
     return ", ".join(tag for tag in tags if tag)
 
 
+def holds_parameters(text: str) -> bool:
+    """Tell whether a text is what the WebUI writes of a picture's making, as into the .txt beside it, and no caption."""
+    return re.search(r"(?m)^Steps: \d+, Sampler: ", text) is not None
+
+
 def _comment(image: Image.Image) -> str:
     comment = image.getexif().get_ifd(_EXIF).get(_COMMENT, b"")
     if not isinstance(comment, bytes):

@@ -114,7 +114,7 @@ class _Run:
     def prepare(self, checkpoint: str, sha256: str | None, remarks: list[str]) -> None:
         """Do what needs no model: look at the pictures, compare with before, wait for the checkpoint. Raises `Refused` and `Stopped`."""
         self.output.clear_leftovers()
-        self.teller.tell(message="Looking at the pictures", checkpoint=checkpoint, pictures=self.plan.roles.count("train"), total_steps=self.plan.schedule.total_steps)
+        self.teller.tell(message="Looking at the pictures", checkpoint=checkpoint, pictures=self.plan.count("train"), total_steps=self.plan.schedule.total_steps)
         self.facts = run_facts(self.config, self.plan, should_stop=self.control.should_stop)
         if self.earlier:
             before = self.earlier.facts
@@ -171,9 +171,10 @@ class _Run:
                                     dtype=export.DTYPES[config.save_precision])
         export.save(path, tensors, metadata.metadata(config, base_model, adapters.shapes, adapters.form, plan, steps=learner.step, started_at=self.session_id,
                                                      loss_average=learner.loss_average))
-        notes = f"{export.NOTES} on {base_model.name}: {plan.roles.count('train')} pictures, {learner.step} steps, rank {next(iter(adapters.shapes.values())).rank}."
+        notes = f"{export.NOTES} on {base_model.name}: {plan.count('train')} pictures, {learner.step} steps, rank {next(iter(adapters.shapes.values())).rank}."
         try:
-            export.save_card(path, family=base_model.family, trigger_word=config.trigger_word, preferred_weight=config.preferred_weight, notes=notes)
+            export.save_card(path, family=base_model.family, trigger_word=config.trigger_word, preferred_weight=config.preferred_weight, notes=notes,
+                             negative_text=config.negative_text)
         except OSError as error:
             log.warning("the LoRA is saved, but its card %s could not be written: %s", path.with_suffix(".json").name, error)
 

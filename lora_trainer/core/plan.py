@@ -18,7 +18,8 @@ from .blocks import BASE, PRESETS, BlockChoice, read_blocks
 from .buckets import Bucket, assign_bucket, batches_per_epoch
 from .cache import JITTERED
 from .captions import lines_of, with_trigger
-from .choices import check_choices, form_of, layer_choice, rate_choice, variation_of
+from .choices import (check_choices, form_of, layer_choice, rate_choice, resolutions_of,
+                      variation_of)
 from .config import TrainConfig, check_name
 from .dataset import Picture, Problem
 from .errors import Refused
@@ -29,7 +30,7 @@ from .parameter_groups import groups_without_model, rates_of
 from .paths import numbered
 from .pixels import placement
 from .remarks import remarks_on
-from .selection import Selection, folders_of, select
+from .selection import Selection, each_resolution, folders_of, select
 from .starting import FoundLora, find_lora, look_into
 from .tensor_files import read_header
 from .trainer import Schedule
@@ -47,7 +48,7 @@ OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "lion": 4, "adafactor": 1, "prodi
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Everything about a run that does not need the model. Lists have one entry for each picture: those for training, then for regularisation, then
-    for validation. `roles` say which ("train", "regularisation", "validation"); `schedule.repeats` is 0 for validation.
+    for validation. With several resolutions, pictures that are learned have one for each of them; `resolutions` say which. `roles` say which ("train", "regularisation", "validation"); `schedule.repeats` is 0 for validation.
 
     `captions` are as they are shown, or where captions vary, what they are drawn from. `masks` hold the mask files that are used, by picture.
     """
@@ -63,6 +64,11 @@ class Plan:
     lora_tag: str
     init_lora: FoundLora | None = None
     masks: dict[Path, Path] = dataclasses.field(default_factory=dict)
+    resolutions: list[int] = dataclasses.field(default_factory=list)
+
+    def count(self, role: str) -> int:
+        """Return how many pictures have a role; one that is learned in several resolutions is one."""
+        return len({picture.path for picture, of in zip(self.pictures, self.roles) if of == role})
 
     def bucket_counts(self) -> list[dict[str, int]]:
         """The buckets in use, most used first, each `{width, height, pictures}`."""
@@ -86,20 +92,41 @@ def make_plan(config: TrainConfig, *, lora_dir: Path, thorough: bool = True, ses
         groups = groups_without_model(parts, choice, has_halves=(init_lora.kind if init_lora else config.lora_type) == "lora")
         check_rates(config.optimizer, rates_of(groups, choice))
     selection = select(config, thorough=thorough)
-    buckets = [bucket_of(picture.width, picture.height, config) for picture in selection.pictures]
-    schedule = _schedule(config, buckets, selection.repeats)
     captions = _captions(config, selection)
+    resolutions = resolutions_of(config)
+    numbers, sides = zip(*each_resolution(selection.roles, resolutions))
+    pictures, roles, repeats = ([each[at] for at in numbers] for each in (selection.pictures, selection.roles, selection.repeats))
+    buckets = [bucket_of(picture.width, picture.height, config, resolution=side) for picture, side in zip(pictures, sides)]
+    schedule = _schedule(config, buckets, repeats)
     warnings = remarks_on(config, selection, captions, total_steps=schedule.total_steps) + _elsewhere(output_file, lora_dir) + _taken_over(init_lora, config)
-    plan = Plan(selection.pictures, captions, buckets, selection.roles, selection.problems, schedule, -(-schedule.total_steps // schedule.steps_per_epoch),
-                warnings, output_file, tag_of(output_file.stem, config.preferred_weight), init_lora, selection.masks)
+    plan = Plan(pictures, [captions[at] for at in numbers], buckets, roles, selection.problems, schedule, -(-schedule.total_steps // schedule.steps_per_epoch),
+                warnings, output_file, tag_of(output_file.stem, config.preferred_weight), init_lora, selection.masks, list(sides))
+    warnings += _sizes(plan, resolutions)
     warnings += _large_cache(plan, config) + optimizer_remarks(config.optimizer, learning_rates=_learning_rates(config, init_lora), scheduler=config.scheduler)
     return plan
 
 
-def bucket_of(width: int, height: int, config: TrainConfig) -> Bucket:
-    """Return the bucket of a picture of this upright size."""
-    return assign_bucket(width, height, resolution=config.resolution, step=min(config.bucket_step, config.resolution // 8 * 8),
-                         enable_bucket=config.enable_bucket, shortest=config.bucket_min, longest=config.bucket_max, no_upscale=config.bucket_no_upscale)
+def bucket_of(width: int, height: int, config: TrainConfig, *, resolution: int | None = None) -> Bucket:
+    """Return the bucket of a picture of this upright size, in `resolution` or the settings' main one."""
+    side = resolution or config.resolution
+    return assign_bucket(width, height, resolution=side, step=min(config.bucket_step, side // 8 * 8), enable_bucket=config.enable_bucket,
+                         shortest=config.bucket_min, longest=config.bucket_max, no_upscale=config.bucket_no_upscale)
+
+
+def _sizes(plan: Plan, resolutions: list[int]) -> list[str]:
+    """Say in which sizes pictures are learned, where that is not the usual."""
+    if len(resolutions) == 1:
+        return [f"The resolution is {resolutions[0]} px, the side of a square. Two numbers such as 512x768, or 512,768 in a file of kohya's, are read as a "
+                "rectangle of that area; to learn in two sizes, write one into More resolutions."] if resolutions[0] % 8 else []
+    also = " The pictures for validation are measured in the first." if "validation" in plan.roles else ""
+    ours = [(picture.path, bucket.width, bucket.height) for picture, bucket, role in zip(plan.pictures, plan.buckets, plan.roles) if role == "train"]
+    alike = sum(count - 1 for count in Counter(ours).values())
+    small = f" Of them, {alike} are no larger than in another resolution: small pictures are not enlarged." if alike else ""
+    return [f"Each picture is learned in {_listed(resolutions)} px: {plan.count('train')} pictures count as {len(ours)}.{small}{also}"]
+
+
+def _listed(numbers: list[int]) -> str:
+    return " and ".join([", ".join(map(str, numbers[:-1])), str(numbers[-1])])
 
 
 def _captions(config: TrainConfig, selection: Selection) -> list[str]:
@@ -122,7 +149,7 @@ def plan_output(config: TrainConfig, lora_dir: Path, *, session: float | None = 
     if path.exists() and not config.overwrite and not mine:
         raise Refused(f"A LoRA called {config.output_name} exists already. Replace it, or call the new one {free_name(path)}.", field="output_name",
                       code="name_taken")
-    if clash := _name_elsewhere(path, lora_dir) or (None if config.overwrite or mine or not config.save_steps else _snapshot_there(path)):
+    if clash := _name_elsewhere(path, lora_dir) or (None if config.overwrite or mine or not (config.save_steps or config.save_every_n_epochs) else _snapshot_there(path)):
         raise Refused(f"There is {clash} already, which {path.stem} would be mixed up with. Call the new one {free_name(path)}.", field="output_name",
                       code="name_taken")
     existing = next((parent for parent in (folder, *folder.parents) if parent.exists()), folder)
@@ -194,7 +221,8 @@ def _large_cache(plan: Plan, config: TrainConfig) -> list[str]:
     needed = cache_bytes(plan, config)
     if needed <= LARGE_CACHE_BYTES:
         return []
-    causes = [cause for cause, on in (("Mirror doubles it", config.mirror), ("Colour jitter makes it fourfold", config.color_jitter)) if on]
+    causes = [cause for cause, on in (("Mirror doubles it", config.mirror), ("Colour jitter makes it fourfold", config.color_jitter),
+                                      ("each picture is kept in every resolution", len(set(plan.resolutions)) > 1)) if on]
     return [f"The encoded pictures will take about {needed / 1e9:.1f} GB of main memory" + (f" ({', '.join(causes)})." if causes else ".")]
 
 

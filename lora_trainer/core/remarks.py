@@ -1,5 +1,6 @@
 """What a person should know of a run before it begins, in sentences. What would make it fail is refused elsewhere."""
 from .captions import loras_in
+from .choices import resolutions_of
 from .config import TrainConfig
 from .dataset import TRANSPARENT, Picture, Problem
 from .selection import Selection
@@ -72,8 +73,10 @@ def _one_tag_each(config: TrainConfig, pictures: list[tuple[Picture, str]]) -> l
 
 
 def _small(config: TrainConfig, pictures: list[Picture]) -> list[str]:
-    small = [] if config.bucket_no_upscale and config.enable_bucket else [picture for picture in pictures if picture.width * picture.height < 0.8 * config.resolution ** 2]
-    return [f"{len(small)} pictures are smaller than {config.resolution}x{config.resolution} and will be enlarged, which blurs them."] if small else []
+    if config.bucket_no_upscale and config.enable_bucket:
+        return []
+    counts = {side: sum(picture.width * picture.height < 0.8 * side ** 2 for picture in pictures) for side in resolutions_of(config)}
+    return [f"{count} pictures are smaller than {side}x{side} and will be enlarged, which blurs them." for side, count in counts.items() if count]
 
 
 def _regularisation(config: TrainConfig, pictures: list[tuple[Picture, str]]) -> list[str]:

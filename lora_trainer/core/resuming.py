@@ -18,14 +18,14 @@ from .errors import Refused, Stopped
 from .fingerprint import fingerprint_of_file, fingerprint_of_text
 from .plan import Plan, make_plan
 
-FREE = frozenset(("epochs", "max_train_steps", "learning_rate", "scheduler", "lr_warmup_steps", "weight_decay", "max_grad_norm", "save_steps", "save_state_steps",
+FREE = frozenset(("epochs", "max_train_steps", "learning_rate", "scheduler", "lr_warmup_steps", "weight_decay", "max_grad_norm", "save_steps", "save_every_n_epochs", "keep_snapshots", "negative_text", "save_state_steps",
                   "save_state_minutes", "keep_states", "preview", "sharing", "live", "when_memory_runs_out", "gradient_checkpointing", "overwrite", "logging_dir",
                   "preferred_weight", "save_precision", "scheduler_cycles", "scheduler_power", "text_encoder_lr", "validate_every", "scale_weight_norms"))
 """Settings that may change in the middle of a run: the user changes them on purpose, and nothing that was learned is lost."""
 FIXED = ("lora_rank", "lora_alpha", "lora_targets", "optimizer", "task_type", "lora_type", "lora_blocks", "attention_rank", "attention_alpha", "feed_forward_rank",
          "feed_forward_alpha", "conv_rank", "conv_alpha", "lokr_factor", "rslora", "use_dora", "train_unet", "train_text_encoder", "text_encoder_rank", "text_encoder_alpha",
          "optimizer_args", "ema_decay", "loraplus_lr_ratio", "loraplus_text_encoder_lr_ratio", "block_learning_rates")
-ELSEWHERE = ("prediction_type", "zero_terminal_snr", "train_data_dir", "extra_data_dirs", "reg_data_dir", "validation_split", "metadata_path", "output_name", "output_dir", "base_model", "init_lora", "repeats", "trigger_word")
+ELSEWHERE = ("prediction_type", "zero_terminal_snr", "train_data_dir", "extra_data_dirs", "extra_resolutions", "reg_data_dir", "validation_split", "metadata_path", "output_name", "output_dir", "base_model", "init_lora", "repeats", "trigger_word")
 """Settings that are compared by what they lead to: the pictures, the captions, the base model, the file."""
 
 
@@ -48,11 +48,12 @@ def state_step(folder: Path) -> int | None:
 
 def run_facts(config: TrainConfig, plan: Plan, *, should_stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """Describe a run so that `check_resume` can tell later what has changed; reads every picture once. Raises OSError, and `Stopped` when told to stop."""
-    pictures = {}
+    pictures, contents = {}, {}
     for number, picture in enumerate(plan.pictures):
         if should_stop():
             raise Stopped
-        pictures[_name(picture.path, config)] = _picture_facts(plan, number)
+        facts = _picture_facts(plan, number, contents)
+        pictures[_name(picture.path, config) + _in_size(plan.resolutions[number], config)] = facts
     return {"version": __version__, "torch": torch.__version__, "config": config.to_dict(), "total_steps": plan.schedule.total_steps, "pictures": pictures}
 
 
@@ -145,8 +146,16 @@ def _name(path: Path, config: TrainConfig) -> str:
     return path.relative_to(config.train_data_dir).as_posix() if path.is_relative_to(config.train_data_dir) else path.as_posix()
 
 
-def _picture_facts(plan: Plan, number: int) -> dict[str, Any]:
+def _in_size(resolution: int, config: TrainConfig) -> str:
+    """Return what tells a picture in another resolution from the same in the main one, whose name is as it always was."""
+    return "" if resolution == config.resolution else f" in {resolution} px"
+
+
+def _picture_facts(plan: Plan, number: int, contents: dict[Path, str]) -> dict[str, Any]:
+    """`contents` are the fingerprints of pictures that were read already."""
     picture, bucket = plan.pictures[number], plan.buckets[number]
     mask = plan.masks.get(picture.path)
-    return {"content": fingerprint_of_file(picture.path), "caption": fingerprint_of_text(plan.captions[number]), "repeats": plan.schedule.repeats[number],
+    if picture.path not in contents:
+        contents[picture.path] = fingerprint_of_file(picture.path)
+    return {"content": contents[picture.path], "caption": fingerprint_of_text(plan.captions[number]), "repeats": plan.schedule.repeats[number],
             "bucket": [bucket.width, bucket.height], "role": plan.roles[number], "mask": mask and fingerprint_of_file(mask)}

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -86,6 +86,15 @@ def select(config: TrainConfig, *, thorough: bool = True) -> Selection:
     roles = ["train"] * len(training) + ["regularisation"] * len(regularisation) + ["validation"] * len(validation)
     repeats = [0 if role == "validation" else picture.repeats for picture, role in zip(pictures, roles)]
     return Selection(pictures, roles, repeats, [*problems, *more_problems, *damaged, *more_damaged], masks | more_masks, remarks)
+
+
+def each_resolution(roles: Sequence[str], resolutions: Sequence[int]) -> list[tuple[int, int]]:
+    """Return (number, resolution) of every entry of a run: role by role, all pictures in the first resolution, then in the next.
+
+    Validation is measured in the first alone, so that its loss is of the same kind throughout.
+    """
+    return [(number, side) for role in ("train", "regularisation", "validation") for side in resolutions[:1 if role == "validation" else None]
+            for number, own in enumerate(roles) if own == role]
 
 
 # --- Folders -------------------------------------------------------------------------------------------------------------

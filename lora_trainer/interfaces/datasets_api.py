@@ -51,12 +51,25 @@ def _add_collection(router: APIRouter, library: Any) -> None:
         added, refused = [], []
         for file in files:
             try:
-                added.append(library.add(name, file.filename or "", file.file.read(LARGEST_UPLOAD_BYTES + 1)))
+                if (file.filename or "").lower().endswith(".zip"):
+                    taken = library.add_archive(name, file.filename, file.file)
+                    added += taken.added
+                    refused += taken.refused
+                else:
+                    added.append(library.add(name, file.filename or "", file.file.read(LARGEST_UPLOAD_BYTES + 1)))
             except Refused as error:
                 refused.append({"filename": file.filename, "reason": error.message})
-        if caption_from_prompt:
-            library.add_captions_from_prompts(name, added)
-        return {"added": added, "refused": refused}
+        return _added(name, added, refused, caption_from_prompt)
+
+    @router.post("/datasets/{name}/folder", **takes(required=["folder"], folder=TEXT, create=SWITCH, caption_from_prompt=SWITCH), **gives(an_object("added", "refused")))
+    def add_folder(name: str, body: dict = Body(...)) -> Any:
+        with_prompts = switch(body, "caption_from_prompt")
+        taken = library.add_folder(name, text(body, "folder"), with_prompts=with_prompts, create=switch(body, "create"))
+        return _added(name, taken.added, taken.refused, with_prompts)
+
+    def _added(name: str, added: list, refused: list, caption_from_prompt: bool) -> dict:
+        prompts = {"uncaptioned": library.add_captions_from_prompts(name, added)} if caption_from_prompt else {}
+        return {"added": added, "refused": refused, **prompts}
 
 
 def _add_captions(router: APIRouter, library: Any) -> None:

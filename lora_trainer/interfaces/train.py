@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.config import TrainConfig, read_settings, schema
+from ..core.config import TrainConfig, read_resolutions, read_settings, schema
 from ..core.contracts import Host
 from ..core.errors import Refused
 from ..jobs.service import TrainingService
@@ -38,7 +38,8 @@ def _default_words(value: Any) -> str:
 def run(args: argparse.Namespace, make_host: Callable[..., Host]) -> int:
     """Run the command; return 0, or 130 after Ctrl-C, which saves what was learned. Raises `Refused`."""
     values = read_settings(args.config) if args.config else {}
-    values.update({entry["name"]: value for entry in schema() if (value := getattr(args, entry["name"])) is not None})
+    typed = {entry["name"]: value for entry in schema() if (value := getattr(args, entry["name"])) is not None}
+    values.update({**typed, **read_resolutions(typed)})
     config = TrainConfig.parse(values)
     if not config.base_model:
         raise Refused("Without a WebUI a checkpoint is needed: give base_model, a .safetensors file.", field="base_model")

@@ -354,9 +354,9 @@ class TrainingService:
 
     def _estimated_seconds(self, config: TrainConfig, steps: int, model: ModelStatus) -> float | None:
         """Estimate from the last finished job of the same resolution, batch and layers on a checkpoint of this kind, if there is one."""
-        alike = ("resolution", "batch_size", "lora_targets", "gradient_accumulation_steps", "gradient_checkpointing", "train_text_encoder")
+        alike = ("resolution", "extra_resolutions", "batch_size", "lora_targets", "gradient_accumulation_steps", "gradient_checkpointing", "train_text_encoder")
         for job in self.store.newest(kind="training"):
-            before = {"train_text_encoder": False, **job["config"]}                # older ones do not say
+            before = {"train_text_encoder": False, "extra_resolutions": "", **job["config"]}                # older ones do not say
             same = job["for_kind"] == _kind_of(model) if job["for_kind"] else job["for_checkpoint"] == model.checkpoint
             if same and job["state"] == "finished" and job.get("seconds_per_step") and all(before.get(name) == getattr(config, name) for name in alike):
                 return job["seconds_per_step"] * steps
@@ -368,6 +368,7 @@ def _kind_of(model: ModelStatus) -> str:
     return f"{model.family} {model.variant} {model.size_px}" if model.trainable else ""
 
 
-def _counts(plan: Plan) -> dict[str, int]:
-    """Return how many pictures a run learns from, how many of others keep it from forgetting, and how many are only measured."""
-    return {"pictures": plan.roles.count("train"), "regularisation_pictures": plan.roles.count("regularisation"), "validation_pictures": plan.roles.count("validation")}
+def _counts(plan: Plan) -> dict[str, Any]:
+    """Return how many pictures a run learns from, how many of others keep it from forgetting, how many are only measured, and in which resolutions."""
+    return {"pictures": plan.count("train"), "regularisation_pictures": plan.count("regularisation"), "validation_pictures": plan.count("validation"),
+            "resolutions": list(dict.fromkeys(plan.resolutions))}

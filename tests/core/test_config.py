@@ -54,6 +54,24 @@ def test_kohya_toml_in_sections(tmp_path):
     assert (config.resolution, config.scheduler, config.save_precision) == (627, "constant", "fp32")
 
 
+@pytest.mark.parametrize("values, resolution, extra", [
+    ({"resolution": "512, 768"}, 512, "768"), ({"resolution": [512, 768, 1024]}, 512, "768, 1024"), ({"resolution": "512,512"}, 512, ""),
+    ({"resolution": "512x768"}, 627, ""), ({"resolution": "512x512, 768"}, 512, "768"), ({"resolution": "768"}, 768, ""),
+    ({"resolution": "512, 768", "extra_resolutions": "1024"}, 512, "768, 1024"), ({"extra_resolutions": [768, 1024]}, 512, "768, 1024"),
+    ({"extra_resolutions": 768}, 512, "768"), ({"resolution": "512,768", "network_dim": 8}, 627, ""), ({"resolution": [512, 768], "network_dim": 8}, 627, ""),
+    ({"resolution": "(512, 768)", "network_dim": 8}, 627, ""), ({"resolution": "512,512", "network_dim": 8}, 512, ""),
+])
+def test_a_resolution_of_several_numbers(values, resolution, extra):
+    config = TrainConfig.parse(values)
+    assert (config.resolution, config.extra_resolutions) == (resolution, extra)
+    assert TrainConfig.parse(config.to_dict()) == config
+
+
+@pytest.mark.parametrize("resolution", ["512,", "512,cat", ",", "", "0x0", "512x", "1x2x3", "-512,768", [], [512, None], [[512]], "9" * 5000, "512," * 50_000])
+def test_a_resolution_that_makes_no_sense_is_refused(resolution):
+    assert refused({"resolution": resolution}).field == "resolution"
+
+
 @pytest.mark.parametrize("values, field, sentence", [
     ({"lora_rnak": 3}, "lora_rnak", "Did you mean 'lora_rank'"),
     ({"lora_rank": 0}, "lora_rank", "Rank: 0 is out of range. Use 1 to 1024"),

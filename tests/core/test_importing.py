@@ -56,11 +56,11 @@ def test_kohya_ss_page(tmp_path):
         "scheduler": "cosine_with_restarts", "scheduler_cycles": 12, "clip_skip": 2, "max_token_length": 150, "enable_bucket": True, "bucket_step": 64, "bucket_min": 256,
         "bucket_max": 2048, "bucket_no_upscale": True, "mirror": True, "caption_dropout_rate": 0.05, "gradient_accumulation_steps": 2, "gradient_checkpointing": True,
         "keep_tokens": 1, "max_timestep": 1000, "min_snr_gamma": 5.0, "mixed_precision": "bf16", "noise_offset": 0.05, "output_dir": "/loras", "output_name": "mine",
-        "prior_loss_weight": 1.0, "save_precision": "fp16", "shuffle_caption": True, "batch_size": 3, "train_data_dir": "/pictures", "resolution": 512,
+        "prior_loss_weight": 1.0, "save_every_n_epochs": 1, "save_precision": "fp16", "shuffle_caption": True, "batch_size": 3, "train_data_dir": "/pictures", "resolution": 512,
         "max_grad_norm": 0.5, "weighted_captions": True,
         "caption_extension": ".txt", "caption_lines": "first"}
     assert set(left(found)) == {"adaptive_noise_scale", "cache_latents", "guidance_scale", "learning_rate", "lr_warmup_steps", "multires_noise_discount", "multires_noise_iterations",
-                                "num_cpu_threads_per_process", "save_every_n_epochs", "xformers"}
+                                "num_cpu_threads_per_process", "xformers"}
     assert "10% of all steps" in left(found)["lr_warmup_steps"] and "Flux" in left(found)["guidance_scale"]
 
 
@@ -127,9 +127,9 @@ def test_lora_scripts_toml(tmp_path):
     assert found.source == "lora-scripts settings"
     expected = {"lora_type": "lokr", "lokr_factor": 8, "lora_rank": 32, "conv_rank": 4, "conv_alpha": 1.0, "lora_dropout": 0.1, "learning_rate": 1e-4, "optimizer": "prodigy",
                 "optimizer_args": "d_coef=2.0", "weight_decay": 0.01, "scheduler_cycles": 1, "epochs": 10, "prediction_type": "v_prediction", "max_token_length": 255,
-                "train_text_encoder": False, "resolution": 1024, "bucket_step": 32}
+                "train_text_encoder": False, "resolution": 1024, "bucket_step": 32, "save_every_n_epochs": 2}
     assert {name: found.settings.get(name) for name in expected} == expected and "text_encoder_lr" not in found.settings
-    assert set(left(found)) == {"model_train_type", "save_every_n_epochs", "positive_prompts", "sample_width", "clip_skip", "network_args dropout"}
+    assert set(left(found)) == {"model_train_type", "positive_prompts", "sample_width", "clip_skip", "network_args dropout"}
 
 
 def test_lora_scripts_yaml_is_in_our_names(tmp_path):
@@ -190,6 +190,42 @@ def test_kohyas_dataset_config(tmp_path):
     assert found.settings == {"enable_bucket": True, "caption_extension": ".txt", "shuffle_caption": True, "keep_tokens": 1, "resolution": 627, "batch_size": 4, "train_data_dir": "/pictures/hoge", "repeats": 3,
                               "extra_data_dirs": "5 x /pictures/fuga\n1 x /pictures/piyo", "reg_data_dir": "/reg"}
     assert [(item.key, item.value) for item in found.left_out] == [("datasets[0] keep_tokens", 2), ("datasets[1] resolution", 768), ("class_tokens", "hoge girl")]
+
+
+IN_TWO_SIZES = """
+[[datasets]]
+resolution = "512,512"
+batch_size = 4
+enable_bucket = true
+  [[datasets.subsets]]
+  image_dir = "/pictures"
+  num_repeats = 3
+
+[[datasets]]
+resolution = [1024, 768]
+batch_size = 2
+enable_bucket = true
+  [[datasets.subsets]]
+  image_dir = "/pictures"
+  num_repeats = 3
+"""
+
+
+@needs_toml
+def test_data_sets_of_the_same_folders_are_one_in_several_resolutions(tmp_path):
+    found = imported(tmp_path, IN_TWO_SIZES, "dataset.toml")
+    assert found.settings == {"resolution": 512, "extra_resolutions": "887", "batch_size": 4, "enable_bucket": True,
+                              "train_data_dir": "/pictures", "repeats": 3}
+    assert [(item.key, item.value) for item in found.left_out] == [("datasets[1] batch_size", 2)]
+    other = imported(tmp_path, IN_TWO_SIZES.replace('image_dir = "/pictures"\n  num_repeats = 3\n\n', 'image_dir = "/more"\n  num_repeats = 3\n\n'), "other.toml")
+    assert "extra_resolutions" not in other.settings and "datasets[1] resolution" in left(other)
+
+
+@pytest.mark.parametrize("given, resolution, extra", [
+    ("512, 768", 512, "768"), ([512, 768, 1024], 512, "768, 1024"), ("512x768", 627, ""), ("512,512", 512, ""), (640, 640, "")])
+def test_several_resolutions_in_our_names_are_taken_over_together(tmp_path, given, resolution, extra):
+    found = imported(tmp_path, {"lora_rank": 8, "train_data_dir": "/pictures", "resolution": given})
+    assert (found.settings["resolution"], found.settings.get("extra_resolutions", "")) == (resolution, extra) and not found.left_out
 
 
 @needs_toml

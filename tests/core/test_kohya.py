@@ -193,12 +193,12 @@ def test_without_clip_skip_each_family_is_read_as_in_sd_scripts(silent, sdxl_mar
 
 def test_what_is_not_needed_or_not_possible_is_said_once_and_with_its_reason():
     _, left_out, _ = taken({"xformers": True, "sdpa": False, "wandb_api_key": "secret", "huggingface_token": "", "cache_latents": True, "log_with": "wandb",
-                            "save_every_n_epochs": 2, "adaptive_noise_scale": 0.01, "t5xxl": "x.safetensors", "lora_rnak": 8, "qwertz": 3, "sample_prompts": None,
+                            "save_n_epoch_ratio": 2, "adaptive_noise_scale": 0.01, "t5xxl": "x.safetensors", "lora_rnak": 8, "qwertz": 3, "sample_prompts": None,
                             "network_dim": 5000})
     assert all(isinstance(item, LeftOut) and item.reason for item in left_out.values())
     assert {key: item.reason.split(":")[0] for key, item in left_out.items()} == {
         "xformers": "not needed here", "wandb_api_key": "not needed here", "cache_latents": "not needed here", "log_with": "not needed here",
-        "save_every_n_epochs": "snapshots are counted in steps here", "adaptive_noise_scale": left_out["adaptive_noise_scale"].reason, "t5xxl": "not needed here",
+        "save_n_epoch_ratio": "it is a share of the epochs, which the file does not say", "adaptive_noise_scale": left_out["adaptive_noise_scale"].reason, "t5xxl": "not needed here",
         "lora_rnak": "this setting is not known here; is lora_rank meant?", "qwertz": "this setting is not known here", "network_dim": "Rank"}
     assert left_out["wandb_api_key"].value == "(not shown)" and left_out["network_dim"].value == 5000
 
@@ -233,3 +233,19 @@ def test_the_reference_has_every_setting_once_with_its_names():
     assert all(f"### {heading}" in table for heading in GROUPS.values()) and all(f"`{theirs}`" in table for theirs in KOHYA_NAMES)
     row = next(row for row in rows if "`lora_rank`" in row)
     assert row == "| `lora_rank` | Rank | `network_dim` | 16 | 1 to 1024 | " + TrainConfig.__dataclass_fields__["lora_rank"].metadata["help"] + " |"
+
+
+@pytest.mark.parametrize("values, expected, left", [
+    ({"save_every_n_epochs": 2, "save_last_n_epochs": 3}, dict(save_every_n_epochs=2, keep_snapshots=3), []),
+    ({"save_every_n_steps": 100, "save_last_n_steps": 300}, dict(save_steps=100, keep_snapshots=4), []),      # 700, 800, 900, 1000
+    ({"save_every_n_steps": 100, "save_last_n_steps": 250}, dict(save_steps=100, keep_snapshots=3), []),
+    ({"save_every_n_steps": 100, "save_last_n_steps": 100, "save_every_n_epochs": 1, "save_last_n_epochs": 5}, dict(keep_snapshots=5), ["save_last_n_steps"]),
+    ({"save_every_n_steps": 100, "save_last_n_steps": 900, "save_every_n_epochs": 1, "save_last_n_epochs": 5}, dict(keep_snapshots=10), []),
+    ({"max_train_epochs": 10, "save_n_epoch_ratio": 3}, dict(save_every_n_epochs=3), []),
+    ({"max_train_steps": 10, "save_n_epoch_ratio": 3}, dict(save_every_n_epochs=None), ["save_n_epoch_ratio"]),
+    ({"save_last_n_steps": 300}, dict(keep_snapshots=None), ["save_last_n_steps"]),
+    ({"save_every_n_epochs": 0, "save_last_n_epochs": 0, "save_last_n_steps": 0}, dict(keep_snapshots=None, save_every_n_epochs=None), []),
+])
+def test_snapshots_and_how_many_are_kept(values, expected, left):
+    found, left_out, _ = taken(values)
+    assert {name: found.get(name) for name in expected} == expected and sorted(left_out) == left

@@ -186,11 +186,11 @@ def test_a_kohya_config_of_forty_keys_gives_the_metadata_that_kohya_would_write(
     assert set(ours) - set(WRITTEN_BY_KOHYA) - OF_THE_MOMENT == OURS_ALONE and OF_THE_MOMENT <= set(ours)
     differ = {key for key, theirs in WRITTEN_BY_KOHYA.items() if not same(ours.get(key), theirs)}
     assert differ == set(DIFFERENT), {key: (ours.get(key), WRITTEN_BY_KOHYA[key]) for key in differ ^ set(DIFFERENT)}
-    assert {item.key for item in imported.left_out} == {"cache_latents", "save_model_as", "save_every_n_epochs", "xformers", "network_dropout"}
+    assert {item.key for item in imported.left_out} == {"cache_latents", "save_model_as", "xformers", "network_dropout"}
 
 
 EVERYTHING = {  # every setting of training at a value that is not its default
-    "trigger_word": "zib", "preferred_weight": 0.7, "resolution": 640, "epochs": 3, "max_train_steps": 24, "batch_size": 2, "learning_rate": 3e-4, "lora_rank": 8, "lora_alpha": 4.0,
+    "trigger_word": "zib", "preferred_weight": 0.7, "negative_text": "blurry", "resolution": 640, "extra_resolutions": "768", "epochs": 3, "max_train_steps": 24, "batch_size": 2, "learning_rate": 3e-4, "lora_rank": 8, "lora_alpha": 4.0,
     "repeats": 2, "enable_bucket": True, "bucket_step": 32, "bucket_min": 256, "bucket_max": 1024, "bucket_no_upscale": True, "mirror": True, "random_crop": True,
     "color_jitter": 0.1, "prior_loss_weight": 0.5, "validation_split": 0.34, "validate_every": 5, "shuffle_caption": True, "keep_tokens": 1,
     "keep_tokens_separator": "|||", "caption_dropout_rate": 0.1, "caption_tag_dropout_rate": 0.2, "trigger_only_rate": 0.1, "max_token_length": 150,
@@ -227,7 +227,7 @@ def test_train_like_this_one_gives_back_every_setting_of_our_own_lora(folder):
 
 
 # What kohya's keys have no word for; all else comes back from them alone. `epochs` do not count where steps are given; `repeats` are of the folder, 10_zib cat.
-ONLY_IN_OURS = {"preferred_weight", "trigger_only_rate", "keep_tokens_separator", "weighted_captions", "attention_rank", "attention_alpha", "feed_forward_rank",
+ONLY_IN_OURS = {"preferred_weight", "negative_text", "extra_resolutions", "trigger_only_rate", "keep_tokens_separator", "weighted_captions", "attention_rank", "attention_alpha", "feed_forward_rank",
                 "feed_forward_alpha", "text_encoder_rank", "text_encoder_alpha", "scheduler_cycles", "scheduler_power", "ema_decay", "scale_v_pred_loss",
                 "timestep_sampling", "logit_mean", "logit_std", "color_jitter", "repeats", "epochs", "bucket_step", "save_precision"}
 

@@ -4,6 +4,7 @@ import os
 import time
 
 import pytest
+from PIL import Image
 from safetensors import safe_open
 
 from lora_trainer.core import output
@@ -11,6 +12,7 @@ from lora_trainer.core.config import TrainConfig
 from lora_trainer.core.control import Control
 from lora_trainer.core.errors import Refused
 from lora_trainer.core.pipeline import train_lora
+from lora_trainer.core.plan import make_plan
 
 
 class Killed(BaseException):
@@ -106,3 +108,89 @@ def test_old_leftovers_beside_the_lora_are_removed(host, config, lora):
         os.utime(path, (time.time() - age,) * 2)
     train_lora(config, host)
     assert [path.name for path in host.lora_dir.glob(".*.tmp")] == [f".{'b' * 32}.tmp"]
+
+
+def names_of(host):
+    return sorted(path.name for path in host.lora_dir.iterdir())
+
+
+def test_snapshots_by_epochs_and_by_steps_are_named_by_their_step(host, settings):
+    config = TrainConfig.parse({**settings, "save_steps": 5, "save_every_n_epochs": 1, "max_train_steps": 9, "preview": False})
+    seen = []
+    train_lora(config, host, on_progress=lambda progress: seen.append(progress.snapshots))
+    epoch_steps = make_plan(config.replace(overwrite=True), lora_dir=host.lora_dir).schedule.steps_per_epoch
+    assert epoch_steps == 4
+    assert seen[-1] == ("mine-000004", "mine-000005", "mine-000008")
+    assert {f"{name}.safetensors" for name in seen[-1]} < set(names_of(host))
+
+
+def test_only_the_newest_snapshots_of_this_run_are_kept(host, settings):
+    train_lora(TrainConfig.parse({**settings, "save_steps": 2, "preview": False}), host)     # another run's: 2 and 4
+    others = {path.name: path.read_bytes() for path in host.lora_dir.iterdir()}
+    Image.new("RGB", (32, 32)).save(host.lora_dir / "two-000003.png")                       # the user's own
+    config = TrainConfig.parse({**settings, "output_name": "two", "save_steps": 1, "keep_snapshots": 2, "max_train_steps": 9, "preview": False})
+    seen = []
+    train_lora(config, host, on_progress=lambda progress: seen.append(progress.snapshots))
+    assert {name: (host.lora_dir / name).read_bytes() for name in others} == others
+    assert seen[-1] == ("two-000007", "two-000008")
+    assert [name for name in names_of(host) if name.startswith("two-")] == ["two-000003.png", "two-000007.json", "two-000007.safetensors",
+                                                                            "two-000008.json", "two-000008.safetensors"]
+
+
+def test_snapshots_that_were_asked_for_and_those_of_others_stay(host, settings, lora):
+    host.lora_dir.mkdir(exist_ok=True, parents=True)
+    control = Control()
+    seen = []
+
+    def listen(progress):
+        seen.append(progress.snapshots)
+        if progress.step == 3 and progress.stage == "training":
+            control.take_snapshot()
+        if progress.step == 5 and (mine := host.lora_dir / "mine-000004.safetensors").exists():
+            mine.write_bytes(b"somebody else's by now")
+    train_lora(TrainConfig.parse({**settings, "save_steps": 2, "keep_snapshots": 1, "max_train_steps": 9, "preview": False}),
+               host, control=control, on_progress=listen)
+    assert seen[-1] == ("mine-000003", "mine-000004", "mine-000008")
+    assert (host.lora_dir / "mine-000004.safetensors").read_bytes() == b"somebody else's by now"
+    assert not (host.lora_dir / "mine-000006.safetensors").exists()
+
+
+def test_a_run_that_goes_on_removes_what_it_saved_before(host, settings, tmp_path):
+    config = TrainConfig.parse({**settings, "save_steps": 2, "keep_snapshots": 1, "save_state_steps": 1, "max_train_steps": 9, "preview": False})
+    with pytest.raises(Killed):
+        train_lora(config, host, folder=tmp_path / "job", on_progress=stop_at(6, Killed()))
+    assert [path.stem for path in host.lora_dir.glob("mine-*.safetensors")] == ["mine-000004"]
+    seen = []
+    train_lora(config, host, folder=tmp_path / "job", resume=True, on_progress=lambda progress: seen.append(progress.snapshots))
+    assert [path.stem for path in host.lora_dir.glob("mine-*.safetensors")] == ["mine-000008"] and seen[-1] == ("mine-000008",)
+
+
+def test_an_old_snapshot_that_cannot_be_removed_is_removed_later(host, settings, monkeypatch):
+    tried = []
+
+    def refuse_once(path):
+        tried.append(path.stem)
+        if len(tried) == 1:
+            raise PermissionError("held open")
+        remove(path)
+    remove = output.remove_lora
+    monkeypatch.setattr(output, "remove_lora", refuse_once)
+    train_lora(TrainConfig.parse({**settings, "save_steps": 2, "keep_snapshots": 1, "max_train_steps": 9, "preview": False}), host)
+    assert tried == ["mine-000002", "mine-000002", "mine-000004", "mine-000006"]
+    assert [path.stem for path in host.lora_dir.glob("mine-*.safetensors")] == ["mine-000008"]
+
+
+def test_epoch_snapshots_of_an_earlier_run_are_not_mixed_up_with(host, settings, lora):
+    train_lora(TrainConfig.parse({**settings, "save_steps": 2, "preview": False}), host)
+    lora.unlink()
+    with pytest.raises(Refused, match="mine-000002.*mixed up"):
+        train_lora(TrainConfig.parse({**settings, "save_every_n_epochs": 1}), host)
+
+
+def test_the_negative_prompt_is_written_into_the_card_and_an_empty_one_leaves_it(host, settings, lora):
+    train_lora(TrainConfig.parse({**settings, "negative_text": "blurry, 模糊", "preview": False, "save_steps": 4}), host)
+    for name in ("mine", "mine-000004"):
+        card = json.loads((host.lora_dir / f"{name}.json").read_text(encoding="utf-8"))
+        assert card["negative text"] == "blurry, 模糊"
+    train_lora(TrainConfig.parse({**settings, "overwrite": True, "preview": False}), host)
+    assert json.loads(lora.with_suffix(".json").read_text(encoding="utf-8"))["negative text"] == "blurry, 模糊"

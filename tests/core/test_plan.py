@@ -49,6 +49,47 @@ def test_roles_captions_and_repeats(host, settings, others):
     assert seen == set(range(7))                                                   # never the one for validation
 
 
+def test_each_picture_is_learned_in_each_resolution(host, settings, others):
+    plan = planned(settings, host, extra_resolutions="128", reg_data_dir=str(others), validation_split=0.2)
+    single = planned(settings, host, reg_data_dir=str(others), validation_split=0.2)
+    assert plan.roles == ["train"] * 10 + ["regularisation"] * 4 + ["validation"]
+    assert plan.resolutions == [64] * 5 + [128] * 5 + [64] * 2 + [128] * 2 + [64]
+    assert plan.pictures[:5] == plan.pictures[5:10] == single.pictures[:5] and plan.captions[:5] == plan.captions[5:10]
+    assert plan.buckets[:5] == single.buckets[:5] and plan.schedule.repeats == (1,) * 10 + (3, 2, 3, 2, 0)
+    assert all(bucket.width * bucket.height <= 64 ** 2 for bucket in plan.buckets[:5])
+    assert all(96 ** 2 <= bucket.width * bucket.height <= 128 ** 2 for bucket in plan.buckets[5:10])
+    assert plan.schedule.steps_per_epoch > single.schedule.steps_per_epoch
+    assert (plan.count("train"), plan.count("regularisation"), plan.count("validation")) == (5, 2, 1)
+    assert sum(row["pictures"] for row in plan.bucket_counts()) == 15
+    said = next(warning for warning in plan.warnings if "learned in 64 and 128 px" in warning)
+    assert "5 pictures count as 10" in said and "measured in the first" in said
+    assert any("smaller than 128x128" in warning for warning in plan.warnings) and not any("64x64" in warning for warning in plan.warnings)
+    assert single.resolutions == [64] * 8 and not any("px:" in warning for warning in single.warnings)
+
+
+def test_small_pictures_that_are_not_enlarged_are_the_same_in_two_resolutions(host, settings):
+    plan = planned(settings, host, extra_resolutions="256", bucket_no_upscale=True)
+    assert any("6 pictures count as 12. Of them, 2 are no larger than in another resolution" in warning for warning in plan.warnings)
+    assert not any("will be enlarged" in warning for warning in plan.warnings)
+
+
+def test_a_resolution_that_came_from_a_rectangle_is_said(host, settings):
+    plan = planned(settings, host, resolution="64x128")
+    assert plan.resolutions == [91] * 6 and any("91 px" in warning and "rectangle" in warning for warning in plan.warnings)
+
+
+@pytest.mark.parametrize("changes, field, sentence", [
+    (dict(extra_resolutions="768, many"), "extra_resolutions", "'many' is not a number of pixels from 64 to 2048"),
+    (dict(extra_resolutions="32"), "extra_resolutions", "'32' is not"), (dict(extra_resolutions="99999999999"), "extra_resolutions", "is not"),
+    (dict(extra_resolutions=", ".join(map(str, range(100, 110)))), "extra_resolutions", "11 are too many; at most 8"),
+    (dict(extra_resolutions="128", bucket_max=96), "bucket_max", "96 px, is shorter than the resolution, 128 px"),
+    (dict(resolution=128, extra_resolutions="64", bucket_min=96), "bucket_min", "96 px, is longer than the resolution, 64 px")])
+def test_resolutions_that_cannot_be(host, settings, changes, field, sentence):
+    with pytest.raises(Refused, match=sentence) as caught:
+        planned(settings, host, **changes)
+    assert caught.value.field == field
+
+
 def test_captions_that_vary_keep_their_separator_until_they_are_drawn(host, settings, others):
     for path in Path(settings["train_data_dir"]).glob("*.txt"):
         path.write_text("a circle ||| red, blue")
@@ -166,7 +207,8 @@ def test_nothing_is_known_of_a_model_that_is_not_there(host, settings):
 
 
 @pytest.mark.parametrize("changes", [{}, dict(mirror=True), dict(color_jitter=0.1, mirror=True, validation_split=0.2), dict(random_crop=True, bucket_step=64),
-                                     dict(masked_loss="alpha", mirror=True), dict(masked_loss="files", random_crop=True)])
+                                     dict(masked_loss="alpha", mirror=True), dict(masked_loss="files", random_crop=True),
+                                     dict(extra_resolutions="96, 128", masked_loss="files", mirror=True, random_crop=True, validation_split=0.2)])
 def test_the_memory_of_encoded_pictures_is_what_they_take(host, settings, pictures, changes):
     Image.new("RGBA", (128, 64), (0, 0, 0, 0)).save(pictures / "0.png")
     Image.new("L", (64, 64), 100).save(pictures / "1-masklabel.png")

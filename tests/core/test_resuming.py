@@ -316,6 +316,33 @@ def test_settings_that_only_steer_may_change(host, longer, folder):
         check_resume(config.replace(resolution=128), host.lora_dir, folder)
 
 
+def test_the_same_run_in_several_resolutions(host, longer, folder, pictures):
+    Image.new("L", (64, 64), 100).save(pictures / "1-masklabel.png")
+    config = TrainConfig.parse({**longer, "extra_resolutions": "96, 128", "validation_split": 0.2, "masked_loss": "files", "max_train_steps": 16})
+    train_lora(config.replace(output_name="whole"), host)
+    run_until(9, config, host, folder)
+    assert train_lora(config, host, folder=folder, resume=True).steps == 16
+    assert_same(weights_of(host, "whole"), weights_of(host))
+    with pytest.raises(Refused, match=r"\.png in 128 px, .*missing"):
+        check_resume(config.replace(extra_resolutions="96"), host.lora_dir, folder)
+
+
+def test_a_state_from_before_there_were_several_resolutions_goes_on(host, longer, folder, monkeypatch):
+    config = TrainConfig.parse(longer)
+    train_lora(config.replace(output_name="whole"), host)
+    later = {"extra_resolutions", "save_every_n_epochs", "keep_snapshots", "negative_text"}
+    to_dict = TrainConfig.to_dict
+    monkeypatch.setattr(TrainConfig, "to_dict", lambda config: {name: value for name, value in to_dict(config).items() if name not in later})
+    run_until(5, config, host, folder)
+    monkeypatch.undo()
+    assert checkpoint.latest_facts(state_folder(folder))["config"].keys() & later == set()
+    assert check_resume(config, host.lora_dir, folder) == []
+    train_lora(config, host, folder=folder, resume=True)
+    assert_same(weights_of(host, "whole"), weights_of(host))
+    with pytest.raises(Refused, match=r"in 96 px .*new"):
+        check_resume(config.replace(extra_resolutions="96"), host.lora_dir, folder)
+
+
 def test_states_are_pruned_and_hold_no_pickle(host, longer, folder):
     train_lora(TrainConfig.parse({**longer, "keep_states": 3}), host, folder=folder)
     names = sorted(path.name for path in state_folder(folder).iterdir())

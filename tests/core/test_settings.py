@@ -13,7 +13,7 @@ from tests.conftest import SMALL, TinyHost, TinyModel, draw_pictures
 
 BASE = dict(max_train_steps=3, train_text_encoder=True, text_encoder_lr=1e-2, preview=False)
 LEARNED = {                            # setting: (another value, what else must be set, on both sides, for it to matter)
-    "trigger_word": ("zib", {}), "resolution": (96, {}), "epochs": (2, dict(max_train_steps=0, epochs=1)), "max_train_steps": (4, {}), "batch_size": (1, {}),
+    "trigger_word": ("zib", {}), "resolution": (96, {}), "extra_resolutions": ("96", {}), "epochs": (2, dict(max_train_steps=0, epochs=1)), "max_train_steps": (4, {}), "batch_size": (1, {}),
     "learning_rate": (2e-2, {}), "lora_rank": (2, {}), "lora_alpha": (2.0, {}), "repeats": (2, {}), "enable_bucket": (False, {}), "bucket_step": (64, {}),
     "bucket_min": (64, dict(bucket_step=32)), "bucket_max": (64, {}), "bucket_no_upscale": (True, dict(resolution=256)), "mirror": (True, {}),
     "random_crop": (True, dict(enable_bucket=False)), "color_jitter": (0.3, {}), "masked_loss": ("alpha", {}), "masked_loss_floor": (0.5, dict(masked_loss="alpha")),
@@ -44,7 +44,8 @@ ELSEWHERE = {                          # setting: where what it does is shown
     "weighted_captions": "tests/hosts/test_standalone.py", "clip_skip": "tests/hosts/test_standalone.py", "init_lora": "test_starting.py",
     "gradient_checkpointing": "below", "when_memory_runs_out": "test_trouble.py", "save_steps": "test_output.py", "sharing": "tests/webui/test_sharing.py",
     "live": "tests/webui/test_sharing.py", "save_state_minutes": "test_trouble.py", "save_state_steps": "test_resuming.py", "keep_states": "test_resuming.py",
-    "preview": "test_pipeline.py", "logging_dir": "tests/jobs/test_tensorboard.py",
+    "preview": "test_pipeline.py", "save_every_n_epochs": "test_output.py", "keep_snapshots": "test_output.py", "negative_text": "test_output.py",
+    "logging_dir": "tests/jobs/test_tensorboard.py",
 }
 
 

@@ -1,7 +1,9 @@
 """The routes of data sets by HTTP: editing with versions, undo, tables, files, checks, views; and requests that get nothing."""
 import io
 import json
+import os
 import time
+import zipfile
 
 import pytest
 from fastapi import FastAPI
@@ -124,6 +126,90 @@ def test_a_picture_from_the_gallery_brings_its_prompt(client):
     client.post(f"{CATS}/images", files=[("files", ("00001.png", picture))], data={"caption_from_prompt": "true"})
     client.post(f"{CATS}/images", files=[("files", ("00002.png", picture))])
     assert captions(client)["00001.png"] == "a happy zib" and captions(client)["00002.png"] == ""
+
+
+def with_prompt(prompt, colour):
+    texts = PngInfo()
+    texts.add_text("parameters", prompt + "\nSteps: 20")
+    return png(colour, pnginfo=texts)
+
+
+@pytest.mark.parametrize("prompt, reason", [("a " * 60_000, "100 kB"), ("a\x00b", "100 kB")])
+def test_one_bad_prompt_among_several_costs_no_other(client, prompt, reason):
+    files = [("files", (name, data)) for name, data in {
+        "1.png": with_prompt("one, cat", "white"), "2.png": with_prompt(prompt, "pink"),
+        "3.png": with_prompt("three", "black"), "4.png": b"no picture"}.items()]
+    answer = client.post(f"{CATS}/images", files=files, data={"caption_from_prompt": "true"})
+    assert answer.status_code == 200 and answer.json()["added"] == ["1.png", "2.png", "3.png"]
+    assert [row["filename"] for row in answer.json()["refused"]] == ["4.png"]
+    assert [row["filename"] for row in answer.json()["uncaptioned"]] == ["2.png"]
+    assert reason in answer.json()["uncaptioned"][0]["reason"]
+    found = captions(client)
+    assert (found["1.png"], found["2.png"], found["3.png"]) == ("one, cat", "", "three")
+
+
+def test_two_pictures_of_one_caption_file_keep_the_first_prompt(client):
+    files = [("files", (name, with_prompt(prompt, colour))) for name, prompt, colour in
+             (("1.png", "one", "white"), ("1.webp", "two", "pink"), ("3.png", "three", "black"))]
+    answer = client.post(f"{CATS}/images", files=files, data={"caption_from_prompt": "true"})
+    assert answer.json()["added"] == ["1.png", "1.webp", "3.png"]
+    assert [row["filename"] for row in answer.json()["uncaptioned"]] == ["1.webp"]
+    assert captions(client)["1.png"] == "one" and captions(client)["3.png"] == "three"
+
+
+def test_one_file_that_cannot_be_saved_among_several_costs_no_other(client, service):
+    folder = service.library.path("my cats")
+    (folder / "folder.png").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    files = [("files", (name, png("white"))) for name in ("folder.png", "pipe.png", "new.png")]
+    answer = client.post(f"{CATS}/images", files=files)
+    assert answer.json()["added"] == ["new.png"]
+    assert [row["filename"] for row in answer.json()["refused"]] == ["folder.png", "pipe.png"]
+
+
+def zipped(files):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def test_a_zip_among_other_files(client):
+    data = zipped({"set/10_猫/1.png": with_prompt("one, cat", "white"), "set/10_猫/2.png": png("pink"), "set/10_猫/2.txt": "two", "../evil.png": png()})
+    files = [("files", (name, content)) for name, content in (("cats.ZIP", data), ("plain.png", png("gray")), ("no.zip", b"hello"))]
+    answer = client.post(f"{CATS}/images", files=files, data={"caption_from_prompt": "true"}).json()
+    assert answer["added"] == ["10_猫/1.png", "10_猫/2.png", "10_猫/2.txt", "plain.png"] and answer["uncaptioned"] == []
+    assert [row["filename"] for row in answer["refused"]] == ["cats.ZIP/../evil.png", "no.zip"]
+    found = captions(client)
+    assert (found["10_猫/1.png"], found["10_猫/2.png"], found["plain.png"]) == ("one, cat", "two", "")
+
+
+def test_a_folder_on_the_server_is_copied_with_its_prompts(client, tmp_path):
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "0.png").write_bytes(with_prompt("a cat", "white"))
+    answer = client.post(f"{CATS}/folder", json={"folder": str(tmp_path / "outputs"), "caption_from_prompt": True})
+    assert answer.status_code == 200 and answer.json() == {"added": ["0.png"], "refused": [], "uncaptioned": []}
+    assert captions(client)["0.png"] == "a cat"
+    assert client.post(f"{CATS}/folder", json={"folder": str(tmp_path / "no")}).json()["error"]["code"] == "no_folder"
+    assert client.post(f"{CATS}/folder", json={}).status_code == 422
+    for folder, status in ((tmp_path / "no", 422), (tmp_path / "outputs", 200)):            # no data set is made for nothing
+        assert client.post(f"{SETS}/new/folder", json={"folder": str(folder), "create": True}).status_code == status
+        assert ("new" in {row["name"] for row in client.get(SETS).json()}) == (status == 200)
+    assert client.post(f"{SETS}/newer/folder", json={"folder": str(tmp_path / "outputs")}).status_code == 404
+
+
+def test_a_folder_outside_the_allowed_ones_is_not_copied(host, tmp_path):
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "0.png").write_bytes(png())
+    service = TrainingService(host, allowed_roots=[host.data_dir])
+    app = FastAPI()
+    api.mount(app, service)
+    client = TestClient(app)
+    client.post(SETS, json={"name": "my cats"})
+    answer = client.post(f"{CATS}/folder", json={"folder": str(tmp_path / "secret")})
+    assert answer.status_code == 403 and answer.json()["error"]["code"] == "forbidden_path"
+    service.library.close()
 
 
 @pytest.mark.parametrize("method, path, body, status, field", [

@@ -1,7 +1,12 @@
 """The grid of pictures in a real browser: captions, history, conflicts, tags, edits of many, tables, automatic captions."""
+import base64
+import io
 import time
+import zipfile
 
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from tests.browser import drop_files, text
 from tests.interfaces.conftest import PLAIN
@@ -499,3 +504,90 @@ def test_two_pages_that_edit_one_caption_ask_the_second(browser, page, filled, a
     until(lambda: on_disk(filled, 2) == "yours")
     page.wait_for_selector(".tl-caption:has-text('yours')")
     other.context.close()
+
+
+# --- Archives, folders and galleries -------------------------------------------------------------------------------------
+
+def generated(folder, prompts):
+    """Draw pictures with prompts in them, as the WebUI saves them; returns their folder."""
+    folder.mkdir()
+    for number, prompt in enumerate(prompts):
+        texts = PngInfo()
+        texts.add_text("parameters", f"{prompt}\nSteps: 20, Sampler: Euler")
+        Image.new("RGB", (64, 64), (60 * number, 90, 120)).save(folder / f"0000{number}.png", pnginfo=texts)
+    return folder
+
+
+def test_a_zip_is_dropped(page, service, pictures):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for path in sorted(pictures.iterdir()):
+            archive.write(path, f"my set/10_circle/{path.name}")
+        archive.writestr("my set/../evil.png", b"x")
+    drop_files(page, {"circles.zip": buffer.getvalue()})
+    page.wait_for_selector(".tl-summary:has-text('6 pictures · 6 captions')")
+    page.wait_for_selector("text=1 file was not taken")
+    (dataset,) = service.library.all()
+    assert dataset["name"] == "circles" and (service.library.path("circles") / "10_circle" / "0.png").is_file()
+
+
+def test_the_pictures_of_an_output_folder_are_copied(page, service, tmp_path):
+    folder = generated(tmp_path / "outputs", ["a cat", "a (dog:1.2)"])
+    page.fill("#tl-folder", str(tmp_path / "nothing"))
+    page.click("text=Copy >> visible=true")
+    page.wait_for_selector(".tl-error:has-text('does not exist')")
+    assert service.library.all() == []
+    page.fill("#tl-folder", str(folder))
+    page.click("text=Copy >> visible=true")
+    page.wait_for_selector(".tl-summary:has-text('2 pictures · 2 captions')")
+    assert (caption(page, 0), caption(page, 1)) == ("a cat", "a dog") and service.library.all()[0]["name"] == "outputs"
+    assert sorted(path.name for path in folder.iterdir()) == ["00000.png", "00001.png"]
+
+
+_GALLERY = """async (pictures) => {
+    const row = document.createElement('div');
+    row.id = 'image_buttons_txt2img';
+    row.innerHTML = '<button class="tool">x</button>';
+    const gallery = document.createElement('div');
+    gallery.id = 'txt2img_gallery';
+    document.body.append(row, gallery);
+    for (const [name, data] of pictures) {
+        const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+        const holder = document.createElement('div');
+        holder.className = 'thumbnail-item';
+        const image = document.createElement('img');
+        image.src = name ? URL.createObjectURL(new Blob([bytes], {type: 'image/png'})) : 'blob:nothing';
+        holder.append(image);
+        gallery.append(holder);
+        await image.decode().catch(() => {});
+    }
+}"""
+
+
+def show_gallery(page, files):
+    """Put pictures into a gallery as the WebUI has it, and let the page find it."""
+    page.evaluate(_GALLERY, [(name, base64.b64encode(data).decode()) for name, data in files])
+    page.evaluate("window.onUiUpdateForTests && window.onUiUpdateForTests()")
+
+
+def test_a_batch_of_the_gallery_comes_whole_and_without_its_grid(page, service, tmp_path):
+    folder = generated(tmp_path / "outputs", ["a cat", "a dog", "a " + "very " * 30_000 + "long prompt"])
+    grid = io.BytesIO()
+    Image.new("RGB", (128, 128)).save(grid, "PNG")
+    show_gallery(page, [("grid", grid.getvalue()), *((path.name, path.read_bytes()) for path in sorted(folder.iterdir()))])
+    page.click("#txt2img_send_to_train_lora")
+    page.wait_for_selector(".tl-toast:has-text('Click the picture you want first')")
+    page.click("#txt2img_send_all_to_train_lora")
+    page.wait_for_selector(".tl-toast:has-text('Added 3 to generated')")
+    found = service.library.open("generated").captions()
+    assert sorted(found.values()) == ["", "a cat", "a dog"]
+    page.evaluate("document.querySelectorAll('#txt2img_gallery .thumbnail-item')[2].classList.add('selected')")
+    page.click("#txt2img_send_to_train_lora")
+    page.wait_for_selector(".tl-toast:has-text('Added to generated'), .tl-toast:has-text('Already in')")
+
+
+def test_a_picture_of_the_gallery_that_is_gone_keeps_no_other_back(page, service, tmp_path):
+    folder = generated(tmp_path / "outputs", ["a cat"])
+    show_gallery(page, [("", b""), ("00000.png", (folder / "00000.png").read_bytes())])
+    page.click("#txt2img_send_all_to_train_lora")
+    page.wait_for_selector(".tl-toast:has-text('Added to generated; 1 could not be added')")

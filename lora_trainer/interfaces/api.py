@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.routing import Match, Route
 
 from ..core.errors import Refused
+from ..core.paths import asked_under
 from ..jobs.service import TrainingService
 from . import captioning_api, datasets_api, doors, events, jobs_api, settings_api
 from .answers import to_json
@@ -52,7 +53,8 @@ def _answering(handle: Handle, guard: Guard) -> Handle:
         try:
             guard(request)
             doors.admit(request)
-            response = await handle(doors.limited(request))
+            with asked_under(doors.foreign_name(request)):
+                response = await handle(doors.limited(request))
         except Exception as error:                                                 # entry point: log and report
             response = _refusal(request, error)
         response.headers.update(doors.HEADERS)

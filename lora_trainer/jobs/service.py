@@ -15,7 +15,7 @@ from ..core.config import TrainConfig, presets
 from ..core.contracts import Host, ModelStatus
 from ..core.errors import Refused
 from ..core.library import Library
-from ..core.paths import check_inside, check_possible
+from ..core.paths import check_inside, check_possible, foreign_name
 from ..core.plan import Plan, check_space, estimate, make_plan
 from . import claims, importing
 from .captioning import CaptioningJob, read_ready, select
@@ -39,9 +39,13 @@ log = logging.getLogger(__name__)
 class TrainingService:
     """One for each process: owns the data folder's database and the queue."""
 
-    def __init__(self, host: Host, *, allowed_roots: list[Path] | None = None) -> None:
-        """`allowed_roots`: folders that paths from users must lie in; None when only this machine can ask."""
-        self.host, self._allowed_roots = host, allowed_roots
+    def __init__(self, host: Host, *, allowed_roots: list[Path] | None = None,
+                 foreign_roots: list[Path] | None = None) -> None:
+        """`allowed_roots`: folders that paths from users must lie in; None when only this machine
+        can ask. `foreign_roots`: those for requests under a foreign host name, which may be a page
+        of another site by DNS rebinding; None where such requests do not get here.
+        """
+        self.host, self._allowed_roots, self._foreign_roots = host, allowed_roots, foreign_roots
         self.store = JobStore(host.data_dir / "jobs.sqlite3")
         self.store.interrupt_all(lambda job_id: claims.is_claimed(self.job_folder(job_id)))
         self.library = Library(host.data_dir / "datasets", self.check_path, count_tokens=TokenCounter())
@@ -82,6 +86,9 @@ class TrainingService:
         check_possible(path)
         if self._allowed_roots is not None:
             check_inside(path, self._allowed_roots)
+        elif self._foreign_roots is not None and (name := foreign_name()):
+            check_inside(path, self._foreign_roots,
+                         because=f"This WebUI was asked for as {name}, which is not this machine's")
 
     # --- Settings from elsewhere -----------------------------------------------------------------------------------------
 

@@ -233,17 +233,41 @@ def test_only_json_and_uploads_are_taken(client):
     assert client.post(f"{V1}/datasets", content=b'{"name": "new"}', headers={"content-type": "application/vnd.api+json; charset=utf-8"}).status_code == 201
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")      # gradio leaves an event loop behind
-def test_the_standalone_page_answers_to_no_other_name(local):
+@pytest.fixture
+def standalone(local):
+    """The app of the standalone page, gradio and all."""
     gradio = pytest.importorskip("gradio")
     if int(gradio.__version__.split(".")[0]) < 6:
         pytest.skip("the standalone page needs gradio 6")
     from lora_trainer.interfaces.page import create_app
-    app = create_app(local)
+    yield create_app(local)
+    gc.collect()
+
+
+LEFT_OPEN = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")      # gradio leaves an event loop behind
+
+
+@LEFT_OPEN
+def test_gradios_own_routes_take_nothing_from_another_site(standalone):
+    page = TestClient(standalone, base_url="http://127.0.0.1:7870")
+    files = {"files": ("a.html", HTML, "text/html")}
+    for headers in OTHER_SITES:
+        answer = page.post("/gradio_api/upload", files=files, headers=headers)
+        assert answer.status_code == (400 if "host" in headers else 403), headers
+    assert "another site" in page.post("/gradio_api/upload", files=files, headers={"origin": EVIL}).json()["detail"]
+    for headers in ({}, {"origin": "http://127.0.0.1:7870"}, {"sec-fetch-site": "same-origin"}):
+        assert page.post("/gradio_api/upload", files=files, headers=headers).status_code == 200, headers
+    for method, path in (("POST", "/gradio_api/queue/join"), ("POST", "/no/such/route"), ("DELETE", "/gradio_api/upload")):
+        assert page.request(method, path, headers={"sec-fetch-site": "cross-site"}).status_code == 403, path
+    assert page.get("/", headers={"sec-fetch-site": "cross-site"}).status_code == 200            # a link to the page
+    assert refusal(page.post(f"{V1}/datasets", json={}, headers={"origin": EVIL})) == "not_allowed"
+
+
+@LEFT_OPEN
+def test_the_standalone_page_answers_to_no_other_name(standalone):
+    app = standalone
     for name, status in (("127.0.0.1:7870", 200), ("localhost:7870", 200), ("evil.example:7870", 400), ("testserver", 400), ("127.0.0.1.evil.example", 400)):
         assert TestClient(app).get(f"{V1}/status", headers={"host": name}).status_code == status, name
-    del app
-    gc.collect()
 
 
 def test_what_is_asked_by_get_changes_nothing(client, host):
@@ -274,6 +298,26 @@ def test_unknown_routes_and_methods_are_answered_in_our_format(client):
 
 def test_other_routes_of_the_app_are_left_alone(client):
     assert client.get("/train-lora/v2/status").json() == "gradio's catch-all" == client.get("/train-lora/v1x").json()
+
+
+@pytest.mark.parametrize("subpath", ["/sd", "/deep/er", "/train-lora", "/train-lora/v1"])
+def test_behind_a_proxy_all_answers_alike_whether_it_strips_the_subpath_or_not(local, subpath):
+    app = FastAPI()
+    app.root_path = subpath                                                        # as gradio does with --subpath
+    app.add_api_route("/{anything:path}", lambda anything: "gradio's catch-all")
+    api.mount(app, local, guard=lambda connection: None)
+    client = TestClient(app)
+    for before in ("", subpath):
+        assert client.get(f"{before}{V1}/status").json()["host"]["kind"] == "standalone", before
+        assert client.post(f"{before}{V1}/datasets", json={"name": "x"}).status_code == 201, before
+        for method, path, status, code, allowed in UNKNOWN:
+            answer = client.request(method, before + V1 + path)
+            assert (answer.status_code, refusal(answer), answer.headers.get("allow")) == (status, code, allowed), (before, method, path)
+        with client.websocket_connect(f"{before}{V1}/events") as socket:
+            assert socket.receive_json()["type"]
+    assert client.post(f"{subpath}{V1}/datasets", json={"name": "y"}, headers={"sec-fetch-site": "cross-site"}).status_code == 403
+    with pytest.raises(WebSocketDisconnect), client.websocket_connect(f"{subpath}{V1}/events", headers={"origin": EVIL}):
+        pass
 
 
 # --- Paths ---------------------------------------------------------------------------------------------------------------

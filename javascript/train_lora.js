@@ -255,6 +255,8 @@
         const predictsChange = h('button.tl-link', {type: 'button', id: 'tl-predicts', 'aria-haspopup': 'menu', onclick: () => choosePrediction()}, 'change');
         const predicts = h('span.tl-muted.tl-predicts', {hidden: true}, predictsText, ' ', predictsChange);
         const version = h('span.tl-muted.tl-version');
+        const asking = h('span.tl-muted.tl-asking', {hidden: true, title: 'News of jobs cannot be sent to this page: a proxy does not pass WebSockets on, or changes the header '
+            + 'Host. Nothing is lost. To mend it, let the proxy pass on Upgrade, Connection and Host.'}, 'No live link: this page asks instead');
         const problems = h('div.tl-notice.tl-warn', {hidden: true});
         const connection = h('div.tl-notice.tl-warn', {hidden: true, role: 'status'}, 'Connection lost, trying again.');
         const columns = h('div.tl-columns');
@@ -271,7 +273,7 @@
         const toHistory = h('button.tl-link', {type: 'button', id: 'tl-to-history', onclick: () => history.element.scrollIntoView({block: 'start'})}, 'History');
         columns.append(h('div.tl-main', {}, pictures.element, settings.element, generate.element), h('div.tl-side', {}, train.element));
         const root = h('div.tl-app', {}, h('div.tl-head', {}, h('div.tl-model', {}, modelDot, modelText, modelFacts, predicts),
-            h('div.tl-head-side', {}, toHistory, version)), connection, problems, columns, history.element);
+            h('div.tl-head-side', {}, asking, toHistory, version)), connection, problems, columns, history.element);
 
         /** The settings that decide what the trainer will see of the pictures. */
         function tellPictures() {
@@ -466,6 +468,7 @@
                 if (!ready) await load();
                 await refreshStatus();
                 await feed.poll({now: failures > 0});
+                show(asking, feed.blocked());
                 if (!document.hidden && root.offsetParent !== null) await pictures.poll();
                 if (failures) {
                     failures = 0;

@@ -10,6 +10,7 @@
     const LIST_EVERY_MS = 5000;
     const FIRST_WAIT_MS = 1000;
     const LONGEST_WAIT_MS = 30_000;
+    const TRIES_BEFORE_SAYING = 2;
     const OVER = ['finished', 'stopped', 'failed', 'interrupted'];
 
     const isOver = ({state}) => OVER.includes(state);
@@ -62,7 +63,10 @@
             tries += 1;
         }
 
-        return {open, close};
+        /** It could not be had several times: something in between does not let it through. */
+        const blocked = () => tries >= TRIES_BEFORE_SAYING;
+
+        return {open, close, blocked};
     }
 
     /** The jobs as they are now. Listeners hear (kind, value): "jobs", "job" job, "ended" job, "metrics" {id, rows}, "status" part of a status, "alive", and "loaded" when somebody asked for
@@ -198,7 +202,7 @@
         }
 
         return {
-            connect: socket.open, drop: socket.close, alive: () => alive, hear: (hearer) => hearers.add(hearer), ask, takeStatus, list, stopped: (id) => stoppedHere.add(id), fetch, forget, follow, readMetrics, poll,
+            connect: socket.open, drop: socket.close, blocked: socket.blocked, alive: () => alive, hear: (hearer) => hearers.add(hearer), ask, takeStatus, list, stopped: (id) => stoppedHere.add(id), fetch, forget, follow, readMetrics, poll,
             job: (id) => jobs.get(id) || null, all, current, queue, over: () => all().filter(isOver), model: () => model, loaded: () => tell('loaded'),
             held: () => held, hold: (value) => { held = value; tell('jobs'); },
         };

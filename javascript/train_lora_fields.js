@@ -27,10 +27,11 @@
         const note = h('p.tl-help.tl-note', {id: `${id}-note`, hidden: true});
         const needs = h('p.tl-help.tl-needs', {hidden: true});
         const error = h('p.tl-error', {id: errorId, hidden: true, role: 'alert'});
+        const remedy = h('div.tl-remedy-place');
         const unit = entry.unit ? h('span.tl-unit', {'aria-hidden': 'true'}, entry.unit) : null;
         const head = check ? h('div.tl-label-line', {}, control, label, reset) : h('div.tl-label-line', {}, label, reset);
         const names = entry.names ? h('p.tl-names', {'aria-hidden': 'true'}, entry.names) : null;
-        const element = h('div.tl-field', {}, head, check ? null : h('div.tl-control', {}, control, unit), note, needs, help, names, error);
+        const element = h('div.tl-field', {}, head, check ? null : h('div.tl-control', {}, control, unit), note, needs, help, names, error, remedy);
         element.classList.toggle('tl-wide', WIDE.has(entry.name));
         element.classList.toggle('tl-full', entry.name in LINES);
         element.classList.toggle('tl-has-unit', Boolean(unit));
@@ -58,8 +59,10 @@
                 show(help, !text);
                 element.classList.toggle('tl-unused', Boolean(text));
             },
-            setError(text, soft = false) {
+            /** `remedies`: what sets it right, or nothing. */
+            setError(text, soft = false, remedies = null) {
                 setText(error, text);
+                if (remedy.textContent !== (remedies ? remedies.textContent : '')) remedy.replaceChildren(...(remedies ? [remedies] : []));
                 show(error, Boolean(text));
                 error.classList.toggle('tl-asked', soft);
                 control.setAttribute('aria-invalid', text && !soft ? 'true' : 'false');

@@ -319,11 +319,22 @@
                 const error = errors.find((item) => item.field === name);
                 const untouched = name === 'output_name' && !value(name);
                 const fresh = error && !untouched && !field.hasError();
-                field.setError(error && !untouched ? error.message : '', Boolean(error && error.soft));
+                field.setError(error && !untouched ? error.message : '', Boolean(error && error.soft), error && !untouched ? remediesOf(error.remedies || []) : null);
                 const section = fresh && sections.find(({names}) => names.includes(name));
                 if (section) section.open();
             }
             presentFilter();
+        }
+
+        /** Make the buttons that set something right, each by changing settings that are on the page; null where there are none. */
+        function remediesOf(remedies) {
+            const possible = remedies.filter(({changes: wanted}) => Object.keys(wanted).every((name) => fields.has(name)));
+            if (!possible.length) return null;
+            return h('span.tl-remedies', {}, ...possible.map(({label, changes: wanted}) => h('button.tl-button', {type: 'button', onclick: () => {
+                for (const [name, text] of Object.entries(wanted)) put(name, text);
+                presentAll();
+                changed();
+            }}, label)));
         }
 
         /** Take over settings, as those of a run; what they do not say stays as it is, or with `rest` becomes the default, but for the names. */
@@ -337,7 +348,7 @@
             changed();
         }
 
-        return {element, build, config, setDefault, setModel, setErrors, take, reveal, schema: () => schema, shows: (name) => fields.has(name),
+        return {element, build, config, setDefault, setModel, setErrors, take, reveal, remedies: remediesOf, schema: () => schema, shows: (name) => fields.has(name),
             value: (name) => (schema.has(name) ? value(name) : undefined), set: (name, text) => schema.has(name) && change(name, text)};
     }
 

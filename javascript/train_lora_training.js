@@ -4,7 +4,7 @@
     const {h, show, setText, button, iconButton, card, plural, duration, bigNumber, bytes, post, feed, isTraining, isCancelled, nameOf, amountOf, createJobView, createQueue,
         createNotifier, remembered, refreshCards, ServerError} = kit;
 
-    const NO_PLAN = {pictures: 0, buckets: [], steps: 0, trainable_parameters: null, warnings: [], errors: []};
+    const NO_PLAN = {pictures: 0, buckets: [], steps: 0, trainable_parameters: null, warnings: [], advice: [], errors: []};
 
     /** Ask for a plan. A config that the server refuses outright is a plan with that one error. */
     async function planFor(config) {
@@ -28,8 +28,8 @@
         return `${base}-${Date.now()}`;
     }
 
-    /** What the plan says, in two lines and its warnings. */
-    function createPlan() {
+    /** What the plan says, in two lines and its warnings; `remedy` makes the buttons that set one right. */
+    function createPlan({remedies}) {
         const main = h('p.tl-plan-main');
         const more = h('p.tl-muted');
         const warnings = h('ul.tl-list.tl-warn-list', {hidden: true});
@@ -46,7 +46,8 @@
                 plan.estimated_memory_bytes && `${bytes(plan.estimated_memory_bytes)} more memory`].filter(Boolean).join(' · ') : '');
             more.title = good ? plan.buckets.map((bucket) => `${bucket.width} × ${bucket.height}: ${plural(bucket.pictures, 'picture')}`).join('\n') : '';
             const list = (good && plan.warnings) || [];
-            warnings.replaceChildren(...list.map((text) => h('li', {}, text)));
+            const advice = plan ? plan.advice || [] : [];
+            warnings.replaceChildren(...list.map((text) => h('li', {}, text, remedies(advice.filter(({message}) => message === text)))));
             show(warnings, list.length > 0);
         }
 
@@ -63,7 +64,7 @@
         let usedName = '';                                                                 // What was started from here; that this name is taken is no news.
         let ended = '';                                                                    // The run that ended last, perhaps before it was seen at work.
 
-        const planBox = createPlan();
+        const planBox = createPlan({remedies: settings.remedies});
         const train = h('button.tl-button.tl-primary.tl-large', {type: 'button', id: 'tl-train', 'aria-describedby': 'tl-reasons', onclick: () => press()}, 'Train');
         const trainLine = h('div.tl-train-line', {onpointerenter: () => train.disabled && look(), onclick: () => train.disabled && look()}, train);
         const reasons = h('ul.tl-reasons', {id: 'tl-reasons'});
@@ -102,11 +103,11 @@
         const blocking = () => errors().filter(({code}) => code !== 'name_taken');
 
         function presentButton() {
-            const obstacles = model && !model.trainable ? [model.reason || 'The loaded model cannot be trained.'] : blocking().map(({message}) => message);
+            const obstacles = model && !model.trainable ? [{message: model.reason || 'The loaded model cannot be trained.'}] : blocking();
             train.disabled = starting || !model || !plan || obstacles.length > 0;
             setText(train, starting ? (busy() ? 'Adding …' : 'Starting …') : busy() ? 'Add to queue' : 'Train');
             train.classList.toggle('tl-primary', !busy());
-            reasons.replaceChildren(...(starting ? [] : obstacles).map((text) => h('li', {}, text)));
+            reasons.replaceChildren(...(starting ? [] : obstacles).map(({message, remedies = []}) => h('li', {}, message, settings.remedies(remedies))));
             show(reasons, !starting && obstacles.length > 0);
             if (starting) show(takenBox, false);
         }

@@ -17,13 +17,15 @@ from typing import Any
 import torch
 
 from .errors import Refused
+from .remedies import Remark, Remedy, details_of, set_to
 from .schedules import learning_rate_factor
 
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
     """An optimizer. `package` is pip's name of what it is in, "" for torch; `settings` are ours where the package's own defaults do not suit.
-    `loads_slowly`: importing it takes seconds, as it loads libraries for the GPU."""
+    `loads_slowly`: importing it takes seconds, as it loads libraries for the GPU. Learning rates below `lowest_rate` teach
+    next to nothing, those from `too_high_rate` on break the pictures."""
     title: str
     module: str
     type_name: str
@@ -31,19 +33,24 @@ class _Kind:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     finds_rate: bool = False
     loads_slowly: bool = False
+    usual_rate: float = 1e-4
+    lowest_rate: float = 1e-6
+    too_high_rate: float = 3e-3
 
 
+_FACTOR = dict(usual_rate=1.0, lowest_rate=0.1, too_high_rate=5.0)          # on a rate that is found
 KINDS = {
     "adamw": _Kind("AdamW", "torch.optim", "AdamW"),
     "adamw8bit": _Kind("AdamW 8-bit", "bitsandbytes.optim", "AdamW8bit", "bitsandbytes", loads_slowly=True),
-    "lion": _Kind("Lion", "lion_pytorch", "Lion", "lion-pytorch"),
+    "lion": _Kind("Lion", "lion_pytorch", "Lion", "lion-pytorch", usual_rate=3e-5, lowest_rate=1e-7, too_high_rate=1e-4),
     "adafactor": _Kind("Adafactor", "transformers.optimization", "Adafactor", "transformers",
                        dict(relative_step=False, scale_parameter=False, warmup_init=False)),
-    "prodigy": _Kind("Prodigy", "prodigyopt", "Prodigy", "prodigyopt", finds_rate=True),
-    "dadaptation": _Kind("D-Adaptation", "dadaptation", "DAdaptAdam", "dadaptation", dict(decouple=True), finds_rate=True),
-    "schedulefree": _Kind("Schedule-Free AdamW", "schedulefree", "AdamWScheduleFree", "schedulefree"),
+    "prodigy": _Kind("Prodigy", "prodigyopt", "Prodigy", "prodigyopt", finds_rate=True, **_FACTOR),
+    "dadaptation": _Kind("D-Adaptation", "dadaptation", "DAdaptAdam", "dadaptation", dict(decouple=True), finds_rate=True, **_FACTOR),
+    "schedulefree": _Kind("Schedule-Free AdamW", "schedulefree", "AdamWScheduleFree", "schedulefree", usual_rate=5e-4, too_high_rate=3e-2),
 }
 _OURS = {"params", "lr", "name", "args", "optim_bits", "is_paged", "fsdp_in_use", "capturable", "differentiable", "maximize"}   # not the user's to set
+_FIELDS = {"unet": "learning_rate", "text_encoder": "text_encoder_lr"}
 _OF_GROUPS = ("weight_decay", "decouple")          # given with each group: told in the constructor, prodigyopt and dadaptation print a line
 
 
@@ -112,7 +119,8 @@ def check_rates(name: str, learning_rates: Mapping[str, float]) -> None:
         raise Refused(f"{kind.title} finds one learning rate for everything, and {' and '.join(f'{rate:g} ({group})' for group, rate in learning.items())} "
                       "differ. Make Learning rate and Learning rate, text encoder the same, usually 1; or 0 for the text encoder. "
                       "It takes no LoRA+ ratio but 1, and no Learning rates of blocks but 0.",
-                      field="text_encoder_lr", code="bad_rates")
+                      field="text_encoder_lr", code="bad_rates",
+                      details=details_of(Remedy("Set both to 1", {_FIELDS[group]: 1.0 for group in learning if group in _FIELDS})))
 
 
 def effective_rate(optimizer: torch.optim.Optimizer) -> float:
@@ -143,16 +151,33 @@ def averaged(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], paramet
 
 def remarks_on(name: str, *, learning_rates: Mapping[str, float], scheduler: str) -> list[str]:
     """Say what is unusual about settings that are possible, in sentences for the user."""
-    kind, highest, remarks = _kind(name), max(learning_rates.values(), default=0.0), []
-    if kind.finds_rate and highest < 0.1:
-        remarks.append(f"{kind.title} finds the learning rate by itself and takes yours as a factor on it: with {highest:g} it learns next to nothing. 1 is usual.")
-    if not kind.finds_rate and highest >= 0.1:
-        remarks.append(f"A learning rate of {highest:g} is for Prodigy and D-Adaptation; {kind.title} will break the pictures with it. 0.0001 is usual.")
-    if name == "lion" and 1e-4 <= highest < 0.1:
-        remarks.append("Lion's steps are larger than AdamW's: a third to a tenth of the learning rate is usual.")
+    remarks = _far_off(_kind(name), {group: rate for group, rate in learning_rates.items() if rate})
     if name == "schedulefree" and scheduler != "constant":
-        remarks.append(f"Schedule-Free needs no schedule: {scheduler} is not used, the warm-up is.")
+        remarks.append(Remark(f"Schedule-Free needs no schedule: {scheduler} is not used, the warm-up is.", set_to("scheduler", "constant")))
     return remarks
+
+
+def _far_off(kind: _Kind, rates: Mapping[str, float]) -> list[str]:
+    """Say so where learning rates of what learns, none of them 0, are not ones for this optimizer."""
+    highest = max(rates.values(), default=math.inf)
+    low = highest < kind.lowest_rate
+    wrong = [group for group, rate in rates.items() if low or rate >= kind.too_high_rate]
+    if not wrong:
+        return []
+    if kind.finds_rate:
+        sentence = f"{kind.title} finds the learning rate by itself and takes yours as a factor on it: with {highest:g} "
+        sentence += "it learns next to nothing." if low else "its steps are too large."
+    elif low:
+        sentence = f"A learning rate of {highest:g} is far too low for {kind.title}: it learns next to nothing."
+    elif highest >= 0.1:
+        sentence = f"A learning rate of {highest:g} is for Prodigy and D-Adaptation; {kind.title} will break the pictures with it."
+    elif kind.title == "Lion":
+        sentence = "Lion's steps are larger than AdamW's: a third to a tenth of the learning rate is usual."
+    else:
+        sentence = f"A learning rate of {highest:g} is far too high for {kind.title}: the pictures will fall apart."
+    plural = "s" * (len(wrong) > 1)
+    remedy = Remedy(f"Set the learning rate{plural} to {kind.usual_rate:g}", {_FIELDS[group]: kind.usual_rate for group in wrong})
+    return [Remark(f"{sentence} {kind.usual_rate:g} is usual.", remedy)]
 
 
 class LearningRates:

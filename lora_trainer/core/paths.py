@@ -1,4 +1,6 @@
 """Paths that requests name: read, and kept inside the folders that are allowed."""
+import contextlib
+import contextvars
 import itertools
 import stat
 from collections.abc import Iterator, Sequence
@@ -7,6 +9,24 @@ from pathlib import Path
 from .errors import Refused
 
 LONGEST_NAME_BYTES, LONGEST_PATH_BYTES = 255, 3000
+REACHABLE = "This WebUI can be reached from other machines"
+_asked_under: contextvars.ContextVar[str] = contextvars.ContextVar("asked_under", default="")
+
+
+@contextlib.contextmanager
+def asked_under(name: str) -> Iterator[None]:
+    """Note, for what is done inside, under which foreign host name a request came; "" for one
+    under this machine's own. Threads that a server runs a request in see it; jobs do not."""
+    token = _asked_under.set(name)
+    try:
+        yield
+    finally:
+        _asked_under.reset(token)
+
+
+def foreign_name() -> str:
+    """Return the foreign host name under which the request that is answered came, or ""."""
+    return _asked_under.get()
 
 
 def expanded(text: str) -> Path:
@@ -29,14 +49,14 @@ def check_possible(path: Path) -> None:
         raise Refused(f"{str(path)[:80]!r}… is too long for a path.", field="train_data_dir", code="bad_value")
 
 
-def check_inside(path: Path, roots: Sequence[Path]) -> None:
+def check_inside(path: Path, roots: Sequence[Path], *, because: str = REACHABLE) -> None:
     """Raise `Refused` (code "forbidden_path") for a path outside these folders, links followed.
 
     A path on another machine (`\\\\server\\share`) is refused by its text: merely looking at it makes Windows send the user's password hash there.
     """
     resolved = None if _elsewhere(path) and not any(_elsewhere(root) and path.is_relative_to(root) for root in roots) else _resolved(path)
     if resolved is None or not any(resolved.is_relative_to(root.resolve()) for root in roots):
-        raise Refused(f"This WebUI can be reached from other machines, so only folders inside {', '.join(str(root) for root in roots)} may be used. "
+        raise Refused(f"{because}, so only folders inside {', '.join(str(root) for root in roots)} may be used. "
                       "Start it with --train-lora-allowed-dirs to add some.", field="train_data_dir", code="forbidden_path")
 
 

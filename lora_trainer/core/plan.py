@@ -29,7 +29,7 @@ from .optimization import remarks_on as optimizer_remarks
 from .parameter_groups import groups_without_model, rates_of
 from .paths import numbered
 from .pixels import placement
-from .remarks import remarks_on
+from .remarks import remarks_on, remarks_on_batches
 from .selection import Selection, each_resolution, folders_of, select
 from .starting import FoundLora, find_lora, look_into
 from .tensor_files import read_header
@@ -103,6 +103,9 @@ def make_plan(config: TrainConfig, *, lora_dir: Path, thorough: bool = True, ses
                 warnings, output_file, tag_of(output_file.stem, config.preferred_weight), init_lora, selection.masks, list(sides))
     warnings += _sizes(plan, resolutions)
     warnings += _large_cache(plan, config) + optimizer_remarks(config.optimizer, learning_rates=_learning_rates(config, init_lora), scheduler=config.scheduler)
+    learned = {picture.path for picture, role in zip(plan.pictures, plan.roles) if role == "train"}
+    warnings += remarks_on_batches(config, plan.buckets, schedule.repeats, pictures=len(learned),
+                                   total_steps=schedule.total_steps, steps_per_epoch=schedule.steps_per_epoch)
     return plan
 
 

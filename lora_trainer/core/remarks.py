@@ -1,12 +1,23 @@
 """What a person should know of a run before it begins, in sentences. What would make it fail is refused elsewhere."""
+from collections import Counter
+from collections.abc import Sequence
+
+from .buckets import Bucket
 from .captions import loras_in
 from .choices import resolutions_of
 from .config import TrainConfig
+from .contracts import ModelStatus
 from .dataset import TRANSPARENT, Picture, Problem
+from .remedies import Remark, Remedy, set_to
 from .selection import Selection
 from .variation import has_choices
 
-FEW_PICTURES, MOST_SAID = 5, 5
+FEW_PICTURES, FEW_MIRRORED, MOST_SAID = 6, 4, 5
+WORK_BEST = "15 to 50"                 # pictures
+MOST_STEPS_PER_PICTURE = 300
+SMALLEST_SHARE = 0.75                  # of the side that a checkpoint was made for
+SIZES = {"sdxl": 1024}                 # of families, where the checkpoint does not say it
+FAMILIES = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
 WORDS_PER_TOKEN = 55 / 75              # of captions in English; lists of tags have fewer
 
 
@@ -15,7 +26,7 @@ def remarks_on(config: TrainConfig, selection: Selection, captions: list[str], *
     by_role = {role: [(picture, caption) for picture, caption, of in zip(selection.pictures, captions, selection.roles) if of == role]
                for role in ("train", "regularisation", "validation")}
     yours = by_role["train"] + by_role["validation"]
-    return (_unusable(selection.problems) + _few([picture for picture, _ in by_role["train"]]) + _bare(yours) + _captions(config, [picture for picture, _ in yours])
+    return (_unusable(selection.problems) + _few(config, len(by_role["train"])) + _bare(yours) + _captions(config, [picture for picture, _ in yours])
             + _long(config, yours + by_role["regularisation"])
             + _one_tag_each(config, yours) + _small(config, [picture for picture, _ in yours]) + selection.remarks + _regularisation(config, by_role["regularisation"])
             + _without_effect(config, total_steps) + _of_single_pictures(config, selection.pictures))
@@ -26,10 +37,57 @@ def _unusable(problems: list[Problem]) -> list[str]:
     return found + [f"{len(problems) - MOST_SAID} more files cannot be used."] * (len(problems) > MOST_SAID)
 
 
-def _few(pictures: list[Picture]) -> list[str]:
-    if len(pictures) >= FEW_PICTURES:
+def remarks_on_batches(config: TrainConfig, buckets: Sequence[Bucket], repeats: Sequence[int], *,
+                       pictures: int, total_steps: int, steps_per_epoch: int) -> list[str]:
+    """Return the remarks on how a run's `pictures` to learn from are put into steps. `buckets` and
+    `repeats` have an entry for each, and for those that are not learned from, with 0 repeats."""
+    most = MOST_STEPS_PER_PICTURE * pictures
+    return (_large_batch(config, buckets, repeats)
+            + (_by_heart(config, pictures, total_steps, steps_per_epoch) if total_steps > most else []))
+
+
+def remarks_on_model(config: TrainConfig, model: ModelStatus) -> list[str]:
+    """Return the remarks on settings that do not suit the checkpoint which is loaded."""
+    size = model.size_px or SIZES.get(model.family, 0)
+    if not model.trainable or config.resolution >= SMALLEST_SHARE * size:
         return []
-    return [f"Only {len(pictures)} picture{'s' * (len(pictures) > 1)}: the LoRA may learn {'it' if len(pictures) == 1 else 'them'} by heart. 15 to 50 work best."]
+    family = FAMILIES.get(model.family, "")
+    return [Remark(f"This {family} checkpoint was made for pictures of {size} px; what it learns from "
+                   f"{config.resolution} px is coarse and cut off.".replace("  ", " "),
+                   set_to("resolution", size))]
+
+
+def _large_batch(config: TrainConfig, buckets: Sequence[Bucket], repeats: Sequence[int]) -> list[str]:
+    """Say so where fewer than half of the pictures are in buckets that fill a batch."""
+    held: Counter[Bucket] = Counter()
+    for bucket, count in zip(buckets, repeats):
+        held[bucket] += count
+    shown = held.total()
+    filling = {size: sum(count for count in held.values() if count >= size)
+               for size in range(1, config.batch_size + 1)}
+    if 2 * filling[config.batch_size] >= shown:
+        return []
+    fitting = max(size for size, count in filling.items() if 2 * count >= shown)
+    squares = Remedy("Crop all to squares", {"enable_bucket": False})
+    return [Remark(f"Batch size {config.batch_size}: {shown - filling[config.batch_size]} of {shown} pictures "
+                   "(repeats included) are in buckets that hold fewer, so their batches are smaller.",
+                   set_to("batch_size", fitting),
+                   *([squares] if config.enable_bucket and shown >= config.batch_size else []))]
+
+
+def _by_heart(config: TrainConfig, pictures: int, total_steps: int, steps_per_epoch: int) -> list[str]:
+    most = MOST_STEPS_PER_PICTURE * pictures
+    epochs = 0 if config.max_train_steps else most // steps_per_epoch
+    return [Remark(f"{total_steps:,} steps for {pictures} picture{'s' * (pictures > 1)} are more than "
+                   f"{MOST_STEPS_PER_PICTURE} each: long before the end they are learned by heart.",
+                   set_to("epochs", epochs) if epochs else set_to("max_train_steps", most))]
+
+
+def _few(config: TrainConfig, count: int) -> list[str]:
+    if count >= (FEW_MIRRORED if config.mirror else FEW_PICTURES):
+        return []
+    mirrored = [Remedy("Learn them mirrored, too", {"mirror": True})] if count >= FEW_MIRRORED else []
+    return [Remark(f"Only {count} picture{'s' * (count > 1)}: the LoRA may learn {'it' if count == 1 else 'them'} by heart. {WORK_BEST} work best.", *mirrored)]
 
 
 def _bare(pictures: list[tuple[Picture, str]]) -> list[str]:
@@ -67,8 +125,8 @@ def _long(config: TrainConfig, pictures: list[tuple[Picture, str]]) -> list[str]
 
 def _one_tag_each(config: TrainConfig, pictures: list[tuple[Picture, str]]) -> list[str]:
     """Tags stand between commas; sentences have nothing to shuffle."""
-    varied = config.shuffle_caption or config.caption_tag_dropout_rate
-    return ["Tags are shuffled or left out, but no caption has more than one part: they stand between commas."
+    varied = {name: type(value)() for name in ("shuffle_caption", "caption_tag_dropout_rate") if (value := getattr(config, name))}
+    return [Remark("Tags are shuffled or left out, but no caption has more than one part: they stand between commas.", Remedy("Leave captions as they are", varied))
             ] if varied and not any("," in picture.caption for picture, _ in pictures) else []
 
 
@@ -76,7 +134,9 @@ def _small(config: TrainConfig, pictures: list[Picture]) -> list[str]:
     if config.bucket_no_upscale and config.enable_bucket:
         return []
     counts = {side: sum(picture.width * picture.height < 0.8 * side ** 2 for picture in pictures) for side in resolutions_of(config)}
-    return [f"{count} pictures are smaller than {side}x{side} and will be enlarged, which blurs them." for side, count in counts.items() if count]
+    remedy = Remedy("Never enlarge", {"enable_bucket": True, "bucket_no_upscale": True})
+    return [Remark(f"{count} pictures are smaller than {side}x{side} and will be enlarged, which blurs them.", remedy)
+            for side, count in counts.items() if count]
 
 
 def _regularisation(config: TrainConfig, pictures: list[tuple[Picture, str]]) -> list[str]:
@@ -84,15 +144,20 @@ def _regularisation(config: TrainConfig, pictures: list[tuple[Picture, str]]) ->
         return []
     bare = [picture for picture, caption in pictures if not caption]
     found = [f"{len(bare)} of {len(pictures)} regularisation pictures have no caption. Put them into a folder called 1_ and what they show, such as 1_cat."] if bare else []
-    return found + ["The regularisation pictures' weight is 0: they take time and change nothing."] * (not config.prior_loss_weight)
+    weightless = Remark("The regularisation pictures' weight is 0: they take time and change nothing.",
+                        Remedy("Set their weight to 1", {"prior_loss_weight": 1.0}))
+    return found + [weightless] * (not config.prior_loss_weight)
 
 
 def _without_effect(config: TrainConfig, total_steps: int) -> list[str]:
     checks = [(config.lr_warmup_steps >= total_steps,
-               f"The warm-up takes {config.lr_warmup_steps} steps and the run {total_steps}: the learning rate never gets to its full height."),
-              ((config.conv_rank or config.conv_alpha) and config.lora_targets != "all", "Rank and alpha of convolutions change nothing unless Layers is all."),
-              (config.train_text_encoder and not config.text_encoder_lr, "The text encoder's learning rate is 0: it learns nothing.")]
-    return [sentence for wrong, sentence in checks if wrong]
+               f"The warm-up takes {config.lr_warmup_steps} steps and the run {total_steps}: the learning rate never gets to its full height.",
+               set_to("lr_warmup_steps", total_steps // 10)),
+              ((config.conv_rank or config.conv_alpha) and config.lora_targets != "all", "Rank and alpha of convolutions change nothing unless Layers is all.",
+               set_to("lora_targets", "all")),
+              (config.train_text_encoder and not config.text_encoder_lr, "The text encoder's learning rate is 0: it learns nothing.",
+               Remedy("Do not train the text encoder", {"train_text_encoder": False}))]
+    return [Remark(sentence, remedy) for wrong, sentence, remedy in checks if wrong]
 
 
 def _of_single_pictures(config: TrainConfig, pictures: list[Picture]) -> list[str]:

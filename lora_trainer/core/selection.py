@@ -16,6 +16,7 @@ from .draws import generator
 from .errors import Refused
 from .masks import check_mask, find_masks, learns_everywhere
 from .paths import expanded
+from .remedies import details_of, set_to
 
 MOST_REPEATS, FEWEST_TO_LEARN = 1000, 2
 
@@ -214,7 +215,7 @@ def _held_back(count: int, share: float, seed: int) -> set[int]:
         return set()
     if count <= FEWEST_TO_LEARN:
         raise Refused(f"Validation keeps pictures out of training, and there are only {count}. It needs at least {FEWEST_TO_LEARN + 1}; with few pictures, set it to 0.",
-                      field="validation_split", code="bad_value")
+                      field="validation_split", code="bad_value", details=details_of(set_to("validation_split", 0.0)))
     wanted = min(max(1, math.floor(share * count + 0.5)), count - FEWEST_TO_LEARN)
     return set(torch.randperm(count, generator=generator(seed, "validation"))[:wanted].tolist())
 

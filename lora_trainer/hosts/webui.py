@@ -20,7 +20,7 @@ from ..core.contracts import BaseModel, Host, ModelStatus
 from ..core.errors import Refused
 from .webui_captioners import webui_captioners
 from .webui_checkpoint import status_of
-from .webui_guard import allowed_roots
+from .webui_guard import allowed_roots, is_local
 from .webui_loan import Loan, Movers, clean_state, random_state
 from .webui_loras import forget_lora, list_again, loras_in, remove_loras
 from .webui_model import outline_of, parts_of
@@ -183,4 +183,5 @@ def training_service() -> Any:
     """Return this process's one TrainingService. It survives "Reload UI", which runs scripts anew but keeps imported packages."""
     from ..jobs.service import TrainingService
     host = WebUIHost()
-    return TrainingService(host, allowed_roots=allowed_roots(host))
+    roots = allowed_roots(host)
+    return TrainingService(host, allowed_roots=None if is_local() else roots, foreign_roots=roots)

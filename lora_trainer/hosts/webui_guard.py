@@ -43,8 +43,11 @@ def _basic(header: str) -> bytes:
         return b""
 
 
-def allowed_roots(host: Host) -> list[Path] | None:
-    """Return the folders that requests may name: None, for any, where only this machine reaches the WebUI."""
-    if not shared.cmd_opts.webui_is_non_local:
-        return None
+def is_local() -> bool:
+    """Tell whether only this machine reaches the WebUI."""
+    return not shared.cmd_opts.webui_is_non_local
+
+
+def allowed_roots(host: Host) -> list[Path]:
+    """Return the folders that requests may name where not everything may be named."""
     return [host.data_dir, host.lora_dir, *(Path(folder).absolute() for folder in getattr(shared.cmd_opts, "train_lora_allowed_dirs", None) or ())]

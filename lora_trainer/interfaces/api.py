@@ -12,9 +12,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException as AnyHTTPException
-from starlette.routing import Match, Route
+from starlette.routing import BaseRoute, Match, Route, Router
 
 from ..core.errors import Refused
+from ..core.paths import asked_under
 from ..jobs.service import TrainingService
 from . import captioning_api, datasets_api, doors, events, jobs_api, settings_api
 from .answers import to_json
@@ -52,7 +53,8 @@ def _answering(handle: Handle, guard: Guard) -> Handle:
         try:
             guard(request)
             doors.admit(request)
-            response = await handle(doors.limited(request))
+            with asked_under(doors.foreign_name(request)):
+                response = await handle(doors.limited(request))
         except Exception as error:                                                 # entry point: log and report
             response = _refusal(request, error)
         response.headers.update(doors.HEADERS)
@@ -81,8 +83,8 @@ def mount(app: FastAPI, service: TrainingService, *, guard: Guard = lambda reque
     others = list(routes)
     app.include_router(router)
     app.include_router(events.create_router(service, guard, prefix=PREFIX))
-    ours = routes[len(others):]
-    routes[:] = [*ours, _Rest(router, guard), *others]                             # before gradio's catch-all
+    ours = [*routes[len(others):], _Rest(router, guard)]
+    routes[:] = [_UnderSubpath(ours), *ours, *others]                              # before gradio's catch-all
 
 
 def create_router(service: TrainingService, guard: Guard) -> APIRouter:
@@ -131,6 +133,30 @@ def _error(status: int, code: str, message: str, field: str | None = None, detai
     return _Json({"error": {"code": code, "message": message, **({"field": field} if field else {}), **(details or {})}}, status_code=status)
 
 
+class _UnderSubpath(BaseRoute):
+    """The same routes where the app has a root_path (--subpath): a proxy strips that off the path or
+    does not, and Starlette finds a route by the one or the other, depending on its version."""
+    path = name = PREFIX                                                           # for who lists an app's routes
+
+    def __init__(self, routes: list[BaseRoute]) -> None:
+        self._router = Router(routes)
+
+    def matches(self, scope: Any) -> tuple[Match, dict[str, Any]]:
+        return (Match.FULL if self._path(scope) else Match.NONE), {}
+
+    async def handle(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._router({**scope, "path": self._path(scope), "root_path": ""}, receive, send)
+
+    @staticmethod
+    def _path(scope: Any) -> str | None:
+        """Return the path without the subpath, None where it is not ours or there is no subpath."""
+        root = scope.get("root_path", "").rstrip("/")
+        if not root or scope["type"] not in ("http", "websocket"):
+            return None
+        ways = (scope["path"].removeprefix(root), scope["path"])
+        return next((path for path in ways if f"{path}/".startswith(f"{PREFIX}/")), None)
+
+
 class _Rest(Route):
     """Answers where no route of ours does: 404, or 405 where another method would be right; and to nobody who may not ask."""
 
@@ -139,11 +165,11 @@ class _Rest(Route):
         super().__init__(f"{PREFIX}/{{rest:path}}", _Endpoint(self._answer), include_in_schema=False)
 
     def matches(self, scope: Any) -> tuple[Match, dict[str, Any]]:
-        path = _path_of(scope)                                                     # a pattern would not take a line break
-        return (Match.FULL, {"endpoint": self.endpoint}) if scope["type"] == "http" and f"{path}/".startswith(f"{PREFIX}/") else (Match.NONE, {})
+        ours = scope["type"] == "http" and f"{scope['path']}/".startswith(f"{PREFIX}/")
+        return (Match.FULL, {"endpoint": self.endpoint}) if ours else (Match.NONE, {})   # a pattern would not take a line break
 
     async def _refuse(self, request: Request) -> Response:
-        path = _path_of(request.scope)
+        path = request.scope["path"]
         methods = ", ".join(sorted({method for route in self._ours if route.path_regex.match(path) for method in route.methods}))
         if methods:
             raise HTTPException(405, f"This can be asked by {methods} only.", headers={"Allow": methods})
@@ -158,7 +184,3 @@ class _Endpoint:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await (await self._answer(Request(scope, receive)))(scope, receive, send)
-
-
-def _path_of(scope: Any) -> str:
-    return scope["path"].removeprefix(scope.get("root_path", ""))

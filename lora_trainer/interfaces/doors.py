@@ -2,6 +2,8 @@
 
 api.py asks these doors for every route; each raises HTTPException, or `Refused`, which api.py turns into the error format.
 """
+import ipaddress
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -9,6 +11,7 @@ from urllib.parse import urlsplit
 from fastapi import HTTPException
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection, Request
 
 from ..core.errors import Refused
@@ -30,13 +33,24 @@ def admit(request: Request) -> None:
 def refuse_other_sites(connection: HTTPConnection) -> None:
     """Refuse what a page of another site asks on behalf of somebody who is logged in here. Raises HTTPException (403).
 
-    Browsers say where a request comes from by Sec-Fetch-Site, or at least by Origin; one with neither is not a browser's.
+    Browsers say where a request comes from by Sec-Fetch-Site, which then decides, or (over http) at
+    least by Origin; one with neither is not a browser's.
     """
     site, origin = connection.headers.get("sec-fetch-site"), connection.headers.get("origin")
     if site in ("same-origin", "none") or (site is None and origin is None):
         return
-    if origin is None or _host_of(origin) not in _own_hosts(connection):
+    if site is not None or _host_of(origin) not in _own_hosts(connection):
         raise HTTPException(403, "This request comes from another site. Behind a proxy, let it pass on the header Host or X-Forwarded-Host.")
+
+
+def foreign_name(connection: HTTPConnection) -> str:
+    """Return the host name that a request asked for if it is not this machine's, else "".
+
+    A page of another site gets here under its own name by DNS rebinding, as do people through a
+    tunnel. No page can do so under an address: whoever asks for one is connected to that one.
+    """
+    host = connection.headers.get("host", "")
+    return "" if not host or _is_own_name(_without_port(host)) else host[:100]
 
 
 def refuse_other_kinds(request: Request) -> None:
@@ -124,8 +138,34 @@ def _host_of(origin: str) -> str | None:
 
 
 def _own_hosts(connection: HTTPConnection) -> set[str | None]:
-    told = [connection.headers.get(name, "") for name in ("host", "x-forwarded-host")]
+    names = ("host",) if _others_may_set_headers(connection) else ("host", "x-forwarded-host")
+    told = [connection.headers.get(name, "") for name in names]
     return {_plain(host) for host in ",".join(told).split(",")} - {None}
+
+
+def _others_may_set_headers(connection: HTTPConnection) -> bool:
+    """Tell whether CORS lets pages of other sites send headers of their choice, so that a proxy's
+    cannot be believed; nobody sets those of a WebSocket."""
+    layers = getattr(connection.scope.get("app"), "user_middleware", [])
+    settings = [getattr(layer, "kwargs", None) or getattr(layer, "options", {})
+                for layer in layers if layer.cls is CORSMiddleware]
+    return connection.scope["type"] == "http" and any(
+        each.get("allow_origins") or each.get("allow_origin_regex") for each in settings)
+
+
+def _without_port(host: str) -> str:
+    name, colon, port = host.strip().lower().rpartition(":")
+    return name if colon and port.isdecimal() else host.strip().lower()
+
+
+def _is_own_name(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+        return True
+    except ValueError:
+        own = socket.gethostname().lower()
+        name = name.removesuffix(".")
+        return name in ("localhost", own, f"{own}.local") or name.endswith(".localhost")
 
 
 def _plain(host: str) -> str | None:

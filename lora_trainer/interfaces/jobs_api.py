@@ -25,7 +25,7 @@ def add_routes(router: APIRouter, service: TrainingService) -> None:
 
 
 def _add_collection(router: APIRouter, service: TrainingService) -> None:
-    @router.post("/plan", **takes(required=["config"], config=_CONFIG), **gives(an_object("errors", "warnings")))
+    @router.post("/plan", **takes(required=["config"], config=_CONFIG), **gives(an_object("errors", "warnings", "advice")))
     def plan(body: dict = Body(...)) -> Any:
         return service.plan(mapping_of_settings(body, "config"), thorough=False)             # the page asks at every key press; its checks find damage
 

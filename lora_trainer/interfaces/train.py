@@ -60,11 +60,20 @@ def run_job(service: TrainingService, values: dict[str, Any]) -> dict[str, Any]:
     """Run a job to its end behind a progress bar; Ctrl-C stops it, and what it has learned is saved."""
     plan = service.plan(values)
     for error in plan["errors"]:
-        raise Refused(error["message"], field=error["field"], code=error["code"])
+        raise Refused(error["message"] + _options(error.get("remedies", [])), field=error["field"], code=error["code"])
     for warning in plan["warnings"]:
-        print(f"note: {warning}")
+        print(f"note: {warning}{_options([each for each in plan['advice'] if each['message'] == warning])}")
     print(f"{plan['pictures']} pictures, {len(plan['buckets'])} buckets, {plan['steps']} steps → {plan['output_file']}")
     return _follow(service, lambda: service.start(values, at_once=True), steps=plan["steps"])
+
+
+def _options(remedies: Sequence[Mapping[str, Any]]) -> str:
+    """Return what to type to set something right, in brackets; "" where nothing is known."""
+    def words(value: Any) -> str:
+        return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+    typed = [" ".join(f"--{name.replace('_', '-')} {words(value)}" for name, value in each["changes"].items()) for each in remedies]
+    return f" ({', or '.join(typed)})" if typed else ""
 
 
 def _job_to_resume(service: TrainingService, name: str, job_id: str | None) -> Mapping[str, Any]:

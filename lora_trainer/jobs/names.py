@@ -5,6 +5,7 @@ from pathlib import Path
 from ..core.config import TrainConfig
 from ..core.errors import Refused
 from ..core.paths import numbered
+from ..core.plan import plan_output
 from .queue import JobQueue
 from .store import JobStore
 
@@ -22,9 +23,16 @@ class Names:
                           field="output_name", code="name_taken")
 
     def free(self, config: TrainConfig) -> str:
-        """Return the name itself, or with the first number that neither a file nor a job has."""
+        """Return the name itself, or with the first number, under which a run could begin: neither a file nor a job has it."""
         taken, path = {path for _, path in self._coming()}, self._file(config)
-        return next(each for each in itertools.chain([path], numbered(path)) if each not in taken and not each.exists()).stem
+        return next(each for each in itertools.chain([path], numbered(path)) if each not in taken and not self._is_taken(config, each)).stem
+
+    def _is_taken(self, config: TrainConfig, path: Path) -> bool:
+        try:
+            plan_output(config.replace(output_name=path.stem, overwrite=False), self._lora_dir)
+        except Refused as error:
+            return error.code == "name_taken"
+        return False
 
     def _coming(self) -> list[tuple[str, Path]]:
         """List the jobs that run or wait, each with the file it will write."""

@@ -15,8 +15,10 @@ from ..core.config import TrainConfig, presets
 from ..core.contracts import Host, ModelStatus
 from ..core.errors import Refused
 from ..core.library import Library
-from ..core.paths import check_inside, check_possible
+from ..core.paths import check_inside, check_possible, foreign_name
 from ..core.plan import Plan, check_space, estimate, make_plan
+from ..core.remarks import remarks_on_model
+from ..core.remedies import Remedy, advice_in
 from . import claims, importing
 from .captioning import CaptioningJob, read_ready, select
 from .form import form
@@ -39,9 +41,13 @@ log = logging.getLogger(__name__)
 class TrainingService:
     """One for each process: owns the data folder's database and the queue."""
 
-    def __init__(self, host: Host, *, allowed_roots: list[Path] | None = None) -> None:
-        """`allowed_roots`: folders that paths from users must lie in; None when only this machine can ask."""
-        self.host, self._allowed_roots = host, allowed_roots
+    def __init__(self, host: Host, *, allowed_roots: list[Path] | None = None,
+                 foreign_roots: list[Path] | None = None) -> None:
+        """`allowed_roots`: folders that paths from users must lie in; None when only this machine
+        can ask. `foreign_roots`: those for requests under a foreign host name, which may be a page
+        of another site by DNS rebinding; None where such requests do not get here.
+        """
+        self.host, self._allowed_roots, self._foreign_roots = host, allowed_roots, foreign_roots
         self.store = JobStore(host.data_dir / "jobs.sqlite3")
         self.store.interrupt_all(lambda job_id: claims.is_claimed(self.job_folder(job_id)))
         self.library = Library(host.data_dir / "datasets", self.check_path, count_tokens=TokenCounter())
@@ -82,6 +88,9 @@ class TrainingService:
         check_possible(path)
         if self._allowed_roots is not None:
             check_inside(path, self._allowed_roots)
+        elif self._foreign_roots is not None and (name := foreign_name()):
+            check_inside(path, self._foreign_roots,
+                         because=f"This WebUI was asked for as {name}, which is not this machine's")
 
     # --- Settings from elsewhere -----------------------------------------------------------------------------------------
 
@@ -104,23 +113,37 @@ class TrainingService:
     # --- Planning and starting -------------------------------------------------------------------------------------------
 
     def plan(self, values: Mapping[str, Any], *, thorough: bool = True) -> dict[str, Any]:
-        """Say what a run would do; what makes it impossible is in `errors`, and nothing is raised for it."""
+        """Say what a run would do; what makes it impossible is in `errors`, and nothing is raised for it.
+
+        `advice` has the changes of settings that end a warning; an error has its own as `remedies`.
+        """
         model = self.host.model_status()
         blocked = [] if model.trainable else [{"code": "not_trainable", "field": None, "message": model.reason}]
+        config = None
         try:
             config = self._settings.parse(values)
             plan = make_plan(config, lora_dir=self.host.lora_dir, thorough=thorough)
             self._names.refuse_taken(config)
         except Refused as error:
-            return {"errors": blocked + [{"code": error.code, "field": error.field, "message": error.message}], "warnings": []}
+            return {"errors": [*blocked, self._told(error, config)], "warnings": [], "advice": []}
         needed = estimate(plan, config, self.host.peek_parts())
         try:
             check_space(plan.output_file, needed["file_bytes"] or 0)
         except Refused as error:
-            blocked.append({"code": error.code, "field": error.field, "message": error.message})
+            blocked.append(self._told(error, config))
+        warnings = plan.warnings + remarks_on_model(config, model)
         return {**_counts(plan), "buckets": plan.bucket_counts(), "steps": plan.schedule.total_steps, "epochs": plan.epochs,
                 **needed, "estimated_seconds": self._estimated_seconds(config, plan.schedule.total_steps, model),
-                "warnings": plan.warnings, "errors": blocked, "output_file": str(plan.output_file), "lora_tag": plan.lora_tag}
+                "warnings": warnings, "advice": advice_in(warnings), "errors": blocked, "output_file": str(plan.output_file), "lora_tag": plan.lora_tag}
+
+    def _told(self, error: Refused, config: TrainConfig | None) -> dict[str, Any]:
+        """Describe a refusal, with what would end it where that is known."""
+        remedies = error.details.get("remedies", [])
+        if config and error.code == "name_taken":
+            name = self._names.free(config)
+            remedies = [Remedy(f"Call it {name}", {"output_name": name}).described()]
+        told = {"code": error.code, "field": error.field, "message": error.message}
+        return {**told, "remedies": remedies} if remedies else told
 
     def start(self, values: Mapping[str, Any], *, at_once: bool = False) -> str:
         """Put a job into the queue and return its id. Raises `Refused`, before anything is touched, for whatever is wrong.

@@ -15,6 +15,7 @@ import pytest
 from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
 from PIL import Image
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocketDisconnect
 
@@ -22,6 +23,7 @@ from lora_trainer.core.errors import Refused
 from lora_trainer.core.paths import check_inside
 from lora_trainer.interfaces import api, doors
 from lora_trainer.jobs.service import TrainingService
+from tests.waiting import stop_all
 
 V1 = "/train-lora/v1"
 JSON, FORM = {"content-type": "application/json"}, {"content-type": "multipart/form-data; boundary=B"}
@@ -185,6 +187,45 @@ def test_the_page_itself_and_programs_may(client):
         assert client.post(f"{V1}/datasets", json={"name": "new"}, headers=headers).status_code == 201, headers
 
 
+EVIL = "https://evil.example"
+
+
+@pytest.fixture
+def with_cors(local):
+    """A client of an app that lets a page of another site read, as the WebUI does with --cors-allow-origins."""
+    client = client_for(local)
+    client.app.add_middleware(CORSMiddleware, allow_origins=[EVIL], allow_methods=["*"], allow_headers=["*"])
+    return client
+
+
+FORGED = [
+    {"origin": EVIL, "x-forwarded-host": "evil.example", "sec-fetch-site": "cross-site"},
+    {"origin": EVIL, "x-forwarded-host": "evil.example"},
+    {"origin": EVIL, "x-forwarded-host": "testserver, evil.example"},
+    {"origin": EVIL, "x-forwarded-host": "evil.example", "host": "192.168.1.5:7860"},
+]
+
+
+@pytest.mark.parametrize("headers", FORGED)
+def test_a_page_that_cors_lets_read_cannot_claim_to_come_through_a_proxy(with_cors, headers):
+    answer = with_cors.post(f"{V1}/datasets", json={"name": "new"}, headers=headers)
+    assert answer.status_code == 403 and refusal(answer) == "not_allowed"
+    assert with_cors.get(f"{V1}/datasets").json() == []
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "nonsense"])
+def test_what_the_browser_says_of_the_site_decides_before_any_other_header(client, site):
+    for headers in ({"origin": EVIL, "x-forwarded-host": "evil.example"}, {"origin": "http://testserver"}, {}):
+        answer = client.post(f"{V1}/datasets", json={"name": "new"}, headers={**headers, "sec-fetch-site": site})
+        assert answer.status_code == 403, headers
+
+
+def test_a_proxy_that_rewrites_the_host_still_works_where_cors_is_on(with_cors):
+    secure = {"origin": "https://my.host", "host": "127.0.0.1:7860", "sec-fetch-site": "same-origin"}
+    for headers in (secure, {"origin": "http://my.host", "host": "my.host"}):
+        assert with_cors.post(f"{V1}/datasets", json={"name": "new"}, headers=headers).status_code == 201, headers
+
+
 def test_only_json_and_uploads_are_taken(client):
     for kind in ("text/plain", "application/x-www-form-urlencoded", "", "text/json", "application/octet-stream"):
         answer = client.post(f"{V1}/datasets", content=b'{"name": "new"}', headers={"content-type": kind} if kind else {})
@@ -192,17 +233,41 @@ def test_only_json_and_uploads_are_taken(client):
     assert client.post(f"{V1}/datasets", content=b'{"name": "new"}', headers={"content-type": "application/vnd.api+json; charset=utf-8"}).status_code == 201
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")      # gradio leaves an event loop behind
-def test_the_standalone_page_answers_to_no_other_name(local):
+@pytest.fixture
+def standalone(local):
+    """The app of the standalone page, gradio and all."""
     gradio = pytest.importorskip("gradio")
     if int(gradio.__version__.split(".")[0]) < 6:
         pytest.skip("the standalone page needs gradio 6")
     from lora_trainer.interfaces.page import create_app
-    app = create_app(local)
+    yield create_app(local)
+    gc.collect()
+
+
+LEFT_OPEN = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")      # gradio leaves an event loop behind
+
+
+@LEFT_OPEN
+def test_gradios_own_routes_take_nothing_from_another_site(standalone):
+    page = TestClient(standalone, base_url="http://127.0.0.1:7870")
+    files = {"files": ("a.html", HTML, "text/html")}
+    for headers in OTHER_SITES:
+        answer = page.post("/gradio_api/upload", files=files, headers=headers)
+        assert answer.status_code == (400 if "host" in headers else 403), headers
+    assert "another site" in page.post("/gradio_api/upload", files=files, headers={"origin": EVIL}).json()["detail"]
+    for headers in ({}, {"origin": "http://127.0.0.1:7870"}, {"sec-fetch-site": "same-origin"}):
+        assert page.post("/gradio_api/upload", files=files, headers=headers).status_code == 200, headers
+    for method, path in (("POST", "/gradio_api/queue/join"), ("POST", "/no/such/route"), ("DELETE", "/gradio_api/upload")):
+        assert page.request(method, path, headers={"sec-fetch-site": "cross-site"}).status_code == 403, path
+    assert page.get("/", headers={"sec-fetch-site": "cross-site"}).status_code == 200            # a link to the page
+    assert refusal(page.post(f"{V1}/datasets", json={}, headers={"origin": EVIL})) == "not_allowed"
+
+
+@LEFT_OPEN
+def test_the_standalone_page_answers_to_no_other_name(standalone):
+    app = standalone
     for name, status in (("127.0.0.1:7870", 200), ("localhost:7870", 200), ("evil.example:7870", 400), ("testserver", 400), ("127.0.0.1.evil.example", 400)):
         assert TestClient(app).get(f"{V1}/status", headers={"host": name}).status_code == status, name
-    del app
-    gc.collect()
 
 
 def test_what_is_asked_by_get_changes_nothing(client, host):
@@ -233,6 +298,26 @@ def test_unknown_routes_and_methods_are_answered_in_our_format(client):
 
 def test_other_routes_of_the_app_are_left_alone(client):
     assert client.get("/train-lora/v2/status").json() == "gradio's catch-all" == client.get("/train-lora/v1x").json()
+
+
+@pytest.mark.parametrize("subpath", ["/sd", "/deep/er", "/train-lora", "/train-lora/v1"])
+def test_behind_a_proxy_all_answers_alike_whether_it_strips_the_subpath_or_not(local, subpath):
+    app = FastAPI()
+    app.root_path = subpath                                                        # as gradio does with --subpath
+    app.add_api_route("/{anything:path}", lambda anything: "gradio's catch-all")
+    api.mount(app, local, guard=lambda connection: None)
+    client = TestClient(app)
+    for before in ("", subpath):
+        assert client.get(f"{before}{V1}/status").json()["host"]["kind"] == "standalone", before
+        assert client.post(f"{before}{V1}/datasets", json={"name": "x"}).status_code == 201, before
+        for method, path, status, code, allowed in UNKNOWN:
+            answer = client.request(method, before + V1 + path)
+            assert (answer.status_code, refusal(answer), answer.headers.get("allow")) == (status, code, allowed), (before, method, path)
+        with client.websocket_connect(f"{before}{V1}/events") as socket:
+            assert socket.receive_json()["type"]
+    assert client.post(f"{subpath}{V1}/datasets", json={"name": "y"}, headers={"sec-fetch-site": "cross-site"}).status_code == 403
+    with pytest.raises(WebSocketDisconnect), client.websocket_connect(f"{subpath}{V1}/events", headers={"origin": EVIL}):
+        pass
 
 
 # --- Paths ---------------------------------------------------------------------------------------------------------------
@@ -312,6 +397,118 @@ def test_no_name_of_a_data_set_leads_elsewhere(client):
     for name in ("..", "%2e%2e", "..%2fx", "x%2f..", ".train_lora", "x%00", "a" * 300, "%5c%5cserver", "C:"):
         assert client.get(f"{V1}/datasets/{name}").status_code == 404, name
         assert client.get(f"{V1}/datasets/{name}/captions/export").status_code == 404, name
+
+
+# --- Under another name: DNS rebinding -----------------------------------------------------------------------------------
+
+OWN_NAMES = ["localhost", "LocalHost:7860", "127.0.0.1:7860", "127.1.2.3", "[::1]:7860", "[::1]", "192.168.1.5:7860", "0.0.0.0:7860", "webui.localhost", "localhost."]
+FOREIGN_NAMES = ["evil.example:7860", "testserver", "127.0.0.1.evil.example", "localhost.evil.example", "a.trycloudflare.com", "7f000001.rebind.example:7860",
+                 "[::1].evil.example", "localhost@evil.example", "evil.example, localhost", "2130706433", "0x7f.1", "a" * 300, "\u00ffx"]
+
+
+def test_which_names_are_this_machines(monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "Anna-PC")
+    for name in (*OWN_NAMES, "anna-pc:7860", "ANNA-PC", "anna-pc.local", ""):
+        assert doors.foreign_name(connection(name)) == "", name
+    for name in (*FOREIGN_NAMES, "anna-pc.evil.example"):
+        assert doors.foreign_name(connection(name)), name
+
+
+def connection(host):
+    return HTTPConnection({"type": "http", "headers": [(b"host", host.encode("latin-1"))]})
+
+
+@pytest.fixture
+def rebound(host, tmp_path):
+    """Clients of a WebUI that listens on this machine only: one under its own name, one whose page reached it under another."""
+    (tmp_path / "allowed").mkdir()
+    service = TrainingService(host, foreign_roots=[host.data_dir, host.lora_dir, tmp_path / "allowed"])
+    own = client_for(service, base_url="http://127.0.0.1:7860")
+    own.post(f"{V1}/datasets", json={"name": "x"})
+    yield own, TestClient(own.app, base_url="http://evil.example:7860")
+    stop_all(service)
+    service.library.close()
+
+
+def test_under_another_name_no_folder_elsewhere_becomes_a_data_set(rebound, tmp_path):
+    own, foreign = rebound
+    (tmp_path / "mine").mkdir()
+    for path in (*ELSEWHERE, str(tmp_path / "mine")):
+        answer = foreign.post(f"{V1}/datasets", json={"path": path})
+        assert answer.status_code in (403, 422) and refusal(answer) in ("forbidden_path", "bad_value", "bad_request"), path
+    message = foreign.post(f"{V1}/datasets", json={"path": str(tmp_path / "mine")}).json()["error"]["message"]
+    assert "evil.example:7860" in message and "--train-lora-allowed-dirs" in message
+    assert foreign.post(f"{V1}/datasets", json={"path": str(tmp_path / "allowed")}).status_code == 201
+    assert own.post(f"{V1}/datasets", json={"path": str(tmp_path / "mine")}).status_code == 201
+
+
+def test_under_another_name_a_folder_added_before_is_not_opened(rebound, tmp_path):
+    own, foreign = rebound
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.png").write_bytes(picture())
+    assert own.post(f"{V1}/datasets", json={"path": str(tmp_path / "mine")}).status_code == 201
+    assert own.get(f"{V1}/datasets/mine").status_code == own.get(f"{V1}/datasets/mine/previews/a.png").status_code == 200
+    for path in ("/datasets/mine", "/datasets/mine/previews/a.png", "/datasets/mine/thumbnails/a.png", "/datasets/mine/captions/export"):
+        assert foreign.get(V1 + path).status_code == 403, path
+    for method, path, body in [("PATCH", "/captions", {"changes": {"a.png": "x"}}), ("POST", "/trash", {"filenames": ["a.png"]}),
+                               ("POST", "/autocaption", {"captioner": "fixed", "options": {"template": "x"}})]:
+        assert foreign.request(method, f"{V1}/datasets/mine{path}", json=body).status_code == 403, path
+    assert (tmp_path / "mine" / "a.png").is_file() and not (tmp_path / "mine" / "a.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["train_data_dir", "extra_data_dirs", "reg_data_dir", "metadata_path", "output_dir", "logging_dir", "init_lora"])
+def test_under_another_name_no_setting_leads_elsewhere(rebound, tmp_path, name):
+    own, foreign = rebound
+    upload(own, "a.png", picture())
+    (tmp_path / "mine").mkdir()
+    for path in (str(tmp_path / "mine"), "/etc/hosts", "../../x"):
+        config = {"train_data_dir": "x", "output_name": "n", name: path}
+        assert foreign.post(f"{V1}/plan", json={"config": config}).json()["errors"][0]["code"] == "forbidden_path", path
+        assert foreign.post(f"{V1}/jobs", json={"config": config}).status_code == 403, path
+        assert foreign.post(f"{V1}/settings/export", json={"config": config}).status_code == 403, path
+        here = own.post(f"{V1}/plan", json={"config": config}).json()["errors"]
+        assert "forbidden_path" not in [error["code"] for error in here], path
+
+
+def test_under_another_name_a_job_with_folders_elsewhere_is_neither_resumed_nor_repeated(rebound, tmp_path, pictures):
+    own, foreign = rebound
+    own.post(f"{V1}/queue/hold")
+    config = {"train_data_dir": str(pictures), "output_name": "n", "resolution": 64, "max_train_steps": 1, "preview": False}
+    job = own.post(f"{V1}/jobs", json={"config": config}).json()["id"]
+    for path, body in (("resume", {}), ("duplicate", {}), ("resume", {"changes": {"logging_dir": str(tmp_path / "logs")}}), ("resume", {"anyway": True})):
+        answer = foreign.post(f"{V1}/jobs/{job}/{path}", json=body)
+        assert answer.status_code == 403 and refusal(answer) == "forbidden_path", path
+    assert own.post(f"{V1}/jobs/{job}/duplicate", json={}).status_code == 201
+
+
+def test_under_another_name_no_captioner_reads_elsewhere(rebound, tmp_path):
+    own, foreign = rebound
+    (tmp_path / "model").mkdir()
+    for captioner, options in (("wd-tagger", {"model": "custom", "folder": str(tmp_path / "model")}), ("clip-labels", {"model": "custom", "model_name": str(tmp_path / "model")}),
+                               ("coca", {"model": "custom", "model_name": str(tmp_path / "model")})):
+        answer = foreign.post(f"{V1}/captioners/{captioner}/readiness", json={"options": options})
+        assert answer.status_code == 403 and refusal(answer) == "forbidden_path", captioner
+
+
+def test_under_another_name_all_else_goes_on_as_a_proxy_needs_it(rebound):
+    own, foreign = rebound
+    assert foreign.post(f"{V1}/datasets", json={"name": "new"}).status_code == 201
+    assert upload(foreign, "a.png", picture())["added"] == ["a.png"]
+    assert foreign.get(f"{V1}/datasets/x/previews/a.png").status_code == 200
+    planned = foreign.post(f"{V1}/plan", json={"config": {"train_data_dir": "x", "output_name": "n", "resolution": 64, "max_train_steps": 1}}).json()
+    assert planned["errors"] == [] and planned["steps"] == 1
+    with foreign.websocket_connect(f"{V1}/events"):
+        pass
+
+
+def test_requests_at_the_same_time_are_each_judged_by_their_own_name(rebound, tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+    own, foreign = rebound
+    (tmp_path / "mine").mkdir()
+    clients = [own, foreign] * 20
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(lambda client: client.post(f"{V1}/datasets", json={"name": "mine", "path": str(tmp_path / "mine")}).status_code, clients))
+    assert statuses == [201, 403] * 20
 
 
 # --- Uploads -------------------------------------------------------------------------------------------------------------

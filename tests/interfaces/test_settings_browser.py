@@ -270,6 +270,43 @@ def test_settings_are_exported(page, filled):
     assert download.value.suggested_filename == "mine.yaml" and values["lora_rank"] == 7 and values["train_data_dir"] == str(filled)
 
 
+# --- What is said before, and what sets it right ---------------------------------------------------------------------------
+
+WARNED = ".tl-warn-list li"
+
+
+def test_one_press_sets_right_what_the_plan_warns_of(page, filled, host):
+    for name, value in {"output_name": "mine", "resolution": "64", "max_train_steps": "6", "batch_size": "20", "learning_rate": "0.5"}.items():
+        page.fill(setting(name), value)
+    page.click(f"{WARNED}:has-text('Batch size 20') >> button:text-is('Set batch size to 6')")
+    page.wait_for_selector(f"{WARNED}:has-text('Batch size')", state="detached")
+    assert page.input_value(setting("batch_size")) == "6"
+    page.click(f"{WARNED}:has-text('Prodigy') >> button:text-is('Set the learning rate to 0.0001')")
+    page.wait_for_selector(f"{WARNED}:has-text('Prodigy')", state="detached")
+    assert page.input_value(setting("learning_rate")) == "0.0001" and page.input_value(setting("batch_size")) == "6"
+    show_model(page, host, sdxl())
+    page.fill(setting("resolution"), "512")
+    page.click(f"{WARNED}:has-text('This SDXL checkpoint was made for pictures of 1024 px') >> button:text-is('Set resolution to 1024')")
+    page.wait_for_selector(f"{WARNED}:has-text('SDXL')", state="detached")
+    assert page.input_value(setting("resolution")) == "1024"
+
+
+def test_one_press_at_a_field_sets_right_what_is_refused(page, filled, host):
+    (host.lora_dir / "old").mkdir()
+    (host.lora_dir / "old" / "mine.safetensors").write_bytes(b"x")
+    page.fill(setting("output_name"), "mine")
+    page.click(".tl-identity button:text-is('Call it mine-2')")
+    page.wait_for_selector("#tl-setting-output_name-error", state="hidden")
+    assert page.input_value(setting("output_name")) == "mine-2" and not page.is_visible("button:has-text('Call it')")
+    for number in range(2, 6):
+        (filled / f"{number}.png").unlink()
+    page.fill("#tl-settings-search", "validation")
+    page.fill(setting("validation_split"), "0.5")
+    page.click(".tl-reasons button:text-is('Set validation to 0')")
+    page.wait_for_selector("#tl-train:not(:disabled)")
+    assert page.input_value(setting("validation_split")) == "0"
+
+
 # --- What is measured ----------------------------------------------------------------------------------------------------
 
 def test_validation_is_a_second_curve(page, service):

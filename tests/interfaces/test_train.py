@@ -175,3 +175,15 @@ def test_jobs_that_wait_for_others_go_on_waiting(config, jobs, settings, tmp_pat
     store.add("of the page", settings)
     assert train(config()) == 0
     assert [(job["name"], job["state"]) for job in jobs()] == [("mine", "finished"), ("of the page", "queued")]
+
+
+def test_what_to_type_is_said_behind_what_is_wrong(config, capsys, tmp_path):
+    path = config(batch_size=20, train_text_encoder=True, text_encoder_lr=0, learning_rate=1e-4, max_train_steps=1)
+    assert train(path) == 0
+    said = capsys.readouterr().out
+    assert "so their batches are smaller. (--batch-size 3)" in said and "it learns nothing. (--train-text-encoder false)" in said
+    options = ["--batch-size", "3", "--train-text-encoder", "false", "--overwrite"]
+    assert train(path, *options) == 0
+    said = capsys.readouterr().out
+    assert "batches are smaller" not in said and "learns nothing" not in said
+    assert train(path) == 1 and "(--output-name mine-2)" in capsys.readouterr().err

@@ -213,3 +213,42 @@ def test_old_jobs_that_have_not_ended_are_listed(service, settings):
 def test_the_plan_foresees_a_full_disk(service, settings, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     assert [error["code"] for error in service.plan(settings)["errors"]] == ["disk_full"]
+
+
+# --- What is said before ---------------------------------------------------------------------------------------------------
+
+def test_a_plan_has_a_remedy_for_what_it_warns_of(service, settings, host):
+    host.status = ModelStatus(True, checkpoint="pony", family="sdxl", size_px=1024)
+    plan = service.plan({**settings, "batch_size": 20})
+    assert all(each["message"] in plan["warnings"] for each in plan["advice"])
+    assert {"resolution": 1024} in [each["changes"] for each in plan["advice"]]
+    for each in plan["advice"]:
+        assert each["message"] not in service.plan({**settings, "batch_size": 20, **each["changes"]})["warnings"]
+
+
+def test_a_name_that_is_taken_comes_with_one_that_is_free_everywhere(service, settings, host):
+    (host.lora_dir / "old").mkdir()
+    (host.lora_dir / "old" / "mine.safetensors").write_bytes(b"x")
+    (host.lora_dir / "old" / "mine-2.safetensors").write_bytes(b"x")
+    (host.lora_dir / "mine-3-000100.safetensors").write_bytes(b"x")
+    service.hold_queue()
+    service.start({**settings, "output_name": "mine-4"})
+    values = {**settings, "save_steps": 2}
+    (error,) = service.plan(values)["errors"]
+    assert error["code"] == "name_taken" and error["remedies"] == [{"label": "Call it mine-5", "changes": {"output_name": "mine-5"}}]
+    assert service.plan({**values, **error["remedies"][0]["changes"]})["errors"] == []
+
+
+def test_a_refusal_that_nothing_is_known_of_has_no_remedies(service, settings):
+    (error,) = service.plan({**settings, "train_data_dir": ""})["errors"]
+    assert "remedies" not in error
+    (error,) = service.plan({**settings, "nonsense": 1})["errors"]
+    assert "remedies" not in error
+
+
+def test_validation_of_two_pictures_is_refused_with_a_remedy(service, settings, pictures):
+    for number in range(2, 6):
+        (pictures / f"{number}.png").unlink()
+    values = {**settings, "validation_split": 0.5}
+    (error,) = service.plan(values)["errors"]
+    assert service.plan({**values, **error["remedies"][0]["changes"]})["errors"] == []

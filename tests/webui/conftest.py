@@ -161,8 +161,9 @@ def _wait_until_ready(webui: WebUI, log: Path) -> None:
 
 
 @contextlib.contextmanager
-def started(folder: Path, checkpoints: Path | None = None):
-    """Start a WebUI whose data lie in a folder, which may be that of one that was killed; it is killed at the end. `checkpoints`: other ones than usual."""
+def started(folder: Path, checkpoints: Path | None = None, *, flags: tuple[str, ...] = ()):
+    """Start a WebUI whose data lie in a folder, which may be that of one that was killed; it is killed at the end. `checkpoints`: other ones than usual;
+    `flags`: more of them."""
     root = _root()
     python = _python(root)
     if not (folder / "extensions").exists():
@@ -172,7 +173,7 @@ def started(folder: Path, checkpoints: Path | None = None):
     port, log = _free_port(), folder / "log.txt"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", "SD_WEBUI_RESTARTING": "1"}
     environment.pop("PYTHONPATH", None)
-    command = [python, "launch.py", "--port", str(port), *FLAGS, "--data-dir", folder, "--lora-dir", folder / "lora", "--ckpt-dir",
+    command = [python, "launch.py", "--port", str(port), *FLAGS, *flags, "--data-dir", folder, "--lora-dir", folder / "lora", "--ckpt-dir",
                checkpoints or _checkpoints(folder / "checkpoints")]
     with open(log, "wb") as output:
         process = subprocess.Popen(command, cwd=root, env=environment, stdout=output, stderr=subprocess.STDOUT)

@@ -1,0 +1,47 @@
+"""What sets a remark right: settings to change by one press on the page or one option on the command line.
+
+Remarks are sentences, plain strings; one that knows a remedy is a `Remark`.
+"""
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Remedy:
+    """Settings to change, and what the button that changes them says."""
+    label: str
+    changes: Mapping[str, Any]
+
+    def described(self) -> dict[str, Any]:
+        return {"label": self.label, "changes": dict(self.changes)}
+
+
+class Remark(str):
+    """A sentence with its remedies, the best one first."""
+    remedies: tuple[Remedy, ...]
+
+    def __new__(cls, sentence: str, *remedies: Remedy) -> "Remark":
+        remark = super().__new__(cls, sentence)
+        remark.remedies = remedies
+        return remark
+
+
+def set_to(name: str, value: Any) -> Remedy:
+    """Return the remedy of giving one setting another value."""
+    title = TrainConfig.__dataclass_fields__[name].metadata["title"]
+    words = f"{value:g}" if isinstance(value, float) else value
+    return Remedy(f"Set {title[0].lower() + title[1:]} to {words}", {name: value})
+
+
+def advice_in(remarks: Iterable[str]) -> list[dict[str, Any]]:
+    """Return one `{message, label, changes}` for each remedy of the remarks that have some."""
+    return [{"message": str(remark), **remedy.described()}
+            for remark in remarks if isinstance(remark, Remark) for remedy in remark.remedies]
+
+
+def details_of(*remedies: Remedy) -> dict[str, Any]:
+    """Return a refusal's `details`, for one that remedies would end."""
+    return {"remedies": [remedy.described() for remedy in remedies]}

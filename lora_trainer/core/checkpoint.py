@@ -37,7 +37,7 @@ def save(folder: Path, state: State, *, keep: int) -> Path:
     header = {"format": str(FORMAT), "facts": json.dumps({**state.facts, "step": state.step}), "digest": _digest(tensors)}
     path = folder / f"step-{state.step:06}.safetensors"
     write_atomically(path, safetensors.torch.save(tensors, header))
-    _prune(folder, path, keep)
+    prune(folder, keep=keep, newest=path)
     return path
 
 
@@ -90,7 +90,8 @@ def _read(path: Path) -> State | None:
     return State(int(facts["step"]), tensors, facts) if digest == _digest(tensors) else None
 
 
-def _prune(folder: Path, newest: Path, keep: int) -> None:
+def prune(folder: Path, *, keep: int, newest: Path | None = None) -> None:
+    """Remove all states but those of the `keep` highest steps, and `newest`, which was written last."""
     for step in steps(folder)[keep:]:
         old = _path(folder, step)
         if old != newest:

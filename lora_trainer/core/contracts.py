@@ -241,10 +241,10 @@ class Host(abc.ABC):
 
     @abc.abstractmethod
     def generate(self, prompt: str, *, negative_prompt: str = "", seed: int = 0, steps: int = 20, guidance: float = 7.0,
-                 width: int | None = None, height: int | None = None) -> Any:
+                 width: int | None = None, height: int | None = None, should_stop: Callable[[], bool] = lambda: False) -> Any:
         """Draw one picture with the host's own sampler, `<lora:name:weight>` understood; returns a PIL image.
 
-        Width and height in pixels; `default_size_px` when left out.
+        Width and height in pixels; `default_size_px` when left out. A host that can end in the middle raises `Stopped` when `should_stop` says so.
         """
 
 

@@ -6,10 +6,15 @@ class Control:
     """Wishes of the user. Every method may be called from any thread, before the run has begun and after it has ended."""
 
     def __init__(self) -> None:
-        self._stop, self._pause, self._snapshot, self._free_memory = (threading.Event() for _ in range(4))
+        self._stop, self._pause, self._snapshot, self._free_memory, self._interrupt = (threading.Event() for _ in range(5))
 
     def stop(self) -> None:
         """End after the step; what is learned is saved."""
+        self._stop.set()
+
+    def interrupt(self) -> None:
+        """End after the step because the program ends: the state is kept, and there is no time for more."""
+        self._interrupt.set()
         self._stop.set()
 
     def pause(self, *, free_memory: bool = False) -> None:
@@ -28,6 +33,10 @@ class Control:
         return self._stop.is_set()
 
     stop_asked = property(should_stop)
+
+    @property
+    def interrupt_asked(self) -> bool:
+        return self._interrupt.is_set()
 
     @property
     def pause_asked(self) -> bool:

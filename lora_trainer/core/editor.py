@@ -228,6 +228,15 @@ class DataSetEditor:
 
     # --- Pictures and checks ---------------------------------------------------------------------------------------------
 
+    def empty_trash(self) -> int:
+        """Delete what lies in the trash folder, so that those steps cannot be undone any more; returns the bytes. Raises OSError."""
+        with self._lock:
+            files = [path for path in self._history.trash.glob("*") if path.is_file() and not path.is_symlink()] if self._history.trash.is_dir() else []
+            freed = sum(path.stat().st_size for path in files)
+            for path in files:
+                path.unlink()
+        return freed
+
     def thumbnail(self, filename: str) -> Path:
         """Return a small JPEG of a picture, made once; raises `Refused` for anything that is not a picture of this data set."""
         return self._examination.thumbnail(self.picture_path(filename))

@@ -32,6 +32,7 @@ from .starting import fit
 from .texts import Texts
 
 log = logging.getLogger(__name__)
+DRAWING = "Drawing the preview"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,8 @@ def train_lora(config: TrainConfig, host: Host, *, control: Control | None = Non
         run.prepare(checkpoint, checkpoint_sha256, remarks)
         with host.borrow_model() as base_model:
             run.train(base_model)
+        if control.interrupt_asked and run.is_unfinished:
+            raise Stopped                                                          # its state is kept, and goes on from there
         saved = run.finish()
     except Stopped:
         return Result(None, plan.lora_tag, earlier.step if earlier else 0, None, True)
@@ -79,18 +82,21 @@ def train_lora(config: TrainConfig, host: Host, *, control: Control | None = Non
     result = run.result(saved)
     del run.learner                                                                # and with it the adapters, before pictures are drawn
     if saved and result.lora_tag and config.preview and not control.should_stop():
-        run.teller.tell(message="Drawing the preview")
-        _draw_preview(plan, host, saved, f"{variation_of(config).plain(plan.captions[0])} {result.lora_tag}")
+        run.teller.tell(message=DRAWING)
+        _draw_preview(plan, host, saved, f"{variation_of(config).plain(plan.captions[0])} {result.lora_tag}",
+                      should_stop=control.should_stop)
     return result
 
 
-def _draw_preview(plan: Plan, host: Host, saved: Path, prompt: str) -> None:
+def _draw_preview(plan: Plan, host: Host, saved: Path, prompt: str, *, should_stop: Callable[[], bool]) -> None:
     """Give the card a picture of the first caption. The LoRA is ready already, so a failure here is only logged."""
     bucket = plan.buckets[0]
     try:
-        picture = host.generate(prompt, seed=plan.schedule.seed, width=bucket.width, height=bucket.height)
+        picture = host.generate(prompt, seed=plan.schedule.seed, width=bucket.width, height=bucket.height, should_stop=should_stop)
         if not export.save_preview(saved, picture):
             log.info("the card keeps the picture it has")
+    except Stopped:
+        log.info("no preview picture: it was not waited for")
     except Refused as refusal:
         log.info("no preview picture: %s", refusal.message)
     except Exception as error:                                                     # an entry into the host's own code, which raises what it likes
@@ -177,6 +183,10 @@ class _Run:
                              negative_text=config.negative_text)
         except OSError as error:
             log.warning("the LoRA is saved, but its card %s could not be written: %s", path.with_suffix(".json").name, error)
+
+    @property
+    def is_unfinished(self) -> bool:
+        return self.learner is not None and self.learner.step < self.plan.schedule.total_steps
 
     def result(self, saved: Path | None) -> Result:
         step = self.learner.step

@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -98,7 +99,7 @@ def make_plan(config: TrainConfig, *, lora_dir: Path, thorough: bool = True, ses
     pictures, roles, repeats = ([each[at] for at in numbers] for each in (selection.pictures, selection.roles, selection.repeats))
     buckets = [bucket_of(picture.width, picture.height, config, resolution=side) for picture, side in zip(pictures, sides)]
     schedule = _schedule(config, buckets, repeats)
-    warnings = remarks_on(config, selection, captions, total_steps=schedule.total_steps) + _elsewhere(output_file, lora_dir) + _taken_over(init_lora, config)
+    warnings = remarks_on(config, selection, captions, total_steps=schedule.total_steps) + _elsewhere(output_file, lora_dir, session) + _taken_over(init_lora, config)
     plan = Plan(pictures, [captions[at] for at in numbers], buckets, roles, selection.problems, schedule, -(-schedule.total_steps // schedule.steps_per_epoch),
                 warnings, output_file, tag_of(output_file.stem, config.preferred_weight), init_lora, selection.masks, list(sides))
     warnings += _sizes(plan, resolutions)
@@ -148,18 +149,30 @@ def plan_output(config: TrainConfig, lora_dir: Path, *, session: float | None = 
         raise Refused("Give the LoRA a name: it becomes the file name and is written in prompts.", field="output_name", code="no_name")
     folder = Path(config.output_dir or lora_dir)
     path = folder / f"{check_name(config.output_name)}.safetensors"
-    mine = session is not None and session_of(path) == session
-    if path.exists() and not config.overwrite and not mine:
-        raise Refused(f"A LoRA called {config.output_name} exists already. Replace it, or call the new one {free_name(path)}.", field="output_name",
-                      code="name_taken")
-    if clash := _name_elsewhere(path, lora_dir) or (None if config.overwrite or mine or not (config.save_steps or config.save_every_n_epochs) else _snapshot_there(path)):
-        raise Refused(f"There is {clash} already, which {path.stem} would be mixed up with. Call the new one {free_name(path)}.", field="output_name",
-                      code="name_taken")
+    _refuse_clash(config, path, lora_dir, session)
     existing = next((parent for parent in (folder, *folder.parents) if parent.exists()), folder)
     if not os.access(existing, os.W_OK) or not existing.is_dir():
         raise Refused(f"Nothing can be saved in {folder}: " + ("no permission." if existing.is_dir() else f"{existing} is not a folder."),
                       field="output_dir", code="cannot_save")
     return path
+
+
+def _refuse_clash(config: TrainConfig, path: Path, lora_dir: Path, session: float | None) -> None:
+    """Raise `Refused` for files that are in the way of a LoRA. Those that a run which goes on has saved itself are not, and its snapshots find a free name."""
+    def is_others(file: Path) -> bool:
+        return session is None or session_of(file) != session
+
+    rename = f"call the new one {free_name(path)}" if session is None else "move it away: a run keeps its name to its end"
+    if path.exists() and not config.overwrite and is_others(path):
+        raise Refused(f"A LoRA called {config.output_name} exists already{'' if session is None else ', and is not of this run'}. "
+                      f"Replace it, or {rename}.", field="output_name", code="name_taken")
+    if clash := next(filter(is_others, _names_elsewhere(path, lora_dir)), None):
+        raise Refused(f"There is {clash} already, which {path.stem} would be mixed up with. {rename[0].upper()}{rename[1:]}.",
+                      field="output_name", code="name_taken")
+    saves = config.save_steps or config.save_every_n_epochs
+    if session is None and saves and not config.overwrite and (clash := next(_snapshots_there(path), None)):
+        raise Refused(f"There is {clash} already, which {path.stem} would be mixed up with. Replace it, or {rename}.",
+                      field="output_name", code="name_taken")
 
 
 def session_of(path: Path) -> float | None:
@@ -175,17 +188,27 @@ def free_name(path: Path) -> str:
     return next(other for other in numbered(path) if not other.exists()).stem
 
 
-def _name_elsewhere(path: Path, lora_dir: Path) -> Path | None:
-    """Find a LoRA of the same name in another folder that the WebUI looks through: a tag could mean either."""
+def _names_elsewhere(path: Path, lora_dir: Path) -> Iterator[Path]:
+    """Find LoRAs of the same name in other folders that the WebUI looks through: a tag could mean either."""
     for folder, _, names in os.walk(lora_dir, followlinks=True):
         for name in names:
-            if Path(name).stem == path.stem and Path(name).suffix.lower() in LORA_ENDINGS and Path(folder, name) != path:
-                return Path(folder, name)
-    return None
+            other = Path(folder, name)
+            if other.stem == path.stem and other.suffix.lower() in LORA_ENDINGS and not _is_same_file(other, path):
+                yield other
 
 
-def _snapshot_there(path: Path) -> Path | None:
-    return next(iter(path.parent.glob(f"{glob.escape(path.stem)}-[0-9][0-9][0-9][0-9][0-9][0-9].safetensors")), None)
+def _is_same_file(one: Path, other: Path) -> bool:
+    """Tell whether two spellings are one file, by way of links or of a disk that knows no upper and lower case."""
+    if one == other:
+        return True
+    try:
+        return one.samefile(other)
+    except OSError:                                                                # one of them is not there
+        return one.name == other.name and one.parent.resolve() == other.parent.resolve()
+
+
+def _snapshots_there(path: Path) -> Iterator[Path]:
+    return path.parent.glob(f"{glob.escape(path.stem)}-[0-9][0-9][0-9][0-9][0-9][0-9].safetensors")
 
 
 def tag_of(name: str, weight: float) -> str:
@@ -247,7 +270,9 @@ def _schedule(config: TrainConfig, buckets: list[Bucket], repeats: list[int]) ->
     return Schedule(total, steps_per_epoch, config.batch_size, config.gradient_accumulation_steps, tuple(repeats), config.seed)
 
 
-def _elsewhere(output_file: Path, lora_dir: Path) -> list[str]:
+def _elsewhere(output_file: Path, lora_dir: Path, session: float | None) -> list[str]:
+    if session is not None and (moved := next(_names_elsewhere(output_file, lora_dir), None)):
+        return [f"{moved} is an earlier file of this run, and {output_file.stem} in a prompt may mean either: move it out of {lora_dir}."]
     if output_file.resolve().is_relative_to(lora_dir.resolve()):
         return []
     return [f"{output_file.parent} is outside the LoRA folder {lora_dir}: the tag works when the file is copied there."]

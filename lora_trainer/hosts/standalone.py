@@ -118,7 +118,7 @@ class StandaloneHost(Host):
         self._registered[Path(path).stem] = Path(path)
 
     def generate(self, prompt: str, *, negative_prompt: str = "", seed: int = 0, steps: int = 20, guidance: float = 7.0,
-                 width: int | None = None, height: int | None = None) -> Any:
+                 width: int | None = None, height: int | None = None, should_stop: Callable[[], bool] = lambda: False) -> Any:
         """Draw one picture; `<lora:name>` and `<lora:name:weight>` in the prompt are understood, and `(word:1.2)` and `BREAK`, as in the WebUI.
 
         Raises `Refused` for a LoRA that is not there or does not fit. While a LoRA trains, the picture is drawn between two steps of it.
@@ -127,7 +127,8 @@ class StandaloneHost(Host):
         with self._alone():
             self._bring_up_to_date({name for name, _ in tags})
             loras = [(self.find_lora(name), weight) for name, weight in tags]
-            return self._draw([text], loras, seeds=[seed], negative_prompt=negative_prompt, steps=steps, guidance=guidance, width=width, height=height)[0]
+            return self._draw([text], loras, seeds=[seed], negative_prompt=negative_prompt, steps=steps, guidance=guidance, width=width, height=height,
+                              should_stop=should_stop)[0]
 
     def _bring_up_to_date(self, names: set[str]) -> None:
         """Have the LoRA that is being trained written, if a picture is about to use it; the picture is more important than the newest weights."""
@@ -195,7 +196,7 @@ class StandaloneHost(Host):
                 self._drawing -= 1
 
     def _draw(self, prompts: Sequence[str], loras: list[Lora], *, seeds: Sequence[int], negative_prompt: str, steps: int, guidance: float,
-              width: int | None, height: int | None) -> list[Any]:
+              width: int | None, height: int | None, should_stop: Callable[[], bool] = lambda: False) -> list[Any]:
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: each picture needs one of both")
         with self._alone():
@@ -207,7 +208,7 @@ class StandaloneHost(Host):
                 for start in range(0, len(prompts), batch):
                     part = slice(start, start + batch)
                     pictures += draw(pipeline, self._lent_model or self._model, prompts[part], seeds=seeds[part], negative_prompt=negative_prompt, steps=steps,
-                                     guidance=guidance, width=width, height=height)
+                                     guidance=guidance, width=width, height=height, should_stop=should_stop)
         return pictures
 
 

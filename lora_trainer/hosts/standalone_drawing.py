@@ -1,7 +1,7 @@
 """Pictures of the standalone host: diffusers' sampling with our encoding of prompts, and LoRA files through diffusers' own loader."""
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from ..core.contracts import Conditioning
-from ..core.errors import Refused
+from ..core.errors import Refused, Stopped
 from .standalone_loading import first_line, make_scheduler, quiet_diffusers
 from .standalone_model import StableDiffusion
 
@@ -27,14 +27,24 @@ def check_drawing(*, width: int, height: int, steps: int, guidance: float) -> No
 
 @torch.no_grad()
 def draw(pipeline: Any, model: StableDiffusion, prompts: Sequence[str], *, seeds: Sequence[int], negative_prompt: str, steps: int, guidance: float,
-         width: int, height: int) -> list[Any]:
-    """Draw one batch of pictures with `model`, whose modules are the pipeline's, as it is read now; returns PIL images."""
+         width: int, height: int, should_stop: Callable[[], bool] = lambda: False) -> list[Any]:
+    """Draw one batch of pictures with `model`, whose modules are the pipeline's, as it is read now; returns PIL images. Raises `Stopped`."""
     noise = torch.cat([torch.randn(1, 4, height // 8, width // 8, generator=torch.Generator("cpu").manual_seed(int(seed))) for seed in seeds])
     pipeline.scheduler = make_scheduler(model.prediction_type, model.zero_terminal_snr)
     with _completed_inputs(model):
         latents = pipeline(**_embeddings(model, list(prompts), negative_prompt), latents=noise.to(model.dtype), num_inference_steps=steps,
-                           guidance_scale=guidance, width=width, height=height, output_type="latent").images
+                           guidance_scale=guidance, width=width, height=height, output_type="latent",
+                           callback_on_step_end=_stopping(should_stop)).images
     return pipeline.image_processor.postprocess(model.decode_images(latents), output_type="pil")
+
+
+def _stopping(should_stop: Callable[[], bool]) -> Callable[..., dict[str, Any]]:
+    """Return what diffusers is to call after each step of drawing."""
+    def after_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if should_stop():
+            raise Stopped
+        return tensors
+    return after_step
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@
 does, with file and line of its version 1.10.1, decides what is a concern.
 """
 import contextlib
+import dataclasses
 import functools
 import logging
 import os
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from modules import call_queue, devices, launch_utils, lowvram, paths, processing, sd_models, shared
+from modules import call_queue, devices, launch_utils, lowvram, paths, processing, restart, sd_models, shared
 
 from ..core.contracts import BaseModel, Host, ModelStatus
 from ..core.errors import Refused
@@ -127,7 +128,7 @@ class WebUIHost(Host):
         list_again()
 
     def generate(self, prompt: str, *, negative_prompt: str = "", seed: int = 0, steps: int = 20, guidance: float = 7.0,
-                 width: int | None = None, height: int | None = None) -> Any:
+                 width: int | None = None, height: int | None = None, should_stop: Callable[[], bool] = lambda: False) -> Any:
         """Draw as the WebUI's own page would, but save nothing and leave no LoRA, random state or setting behind."""
         with self._turn(), _without_prompt_history():
             sd_model = shared.sd_model
@@ -184,4 +185,26 @@ def training_service() -> Any:
     from ..jobs.service import TrainingService
     host = WebUIHost()
     roots = allowed_roots(host)
-    return TrainingService(host, allowed_roots=None if is_local() else roots, foreign_roots=roots)
+    service = TrainingService(host, allowed_roots=None if is_local() else roots, foreign_roots=roots, limits=_limits())
+    _end_well(service)
+    return service
+
+
+def _limits() -> Any:
+    """Return what is kept of finished jobs, as the WebUI's command line says."""
+    from ..jobs.storage import Limits
+    names = {field.name: f"train_lora_{field.name}" for field in dataclasses.fields(Limits)}
+    given = {name: getattr(shared.cmd_opts, option, None) for name, option in names.items()}
+    return Limits(**{name: value for name, value in given.items() if value is not None})
+
+
+def _end_well(service: Any) -> None:
+    """Keep the running job's progress however the WebUI ends: signals, its own end, and its buttons, which end it by `os._exit` (restart.py:16-25)."""
+    from ..jobs.ending import close_at_end
+    close_at_end(service.close)
+    stop_program = restart.stop_program
+
+    def stop() -> None:
+        service.close()
+        stop_program()
+    restart.stop_program = stop

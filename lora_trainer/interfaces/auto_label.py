@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, make_host: Callable[..., Host]) -> int:
     if not readiness.ready:
         print(f"download: {readiness.downloads}")
     captions = Captions(args.input, args.output, overwrite=args.overwrite)
-    with _bar(captions.progress) as show, asked_by_ctrl_c("Stopping after this batch; what is done is kept.") as asked, contextlib.closing(captions):
+    with _bar(captions.progress) as show, asked_by_ctrl_c(lambda: "Stopping after this batch; what is done is kept.") as asked, contextlib.closing(captions):
         progress = caption_pictures(captions.wanted, captioner, options, host, captions.write, on_progress=show, should_stop=asked,
                                     begin=captions.progress) if captions.wanted else captions.progress
     return _report(progress, captions, stopped=asked())

@@ -1,4 +1,4 @@
-"""The command line: train, jobs, import-settings, auto-label, demo, demo-checkpoint, ui, bench. Knows no host; `__main__` brings one."""
+"""The command line: train, jobs, storage, import-settings, auto-label, demo, demo-checkpoint, ui, bench. Knows no host; `__main__` brings one."""
 import argparse
 import logging
 import sys
@@ -8,8 +8,9 @@ from typing import Any
 
 from ..core.contracts import Host
 from ..core.errors import Refused
+from ..jobs.ending import close_at_end
 from ..jobs.service import TrainingService
-from . import auto_label, import_settings, job_table, train
+from . import auto_label, import_settings, job_table, storage, train
 
 MakeHost = Callable[..., Host]
 
@@ -44,6 +45,10 @@ def _jobs(args: argparse.Namespace, make_host: MakeHost) -> int:
     return 0
 
 
+def _storage(args: argparse.Namespace, make_host: MakeHost) -> int:
+    return storage.run(args, make_host(checkpoint=Path(), lora_dir=args.data_dir.absolute().parent, data_dir=args.data_dir))
+
+
 def _import_settings(args: argparse.Namespace, make_host: MakeHost) -> int:
     return import_settings.run(args)
 
@@ -71,8 +76,7 @@ def _ui(args: argparse.Namespace, make_host: MakeHost) -> int:
     host = make_host(checkpoint=args.checkpoint, lora_dir=args.output, data_dir=args.output / "train_lora")
     if not (status := host.model_status()).trainable:
         raise Refused(status.reason, field="checkpoint")
-    service = TrainingService(host)
-    _serve(service, args.port)
+    _serve(TrainingService(host, limits=storage.limits_of(args)), args.port)
     return 0
 
 
@@ -90,6 +94,7 @@ def _bench(args: argparse.Namespace, make_host: MakeHost) -> int:
 def _serve(service: TrainingService, port: int) -> None:
     from .page import serve
     print(f"Train LoRA is open at http://127.0.0.1:{port}/ (this machine only); end it with Ctrl-C", flush=True)
+    close_at_end(service.close)
     serve(service, port=port)
 
 
@@ -102,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_arguments(_command(commands, "train", _train, "train a LoRA as a YAML, TOML or JSON file says"))
     jobs = _command(commands, "jobs", _jobs, "list the jobs of a data folder, and which of them can go on")
     jobs.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="where jobs are kept, for example output/train_lora")
+    storage.add_arguments(_command(commands, "storage", _storage, "say what jobs take of the disk, and clear it"))
     import_settings.add_arguments(_command(commands, "import-settings", _import_settings, "take over the settings of another trainer's file, or of a LoRA"))
     auto_label.add_arguments(_command(commands, "auto-label", _auto_label, "write captions for a folder of pictures"))
     demo = _command(commands, "demo", _demo, "train the embedded concept on the embedded checkpoint and judge the result")
@@ -115,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     ui.add_argument("--checkpoint", type=Path, required=True, help="an SD1, SD2 or SDXL checkpoint (.safetensors)")
     ui.add_argument("--output", type=Path, default=Path("output"), help="folder for LoRAs and jobs (default: output)")
     ui.add_argument("--port", type=int, default=7870)
+    storage.add_limits(ui)
     bench = _command(commands, "bench", _bench, "measure time and memory of a step on a random SD1.5 UNet")
     bench.add_argument("--dataset", type=int, default=0, metavar="N", help="measure a data set of N pictures in the editor instead, for example 5000")
     bench.add_argument("--size", type=int, default=256, help="side of the pictures in pixels (default: 256)")

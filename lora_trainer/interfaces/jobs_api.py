@@ -1,16 +1,20 @@
-"""REST of jobs and their queue: plan, start, pause, resume, stop, reorder, duplicate, delete; figures and logs. Events are in events.py."""
+"""REST of jobs and their queue: plan, start, pause, resume, stop, reorder, duplicate, delete; figures, logs and files; what it all takes of the disk. Events are in events.py."""
 from typing import Any, Optional
+from urllib.parse import quote
 
 from fastapi import APIRouter, Body
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, StreamingResponse
 
 from ..core.errors import Refused
 from ..jobs import metrics
+from ..jobs.files import describe_file, find_file, zipped
 from ..jobs.service import TrainingService
-from .requests import mapping_of_settings, switch, whole
+from ..jobs.storage import WHAT
+from .requests import mapping_of_settings, switch, text, whole
 from .schemas import ROWS, SWITCH, a_list, an_object, file_of, gives, settings, takes, whole_number
 
 MOST_JOBS = 1_000_000
+OCTETS = "application/octet-stream"
 _JOB = ("id", "name", "kind", "state", "position", "created_at", "ended_at", "message", "error", "output_file", "lora_tag", "resumable", "resume_step",
         "state_step", "waiting_for", "checkpoint", "snapshots", "remarks", "stopping", "pausing", "free_memory", "tensorboard_dir", "config")
 _CONFIG, _ENTRY, _QUEUE = settings(), an_object("id", "state", "position"), an_object("queue_held", "queued")
@@ -22,6 +26,8 @@ def add_routes(router: APIRouter, service: TrainingService) -> None:
     _add_steering(router, service)
     _add_queue(router, service)
     _add_figures(router, service)
+    _add_files(router, service)
+    _add_storage(router, service)
 
 
 def _add_collection(router: APIRouter, service: TrainingService) -> None:
@@ -103,6 +109,41 @@ def _add_figures(router: APIRouter, service: TrainingService) -> None:
     @router.get("/jobs/{job_id}/log", **gives(an_object("text", "next")))
     def log(job_id: str, since: int = 0) -> Any:
         return service.log(job_id, since)
+
+
+def _add_files(router: APIRouter, service: TrainingService) -> None:
+    @router.get("/jobs/{job_id}/files", **gives(a_list("name", "lora", "part", "size_bytes")))
+    def files(job_id: str) -> Any:
+        return [describe_file(path) for path in service.files(job_id)]
+
+    @router.get("/jobs/{job_id}/files/{name}", response_class=FileResponse, responses=file_of(OCTETS, "application/json", "image/png"))
+    def file(job_id: str, name: str) -> Any:
+        path = find_file(service.files(job_id), name)
+        kind = {".json": "application/json", ".png": "image/png"}.get(path.suffix, OCTETS)
+        return FileResponse(path, media_type=kind, filename=path.name)
+
+    @router.get("/jobs/{job_id}/files.zip", response_class=StreamingResponse, responses=file_of("application/zip"))
+    def archive(job_id: str, lora: Optional[str] = None) -> Any:
+        found = service.files(job_id)
+        name = lora if lora is not None else found[0].stem if found else service.job(job_id)["name"]
+        chosen = find_file(found, f"{name}.safetensors")
+        header = {"Content-Disposition": f"attachment; filename*=utf-8''{quote(name, safe='')}.zip"}
+        return StreamingResponse(zipped([path for path in found if path.stem == chosen.stem]), media_type="application/zip", headers=header)
+
+
+def _add_storage(router: APIRouter, service: TrainingService) -> None:
+    @router.get("/storage", **gives(an_object("jobs", "states", "trash", "models", "free_bytes", "limits")))
+    def storage() -> Any:
+        return service.storage()
+
+    @router.post("/storage/clear", **takes(required=["what"], what={"type": "string", "enum": list(WHAT)}, keep=whole_number(0, MOST_JOBS)),
+                 **gives(an_object("count", "bytes", "problems")))
+    def clear(body: dict = Body(...)) -> Any:
+        return service.clear_storage(text(body, "what"), keep=whole(body, "keep", 0, 0, MOST_JOBS))
+
+    @router.get("/tensorboard", **gives(an_object("url")))
+    def tensorboard() -> Any:
+        return service.tensorboard()
 
 
 def _entry(service: TrainingService, job_id: str) -> dict[str, Any]:

@@ -7,21 +7,26 @@ from typing import Any
 from ..core.config import TrainConfig, read_resolutions, read_settings, schema
 from ..core.contracts import Host
 from ..core.errors import Refused
+from ..core.pipeline import DRAWING
 from ..jobs.service import TrainingService
-from ..jobs.store import ALIVE
-from .ctrl_c import asked_by_ctrl_c
+from ..jobs.store import ALIVE, BEGUN
+from .ctrl_c import asked_by_ctrl_c, asked_by_termination
+from .storage import add_limits, limits_of
 
 Begin = Callable[[], str]
+ENDS = {"stopped": 130, "interrupted": 143}    # exit statuses, as shells give them for Ctrl-C and `kill`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Every setting of TrainConfig as an option; what the file says is overruled by what is typed."""
     parser.add_argument("--config", type=Path, help="settings; lora-scripts' and kohya's names are understood")
     parser.add_argument("--data-dir", type=Path, help="where jobs are kept (default: train_lora in the output folder)")
+    parser.add_argument("--new", action="store_true", help="begin anew where an unfinished run of these settings would be gone on with")
     parser.add_argument("--resume", action="store_true", help="go on with a job of this output_name, the one that is furthest unless --job says which; epochs, "
                         "max_train_steps, learning_rate and the like may have changed")
     parser.add_argument("--resume-anyway", action="store_true", help="the same, though pictures, captions or versions have changed meanwhile")
     parser.add_argument("--job", metavar="ID", help="with --resume: go on with this job; `jobs` lists them")
+    add_limits(parser)
     for entry in schema():
         limits = f" [{entry['minimum']:g} to {entry['maximum']:g}]" if entry["minimum"] is not None else ""
         choices = f" ({', '.join(entry['choices'])})" if entry["choices"] else ""
@@ -36,7 +41,7 @@ def _default_words(value: Any) -> str:
 
 
 def run(args: argparse.Namespace, make_host: Callable[..., Host]) -> int:
-    """Run the command; return 0, or 130 after Ctrl-C, which saves what was learned. Raises `Refused`."""
+    """Run the command; return 0, or 130 after Ctrl-C, which saves what was learned, or 143 after `kill`, which keeps the progress. Raises `Refused`."""
     values = read_settings(args.config) if args.config else {}
     typed = {entry["name"]: value for entry in schema() if (value := getattr(args, entry["name"])) is not None}
     values.update({**typed, **read_resolutions(typed)})
@@ -44,14 +49,14 @@ def run(args: argparse.Namespace, make_host: Callable[..., Host]) -> int:
     if not config.base_model:
         raise Refused("Without a WebUI a checkpoint is needed: give base_model, a .safetensors file.", field="base_model")
     output = Path(config.output_dir or "output")
-    service = TrainingService(make_host(checkpoint=Path(config.base_model), lora_dir=output, data_dir=args.data_dir or output / "train_lora"))
+    service = TrainingService(make_host(checkpoint=Path(config.base_model), lora_dir=output, data_dir=args.data_dir or output / "train_lora"),
+                              limits=limits_of(args))
     if args.resume or args.resume_anyway or args.job:
         job = _resume(service, config, _job_to_resume(service, config.output_name, args.job), anyway=args.resume_anyway)
+    elif (earlier := _newest(service, config)) and _is_unfinished(earlier) and not args.new:
+        job = _go_on(service, config, earlier)
     else:
-        earlier = _furthest(service.named(config.output_name))
-        if earlier and _is_unfinished(earlier):
-            print(f"note: job {earlier['id']}, an earlier run of {config.output_name}, is {earlier['state']}; "
-                  f"--resume --job {earlier['id']} would go on from step {earlier['resume_step']}")
+        _refuse_taken(service, config, earlier)
         job = run_job(service, config.to_dict())
     return _report(job, args.config)
 
@@ -98,7 +103,43 @@ def _is_unfinished(job: Mapping[str, Any]) -> bool:
     return bool(job["resume_step"]) and job["state"] != "finished"
 
 
-def _resume(service: TrainingService, config: TrainConfig, earlier: Mapping[str, Any], *, anyway: bool) -> dict[str, Any]:
+def _newest(service: TrainingService, config: TrainConfig) -> Mapping[str, Any] | None:
+    """Return the newest job that made, or was making, the LoRA of these settings. Raises `Refused` while one is at work on it."""
+    place = Path(config.output_dir or service.host.lora_dir).resolve()
+    jobs = [job for job in service.named(config.output_name) if Path(job["config"].get("output_dir") or service.host.lora_dir).resolve() == place]
+    if working := next((job for job in jobs if job["state"] in BEGUN), None):
+        raise Refused(f"Job {working['id']} is training {config.output_name} just now, in another program. Wait until it has ended, or stop it there.", code="busy")
+    return next((job for job in jobs if job["state"] == "finished" or _is_unfinished(job)), None)
+
+
+def _go_on(service: TrainingService, config: TrainConfig, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Go on with the unfinished run of these settings, or say what has changed since and what to do."""
+    try:
+        return _resume(service, config, earlier, anyway=False, why=f", as these settings were {earlier['state']} there; --new begins anew")
+    except Refused as error:
+        if error.code == "cannot_resume" and error.details.get("anyway_possible"):
+            ways = "--resume-anyway goes on all the same, --new begins anew"
+        elif error.code in ("cannot_resume", "bad_value"):
+            ways = "--new begins anew"
+        else:
+            raise
+        raise Refused(f"Job {earlier['id']}, an earlier run of {config.output_name}, was {earlier['state']} at step {earlier['resume_step']}. {error.message} "
+                      f"Or: {ways}.", field=error.field, code=error.code, details=error.details) from error
+
+
+def _refuse_taken(service: TrainingService, config: TrainConfig, earlier: Mapping[str, Any] | None) -> None:
+    """Raise `Refused` for a LoRA that is there already, and say by which job and what to do."""
+    errors = service.plan(config.to_dict(), thorough=False)["errors"]
+    if not (taken := next((error for error in errors if error["code"] == "name_taken"), None)):
+        return
+    finished = earlier is not None and earlier["state"] == "finished"
+    by = f" Job {earlier['id']} finished it after {earlier.get('step') or 0} steps." if finished else ""
+    longer = "; to train it longer: --resume and more --epochs" if finished else ""
+    raise Refused(f"{taken['message']}{by} To replace it: --overwrite; to keep both: --output-name and another name{longer}.",
+                  field="output_name", code="name_taken")
+
+
+def _resume(service: TrainingService, config: TrainConfig, earlier: Mapping[str, Any], *, anyway: bool, why: str = "") -> dict[str, Any]:
     """Go on with a job, with the settings as they are now."""
     changes = service.changes_since(earlier["id"], config.to_dict())
     plan = service.plan({**config.to_dict(), "overwrite": True})                   # its own LoRA is in nobody's way
@@ -107,7 +148,8 @@ def _resume(service: TrainingService, config: TrainConfig, earlier: Mapping[str,
     def begin() -> str:
         service.resume(earlier["id"], changes, anyway=anyway, at_once=True)
         changed = f" with {', '.join(f'{name} {value}' for name, value in changes.items())}" if changes else ""
-        print(f"job {earlier['id']} ({earlier['state']}): going on at step {step} of {steps}{changed}")
+        state = "" if why else f" ({earlier['state']})"
+        print(f"job {earlier['id']}{state}: going on at step {step} of {steps}{changed}{why}")
         return earlier["id"]
     return _follow(service, begin, steps=steps, step=step)
 
@@ -115,17 +157,31 @@ def _resume(service: TrainingService, config: TrainConfig, earlier: Mapping[str,
 def _follow(service: TrainingService, begin: Begin, *, steps: int, step: int = 0) -> dict[str, Any]:
     """Begin a job and show it until it ends; raises `Refused` when it fails."""
     from tqdm import tqdm
-    with asked_by_ctrl_c("Stopping after this step; what was learned is saved. Ctrl-C again ends the program at once.") as asked:
-        job_id = begin()
+    job: dict[str, Any] = {}
+
+    def answer() -> str:
+        ends = "The preview is left out; the LoRA is saved." if _is_drawn(job) else "Stopping after this step; what was learned is saved."
+        return f"{ends} Ctrl-C again ends the program at once."
+    with asked_by_ctrl_c(answer) as asked, asked_by_termination(lambda: "Keeping the progress after this step.") as terminated:
+        job_id, said = begin(), False
         with tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True) as bar:
             while (job := service.wait(job_id, timeout=0.5))["state"] in ALIVE:
                 _show(bar, job)
-                if asked() and not job["stopping"]:
+                if _is_drawn(job) and not said:
+                    bar.write("The LoRA is saved. Drawing its preview; Ctrl-C leaves it out.")
+                    said = True
+                if terminated():
+                    service.close()
+                elif asked() and not job["stopping"]:
                     service.stop(job_id)
             _show(bar, job)
     if job["state"] == "failed":
         raise Refused(job["error"], code="failed")
     return job
+
+
+def _is_drawn(job: Mapping[str, Any]) -> bool:
+    return job.get("message") == DRAWING
 
 
 def _show(bar: Any, job: Mapping[str, Any]) -> None:
@@ -138,9 +194,10 @@ def _show(bar: Any, job: Mapping[str, Any]) -> None:
 def _report(job: Mapping[str, Any], config: Path | None) -> int:
     for remark in job["remarks"]:
         print(f"note: {remark}")
-    print(f"{job['state']}: {job['output_file'] or 'nothing to save yet'}" + (f"\nuse it in a prompt: {job['lora_tag']}" if job["lora_tag"] else ""))
-    if job["state"] != "stopped":
+    nothing = "the progress is kept" if job["state"] == "interrupted" else "nothing to save yet"
+    print(f"{job['state']}: {job['output_file'] or nothing}" + (f"\nuse it in a prompt: {job['lora_tag']}" if job["lora_tag"] else ""))
+    if job["state"] not in ENDS:
         return 0
     again = f"python -m lora_trainer train --config {config} --resume --job {job['id']}" if config else f"the same command with --resume --job {job['id']}"
-    print(f"stopped at step {job.get('step') or 0} of {job.get('total_steps') or 0}; to go on: {again}")
-    return 130
+    print(f"{job['state']} at step {job.get('step') or 0} of {job.get('total_steps') or 0}; to go on: {again}")
+    return ENDS[job["state"]]

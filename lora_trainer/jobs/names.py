@@ -44,4 +44,4 @@ class Names:
         return self._place(config.output_dir, config.output_name)
 
     def _place(self, folder: str, name: str) -> Path:
-        return Path(folder or self._lora_dir).absolute() / f"{name}.safetensors"
+        return Path(folder or self._lora_dir).resolve() / f"{name}.safetensors"

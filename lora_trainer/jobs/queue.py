@@ -91,6 +91,11 @@ class JobQueue:
         with self._changed:
             self._held_by, self.version = "user", self.version + 1
 
+    def close(self) -> Job | None:
+        """Let no other job begin, for the program ends; returns the running one. Takes no lock: a signal may come in the middle of anything."""
+        self._held_by = "restart"
+        return self.running
+
     def start(self) -> None:
         with self._changed:
             self._held_by, self.version = "", self.version + 1

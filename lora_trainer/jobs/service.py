@@ -1,4 +1,5 @@
 """What interfaces talk to: the host's model, the data sets, and jobs, as plain values. Knows no web framework."""
+import contextlib
 import dataclasses
 import logging
 import shutil
@@ -21,6 +22,7 @@ from ..core.remarks import remarks_on_model
 from ..core.remedies import Remedy, advice_in
 from . import claims, importing
 from .captioning import CaptioningJob, read_ready, select
+from .files import files_of
 from .form import form
 from .leaving import move_loras
 from .log_file import NAME as LOG_NAME
@@ -31,7 +33,9 @@ from .queue import JobQueue
 from .reports import describe
 from .resuming import Resuming
 from .settings import Settings, in_our_names
+from .storage import Limits, Storage
 from .store import ALIVE, KINDS, JobStore
+from .tensorboard import find_tensorboard
 from .training import TrainingJob
 from .worker import Job
 
@@ -42,10 +46,11 @@ class TrainingService:
     """One for each process: owns the data folder's database and the queue."""
 
     def __init__(self, host: Host, *, allowed_roots: list[Path] | None = None,
-                 foreign_roots: list[Path] | None = None) -> None:
+                 foreign_roots: list[Path] | None = None, limits: Limits = Limits()) -> None:
         """`allowed_roots`: folders that paths from users must lie in; None when only this machine
         can ask. `foreign_roots`: those for requests under a foreign host name, which may be a page
-        of another site by DNS rebinding; None where such requests do not get here.
+        of another site by DNS rebinding; None where such requests do not get here. `limits`: what
+        is kept of finished jobs.
         """
         self.host, self._allowed_roots, self._foreign_roots = host, allowed_roots, foreign_roots
         self.store = JobStore(host.data_dir / "jobs.sqlite3")
@@ -58,6 +63,14 @@ class TrainingService:
         self._settings = Settings(host.kind, self.library, self.check_path)
         self._form: dict[str, Any] | None = None
         self._resuming = Resuming(self._settings, self._names, host.lora_dir, self.job_folder)
+        self._storage = Storage(self.store, self.library, host.data_dir, delete=self.delete, limits=limits)
+        self._tidy()
+
+    def close(self, wait_seconds: float = 5.0) -> None:
+        """The program ends: no other job begins, and the running one keeps its progress after the step it is in, if that comes soon."""
+        if running := self.queue.close():
+            running.control.interrupt()
+            running.join(wait_seconds)
 
     # --- What is there ---------------------------------------------------------------------------------------------------
 
@@ -193,7 +206,8 @@ class TrainingService:
             job_id = self.store.add(name, config, kind=kind, checkpoint=checkpoint, sha256=sha256, model_kind=model_kind)
             self.store.update(job_id, progress=figures)
             self.queue.admit(job_id, at_once=at_once)
-            return job_id
+        self._tidy()
+        return job_id
 
     def _make(self, row: Mapping[str, Any]) -> Job:
         folder = self.job_folder(row["id"])
@@ -319,6 +333,41 @@ class TrainingService:
             self.host.register(path)
         except Exception:                                                          # entry into the host's own code; the file is where it belongs
             log.exception("%s could not be made known", path)
+
+    # --- The disk --------------------------------------------------------------------------------------------------------
+
+    def storage(self) -> dict[str, Any]:
+        """Say what takes how much of the disk, as `Storage.report` does."""
+        return self._storage.report()
+
+    def clear_storage(self, what: str, *, keep: int = 0) -> dict[str, Any]:
+        """Remove "trash", "states" of finished jobs, "models" or "jobs" that finished but the newest `keep`: `{count, bytes, problems}`. LoRAs stay."""
+        with self.queue.unchanged() if what in ("states", "jobs") else contextlib.nullcontext():
+            return self._storage.clear(what, keep=keep)
+
+    def files(self, job_id: str) -> list[Path]:
+        """Return the LoRA of a job and its snapshots with their cards and previews, as far as they are there and may be read."""
+        job = self.job(job_id)
+        files = files_of(job, self.host.lora_dir) if job["kind"] == "training" else []
+        return [path for path in files if self._may_be_read(path)]
+
+    def _may_be_read(self, path: Path) -> bool:
+        try:
+            self.check_path(path)
+        except Refused:
+            return False
+        return True
+
+    def tensorboard(self) -> dict[str, Any]:
+        """Return `{url}` of a TensorBoard that runs on this machine, None where there is none or where others than this machine can ask."""
+        return {"url": find_tensorboard() if self._allowed_roots is None else None}
+
+    def _tidy(self) -> None:
+        try:
+            with self.queue.unchanged():
+                self._storage.tidy()
+        except Exception:                                                          # where jobs meet the disk; no job is worth less for it
+            log.exception("old jobs could not be cleared away")
 
     # --- What is told of jobs --------------------------------------------------------------------------------------------
 

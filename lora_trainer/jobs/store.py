@@ -15,6 +15,7 @@ STATES = ("queued", "preparing", "training", "captioning", "paused", "finished",
 ALIVE = ("queued", "preparing", "training", "captioning", "paused")
 BEGUN = ALIVE[1:]
 KINDS = ("training", "captioning")
+INTERRUPTED = "The program ended while this was running."
 _TABLE = """create table if not exists jobs (
     id integer primary key autoincrement, name text not null, state text not null, created_at real not null, finished_at real,
     config text not null, progress text not null default '{}', message text not null default '', error text,
@@ -90,6 +91,13 @@ class JobStore:
                                           (kind or "", *ALIVE, kind or "", limit)).fetchall()
         return [_job(row) for row in rows]
 
+    def ended(self) -> list[dict[str, Any]]:
+        """Return all jobs that have ended, newest first."""
+        marks = ",".join("?" * len(ALIVE))
+        with self._lock:
+            rows = self._database.execute(f"select * from jobs where state not in ({marks}) order by id desc", ALIVE).fetchall()
+        return [_job(row) for row in rows]
+
     def named(self, name: str, *, kind: str = "training") -> list[dict[str, Any]]:
         """Return the jobs of a name, newest first."""
         with self._lock:
@@ -103,7 +111,7 @@ class JobStore:
             begun = [str(row["id"]) for row in self._database.execute(f"select id from jobs where state in ({marks})", BEGUN)]
             lost = [job_id for job_id in begun if not spare(job_id)]
             for job_id in lost:
-                self._set(job_id, {"state": "interrupted", "message": "The program ended while this was running.", "finished_at": time.time()})
+                self._set(job_id, {"state": "interrupted", "message": INTERRUPTED, "finished_at": time.time()})
         return len(lost)
 
     # --- The queue -------------------------------------------------------------------------------------------------------

@@ -3,13 +3,16 @@
 tensorboardX's own SummaryWriter hands events to a thread through a bounded queue; when a disk is full the thread dies and the next
 `add_scalar` waits for ever. So the events are written here, with its file format and its protocol buffers, and a refusal is only logged.
 """
+import http.client
+import json
 import logging
 import time
 from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
-FLUSH_SECONDS = 2.0
+FLUSH_SECONDS, ANSWER_SECONDS = 2.0, 0.5
+PORT = 6006                                    # TensorBoard's own default
 
 
 class EventFile:
@@ -56,3 +59,16 @@ class EventFile:
         except Exception as error:                                                 # a package that may be there, in any version; it costs no run
             log.warning("The TensorBoard figures cannot be written to %s: %s", self._folder, error)
             self._writer = None
+
+
+def find_tensorboard(port: int = PORT) -> str | None:
+    """Return the address of a TensorBoard that runs on this machine; None where nothing, or something else, answers at its port."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
+    try:
+        connection.request("GET", "/data/environment")
+        answer = json.loads(connection.getresponse().read(100_000))
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+    finally:
+        connection.close()
+    return f"http://localhost:{port}/" if isinstance(answer, dict) and "data_location" in answer else None

@@ -9,11 +9,12 @@ from typing import Any
 import yaml
 
 from ..core.captions import write_atomically
+from ..core.checkpoint import prune
 from ..core.config import TrainConfig
 from ..core.contracts import Host, Progress
 from ..core.errors import Refused
 from ..core.pipeline import Result, train_lora
-from ..core.resuming import state_step
+from ..core.resuming import state_folder, state_step
 from .metrics import SECONDS, Metrics
 from .store import JobStore
 from .tensorboard import EventFile
@@ -48,7 +49,8 @@ class TrainingJob(Job):
         if self._resume:
             self._metrics.load(self.folder, self.from_step)
             self._began_at -= self._metrics.last[SECONDS] if self._metrics.last else 0.0
-        self._events = EventFile(tensorboard_dir(self._values, self.folder), purge_step=self.from_step + 1 if self._resume else None)
+        place = tensorboard_dir(self._values, self.folder, loras=self._host.lora_dir if self._host.kind == "webui" else None)
+        self._events = EventFile(place, purge_step=self.from_step + 1 if self._resume or place.is_dir() else None)
         with self._metrics.kept_in(self.folder), contextlib.closing(self._events):
             yield
 
@@ -58,6 +60,8 @@ class TrainingJob(Job):
         result = train_lora(TrainConfig.parse(self._values), self._host, control=self.control, on_progress=self._report, folder=self.folder,
                             resume=bool(self._resume), anyway=self._resume == "anyway", checkpoint=self._checkpoint, checkpoint_sha256=self._sha256)
         self._progress = dataclasses.replace(self._progress, remarks=tuple(result.remarks), waiting_for="", eta_seconds=None)
+        if not result.stopped:
+            prune(state_folder(self.folder), keep=1)                               # for more epochs; the one before was for a crash
         return _ending(result)
 
     def _refuse_other_checkpoint(self) -> None:
@@ -85,9 +89,15 @@ class TrainingJob(Job):
                              learning_rate=progress.learning_rate, seconds_per_step=progress.seconds_per_step)
 
 
-def tensorboard_dir(config: Mapping[str, Any], folder: Path) -> Path:
-    """Return where a job's event files are: in its own folder, or under the log folder by the LoRA's name."""
-    return Path(config["logging_dir"]) / config["output_name"] if config.get("logging_dir") else folder / "tensorboard"
+def tensorboard_dir(config: Mapping[str, Any], folder: Path, *, loras: Path | None = None) -> Path:
+    """Return where a job's event files are: by the LoRA's name under the log folder or, where only an output folder is given, in `logs` there;
+    else in the job's own folder, and so for an output folder within `loras`, where only LoRAs should be."""
+    own, output = folder / "tensorboard", config.get("output_dir")
+    if config.get("logging_dir"):
+        return Path(config["logging_dir"]) / config["output_name"]
+    if not output or own.is_dir() or (loras and Path(output).resolve().is_relative_to(loras.resolve())):
+        return own
+    return Path(output) / "logs" / config["output_name"]
 
 
 def _ending(result: Result) -> dict[str, Any]:

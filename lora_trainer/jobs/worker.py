@@ -17,7 +17,7 @@ from ..core.errors import Refused
 from .claims import claimed
 from .log_file import NAME as LOG_NAME
 from .log_file import log_file
-from .store import JobStore
+from .store import INTERRUPTED, JobStore
 
 log = logging.getLogger(__name__)
 SAVE_EVERY_SECONDS = 0.5
@@ -90,13 +90,17 @@ class Job(abc.ABC, threading.Thread):
         """Work, and end. Raises OSError where the job's folder refuses."""
         try:
             with self._files():
-                self._end(**self._result())
+                self._end(**self._as_interrupted(self._result()))
         except OSError:
             raise
         except BaseException as error:                                             # entry point of a thread: log, report; the program lives on
             failure = self._failure(error)
             if not self.ended:
                 self._end(**failure)
+
+    def _as_interrupted(self, ended: dict[str, Any]) -> dict[str, Any]:
+        """Tell a job that was stopped by a user from one that the program's end stopped, which is to go on."""
+        return {**ended, "state": "interrupted", "message": INTERRUPTED} if ended["state"] == "stopped" and self.control.interrupt_asked else ended
 
     def _result(self) -> dict[str, Any]:
         """Work, and return how it ended, in whatever way."""

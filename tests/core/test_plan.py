@@ -413,3 +413,27 @@ def test_a_run_with_drawn_captions_that_is_resumed_is_the_same_run(settings, pic
     batch = types.SimpleNamespace(captions=["a {red|blue|green|grey} circle\nanother, shape\nzib"] * 4, regularisation=[False] * 4)
     whole = [texts[0].draw(batch, seed=3, number=step) for step in range(8)]
     assert whole[4:] == [texts[1].draw(batch, seed=3, number=step) for step in range(4, 8)] and len({tuple(each) for each in whole}) > 4
+
+
+def test_one_file_by_two_spellings_is_no_clash(host, settings, tmp_path):
+    """A folder reached by a link, or a name in other letters on a disk that knows no case, is the LoRA itself."""
+    (host.lora_dir / "mine.safetensors").write_bytes(b"an earlier one")
+    (tmp_path / "link").symlink_to(host.lora_dir, target_is_directory=True)
+    plan = planned(settings, host, output_dir=str(tmp_path / "link"), overwrite=True)
+    assert plan.output_file == tmp_path / "link" / "mine.safetensors"
+
+
+def test_a_lora_of_the_name_in_another_folder_is_a_clash(host, settings):
+    (host.lora_dir / "people").mkdir()
+    (host.lora_dir / "people" / "mine.safetensors").write_bytes(b"")
+    with pytest.raises(Refused, match="would be mixed up with. Call the new one mine-2"):
+        planned(settings, host, overwrite=True)
+    with pytest.raises(Refused, match="Move it away: a run keeps its name"):
+        planned(settings, host, session=1.0)
+
+
+def test_snapshots_of_another_run_may_be_replaced(host, settings):
+    (host.lora_dir / "mine-000003.safetensors").write_bytes(b"")
+    with pytest.raises(Refused, match="Replace it, or call the new one mine-2"):
+        planned(settings, host, save_steps=3)
+    assert planned(settings, host, save_steps=3, overwrite=True).warnings is not None

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from safetensors.torch import load_file
+
+from lora_trainer.core.errors import Stopped
 from lora_trainer.interfaces import cli
 from lora_trainer.interfaces import train as train_command
 from lora_trainer.jobs.store import JobStore
@@ -55,14 +58,14 @@ def train(*arguments):
     return cli.main(["train", "--config", *arguments], make_host=make_host)
 
 
-def interrupted(config, act, **changes):
+def interrupted(config, act, *, every=3, **changes):
     """Train in another process, do something to it after some steps, and return its exit status and what it said."""
-    path = config(max_train_steps=200, save_state_steps=3, **changes)
+    path = config(max_train_steps=200, save_state_steps=every, **changes)
     with subprocess.Popen([sys.executable, "-c", textwrap.dedent(PROGRAM), "train", "--config", path], cwd=ROOT, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True) as process:
         states = Path(path).parent / "output" / "train_lora" / "jobs" / "1" / "state"
         deadline = time.monotonic() + 60
-        while not any(int(file.stem[5:]) >= 3 for file in states.glob("step-*.safetensors")):
+        while not any(int(file.stem[5:]) >= every for file in states.glob("step-*.safetensors")):
             assert time.monotonic() < deadline and process.poll() is None, process.stdout.read()
             time.sleep(0.02)
         act(process)
@@ -137,12 +140,99 @@ def ended(settings, tmp_path):
     store.close()
 
 
-@pytest.mark.parametrize("state, told", [("stopped", "stopped"), ("failed", "failed"), ("training", "interrupted")])      # the last was killed
-def test_every_run_that_could_go_on_is_pointed_out(config, jobs, capsys, ended, state, told):
-    ended("mine", state, 7)
-    assert train(config(max_train_steps=2)) == 0
-    assert f"job 1, an earlier run of mine, is {told}; --resume --job 1 would go on from step 7" in capsys.readouterr().out
-    assert [job["state"] for job in jobs()] == ["finished", told]
+def test_the_same_command_goes_on_where_it_was(config, jobs, capsys, monkeypatch):
+    """Stopped, it is gone on with by the same command; settings that may change are taken, others are named, and so is changed data."""
+    stop_after(monkeypatch, 5)
+    assert train(config(save_state_steps=1)) == 130
+    capsys.readouterr()
+    assert train(config(save_state_steps=1, seed=7)) == 1
+    said = capsys.readouterr().err
+    assert "Job 1, an earlier run of mine, was stopped at step 5. Seed cannot change" in said and "--new begins anew" in said
+    assert train(config(save_state_steps=1, max_train_steps=14)) == 0
+    assert "job 1: going on at step 5 of 14 with max_train_steps 14, as these settings were stopped there; --new begins anew" in capsys.readouterr().out
+    assert [(job["id"], job["state"], job["step"]) for job in jobs()] == [("1", "finished", 14)]
+
+
+def test_changed_data_is_told_apart_from_changed_settings(config, jobs, capsys, monkeypatch, pictures):
+    stop_after(monkeypatch, 5)
+    assert train(config()) == 130
+    (pictures / "0.txt").write_text("another caption", encoding="utf-8")
+    assert train(config()) == 1
+    said = capsys.readouterr().err
+    assert "the caption of 0.png changed" in said and "--resume-anyway goes on all the same, --new begins anew" in said
+    assert train(config(), "--new") == 1 and "To replace it: --overwrite" in capsys.readouterr().err
+    assert train(config(), "--new", "--overwrite") == 0
+    assert [(job["id"], job["state"]) for job in jobs()] == [("2", "finished"), ("1", "stopped")]
+    assert train(config()) == 1 and "Job 2 finished it after 12 steps" in capsys.readouterr().err      # not job 1, which is older
+
+
+def test_a_finished_run_says_what_can_be_done(config, jobs, capsys):
+    assert train(config()) == 0
+    assert train(config(epochs=9)) == 1
+    said = capsys.readouterr().err
+    assert "Job 1 finished it after 12 steps. To replace it: --overwrite; to keep both: --output-name and another name; to train it longer: --resume" in said
+    assert train(config(), "--overwrite") == 0 and train(config(), "--output-name", "other") == 0
+    assert [job["name"] for job in jobs()] == ["other", "mine", "mine"]
+
+
+def test_one_that_another_program_trains_is_left_alone(config, ended, capsys, monkeypatch):
+    from lora_trainer.jobs import claims
+    ended("mine", "training", 3)
+    monkeypatch.setattr(claims, "is_claimed", lambda folder: True)
+    assert train(config()) == 1 and "Job 1 is training mine just now, in another program" in capsys.readouterr().err
+
+
+def stop_after(monkeypatch, step):
+    """Have the next run stopped after so many steps, as by Ctrl-C."""
+    from lora_trainer.core.attendant import Attendant
+    on_step, stopped = Attendant.on_step, []
+
+    def and_stop(attendant, done):
+        on_step(attendant, done)
+        if done.step == step and not stopped:
+            stopped.append(attendant._control.stop())
+    monkeypatch.setattr(Attendant, "on_step", and_stop)
+
+
+@pytest.mark.parametrize("number, status, state", [("SIGTERM", 143, "interrupted"), ("SIGHUP", 143, "interrupted"), ("SIGINT", 130, "stopped")])
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_asked_to_end_it_keeps_its_progress_and_is_the_same_then(config, jobs, number, status, state):
+    """Between two states that are due, so that what goes on is what the signal had kept."""
+    def act(process):
+        time.sleep(0.3)
+        process.send_signal(getattr(signal, number))
+    ended, said = interrupted(config, act, every=10)
+    assert (ended, jobs()[0]["state"]) == (status, state) and f"{state} at step" in said and "Traceback" not in said
+    step = jobs()[0]["step"]
+    assert 10 < step < 200 and max(int(file.stem[5:]) for file in Path(config()).parent.glob("output/train_lora/jobs/1/state/step-*")) == step
+    assert train(config(max_train_steps=200)) == train(config(max_train_steps=200, output_name="whole")) == 0
+    one, other = (load_file(jobs()[number]["output_file"]) for number in (0, 1))
+    assert one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
+
+
+def test_ctrl_c_leaves_the_preview_out(config, jobs, capsys, monkeypatch):
+    drawn = []
+
+    def generate(host, prompt, should_stop, **settings):
+        signal.raise_signal(signal.SIGINT) if not drawn else None                  # in this thread Python only notes it; the main one answers
+        drawn.append(prompt)
+        deadline = time.monotonic() + 30
+        while not should_stop():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        raise Stopped
+    monkeypatch.setattr(TinyHost, "generate", generate)
+    assert train(config(preview=True)) == 0
+    said = capsys.readouterr()
+    assert drawn and "Drawing its preview; Ctrl-C leaves it out" in said.out + said.err and jobs()[0]["state"] == "finished"
+
+
+@pytest.mark.parametrize("changes, place", [({}, "logs/mine"), ({"logging_dir": "elsewhere"}, None)])
+def test_tensorboard_finds_the_logs_of_an_output_folder(config, jobs, tmp_path, monkeypatch, changes, place):
+    pytest.importorskip("tensorboardX")
+    monkeypatch.chdir(tmp_path)
+    assert train(config(**changes)) == 0
+    assert list((tmp_path / ("output/logs/mine" if place else "elsewhere/mine")).glob("events*"))
 
 
 def test_a_finished_run_and_one_without_a_state_are_not(config, capsys, ended):

@@ -135,6 +135,50 @@ def test_reasons_why_it_would_not_be_the_same_run(service, host, short, pictures
     assert again["state"] == "finished" and again["step"] == STEPS and any("0.png" in remark for remark in again["remarks"])
 
 
+def moved(lora, place):
+    """Move a LoRA, as a user would between two parts of its run."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(lora, place)
+
+
+@pytest.mark.parametrize("to", ["", "mine/mine.safetensors", "mine-before.safetensors"])
+def test_its_own_snapshots_are_in_nobodys_way(service, host, short, monkeypatch, to):
+    """Killed between a snapshot and the name itself, or with that file moved by the user: what is left is of the same run."""
+    slowed(host, monkeypatch)
+    job = stopped_at(service, short, 5, save_steps=3)
+    lora = host.lora_dir / "mine.safetensors"
+    moved(lora, host.lora_dir / to) if to else lora.unlink()
+    assert (host.lora_dir / "mine-000003.safetensors").is_file()
+    service.resume(job["id"])
+    again = service.wait(job["id"], 60)
+    assert (again["state"], again["error"], again["output_file"]) == ("finished", None, str(lora))
+
+
+def test_a_run_that_lost_its_states_may_replace_its_files(service, host, short, monkeypatch):
+    """All states are damaged, so it begins anew; nothing says any more whose the LoRA is."""
+    slowed(host, monkeypatch)
+    job = stopped_at(service, short, 5, save_steps=3)
+    for state in (service.job_folder(job["id"]) / "state").iterdir():
+        state.write_bytes(b"damaged")
+    service.resume(job["id"], {"overwrite": True}, anyway=True)
+    again = service.wait(job["id"], 60)
+    assert (again["state"], again["error"]) == ("finished", None)
+
+
+def test_another_runs_file_in_the_way_is_replaced_when_asked_for(service, host, short, monkeypatch):
+    """The advice of the refusal can be followed in the middle of a run."""
+    slowed(host, monkeypatch)
+    job = stopped_at(service, short, 5, save_steps=3)
+    other = service.wait(service.start({**short, "output_name": "other", "max_train_steps": 2}), 60)
+    moved(host.lora_dir / "other.safetensors", host.lora_dir / "mine.safetensors")
+    assert other["state"] == "finished"
+    with pytest.raises(Refused, match="exists already, and is not of this run. Replace it, or move it") as caught:
+        service.resume(job["id"])
+    assert caught.value.code == "name_taken"
+    service.resume(job["id"], {"overwrite": True})
+    assert service.wait(job["id"], 60)["state"] == "finished"
+
+
 def test_cancelled_before_it_went_on(service, host, short, settings, monkeypatch):
     slowed(host, monkeypatch)
     job = stopped_at(service, short, 3)

@@ -2,7 +2,7 @@
 import json
 from typing import Any, List
 
-from fastapi import APIRouter, Body, File, Form, Response, UploadFile
+from fastapi import APIRouter, Body, Depends, File, Form, Response, UploadFile
 from fastapi.responses import FileResponse
 
 from ..core.checks import Wanted
@@ -11,11 +11,12 @@ from ..core.library import LARGEST_UPLOAD_BYTES
 from ..core.pictures import TURNS
 from ..core.tables import LARGEST_TABLE_BYTES
 from ..jobs.service import TrainingService
+from .doors import refuse_embedding
 from .requests import mapping, switch, text, texts, whole
 from .schemas import EDITED, FILENAMES, IF_CHANGED, SWITCH, TEXT, TEXTS, TEXTS_BY_NAME, VERSIONS, a_list, an_object, edits, file_of, gives, takes, whole_number
 
 _CACHED = {"Cache-Control": "private, max-age=86400"}
-_PICTURE = {"response_class": Response, "responses": file_of("image/jpeg")}
+_PICTURE = {"response_class": Response, "responses": file_of("image/jpeg"), "dependencies": [Depends(refuse_embedding)]}
 _WANTED = {"resolution": whole_number(64, 4096), "bucket_step": whole_number(8, 512), "enable_bucket": SWITCH, "trigger_word": TEXT}
 
 

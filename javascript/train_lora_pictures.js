@@ -587,7 +587,8 @@
         }
 
         function reveal(filenames) {
-            const [first] = filenames.filter((filename) => grid.shown().includes(filename));
+            const shown = new Set(grid.shown());
+            const first = filenames.find((filename) => shown.has(filename));
             if (first && (!detail || !detail.isOpen())) grid.reveal(first);
         }
 

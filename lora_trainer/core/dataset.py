@@ -31,7 +31,7 @@ MASK_ENDING = "-masklabel"             # of a mask's stem, as OneTrainer names t
 TRANSPARENT = "transparent parts become white"
 SMALLEST_PX, MOST_PIXELS, WIDEST_RATIO = 16, 120_000_000, 8.0
 DECODED_PIXELS = 40_000_000            # at the same time, over all requests: some 12 bytes each while colours are converted
-TRIMMED_PIXELS = 4_000_000
+TRIMMED_PIXELS = 4_000_000             # pictures above are scaled down before anything else, and their memory is given back
 MOST_REMEMBERED = 60_000
 
 
@@ -197,7 +197,7 @@ def look(path: Path, side_px: int) -> tuple[Facts, Image.Image]:
     with opened(path) as image:
         facts = facts_of(image)
         image.draft("RGB", (2 * side_px, 2 * side_px))                             # a JPEG is decoded at a fraction of its size
-        if image.mode in ("RGB", "RGBA", "L", "LA") and "transparency" not in image.info:
+        if image.width * image.height > TRIMMED_PIXELS and image.mode in ("RGB", "RGBA", "L", "LA") and "transparency" not in image.info:
             image.thumbnail((2 * side_px, 2 * side_px))                            # first: every conversion makes a copy of all pixels
         small = to_rgb(image)
         small.thumbnail((side_px, side_px), Image.LANCZOS)

@@ -370,9 +370,12 @@ def _digest_of_file(file: Path) -> str:
 @functools.lru_cache(maxsize=MOST_DIGESTS)
 def _digest_at(file: Path, mtime_ns: int, size: int) -> str:
     content = hashlib.blake2b(digest_size=8)
-    with open(file, "rb") as opened:
-        while block := opened.read(1 << 20):
-            content.update(block)
+    try:
+        with open(file, "rb") as opened:
+            while block := opened.read(1 << 20):
+                content.update(block)
+    except PermissionError:                                                        # it may be moved all the same, and is known again by these
+        content.update(f"{mtime_ns}/{size}".encode())
     return content.hexdigest()
 
 

@@ -108,7 +108,7 @@ def list_files(folder: Path) -> Listing:
     for place in places:
         found = list(_entries(place.path))
         if not place.prefix:
-            places += [Place(folder / name, f"{name}/", *kohya) for name in sorted(entry.name for entry in found)
+            places += [Place(folder / name, f"{name}/", *kohya) for name in sorted(entry.name for entry in found if _is_folder(entry))
                        if (kohya := read_kohya_name(folder / name)) and is_other_folder(folder / name, folder)]
         outside = bool(place.prefix) and place.path.is_symlink() and not lies_in(place.path, folder)
         for entry in sorted((entry for entry in found if is_picture_name(entry.name)), key=lambda entry: entry.name):
@@ -154,6 +154,13 @@ class Remembered:
 def _entries(folder: Path) -> Iterator[os.DirEntry]:
     with os.scandir(folder) as entries:
         yield from (entry for entry in entries if not entry.name.startswith("."))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:                                                                # a link to itself
+        return False
 
 
 def _stamp_of(entry: os.DirEntry) -> Stamp | None:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from .blocks import BASE, PRESETS, block_of, levels_of, read_block_rates
+from .blocks import PRESETS, block_of, levels_of, read_block_rates
 from .errors import Refused
 from .kinds import DORA_SCALE
 
@@ -59,10 +59,10 @@ def groups_of(weights: Mapping[str, Mapping[str, Weight]], choice: RateChoice) -
     found: dict[Group, list[Weight]] = {}
     for path, parts in weights.items():
         part = UNET if path.startswith("unet.") else TEXT_ENCODER
-        block = block_of(path.removeprefix("unet.")) if part == UNET else BASE
+        of_block = blocks.get(block_of(path.removeprefix("unet.")), 1.0) if part == UNET else 1.0
         for name, weight in parts.items():
             ratio = choice.ratios()[part] if name == UPPER_HALF else 1.0
-            group = Group(part, blocks.get(block, 1.0) * ratio, decays=name != DORA_SCALE)
+            group = Group(part, of_block * ratio, decays=name != DORA_SCALE)
             found.setdefault(group, []).append(weight)
     order = list(dict.fromkeys(group.part for group in found))
     return dict(sorted(found.items(), key=lambda item: (order.index(item[0].part), item[0] != Group(item[0].part))))
@@ -73,8 +73,7 @@ def groups_without_model(parts: Iterable[str], choice: RateChoice, *, has_halves
     factors = {UNET: {1.0}, TEXT_ENCODER: {1.0}}
     for levels in PRESETS:                     # of whichever model has such blocks; others are refused once it is known
         with contextlib.suppress(Refused):
-            for block, factor in read_block_rates(choice.block_learning_rates, levels).items():
-                factors[TEXT_ENCODER if block == BASE else UNET].add(factor)
+            factors[UNET] |= set(read_block_rates(choice.block_learning_rates, levels).values())
     return {Group(part, factor * ratio) for part in parts for factor in factors[part]
             for ratio in {1.0, choice.ratios()[part] if has_halves else 1.0}}
 

@@ -258,9 +258,10 @@ class _Run:
         config, base_model = self.config, self.base_model
         shapes, weights, form = self.layers
         adapters = Adapters.create(base_model.parts(), shapes, form, seed=config.seed)
-        groups = groups_of(adapters.named_parameters(), rate_choice(config))
-        learning_rates = rates_of(groups, rate_choice(config))
-        for remark in remarks_on(config.optimizer, learning_rates=learning_rates, scheduler=config.scheduler):
+        choice = rate_choice(config)
+        groups = groups_of(adapters.named_parameters(), choice)
+        learning_rates = rates_of(groups, choice)
+        for remark in remarks_on(config.optimizer, learning_rates={group.part: choice.rates()[group.part] for group in groups}, scheduler=config.scheduler):
             self.teller.remark(remark)
         for group, parameters in groups.items():
             for parameter in parameters if learning_rates[group.name] == 0 else ():    # they stay as they are, and their gradients are nobody's business

@@ -95,6 +95,13 @@ def read_tensor(file: BinaryIO, header: Header, name: str) -> torch.Tensor:
     return flat.reshape(entry.shape)
 
 
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read all tensors of a complete file, on the CPU; raises OSError and ValueError as `read_header` and `read_tensor`."""
+    header = read_header(path)
+    with open(path, "rb") as file:
+        return {name: read_tensor(file, header, name) for name in header.entries}
+
+
 @functools.lru_cache(maxsize=16)
 def _read_header(path: str, size_bytes: int, changed_ns: int) -> Header:
     with open(path, "rb") as file:

@@ -87,7 +87,7 @@ def needs(name: str) -> None:
     ("adamw", "", dict(form=Form("lokr"), ema_decay=0.9)),
     ("adamw", "", dict(form=Form(use_dora=True), ema_decay=0.9, scale_weight_norms=0.05)),
     ("adamw", "", dict(form=Form("lokr", use_dora=True))),
-    ("adamw", "", dict(form=Form(use_dora=True), rates=dict(loraplus_lr_ratio=16.0, block_learning_rates="IN01=0.5 BASE=2"), ema_decay=0.9)),
+    ("adamw", "", dict(form=Form(use_dora=True), rates=dict(loraplus_lr_ratio=16.0, block_learning_rates="IN01=0.5"), ema_decay=0.9)),
     ("prodigy", "", dict(form=Form(use_dora=True))),
     ("schedulefree", "", dict(form=Form(use_dora=True), scale_weight_norms=0.05)),
     ("adamw8bit", "", dict(rank=256)),

@@ -34,18 +34,14 @@ def test_the_ratio_of_the_text_encoder_is_the_unets_where_none_is_given():
     assert RateChoice(1, 1, loraplus_lr_ratio=4).ratios() == {"unet": 4, "text_encoder": 4}
 
 
-def test_base_is_the_text_encoder():
-    assert Group("text_encoder", 0.25) in groups_of(WEIGHTS, RateChoice(1e-4, 5e-5, block_learning_rates="BASE=.25"))
-
-
 def test_groups_are_told_from_the_settings_alone():
-    choice = RateChoice(1, 1, loraplus_lr_ratio=4, block_learning_rates="OUT11=0.5 BASE=0")
+    choice = RateChoice(1, 1, loraplus_lr_ratio=4, block_learning_rates="OUT11=0.5")
     assert groups_without_model(["unet"], choice, has_halves=True) == {Group("unet"), Group("unet", 4), Group("unet", 0.5), Group("unet", 2)}
-    assert groups_without_model(["text_encoder"], choice, has_halves=False) == {Group("text_encoder"), Group("text_encoder", 0)}
+    assert groups_without_model(["text_encoder"], choice, has_halves=False) == {Group("text_encoder")}
 
 
 @pytest.mark.parametrize("text, said", [("MID", "'MID' is not understood"), ("MID=64:32", "not understood"), ("IN04=-1", "not understood"), ("IN04=101", "from 0"),
-                                        ("IN44=1", "no block 'IN44'"), ("MID=nan", "not understood"), ("OUT03-IN02=1", "no range")])
+                                        ("IN44=1", "no block 'IN44'"), ("MID=nan", "not understood"), ("BASE=2", "set Learning rate, text encoder"), ("OUT03-IN02=1", "no range")])
 def test_what_is_no_factor_of_a_block_is_refused(text, said):
     with pytest.raises(Refused, match=f"Learning rates of blocks: .*{said}") as refusal:
         groups_of(WEIGHTS, RateChoice(1, 1, block_learning_rates=text))

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 
 from lora_trainer.core import tensor_files
-from lora_trainer.core.tensor_files import parse_header, read_header, read_tensor
+from lora_trainer.core.tensor_files import parse_header, read_header, read_tensor, read_tensors
 
 TENSORS = {"a.weight": torch.randn(3, 5), "b": torch.randn(2, 2, 1, 1).half(), "c": torch.tensor(4.0),
            "d": torch.randn(7).bfloat16(), "e": torch.arange(6).reshape(2, 3),
@@ -35,6 +35,8 @@ def test_what_the_library_wrote_is_read(tmp_path):
         for name, tensor in TENSORS.items():
             found = read_tensor(file, header, name)
             assert found.shape == tensor.shape and torch.equal(found.to(tensor.dtype), tensor)
+    assert {name: tensor.dtype for name, tensor in read_tensors(path).items() if tensor.numel()} == {
+        name: tensor.dtype for name, tensor in TENSORS.items() if tensor.numel()}
 
 
 def test_a_header_is_read_once_and_again_when_the_file_changed(tmp_path):

@@ -68,14 +68,14 @@ def groups_of(weights: Mapping[str, Mapping[str, Weight]], choice: RateChoice) -
     return dict(sorted(found.items(), key=lambda item: (order.index(item[0].part), item[0] != Group(item[0].part))))
 
 
-def groups_without_model(parts: Iterable[str], choice: RateChoice, *, has_halves: bool) -> set[Group]:
-    """Tell the groups that there will be, as far as the settings say; `has_halves`: the layers are LoRAs."""
-    factors = {UNET: {1.0}, TEXT_ENCODER: {1.0}}
+def groups_without_model(parts: Iterable[str], choice: RateChoice, *, has_halves: bool) -> list[Group]:
+    """Tell the groups that there may be, as far as the settings say; `has_halves`: the layers are LoRAs."""
+    factors = {UNET: {1.0: None}, TEXT_ENCODER: {1.0: None}}
     for levels in PRESETS:                     # of whichever model has such blocks; others are refused once it is known
         with contextlib.suppress(Refused):
-            factors[UNET] |= set(read_block_rates(choice.block_learning_rates, levels).values())
-    return {Group(part, factor * ratio) for part in parts for factor in factors[part]
-            for ratio in {1.0, choice.ratios()[part] if has_halves else 1.0}}
+            factors[UNET] |= dict.fromkeys(read_block_rates(choice.block_learning_rates, levels).values())
+    return [Group(part, factor * ratio) for part in parts for factor in factors[part]
+            for ratio in dict.fromkeys((1.0, choice.ratios()[part] if has_halves else 1.0))]
 
 
 def rates_of(groups: Iterable[Group], choice: RateChoice) -> dict[str, float]:

@@ -36,8 +36,8 @@ def test_the_ratio_of_the_text_encoder_is_the_unets_where_none_is_given():
 
 def test_groups_are_told_from_the_settings_alone():
     choice = RateChoice(1, 1, loraplus_lr_ratio=4, block_learning_rates="OUT11=0.5")
-    assert groups_without_model(["unet"], choice, has_halves=True) == {Group("unet"), Group("unet", 4), Group("unet", 0.5), Group("unet", 2)}
-    assert groups_without_model(["text_encoder"], choice, has_halves=False) == {Group("text_encoder")}
+    assert groups_without_model(["unet"], choice, has_halves=True) == [Group("unet"), Group("unet", 4), Group("unet", 0.5), Group("unet", 2)]
+    assert groups_without_model(["text_encoder"], choice, has_halves=False) == [Group("text_encoder")]
 
 
 @pytest.mark.parametrize("text, said", [("MID", "'MID' is not understood"), ("MID=64:32", "not understood"), ("IN04=-1", "not understood"), ("IN04=101", "from 0"),

@@ -247,6 +247,15 @@ def test_going_on_from_a_dora(host, settings, kind):
     assert any("first.safetensors is a DoRA, and so will this be" in warning for warning in plan.warnings)
 
 
+def test_blocks_of_a_rate_of_0_stay_as_they_are(host, settings, first):
+    """All layers of the file are here in one block; the text encoder learns on."""
+    both = train(host, settings, output_name="both", train_text_encoder=True, learning_rate=1e-2, text_encoder_lr=1e-2, max_train_steps=3).output_file
+    result = train(host, settings, init_lora="both", learning_rate=1e-2, text_encoder_lr=1e-2, block_learning_rates="IN01=0, IN11=2")
+    before, after = load_file(both), load_file(result.output_file)
+    changed = {name.split("_")[1] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"te"}
+
+
 # --- Files that would burn a core ----------------------------------------------------------------------------------------
 
 def looked_into_in_time(path, seconds):

@@ -3,7 +3,7 @@
     'use strict';
     const {h, show, setText} = kit;
 
-    const WIDE = new Set(['output_dir', 'logging_dir', 'metadata_path', 'init_lora', 'reg_data_dir', 'lora_blocks', 'optimizer_args']);
+    const WIDE = new Set(['output_dir', 'logging_dir', 'metadata_path', 'init_lora', 'reg_data_dir', 'lora_blocks', 'block_learning_rates', 'optimizer_args']);
     const THEIRS = /_(generate|interrupt|skip)$/;                                         // The WebUI takes what has such an id for a button of its own.
     const LINES = {extra_data_dirs: 3};                                                    // How high a text of several lines is.
 

@@ -111,6 +111,19 @@ def test_the_walk_sees_imports_inside_functions():
     assert f"{PACKAGE}.core.errors" in IMPORTS[f"{PACKAGE}.hosts.standalone"]
 
 
+# --- Hosts replace functions that read files -----------------------------------------------------------------------------
+
+RENAMING = {"safetensors.torch.load_file", "safetensors.torch.load_model", "torch.load"}      # Forge's rename a file that fails to load
+READS_TORCH_FILES = {f"{PACKAGE}.captioning.open_clip_models"}                     # by a Path, which those leave alone: tests/captioning shows it
+OF_OUR_OWN = {f"{PACKAGE}.demo.pretrain", f"{PACKAGE}.demo.pretrain_clip"}         # how the embedded models were made; never run in a host
+
+
+@pytest.mark.parametrize("name", [name for name in IMPORTS if name not in OF_OUR_OWN])
+def test_no_foreign_file_is_read_by_a_function_that_a_host_may_have_replaced(name):
+    called = {call for call, _ in calls_of(modules()[name].read_text(encoding="utf-8"))} & RENAMING
+    assert called <= ({"torch.load"} if name in READS_TORCH_FILES else set()), f"{name} calls {sorted(called)}; core/tensor_files.py reads tensors"
+
+
 # --- Nothing that a file says is run, and no archive is unpacked ---------------------------------------------------------
 
 SHIPPED = [*modules().values(), *sorted((ROOT / "scripts").glob("*.py")), ROOT / "preload.py", ROOT / "install.py"]

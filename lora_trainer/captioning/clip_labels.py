@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from ..core.captions import write_atomically
+from ..core.tensor_files import read_tensors
 from ..demo import clip as demo_clip
 from .contracts import READY, Asked, Captioner, Choice, LoadedCaptioner, Option, Readiness, Report
 from .labels import Label, LabelGroup, LabelSets
@@ -86,8 +86,8 @@ class LabelFeatures:
         self._kept, self._file = kept, file
         if not kept and file.is_file():
             try:
-                kept.update(load_file(file))
-            except (SafetensorError, OSError):
+                kept.update(read_tensors(file))
+            except (ValueError, OSError):
                 log.warning("%s is damaged and made anew", file)
 
     def of(self, prompts: Sequence[tuple[str, ...]]) -> torch.Tensor:

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from ..core.captions import write_atomically
 from ..core.errors import Refused
 from ..core.paths import expanded
+from ..core.tensor_files import read_header, read_tensors
 from .contracts import Asked, Choice, Option, Readiness, Report
 from .downloads import RemoteFile, checked_repository, fetch, readiness_of
 
@@ -208,13 +207,13 @@ def _foreign(config: Path, name: Any, key: str) -> Refused:
 def _create(open_clip: Any, name: str, weights: Path, **arguments: Any) -> tuple[torch.nn.Module, Any]:
     arguments |= {"pretrained_image": False, "pretrained_hf": False}               # all weights are in the file; open_clip would fetch these first
     try:
-        _refuse_program(weights)
+        _try_to_read(weights)
         if "weights_only" in inspect.signature(open_clip.create_model).parameters:
             model, _, transform = open_clip.create_model_and_transforms(name, pretrained=str(weights), weights_only=True, device="cpu", **arguments)
         else:
             model, _, transform = open_clip.create_model_and_transforms(name, pretrained=None, device="cpu", **arguments)
             _put(model, read_weights(weights))
-    except (RuntimeError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+    except (RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
         raise Refused(f"The weights {weights} do not fit the model {name}, or are damaged: {str(error)[:300]}", field="weights", code="wrong_model") from error
     return model, transform
 
@@ -222,13 +221,21 @@ def _create(open_clip: Any, name: str, weights: Path, **arguments: Any) -> tuple
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Read tensors by name from .safetensors, or from a file of torch's without running anything in it; raises `Refused`."""
     if path.suffix.lower() == ".safetensors":
-        return load_file(path)
+        return read_tensors(path)
     _refuse_program(path)
-    found = torch.load(path, map_location="cpu", weights_only=True)
+    found = torch.load(Path(path), map_location="cpu", weights_only=True)          # no text: Forge's torch.load renames what a text names and fails to load
     state = found.get("state_dict", found) if isinstance(found, dict) else None
     if not state or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise Refused(f"{path.name} holds no weights that can be read without running it. Choose weights in .safetensors.", field="weights", code="wrong_model")
     return {key.removeprefix("module."): tensor for key, tensor in state.items()}
+
+
+def _try_to_read(path: Path) -> None:
+    """Find out here what is wrong with a file, before open_clip does: Forge has functions that rename a file, named by a text, that fails to load."""
+    if path.suffix.lower() == ".safetensors":
+        read_header(path)
+    else:
+        read_weights(path)
 
 
 def _refuse_program(path: Path) -> None:

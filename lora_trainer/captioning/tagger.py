@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from ..core.errors import Refused
 from ..core.paths import expanded
+from ..core.tensor_files import read_tensors
 from .contracts import READY, Asked, Captioner, Choice, LoadedCaptioner, Option, Readiness, Report
 from .downloads import RemoteFile, fetch, readiness_of
 from .open_clip_models import CheckPath
@@ -121,9 +120,9 @@ def load_model(config: Path, weights: Path) -> tuple[torch.nn.Module, Preparatio
         facts = {**facts, "num_classes": found.get("num_classes", facts.get("num_classes"))}
         architecture, arguments = architecture_of(found, config)
         model = timm.create_model(architecture, pretrained=False, pretrained_cfg=facts, **arguments)
-        model.load_state_dict(load_file(weights), strict=True)
+        model.load_state_dict(read_tensors(weights), strict=True)
         preparation = Preparation(facts["input_size"][-1], tuple(facts["mean"]), tuple(facts["std"]))
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise Refused(f"The tagger in {config.parent} cannot be loaded: {type(error).__name__}: {str(error)[:300]}", field="model", code="wrong_model") from error
     return model.eval().requires_grad_(False), preparation
 

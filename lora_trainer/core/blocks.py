@@ -75,6 +75,8 @@ def read_block_rates(text: str, levels: int) -> dict[str, float]:
     """Read a list such as `IN04-IN08=0.5, MID=0`: factors of the learning rate; a later entry wins. Raises `Refused` (field "block_learning_rates")."""
     chosen: dict[str, float] = {}
     for entry, names, factor in _entries(text, levels, RATES_FIELD):
+        if BASE in names:
+            raise _refused(f"{BASE}, the text encoder, has a rate of its own: set Learning rate, text encoder.", RATES_FIELD)
         chosen.update(dict.fromkeys(names, _factor(entry, factor or "")))
     return chosen
 
@@ -124,7 +126,7 @@ def _shape(entry: str, text: str) -> BlockChoice:
 
 
 def _factor(entry: str, text: str) -> float:
-    factor = float(text) if re.fullmatch(r"\d+(\.\d*)?|\.\d+", text) else -1.0
+    factor = float(text) if re.fullmatch(r"(\d+(\.\d*)?|\.\d+)(E-?\d{1,3})?", text.upper()) else -1.0
     if not 0 <= factor <= MOST_RATE_FACTOR:
         raise _refused(f"{entry!r} is not understood. Write how fast a block learns as MID=0.5, half as fast: from 0, which leaves it out, to {MOST_RATE_FACTOR:g}.",
                        RATES_FIELD)

@@ -75,6 +75,9 @@ def check_choices(config: TrainConfig) -> None:
         (config.lora_type == "lokr" and config.lokr_factor == 0, "lokr_factor", "LoKr factor: 0 is none. Use -1 for as evenly as possible, or 2 and more."),
         (config.lora_type != "lora" and not config.init_lora and set(rate_choice(config).ratios().values()) != {1.0}, "loraplus_lr_ratio",
          f"LoRA+ is about the two halves of a LoRA; a {config.lora_type} has none. Set its ratios to 1 and 0, or Kind to lora."),
+        (config.optimizer == "adafactor" and re.search(r"(?i)relative_step\s*=\s*true", config.optimizer_args)
+         and (config.block_learning_rates or set(rate_choice(config).ratios().values()) != {1.0}), "optimizer_args",
+         "With relative_step Adafactor finds one learning rate for everything: set it to False, or take no LoRA+ ratio and no Learning rates of blocks."),
         (config.trigger_only_rate > 0 and not config.trigger_word, "trigger_only_rate",
          "Captions are to be the trigger word alone at times, and there is none. Give a trigger word, or set the share to 0."),
         (config.caption_dropout_rate + config.trigger_only_rate > 1, "caption_dropout_rate",

@@ -133,7 +133,7 @@ class TrainConfig:
                                "rank and alpha: MID=64:32; without one the alpha is in proportion to the rank. Or a preset: all, down, mid, up, character, "
                                "style, composition. Empty: all.", group="network")
     block_learning_rates: str = setting("", "Learning rates of blocks", "How fast blocks of the UNet learn beside the others, by the WebUI's names: IN04-IN08=0.5, MID=2; "
-                                        "0 leaves a block out. BASE is the text encoder. Blocks that are not named learn as usual.", group="network")
+                                        "0 leaves a block out. Blocks that are not named learn as usual.", group="network")
     lokr_factor: int = setting(-1, "LoKr factor", "How layers are cut up: larger makes smaller files. -1: as evenly as possible.", group="network", minimum=-1, maximum=64)
     rslora: bool = setting(False, "Rank-stabilised", "Scale by alpha / the square root of the rank, so that high ranks learn as fast as low ones.", group="network")
     use_dora: bool = setting(False, "DoRA", "Learns apart how much each input counts and what is done with it; often closer to the subject at low ranks, and slower. With any "

@@ -16,8 +16,9 @@ from .config import KOHYA_NAMES, TrainConfig, check_extent, flattened, read_mapp
 from .errors import Refused
 from .kohya import MOST_LITERAL, NO_LITERAL, NOT_NEEDED, OUR_SETTINGS, LeftOut, Taking, arguments, clean, is_off, keep_valid, number, translate, why_not
 from .metadata import held_names
-from .tensor_files import parse_header
+from .tensor_files import check_json, parse_header
 
+MOST_NOTES, MOST_NOTE, _LONG_NOTES = 1000, 20_000, {"datasets"}       # of what a LoRA says of its training; characters of one; those that list pictures' tags
 OURS_ALONE = {"lora_rank", "lora_alpha", "lora_type", "lora_dropout", "epochs", "scheduler", "task_type", "lora_targets", "base_model", "metadata_path", "trigger_word"}
 GUI_MARKS = {"LoRA_type", "max_resolution", "lr_warmup", "LyCORIS_preset", "lora_network_weights", "sdxl_no_half_vae"}
 LORA_SCRIPTS_MARKS = {"model_train_type", "lycoris_algo", "network_args_custom", "optimizer_args_custom", "lr_restart_cycles", "prodigy_d_coef", "enable_block_weights"}
@@ -325,7 +326,13 @@ def _from_lora(metadata: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> 
         return taking, "a LoRA of ours"
     if not any(key.startswith("ss_network") or key == "ss_learning_rate" for key in metadata):
         raise Refused("This LoRA does not say how it was trained: it holds no training metadata (ss_*). Ask its maker, or choose another.", code="no_settings")
-    taking = Taking({name: value for key, value in metadata.items() if (name := _plain_name(key))})
+    said = {name: value for key, value in metadata.items() if (name := _plain_name(key))}
+    if len(said) > MOST_NOTES:
+        raise Refused(f"This LoRA holds {len(said):,} notes of its training; no trainer writes more than {MOST_NOTES:,}.", code="no_settings")
+    long = {name for name, value in said.items() if len(value) > MOST_NOTE and name not in _LONG_NOTES}
+    taking = Taking({name: value for name, value in said.items() if name not in long})
+    for name in sorted(long):
+        taking.leave(f"ss_{name}", said[name][:40] + "…", f"it has {len(said[name]):,} characters, which is no setting")
     ours = taking.values
     _network_of(taking, shapes)
     ours.update(_optimizer_of(taking.take("optimizer")))
@@ -429,6 +436,8 @@ def _facts(taking: Taking, metadata: Mapping[str, str]) -> None:
 
 def _json(text: Any) -> Any:
     try:
+        if isinstance(text, str):
+            check_json(text)
         found = json.loads(text) if isinstance(text, str) else text
         check_extent(found)
         return found

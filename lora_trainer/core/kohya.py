@@ -44,6 +44,12 @@ WEIGHT_DECAY = {"adamw": 0.01, "adamw8bit": 0.01}                               
 SCHEDULES = {"constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine", "cosine_with_restarts": "cosine_with_restarts",
              "polynomial": "polynomial", "cosineannealinglr": "cosine", "cosineannealingwarmrestarts": "cosine_with_restarts", "onecyclelr": "one_cycle",
              "polynomiallr": "polynomial", "one_cycle": "one_cycle"}
+RATE_KEYS = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
+SIDE, SDXL_SIDE, SDXL_MIDDLE = 12, 9, 3        # blocks on each side of the UNet's middle, and of SDXL's middle
+CURVES = {  # sd-scripts' names for factors from the first block, 0, to the last, 1
+    "cosine": lambda x: math.sin(math.pi / 2 * (1 - x)), "sine": lambda x: math.sin(math.pi / 2 * x), "linear": lambda x: x, "reverse_linear": lambda x: 1 - x,
+    "zeros": lambda x: 0.0,
+}
 ALGORITHMS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr"}
 MODULES = {"networks.lora": "lora", "networks.loha": "loha", "networks.lokr": "lokr", "networks.lora_fa": "lora", "locon.locon_kohya": "lora"}
 PRESETS = {  # LyCORIS' presets: our lora_targets, and whether the text encoder takes part
@@ -114,7 +120,6 @@ _CANNOT = {
     "deepspeed_config": "one process trains on one device", "additional_parameters": "it could not be read as --name value",
 }
 _CANNOT_IN_NETWORK = {
-    "loraplus_lr_ratio": "LoRA+ is not offered", "loraplus_unet_lr_ratio": "LoRA+ is not offered", "loraplus_text_encoder_lr_ratio": "LoRA+ is not offered",
     "wd_on_output": "DoRA's magnitudes are those of the inputs here, as the WebUI reads them", "train_norm": "norm layers do not learn here",
     "use_tucker": "convolutions are taken apart without Tucker's form", "use_cp": "convolutions are taken apart without Tucker's form",
     "use_conv_cp": "convolutions are taken apart without Tucker's form", "use_scalar": "it has no counterpart", "rank_dropout_scale": "it has no counterpart",
@@ -210,7 +215,7 @@ def translate(taking: Taking, *, complete: bool) -> None:
     if complete:
         taking.values = {**DEFAULTS, **taking.values}
     sdxl = _model(taking)
-    _network(taking, complete)
+    _network(taking, complete, sdxl=sdxl)
     _learning_rates(taking, complete)
     _optimizer(taking)
     _length_and_schedule(taking, complete)
@@ -239,7 +244,7 @@ def _model(taking: Taking) -> bool:
     return bool(kind or marks or large or re.search(r"(?i)sdxl|[-_ ]xl|pony|illustrious|noob", str(name or ""))) and taking.values.get("sdxl") is not False
 
 
-def _network(taking: Taking, complete: bool) -> None:
+def _network(taking: Taking, complete: bool, *, sdxl: bool) -> None:
     given = arguments(taking.take("network_args"))
     if "conv_dim" in taking.values:                                                # lora-scripts has these outside
         given = {**{key: taking.take(key) for key in ("conv_dim", "conv_alpha")}, **given}
@@ -267,6 +272,8 @@ def _network(taking: Taking, complete: bool) -> None:
         taking.set("lora_alpha", alpha, "network_alpha")
     _layers(taking, given, lycoris=lycoris, module=module, rank=number(rank), alpha=number(alpha))
     _blocks(taking, given, rank=number(rank), alpha=number(alpha))
+    _block_rates(taking, given, sdxl=sdxl)
+    _loraplus(taking, given, kind or "lora")
     _dropouts(taking, given, lycoris=lycoris)
     if True in [given.pop(name, False) for name in ("dora_wd", "weight_decompose")]:
         taking.set("use_dora", True, "network_args dora_wd")
@@ -322,10 +329,8 @@ def _dropouts(taking: Taking, given: dict[str, Any], *, lycoris: bool) -> None:
 
 
 def _blocks(taking: Taking, given: dict[str, Any], *, rank: float | None, alpha: float | None) -> None:
-    """Turn ranks of all blocks, or learning rates of 0 and 1 for them, into the WebUI's names of blocks."""
+    """Turn ranks of all blocks into the WebUI's names of blocks."""
     dims, alphas = numbers(given.pop("block_dims", None)), numbers(given.pop("block_alphas", None))
-    weights = {key: given.pop(key, None) for key in ("down_lr_weight", "mid_lr_weight", "up_lr_weight")}
-    threshold = number(given.pop("block_lr_zero_threshold", None)) or 0.0
     if dims is not None:
         names = block_list(dims, alphas or [alpha or 1.0] * len(dims), rank=rank, alpha=alpha)
         if names is None:
@@ -334,18 +339,65 @@ def _blocks(taking: Taking, given: dict[str, Any], *, rank: float | None, alpha:
             taking.set("lora_blocks", names, "network_args block_dims")
     elif not is_off(alphas):
         taking.leave("network_args block_alphas", alphas, "it counts only with block_dims")
-    if all(value is None for value in weights.values()):
+
+
+def _block_rates(taking: Taking, given: dict[str, Any], *, sdxl: bool) -> None:
+    """Turn factors of the learning rate, a list or a curve for each part of the UNet, into the WebUI's names of blocks."""
+    weights = {key: given.pop(key, None) for key in RATE_KEYS}
+    threshold = number(given.pop("block_lr_zero_threshold", None)) or 0.0
+    middle = numbers(weights["mid_lr_weight"])
+    sdxl = sdxl or len(middle or ()) == SDXL_MIDDLE
+    side = SDXL_SIDE if sdxl else SIDE
+    found = {key: rate_curve(value, SDXL_MIDDLE * sdxl or 1 if key == "mid_lr_weight" else side) for key, value in weights.items()}
+    for key in [key for key, curve in found.items() if curve is None]:
+        taking.leave(f"network_args {key}", weights[key], "it is neither a list of factors from 0 nor one of " + ", ".join(CURVES))
+        found[key] = rate_curve(None, SDXL_MIDDLE if key == "mid_lr_weight" else side)
+    down, middle, up = ([factor if factor > threshold else 0.0 for factor in found[key]] for key in RATE_KEYS)
+    if len(set(middle)) > 1:
+        taking.leave("network_args mid_lr_weight", weights["mid_lr_weight"], f"the middle learns at one rate here: {middle[0]:g} is taken")
+    if text := block_rates_text([*down, middle[0], *up]):
+        taking.set("block_learning_rates", text, f"network_args {next(key for key in RATE_KEYS if weights[key] is not None)}")
+
+
+def _loraplus(taking: Taking, given: dict[str, Any], kind: str) -> None:
+    """Both ratios may have one of their own; an algorithm without two halves passes over them, as in sd-scripts."""
+    common, unet, encoder = (given.pop(f"loraplus_{part}lr_ratio", None) for part in ("", "unet_", "text_encoder_"))
+    if kind != "lora":
+        taking.leave("network_args loraplus_lr_ratio", common or unet or encoder, f"a {kind} has no halves that could learn at two rates")
         return
-    rates = [value for down in weights.values() for value in (numbers(down) or [math.nan])]
-    if all(rate == 1 for rate in rates):
-        return
-    names = block_list([rank or 1 if rate > threshold else 0 for rate in rates], [alpha or 1.0] * len(rates), rank=rank or 1, alpha=alpha or 1.0) \
-        if dims is None and all(rate in (0, 1) or rate <= threshold for rate in rates) else None
-    if names:
-        taking.set("lora_blocks", names, "network_args down_lr_weight")
-    for key, value in weights.items():
-        if not names:
-            taking.leave(f"network_args {key}", value, "blocks learn at one rate or not at all: see Blocks")
+    if not is_off(ratio := common if is_off(unet) else unet):
+        taking.set("loraplus_lr_ratio", ratio, f"network_args loraplus_{'' if is_off(unet) else 'unet_'}lr_ratio")
+    own = encoder if not is_off(encoder) else (common or 1.0) if not is_off(unet) else None        # where only the UNet has one
+    if own is not None and number(own) != number(ratio):
+        taking.set("loraplus_text_encoder_lr_ratio", own, "network_args loraplus_text_encoder_lr_ratio")
+
+
+def rate_curve(value: Any, length: int) -> list[float] | None:
+    """Read the factors of so many blocks as sd-scripts does: a list, filled up with 1, or "cosine+0.25", a curve that is raised. None for anything else."""
+    if value is None:
+        return [1.0] * length
+    name, _, offset = str(value).partition("+")
+    if name in CURVES:
+        base = number(offset or 0.0)
+        return None if base is None else [round(CURVES[name](at / max(1, length - 1)) + base, 6) for at in range(length)]
+    items = value.split(",") if isinstance(value, str) else value
+    factors = numbers([item if str(item).strip() else 0 for item in items] if isinstance(items, (list, tuple)) else items)
+    if factors is None or min(factors, default=0) < 0 or (length > 1 and len(factors) == 1):
+        return None
+    return [*factors[:length], *[1.0] * (length - len(factors))]
+
+
+def block_rates_text(factors: list[float]) -> str:
+    """Write the factors of IN00 to OUT11, or OUT08, as `block_learning_rates`; "" when all are 1."""
+    half = len(factors) // 2
+    names = [*(f"IN{at:02}" for at in range(half)), "MID", *(f"OUT{at:02}" for at in range(half))]
+    parts: list[tuple[str, str, float]] = []
+    for name, factor in zip(names, factors):
+        if parts and parts[-1][2] == factor and name[:2] == parts[-1][0][:2]:
+            parts[-1] = (parts[-1][0], name, factor)
+        else:
+            parts.append((name, name, factor))
+    return ", ".join(f"{first if first == last else f'{first}-{last}'}={factor:.10g}" for first, last, factor in parts if factor != 1)
 
 
 def numbers(value: Any) -> list[float] | None:
@@ -649,7 +701,8 @@ def _row(field: dataclasses.Field) -> str:
 _SPECIAL = {  # kohya's names that are not plain aliases: another form or meaning
     "save_every_n_epochs": ("save_every_n_epochs, save_n_epoch_ratio",), "keep_snapshots": ("save_last_n_steps (as a number of snapshots)",),
     "train_text_encoder": ("network_train_unet_only (reversed)",), "train_unet": ("network_train_text_encoder_only (reversed)",), "lora_type": ("network_module",),
-    "lora_targets": ("network_args conv_dim, preset",), "lora_blocks": ("network_args block_dims",), "lokr_factor": ("network_args factor",),
+    "lora_targets": ("network_args conv_dim, preset",), "lora_blocks": ("network_args block_dims",), "block_learning_rates": ("network_args down_lr_weight, mid_lr_weight, up_lr_weight",),
+    "loraplus_lr_ratio": ("network_args loraplus_lr_ratio, loraplus_unet_lr_ratio",), "loraplus_text_encoder_lr_ratio": ("network_args loraplus_text_encoder_lr_ratio",), "lokr_factor": ("network_args factor",),
     "rslora": ("network_args rs_lora",), "use_dora": ("network_args dora_wd",), "rank_dropout": ("network_args rank_dropout",), "module_dropout": ("network_args module_dropout",),
     "prediction_type": ("v_parameterization",), "masked_loss": ("masked_loss, alpha_mask",), "caption_lines": ("enable_wildcard",), "caption_wildcards": ("enable_wildcard",),
     "color_jitter": ("color_aug",),

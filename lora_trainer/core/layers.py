@@ -54,7 +54,7 @@ class LayerChoice:
 
 def plan_shapes(parts: torch.nn.ModuleDict, choice: LayerChoice) -> dict[str, Shape]:
     """Give every layer that learns its rank and alpha, in the order of `parts.named_modules()`; raises `Refused` for a bad list of blocks."""
-    levels = levels_of(path for path, _ in parts["unet"].named_modules()) if "unet" in parts else LEVELS
+    levels = levels_in(parts)
     blocks = read_blocks(choice.blocks, levels) if "unet" in parts else {}
     idle = {name for name, factor in read_block_rates(choice.block_rates, levels).items() if factor == 0}
     of_unet = {name: block for name, block in blocks.items() if name != BASE}
@@ -73,6 +73,11 @@ def plan_shapes(parts: torch.nn.ModuleDict, choice: LayerChoice) -> dict[str, Sh
         raise Refused(f"The blocks {choice.blocks!r} leave no layer to learn. Name some that have attention, or take more kinds of layers.", field="lora_blocks",
                       code="bad_value")
     return shapes
+
+
+def levels_in(parts: torch.nn.ModuleDict) -> int:
+    """Return how many levels the UNet among the parts has."""
+    return levels_of(path for path, _ in parts["unet"].named_modules()) if "unet" in parts else LEVELS
 
 
 def targets(parts: torch.nn.ModuleDict, wanted: str) -> Iterator[tuple[str, str]]:

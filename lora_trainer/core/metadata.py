@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .blocks import block_names, read_blocks
+from .blocks import block_names, read_block_rates, read_blocks
 from .captions import split_tags
+from .choices import rate_choice
 from .config import TrainConfig
 from .contracts import BaseModel
 from .kohya import OPTIMIZER_CLASSES, OUR_SETTINGS, WEIGHT_DECAY
@@ -119,6 +120,7 @@ def _network_arguments(config: TrainConfig, base_model: BaseModel, form: "Form",
         found |= {"conv_dim": config.conv_rank or rank, "conv_alpha": config.conv_alpha or alpha * (config.conv_rank or rank) / rank}
     if config.lora_blocks:
         found |= _block_arguments(config, SDXL_LEVELS if base_model.family == "sdxl" else LEVELS, rank=rank, alpha=alpha)
+    found |= _rate_arguments(config, SDXL_LEVELS if base_model.family == "sdxl" else LEVELS, form)
     found |= {"factor": form.lokr_factor} if form.kind == "lokr" else {}
     found |= {"rs_lora": True} if form.rslora else {}
     found |= {"dora_wd": True, "wd_on_output": False} if form.use_dora else {}
@@ -134,6 +136,18 @@ def _block_arguments(config: TrainConfig, levels: int, *, rank: int, alpha: floa
         names = ["", *(name for each in names for name in [each] * (3 if each == "MID" else 1)), ""]
     pairs = [chosen[name].beside(rank, alpha) if name in chosen else (0, alpha) for name in names]
     return {"block_dims": ",".join(str(own) for own, _ in pairs), "block_alphas": ",".join(f"{own:g}" for _, own in pairs)}
+
+
+def _rate_arguments(config: TrainConfig, levels: int, form: "Form") -> dict[str, str]:
+    """LoRA+'s ratios, and factors of blocks as sd-scripts lists them; SDXL has three blocks in the middle there."""
+    choice, found = rate_choice(config), {}
+    if form.kind == "lora" and set(choice.ratios().values()) != {1.0}:
+        found |= {f"loraplus_{part}_lr_ratio": ratio for part, ratio in choice.ratios().items()}
+    rates = read_block_rates(config.block_learning_rates, levels)
+    for key, start in (("down", "IN"), ("mid", "MID"), ("up", "OUT")) if rates else ():
+        factors = [rates.get(name, 1.0) for name in block_names(levels) if name.startswith(start)]
+        found[f"{key}_lr_weight"] = ",".join(f"{factor:.10g}" for factor in factors * (3 if levels == SDXL_LEVELS and key == "mid" else 1))
+    return found
 
 
 def _training(config: TrainConfig, shapes: "Mapping[str, Shape]") -> dict[str, Any]:

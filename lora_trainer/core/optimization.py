@@ -126,7 +126,7 @@ def check_rates(name: str, learning_rates: Mapping[str, float]) -> None:
 def effective_rate(optimizer: torch.optim.Optimizer) -> float:
     """Return the usual learning rate now, as the first group shows it, with what the optimizer itself makes of it: Prodigy's d * lr."""
     group = optimizer.param_groups[0]
-    return _rate_of(optimizer, group) / group.get("factor", 1.0)
+    return _rate_of(optimizer, group) / (group.get("factor") or 1.0)
 
 
 def _rate_of(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> float:

@@ -1,12 +1,12 @@
-"""Which weights learn at which rate: those of the UNet and of the text encoder, LoRA+'s upper halves (arXiv 2402.12354),
-and blocks that have a rate of their own. The optimizer gets a group for each.
+"""Which weights learn at which rate: those of the UNet and of the text encoder, LoRA+'s upper
+halves (arXiv 2402.12354), and blocks that have a rate of their own. The optimizer gets a group for each.
 """
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from .blocks import BASE, PRESETS, block_of, levels_of, read_block_rates
+from .blocks import PRESETS, block_of, read_block_rates
 from .errors import Refused
 from .kinds import DORA_SCALE
 
@@ -48,35 +48,38 @@ class Group:
         return self.part + factor + ("" if self.decays else " magnitudes")
 
 
-def groups_of(weights: Mapping[str, Mapping[str, Weight]], choice: RateChoice) -> dict[Group, list[Weight]]:
-    """Sort what layers learn, by path and by the name in the file, into groups. Each part's usual
-    group comes first, where there is one.
+def groups_of(weights: Mapping[str, Mapping[str, Weight]], choice: RateChoice, *,
+              levels: int) -> dict[Group, list[Weight]]:
+    """Sort what layers learn, by path and by the name in the file, into groups: what learns first,
+    and of each part the usual group, where there is one. The model's UNet has so many `levels`.
 
-    Raises `Refused` for factors of blocks that the model lacks.
+    Raises `Refused` for factors of blocks that such a model lacks.
     """
-    inside = [path.removeprefix("unet.") for path in weights if path.startswith("unet.")]
-    blocks = read_block_rates(choice.block_learning_rates, levels_of(inside))
+    blocks = read_block_rates(choice.block_learning_rates, levels)
     found: dict[Group, list[Weight]] = {}
     for path, parts in weights.items():
         part = UNET if path.startswith("unet.") else TEXT_ENCODER
-        block = block_of(path.removeprefix("unet.")) if part == UNET else BASE
+        of_block = blocks.get(block_of(path.removeprefix("unet.")), 1.0) if part == UNET else 1.0
         for name, weight in parts.items():
             ratio = choice.ratios()[part] if name == UPPER_HALF else 1.0
-            group = Group(part, blocks.get(block, 1.0) * ratio, decays=name != DORA_SCALE)
+            group = Group(part, of_block * ratio, decays=name != DORA_SCALE)
             found.setdefault(group, []).append(weight)
     order = list(dict.fromkeys(group.part for group in found))
-    return dict(sorted(found.items(), key=lambda item: (order.index(item[0].part), item[0] != Group(item[0].part))))
+    place = {group: (group.factor == 0, order.index(group.part), group != Group(group.part))
+             for group in found}
+    return dict(sorted(found.items(), key=lambda item: place[item[0]]))
 
 
-def groups_without_model(parts: Iterable[str], choice: RateChoice, *, has_halves: bool) -> set[Group]:
-    """Tell the groups that there will be, as far as the settings say; `has_halves`: the layers are LoRAs."""
-    factors = {UNET: {1.0}, TEXT_ENCODER: {1.0}}
-    for levels in PRESETS:                     # of whichever model has such blocks; others are refused once it is known
+def groups_without_model(parts: Iterable[str], choice: RateChoice, *,
+                         has_halves: bool) -> list[Group]:
+    """Tell the groups that there may be, as far as the settings say; `has_halves`: of LoRAs."""
+    factors = {UNET: {1.0: None}, TEXT_ENCODER: {1.0: None}}
+    for levels in PRESETS:                     # what fits neither is refused once the model is known
         with contextlib.suppress(Refused):
-            for block, factor in read_block_rates(choice.block_learning_rates, levels).items():
-                factors[TEXT_ENCODER if block == BASE else UNET].add(factor)
-    return {Group(part, factor * ratio) for part in parts for factor in factors[part]
-            for ratio in {1.0, choice.ratios()[part] if has_halves else 1.0}}
+            blocks = read_block_rates(choice.block_learning_rates, levels)
+            factors[UNET] |= dict.fromkeys(blocks.values())
+    return [Group(part, factor * ratio) for part in parts for factor in factors[part]
+            for ratio in dict.fromkeys((1.0, choice.ratios()[part] if has_halves else 1.0))]
 
 
 def rates_of(groups: Iterable[Group], choice: RateChoice) -> dict[str, float]:
@@ -86,4 +89,5 @@ def rates_of(groups: Iterable[Group], choice: RateChoice) -> dict[str, float]:
 
 def own_settings(groups: Iterable[Group]) -> dict[str, dict[str, float]]:
     """Return by name what the optimizer has to know of a group beside its rate."""
-    return {group.name: {"factor": group.factor, **({} if group.decays else {"weight_decay": 0.0})} for group in groups if group != Group(group.part)}
+    return {group.name: {"factor": group.factor, **({} if group.decays else {"weight_decay": 0.0})}
+            for group in groups if group != Group(group.part)}

@@ -19,6 +19,7 @@ from .contracts import BaseModel, Host, Progress, Reading
 from .control import Control
 from .effort import Effort, describe_out_of_memory, is_out_of_memory
 from .errors import NotFinite, OutOfMemory, Refused, Stopped
+from .layers import levels_in
 from .learner import Learner, form_of_state, shapes_of_state
 from .objective import Objective
 from .optimization import LearningRates, check_optimizer, check_rates, make_optimizer, remarks_on
@@ -225,8 +226,8 @@ class _Run:
         check_optimizer(config.optimizer, config.optimizer_args, base_model.device)
         shapes, _, form = self.layers
         names = dict.fromkeys((LOWER_HALF, UPPER_HALF) if form.kind == "lora" else (LOWER_HALF,))
-        choice = rate_choice(config)
-        check_rates(config.optimizer, rates_of(groups_of(dict.fromkeys(shapes, names), choice), choice))
+        groups = groups_of(dict.fromkeys(shapes, names), rate_choice(config), levels=levels_in(base_model.parts()))
+        check_rates(config.optimizer, rates_of(groups, rate_choice(config)))
 
     def _check_model(self) -> None:
         """Check that the run is possible on this model and, if it goes on, the same."""
@@ -269,9 +270,10 @@ class _Run:
         config, base_model = self.config, self.base_model
         shapes, weights, form = self.layers
         adapters = Adapters.create(base_model.parts(), shapes, form, seed=config.seed)
-        groups = groups_of(adapters.named_parameters(), rate_choice(config))
-        learning_rates = rates_of(groups, rate_choice(config))
-        for remark in remarks_on(config.optimizer, learning_rates=learning_rates, scheduler=config.scheduler):
+        choice = rate_choice(config)
+        groups = groups_of(adapters.named_parameters(), choice, levels=levels_in(base_model.parts()))
+        learning_rates = rates_of(groups, choice)
+        for remark in remarks_on(config.optimizer, learning_rates={group.part: choice.rates()[group.part] for group in groups}, scheduler=config.scheduler):
             self.teller.remark(remark)
         for group, parameters in groups.items():
             for parameter in parameters if learning_rates[group.name] == 0 else ():    # they stay as they are, and their gradients are nobody's business

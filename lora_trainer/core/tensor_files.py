@@ -13,8 +13,10 @@ from typing import Any, BinaryIO
 
 import torch
 
-MOST_HEADER_BYTES = 20_000_000
-MOST_TENSORS = 30_000                          # ten times what a LoRA of every layer of SDXL has
+MOST_HEADER_BYTES = 10_000_000
+MOST_TENSORS = 20_000                          # five times what a LoRA of every layer of SDXL has
+MOST_PARTS = 250_000                           # lists and mappings in a JSON text
+MOST_VALUES = 2_000_000
 _LENGTH_BYTES = 8
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16,
            "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16,
@@ -55,6 +57,16 @@ def read_header(path: Path) -> Header:
     return _read_header(str(path), facts.st_size, facts.st_mtime_ns)
 
 
+def check_json(text: bytes | str) -> None:
+    """Raise ValueError for a JSON text that would take seconds to parse, counting what could be
+    in it; what is between quotes counts, too."""
+    signs = (b"[", b"{", b",") if isinstance(text, bytes) else ("[", "{", ",")
+    lists, mappings, values = (text.count(sign) for sign in signs)
+    if lists + mappings > MOST_PARTS or values > MOST_VALUES:
+        raise ValueError(f"it holds {lists + mappings:,} lists and mappings and {values:,} values, "
+                         f"more than {MOST_PARTS:,} or {MOST_VALUES:,}")
+
+
 def parse_header(file: BinaryIO, *, file_bytes: int | None = None) -> Header:
     """Parse the header of an open file. Without `file_bytes` the data need not be there.
 
@@ -69,6 +81,7 @@ def parse_header(file: BinaryIO, *, file_bytes: int | None = None) -> Header:
     text = file.read(length)
     if len(text) < length:
         raise ValueError("it is cut off")
+    check_json(text)
     values = _json(text)
     metadata = values.pop("__metadata__", None) or {}
     if len(values) > MOST_TENSORS:
@@ -93,6 +106,13 @@ def read_tensor(file: BinaryIO, header: Header, name: str) -> torch.Tensor:
         raise ValueError("it is cut off")
     flat = torch.frombuffer(data, dtype=_DTYPES[entry.dtype]) if data else torch.empty(0)
     return flat.reshape(entry.shape)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read all tensors of a complete file, on the CPU; raises OSError and ValueError as `read_header` and `read_tensor`."""
+    header = read_header(path)
+    with open(path, "rb") as file:
+        return {name: read_tensor(file, header, name) for name in header.entries}
 
 
 @functools.lru_cache(maxsize=16)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from ..core.layouts import unet_to_ldm, vae_to_ldm
+from ..core.tensor_files import read_tensors
 
 ASSET = Path(__file__).with_name("checkpoint.safetensors")
 SEED = 20_231
@@ -97,9 +98,9 @@ def pack(work: Path, asset: Path = ASSET) -> int:
 
     Raises ValueError when a weight is not finite in fp16.
     """
-    state = {UNET_PREFIX + unet_to_ldm(key): tensor for key, tensor in load_file(work / "unet.safetensors").items()}
-    state |= {VAE_PREFIX + vae_to_ldm(key): _as_convolution(key, tensor) for key, tensor in load_file(work / "vae.safetensors").items()}
-    state |= {TEXT_PREFIX + key.removeprefix("text_model."): tensor for key, tensor in load_file(work / "text.safetensors").items()}
+    state = {UNET_PREFIX + unet_to_ldm(key): tensor for key, tensor in read_tensors(work / "unet.safetensors").items()}
+    state |= {VAE_PREFIX + vae_to_ldm(key): _as_convolution(key, tensor) for key, tensor in read_tensors(work / "vae.safetensors").items()}
+    state |= {TEXT_PREFIX + key.removeprefix("text_model."): tensor for key, tensor in read_tensors(work / "text.safetensors").items()}
     for regenerated in (TOKEN_EMBEDDING, POSITION_IDS):
         state.pop(regenerated, None)
     state = {key: tensor.to(torch.float16).contiguous() for key, tensor in state.items()}
@@ -122,7 +123,7 @@ def load_state_dict() -> dict[str, torch.Tensor]:
     """
     if not ASSET.is_file():
         raise FileNotFoundError(f"{ASSET} is missing; reinstall the package, or make it: python -m lora_trainer.demo.pretrain all --work work/")
-    state = load_file(ASSET)
+    state = read_tensors(ASSET)
     state[TOKEN_EMBEDDING] = torch.from_numpy(token_embeddings()).to(torch.float16)
     state[POSITION_IDS] = torch.arange(TEXT_ENCODER_CONFIG["max_position_embeddings"])[None]
     return state

@@ -9,9 +9,10 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from ..core.captions import write_atomically
+from ..core.tensor_files import read_tensors
 
 ASSET = Path(__file__).with_name("clip.safetensors")
 NAME = "train-lora-demo-clip"
@@ -48,7 +49,7 @@ def load_state_dict() -> dict[str, torch.Tensor]:
     """Return the complete weights in float32 under open_clip's keys; tokens that the world has no use for are zero."""
     if not ASSET.is_file():
         raise FileNotFoundError(f"{ASSET} is missing; reinstall the package, or make it: python -m lora_trainer.demo.pretrain_clip --work work/")
-    state = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in load_file(ASSET).items()}
+    state = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in read_tensors(ASSET).items()}
     numbers, rows = state.pop(TOKEN_NUMBERS), state[TOKEN_EMBEDDING]
     state[TOKEN_EMBEDDING] = torch.zeros(VOCABULARY, rows.shape[1]).index_copy(0, numbers, rows)
     return state

@@ -5,6 +5,7 @@ import pickle
 import shutil
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file
 
@@ -103,6 +104,39 @@ def test_programs_and_nonsense_are_refused(clip_folder, tmp_path):
     (folder / "open_clip_config.json").write_text("[]")
     with pytest.raises(Refused, match="not a model config"):
         load(resolve(model_name=str(folder)), tmp_path)
+
+
+@pytest.fixture
+def as_in_forge(monkeypatch):
+    """Functions that rename a file that is named by a text and fails to load, in the place of torch's and safetensors'."""
+    def renaming(load):
+        def loader(*arguments, **options):
+            try:
+                return load(*arguments, **options)
+            except Exception as error:
+                for path in [*arguments, *options.values()]:
+                    if isinstance(path, str) and os.path.exists(path):
+                        os.replace(path, path + ".corrupted")
+                raise ValueError(f"File corrupted: {error}") from error
+        return loader
+    for module, name in ((torch, "load"), (safetensors.torch, "load_file")):
+        monkeypatch.setattr(module, name, renaming(getattr(module, name)))
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage")
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
+def test_damaged_weights_keep_their_name_in_forge(clip_folder, tmp_path, as_in_forge, name):
+    folder = tmp_path / "model"
+    shutil.copytree(clip_folder, folder)
+    whole = (folder / "open_clip_model.safetensors").read_bytes()
+    (folder / "open_clip_model.safetensors").unlink()
+    if name.endswith(".bin"):
+        torch.save({"state_dict": {"a": os.system}}, folder / name)
+    else:
+        (folder / name).write_bytes(whole[:-100])
+    with pytest.raises(Refused, match="damaged"):
+        load(resolve(model_name=str(folder)), tmp_path)
+    assert (folder / name).is_file()
 
 
 def test_another_file_has_another_key(clip_folder, tmp_path):

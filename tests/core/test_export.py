@@ -35,6 +35,13 @@ def test_other_kinds_keep_their_parts_names():
     assert made["lora_unet_a.lokr_w1"].dtype == torch.bfloat16 and made["lora_te1_b.alpha"].item() == 0.5
 
 
+def test_magnitudes_of_a_dora_keep_their_digits():
+    """bfloat16 would be off by up to 0.4 %, in everything that the model knows of an input."""
+    scale = torch.rand(1, 8) + 1
+    made = export.to_tensors({"unet.a": {"lora_down.weight": torch.ones(2, 8), "dora_scale": scale}}, alphas={"unet.a": 1.0}, export_name=named, dtype=torch.bfloat16)
+    assert torch.equal(made["lora_unet_a.dora_scale"], scale) and made["lora_unet_a.lora_down.weight"].dtype == torch.bfloat16
+
+
 def test_hash_is_of_everything_after_the_header(tmp_path):
     export.save(tmp_path / "x.safetensors", tensors(), {"ss_output_name": "x"})
     data = (tmp_path / "x.safetensors").read_bytes()

@@ -1,6 +1,7 @@
 """Files of other trainers as their programs write them, LoRAs by their header, and anything broken."""
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -397,3 +398,20 @@ def test_a_file_of_bad_values_only_says_what_is_wrong_with_the_first(tmp_path):
     (tmp_path / "picture.toml").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(Refused, match="no text in UTF-8"):
         import_settings(tmp_path / "picture.toml")
+
+
+@pytest.mark.parametrize("metadata, said", [
+    ({f"ss_{number}": "1" for number in range(1001)}, "1,003 notes"), ({"ss_optimizer": "a." * 2_000_000 + "("}, ""), ({"ss_network_args": "a '" * 1_000_000}, ""),
+    ({"ss_datasets": "[" + "[]," * 240_000 + "[]]"}, ""), ({"ss_datasets": "[" + "[]," * 260_000 + "[]]"}, "lists and mappings"),
+    ({"ss_network_args": json.dumps({"block_dims": "1," * 900_000})}, ""),
+], ids=range(6))
+def test_what_would_take_long_to_understand_is_passed_over_or_refused(tmp_path, metadata, said):
+    """Each took 1 to 19 seconds."""
+    metadata = {"ss_network_dim": "4", "ss_learning_rate": "1e-4", **metadata}
+    began = time.process_time()
+    if said:
+        with pytest.raises(Refused, match=said):
+            lora(tmp_path, metadata)
+    else:
+        assert lora(tmp_path, metadata).settings["lora_rank"] == 4
+    assert time.process_time() - began < 2

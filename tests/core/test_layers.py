@@ -29,6 +29,14 @@ def test_targets(parts, targets, unet, hf, open_clip):
     assert not any(path.startswith(("unet.time_embed", "unet.out", "unet.input_blocks.0")) for path in both) and set(both.values()) == {(4, 2.0)}
 
 
+def test_a_block_whose_rate_is_0_is_left_out(parts):
+    assert shapes(parts, block_rates="IN00-IN01=0, OUT02=0.5", text_encoder=True).keys() == shapes(parts, unet=False, text_encoder=True).keys()
+    assert len(shapes(parts, block_rates="IN02=0")) == 14
+    with pytest.raises(Refused, match="leaves nothing that learns") as refusal:
+        shapes(parts, block_rates="IN00-OUT11=0")
+    assert refusal.value.field == "block_learning_rates"
+
+
 def test_all_four_projections_of_an_attention(parts):
     found = [path for path in shapes(parts, "attention", unet=False, text_encoder=True) if path.startswith("te2.transformer.resblocks.1")]
     assert found == [f"te2.transformer.resblocks.1.attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")]

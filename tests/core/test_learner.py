@@ -22,7 +22,7 @@ def make(model, name="adamw", arguments="", *, rank=4, form=Form(), text_encoder
     encoder = next(path for path, module in parts.named_modules() if path.startswith("te1.") and isinstance(module, torch.nn.Linear))
     adapters = Adapters.create(parts, {path: Shape(rank, 2.0) for path in (*LAYERS, *([encoder] if text_encoder else []))}, form, seed=5)
     choice = RateChoice(1.0, 1.0) if KINDS[name].finds_rate else RateChoice(rate, rate / 2, **rates)
-    groups = groups_of(adapters.named_parameters(), choice)
+    groups = groups_of(adapters.named_parameters(), choice, levels=4)
     optimizer = make_optimizer(name, {group.name: weights for group, weights in groups.items()}, learning_rates=rates_of(groups, choice),
                                weight_decay=weight_decay, arguments=arguments, own=own_settings(groups))
     return Learner(adapters, optimizer, LearningRates(schedule, optimizer, warmup_steps=2, total_steps=12), device=CPU, dtype=torch.float32, **options)
@@ -87,7 +87,7 @@ def needs(name: str) -> None:
     ("adamw", "", dict(form=Form("lokr"), ema_decay=0.9)),
     ("adamw", "", dict(form=Form(use_dora=True), ema_decay=0.9, scale_weight_norms=0.05)),
     ("adamw", "", dict(form=Form("lokr", use_dora=True))),
-    ("adamw", "", dict(form=Form(use_dora=True), rates=dict(loraplus_lr_ratio=16.0, block_learning_rates="IN01=0.5 BASE=2"), ema_decay=0.9)),
+    ("adamw", "", dict(form=Form(use_dora=True), rates=dict(loraplus_lr_ratio=16.0, block_learning_rates="IN01=0.5"), ema_decay=0.9)),
     ("prodigy", "", dict(form=Form(use_dora=True))),
     ("schedulefree", "", dict(form=Form(use_dora=True), scale_weight_norms=0.05)),
     ("adamw8bit", "", dict(rank=256)),

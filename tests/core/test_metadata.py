@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from lora_trainer.core import export, metadata, plan
 from lora_trainer.core.adapters import Form, Shape
+from lora_trainer.core.blocks import read_block_rates
 from lora_trainer.core.config import TrainConfig
 from lora_trainer.core.importing import import_settings
 from lora_trainer.core.kohya import OUR_SETTINGS
@@ -153,7 +154,7 @@ def base_model(**changes):
 
 
 def form_of(config):
-    return Form(kind=config.lora_type, rslora=config.rslora, lokr_factor=config.lokr_factor, dropout=config.lora_dropout, rank_dropout=config.rank_dropout,
+    return Form(kind=config.lora_type, rslora=config.rslora, use_dora=config.use_dora, lokr_factor=config.lokr_factor, dropout=config.lora_dropout, rank_dropout=config.rank_dropout,
                 module_dropout=config.module_dropout)
 
 
@@ -195,9 +196,9 @@ EVERYTHING = {  # every setting of training at a value that is not its default
     "color_jitter": 0.1, "prior_loss_weight": 0.5, "validation_split": 0.34, "validate_every": 5, "shuffle_caption": True, "keep_tokens": 1,
     "keep_tokens_separator": "|||", "caption_dropout_rate": 0.1, "caption_tag_dropout_rate": 0.2, "trigger_only_rate": 0.1, "max_token_length": 150,
     "weighted_captions": True, "lora_targets": "all", "attention_rank": 4, "attention_alpha": 2.0, "feed_forward_rank": 6, "feed_forward_alpha": 3.0, "conv_rank": 4,
-    "conv_alpha": 1.0, "lora_blocks": "IN04-IN08=16:8, MID", "rslora": True, "lora_dropout": 0.1, "rank_dropout": 0.2, "module_dropout": 0.3,
+    "conv_alpha": 1.0, "lora_blocks": "IN04-IN08=16:8, MID", "block_learning_rates": "IN04=0.5", "rslora": True, "use_dora": True, "lora_dropout": 0.1, "rank_dropout": 0.2, "module_dropout": 0.3,
     "scale_weight_norms": 1.0, "train_text_encoder": True, "text_encoder_lr": 3e-4, "text_encoder_rank": 4, "text_encoder_alpha": 2.0, "clip_skip": 2,
-    "optimizer": "prodigy", "optimizer_args": "d_coef=2 betas=0.9,0.99", "weight_decay": 0.02, "max_grad_norm": 0.0, "scheduler": "polynomial", "lr_warmup_steps": 5,
+    "optimizer": "adafactor", "optimizer_args": "beta1=0.9 clip_threshold=2.0", "loraplus_lr_ratio": 16.0, "loraplus_text_encoder_lr_ratio": 4.0, "weight_decay": 0.02, "max_grad_norm": 0.0, "scheduler": "polynomial", "lr_warmup_steps": 5,
     "scheduler_cycles": 2, "scheduler_power": 1.5, "ema_decay": 0.99, "gradient_accumulation_steps": 2, "seed": 7, "prediction_type": "v_prediction",
     "zero_terminal_snr": "on", "loss_type": "smooth_l1", "huber_c": 0.2, "huber_schedule": "exponential", "min_snr_gamma": 5.0, "scale_v_pred_loss": True,
     "noise_offset": 0.05, "noise_offset_random": True, "multires_noise_iterations": 6, "multires_noise_discount": 0.4, "input_perturbation": 0.1,
@@ -304,6 +305,27 @@ def test_ranks_without_an_alpha_are_written_with_the_one_that_was_used(folder):
     assert (said["conv_dim"], said["conv_alpha"]) == ("2", "1")
     assert {dim: alpha for dim, alpha in zip(said["block_dims"].split(","), said["block_alphas"].split(",")) if dim != "0"} == {"16": "1", "8": "4"}
     assert said["block_alphas"].split(",")[4:6] == ["8", "1"]
+
+
+@pytest.mark.parametrize("family, text, expected", [
+    ("sd1", "IN04-IN05=0.5, MID=2", {"down_lr_weight": "1,1,1,1,0.5,0.5,1,1,1,1,1,1", "mid_lr_weight": "2", "up_lr_weight": ",".join("1" * 12)}),
+    ("sdxl", "MID=0.25, OUT08=0", {"down_lr_weight": ",".join("1" * 9), "mid_lr_weight": "0.25,0.25,0.25", "up_lr_weight": "1,1,1,1,1,1,1,1,0"}),
+    ("sd1", "", {}),
+])
+def test_dora_ratios_and_rates_of_blocks_as_sd_scripts_names_them(folder, family, text, expected):
+    config = TrainConfig.parse({"train_data_dir": str(folder / "train"), "output_name": "zib", "use_dora": True, "loraplus_lr_ratio": 16,
+                                "loraplus_text_encoder_lr_ratio": 4, "block_learning_rates": text})
+    found = written(config, folder, model=base_model(family=family))
+    said = json.loads(found["ss_network_args"])
+    assert found["ss_network_module"] == "lycoris.kohya" and (said["algo"], said["dora_wd"], said["wd_on_output"]) == ("locon", "True", "False")
+    assert (said["loraplus_unet_lr_ratio"], said["loraplus_text_encoder_lr_ratio"]) == ("16", "4")
+    assert {name: value for name, value in said.items() if name.endswith("_lr_weight")} == expected
+    path = folder / "theirs.safetensors"
+    export.save(path, {"lora_unet_a.lora_down.weight": torch.ones(2, 4)}, {name: value for name, value in found.items() if name != OUR_SETTINGS})
+    imported = import_settings(path).settings
+    assert (imported["use_dora"], imported["loraplus_lr_ratio"], imported["loraplus_text_encoder_lr_ratio"]) == (True, 16, 4)
+    levels = 3 if family == "sdxl" else 4
+    assert read_block_rates(imported.get("block_learning_rates", ""), levels) == read_block_rates(text, levels)
 
 
 def test_saved_values_are_all_text(folder):

@@ -119,6 +119,11 @@ def test_settings_as_the_steps_take_them():
     (dict(optimizer_args="nonsense=1"), "optimizer_args", "AdamW takes no 'nonsense'"),
     (dict(optimizer_args="betas=0.9"), "optimizer_args", "does not fit. Expected 2 numbers"),
     (dict(optimizer="prodigy", learning_rate=1, train_text_encoder=True), "text_encoder_lr", "finds one learning rate for everything, and 1 .unet. and 5e-05 .text_encoder. differ"),
+    (dict(optimizer="prodigy", learning_rate=1, loraplus_lr_ratio=16), "text_encoder_lr", "1 .unet. and 16 .unet x16. differ.*no LoRA. ratio but 1"),
+    (dict(optimizer="prodigy", learning_rate=1, block_learning_rates="MID=0.5"), "text_encoder_lr", "0.5 .unet x0.5. differ.*no Learning rates of blocks but 0"),
+    (dict(optimizer="adafactor", optimizer_args="relative_step=True", block_learning_rates="MID=0.5"), "optimizer_args", "one learning rate for everything"),
+    (dict(lora_type="lokr", loraplus_lr_ratio=16), "loraplus_lr_ratio", "two halves of a LoRA; a lokr has none"),
+    (dict(lora_type="loha", loraplus_text_encoder_lr_ratio=4), "loraplus_lr_ratio", "a loha has none"),
     (dict(train_unet=False, train_text_encoder=True, text_encoder_lr=0), "text_encoder_lr", "learning rate is 0, so nothing would learn"),
     (dict(reg_data_dir="/nowhere"), "reg_data_dir", "does not exist"),
     (dict(extra_data_dirs="/nowhere"), "extra_data_dirs", "does not exist"),
@@ -135,6 +140,7 @@ def test_what_contradicts_itself_is_refused(host, settings, changes, field, sent
                                      dict(optimizer="prodigy", learning_rate=1), dict(optimizer="prodigy", learning_rate=1, train_text_encoder=True, text_encoder_lr=0),
                                      dict(optimizer="prodigy", learning_rate=1, train_text_encoder=True, lora_blocks="BASE=0, OUT08"),
                                      dict(optimizer="prodigy", learning_rate=1, train_text_encoder=True, lora_blocks="IN00-OUT11=0, BASE"),
+                                     dict(optimizer="prodigy", learning_rate=1, block_learning_rates="MID=0"), dict(lora_type="lokr", use_dora=True),
                                      dict(train_unet=False, train_text_encoder=True, lora_blocks="BASE=0")])
 def test_what_does_not_contradict_itself(host, settings, changes):
     assert planned(settings, host, **changes).roles == ["train"] * 6

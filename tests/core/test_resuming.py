@@ -78,6 +78,35 @@ def test_a_run_with_everything_on_goes_on_as_without_the_interruption(host, long
     assert any(name.startswith("lora_te_") for name in weights_of(host))
 
 
+@pytest.mark.parametrize("changes", [dict(use_dora=True), dict(use_dora=True, lora_type="lokr"),
+                                     dict(use_dora=True, loraplus_lr_ratio=16, loraplus_text_encoder_lr_ratio=4, block_learning_rates="IN01=0.5")])
+def test_doras_and_rates_of_their_own_go_on_as_without_the_interruption(host, longer, folder, changes):
+    config = TrainConfig.parse({**longer, **RICH, **changes})
+    train_lora(config.replace(output_name="whole"), host)
+    run_until(5, config, host, folder)
+    train_lora(config, host, folder=folder, resume=True)
+    assert_same(weights_of(host, "whole"), weights_of(host))
+    assert any(name.endswith("dora_scale") for name in weights_of(host))
+
+
+@pytest.mark.parametrize("changed", [dict(use_dora=True), dict(loraplus_lr_ratio=4), dict(block_learning_rates="IN01=0.5")])
+def test_what_makes_other_groups_of_weights_is_refused(host, longer, folder, changed):
+    config = TrainConfig.parse(longer)
+    run_until(4, config, host, folder)
+    with pytest.raises(Refused, match=f"{next(iter(changed))} was") as refusal:
+        train_lora(config.replace(**changed), host, folder=folder, resume=True, anyway=True)
+    assert not refusal.value.details["anyway_possible"]
+
+
+def test_a_state_of_before_a_setting_was_there_goes_on(host, longer, folder, monkeypatch):
+    """What an earlier version did not ask was as it is by default."""
+    config, whole = TrainConfig.parse(longer), TrainConfig.to_dict
+    monkeypatch.setattr(TrainConfig, "to_dict", lambda self: {name: value for name, value in whole(self).items() if name not in ("use_dora", "loraplus_lr_ratio")})
+    run_until(4, config, host, folder)
+    monkeypatch.undo()
+    assert train_lora(config, host, folder=folder, resume=True).steps == 12
+
+
 def test_dropout_that_was_changed_counts(host, longer, folder):
     config = TrainConfig.parse(longer)
     train_lora(config.replace(output_name="whole"), host)

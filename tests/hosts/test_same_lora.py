@@ -76,6 +76,19 @@ def test_true_sdxl_has_kohyas_722_unet_layers(hosts):
     assert len(set(names)) == len(names) == 722 + 72
 
 
+@torch.no_grad()
+def test_a_dora_is_not_drawn_wrongly(hosts, tmp_path):
+    """diffusers takes a DoRA's magnitudes for those of the outputs, and where a layer is square it says nothing of it."""
+    host = hosts("sd1")
+    with host.borrow_model() as model:
+        adapters = random_adapters(model, "attention", Form(use_dora=True))
+        tensors = export.to_tensors(adapters.weights(), alphas=adapters.alphas, export_name=model.export_name, dtype=torch.float32)
+    host.lora_dir.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, str(host.lora_dir / "dora.safetensors"))
+    with pytest.raises(Refused, match="dora.safetensors is a DoRA, which diffusers cannot draw with"):
+        host.generate("a <lora:dora:1>", steps=1, width=64, height=64)
+
+
 @pytest.mark.parametrize("kind", ["loha", "lokr"])
 @torch.no_grad()
 def test_what_diffusers_cannot_read_is_said(hosts, tmp_path, kind):

@@ -4,6 +4,7 @@ The one module that opens an archive. What it reads is bounded while it is read,
 goes is decided by `intake`, never here.
 """
 import dataclasses
+import itertools
 import re
 import stat
 import struct
@@ -17,8 +18,8 @@ from .errors import Refused
 
 LARGEST_ARCHIVE_BYTES, LARGEST_TOTAL_BYTES = 1_000_000_000, 4_000_000_000
 MOST_ENTRIES, MOST_RATIO, FREE_OF_RATIO_BYTES = 20_000, 100, 100_000_000
-LONGEST_READ_BYTES = 4_000_000         # of the directory, which zipfile reads at once; 20,000 files of 150 letters are less
-PIECE_BYTES = 1 << 18
+LONGEST_READ_BYTES = 2_500_000         # of the directory, which zipfile reads at once: 20,000 files of 70 letters
+PIECE_BYTES, SHOWN_TO_GUESS_BYTES = 1 << 18, 4096
 UTF8_FLAG, ENCRYPTED_FLAG, UNICODE_PATH = 0x800, 0x1, 0x7075   # APPNOTE 4.4.4 and 4.6.9
 METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error, OSError)
@@ -43,7 +44,7 @@ class Archive:
         try:
             self._zip = zipfile.ZipFile(_ShortReads(file))
         except DAMAGED as error:
-            raise Refused(f"{name} is no ZIP file, or it is damaged or too large: {_said(error)}. Pack it again.", code="bad_archive") from error
+            raise Refused(f"{name} is no ZIP file, or it is damaged or too large: {_said(error)}. Pack it again, or in parts.", code="bad_archive") from error
         found = [info for info in self._zip.infolist() if not info.orig_filename.endswith(("/", "\\"))]
         if len(found) > MOST_ENTRIES:
             raise Refused(f"{name} holds {len(found):,} files; at most {MOST_ENTRIES:,}. Send it in parts.", code="too_large")
@@ -110,9 +111,15 @@ def _paths(found: Sequence[zipfile.ZipInfo]) -> list[str]:
     Chinese and Japanese Windows pack names in their own encodings and say nothing; zipfile reads these as cp437.
     """
     raw = {at: info.orig_filename.encode("cp437", "replace") for at, info in enumerate(found) if not info.flag_bits & UTF8_FLAG}
-    encoding = guess_encoding(b"\n".join(name for name in raw.values() if not name.isascii())[:100_000])
+    encoding = guess_encoding(_sample([name for name in raw.values() if not name.isascii()]))
     return [info.orig_filename if at not in raw else _extra_path(info, raw[at]) or raw[at].decode(encoding, "replace")
             for at, info in enumerate(found)]
+
+
+def _sample(names: Sequence[bytes]) -> bytes:
+    """Return whole names, so many as guessing takes little time over."""
+    sizes = itertools.accumulate(len(name) + 1 for name in names)
+    return b"\n".join(name for name, size in zip(names, sizes) if size <= SHOWN_TO_GUESS_BYTES)
 
 
 def _extra_path(info: zipfile.ZipInfo, raw: bytes) -> str:

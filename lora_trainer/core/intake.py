@@ -16,7 +16,7 @@ ARCHIVE_ENDINGS = (".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".xz", ".bz2")
 NOT_MEANT = re.compile(r"(?i)__macosx|thumbs\.db|desktop\.ini|\..*")
 REGULARISATION = re.compile(r"(?i)reg|regs|regulari[sz]ation|reg_data")
 MASKS = "mask"                         # the folder of masks beside pictures, as for kohya's conditioning images
-MOST_FILES, MOST_LEVELS = 20_000, 4
+MOST_FILES, MOST_LEVELS, LONGEST_NAME = 20_000, 4, 200
 LAST = ("archive_limit", "cannot_save")                                           # refusals after which nothing more is tried
 Store = Callable[[PurePosixPath, bytes], str]
 """Puts a file at a path in the data set by the rules of uploads and returns its name there; raises `Refused`."""
@@ -97,6 +97,8 @@ def place(path: str) -> PurePosixPath:
     parts = _parts(path)
     if path.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", path):
         raise Refused("Its path leads out of the data set.", code="bad_name")
+    if any(len(part) > LONGEST_NAME for part in parts):
+        raise Refused("Its name, or a folder's, is too long.", code="bad_name")
     if any(REGULARISATION.fullmatch(part) for part in parts[:-1]):
         raise Refused("Regularisation pictures need a data set of their own.", code="regularisation")
     if parts[-1].lower().endswith(ARCHIVE_ENDINGS):

@@ -33,7 +33,7 @@ def packed(files, method=zipfile.ZIP_DEFLATED):
 
 def packed_raw(names, content=png(), *, flagged=False, extra=b""):
     """Pack files under names of any bytes, as programs do that say nothing of their encoding."""
-    placeholders = {name: f"{number:02}".ljust(len(name), "_") for number, name in enumerate(names)}
+    placeholders = {name: f"@{number:04}".ljust(len(name), "_") for number, name in enumerate(names)}
     infos = {}
     for name, placeholder in placeholders.items():
         info = zipfile.ZipInfo(placeholder)
@@ -82,7 +82,8 @@ def test_pictures_and_captions_come_out_and_kohyas_folders_stay(library, folder)
 
 
 @pytest.mark.parametrize("name", ["../evil.png", "/evil.png", "a/../../evil.png", "..\\evil.png", "C:\\evil.png", "C:evil.png", "\\\\server\\share\\evil.png",
-                                  "10_a/../../../evil.png", "10_..:/evil.png", "10_" + "x" * 250 + "/evil.png", "nul.png", "10_cat /../evil.png"])
+                                  "10_a/../../../evil.png", "10_..:/evil.png", "10_" + "x" * 250 + "/evil.png", "nul.png", "10_cat /../evil.png",
+                                  "9" * 5000 + "_x/evil.png"])
 def test_no_path_leaves_the_data_set(library, folder, tmp_path, name):
     before = sorted(tmp_path.rglob("*"))
     taken = take(library, packed({zipfile.ZipInfo(name): png(), "good.png": png("blue")}))
@@ -142,6 +143,13 @@ def test_names_that_do_not_say_their_encoding(library, folder, encoding):
     names = [f"{word}/{word}.png".encode(encoding) for word in words]
     taken = take(library, packed_raw(names, {name: png(colour) for name, colour in zip(names, ("red", "blue", "green"))}))
     assert sorted(taken.added) == sorted(f"{word}.png" for word in words) == there(folder)
+
+
+def test_many_names_in_utf8_are_seen_to_be_that(library, folder):
+    names = [f"{'x' * (number % 3)}{number} 红色的猫咪照片.txt".encode() for number in range(300)]
+    assert sum(map(len, names)) > archives.SHOWN_TO_GUESS_BYTES
+    taken = take(library, packed_raw(names, b"a cat"))
+    assert sorted(taken.added) == sorted(name.decode() for name in names)
 
 
 def test_names_in_utf8_as_zip_says_it(library, folder):

@@ -45,7 +45,9 @@ OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "lion": 4, "adafactor": 1, "prodi
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Everything about a run that does not need the model. Lists have one entry for each picture: those for training, then for regularisation, then
-    for validation. With several resolutions, pictures that are learned have one for each of them; `resolutions` say which. `roles` say which ("train", "regularisation", "validation"); `schedule.repeats` is 0 for validation.
+    for validation. `roles` say which ("train", "regularisation", "validation"); `schedule.repeats` is 0 for validation.
+    With several resolutions, pictures that are learned have an entry for each of them; `resolutions`
+    say which.
 
     `captions` are as they are shown, or where captions vary, what they are drawn from. `masks` hold the mask files that are used, by picture.
     """

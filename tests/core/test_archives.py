@@ -179,6 +179,17 @@ def test_nothing_that_is_there_is_written_over(library, folder):
     assert not take(library, packed({"2.txt": "another"})).added and (folder / "2.txt").read_bytes() == b"new"
 
 
+def test_a_mask_that_is_refused_keeps_no_caption_back(library, folder):
+    library.add("cats", "1-masklabel.png", png("white"))
+    taken = take(library, packed({"1.png": png(), "1-masklabel.png": png("black"), "1.txt": "one"}))
+    assert taken.added == ["1.png", "1.txt"] and list(reasons(taken)) == ["cats.zip/1-masklabel.png"]
+
+
+def test_a_picture_in_two_files_of_one_name_of_which_one_is_taken_keeps_its_caption(library, folder):
+    taken = take(library, packed({"1.png": png(), "1.webp": b"no picture", "1.txt": "one"}))
+    assert taken.added == ["1.png", "1.txt"] and list(reasons(taken)) == ["cats.zip/1.webp"]
+
+
 def test_a_caption_never_goes_to_another_picture(library, folder):
     taken = take(library, packed({"a/1.png": png(), "b/1.jpg": png("blue"), "b/1.txt": "of b", "c/2.png": b"no picture", "c/2.txt": "of c",
                                   "d/3.txt": "of d", "e/3.png": png("green")}))

@@ -103,24 +103,57 @@ def make_plan(config: TrainConfig, *, lora_dir: Path, thorough: bool = True, ses
     return plan
 
 
-def bucket_of(width: int, height: int, config: TrainConfig, *, resolution: int | None = None) -> Bucket:
+def bucket_of(
+    width: int, height: int, config: TrainConfig, *, resolution: int | None = None
+) -> Bucket:
     """Return the bucket of a picture of this upright size, in `resolution` or the settings' main one."""
     side = resolution or config.resolution
-    return assign_bucket(width, height, resolution=side, step=min(config.bucket_step, side // 8 * 8), enable_bucket=config.enable_bucket,
-                         shortest=config.bucket_min, longest=config.bucket_max, no_upscale=config.bucket_no_upscale)
+    return assign_bucket(
+        width,
+        height,
+        resolution=side,
+        step=min(config.bucket_step, side // 8 * 8),
+        enable_bucket=config.enable_bucket,
+        shortest=config.bucket_min,
+        longest=config.bucket_max,
+        no_upscale=config.bucket_no_upscale,
+    )
 
 
 def _sizes(plan: Plan, config: TrainConfig, resolutions: list[int]) -> list[str]:
     """Say in which sizes pictures are learned, where that is not the usual."""
     if len(resolutions) == 1:
-        return [f"The resolution is {resolutions[0]} px, the side of a square. Two numbers such as 512x768, or 512,768 in a file of kohya's, are read as a "
-                "rectangle of that area; to learn in two sizes, write one into More resolutions."] if resolutions[0] % 8 else []
-    also = " The pictures for validation are measured in the first." if "validation" in plan.roles else ""
-    ours = [(picture.path, bucket.width, bucket.height) for picture, bucket, role in zip(plan.pictures, plan.buckets, plan.roles) if role == "train"]
+        return (
+            [
+                f"The resolution is {resolutions[0]} px, the side of a square. Two numbers such as "
+                "512x768, or 512,768 in a file of kohya's, are read as a "
+                "rectangle of that area; to learn in two sizes, write one into More resolutions."
+            ]
+            if resolutions[0] % 8
+            else []
+        )
+    also = (
+        " The pictures for validation are measured in the first."
+        if "validation" in plan.roles
+        else ""
+    )
+    ours = [
+        (picture.path, bucket.width, bucket.height)
+        for picture, bucket, role in zip(plan.pictures, plan.buckets, plan.roles)
+        if role == "train"
+    ]
     alike = sum(count - 1 for count in Counter(ours).values())
-    why = "small pictures are not enlarged" if config.bucket_no_upscale else f"sides are multiples of the bucket step, {config.bucket_step} px"
-    small = f" Of them, {alike} are of the same size as in another resolution: {why}." if alike else ""
-    return [f"Each picture is learned in {_listed(resolutions)} px: {plan.count('train')} pictures count as {len(ours)}.{small}{also}"]
+    why = (
+        "small pictures are not enlarged"
+        if config.bucket_no_upscale
+        else f"sides are multiples of the bucket step, {config.bucket_step} px"
+    )
+    small = (
+        f" Of them, {alike} are of the same size as in another resolution: {why}." if alike else ""
+    )
+    return [
+        f"Each picture is learned in {_listed(resolutions)} px: {plan.count('train')} pictures count as {len(ours)}.{small}{also}"
+    ]
 
 
 def _listed(numbers: list[int]) -> str:

@@ -9,6 +9,7 @@
     const CAPTION_ENDINGS = /\.txt$/i;
     const ARCHIVE_ENDINGS = /\.zip$/i;
     const DROP_WORDS = 'Drop pictures and captions here, or a ZIP of them';
+    const MOST_LISTED = 200;
     const UPLOAD_BATCH_FILES = 16;
     const UPLOAD_BATCH_BYTES = 32 * 2 ** 20;
     const POLL_MS = 3000;
@@ -189,7 +190,8 @@
         const element = h('div.tl-notice.tl-warn', {hidden: true}, h('div.tl-notice-head', {}, title, dismiss), list);
         return {element, present(heading, items) {
             setText(title, heading);
-            list.replaceChildren(...items.map(listItem));
+            const more = items.length - MOST_LISTED;
+            list.replaceChildren(...items.slice(0, MOST_LISTED).map(listItem), ...(more > 0 ? [h('li', {}, `and ${more} more.`)] : []));
             show(element, items.length > 0);
         }};
     }

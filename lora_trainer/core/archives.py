@@ -1,9 +1,11 @@
-"""ZIP files that strangers made, read file by file; nothing is ever unpacked by the names or sizes that they give themselves.
+"""ZIP files of strangers, read file by file, and never by the names or sizes that they state.
 
-The one module that opens an archive. What it reads is bounded while it is read, whatever the headers say, and where a file
-goes is decided by `intake`, never here.
+The one module that opens an archive. What it reads is bounded while it is read, whatever the
+headers say, and where a file goes is decided by `intake`, never here.
 """
+
 import dataclasses
+import itertools
 import re
 import stat
 import struct
@@ -17,40 +19,69 @@ from .errors import Refused
 
 LARGEST_ARCHIVE_BYTES, LARGEST_TOTAL_BYTES = 1_000_000_000, 4_000_000_000
 MOST_ENTRIES, MOST_RATIO, FREE_OF_RATIO_BYTES = 20_000, 100, 100_000_000
-LONGEST_READ_BYTES = 4_000_000         # of the directory, which zipfile reads at once; 20,000 files of 150 letters are less
-PIECE_BYTES = 1 << 18
-UTF8_FLAG, ENCRYPTED_FLAG, UNICODE_PATH = 0x800, 0x1, 0x7075   # APPNOTE 4.4.4 and 4.6.9
+LONGEST_READ_BYTES = (
+    2_500_000  # of the directory, which zipfile reads at once: 20,000 files of 70 letters
+)
+PIECE_BYTES, SHOWN_TO_GUESS_BYTES = 1 << 18, 4096
+UTF8_FLAG, ENCRYPTED_FLAG, UNICODE_PATH = 0x800, 0x1, 0x7075  # APPNOTE 4.4.4 and 4.6.9
 METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
-DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error, OSError)
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+    OSError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A file in an archive: its path as it is written there, in any system's way, and what zipfile knows of it."""
+    """A file in an archive: its path as it is written there, and what zipfile knows of it."""
+
     path: str
     info: zipfile.ZipInfo = dataclasses.field(repr=False)
 
 
 class Archive:
-    """An open ZIP. `entries` are its files, folders left out. Raises `Refused` for what is none, is damaged or too large."""
+    """An open ZIP. `entries` are its files, folders left out.
+
+    Raises `Refused` for what is none, is damaged or too large.
+    """
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self.name, self._read_bytes = name, 0
         size = file.seek(0, 2)
         if size > LARGEST_ARCHIVE_BYTES:
-            raise Refused(f"{name} is larger than {LARGEST_ARCHIVE_BYTES / 1e9:g} GB. Send it in parts.", code="too_large")
+            raise Refused(
+                f"{name} is larger than {LARGEST_ARCHIVE_BYTES / 1e9:g} GB. Send it in parts.",
+                code="too_large",
+            )
         self._allowed_bytes = min(LARGEST_TOTAL_BYTES, MOST_RATIO * size + FREE_OF_RATIO_BYTES)
         try:
             self._zip = zipfile.ZipFile(_ShortReads(file))
         except DAMAGED as error:
-            raise Refused(f"{name} is no ZIP file, or it is damaged or too large: {_said(error)}. Pack it again.", code="bad_archive") from error
-        found = [info for info in self._zip.infolist() if not info.orig_filename.endswith(("/", "\\"))]
+            raise Refused(
+                f"{name} is no ZIP file, or it is damaged or too large: {_said(error)}. "
+                "Pack it again, or in parts.",
+                code="bad_archive",
+            ) from error
+        found = [
+            info for info in self._zip.infolist() if not info.orig_filename.endswith(("/", "\\"))
+        ]
         if len(found) > MOST_ENTRIES:
-            raise Refused(f"{name} holds {len(found):,} files; at most {MOST_ENTRIES:,}. Send it in parts.", code="too_large")
+            raise Refused(
+                f"{name} holds {len(found):,} files; at most {MOST_ENTRIES:,}. Send it in parts.",
+                code="too_large",
+            )
         self.entries = [Entry(path, info) for path, info in zip(_paths(found), found)]
 
     def read(self, entry: Entry, most_bytes: int) -> bytes:
-        """Return a file's content, of at most so many bytes. Raises `Refused` for a link, an encrypted or a damaged file.
+        """Return a file's content, of at most so many bytes.
+
+        Raises `Refused` for a link, an encrypted or a damaged file.
 
         Code "archive_limit": the archive holds more, all together, than is read of any.
         """
@@ -62,17 +93,25 @@ class Archive:
                     left -= len(piece)
                     self._read_bytes += len(piece)
                     if left < 0:
-                        raise Refused(f"It is larger than {most_bytes / 1e6:g} MB.", code="too_large")
+                        raise Refused(
+                            f"It is larger than {most_bytes / 1e6:g} MB.", code="too_large"
+                        )
                     if self._read_bytes > self._allowed_bytes:
-                        raise Refused(f"{self.name} holds more than {self._allowed_bytes / 1e6:,.0f} MB once it is unpacked.", code="archive_limit")
+                        raise Refused(
+                            f"{self.name} holds more than {self._allowed_bytes / 1e6:,.0f} MB "
+                            "once it is unpacked.",
+                            code="archive_limit",
+                        )
                     pieces.append(piece)
         except DAMAGED as error:
-            raise Refused(f"It is damaged in the archive: {_said(error)}.", code="damaged") from error
+            raise Refused(
+                f"It is damaged in the archive: {_said(error)}.", code="damaged"
+            ) from error
         return b"".join(pieces)
 
 
 class _ShortReads:
-    """A file that is never read in large pieces: zipfile would read a directory of any size into memory at once."""
+    """A file that is never read in large pieces: zipfile would read any directory at once."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.tell, self.close = file, file.tell, file.close
@@ -86,7 +125,7 @@ class _ShortReads:
         self._file.seek(offset, whence)
         return self._file.tell()
 
-    def seekable(self) -> bool:                                                    # Python 3.10's uploads do not say it
+    def seekable(self) -> bool:  # Python 3.10's uploads do not say it
         return True
 
 
@@ -99,26 +138,49 @@ def _check(info: zipfile.ZipInfo) -> None:
     if info.flag_bits & ENCRYPTED_FLAG:
         raise Refused("It is encrypted. Pack it again without a password.", code="encrypted")
     if info.compress_type not in METHODS:
-        raise Refused("It is packed in a way that is not read here. Pack it again as an ordinary ZIP.", code="bad_archive")
+        raise Refused(
+            "It is packed in a way that is not read here. Pack it again as an ordinary ZIP.",
+            code="bad_archive",
+        )
 
 
-# --- Names ---------------------------------------------------------------------------------------------------------------
+# --- Names ------------------------------------------------------------------------------------
+
 
 def _paths(found: Sequence[zipfile.ZipInfo]) -> list[str]:
-    """Read the entries' paths: in UTF-8 where they say so, the others all in the encoding that fits them together.
+    """Read the entries' paths: in UTF-8 where they say so, the others in what fits them together.
 
-    Chinese and Japanese Windows pack names in their own encodings and say nothing; zipfile reads these as cp437.
+    Chinese and Japanese Windows pack names in their own encodings and say nothing; zipfile reads
+    these as cp437.
     """
-    raw = {at: info.orig_filename.encode("cp437", "replace") for at, info in enumerate(found) if not info.flag_bits & UTF8_FLAG}
-    encoding = guess_encoding(b"\n".join(name for name in raw.values() if not name.isascii())[:100_000])
-    return [info.orig_filename if at not in raw else _extra_path(info, raw[at]) or raw[at].decode(encoding, "replace")
-            for at, info in enumerate(found)]
+    raw = {
+        at: info.orig_filename.encode("cp437", "replace")
+        for at, info in enumerate(found)
+        if not info.flag_bits & UTF8_FLAG
+    }
+    encoding = guess_encoding(_sample([name for name in raw.values() if not name.isascii()]))
+    return [
+        info.orig_filename
+        if at not in raw
+        else _extra_path(info, raw[at]) or raw[at].decode(encoding, "replace")
+        for at, info in enumerate(found)
+    ]
+
+
+def _sample(names: Sequence[bytes]) -> bytes:
+    """Return whole names, so many as guessing takes little time over."""
+    sizes = itertools.accumulate(len(name) + 1 for name in names)
+    return b"\n".join(name for name, size in zip(names, sizes) if size <= SHOWN_TO_GUESS_BYTES)
 
 
 def _extra_path(info: zipfile.ZipInfo, raw: bytes) -> str:
-    """Return the path of Info-ZIP's Unicode field, if it belongs to this very name; else nothing."""
+    """Return the path of Info-ZIP's Unicode field if it belongs to this name; else nothing."""
     for kind, data in _extra_fields(info.extra):
-        if kind == UNICODE_PATH and len(data) > 5 and struct.unpack_from("<BL", data) == (1, zlib.crc32(raw)):
+        if (
+            kind == UNICODE_PATH
+            and len(data) > 5
+            and struct.unpack_from("<BL", data) == (1, zlib.crc32(raw))
+        ):
             return data[5:].decode("utf-8", "replace")
     return ""
 
@@ -127,7 +189,7 @@ def _extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
     at = 0
     while at + 4 <= len(extra):
         kind, size = struct.unpack_from("<HH", extra, at)
-        yield kind, extra[at + 4:at + 4 + size]
+        yield kind, extra[at + 4 : at + 4 + size]
         at += 4 + size
 
 

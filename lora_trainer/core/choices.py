@@ -37,16 +37,26 @@ def _filled(made: type, config: TrainConfig, **called: str) -> Any:
 
 def resolutions_of(config: TrainConfig) -> list[int]:
     """Return every resolution that pictures are learned in, in pixels, the main one first. Raises `Refused`."""
-    field = next(field for field in dataclasses.fields(TrainConfig) if field.name == "resolution").metadata
+    field = next(
+        field for field in dataclasses.fields(TrainConfig) if field.name == "resolution"
+    ).metadata
     found = [config.resolution]
     for part in filter(None, re.split(r"[,;\s]+", config.extra_resolutions)):
         side = int(part) if re.fullmatch(r"[0-9]{1,5}", part) else 0
         if not field["minimum"] <= side <= field["maximum"]:
-            raise Refused(f"More resolutions: {part[:40]!r} is not a number of pixels from {field['minimum']} to {field['maximum']}. "
-                          "Write them as 768, 1024.", field="extra_resolutions", code="bad_value")
+            raise Refused(
+                f"More resolutions: {part[:40]!r} is not a number of pixels from {field['minimum']} to {field['maximum']}. "
+                "Write them as 768, 1024.",
+                field="extra_resolutions",
+                code="bad_value",
+            )
         found.append(side)
     if len(set(found)) > MOST_RESOLUTIONS:
-        raise Refused(f"More resolutions: {len(set(found))} are too many; at most {MOST_RESOLUTIONS}.", field="extra_resolutions", code="bad_value")
+        raise Refused(
+            f"More resolutions: {len(set(found))} are too many; at most {MOST_RESOLUTIONS}.",
+            field="extra_resolutions",
+            code="bad_value",
+        )
     return list(dict.fromkeys(found))
 
 

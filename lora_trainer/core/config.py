@@ -377,10 +377,11 @@ _KOHYAS_ALONE = {"network_dim", "network_alpha", "network_module", "train_batch_
 
 
 def read_resolutions(values: Mapping[str, Any], *, kohya: bool = False) -> dict[str, Any]:
-    """Read a `resolution` of several numbers: the first is the resolution, the others are `extra_resolutions`.
+    """Read a `resolution` of several numbers: the first counts, the others are `extra_resolutions`.
 
-    "512x768" is a rectangle, and so is "512,768" in a file of `kohya`'s: the side of the square of the same area counts.
-    Returns what of the two settings was given; what cannot be read stays as it is, for the check of its type.
+    "512x768" is a rectangle, and so is "512,768" in a file of `kohya`'s: the side of the square of
+    the same area counts. Returns what of the two settings was given; what cannot be read stays as
+    it is, for the check of its type.
     """
     found = {name: values[name] for name in ("resolution", "extra_resolutions") if name in values}
     extra, given = found.get("extra_resolutions"), found.get("resolution")
@@ -388,8 +389,14 @@ def read_resolutions(values: Mapping[str, Any], *, kohya: bool = False) -> dict[
         found["extra_resolutions"] = extra = ", ".join(map(str, extra))
     if not (isinstance(given, str) or _are_plain(given)):
         return found
-    parts = re.sub(r"[()\[\] ]", "", given).split(",") if isinstance(given, str) else list(map(str, given))
-    sides = [_side("x".join(parts))] if kohya and len(parts) == 2 else [_side(part) for part in parts]
+    parts = (
+        re.sub(r"[()\[\] ]", "", given).split(",")
+        if isinstance(given, str)
+        else list(map(str, given))
+    )
+    sides = (
+        [_side("x".join(parts))] if kohya and len(parts) == 2 else [_side(part) for part in parts]
+    )
     if not sides or None in sides:
         return found
     main, *more = dict.fromkeys(sides)
@@ -405,7 +412,9 @@ def _are_plain(values: Any) -> bool:
 def _side(text: str) -> int | None:
     """Return the side of the square of a text's area, "512" or "512x768"; None for another text."""
     try:
-        width, height = (int(part) for part in (text.split("x") * 2)[:2]) if text.count("x") < 2 else (0, 0)
+        width, height = (
+            (int(part) for part in (text.split("x") * 2)[:2]) if text.count("x") < 2 else (0, 0)
+        )
         return round(math.sqrt(width * height)) if min(width, height) > 0 else None
     except (ValueError, OverflowError):
         return None

@@ -278,24 +278,39 @@ def _datasets(taking: Taking, nested: Mapping[str, Any]) -> None:
             taking.values["extra_data_dirs"] = "\n".join(f"{number(count) or 1:g} x {folder}" for folder, count in more)
 
 
-def _same_folders(taking: Taking, found: list[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[int]]:
-    """Take out data sets that have the first one's folders in another resolution; returns the others, and those resolutions in pixels."""
+def _same_folders(
+    taking: Taking, found: list[Mapping[str, Any]]
+) -> tuple[list[Mapping[str, Any]], list[int]]:
+    """Take out data sets that have the first one's folders in another resolution.
+
+    Returns the others, and those resolutions in pixels.
+    """
     rest, sides, first = found[:1], [], _folders_of(found[0]) if found else None
     for at, item in enumerate(found[1:], start=1):
-        side = read_resolutions({"resolution": item.get("resolution")}, kohya=True).get("resolution")
+        side = read_resolutions({"resolution": item.get("resolution")}, kohya=True).get(
+            "resolution"
+        )
         if not first or _folders_of(item) != first or not isinstance(side, int):
             rest.append(item)
             continue
         sides.append(side)
         for key in sorted((item.keys() | found[0].keys()) - {"resolution", "subsets"}):
             if item.get(key) != found[0].get(key):
-                taking.leave(f"datasets[{at}] {key}", item.get(key), f"all resolutions are trained alike: as the first one says, {found[0].get(key)}")
+                taking.leave(
+                    f"datasets[{at}] {key}",
+                    item.get(key),
+                    f"all resolutions are trained alike: as the first one says, {found[0].get(key)}",
+                )
     return rest, sides
 
 
 def _folders_of(dataset: Mapping[str, Any]) -> Any:
     """Return what tells a data set's pictures: its subsets, whose every setting counts."""
-    return dataset.get("subsets") if isinstance(dataset.get("subsets"), list) and dataset["subsets"] else None
+    return (
+        dataset.get("subsets")
+        if isinstance(dataset.get("subsets"), list) and dataset["subsets"]
+        else None
+    )
 
 
 def _regularisation(taking: Taking, folder: Any) -> None:

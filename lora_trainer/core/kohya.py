@@ -527,11 +527,16 @@ def _length_and_schedule(taking: Taking, complete: bool) -> None:
 
 def _snapshots(taking: Taking) -> None:
     """sd-scripts keeps the last n epochs' snapshots by number, those by steps that are n steps old at most."""
-    ratio, epochs = number(taking.values.get("save_n_epoch_ratio")), number(taking.settings.get("epochs"))
+    ratio, epochs = (
+        number(taking.values.get("save_n_epoch_ratio")),
+        number(taking.settings.get("epochs")),
+    )
     if ratio and ratio > 0 and epochs:
         taking.take("save_n_epoch_ratio")
         taking.set("save_every_n_epochs", max(1, int(epochs / ratio)), "save_n_epoch_ratio")
-    steps, every = (number(taking.values.get(key)) for key in ("save_last_n_steps", "save_every_n_steps"))
+    steps, every = (
+        number(taking.values.get(key)) for key in ("save_last_n_steps", "save_every_n_steps")
+    )
     if not steps or not every or every <= 0:
         return
     taking.take("save_last_n_steps")

@@ -104,14 +104,21 @@ class Library:
         return self._store(self.path(name), PurePosixPath(_uploadable_name(filename)), data)
 
     def add_archive(self, name: str, filename: str, file: BinaryIO) -> intake.Taken:
-        """Add the pictures and captions of a ZIP, each by the rules of `add`; raises `Refused` for one that cannot be read at all."""
+        """Add the pictures and captions of a ZIP, each by the rules of `add`.
+
+        Raises `Refused` for one that cannot be read at all.
+        """
         archive = Archive(file, re.split(r"[\\/]", filename)[-1][:80])
         return self._take_in(name, intake.of_archive(archive), within=archive.name)
 
-    def add_folder(self, name: str, path: str, *, with_prompts: bool = False, create: bool = False) -> intake.Taken:
-        """Add copies of the pictures and captions in a folder and those below it, such as the WebUI's output folder; as `add_archive`.
+    def add_folder(
+        self, name: str, path: str, *, with_prompts: bool = False, create: bool = False
+    ) -> intake.Taken:
+        """Add copies of the pictures and captions in a folder and those below it, such as the WebUI's
+        output folder; as `add_archive`.
 
-        `with_prompts`: captions come from what the pictures hold, so .txt files that hold the same are not taken for captions.
+        `with_prompts`: captions come from what the pictures hold, so .txt files that hold the same
+        are not taken for captions.
         `create`: the data set is made where there is none, once the folder was found.
         """
         folder = self._adoptable(path)
@@ -119,13 +126,26 @@ class Library:
             self.create(name)
         home = self.path(name).resolve()
         if home.is_relative_to(folder) or folder.is_relative_to(home):
-            raise Refused(f"{folder} and the data set {name} are one within the other. Choose another folder.", field="folder", code="twice")
+            raise Refused(
+                f"{folder} and the data set {name} are one within the other. Choose another folder.",
+                field="folder",
+                code="twice",
+            )
         sources = intake.of_folder(folder)
-        return self._take_in(name, [source for source in sources if not (with_prompts and _is_note(source))])
+        return self._take_in(
+            name, [source for source in sources if not (with_prompts and _is_note(source))]
+        )
 
-    def _take_in(self, name: str, sources: list[intake.Source], *, within: str = "") -> intake.Taken:
+    def _take_in(
+        self, name: str, sources: list[intake.Source], *, within: str = ""
+    ) -> intake.Taken:
         folder = self.path(name)
-        return intake.take(sources, lambda path, data: self._store(folder, path, data), lambda filename: _limit_of(_uploadable_name(filename)), within=within)
+        return intake.take(
+            sources,
+            lambda path, data: self._store(folder, path, data),
+            lambda filename: _limit_of(_uploadable_name(filename)),
+            within=within,
+        )
 
     def _store(self, folder: Path, path: PurePosixPath, data: bytes) -> str:
         """Save a file at a path in a data set and return that; raises `Refused` with the reason."""
@@ -143,7 +163,9 @@ class Library:
                 _save(target, data)
         return path.as_posix()
 
-    def add_captions_from_prompts(self, name: str, filenames: Sequence[str]) -> list[dict[str, str]]:
+    def add_captions_from_prompts(
+        self, name: str, filenames: Sequence[str]
+    ) -> list[dict[str, str]]:
         """Give pictures without a caption the prompt that the WebUI wrote into them, as one step.
 
         Returns `{filename, reason}` for each whose prompt cannot be its caption; no other is held up by it.
@@ -156,13 +178,19 @@ class Library:
                 if prompt:
                     check_caption(filename.as_posix(), prompt)
                 if prompt and taken.setdefault(sidecar(path), prompt) != prompt:
-                    raise Refused(f"{filename} shares its caption file {sidecar(path).name} with another picture, whose prompt was taken.", code="shared")
+                    raise Refused(
+                        f"{filename} shares its caption file {sidecar(path).name} with another picture, whose prompt was taken.",
+                        code="shared",
+                    )
             except Refused as error:
                 refused.append({"filename": filename.as_posix(), "reason": error.message})
             else:
                 prompts.update({filename.as_posix(): prompt} if prompt else {})
         if prompts:
-            editor.set_captions(prompts, label=f"Prompt{'s' * (len(prompts) > 1)} as caption{'s' * (len(prompts) > 1)}")
+            editor.set_captions(
+                prompts,
+                label=f"Prompt{'s' * (len(prompts) > 1)} as caption{'s' * (len(prompts) > 1)}",
+            )
         return refused
 
     def picture_path(self, name: str, filename: str) -> Path:
@@ -240,14 +268,16 @@ def _is_note(source: intake.Source) -> bool:
         return False
     try:
         return holds_parameters(decode(source.read(LARGEST_CAPTION_BYTES)))
-    except Refused:                                                                # said once it is to be taken
+    except Refused:  # said once it is to be taken
         return False
 
 
 def _limit_of(filename: str) -> int:
     """Return how many bytes a file of this name may have."""
     ending = Path(filename).suffix.lower()
-    return LARGEST_UPLOAD_BYTES if ending in PICTURE_ENDINGS else LARGEST_CAPTION_BYTES if ending in CAPTION_ENDINGS else LARGEST_TABLE_BYTES
+    if ending in PICTURE_ENDINGS:
+        return LARGEST_UPLOAD_BYTES
+    return LARGEST_CAPTION_BYTES if ending in CAPTION_ENDINGS else LARGEST_TABLE_BYTES
 
 
 def _place_for(folder: Path, path: PurePosixPath) -> Path:
@@ -257,7 +287,9 @@ def _place_for(folder: Path, path: PurePosixPath) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         inside = target.parent.resolve().is_relative_to(folder.resolve())
     except OSError as error:
-        raise Refused(f"{path.parent} cannot be made: {error.strerror or error}.", code="bad_name") from error
+        raise Refused(
+            f"{path.parent} cannot be made: {error.strerror or error}.", code="bad_name"
+        ) from error
     if not inside:
         raise Refused(f"{path.parent} is a link that leads out of the data set.", code="bad_name")
     return target
@@ -268,7 +300,10 @@ def _holds(path: Path, data: bytes) -> bool:
     try:
         return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
     except OSError as error:
-        raise Refused(f"{path.name} is there already and cannot be read: {error.strerror or error}.", code="exists") from error
+        raise Refused(
+            f"{path.name} is there already and cannot be read: {error.strerror or error}.",
+            code="exists",
+        ) from error
 
 
 def _save(path: Path, data: bytes) -> None:

@@ -49,7 +49,9 @@ class Output:
     def remove_snapshot(self, name: str) -> bool:
         """Remove a snapshot of this very run with its card; False when it is another's, or cannot be removed now."""
         path = self.path.with_name(f"{name}{self.path.suffix}")
-        if path.exists() and not self._is_mine(path):
+        if not path.exists():  # somebody took it; what is left is theirs
+            return True
+        if not self._is_mine(path):
             return False
         try:
             remove_lora(path)

@@ -49,7 +49,9 @@ OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "lion": 4, "adafactor": 1, "prodi
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Everything about a run that does not need the model. Lists have one entry for each picture: those for training, then for regularisation, then
-    for validation. With several resolutions, pictures that are learned have one for each of them; `resolutions` say which. `roles` say which ("train", "regularisation", "validation"); `schedule.repeats` is 0 for validation.
+    for validation. `roles` say which ("train", "regularisation", "validation"); `schedule.repeats` is 0 for validation.
+    With several resolutions, pictures that are learned have an entry for each of them; `resolutions`
+    say which.
 
     `captions` are as they are shown, or where captions vary, what they are drawn from. `masks` hold the mask files that are used, by picture.
     """
@@ -102,7 +104,7 @@ def make_plan(config: TrainConfig, *, lora_dir: Path, thorough: bool = True, ses
     warnings = remarks_on(config, selection, captions, total_steps=schedule.total_steps) + _elsewhere(output_file, lora_dir, session) + _taken_over(init_lora, config)
     plan = Plan(pictures, [captions[at] for at in numbers], buckets, roles, selection.problems, schedule, -(-schedule.total_steps // schedule.steps_per_epoch),
                 warnings, output_file, tag_of(output_file.stem, config.preferred_weight), init_lora, selection.masks, list(sides))
-    warnings += _sizes(plan, resolutions)
+    warnings += _sizes(plan, config, resolutions)
     warnings += _large_cache(plan, config) + optimizer_remarks(config.optimizer, learning_rates=_learning_rates(config, init_lora), scheduler=config.scheduler)
     learned = {picture.path for picture, role in zip(plan.pictures, plan.roles) if role == "train"}
     warnings += remarks_on_batches(config, plan.buckets, schedule.repeats, pictures=len(learned),
@@ -110,23 +112,57 @@ def make_plan(config: TrainConfig, *, lora_dir: Path, thorough: bool = True, ses
     return plan
 
 
-def bucket_of(width: int, height: int, config: TrainConfig, *, resolution: int | None = None) -> Bucket:
+def bucket_of(
+    width: int, height: int, config: TrainConfig, *, resolution: int | None = None
+) -> Bucket:
     """Return the bucket of a picture of this upright size, in `resolution` or the settings' main one."""
     side = resolution or config.resolution
-    return assign_bucket(width, height, resolution=side, step=min(config.bucket_step, side // 8 * 8), enable_bucket=config.enable_bucket,
-                         shortest=config.bucket_min, longest=config.bucket_max, no_upscale=config.bucket_no_upscale)
+    return assign_bucket(
+        width,
+        height,
+        resolution=side,
+        step=min(config.bucket_step, side // 8 * 8),
+        enable_bucket=config.enable_bucket,
+        shortest=config.bucket_min,
+        longest=config.bucket_max,
+        no_upscale=config.bucket_no_upscale,
+    )
 
 
-def _sizes(plan: Plan, resolutions: list[int]) -> list[str]:
+def _sizes(plan: Plan, config: TrainConfig, resolutions: list[int]) -> list[str]:
     """Say in which sizes pictures are learned, where that is not the usual."""
     if len(resolutions) == 1:
-        return [f"The resolution is {resolutions[0]} px, the side of a square. Two numbers such as 512x768, or 512,768 in a file of kohya's, are read as a "
-                "rectangle of that area; to learn in two sizes, write one into More resolutions."] if resolutions[0] % 8 else []
-    also = " The pictures for validation are measured in the first." if "validation" in plan.roles else ""
-    ours = [(picture.path, bucket.width, bucket.height) for picture, bucket, role in zip(plan.pictures, plan.buckets, plan.roles) if role == "train"]
+        return (
+            [
+                f"The resolution is {resolutions[0]} px, the side of a square. Two numbers such as "
+                "512x768, or 512,768 in a file of kohya's, are read as a "
+                "rectangle of that area; to learn in two sizes, write one into More resolutions."
+            ]
+            if resolutions[0] % 8
+            else []
+        )
+    also = (
+        " The pictures for validation are measured in the first."
+        if "validation" in plan.roles
+        else ""
+    )
+    ours = [
+        (picture.path, bucket.width, bucket.height)
+        for picture, bucket, role in zip(plan.pictures, plan.buckets, plan.roles)
+        if role == "train"
+    ]
     alike = sum(count - 1 for count in Counter(ours).values())
-    small = f" Of them, {alike} are no larger than in another resolution: small pictures are not enlarged." if alike else ""
-    return [f"Each picture is learned in {_listed(resolutions)} px: {plan.count('train')} pictures count as {len(ours)}.{small}{also}"]
+    why = (
+        "small pictures are not enlarged"
+        if config.bucket_no_upscale
+        else f"sides are multiples of the bucket step, {config.bucket_step} px"
+    )
+    small = (
+        f" Of them, {alike} are of the same size as in another resolution: {why}." if alike else ""
+    )
+    return [
+        f"Each picture is learned in {_listed(resolutions)} px: {plan.count('train')} pictures count as {len(ours)}.{small}{also}"
+    ]
 
 
 def _listed(numbers: list[int]) -> str:

@@ -90,12 +90,18 @@ def select(config: TrainConfig, *, thorough: bool = True) -> Selection:
 
 
 def each_resolution(roles: Sequence[str], resolutions: Sequence[int]) -> list[tuple[int, int]]:
-    """Return (number, resolution) of every entry of a run: role by role, all pictures in the first resolution, then in the next.
+    """Return (number, resolution) of every entry of a run: role by role, all pictures in the first
+    resolution, then in the next.
 
     Validation is measured in the first alone, so that its loss is of the same kind throughout.
     """
-    return [(number, side) for role in ("train", "regularisation", "validation") for side in resolutions[:1 if role == "validation" else None]
-            for number, own in enumerate(roles) if own == role]
+    return [
+        (number, side)
+        for role in ("train", "regularisation", "validation")
+        for side in resolutions[: 1 if role == "validation" else None]
+        for number, own in enumerate(roles)
+        if own == role
+    ]
 
 
 # --- Folders -------------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ EFFECTIVE_WHEN: dict[str, tuple[Condition, ...]] = {
     "masked_loss_floor": ({"masked_loss": True},),
     "prior_loss_weight": ({"reg_data_dir": True},),
     "validate_every": _MEASURED,
+    "keep_snapshots": ({"save_steps": True}, {"save_every_n_epochs": True}),
     "keep_tokens": _SHUFFLED,
     "trigger_only_rate": ({"trigger_word": True},),
     **dict.fromkeys(("lora_rank", "lora_alpha", "lora_type", "lora_targets", "rslora", "use_dora", "train_unet", "train_text_encoder"), (_FRESH,)),

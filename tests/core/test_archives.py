@@ -33,7 +33,7 @@ def packed(files, method=zipfile.ZIP_DEFLATED):
 
 def packed_raw(names, content=png(), *, flagged=False, extra=b""):
     """Pack files under names of any bytes, as programs do that say nothing of their encoding."""
-    placeholders = {name: f"{number:02}".ljust(len(name), "_") for number, name in enumerate(names)}
+    placeholders = {name: f"@{number:04}".ljust(len(name), "_") for number, name in enumerate(names)}
     infos = {}
     for name, placeholder in placeholders.items():
         info = zipfile.ZipInfo(placeholder)
@@ -82,7 +82,8 @@ def test_pictures_and_captions_come_out_and_kohyas_folders_stay(library, folder)
 
 
 @pytest.mark.parametrize("name", ["../evil.png", "/evil.png", "a/../../evil.png", "..\\evil.png", "C:\\evil.png", "C:evil.png", "\\\\server\\share\\evil.png",
-                                  "10_a/../../../evil.png", "10_..:/evil.png", "10_" + "x" * 250 + "/evil.png", "nul.png", "10_cat /../evil.png"])
+                                  "10_a/../../../evil.png", "10_..:/evil.png", "10_" + "x" * 250 + "/evil.png", "nul.png", "10_cat /../evil.png",
+                                  "9" * 5000 + "_x/evil.png"])
 def test_no_path_leaves_the_data_set(library, folder, tmp_path, name):
     before = sorted(tmp_path.rglob("*"))
     taken = take(library, packed({zipfile.ZipInfo(name): png(), "good.png": png("blue")}))
@@ -144,6 +145,13 @@ def test_names_that_do_not_say_their_encoding(library, folder, encoding):
     assert sorted(taken.added) == sorted(f"{word}.png" for word in words) == there(folder)
 
 
+def test_many_names_in_utf8_are_seen_to_be_that(library, folder):
+    names = [f"{'x' * (number % 3)}{number} 红色的猫咪照片.txt".encode() for number in range(300)]
+    assert sum(map(len, names)) > archives.SHOWN_TO_GUESS_BYTES
+    taken = take(library, packed_raw(names, b"a cat"))
+    assert sorted(taken.added) == sorted(name.decode() for name in names)
+
+
 def test_names_in_utf8_as_zip_says_it(library, folder):
     data = packed({"10_红 猫/猫 1.png": png(), "10_红 猫/猫 1.txt": "猫"})
     assert take(library, data).added == ["10_红 猫/猫 1.png", "10_红 猫/猫 1.txt"] == there(folder)
@@ -169,6 +177,17 @@ def test_nothing_that_is_there_is_written_over(library, folder):
     assert (folder / "1.txt").read_bytes() == b"mine" and (folder / "1.png").read_bytes() == png() and (folder / "2.txt").read_bytes() == b"new"
     assert set(reasons(taken)) == {"cats.zip/1.png", "cats.zip/1.txt"} and "other content" in reasons(taken)["cats.zip/1.png"]
     assert not take(library, packed({"2.txt": "another"})).added and (folder / "2.txt").read_bytes() == b"new"
+
+
+def test_a_mask_that_is_refused_keeps_no_caption_back(library, folder):
+    library.add("cats", "1-masklabel.png", png("white"))
+    taken = take(library, packed({"1.png": png(), "1-masklabel.png": png("black"), "1.txt": "one"}))
+    assert taken.added == ["1.png", "1.txt"] and list(reasons(taken)) == ["cats.zip/1-masklabel.png"]
+
+
+def test_a_picture_in_two_files_of_one_name_of_which_one_is_taken_keeps_its_caption(library, folder):
+    taken = take(library, packed({"1.png": png(), "1.webp": b"no picture", "1.txt": "one"}))
+    assert taken.added == ["1.png", "1.txt"] and list(reasons(taken)) == ["cats.zip/1.webp"]
 
 
 def test_a_caption_never_goes_to_another_picture(library, folder):

@@ -69,7 +69,9 @@ def test_each_picture_is_learned_in_each_resolution(host, settings, others):
 
 def test_small_pictures_that_are_not_enlarged_are_the_same_in_two_resolutions(host, settings):
     plan = planned(settings, host, extra_resolutions="256", bucket_no_upscale=True)
-    assert any("6 pictures count as 12. Of them, 2 are no larger than in another resolution" in warning for warning in plan.warnings)
+    assert any("6 pictures count as 12. Of them, 2 are of the same size as in another resolution: small" in warning for warning in plan.warnings)
+    alike = planned(settings, host, extra_resolutions="80").warnings                       # with a bucket step of 32 that is 64
+    assert any("6 are of the same size as in another resolution: sides are multiples of the bucket step, 32 px" in warning for warning in alike)
     assert not any("will be enlarged" in warning for warning in plan.warnings)
 
 

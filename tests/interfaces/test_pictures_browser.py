@@ -565,9 +565,8 @@ _GALLERY = """async (pictures) => {
 
 
 def show_gallery(page, files):
-    """Put pictures into a gallery as the WebUI has it, and let the page find it."""
+    """Put pictures into a gallery as the WebUI has it."""
     page.evaluate(_GALLERY, [(name, base64.b64encode(data).decode()) for name, data in files])
-    page.evaluate("window.onUiUpdateForTests && window.onUiUpdateForTests()")
 
 
 def test_a_batch_of_the_gallery_comes_whole_and_without_its_grid(page, service, tmp_path):

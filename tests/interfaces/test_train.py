@@ -87,6 +87,11 @@ def test_help_says_each_spelling_and_default_once(capsys):
     assert "(default: none)" in options["init_lora"]
 
 
+def test_resolutions_that_are_typed_are_several_whatever_the_file_is(config, jobs):
+    assert train(config(network_dim=4, extra_resolutions="256"), "--resolution", "64,96") == 0
+    assert [(job["config"]["resolution"], job["config"]["extra_resolutions"]) for job in jobs()] == [(64, "96")]
+
+
 def test_nothing_to_resume(config, jobs, capsys):
     assert train(config(), "--resume") == 1
     assert "nothing to resume" in capsys.readouterr().err and jobs() == []

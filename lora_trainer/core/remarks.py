@@ -32,18 +32,13 @@ def remarks_on(config: TrainConfig, selection: Selection, captions: list[str], *
             + _without_effect(config, total_steps) + _of_single_pictures(config, selection.pictures))
 
 
-def _unusable(problems: list[Problem]) -> list[str]:
-    found = [problem.reason for problem in problems[:MOST_SAID]]
-    return found + [f"{len(problems) - MOST_SAID} more files cannot be used."] * (len(problems) > MOST_SAID)
-
-
 def remarks_on_batches(config: TrainConfig, buckets: Sequence[Bucket], repeats: Sequence[int], *,
                        pictures: int, total_steps: int, steps_per_epoch: int) -> list[str]:
     """Return the remarks on how a run's `pictures` to learn from are put into steps. `buckets` and
     `repeats` have an entry for each, and for those that are not learned from, with 0 repeats."""
     most = MOST_STEPS_PER_PICTURE * pictures
     return (_large_batch(config, buckets, repeats)
-            + (_by_heart(config, pictures, total_steps, steps_per_epoch) if total_steps > most else []))
+            + _by_heart(config, total_steps, steps_per_epoch, most=most))
 
 
 def remarks_on_model(config: TrainConfig, model: ModelStatus) -> list[str]:
@@ -51,10 +46,13 @@ def remarks_on_model(config: TrainConfig, model: ModelStatus) -> list[str]:
     size = model.size_px or SIZES.get(model.family, 0)
     if not model.trainable or config.resolution >= SMALLEST_SHARE * size:
         return []
-    family = FAMILIES.get(model.family, "")
-    return [Remark(f"This {family} checkpoint was made for pictures of {size} px; what it learns from "
-                   f"{config.resolution} px is coarse and cut off.".replace("  ", " "),
-                   set_to("resolution", size))]
+    return [Remark(f"This {FAMILIES.get(model.family, model.family)} checkpoint was made for pictures of {size} px; "
+                   f"what it learns from {config.resolution} px is coarse and cut off.", set_to("resolution", size))]
+
+
+def _unusable(problems: list[Problem]) -> list[str]:
+    found = [problem.reason for problem in problems[:MOST_SAID]]
+    return found + [f"{len(problems) - MOST_SAID} more files cannot be used."] * (len(problems) > MOST_SAID)
 
 
 def _large_batch(config: TrainConfig, buckets: Sequence[Bucket], repeats: Sequence[int]) -> list[str]:
@@ -75,8 +73,10 @@ def _large_batch(config: TrainConfig, buckets: Sequence[Bucket], repeats: Sequen
                    *([squares] if config.enable_bucket and shown >= config.batch_size else []))]
 
 
-def _by_heart(config: TrainConfig, pictures: int, total_steps: int, steps_per_epoch: int) -> list[str]:
-    most = MOST_STEPS_PER_PICTURE * pictures
+def _by_heart(config: TrainConfig, total_steps: int, steps_per_epoch: int, *, most: int) -> list[str]:
+    if total_steps <= most:
+        return []
+    pictures = most // MOST_STEPS_PER_PICTURE
     epochs = 0 if config.max_train_steps else most // steps_per_epoch
     return [Remark(f"{total_steps:,} steps for {pictures} picture{'s' * (pictures > 1)} are more than "
                    f"{MOST_STEPS_PER_PICTURE} each: long before the end they are learned by heart.",

@@ -103,7 +103,7 @@ class TrainingService:
             check_inside(path, self._allowed_roots)
         elif self._foreign_roots is not None and (name := foreign_name()):
             check_inside(path, self._foreign_roots,
-                         because=f"This WebUI was asked for as {name}, which is not this machine's")
+                         because=f"This WebUI was asked for as {name}, which is not this machine's name")
 
     # --- Settings from elsewhere -----------------------------------------------------------------------------------------
 

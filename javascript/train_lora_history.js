@@ -2,7 +2,7 @@
 (window.trainLora = window.trainLora || {parts: {}}).parts.history = (kit) => {
     'use strict';
     const {h, show, setText, button, icon, tool, figure, duration, feed, isOver, isTraining, isCancelled, isElsewhere, lastRemark, createRemarks, nameOf, stateWord, amountOf, secondsOf, dayAndTime, resumeLabel, factsOf, createSnapshots,
-        createCurve, copyButton, copy, toast, openMenu, jobs, lookItems, openLog, openSettings, openTensorBoard, saveMetrics, promptBox, sendToPrompt} = kit;
+        createCurve, copyButton, copy, toast, openMenu, jobs, lookItems, openLog, openSettings, openTensorBoard, createStorageLink, loraOf, downloadItems, saveMetrics, promptBox, sendToPrompt} = kit;
 
     const FIRST_ROWS = 8;
     const dateOf = (job) => job.finished_at || job.created_at || 0;
@@ -20,9 +20,10 @@
         const empty = h('p.tl-muted', {}, 'Runs that are over are kept here, with their settings, log and figures.');
         const moreButton = h('button.tl-link.tl-runs-more', {type: 'button', onclick: () => { more = !more; present(); }});
         const cancelledButton = h('button.tl-link.tl-runs-more', {type: 'button', onclick: () => { cancelledToo = !cancelledToo; present(); }});
+        const storage = createStorageLink();
         const kinds = h('div.tl-segments', {role: 'radiogroup', 'aria-label': 'Show'}, ...[['all', 'All'], ['training', 'LoRAs'], ['captioning', 'Captions']].map(([value, label]) =>
             h('label.tl-segment', {}, h('input', {type: 'radio', name: 'tl-history-kind', value, checked: value === kind, onchange: () => { kind = value; present(); }}), label)));
-        const element = h('section.tl-card.tl-history', {'aria-label': 'History'}, h('header.tl-card-head', {}, h('h3.tl-title', {}, 'History'), h('span.tl-spring'), kinds),
+        const element = h('section.tl-card.tl-history', {'aria-label': 'History'}, h('header.tl-card-head', {}, h('h3.tl-title', {}, 'History'), storage.element, h('span.tl-spring'), kinds),
             empty, head, list, h('div.tl-runs-foot', {}, moreButton, cancelledButton));
 
         function createRow(first) {
@@ -104,7 +105,9 @@
             const tagLine = h('div.tl-tag-line', {}, h('code.tl-tag.tl-plain'), copyButton(() => job.lora_tag));
             const metrics = button('metrics.csv', () => saveMetrics(job));
             const board = button('TensorBoard', () => openTensorBoard(job));
-            const actions = h('div.tl-actions.tl-run-actions', {}, on, again, button('Settings', () => openSettings(job, schema())), button('Log', () => openLog(job)), metrics, board,
+            const save = button('Download', () => openMenu(save, downloadItems(job, loraOf(job)), 'Download'));
+            save.setAttribute('aria-haspopup', 'menu');
+            const actions = h('div.tl-actions.tl-run-actions', {}, on, again, save, button('Settings', () => openSettings(job, schema())), button('Log', () => openLog(job)), metrics, board,
                 h('span.tl-spring'), button('Delete', () => jobs.remove(job), 'quiet-danger'));
             const left = h('div.tl-run-curve', {}, curve.element);
             const element = h('div.tl-run-panel', {}, h('div.tl-run-columns', {}, left, h('div.tl-run-side', {}, said, tagLine, facts, notes.element, failed, snapshots.element, file)), actions);
@@ -114,6 +117,7 @@
                 const training = isTraining(job);
                 element.classList.toggle('tl-run-plain', !training);
                 for (const part of [left, again, metrics]) show(part, training);
+                show(save, Boolean(loraOf(job)));
                 if (training) curve.show(job);
                 setText(said, job.error || (isElsewhere(job) && lastRemark(job)) || (training && job.step && job.state !== 'interrupted' ? '' : job.message) || '');
                 said.classList.toggle('tl-run-bad', job.state === 'failed');
@@ -163,6 +167,7 @@
                 if (focused && list.contains(focused)) focused.focus();
             }
             show(kinds, mixed);
+            storage.present(over.length);
             for (const input of kinds.querySelectorAll('input')) input.checked = input.value === kind;
             show(empty, !over.length);
             show(head, shown.length > 0);

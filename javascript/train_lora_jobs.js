@@ -1,7 +1,7 @@
 /* A job in words, and what can be done with one: pause, resume, stop, snapshot, delete; the same wherever a job is shown. */
 (window.trainLora = window.trainLora || {parts: {}}).parts.jobs = (kit) => {
     'use strict';
-    const {h, show, setText, button, icon, plural, duration, figure, perStep, encode, post, send, openDialog, openMenu, ask, toast, feed, isOver, isAtWork, promptBox,
+    const {h, show, setText, button, icon, plural, duration, figure, perStep, url, encode, get, post, send, openDialog, openMenu, ask, toast, feed, isOver, isAtWork, promptBox,
         sendToPrompt, showCheckpoint, checkpointName, copy} = kit;
 
 
@@ -110,7 +110,8 @@
             else if (follow) toast(`${nameOf(job)} goes on. ${follow}`);
             return true;
         } catch (error) {
-            if (error.code !== 'cannot_resume') toast(error.message);
+            if (error.code === 'name_taken') { if (await askReplace(job, error)) return resume(job, {changes: {...changes, overwrite: true}, anyway}); }
+            else if (error.code !== 'cannot_resume') toast(error.message);
             else if (await askAnyway(job, error)) return resume(job, {changes, anyway: true});
             return false;
         }
@@ -123,6 +124,10 @@
         return ask({title: possible ? 'Not the same run any more' : 'This run cannot be resumed', text, list, className: 'tl-reasons-dialog',
             answers: possible ? [{label: 'Go on anyway', value: true, kind: 'primary'}] : []});
     }
+
+    /** Another run's file stands where this run's LoRA is to be. */
+    const askReplace = (job, {message}) => ask({title: `${nameOf(job)} cannot be saved there`, text: message, answers: /Replace it/.test(message)
+        ? [{label: 'Replace it', value: true, kind: 'primary'}] : []});
 
     const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? '' : '.');
 
@@ -173,6 +178,28 @@
     }
 
 
+    // --- Files --------------------------------------------------------------------------------------------------------
+
+    /** The name of the LoRA that a run made; '' where there is none. */
+    const loraOf = (job) => (isTraining(job) && job.output_file ? job.output_file.split(/[\\/]/).pop().replace(/\.safetensors$/, '') : '');
+
+    /** Save a LoRA of a job: the file alone, or with its card and preview. */
+    async function download(job, lora, {zip = false} = {}) {
+        try {
+            const files = await get(at(job, 'files'));
+            if (!files.some((file) => file.lora === lora)) throw new Error(`${lora} is not there any more, or was replaced by another run.`);
+            const path = zip ? `files.zip?lora=${encode(lora)}` : `files/${encode(`${lora}.safetensors`)}`;
+            h('a', {href: url(at(job, path)).href, download: zip ? `${lora}.zip` : `${lora}.safetensors`}).click();
+        } catch (error) {
+            toast(error.message);
+        }
+    }
+
+    const downloadItems = (job, lora) => [
+        {label: 'Download the LoRA', hint: '.safetensors', act: () => download(job, lora)},
+        {label: 'Download with its card', hint: '.zip', act: () => download(job, lora, {zip: true})}];
+
+
     // --- Snapshots ----------------------------------------------------------------------------------------------------
 
     const MOST_CHIPS = 6;
@@ -202,7 +229,7 @@
             const chip = h('button.tl-chip-button', {type: 'button', title: tag, 'aria-haspopup': 'menu', onclick: () => openMenu(chip, [
                 {label: 'Copy tag', hint: tag, act: () => copy(tag).then(() => toast(`Copied ${tag}`))},
                 promptBox() ? {label: 'Send to txt2img', act: () => sendToPrompt(tag, trigger)} : null,
-                tryTag && tryTag.ready() ? {label: 'Try it', act: () => tryTag(tag, trigger)} : null].filter(Boolean), `Snapshot ${stem}`)},
+                tryTag && tryTag.ready() ? {label: 'Try it', act: () => tryTag(tag, trigger)} : null, ...downloadItems(job, stem)].filter(Boolean), `Snapshot ${stem}`)},
             shortStem(job, stem), icon('down'));
             chip.setAttribute('aria-label', `Snapshot ${stem}`);
             return chip;
@@ -264,6 +291,6 @@
             ['Checkpoint', job.checkpoint ? checkpointName(job.checkpoint) : '']].filter(([, value]) => value);
     }
 
-    return {STATES, isTraining, isCancelled, isElsewhere, lastRemark, followers, createRemarks, nameOf, plannedSteps, stateWord, amountOf, secondsOf, dayAndTime, resumeLabel, factsOf, createSnapshots,
+    return {STATES, isTraining, isCancelled, isElsewhere, lastRemark, followers, createRemarks, nameOf, plannedSteps, stateWord, amountOf, secondsOf, dayAndTime, resumeLabel, factsOf, createSnapshots, loraOf, downloadItems,
         jobs: {pause, resume, stop, snapshot, move, loadCheckpoint, goOn, remove}};
 };

@@ -2,7 +2,7 @@
 (window.trainLora = window.trainLora || {parts: {}}).parts.running = (kit) => {
     'use strict';
     const {h, show, setText, button, icon, tool, duration, figure, perStep, openMenu, toast, feed, isOver, isAtWork, isElsewhere, lastRemark, followers, stateWord, nameOf, plannedSteps, resumeLabel, checkpointName, jobs,
-        createChart, createRemarks, createSnapshots, copyButton, promptBox, sendToPrompt, remember, say} = kit;
+        createChart, createRemarks, createSnapshots, loraOf, downloadItems, copyButton, promptBox, sendToPrompt, remember, say} = kit;
 
     const PATIENCE_MS = 15_000;
 
@@ -94,9 +94,12 @@
         const tryButton = button('Try it', () => tryTag(tag.textContent, trigger()), 'primary');
         const on = button('', () => jobs.goOn(job));
         on.id = 'tl-go-on';
+        const save = button('Download', () => openMenu(save, downloadItems(job, loraOf(job)), 'Download'));
+        save.id = 'tl-download';
+        save.setAttribute('aria-haspopup', 'menu');
         const file = h('p.tl-path.tl-wrap');
         const resultNote = h('p');
-        const resultActions = h('div.tl-actions', {}, sendButton, tryButton);
+        const resultActions = h('div.tl-actions', {}, sendButton, tryButton, save);
         const result = h('div.tl-notice.tl-good', {hidden: true}, resultNote, h('div.tl-tag-line', {}, tag, copyButton(() => tag.textContent)), resultActions, file);
         const failureTitle = h('strong');
         const failureText = h('p');
@@ -239,6 +242,7 @@
             show(tag.parentElement, Boolean(job.lora_tag));
             show(sendButton, Boolean(job.lora_tag && promptBox()));
             show(tryButton, Boolean(job.lora_tag && tryTag && tryTag.ready()));
+            show(save, Boolean(loraOf(job)));
             show(file, Boolean(job.output_file));
             show(result, over && (done || job.state === 'stopped'));
             const label = resumeLabel(job);
@@ -250,7 +254,7 @@
             const place = bad ? failureActions : resultActions;
             if (on.parentElement !== place) { place.append(on); place.after(follow); }
             show(failureActions, Boolean(label));
-            show(resultActions, Boolean(label) || !sendButton.hidden || !tryButton.hidden);
+            show(resultActions, Boolean(label) || !sendButton.hidden || !tryButton.hidden || !save.hidden);
         }
 
         /** Tell screen readers about stages and tenths, not about every step. */

@@ -59,10 +59,17 @@ def _auto_label(args: argparse.Namespace, make_host: MakeHost) -> int:
 
 def _demo(args: argparse.Namespace, make_host: MakeHost) -> int:
     from ..demo.run import run_demo
-    service = run_demo(args.output, make_host, train.run_job, seed=args.seed)
+    service = run_demo(args.output, make_host, _run_to_its_end, seed=args.seed)
     if args.ui:
         _serve(service, args.port)
     return 0
+
+
+def _run_to_its_end(service: TrainingService, values: dict[str, Any]) -> dict[str, Any]:
+    job = train.run_job(service, values)
+    if job["state"] == "interrupted":                                              # by `kill`: there is nothing to judge yet
+        raise KeyboardInterrupt
+    return job
 
 
 def _demo_checkpoint(args: argparse.Namespace, make_host: MakeHost) -> int:

@@ -120,7 +120,9 @@ def test_preview_replaces_ours_and_keeps_the_users(host, settings, monkeypatch):
     monkeypatch.setattr(host, "generate", lambda prompt, **options: (drawn.append((prompt, options)), Image.new("RGB", (8, 8), (len(drawn), 0, 0)))[1])
     for _ in range(2):
         train_lora(TrainConfig.parse({**settings, "overwrite": True}), host)
-    assert drawn[0] == ("a circle, number 0 <lora:mine:0.8>", dict(seed=42, width=64, height=64))
+    prompt, options = drawn[0]
+    assert not options.pop("should_stop")()                                        # the run was not stopped, so the picture is drawn to its end
+    assert (prompt, options) == ("a circle, number 0 <lora:mine:0.8>", dict(seed=42, width=64, height=64))
     assert Image.open(host.lora_dir / "mine.png").getpixel((0, 0)) == (2, 0, 0)
     Image.new("RGB", (8, 8), "blue").save(host.lora_dir / "mine.png")
     train_lora(TrainConfig.parse({**settings, "overwrite": True}), host)

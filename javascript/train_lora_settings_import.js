@@ -5,7 +5,7 @@
 
     const ENDINGS = ['.toml', '.json', '.yaml', '.yml', '.safetensors'];
     const LARGEST_SETTINGS_BYTES = 1_000_000;
-    const LARGEST_HEADER_BYTES = 20_000_000;
+    const LARGEST_HEADER_BYTES = 10_000_000;
     const MOST_LORAS = 500;
     const MOST_OPEN = 6;                                                                   // More of what is left out is opened by hand.
 

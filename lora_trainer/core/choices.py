@@ -10,7 +10,7 @@ from .variation import Variation
 
 def layer_choice(config: TrainConfig) -> LayerChoice:
     """Return which layers are to learn, with what rank and alpha."""
-    return _filled(LayerChoice, config, targets="lora_targets", rank="lora_rank", alpha="lora_alpha", blocks="lora_blocks", unet="train_unet",
+    return _filled(LayerChoice, config, targets="lora_targets", rank="lora_rank", alpha="alpha", blocks="lora_blocks", unet="train_unet",
                    text_encoder="train_text_encoder")
 
 

@@ -3,6 +3,7 @@
 Each kind of file is brought into sd-scripts' names by a function here; `kohya.translate` takes these over. A LoRA is read by its header only.
 """
 import ast
+import contextlib
 import dataclasses
 import json
 import re
@@ -10,16 +11,20 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from .config import KOHYA_NAMES, TrainConfig, check_extent, flattened, read_mapping
+from .config import KOHYA_NAMES, MOST_KEYS, TrainConfig, check_extent, check_name, flattened, in_our_names, read_mapping
 from .errors import Refused
-from .kohya import MOST_LITERAL, NO_LITERAL, NOT_NEEDED, OUR_SETTINGS, LeftOut, Taking, arguments, clean, is_off, keep_valid, number, translate, why_not
+from .kohya import MOST_LITERAL, NO_LITERAL, NOT_NEEDED, OUR_SETTINGS, LONGEST_ARGUMENTS, LeftOut, Taking, arguments, clean, is_off, keep_valid, number, \
+    refuse_too_many, translate, why_not
 from .metadata import held_names
 
-MOST_HEADER_BYTES = 100_000_000
-OURS_ALONE = {"lora_rank", "lora_alpha", "lora_type", "lora_dropout", "epochs", "scheduler", "task_type", "lora_targets", "base_model", "metadata_path", "trigger_word"}
+MOST_HEADER_BYTES, MOST_TENSORS, MOST_FOLDERS = 10_000_000, 50_000, 500
+MOST_IN_METADATA = 200_000                     # values in one JSON text of it
+OURS_ALONE = {"lora_rank", "lora_alpha", "lora_type", "lora_dropout", "epochs", "scheduler", "task_type", "lora_targets", "base_model", "metadata_path", "trigger_word",
+              "rank", "network_rank", "lora_dim", "alpha"}
 GUI_MARKS = {"LoRA_type", "max_resolution", "lr_warmup", "LyCORIS_preset", "lora_network_weights", "sdxl_no_half_vae"}
 LORA_SCRIPTS_MARKS = {"model_train_type", "lycoris_algo", "network_args_custom", "optimizer_args_custom", "lr_restart_cycles", "prodigy_d_coef", "enable_block_weights"}
 COMPLETE_MARKS = {"network_module", "network_dim", "learning_rate", "unet_lr", "optimizer_type"}
+_SHARED_FOLDERS = {"", ".", "output", "outputs", "out", "lora", "loras", "models"}              # of many LoRAs, so that none is called so
 GUI_NETWORKS = {  # kohya_ss' LoRA_type: sd-scripts' module and LyCORIS' algorithm
     "standard": ("networks.lora", ""), "kohya locon": ("networks.lora", ""), "locon": ("lycoris.kohya", "locon"), "lora-fa": ("networks.lora_fa", ""),
     "kohya dylora": ("networks.dylora", ""), "kohya loha": ("networks.loha", ""), "kohya lokr": ("networks.lokr", ""),
@@ -106,7 +111,26 @@ def _from_ours(values: Mapping[str, Any]) -> Taking:
             taking.set(name, value, key)
         else:
             taking.leave(key, value, f"{name} is given, too, and counts")
+    if "output_dir" in taking.settings and "output_name" not in taking.settings and (name := name_for(taking.settings, None)):
+        taking.set("output_name", name, "output_name (left out)")
+        taking.assumed = {"output_name"}
     return taking
+
+
+def our_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[LeftOut]]:
+    """Return those of some settings that are valid, by our names, and the others with the reason."""
+    taking = _from_ours(values)
+    return keep_valid(taking), taking.left_out
+
+
+def name_for(values: Mapping[str, Any], path: Path | None) -> str:
+    """Name a LoRA whose settings give it none: after the last part of the output folder, as lora-scripts does, else after the settings
+    file; "" where neither can be a name."""
+    folder = re.split(r"[\\/]", str(in_our_names(values).get("output_dir") or "").rstrip("\\/ "))[-1]
+    for name in ("" if folder.lower() in _SHARED_FOLDERS else folder, path.stem if path else ""):
+        with contextlib.suppress(Refused):
+            return check_name(name)
+    return ""
 
 
 # --- kohya_ss and lora-scripts -------------------------------------------------------------------------------------------
@@ -176,6 +200,8 @@ def _additional(taking: Taking) -> None:
     text = taking.take("additional_parameters")
     if not isinstance(text, str):
         return
+    if len(text) > LONGEST_ARGUMENTS:
+        return taking.leave("additional_parameters", f"{text[:40]} …", f"only {LONGEST_ARGUMENTS} characters are read")
     for name, value in re.findall(r"--([A-Za-z0-9_]+)(?:[ =]+((?:(?!--)\S+ ?)+))?", text):
         value = value.strip()
         taking.values[name] = True if not value else value.split() if name.endswith("_args") else clean(value.strip("\"'"))
@@ -210,6 +236,8 @@ def _datasets(taking: Taking, nested: Mapping[str, Any]) -> None:
     """Bring [general], [[datasets]] and [[datasets.subsets]] into flat names: the folders together, each other setting as the first of them has it."""
     general = nested.get("general") if isinstance(nested.get("general"), Mapping) else {}
     found = [item for item in (nested.get("datasets") or []) if isinstance(item, Mapping)] if isinstance(nested.get("datasets"), list) else []
+    refuse_too_many([subset for item in found for subset in item.get("subsets") or [None]], "folders", MOST_FOLDERS)
+    refuse_too_many(general, "settings", MOST_KEYS)
     folders: list[tuple[str, int]] = []
     first: dict[str, Any] = {}
     for at, item in enumerate(found or [{}]):
@@ -251,8 +279,10 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]
         with open(path, "rb") as file:
             size = int.from_bytes(file.read(8), "little")
             if not 2 <= size <= MOST_HEADER_BYTES:
-                raise ValueError("it is not a safetensors file")
+                raise ValueError("it is not a safetensors file, or what it says of itself is too long")
             header = json.loads(file.read(size).decode("utf-8"))
+        if len(header) > MOST_TENSORS:
+            raise ValueError(f"it holds more than {MOST_TENSORS:,} tensors")
         metadata = header.pop("__metadata__", None) or {}
         return {str(key): str(value) for key, value in metadata.items()}, {str(name): tuple(entry["shape"]) for name, entry in header.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -272,7 +302,7 @@ def _from_lora(metadata: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> 
     _network_of(taking, shapes)
     ours.update(_optimizer_of(taking.take("optimizer")))
     sets = _json(taking.take("datasets"))
-    for dataset in sets if isinstance(sets, list) else []:
+    for dataset in sets[:MOST_FOLDERS] if isinstance(sets, list) else []:
         _dataset_of(taking, dataset)
     _run_of(taking, metadata)
     version = str(metadata.get("ss_base_model_version", ""))
@@ -372,7 +402,7 @@ def _facts(taking: Taking, metadata: Mapping[str, str]) -> None:
 def _json(text: Any) -> Any:
     try:
         found = json.loads(text) if isinstance(text, str) else text
-        check_extent(found)
+        check_extent(found, most_values=MOST_IN_METADATA)
         return found
     except (ValueError, RecursionError):
         return None

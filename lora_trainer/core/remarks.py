@@ -1,4 +1,5 @@
 """What a person should know of a run before it begins, in sentences. What would make it fail is refused elsewhere."""
+from .advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
 from .config import TrainConfig
 from .dataset import TRANSPARENT, Picture, Problem
 from .selection import Selection
@@ -25,7 +26,8 @@ def _unusable(problems: list[Problem]) -> list[str]:
 def _few(pictures: list[Picture]) -> list[str]:
     if len(pictures) >= FEW_PICTURES:
         return []
-    return [f"Only {len(pictures)} picture{'s' * (len(pictures) > 1)}: the LoRA may learn {'it' if len(pictures) == 1 else 'them'} by heart. 15 to 50 work best."]
+    return [f"Only {len(pictures)} picture{'s' * (len(pictures) > 1)}: the LoRA may learn {'it' if len(pictures) == 1 else 'them'} by heart. "
+            f"{in_words(SUBJECT_PICTURES)} work best, for a style {in_words(STYLE_PICTURES)}."]
 
 
 def _bare(pictures: list[tuple[Picture, str]]) -> list[str]:

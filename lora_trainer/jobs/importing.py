@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..core.errors import Refused
-from ..core.importing import import_settings
+from ..core.importing import MOST_HEADER_BYTES, import_settings
 
 ENDINGS = (".toml", ".json", ".yaml", ".yml", ".safetensors")
-LARGEST_SETTINGS_BYTES, LARGEST_HEADER_BYTES = 1_000_000, 20_000_000
+LARGEST_SETTINGS_BYTES = 1_000_000
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -54,6 +54,6 @@ def _header(name: str, file: BinaryIO) -> bytes:
     """Return the first part of a .safetensors file: 8 bytes that tell the header's length, and the header, JSON."""
     start = file.read(8)
     length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > LARGEST_HEADER_BYTES or len(header := file.read(length)) < length:
+    if len(start) < 8 or length > MOST_HEADER_BYTES or len(header := file.read(length)) < length:
         raise Refused(f"{name[:80]} is damaged, or no .safetensors file.", field="file", code="unreadable_config")
     return start + header

@@ -11,7 +11,7 @@ from .. import __version__
 from ..captioning.labels import LabelSets
 from ..captioning.registry import Captioners
 from ..captioning.tokens import TokenCounter
-from ..core.config import TrainConfig, presets
+from ..core.config import TrainConfig, in_our_names
 from ..core.contracts import Host, ModelStatus
 from ..core.errors import Refused
 from ..core.library import Library
@@ -28,7 +28,7 @@ from .names import Names
 from .queue import JobQueue
 from .reports import describe
 from .resuming import Resuming
-from .settings import Settings, in_our_names
+from .settings import Settings
 from .store import ALIVE, KINDS, JobStore
 from .training import TrainingJob
 from .worker import Job

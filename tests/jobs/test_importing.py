@@ -60,4 +60,4 @@ def test_a_header_that_claims_to_be_huge_is_not_read():
     file = Counted(struct.pack("<Q", 1 << 40) + b"{}")
     with pytest.raises(Refused):
         importing.read_upload("x.safetensors", file)
-    assert file.most <= importing.LARGEST_HEADER_BYTES
+    assert file.most <= importing.MOST_HEADER_BYTES

@@ -299,19 +299,32 @@ class _PlainLoader(yaml.SafeLoader):
 
 def read_mapping(path: Path) -> dict[str, Any]:
     """Read a mapping from YAML, TOML or JSON just as it is written, sections and all; raises `Refused` (code "unreadable_config")."""
-    suffix = {".toml": ".toml", ".json": ".json"}.get(Path(path).suffix.lower(), ".yaml")
-    try:
-        text = _read_text(Path(path), MOST_BYTES[suffix])
-        values = {".toml": _read_toml, ".json": json.loads, ".yaml": _read_yaml}[suffix](text)
-        check_extent(values, most_values=MOST_VALUES)
-    except UnicodeDecodeError as error:
-        raise Refused(f"The settings file {path} cannot be read: it is no text in UTF-8.", code="unreadable_config") from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise Refused(f"The settings file {path} cannot be read: {error}", code="unreadable_config") from error
+    values = _read_values(Path(path))
     if not isinstance(values, Mapping):
         what = {str: "text", list: "a list", type(None): "nothing"}.get(type(values), "a single value")
         raise Refused(f"The settings file {path} holds {what}, not a list of `name: value` lines.", code="unreadable_config")
     return dict(values)
+
+
+def read_list(path: Path) -> list[Any]:
+    """Read a list from JSON or YAML; raises `Refused` (code "unreadable_config")."""
+    values = _read_values(Path(path))
+    if not isinstance(values, list):
+        raise Refused(f"The file {path} holds no list.", code="unreadable_config")
+    return values
+
+
+def _read_values(path: Path) -> Any:
+    suffix = {".toml": ".toml", ".json": ".json"}.get(path.suffix.lower(), ".yaml")
+    try:
+        text = _read_text(path, MOST_BYTES[suffix])
+        values = {".toml": _read_toml, ".json": json.loads, ".yaml": _read_yaml}[suffix](text)
+        check_extent(values, most_values=MOST_VALUES)
+        return values
+    except UnicodeDecodeError as error:
+        raise Refused(f"The settings file {path} cannot be read: it is no text in UTF-8.", code="unreadable_config") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise Refused(f"The settings file {path} cannot be read: {error}", code="unreadable_config") from error
 
 
 def _read_text(path: Path, most_bytes: int) -> str:

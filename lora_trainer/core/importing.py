@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from .config import KOHYA_NAMES, MOST_KEYS, TrainConfig, check_extent, check_name, flattened, in_our_names, read_mapping
+from . import onetrainer
+from .config import KOHYA_NAMES, MOST_KEYS, TrainConfig, check_extent, check_name, flattened, in_our_names, read_list, read_mapping
 from .errors import Refused
 from .kohya import MOST_LITERAL, NO_LITERAL, NOT_NEEDED, OUR_SETTINGS, LONGEST_ARGUMENTS, LeftOut, Taking, arguments, clean, is_off, keep_valid, number, \
     refuse_too_many, translate, why_not
@@ -47,8 +48,10 @@ class Imported:
     assumed: tuple[str, ...] = ()
 
 
-def import_settings(path: Path) -> Imported:
-    """Read settings from a .toml, .json or .yaml of sd-scripts, kohya_ss, lora-scripts or ours, or from a LoRA (.safetensors).
+def import_settings(path: Path, *, look_around: bool = False) -> Imported:
+    """Read settings from a .toml, .json or .yaml of sd-scripts, kohya_ss, OneTrainer, lora-scripts or ours, or from a LoRA (.safetensors).
+
+    With `look_around` a file that it names is read, too; not for what a stranger has sent.
 
     Raises `Refused`: code "unreadable_config" for a damaged file, "no_settings" for one that holds none.
     """
@@ -56,7 +59,8 @@ def import_settings(path: Path) -> Imported:
     if path.suffix.lower() == ".safetensors":
         taking, source = _from_lora(*read_header(path))
     else:
-        taking, source = _from_config(read_mapping(path))
+        nested = read_mapping(path)
+        taking, source = _from_config(nested, _concepts_of(nested, path) if look_around else None)
     settings = keep_valid(taking)
     if path.suffix.lower() == ".safetensors":
         settings = _without_places(settings, taking)
@@ -74,9 +78,22 @@ def _without_places(settings: dict[str, Any], taking: Taking) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name in held}
 
 
-def _from_config(nested: dict[str, Any]) -> tuple[Taking, str]:
+def _concepts_of(nested: Mapping[str, Any], path: Path) -> Any:
+    """Read the folders that a OneTrainer file names in a file of their own, from where that program runs; None where it is not found."""
+    named = nested.get("concept_file_name")
+    if not isinstance(named, str) or not named.strip() or nested.get("concepts") is not None:
+        return None
+    places = [folder / named for folder in (Path("."), path.parent, *path.absolute().parents[1:3])]
+    return read_list(found) if (found := next((place for place in places if place.is_file()), None)) else None
+
+
+def _from_config(nested: dict[str, Any], concepts: Any = None) -> tuple[Taking, str]:
     if "training_method" in nested and "model_type" in nested:
-        raise Refused("This is a OneTrainer file, which cannot be imported yet. A LoRA that was trained with it can, if it holds kohya's metadata.", code="no_settings")
+        taking = onetrainer.to_kohya(nested, concepts)
+        translate(taking, complete=False)
+        onetrainer.use_its_names(taking)
+        taking.assumed |= onetrainer.assumed(nested) & taking.settings.keys()
+        return taking, "OneTrainer's settings"
     if any(key in nested for key in ("datasets", "general")) and not COMPLETE_MARKS & flattened(nested).keys():
         taking = Taking({})
         _datasets(taking, nested)

@@ -1,4 +1,4 @@
-"""The command line: train, jobs, import-settings, auto-label, demo, demo-checkpoint, ui, bench. Knows no host; `__main__` brings one."""
+"""The command line: train, jobs, new-config, import-settings, auto-label, demo, demo-checkpoint, ui, bench. Knows no host; `__main__` brings one."""
 import argparse
 import logging
 import sys
@@ -9,7 +9,7 @@ from typing import Any
 from ..core.contracts import Host
 from ..core.errors import Refused
 from ..jobs.service import TrainingService
-from . import auto_label, import_settings, job_table, train
+from . import auto_label, import_settings, job_table, new_config, train
 
 MakeHost = Callable[..., Host]
 
@@ -46,6 +46,10 @@ def _jobs(args: argparse.Namespace, make_host: MakeHost) -> int:
 
 def _import_settings(args: argparse.Namespace, make_host: MakeHost) -> int:
     return import_settings.run(args)
+
+
+def _new_config(args: argparse.Namespace, make_host: MakeHost) -> int:
+    return new_config.run(args)
 
 
 def _auto_label(args: argparse.Namespace, make_host: MakeHost) -> int:
@@ -99,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     jobs = _command(commands, "jobs", _jobs, "list the jobs of a data folder, and which of them can go on")
     jobs.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="where jobs are kept, for example output/train_lora")
     import_settings.add_arguments(_command(commands, "import-settings", _import_settings, "take over the settings of another trainer's file, or of a LoRA"))
+    new_config.add_arguments(_command(commands, "new-config", _new_config, "write a settings file to fill in, which says what every setting does"))
     auto_label.add_arguments(_command(commands, "auto-label", _auto_label, "write captions for a folder of pictures"))
     demo = _command(commands, "demo", _demo, "train the embedded concept on the embedded checkpoint and judge the result")
     demo.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for the results (default: demo-output)")

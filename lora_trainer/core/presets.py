@@ -157,7 +157,8 @@ def belongs(name: str) -> bool:
 
 
 def _worth_keeping(values: Mapping[str, Any], *, said: Mapping[str, Any]) -> dict[str, Any]:
-    decided = {name for preset in package_presets() for name in preset["settings"]}
+    """Return what differs from the defaults, and what is no default even so: what presets decide, and the resolution, which follows the model."""
+    decided = {"resolution"} | {name for preset in package_presets() for name in preset["settings"]}
     defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     return {name: value for name, value in values.items() if name in said and belongs(name) and (name in decided or value != defaults[name])}
 

@@ -16,7 +16,7 @@ from starlette.routing import Match, Route
 
 from ..core.errors import Refused
 from ..jobs.service import TrainingService
-from . import captioning_api, datasets_api, doors, events, jobs_api, settings_api
+from . import captioning_api, datasets_api, doors, events, jobs_api, presets_api, settings_api
 from .answers import to_json
 from .events import Guard
 from .requests import number, text
@@ -88,6 +88,7 @@ def mount(app: FastAPI, service: TrainingService, *, guard: Guard = lambda reque
 def create_router(service: TrainingService, guard: Guard) -> APIRouter:
     router = APIRouter(prefix=PREFIX, route_class=_route_class(guard), default_response_class=_Json, responses=ERRORS, tags=["Train LoRA"])
     _add_information(router, service)
+    presets_api.add_routes(router, service)
     settings_api.add_routes(router, service)
     datasets_api.add_routes(router, service)
     captioning_api.add_routes(router, service)
@@ -100,10 +101,6 @@ def _add_information(router: APIRouter, service: TrainingService) -> None:
     @router.get("/status", **gives(an_object("version", "host", "model", "lora_dir", "data_dir", "current_job", "problems")))
     def status() -> Any:
         return service.status()
-
-    @router.get("/presets", **gives(a_list("name", "title", "help", "settings")))
-    def presets() -> Any:
-        return service.presets()
 
     @router.get("/loras", **gives(a_list("name", "path", "size_bytes", "modified_at")))
     def loras() -> Any:

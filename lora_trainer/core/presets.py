@@ -60,7 +60,8 @@ class OwnPresets:
 
     def all(self) -> list[Preset]:
         """Return them by name; one whose file cannot be read has a `problem` and no settings."""
-        return [self._entry(path) for path in sorted(self._folder.glob("*.yaml"))[:MOST_PRESETS] if not path.name.startswith(".")]
+        return [self._entry(path) for path in sorted(self._folder.glob("*.yaml"), key=lambda path: path.stem.casefold())[:MOST_PRESETS]
+                if not path.name.startswith(".")]
 
     def get(self, name: str) -> Preset:
         return self._entry(self._path(name))

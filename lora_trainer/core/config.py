@@ -51,7 +51,7 @@ class TrainConfig:
     trigger_word: str = setting("", "Trigger word", "A rare word that calls your subject in a prompt. It is put in front of every caption "
                                 "that lacks it.", group="main", kohya=("trigger_words",))
     base_model: str = setting("", "Base model", "Checkpoint file to train against. Empty: the one that is loaded.", group="output",
-                              kohya=("pretrained_model_name_or_path",), also=('base_model_path', 'pretrained_model', 'model_path'))
+                              kohya=("pretrained_model_name_or_path",), also=("base_model_path", "pretrained_model", "model_path"))
 
     # What to call it
     output_name: str = setting("", "Name", "The LoRA's file name; you will write <lora:name:0.8> in a prompt.", group="main",
@@ -64,15 +64,15 @@ class TrainConfig:
     resolution: int = setting(512, "Resolution", "Pictures are scaled to this area. 512 for SD1, 768 for SD2, 1024 for SDXL.", group="main",
                               minimum=64, maximum=2048, unit="px")
     epochs: int = setting(10, "Epochs", "How often each picture is seen (times its repeats).", group="main", minimum=1, maximum=10_000,
-                          kohya=("max_train_epochs", "num_train_epochs"), also=('max_epochs', 'num_epochs', 'train_epochs'))
+                          kohya=("max_train_epochs", "num_train_epochs"), also=("max_epochs", "num_epochs", "train_epochs"))
     max_train_steps: int = setting(0, "Steps", "Train exactly this many steps. 0: as many as the epochs need.", group="main", minimum=0, maximum=1_000_000,
                                    also=("max_steps", "train_steps"))
     batch_size: int = setting(1, "Batch size", "Pictures per step. More is steadier and needs more memory.", group="main", minimum=1, maximum=256,
-                              kohya=("train_batch_size",), also=('batch',))
+                              kohya=("train_batch_size",), also=("batch",))
     learning_rate: float = setting(1e-4, "Learning rate", "How big each correction is. 0.0001 suits most; too high breaks pictures. Prodigy and D-Adaptation "
-                                   "find it themselves: 1.", group="main", minimum=1e-9, maximum=10.0, kohya=("unet_lr",), also=('lr',))
+                                   "find it themselves: 1.", group="main", minimum=1e-9, maximum=10.0, kohya=("unet_lr",), also=("lr",))
     lora_rank: int = setting(16, "Rank", "How much the LoRA can hold. 8 to 32 suit characters and objects, 32 to 64 styles.", group="main",
-                             minimum=1, maximum=1024, kohya=("network_dim",), also=('rank', 'network_rank', 'dim', 'lora_dim', 'lora_r'))
+                             minimum=1, maximum=1024, kohya=("network_dim",), also=("rank", "network_rank", "dim", "lora_dim", "lora_r"))
     lora_alpha: float = setting(0.0, "Alpha", "Strength of the LoRA while training: its effect is scaled by alpha / rank. "
                                 "0: as the rank, a scale of 1. Twice the rank, as some advise, doubles the effect of each step: "
                                 "halve the learning rate with it.", group="main",
@@ -135,7 +135,7 @@ class TrainConfig:
     lokr_factor: int = setting(-1, "LoKr factor", "How layers are cut up: larger makes smaller files. -1: as evenly as possible.", group="network", minimum=-1, maximum=64)
     rslora: bool = setting(False, "Rank-stabilised", "Scale by alpha / the square root of the rank, so that high ranks learn as fast as low ones.", group="network")
     lora_dropout: float = setting(0.0, "Dropout", "Share of the LoRA's inputs left out at random; a little helps against overfitting. kohya's leaves out what lies between "
-                                  "the LoRA's two halves instead.", group="network", minimum=0.0, maximum=0.9, kohya=("network_dropout",), also=('dropout',))
+                                  "the LoRA's two halves instead.", group="network", minimum=0.0, maximum=0.9, kohya=("network_dropout",), also=("dropout",))
     rank_dropout: float = setting(0.0, "Rank dropout", "Share of the ranks left out at random.", group="network", minimum=0.0, maximum=0.9)
     module_dropout: float = setting(0.0, "Layer dropout", "Share of the layers left out at random.", group="network", minimum=0.0, maximum=0.9)
     scale_weight_norms: float = setting(0.0, "Weight-norm limit", "No layer's change may be larger than this; 1 is usual. 0: no limit.", group="network", minimum=0.0,
@@ -158,7 +158,7 @@ class TrainConfig:
     weight_decay: float = setting(0.01, "Weight decay", "Pull of the LoRA's weights towards zero.", group="optimizer", minimum=0.0, maximum=1.0)
     max_grad_norm: float = setting(1.0, "Gradient clipping", "Largest correction allowed in one step. 0: no limit.", group="optimizer", minimum=0.0, maximum=1000.0)
     scheduler: str = setting("cosine", "Schedule", "How the learning rate changes over the run.", group="optimizer", kohya=("lr_scheduler",),
-                             choices=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "one_cycle"), also=('lr_schedule',))
+                             choices=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "one_cycle"), also=("lr_schedule",))
     lr_warmup_steps: int = setting(0, "Warm-up", "Steps over which the learning rate rises from zero.", group="optimizer", minimum=0, maximum=100_000)
     scheduler_cycles: int = setting(3, "Restarts", "How often cosine_with_restarts begins anew.", group="optimizer", minimum=1, maximum=100, kohya=("lr_scheduler_num_cycles",))
     scheduler_power: float = setting(2.0, "Power", "Of the polynomial: 1 is a straight line.", group="optimizer", minimum=0.1, maximum=10.0, kohya=("lr_scheduler_power",))
@@ -210,7 +210,7 @@ class TrainConfig:
     save_precision: str = setting("fp16", "Saved as", "Numbers in the saved file. fp16 is what most people share; fp32 keeps every digit at twice the size.",
                                   choices=("fp16", "bf16", "fp32"), group="saving")
     save_steps: int = setting(0, "Snapshot every", "Also save the LoRA every so many steps, as name-000100. 0: only at the end.", minimum=0, maximum=1_000_000,
-                              unit="steps", group="saving", kohya=("save_every_n_steps",), also=('save_every', 'checkpointing_steps'))
+                              unit="steps", group="saving", kohya=("save_every_n_steps",), also=("save_every", "checkpointing_steps"))
     sharing: str = setting("share", "Pictures meanwhile", "share: a picture that you generate is drawn between two steps, at once. exclusive: pictures wait "
                            "until training has ended.", choices=("share", "exclusive"), group="saving")
     live: bool = setting(False, "Live LoRA", "A picture whose prompt names this LoRA is drawn with what it has learned up to that moment. "

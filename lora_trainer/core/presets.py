@@ -145,7 +145,7 @@ def _read(path: Path) -> tuple[Preset, list[LeftOut]]:
                       code="unreadable_config")
     settings, left_out = our_settings(values["settings"])
     kept = {name: value for name, value in settings.items() if belongs(name)}
-    left_out = left_out + [LeftOut(name, settings[name], "a preset holds no names and no places") for name in settings.keys() - kept.keys()]
+    left_out = left_out + [LeftOut(name, settings[name], "a preset holds no names and no places") for name in settings if name not in kept]
     said = values.get("help")
     help = said[:LONGEST_HELP] if isinstance(said, str) and is_plain_text(said) else ""
     return {"help": help, "settings": kept}, left_out

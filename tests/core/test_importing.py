@@ -275,7 +275,7 @@ def test_damaged_files_are_refused(tmp_path, name, content):
     assert caught.value.code == "unreadable_config"
 
 
-@pytest.mark.parametrize("values", [{}, {"foo": 1}, {"network_dim": -5}, {"training_method": "LORA", "model_type": "STABLE_DIFFUSION_15", "lora_rank": 16}])
+@pytest.mark.parametrize("values", [{}, {"foo": 1}, {"network_dim": -5}, {"training_method": "LORA", "model_type": "FLUX_DEV_1", "lora_rank": 16}])
 def test_files_without_settings_are_refused(tmp_path, values):
     with pytest.raises(Refused) as caught:
         imported(tmp_path, values)

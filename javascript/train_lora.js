@@ -13,7 +13,7 @@
     const TAB_ID = 'tab_train_lora';
     const STORE_KEY = 'train-lora.v1';
     // Each gets what those before it gave.
-    const PARTS = ['widgets', 'webui', 'events', 'fields', 'settings', 'settings_import', 'dataset', 'grid', 'tags', 'bulk', 'detail', 'importing', 'tables', 'captioning', 'pictures', 'gallery', 'chart', 'jobs', 'job_dialogs', 'running', 'queue', 'history', 'notify', 'training', 'generate'];
+    const PARTS = ['widgets', 'webui', 'events', 'fields', 'presets', 'settings', 'settings_import', 'dataset', 'grid', 'tags', 'bulk', 'detail', 'importing', 'tables', 'captioning', 'pictures', 'gallery', 'chart', 'jobs', 'job_dialogs', 'running', 'queue', 'history', 'notify', 'training', 'generate'];
 
 
     // --- Elements -----------------------------------------------------------------------------------------------------

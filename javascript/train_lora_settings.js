@@ -1,7 +1,7 @@
 /* Step 2, the settings: presets, the few that matter, and all others in groups that open, can be searched, and say where they have no effect. */
 (window.trainLora = window.trainLora || {parts: {}}).parts.settings = (kit) => {
     'use strict';
-    const {h, show, setText, iconButton, card, plural, remember, remembered, icon, tool, openMenu, createField} = kit;
+    const {h, show, setText, iconButton, card, plural, remember, remembered, icon, tool, openMenu, createField, toast, savePreset, importPreset, presetMenu, listPresets} = kit;
 
     const HIDDEN = new Set(['train_data_dir', 'base_model', 'task_type', 'overwrite']);
     const FIRST = ['output_name', 'trigger_word'];                                        // Whose values are no deviation from anything.
@@ -32,7 +32,9 @@
         const changedNote = h('span.tl-muted');
         const resetAll = iconButton('Reset to preset', 'Everything as the preset and the defaults have it; names, pictures and folders stay', () => resetSome(resettable()));
         const changedLine = h('span.tl-changed', {hidden: true}, changedNote, resetAll);
-        const presetHead = h('div.tl-preset-head', {}, h('span.tl-label', {id: 'tl-presets-label'}, 'Preset'), changedLine);
+        const saveLink = iconButton('Save as preset …', 'Keep the settings as they are now under a name of yours', () => saveAsPreset());
+        saveLink.id = 'tl-save-preset';
+        const presetHead = h('div.tl-preset-head', {}, h('span.tl-label', {id: 'tl-presets-label'}, 'Preset'), h('span.tl-spring'), changedLine, saveLink);
 
         const search = h('input.tl-input', {type: 'search', id: 'tl-settings-search', placeholder: 'Search settings', autocomplete: 'off', spellcheck: false,
             'aria-label': 'Search settings by what they are called, here or in kohya\'s scripts, and by what they do', oninput: () => presentFilter(), onkeydown: (event) => {
@@ -52,8 +54,9 @@
 
         const dots = tool('dots', 'Import and export', () => openMenu(dots, [
             {label: 'Import settings …', act: onImport}, {label: 'Export as YAML', act: onExport}, null,
+            {label: 'Save as preset …', act: () => saveAsPreset()}, {label: 'Add a preset from a file …', act: () => importPreset(({name}) => loadPresets(name))}, null,
             {label: 'Everything to its default', disabled: !resettable().length && !own().length, act: () => toDefaults()}], 'Import and export'), {'aria-haspopup': 'menu', id: 'tl-settings-more'});
-        const importLink = iconButton('Import settings …', 'From kohya\'s scripts, lora-scripts, or any LoRA', onImport);
+        const importLink = iconButton('Import settings …', 'From kohya\'s scripts, OneTrainer, lora-scripts, or any LoRA', onImport);
         importLink.id = 'tl-import-settings';
         const element = card(2, 'Settings', identity, presetHead, presetBox, main, more);
         element.querySelector('.tl-card-head').append(h('span.tl-spring'), importLink, dots);
@@ -69,7 +72,7 @@
         /** Make the fields as the server describes them: `groups` in their order, and `settings`. */
         function build(form, choices) {
             const kept = remembered();
-            schema = new Map(form.settings.map((entry) => [entry.name, {...entry, names: [entry.name, ...(entry.kohya || []).map((name) => `kohya: ${name}`)].join(' · ')}]));
+            schema = new Map(form.settings.map((entry) => [entry.name, {...entry, names: [entry.name, ...(entry.kohya || []).map((name) => `kohya: ${name}`), ...(entry.also || [])].join(' · ')}]));
             presets = choices;
             preset = presets.some(({name}) => name === kept.preset) ? kept.preset : (presets[0] || {name: ''}).name;
             changes = Object.fromEntries(Object.entries(kept.changes || {}).filter(([name]) => schema.has(name)));
@@ -155,10 +158,50 @@
         const withSecond = (name) => (fields.has(SECOND_OF[name]) ? h('div.tl-pair', {}, fields.get(name).element, fields.get(SECOND_OF[name]).element) : fields.get(name).element);
 
         function buildPresets() {
-            presetBox.replaceChildren(...presets.map(({name, title, help}) => h('label.tl-preset', {},
-                h('input', {type: 'radio', name: 'tl-preset', value: name, checked: name === preset, onchange: () => usePreset(name)}),
-                h('span.tl-preset-title', {}, title), h('span.tl-help', {}, help || ''))));
+            presetBox.replaceChildren(...presets.map((each) => {
+                const {name, title, help, own: isOwn, problem} = each;
+                const choice = h('label.tl-preset', {title: problem || ''},
+                    h('input', {type: 'radio', name: 'tl-preset', value: name, checked: name === preset, disabled: Boolean(problem), onchange: () => usePreset(name)}),
+                    h('span.tl-preset-title', {}, title), h('span.tl-help', {}, problem ? 'Cannot be read.' : help || ''));
+                if (!isOwn) return choice;
+                choice.classList.add('tl-own');
+                return h('div.tl-own-preset', {}, choice, presetMenu(each, {onChanged: (what) => presetChanged(what)}));
+            }));
             for (const part of [presetHead, presetBox]) show(part, presets.length > 0);
+        }
+
+        /** Ask the server for the presets, and with a name take that one up. */
+        async function loadPresets(name = '') {
+            try {
+                presets = await listPresets();
+            } catch (error) {
+                toast(error.message);
+                return;
+            }
+            const isThere = presets.some((each) => each.name === name);
+            if (isThere) preset = name;
+            buildPresets();
+            if (isThere) usePreset(name);
+        }
+
+        /** What is set now is the preset from then on: nothing differs from it. */
+        function saveAsPreset() {
+            const settings = Object.fromEntries(Object.entries({...presetValues(), ...changes}).filter(([name]) => !STAYS.has(name)));
+            savePreset({settings, own: presets.filter((each) => each.own).map((each) => each.name), shown: presets.find(({name}) => name === preset),
+                onSaved: ({name, title}) => { loadPresets(name); toast(`Saved as ${title}.`); }});
+        }
+
+        /** One that was renamed stays in use; where the one in use was deleted, its settings stay as they are, as changes. */
+        function presetChanged({renamed, to, deleted}) {
+            if (renamed === preset) preset = to;
+            if (deleted && deleted === preset) {
+                changes = {...presetValues(), ...changes};
+                preset = (presets[0] || {name: ''}).name;
+                presets = presets.filter(({name}) => name !== deleted);
+                presentAll();
+            }
+            changed();
+            loadPresets();
         }
 
         /** Take a preset as it is: every setting that some preset decides goes back to this one's value; names and the like stay. */
@@ -259,7 +302,7 @@
 
         function matches(entry, words) {
             const choices = (entry.choices || []).map((choice) => choice.value || choice);
-            const text = [entry.title, entry.help, entry.name, entry.name.replaceAll('_', ' '), ...(entry.kohya || []), ...choices].join(' ').toLowerCase();
+            const text = [entry.title, entry.help, entry.name, entry.name.replaceAll('_', ' '), ...(entry.kohya || []), ...(entry.also || []), ...choices].join(' ').toLowerCase();
             return words.every((word) => text.includes(word));
         }
 

@@ -5,7 +5,7 @@
 
     const ENDINGS = ['.toml', '.json', '.yaml', '.yml', '.safetensors'];
     const LARGEST_SETTINGS_BYTES = 1_000_000;
-    const LARGEST_HEADER_BYTES = 20_000_000;
+    const LARGEST_HEADER_BYTES = 10_000_000;
     const MOST_LORAS = 500;
     const MOST_OPEN = 6;                                                                   // More of what is left out is opened by hand.
 
@@ -31,7 +31,7 @@
         let found = null;
         let asked = 0;
         const chooser = h('input', {type: 'file', accept: ENDINGS.join(','), hidden: true, tabIndex: -1, 'aria-label': 'Settings file', onchange: () => readFile(chooser.files[0])});
-        const drop = h('div.tl-drop.tl-settings-drop', {}, h('strong', {}, 'Drop a settings file or a LoRA here'), h('p.tl-help', {}, 'kohya\'s TOML or JSON, lora-scripts\' YAML or TOML, any LoRA as .safetensors. ',
+        const drop = h('div.tl-drop.tl-settings-drop', {}, h('strong', {}, 'Drop a settings file or a LoRA here'), h('p.tl-help', {}, 'kohya\'s TOML or JSON, OneTrainer\'s JSON, lora-scripts\' YAML or TOML, any LoRA as .safetensors. ',
             'Of a LoRA only its header is read.'), button('Choose a file …', () => chooser.click()), chooser);
         const loras = h('select.tl-input', {id: 'tl-like', onchange: () => loras.value && readLora(loras.value)});
         const likeBox = h('div.tl-field', {hidden: true}, h('label.tl-label', {htmlFor: 'tl-like'}, 'Train like this one'), loras,

@@ -15,7 +15,7 @@ MOST_RESOLUTIONS = 8
 
 def layer_choice(config: TrainConfig) -> LayerChoice:
     """Return which layers are to learn, with what rank and alpha."""
-    return _filled(LayerChoice, config, targets="lora_targets", rank="lora_rank", alpha="lora_alpha", blocks="lora_blocks", block_rates="block_learning_rates", unet="train_unet",
+    return _filled(LayerChoice, config, targets="lora_targets", rank="lora_rank", alpha="alpha", blocks="lora_blocks", block_rates="block_learning_rates", unet="train_unet",
                    text_encoder="train_text_encoder")
 
 

@@ -10,7 +10,6 @@ import math
 import re
 import reprlib
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,12 @@ import yaml
 from .errors import Refused
 
 MAX_NAME_BYTES = 180
+LANGUAGE_TASKS = ("text-generation", "text_generation", "causal-lm", "causal_lm", "llm")
 MOST_LEVELS, MOST_VALUES, MOST_BITS = 20, 100_000, 1024        # of what a settings file may hold: sections in sections, all together, of a whole number
+MOST_BYTES = {".json": 1_000_000, ".toml": 100_000, ".yaml": 150_000}      # what is read within a second, whatever is in it
+MOST_NODES = 10_000                            # of YAML, which is read in Python
+MOST_KEYS, LONGEST_KEY = 600, 80               # settings side by side; characters of a name that one could have meant
+MOST_NUMBER, MOST_DOTS = 1000, 12              # characters of a number; parts of a dotted TOML key
 
 GROUPS = {"pictures": "Pictures", "main": "The settings that matter", "output": "What comes out", "data": "Pictures in detail", "captions": "Captions while training",
           "network": "LoRA layers", "text": "Text encoder", "optimizer": "Optimizer and schedule", "loss": "Loss and noise", "memory": "Speed and memory",
@@ -27,10 +31,11 @@ GROUPS = {"pictures": "Pictures", "main": "The settings that matter", "output": 
 
 
 def setting(default: Any, title: str, help: str, *, group: str, minimum: float | None = None, maximum: float | None = None,
-            choices: tuple[str, ...] | None = None, unit: str = "", kohya: tuple[str, ...] = ()) -> Any:
-    """Declare one setting: default, what it is called and does, its range or choices, the group it is shown in, and kohya's names for it."""
+            choices: tuple[str, ...] | None = None, unit: str = "", kohya: tuple[str, ...] = (), also: tuple[str, ...] = ()) -> Any:
+    """Declare one setting: default, what it is called and does, its range or choices, the group it is shown in, kohya's names for it, and
+    how people and other programs write it besides (`also`)."""
     return dataclasses.field(default=default, metadata=dict(title=title, help=help, group=group, minimum=minimum, maximum=maximum,
-                                                            choices=choices, unit=unit, kohya=kohya))
+                                                            choices=choices, unit=unit, kohya=kohya, also=also))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,18 +43,20 @@ class TrainConfig:
     """Everything a run can be told. `parse` validates each setting by itself; `choices.check_choices` tells which contradict each other."""
 
     # What to learn from
-    train_data_dir: str = setting("", "Pictures", "Folder with the pictures and their captions, or the name of a data set, or OneTrainer's concepts .json.", group="pictures")
+    train_data_dir: str = setting("", "Pictures", "Folder with the pictures and their captions, or the name of a data set, or OneTrainer's concepts .json.", group="pictures",
+                                  also=("data_dir", "train_dir", "dataset_dir", "dataset_path"))
     extra_data_dirs: str = setting("", "More folders", "Further folders of pictures, one a line, each may begin with its own repeats: 5 x D:\\more pictures.", group="pictures")
     metadata_path: str = setting("", "Caption table", "A metadata.csv (filename,prompt) or metadata.jsonl to read captions from, "
                                  "or kohya's metadata .json, where a picture has no .txt or .caption beside it.", group="pictures", kohya=("in_json", "metadata_file"))
     trigger_word: str = setting("", "Trigger word", "A rare word that calls your subject in a prompt. It is put in front of every caption "
                                 "that lacks it.", group="main", kohya=("trigger_words",))
     base_model: str = setting("", "Base model", "Checkpoint file to train against. Empty: the one that is loaded.", group="output",
-                              kohya=("pretrained_model_name_or_path",))
+                              kohya=("pretrained_model_name_or_path",), also=("base_model_path", "pretrained_model", "model_path"))
 
     # What to call it
-    output_name: str = setting("", "Name", "The LoRA's file name; you will write <lora:name:0.8> in a prompt.", group="main")
-    output_dir: str = setting("", "Output folder", "Where the LoRA is saved. Empty: the WebUI's LoRA folder.", group="output")
+    output_name: str = setting("", "Name", "The LoRA's file name; you will write <lora:name:0.8> in a prompt.", group="main",
+                             also=("lora_name",))
+    output_dir: str = setting("", "Output folder", "Where the LoRA is saved. Empty: the WebUI's LoRA folder.", group="output", also=("output_path",))
     overwrite: bool = setting(False, "Replace a LoRA of this name", "Off: a name that is taken is refused before anything starts.", group="output")
     preferred_weight: float = setting(0.8, "Preferred weight", "Weight written into the tag and the LoRA's card.", group="output", minimum=0.0, maximum=2.0)
     negative_text: str = setting("", "Negative prompt", "Written into the LoRA's card: the WebUI adds it to the "
@@ -62,16 +69,19 @@ class TrainConfig:
         "", "More resolutions", "Learn each picture in these, too, as in 768, 1024: the LoRA then draws well in "
         "several sizes. Each adds as many steps to an epoch. Empty: only Resolution.", group="data")
     epochs: int = setting(10, "Epochs", "How often each picture is seen (times its repeats).", group="main", minimum=1, maximum=10_000,
-                          kohya=("max_train_epochs", "num_train_epochs"))
-    max_train_steps: int = setting(0, "Steps", "Train exactly this many steps. 0: as many as the epochs need.", group="main", minimum=0, maximum=1_000_000)
+                          kohya=("max_train_epochs", "num_train_epochs"), also=("max_epochs", "num_epochs", "train_epochs"))
+    max_train_steps: int = setting(0, "Steps", "Train exactly this many steps. 0: as many as the epochs need.", group="main", minimum=0, maximum=1_000_000,
+                                   also=("max_steps", "train_steps"))
     batch_size: int = setting(1, "Batch size", "Pictures per step. More is steadier and needs more memory.", group="main", minimum=1, maximum=256,
-                              kohya=("train_batch_size",))
+                              kohya=("train_batch_size",), also=("batch",))
     learning_rate: float = setting(1e-4, "Learning rate", "How big each correction is. 0.0001 suits most; too high breaks pictures. Prodigy and D-Adaptation "
-                                   "find it themselves: 1.", group="main", minimum=1e-9, maximum=10.0, kohya=("unet_lr",))
+                                   "find it themselves: 1.", group="main", minimum=1e-9, maximum=10.0, kohya=("unet_lr",), also=("lr",))
     lora_rank: int = setting(16, "Rank", "How much the LoRA can hold. 8 to 32 suit characters and objects, 32 to 64 styles.", group="main",
-                             minimum=1, maximum=1024, kohya=("network_dim",))
-    lora_alpha: float = setting(16.0, "Alpha", "Strength of the LoRA while training: its effect is scaled by alpha / rank.", group="main",
-                                minimum=0.001, maximum=4096, kohya=("network_alpha",))
+                             minimum=1, maximum=1024, kohya=("network_dim",), also=("rank", "network_rank", "dim", "lora_dim", "lora_r"))
+    lora_alpha: float = setting(0.0, "Alpha", "Strength of the LoRA while training: its effect is scaled by alpha / rank. "
+                                "0: as the rank, a scale of 1. Twice the rank, as some advise, doubles the effect of each step: "
+                                "halve the learning rate with it.", group="main",
+                                minimum=0.0, maximum=4096, kohya=("network_alpha",), also=("alpha",))
     task_type: str = setting("stable-diffusion", "Task", "What is trained.", choices=("stable-diffusion",), group="output")
 
     # Pictures in detail
@@ -139,7 +149,7 @@ class TrainConfig:
     use_dora: bool = setting(False, "DoRA", "Learns apart how much each input counts and what is done with it; often closer to the subject at low ranks, and slower. With any "
                              "kind of layer. Such a file works in the WebUI and ComfyUI; diffusers cannot read it.", group="network", kohya=("dora_wd",))
     lora_dropout: float = setting(0.0, "Dropout", "Share of the LoRA's inputs left out at random; a little helps against overfitting. kohya's leaves out what lies between "
-                                  "the LoRA's two halves instead.", group="network", minimum=0.0, maximum=0.9, kohya=("network_dropout",))
+                                  "the LoRA's two halves instead.", group="network", minimum=0.0, maximum=0.9, kohya=("network_dropout",), also=("dropout",))
     rank_dropout: float = setting(0.0, "Rank dropout", "Share of the ranks left out at random.", group="network", minimum=0.0, maximum=0.9)
     module_dropout: float = setting(0.0, "Layer dropout", "Share of the layers left out at random.", group="network", minimum=0.0, maximum=0.9)
     scale_weight_norms: float = setting(0.0, "Weight-norm limit", "No layer's change may be larger than this; 1 is usual. 0: no limit. DoRA's magnitudes are free.", group="network", minimum=0.0,
@@ -166,7 +176,7 @@ class TrainConfig:
     loraplus_text_encoder_lr_ratio: float = setting(0.0, "LoRA+ ratio, text encoder", "0: as LoRA+ ratio says.", group="optimizer", minimum=0.0, maximum=1000.0)
     max_grad_norm: float = setting(1.0, "Gradient clipping", "Largest correction allowed in one step. 0: no limit.", group="optimizer", minimum=0.0, maximum=1000.0)
     scheduler: str = setting("cosine", "Schedule", "How the learning rate changes over the run.", group="optimizer", kohya=("lr_scheduler",),
-                             choices=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "one_cycle"))
+                             choices=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "one_cycle"), also=("lr_schedule",))
     lr_warmup_steps: int = setting(0, "Warm-up", "Steps over which the learning rate rises from zero.", group="optimizer", minimum=0, maximum=100_000)
     scheduler_cycles: int = setting(3, "Restarts", "How often cosine_with_restarts begins anew.", group="optimizer", minimum=1, maximum=100, kohya=("lr_scheduler_num_cycles",))
     scheduler_power: float = setting(2.0, "Power", "Of the polynomial: 1 is a straight line.", group="optimizer", minimum=0.1, maximum=10.0, kohya=("lr_scheduler_power",))
@@ -218,7 +228,7 @@ class TrainConfig:
     save_precision: str = setting("fp16", "Saved as", "Numbers in the saved file. fp16 is what most people share; fp32 keeps every digit at twice the size.",
                                   choices=("fp16", "bf16", "fp32"), group="saving")
     save_steps: int = setting(0, "Snapshot every", "Also save the LoRA every so many steps, as name-000100. 0: only at the end.", minimum=0, maximum=1_000_000,
-                              unit="steps", group="saving", kohya=("save_every_n_steps",))
+                              unit="steps", group="saving", kohya=("save_every_n_steps",), also=("save_every", "checkpointing_steps"))
     save_every_n_epochs: int = setting(
         0, "Snapshot every, in epochs", "Also save a snapshot after every so many epochs, named by its step as well. "
         "0: by steps only.", minimum=0, maximum=10_000, unit="epochs", group="saving")
@@ -236,7 +246,7 @@ class TrainConfig:
                                     maximum=1_000_000, unit="steps", group="saving")
     keep_states: int = setting(2, "Progress files", "How many of these files are kept; older ones are removed.", minimum=1, maximum=100, group="saving")
     preview: bool = setting(True, "Preview picture", "Draw one picture with the finished LoRA, for its card. A picture that you chose for the card stays.", group="output")
-    logging_dir: str = setting("", "Log folder", "Where the run's figures go. Empty: the job's own folder.", group="output")
+    logging_dir: str = setting("", "Log folder", "Where the run's figures go. Empty: the job's own folder.", group="output", also=("log_dir",))
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> "TrainConfig":
@@ -263,6 +273,15 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    @property
+    def alpha(self) -> float:
+        """The alpha that is meant: the rank where none is given."""
+        return self.lora_alpha or float(self.lora_rank)
+
+    def meant(self) -> dict[str, Any]:
+        """Return the settings with an alpha left out filled in, so that two spellings of one run are equal."""
+        return {**self.to_dict(), "lora_alpha": self.alpha}
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), allow_unicode=True, sort_keys=False)
 
@@ -273,45 +292,76 @@ def schema() -> list[dict[str, Any]]:
             for field in dataclasses.fields(TrainConfig)]
 
 
-def presets() -> list[dict[str, Any]]:
-    """Return the package's presets, each `{name, title, help, settings}`, in the order they should be shown."""
-    folder = resources.files("lora_trainer").joinpath("presets")
-    found = [yaml.safe_load(item.read_text(encoding="utf-8")) for item in folder.iterdir() if item.name.endswith(".yaml")]
-    return sorted(found, key=lambda preset: preset["order"])
-
-
 def read_settings(path: Path) -> dict[str, Any]:
     """Read a mapping from YAML, TOML (flat or in sections, as kohya writes it) or JSON."""
     values = read_mapping(path)
     return flattened(values) if Path(path).suffix.lower() == ".toml" else values
 
 
+_LONG_NUMBER = re.compile(rf"(?<![\d_:])[\d_:]{{{MOST_NUMBER}}}")
+_DOTTED_KEY = re.compile(rf"""(?<![\w-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){{{MOST_DOTS}}}""")
+
+
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases: seven lines of them can mean ten million values."""
+    """YAML within bounds and without aliases: seven lines of them can mean ten million values."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._nodes = self._depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("it uses an alias (*name); write the value itself")
-        return super().compose_node(parent, index)
+        self._nodes, self._depth = self._nodes + 1, self._depth + 1
+        if self._nodes > MOST_NODES:
+            raise yaml.YAMLError(f"it holds more than {MOST_NODES} names and values")
+        if self._depth > MOST_LEVELS:
+            raise yaml.YAMLError(f"its values are nested more than {MOST_LEVELS - 1} levels deep")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
     """Read a mapping from YAML, TOML or JSON just as it is written, sections and all; raises `Refused` (code "unreadable_config")."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        if Path(path).suffix.lower() == ".toml":
-            values = _read_toml(text)
-        else:
-            values = json.loads(text) if Path(path).suffix.lower() == ".json" else _read_yaml(text)
-        check_extent(values, most_values=MOST_VALUES)
-    except UnicodeDecodeError as error:
-        raise Refused(f"The settings file {path} cannot be read: it is no text in UTF-8.", code="unreadable_config") from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise Refused(f"The settings file {path} cannot be read: {error}", code="unreadable_config") from error
+    values = _read_values(Path(path))
     if not isinstance(values, Mapping):
         what = {str: "text", list: "a list", type(None): "nothing"}.get(type(values), "a single value")
         raise Refused(f"The settings file {path} holds {what}, not a list of `name: value` lines.", code="unreadable_config")
     return dict(values)
+
+
+def read_list(path: Path) -> list[Any]:
+    """Read a list from JSON or YAML; raises `Refused` (code "unreadable_config")."""
+    values = _read_values(Path(path))
+    if not isinstance(values, list):
+        raise Refused(f"The file {path} holds no list.", code="unreadable_config")
+    return values
+
+
+def _read_values(path: Path) -> Any:
+    suffix = {".toml": ".toml", ".json": ".json"}.get(path.suffix.lower(), ".yaml")
+    try:
+        text = _read_text(path, MOST_BYTES[suffix])
+        values = {".toml": _read_toml, ".json": json.loads, ".yaml": _read_yaml}[suffix](text)
+        check_extent(values, most_values=MOST_VALUES)
+        return values
+    except UnicodeDecodeError as error:
+        raise Refused(f"The settings file {path} cannot be read: it is no text in UTF-8.", code="unreadable_config") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise Refused(f"The settings file {path} cannot be read: {error}", code="unreadable_config") from error
+
+
+def _read_text(path: Path, most_bytes: int) -> str:
+    """Return a file's text; raises ValueError for one that is too large, or holds a number so long that reading it takes seconds."""
+    with open(path, "rb") as file:
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise ValueError(f"it is larger than {most_bytes // 1000} kB, so it is no settings file")
+    text = data.decode("utf-8-sig")
+    if _LONG_NUMBER.search(text):
+        raise ValueError(f"it holds a number of more than {MOST_NUMBER} digits")
+    return text
 
 
 def check_extent(values: Any, *, most_values: float = math.inf) -> None:
@@ -350,7 +400,9 @@ def check_name(name: str) -> str:
 
 # --- Names from other trainers -------------------------------------------------------------------------------------------
 
-KOHYA_NAMES = {theirs: field.name for field in dataclasses.fields(TrainConfig) for theirs in field.metadata["kohya"]}
+# kohya's first, which go before other spellings where a file gives both.
+KOHYA_NAMES = {theirs: field.name for kind in ("kohya", "also") for field in dataclasses.fields(TrainConfig)
+               for theirs in field.metadata[kind]}
 
 
 def _translate(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -370,6 +422,10 @@ def _translate(values: Mapping[str, Any]) -> dict[str, Any]:
         ours["save_precision"] = "fp32"
     if ours.get("task_type") in ("lora", "sd", "stable_diffusion"):
         ours["task_type"] = "stable-diffusion"
+    if str(ours.get("task_type")) in LANGUAGE_TASKS:
+        raise Refused(f"Task: {ours['task_type']}, training a language model, is not there yet; stable-diffusion is. It will take base_model as a name "
+                      "on the Hugging Face hub, such as meta-llama/Llama-2-7b-chat-hf, or a folder of such a model as transformers loads it."
+                      + _not_for_training(ours.get("base_model")), field="task_type", code="bad_value")
     return ours
 
 
@@ -387,7 +443,7 @@ def read_resolutions(values: Mapping[str, Any], *, kohya: bool = False) -> dict[
     extra, given = found.get("extra_resolutions"), found.get("resolution")
     if _are_plain(extra):
         found["extra_resolutions"] = extra = ", ".join(map(str, extra))
-    if not (isinstance(given, str) or _are_plain(given)):
+    if not (isinstance(given, str) or _are_plain(given)) or len(given) > LONGEST_KEY:
         return found
     parts = (
         re.sub(r"[()\[\] ]", "", given).split(",")
@@ -420,6 +476,20 @@ def _side(text: str) -> int | None:
         return None
 
 
+def _not_for_training(base_model: Any) -> str:
+    """Say that a language model in GGML's or GGUF's format, as its name shows, is no base model."""
+    name = re.split(r"[\\/]", str(base_model or "")[-200:])[-1]
+    if not re.search(r"(?i)ggml|\.gguf$", name):
+        return ""
+    return f" {name} is a quantised file (GGML or GGUF) that is made for running only: nothing can be trained on it."
+
+
+def in_our_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings under our names; where both ours and another are given, ours counts."""
+    ours = {name: value for name, value in values.items() if name not in KOHYA_NAMES and value is not None}
+    return {**{KOHYA_NAMES[name]: value for name, value in values.items() if name in KOHYA_NAMES and value is not None}, **ours}
+
+
 def _read_yaml(text: str) -> Any:
     loader = _PlainLoader(text)
     try:
@@ -436,6 +506,8 @@ def _read_toml(text: str) -> dict[str, Any]:
             import tomli as tomllib
         except ModuleNotFoundError as error:
             raise ValueError("TOML needs Python 3.11 or the package tomli; save the settings as YAML") from error
+    if _DOTTED_KEY.search(text):
+        raise ValueError(f"it has a key of more than {MOST_DOTS} parts")
     return tomllib.loads(text)
 
 
@@ -448,8 +520,8 @@ def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unknown_key(key: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(key, [*known, *KOHYA_NAMES], n=1, cutoff=0.5)
-    return f"There is no setting {key!r}." + (f" Did you mean {near[0]!r}?" if near else " Run `python -m lora_trainer train --help` for the list.")
+    near = difflib.get_close_matches(key[:LONGEST_KEY], [*known, *KOHYA_NAMES], n=1, cutoff=0.5)
+    return f"There is no setting {_short(key)}." + (f" Did you mean {near[0]!r}?" if near else " Run `python -m lora_trainer train --help` for the list.")
 
 
 def _checked(field: dataclasses.Field, value: Any) -> Any:

@@ -3,6 +3,7 @@
 Each kind of file is brought into sd-scripts' names by a function here; `kohya.translate` takes these over. A LoRA is read by its header only.
 """
 import ast
+import contextlib
 import dataclasses
 import json
 import re
@@ -10,19 +11,26 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from . import onetrainer
 from .captions import content_of
 from .concepts import LARGEST_BYTES, are_concepts, is_concepts, read_concepts
-from .config import KOHYA_NAMES, TrainConfig, check_extent, flattened, read_mapping, read_resolutions
+from .config import (KOHYA_NAMES, MOST_KEYS, TrainConfig, check_extent, check_name, flattened,
+                     in_our_names, read_list, read_mapping, read_resolutions)
 from .errors import Refused
-from .kohya import MOST_LITERAL, NO_LITERAL, NOT_NEEDED, OUR_SETTINGS, LeftOut, Taking, arguments, clean, is_off, keep_valid, number, translate, why_not
+from .kohya import MOST_LITERAL, NO_LITERAL, NOT_NEEDED, OUR_SETTINGS, LONGEST_ARGUMENTS, LeftOut, Taking, arguments, clean, is_off, keep_valid, number, \
+    refuse_too_many, translate, why_not
 from .metadata import held_names
 from .tensor_files import check_json, parse_header
 
 MOST_NOTES, MOST_NOTE, _LONG_NOTES = 1000, 20_000, {"datasets"}       # of what a LoRA says of its training; characters of one; those that list pictures' tags
-OURS_ALONE = {"lora_rank", "lora_alpha", "lora_type", "lora_dropout", "epochs", "scheduler", "task_type", "lora_targets", "base_model", "metadata_path", "trigger_word"}
+MOST_FOLDERS = 500
+MOST_IN_METADATA = 200_000                     # values in one JSON text of it
+OURS_ALONE = {"lora_rank", "lora_alpha", "lora_type", "lora_dropout", "epochs", "scheduler", "task_type", "lora_targets", "base_model", "metadata_path", "trigger_word",
+              "rank", "network_rank", "lora_dim", "alpha"}
 GUI_MARKS = {"LoRA_type", "max_resolution", "lr_warmup", "LyCORIS_preset", "lora_network_weights", "sdxl_no_half_vae"}
 LORA_SCRIPTS_MARKS = {"model_train_type", "lycoris_algo", "network_args_custom", "optimizer_args_custom", "lr_restart_cycles", "prodigy_d_coef", "enable_block_weights"}
 COMPLETE_MARKS = {"network_module", "network_dim", "learning_rate", "unet_lr", "optimizer_type"}
+_SHARED_FOLDERS = {"", ".", "output", "outputs", "out", "lora", "loras", "models"}              # of many LoRAs, so that none is called so
 GUI_NETWORKS = {  # kohya_ss' LoRA_type: sd-scripts' module and LyCORIS' algorithm
     "standard": ("networks.lora", ""), "kohya locon": ("networks.lora", ""), "locon": ("lycoris.kohya", "locon"), "lora-fa": ("networks.lora_fa", ""),
     "kohya dylora": ("networks.dylora", ""), "kohya loha": ("networks.loha", ""), "kohya lokr": ("networks.lokr", ""),
@@ -45,9 +53,11 @@ class Imported:
     assumed: tuple[str, ...] = ()
 
 
-def import_settings(path: Path) -> Imported:
-    """Read settings from a .toml, .json or .yaml of sd-scripts, kohya_ss, lora-scripts or ours, from OneTrainer's concepts, or from a
-    LoRA (.safetensors).
+def import_settings(path: Path, *, look_around: bool = False) -> Imported:
+    """Read settings from a .toml, .json or .yaml of sd-scripts, kohya_ss, OneTrainer, lora-scripts or ours, from OneTrainer's concepts,
+    or from a LoRA (.safetensors).
+
+    With `look_around` a file that it names is read, too; not for what a stranger has sent.
 
     Raises `Refused`: code "unreadable_config" for a damaged file, "no_settings" for one that holds none.
     """
@@ -57,7 +67,8 @@ def import_settings(path: Path) -> Imported:
     elif is_concepts(path) and are_concepts(_json(_text(path))):
         taking, source = _from_concepts(path)
     else:
-        taking, source = _from_config(read_mapping(path))
+        nested = read_mapping(path)
+        taking, source = _from_config(nested, _concepts_of(nested, path) if look_around else None)
     settings = keep_valid(taking)
     if path.suffix.lower() == ".safetensors":
         settings = _without_places(settings, taking)
@@ -75,9 +86,22 @@ def _without_places(settings: dict[str, Any], taking: Taking) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name in held}
 
 
-def _from_config(nested: dict[str, Any]) -> tuple[Taking, str]:
+def _concepts_of(nested: Mapping[str, Any], path: Path) -> Any:
+    """Read the folders that a OneTrainer file names in a file of their own, from where that program runs; None where it is not found."""
+    named = nested.get("concept_file_name")
+    if not isinstance(named, str) or not named.strip() or nested.get("concepts") is not None:
+        return None
+    places = [folder / named for folder in (Path("."), path.parent, *path.absolute().parents[1:3])]
+    return read_list(found) if (found := next((place for place in places if place.is_file()), None)) else None
+
+
+def _from_config(nested: dict[str, Any], concepts: Any = None) -> tuple[Taking, str]:
     if "training_method" in nested and "model_type" in nested:
-        raise Refused("This is a OneTrainer file, which cannot be imported yet. A LoRA that was trained with it can, if it holds kohya's metadata.", code="no_settings")
+        taking = onetrainer.to_kohya(nested, concepts)
+        translate(taking, complete=False)
+        onetrainer.use_its_names(taking)
+        taking.assumed |= onetrainer.assumed(nested) & taking.settings.keys()
+        return taking, "OneTrainer's settings"
     if any(key in nested for key in ("datasets", "general")) and not COMPLETE_MARKS & flattened(nested).keys():
         taking = Taking({})
         _datasets(taking, nested)
@@ -113,7 +137,26 @@ def _from_ours(values: Mapping[str, Any]) -> Taking:
             taking.set(name, value, key)
         else:
             taking.leave(key, value, f"{name} is given, too, and counts")
+    if "output_dir" in taking.settings and "output_name" not in taking.settings and (name := name_for(taking.settings, None)):
+        taking.set("output_name", name, "output_name (left out)")
+        taking.assumed = {"output_name"}
     return taking
+
+
+def our_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[LeftOut]]:
+    """Return those of some settings that are valid, by our names, and the others with the reason."""
+    taking = _from_ours(values)
+    return keep_valid(taking), taking.left_out
+
+
+def name_for(values: Mapping[str, Any], path: Path | None) -> str:
+    """Name a LoRA whose settings give it none: after the last part of the output folder, as lora-scripts does, else after the settings
+    file; "" where neither can be a name."""
+    folder = re.split(r"[\\/]", str(in_our_names(values).get("output_dir") or "").rstrip("\\/ "))[-1]
+    for name in ("" if folder.lower() in _SHARED_FOLDERS else folder, path.stem if path else ""):
+        with contextlib.suppress(Refused):
+            return check_name(name)
+    return ""
 
 
 def _text(path: Path) -> str:
@@ -210,6 +253,8 @@ def _additional(taking: Taking) -> None:
     text = taking.take("additional_parameters")
     if not isinstance(text, str):
         return
+    if len(text) > LONGEST_ARGUMENTS:
+        return taking.leave("additional_parameters", f"{text[:40]} …", f"only {LONGEST_ARGUMENTS} characters are read")
     for name, value in re.findall(r"--([A-Za-z0-9_]+)(?:[ =]+((?:(?!--)\S+ ?)+))?", text):
         value = value.strip()
         taking.values[name] = True if not value else value.split() if name.endswith("_args") else clean(value.strip("\"'"))
@@ -247,6 +292,8 @@ def _datasets(taking: Taking, nested: Mapping[str, Any]) -> None:
     """
     general = nested.get("general") if isinstance(nested.get("general"), Mapping) else {}
     found = [item for item in (nested.get("datasets") or []) if isinstance(item, Mapping)] if isinstance(nested.get("datasets"), list) else []
+    refuse_too_many([subset for item in found for subset in item.get("subsets") or [None]], "folders", MOST_FOLDERS)
+    refuse_too_many(general, "settings", MOST_KEYS)
     found, sides = _same_folders(taking, found)
     folders: list[tuple[str, int]] = []
     first: dict[str, Any] = {}
@@ -352,7 +399,7 @@ def _from_lora(metadata: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> 
     _network_of(taking, shapes)
     ours.update(_optimizer_of(taking.take("optimizer")))
     sets = _json(taking.take("datasets"))
-    for dataset in sets if isinstance(sets, list) else []:
+    for dataset in sets[:MOST_FOLDERS] if isinstance(sets, list) else []:
         _dataset_of(taking, dataset)
     _run_of(taking, metadata)
     version = str(metadata.get("ss_base_model_version", ""))
@@ -454,7 +501,7 @@ def _json(text: Any) -> Any:
         if isinstance(text, str):
             check_json(text)
         found = json.loads(text) if isinstance(text, str) else text
-        check_extent(found)
+        check_extent(found, most_values=MOST_IN_METADATA)
         return found
     except (ValueError, RecursionError):
         return None

@@ -8,11 +8,11 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 from .captions import CAPTION_ENDINGS
-from .config import GROUPS, KOHYA_NAMES, TrainConfig, check_extent
+from .config import GROUPS, KOHYA_NAMES, LONGEST_KEY, MOST_KEYS, TrainConfig, check_extent
 from .errors import Refused
 
 NOT_NEEDED = "not needed here"
@@ -25,6 +25,7 @@ DEFAULTS: dict[str, Any] = {
 }
 DEFAULT_STEPS = 1600
 MOST_RANK, LATENT_PX = 1024, 8
+LONGEST_ARGUMENTS = 10_000                     # characters of --network_args or --optimizer_args
 MOST_LITERAL = 1000                            # characters; Python's parser runs out of memory over deep nonsense
 NO_LITERAL = (ValueError, SyntaxError, TypeError, AttributeError, RecursionError, MemoryError)      # what it and `ast.literal_eval` raise
 OPTIMIZERS = {  # sd-scripts' name in lower case: ours, and what is not quite the same
@@ -146,6 +147,8 @@ class Taking:
     """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
+        """Raises `Refused` (code "no_settings") for more values than any trainer has settings."""
+        refuse_too_many(values, "settings", MOST_KEYS)
         self.values = {str(key): cleaned for key, value in values.items() if (cleaned := clean(value)) is not None}
         self.settings: dict[str, Any] = {}
         self.origin: dict[str, str] = {}
@@ -166,6 +169,12 @@ class Taking:
 
     def drop(self, key: str, reason: str) -> None:
         self.leave(key, self.take(key), reason)
+
+
+def refuse_too_many(found: Sized, what: str, most: int) -> None:
+    """Raise `Refused` (code "no_settings") for more than anybody has: reading on would take long."""
+    if len(found) > most:
+        raise Refused(f"It holds {len(found):,} {what}, and at most {most} are read: this is no file of settings.", code="no_settings")
 
 
 def clean(value: Any) -> Any:
@@ -192,15 +201,17 @@ def number(value: Any) -> float | None:
 
 def arguments(value: Any) -> dict[str, Any]:
     """Read "name=value" pairs from a list, a text with blanks between them, or a mapping; what has no = is kept as a name with True."""
+    if isinstance(value, (Mapping, list, tuple)):
+        refuse_too_many(value, "arguments", MOST_KEYS)
     if isinstance(value, Mapping):
         return {str(key): clean(item) for key, item in value.items()}
     if isinstance(value, str):
         try:
-            found = json.loads(value) if value.startswith(("[", "{")) else shlex.split(value)
+            found = json.loads(value) if value.startswith(("[", "{")) else shlex.split(value[:LONGEST_ARGUMENTS])
             check_extent(found)
             value = found
         except (ValueError, RecursionError):
-            value = value.split()
+            value = value[:LONGEST_ARGUMENTS].split()
         if isinstance(value, Mapping):
             return arguments(value)
     pairs = (str(item).partition("=") for item in (value if isinstance(value, Iterable) else []))
@@ -667,7 +678,7 @@ def why_not(key: str, *, known: Iterable[str]) -> str:
 
 
 def _unknown(key: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.75)
+    near = difflib.get_close_matches(key[:LONGEST_KEY], list(known), n=1, cutoff=0.75)
     return "this setting is not known here" + (f"; is {near[0]} meant?" if near else "")
 
 
@@ -685,10 +696,10 @@ def keep_valid(taking: Taking) -> dict[str, Any]:
 
 
 def reference_table() -> str:
-    """Return every setting as a Markdown table, a part for each group: our name, title, kohya's names, default, range, what it does."""
+    """Return every setting as a Markdown table, a part for each group: our name, title, kohya's and other names, default, range, what it does."""
     lines = []
     for group, heading in GROUPS.items():
-        lines += [f"### {heading}", "", "| setting | title | kohya's name | default | range | what it does |", "|---|---|---|---|---|---|"]
+        lines += [f"### {heading}", "", "| setting | title | other names | default | range | what it does |", "|---|---|---|---|---|---|"]
         lines += [_row(field) for field in dataclasses.fields(TrainConfig) if field.metadata["group"] == group]
         lines.append("")
     return "\n".join(lines)
@@ -699,7 +710,7 @@ def _row(field: dataclasses.Field) -> str:
     default = {True: "on", False: "off"}[field.default] if isinstance(field.default, bool) else f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
     limits = ", ".join(f"`{choice}`" for choice in facts["choices"]) if facts["choices"] else \
         "" if facts["minimum"] is None else f"{facts['minimum']:.10g} to {facts['maximum']:.10g}" + (f" {facts['unit']}" if facts["unit"] else "")
-    cells = [f"`{field.name}`", facts["title"], ", ".join(f"`{name}`" for name in (*facts["kohya"], *_SPECIAL.get(field.name, ()))), default, limits, facts["help"]]
+    cells = [f"`{field.name}`", facts["title"], ", ".join(f"`{name}`" for name in (*facts["kohya"], *facts["also"], *_SPECIAL.get(field.name, ()))), default, limits, facts["help"]]
     return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
 
 

@@ -46,7 +46,8 @@ def metadata(config: TrainConfig, base_model: BaseModel, shapes: "Mapping[str, S
 
 def held_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the settings that made a LoRA what it is: no names, no places, nothing that only suits a machine."""
-    return {name: getattr(config, name) for name in held_names()}
+    meant = config.meant()
+    return {name: meant[name] for name in held_names()}
 
 
 def held_names() -> list[str]:
@@ -100,7 +101,7 @@ def _tokens(config: TrainConfig) -> int | None:
 def _network(config: TrainConfig, base_model: BaseModel, shapes: "Mapping[str, Shape]", form: "Form") -> dict[str, Any]:
     """Rank and alpha as set, or of most layers where none has those: a LoRA that was gone on from brings its own."""
     usual = Counter((shape.rank, shape.alpha) for shape in shapes.values())
-    rank, alpha = (config.lora_rank, config.lora_alpha) if (config.lora_rank, config.lora_alpha) in usual else usual.most_common(1)[0][0]
+    rank, alpha = (config.lora_rank, config.alpha) if (config.lora_rank, config.alpha) in usual else usual.most_common(1)[0][0]
     arguments = _network_arguments(config, base_model, form, rank=rank, alpha=alpha)
     return {
         "ss_network_module": "networks.lora" if form.kind == "lora" and not form.use_dora else "lycoris.kohya", "ss_network_dim": rank, "ss_network_alpha": f"{alpha:g}",

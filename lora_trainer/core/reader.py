@@ -1,7 +1,7 @@
 """Reads a data set for its editor: pictures, captions and tables, each again only when its files have changed."""
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 

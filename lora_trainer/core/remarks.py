@@ -2,6 +2,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from .advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
 from .buckets import Bucket
 from .captions import loras_in
 from .choices import resolutions_of
@@ -13,7 +14,6 @@ from .selection import Selection
 from .variation import has_choices
 
 FEW_PICTURES, FEW_MIRRORED, MOST_SAID = 6, 4, 5
-WORK_BEST = "15 to 50"                 # pictures
 MOST_STEPS_PER_PICTURE = 300
 SMALLEST_SHARE = 0.75                  # of the side that a checkpoint was made for
 SIZES = {"sdxl": 1024}                 # of families, where the checkpoint does not say it
@@ -87,7 +87,7 @@ def _few(config: TrainConfig, count: int) -> list[str]:
     if count >= (FEW_MIRRORED if config.mirror else FEW_PICTURES):
         return []
     mirrored = [Remedy("Learn them mirrored, too", {"mirror": True})] if count >= FEW_MIRRORED else []
-    return [Remark(f"Only {count} picture{'s' * (count > 1)}: the LoRA may learn {'it' if count == 1 else 'them'} by heart. {WORK_BEST} work best.", *mirrored)]
+    return [Remark(f"Only {count} picture{'s' * (count > 1)}: the LoRA may learn {'it' if count == 1 else 'them'} by heart. {in_words(SUBJECT_PICTURES)} work best, for a style {in_words(STYLE_PICTURES)}.", *mirrored)]
 
 
 def _bare(pictures: list[tuple[Picture, str]]) -> list[str]:

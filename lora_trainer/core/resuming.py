@@ -54,7 +54,7 @@ def run_facts(config: TrainConfig, plan: Plan, *, should_stop: Callable[[], bool
             raise Stopped
         facts = _picture_facts(plan, number, contents)
         pictures[_name(picture.path, config) + _in_size(plan.resolutions[number], config)] = facts
-    return {"version": __version__, "torch": torch.__version__, "config": config.to_dict(), "total_steps": plan.schedule.total_steps, "pictures": pictures}
+    return {"version": __version__, "torch": torch.__version__, "config": config.meant(), "total_steps": plan.schedule.total_steps, "pictures": pictures}
 
 
 def model_facts(base_model: BaseModel) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ..core.base_models import say_which_are_there
 from ..core.errors import Refused
 from ..core.tensor_files import read_header
 
@@ -134,8 +135,8 @@ def _read_header(path: Path) -> tuple[Shapes, dict[str, str]]:
     if path.is_dir():
         raise _refused(path, "is a folder" + (" in diffusers' layout" if (path / "model_index.json").is_file() else ""), WHAT_WORKS)
     if not path.is_file():
-        raise Refused(f"There is no checkpoint {path}. Give the path of a Stable Diffusion checkpoint (.safetensors).",
-                      field="base_model", code="no_model")
+        advice = say_which_are_there(path) or "Give the path of a Stable Diffusion checkpoint (.safetensors)."
+        raise Refused(f"There is no checkpoint {path}. {advice}", field="base_model", code="no_model")
     if path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
         raise _refused(path, "is a pickle file, which can run any code when it is read, so it is not opened", "Convert it to .safetensors")
     try:

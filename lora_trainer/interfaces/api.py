@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Match, Route, Router
 from ..core.errors import Refused
 from ..core.paths import asked_under
 from ..jobs.service import TrainingService
-from . import captioning_api, datasets_api, doors, events, jobs_api, settings_api
+from . import captioning_api, datasets_api, doors, events, jobs_api, presets_api, settings_api
 from .answers import Json
 from .events import Guard
 from .requests import number, text
@@ -82,6 +82,7 @@ def mount(app: FastAPI, service: TrainingService, *, guard: Guard = lambda reque
 def create_router(service: TrainingService, guard: Guard) -> APIRouter:
     router = APIRouter(prefix=PREFIX, route_class=_route_class(guard), default_response_class=Json, responses=ERRORS, tags=["Train LoRA"])
     _add_information(router, service)
+    presets_api.add_routes(router, service)
     settings_api.add_routes(router, service)
     datasets_api.add_routes(router, service)
     captioning_api.add_routes(router, service)
@@ -94,10 +95,6 @@ def _add_information(router: APIRouter, service: TrainingService) -> None:
     @router.get("/status", **gives(an_object("version", "host", "model", "lora_dir", "data_dir", "current_job", "problems")))
     def status() -> Any:
         return service.status()
-
-    @router.get("/presets", **gives(a_list("name", "title", "help", "settings")))
-    def presets() -> Any:
-        return service.presets()
 
     @router.get("/loras", **gives(a_list("name", "path", "size_bytes", "modified_at")))
     def loras() -> Any:

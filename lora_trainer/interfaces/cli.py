@@ -1,4 +1,7 @@
-"""The command line: train, jobs, storage, import-settings, auto-label, demo, demo-checkpoint, ui, bench. Knows no host; `__main__` brings one."""
+"""The command line: train, jobs, storage, new-config, import-settings, auto-label, demo, demo-checkpoint, ui, bench.
+
+Knows no host; `__main__` brings one.
+"""
 import argparse
 import logging
 import sys
@@ -10,7 +13,7 @@ from ..core.contracts import Host
 from ..core.errors import Refused
 from ..jobs.ending import close_at_end
 from ..jobs.service import TrainingService
-from . import auto_label, import_settings, job_table, storage, train
+from . import auto_label, import_settings, job_table, new_config, storage, train
 
 MakeHost = Callable[..., Host]
 
@@ -51,6 +54,10 @@ def _storage(args: argparse.Namespace, make_host: MakeHost) -> int:
 
 def _import_settings(args: argparse.Namespace, make_host: MakeHost) -> int:
     return import_settings.run(args)
+
+
+def _new_config(args: argparse.Namespace, make_host: MakeHost) -> int:
+    return new_config.run(args)
 
 
 def _auto_label(args: argparse.Namespace, make_host: MakeHost) -> int:
@@ -116,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     jobs.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="where jobs are kept, for example output/train_lora")
     storage.add_arguments(_command(commands, "storage", _storage, "say what jobs take of the disk, and clear it"))
     import_settings.add_arguments(_command(commands, "import-settings", _import_settings, "take over the settings of another trainer's file, or of a LoRA"))
+    new_config.add_arguments(_command(commands, "new-config", _new_config, "write a settings file to fill in, which says what every setting does"))
     auto_label.add_arguments(_command(commands, "auto-label", _auto_label, "write captions for a folder of pictures"))
     demo = _command(commands, "demo", _demo, "train the embedded concept on the embedded checkpoint and judge the result")
     demo.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for the results (default: demo-output)")

@@ -12,7 +12,7 @@ from ..jobs.importing import read
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="kohya's .toml or .json, lora-scripts' .yaml or .toml, or a LoRA as .safetensors")
+    parser.add_argument("file", type=Path, metavar="FILE", help="kohya's .toml or .json, OneTrainer's .json, lora-scripts' .yaml or .toml, or a LoRA as .safetensors")
     parser.add_argument("--into", type=Path, metavar="RUN.yaml", help="write them there, for `train --config`")
     parser.add_argument("--overwrite", action="store_true", help="replace that file")
 
@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     """Print what was taken over and what was left out, write the former if asked to, and return 0. Raises `Refused`."""
     if args.into and args.into.exists() and not args.overwrite:
         raise Refused(f"{args.into} exists already. Give another name, or --overwrite to replace it.", field="into", code="exists")
-    found = read(args.file)
+    found = read(args.file, look_around=True)
     TrainConfig.parse(found["settings"])
     print(f"{found['source']}: {len(found['settings'])} settings taken over, {len(found['left_out'])} left out")
     _print_list("taken over", [f"{name}: {_short(value)}{' (not said; what its program would have used)' * (name in found['assumed'])}"

@@ -37,7 +37,8 @@ def a_number(low: float, high: float, **more: Any) -> Schema:
 def settings() -> Schema:
     """Return the schema of a training config, from TrainConfig's fields; kohya's names are taken, too."""
     ours = {entry["name"]: _setting(entry) for entry in schema()}
-    theirs = {name: {**ours[entry["name"]], "description": f"kohya's name of {entry['name']}."} for entry in schema() for name in entry["kohya"]}
+    theirs = {name: {**ours[entry["name"]], "description": f"Another name of {entry['name']}."}
+              for entry in schema() for name in (*entry["kohya"], *entry["also"])}
     return {"type": "object", "properties": {**ours, **theirs}, "additionalProperties": False}
 
 

@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.config import TrainConfig, read_resolutions, read_settings, schema
+from ..core.config import TrainConfig, schema
 from ..core.contracts import Host
 from ..core.errors import Refused
 from ..core.pipeline import DRAWING
 from ..jobs.service import TrainingService
 from ..jobs.store import ALIVE, BEGUN
 from .ctrl_c import asked_by_ctrl_c, asked_by_termination
+from .run_settings import at_model_size, data_dir_of, read_run
 from .storage import add_limits, limits_of
 
 Begin = Callable[[], str]
@@ -20,6 +21,8 @@ ENDS = {"stopped": 130, "interrupted": 143}    # exit statuses, as shells give t
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Every setting of TrainConfig as an option; what the file says is overruled by what is typed."""
     parser.add_argument("--config", type=Path, help="settings; lora-scripts' and kohya's names are understood")
+    parser.add_argument("--preset", metavar="NAME", help="begin with this preset, one of the package's or of yours, or a preset's file; what the file "
+                        "and the options say goes before")
     parser.add_argument("--data-dir", type=Path, help="where jobs are kept (default: train_lora in the output folder)")
     parser.add_argument("--new", action="store_true", help="begin anew where an unfinished run of these settings would be gone on with")
     parser.add_argument("--resume", action="store_true", help="go on with a job of this output_name, the one that is furthest unless --job says which; epochs, "
@@ -42,15 +45,14 @@ def _default_words(value: Any) -> str:
 
 def run(args: argparse.Namespace, make_host: Callable[..., Host]) -> int:
     """Run the command; return 0, or 130 after Ctrl-C, which saves what was learned, or 143 after `kill`, which keeps the progress. Raises `Refused`."""
-    values = read_settings(args.config) if args.config else {}
-    typed = {entry["name"]: value for entry in schema() if (value := getattr(args, entry["name"])) is not None}
-    values.update({**typed, **read_resolutions(typed)})
+    values = read_run(args)
     config = TrainConfig.parse(values)
     if not config.base_model:
         raise Refused("Without a WebUI a checkpoint is needed: give base_model, a .safetensors file.", field="base_model")
     output = Path(config.output_dir or "output")
-    service = TrainingService(make_host(checkpoint=Path(config.base_model), lora_dir=output, data_dir=args.data_dir or output / "train_lora"),
-                              limits=limits_of(args))
+    host = make_host(checkpoint=Path(config.base_model), lora_dir=output, data_dir=args.data_dir or data_dir_of(output))
+    service = TrainingService(host, limits=limits_of(args))
+    config = TrainConfig.parse(at_model_size(values, host))
     if args.resume or args.resume_anyway or args.job:
         job = _resume(service, config, _job_to_resume(service, config.output_name, args.job), anyway=args.resume_anyway)
     elif (earlier := _newest(service, config)) and _is_unfinished(earlier) and not args.new:

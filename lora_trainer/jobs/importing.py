@@ -11,13 +11,14 @@ ENDINGS = (".toml", ".json", ".yaml", ".yml", ".safetensors")
 LARGEST_SETTINGS_BYTES = 1_000_000
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, *, look_around: bool = False) -> dict[str, Any]:
     """Return `{settings, assumed, left_out: [{key, value, reason}], source}` of a file on disk; raises `Refused`.
 
     `assumed` names the settings that the file does not give, and its program would have had so.
+    `look_around`: as `import_settings` takes it.
     """
     _check_ending(path.name)
-    found = import_settings(path)
+    found = import_settings(path, look_around=look_around)
     return {"settings": found.settings, "source": found.source, "assumed": list(found.assumed),
             "left_out": [{"key": left.key, "value": left.value, "reason": left.reason} for left in found.left_out]}
 
@@ -39,7 +40,7 @@ def read_upload(filename: str, file: BinaryIO) -> dict[str, Any]:
 def _check_ending(name: str) -> str:
     suffix = Path(name).suffix.lower()
     if suffix not in ENDINGS:
-        raise Refused(f"{name[:80]} is no settings file. Bring kohya's .toml or .json, lora-scripts' .yaml or .toml, or a LoRA as .safetensors.", field="file",
+        raise Refused(f"{name[:80]} is no settings file. Bring kohya's .toml or .json, OneTrainer's .json, lora-scripts' .yaml or .toml, or a LoRA as .safetensors.", field="file",
                       code="unreadable_config")
     return suffix
 

@@ -12,12 +12,13 @@ from .. import __version__
 from ..captioning.labels import LabelSets
 from ..captioning.registry import Captioners
 from ..captioning.tokens import TokenCounter
-from ..core.config import TrainConfig, presets
+from ..core.config import TrainConfig, in_our_names
 from ..core.contracts import Host, ModelStatus
 from ..core.errors import Refused
 from ..core.library import Library
 from ..core.paths import check_inside, check_possible, foreign_name
 from ..core.plan import Plan, check_space, estimate, make_plan
+from ..core.presets import OwnPresets, presets_folder
 from ..core.remarks import remarks_on_model
 from ..core.remedies import Remedy, advice_in
 from . import claims, importing
@@ -29,10 +30,11 @@ from .log_file import NAME as LOG_NAME
 from .log_file import read_log
 from .metrics import read_metrics
 from .names import Names
+from .presets import PresetShelf
 from .queue import JobQueue
 from .reports import describe
 from .resuming import Resuming
-from .settings import Settings, in_our_names
+from .settings import Settings
 from .storage import Limits, Storage
 from .store import ALIVE, KINDS, JobStore
 from .tensorboard import find_tensorboard
@@ -60,6 +62,7 @@ class TrainingService:
         self.captioners = Captioners(host.data_dir, self.labels, self.check_path, host.captioners())
         self.queue = JobQueue(self.store, self._make)
         self._names = Names(host.lora_dir, self.store, self.queue)
+        self.presets = PresetShelf(OwnPresets(presets_folder(host.data_dir)))
         self._settings = Settings(host.kind, self.library, self.check_path)
         self._form: dict[str, Any] | None = None
         self._resuming = Resuming(self._settings, self._names, host.lora_dir, self.job_folder)
@@ -80,9 +83,6 @@ class TrainingService:
         return {"version": __version__, "host": {"kind": self.host.kind, "version": self.host.version, "default_size_px": size},
                 "model": dataclasses.asdict(model), "lora_dir": str(self.host.lora_dir), "data_dir": str(self.host.data_dir),
                 "current_job": self.current_job(), **self.queue_status(), "problems": list(self.store.problems)}
-
-    def presets(self) -> list[dict[str, Any]]:
-        return presets()
 
     def form(self) -> dict[str, Any]:
         """The settings, for a page to show: `groups` and `settings`."""
@@ -109,7 +109,7 @@ class TrainingService:
 
     def import_settings(self, filename: str, file: BinaryIO) -> dict[str, Any]:
         """Read settings from an uploaded file: `{settings, assumed, left_out: [{key, value, reason}], source, filename}`. Raises `Refused`."""
-        return importing.read_upload(filename, file)
+        return self._for_this_host(importing.read_upload(filename, file))
 
     def settings_of_lora(self, name: str) -> dict[str, Any]:
         """Do the same for a LoRA of the LoRA folder, by its name. Raises `Refused`."""
@@ -117,7 +117,15 @@ class TrainingService:
         if path is None:
             raise Refused(f"There is no LoRA {name[:80]!r} in {self.host.lora_dir}.", field="lora", code="not_found")
         self.check_path(path)
-        return {**importing.read(path), "filename": path.name}
+        return self._for_this_host({**importing.read(path), "filename": path.name})
+
+    def _for_this_host(self, found: dict[str, Any]) -> dict[str, Any]:
+        """In the WebUI the loaded checkpoint is trained: say which one the file names, and take over all else."""
+        settings = dict(found["settings"])
+        if self.host.kind != "webui" or not (named := settings.pop("base_model", "")):
+            return found
+        reason = f"the checkpoint that is loaded is trained: load {Path(named.replace(chr(92), '/')).name} at the top left, or one of its kind"
+        return {**found, "settings": settings, "left_out": [*found["left_out"], {"key": "base_model", "value": named, "reason": reason}]}
 
     def export_settings(self, values: Mapping[str, Any]) -> str:
         """Return settings as YAML that the command line and the page read again, with a data set's name turned into its folder. Raises `Refused`."""

@@ -3,7 +3,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.config import TrainConfig, schema
+from ..core.config import TrainConfig, in_our_names
 from ..core.errors import Refused
 from ..core.library import Library
 from ..core.paths import check_possible, expanded
@@ -11,7 +11,6 @@ from ..core.plan import folders_of
 from ..core.resuming import FREE
 
 _PATHS = ("metadata_path", "output_dir", "base_model", "logging_dir", "init_lora", "reg_data_dir")
-_THEIR_NAMES = {theirs: entry["name"] for entry in schema() for theirs in entry["kohya"]}
 
 
 class Settings:
@@ -40,7 +39,7 @@ class Settings:
 
     def differences(self, before: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings in which `values` differ from a job's; raises `Refused` for one that cannot change in the middle of a run."""
-        old, new = self.parse(before).to_dict(), self.parse(values).to_dict()
+        old, new = self.parse(before).meant(), self.parse(values).meant()
         names = [name for name in new if old[name] != new[name] and not _same_path(name, old[name], new[name])]
         for name in names:
             if name not in FREE:
@@ -58,12 +57,6 @@ class Settings:
         except Refused as error:
             raise Refused(error.message, field=name, code=error.code) from error
         return path
-
-
-def in_our_names(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return changes under our names, so that they replace what was there; where both ours and kohya's are given, ours counts."""
-    ours = {name: value for name, value in changes.items() if name not in _THEIR_NAMES and value is not None}
-    return {**{_THEIR_NAMES[name]: value for name, value in changes.items() if name in _THEIR_NAMES and value is not None}, **ours}
 
 
 def _same_path(name: str, old: str, new: str) -> bool:

@@ -3,7 +3,8 @@ import dataclasses
 
 import pytest
 
-from lora_trainer.core.config import GROUPS, KOHYA_NAMES, TrainConfig, check_name, presets, schema
+from lora_trainer.core.choices import layer_choice
+from lora_trainer.core.config import GROUPS, KOHYA_NAMES, TrainConfig, check_name, schema
 from lora_trainer.core.errors import Refused
 
 
@@ -175,12 +176,10 @@ def test_every_name_of_kohyas_means_ours(theirs, ours):
     assert getattr(TrainConfig.parse({theirs: other, ours: field.default}), ours) == (other if theirs == "unet_lr" else field.default)
 
 
-def test_presets_are_valid_and_ordered():
-    found = presets()
-    assert [preset["name"] for preset in found][0] == "character" and len(found) == 4
-    for preset in found:
-        TrainConfig.parse(preset["settings"])
-        assert preset["title"] and preset["help"]
+def test_an_alpha_left_out_is_the_rank():
+    assert (TrainConfig.parse({"lora_rank": 8}).alpha, TrainConfig.parse({"lora_rank": 8, "alpha": 16}).alpha, TrainConfig().alpha) == (8, 16, 16)
+    assert TrainConfig.parse({"lora_rank": 8}).meant() == TrainConfig.parse({"lora_rank": 8, "lora_alpha": 8}).meant()
+    assert layer_choice(TrainConfig.parse({"lora_rank": 8})).alpha == 8
 
 
 def test_yaml_round_trip(tmp_path):

@@ -1,4 +1,5 @@
 """Files of other trainers as their programs write them, LoRAs by their header, and anything broken."""
+import contextlib
 import json
 import math
 import time
@@ -312,7 +313,7 @@ def test_damaged_files_are_refused(tmp_path, name, content):
     assert caught.value.code == "unreadable_config"
 
 
-@pytest.mark.parametrize("values", [{}, {"foo": 1}, {"network_dim": -5}, {"training_method": "LORA", "model_type": "STABLE_DIFFUSION_15", "lora_rank": 16}])
+@pytest.mark.parametrize("values", [{}, {"foo": 1}, {"network_dim": -5}, {"training_method": "LORA", "model_type": "FLUX_DEV_1", "lora_rank": 16}])
 def test_files_without_settings_are_refused(tmp_path, values):
     with pytest.raises(Refused) as caught:
         imported(tmp_path, values)
@@ -415,3 +416,41 @@ def test_what_would_take_long_to_understand_is_passed_over_or_refused(tmp_path, 
     else:
         assert lora(tmp_path, metadata).settings["lora_rank"] == 4
     assert time.process_time() - began < 2
+
+
+# --- What takes long ------------------------------------------------------------------------------------------------------
+
+DOTTED = ".".join("a" * 20_000)
+SLOW = {  # each took from one second to a minute
+    "keys.yaml": "\n".join(f"key_{number}: 1" for number in range(20_000)), "keys.json": json.dumps({f"key_{number}": 1 for number in range(20_000)}),
+    "list.yaml": "{a," + "a," * 60_000 + "}", "deep.yaml": "[" * 100_000, "number.yaml": "a: 1" + ":1" * 50_000, "number.json": f'{{"a": {"1" * 900_000}}}',
+    "dotted.toml": f"{DOTTED} = 1", "quoted.toml": DOTTED.replace("a", '"a"') + " = 1", "inline.toml": f"x = {{{DOTTED} = 1}}", "section.toml": f"[{DOTTED}]",
+    "subsets.json": json.dumps({"general": {f"key_{number}": 1 for number in range(5_000)}, "datasets": [{"subsets": [{}] * 40_000}]}),
+    "arguments.json": json.dumps({"network_module": "networks.lora", "network_args": {f"key_{number}": 1 for number in range(80_000)}}),
+    "command.json": json.dumps({"LoRA_type": "Standard", "additional_parameters": "".join(f"--a{number} " for number in range(100_000))}),
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_no_file_takes_long(tmp_path, name):
+    (tmp_path / name).write_text(SLOW[name], encoding="utf-8")
+    began = time.process_time()
+    try:
+        found = import_settings(tmp_path / name)
+    except Refused as error:
+        assert error.code in ("unreadable_config", "no_settings") and len(error.message) < 400 + len(str(tmp_path))
+    else:
+        assert name == "command.json" and "additional_parameters" in left(found)
+    assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize("metadata", [
+    {f"ss_network_{number}": "1" for number in range(100_000)}, {"ss_network_dim": "4", "ss_datasets": json.dumps([{"resolution": 512}] * 200_000)},
+    {"ss_network_dim": "4", "ss_network_args": json.dumps({f"key_{number}": 1 for number in range(200_000)})}])
+def test_no_lora_takes_long(tmp_path, metadata):
+    header = json.dumps({"__metadata__": metadata}).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    began = time.process_time()
+    with contextlib.suppress(Refused):
+        import_settings(tmp_path / "x.safetensors")
+    assert time.process_time() - began < 1.5

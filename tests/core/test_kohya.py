@@ -270,7 +270,7 @@ def test_the_reference_has_every_setting_once_with_its_names():
     assert sorted(row.split("`")[1] for row in rows) == sorted(field.name for field in dataclasses.fields(TrainConfig))
     assert all(f"### {heading}" in table for heading in GROUPS.values()) and all(f"`{theirs}`" in table for theirs in KOHYA_NAMES)
     row = next(row for row in rows if "`lora_rank`" in row)
-    assert row == "| `lora_rank` | Rank | `network_dim` | 16 | 1 to 1024 | " + TrainConfig.__dataclass_fields__["lora_rank"].metadata["help"] + " |"
+    assert row == "| `lora_rank` | Rank | `network_dim`, `rank`, `network_rank`, `dim`, `lora_dim`, `lora_r` | 16 | 1 to 1024 | " + TrainConfig.__dataclass_fields__["lora_rank"].metadata["help"] + " |"
 
 
 @pytest.mark.parametrize("values, expected, left", [

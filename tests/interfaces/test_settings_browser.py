@@ -203,6 +203,79 @@ def test_what_an_sdxl_model_predicts_can_be_said(page, host):
     page.wait_for_selector(".tl-predicts:has-text('· predicts noise change')")
 
 
+# --- Presets of one's own --------------------------------------------------------------------------------------------------
+
+def own_presets(page):
+    return page.locator(".tl-own-preset .tl-preset-title").all_inner_texts()
+
+
+def save_preset(page, name, help=""):
+    page.click("#tl-save-preset")
+    page.fill("#tl-preset-name", name)
+    page.fill("#tl-preset-help", help)
+    page.click(".tl-ask >> button:has-text('Save preset')")
+
+
+def in_preset_menu(page, item):
+    page.click(".tl-own-preset .tl-tool")
+    page.click(f".tl-menu-item:has-text('{item}')")
+
+
+def test_the_settings_become_a_preset_that_can_be_taken_again(page, service):
+    page.fill(setting("output_name"), "mine")
+    page.fill(setting("lora_rank"), "24")
+    page.fill(setting("learning_rate"), "0.0003")
+    save_preset(page, "水墨 🖌", "Ink on rice paper")
+    page.wait_for_selector(".tl-own-preset :checked", state="attached")
+    assert own_presets(page) == ["水墨 🖌"] and "Ink on rice paper" in text(page, ".tl-own-preset .tl-help") and not page.is_visible(".tl-changed")
+    assert service.presets.all()[-1]["settings"].items() >= {"lora_rank": 24, "learning_rate": 0.0003}.items()
+    assert not {"output_name", "output_dir", "trigger_word"} & service.presets.all()[-1]["settings"].keys()
+    page.check("input[name=tl-preset][value=quick_try]", force=True)
+    assert page.input_value(setting("lora_rank")) == "8" and page.input_value(setting("output_name")) == "mine"
+    page.reload()
+    page.check(".tl-own-preset input", force=True)
+    assert (page.input_value(setting("lora_rank")), page.input_value(setting("learning_rate"))) == ("24", "0.0003")
+
+
+def test_a_preset_is_replaced_when_asked_renamed_and_deleted(page, service):
+    page.fill(setting("lora_rank"), "24")
+    save_preset(page, "ink")
+    page.wait_for_selector(".tl-own-preset :checked", state="attached")
+    page.fill(setting("lora_rank"), "28")
+    save_preset(page, "ink")
+    page.click(".tl-ask >> button:has-text('Replace')")
+    page.wait_for_function("!document.querySelector('dialog[open]')")
+    page.wait_for_selector(".tl-changed", state="hidden")
+    assert service.presets.all()[-1]["settings"]["lora_rank"] == 28
+    save_preset(page, "Character")
+    page.wait_for_selector(".tl-ask .tl-error:visible:has-text('already')")
+    page.keyboard.press("Escape")
+    in_preset_menu(page, "Rename")
+    page.fill("#tl-preset-name", "墨")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".tl-own-preset:has-text('墨') :checked", state="attached")
+    in_preset_menu(page, "Delete")
+    page.click(".tl-ask >> button:has-text('Delete')")
+    page.wait_for_selector(".tl-own-preset", state="detached")
+    assert page.input_value(setting("lora_rank")) == "28" and page.is_visible(".tl-changed")      # what was set stays
+
+
+def test_a_preset_is_shared_as_a_file(page, service, tmp_path):
+    service.presets.save("ink", {"lora_rank": 24}, help="Ink")
+    page.reload()
+    page.wait_for_selector(".tl-own-preset")
+    with page.expect_download() as download:
+        in_preset_menu(page, "Save as a file")
+    download.value.save_as(tmp_path / "ink.yaml")
+    assert download.value.suggested_filename == "ink.yaml" and yaml.safe_load((tmp_path / "ink.yaml").read_text())["settings"] == {"lora_rank": 24}
+    page.click("#tl-settings-more")
+    with page.expect_file_chooser() as chooser:
+        page.click(".tl-menu-item:has-text('Add a preset from a file')")
+    chooser.value.set_files(tmp_path / "ink.yaml")
+    page.wait_for_selector(".tl-own-preset:has-text('ink-2') :checked", state="attached")
+    assert page.input_value(setting("lora_rank")) == "24" and own_presets(page) == ["ink", "ink-2"]
+
+
 # --- Settings from elsewhere ---------------------------------------------------------------------------------------------
 
 def test_a_file_is_looked_at_and_then_taken_over(page):

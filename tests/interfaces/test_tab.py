@@ -10,7 +10,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from lora_trainer.core.config import TrainConfig, presets, schema
+from lora_trainer.core.config import TrainConfig, schema
+from lora_trainer.core.presets import package_presets
 from lora_trainer.interfaces import tab
 
 # What gradio leaves open when it goes is not ours to close.
@@ -44,7 +45,7 @@ def test_link_leads_to_the_tab(let_go):
     assert re.search(r"window\.trainLora = .*\{open:", SCRIPTS[0].read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("preset", presets(), ids=lambda preset: preset["name"])
+@pytest.mark.parametrize("preset", package_presets(), ids=lambda preset: preset["name"])
 def test_preset_is_valid_and_says_what_it_is_for(preset):
     assert preset["title"] and preset["help"]
     config = TrainConfig.parse(preset["settings"])
@@ -54,8 +55,8 @@ def test_preset_is_valid_and_says_what_it_is_for(preset):
 
 def test_presets_decide_the_same_settings():
     """So that going from one to another leaves nothing of the first behind."""
-    decided = {preset["name"]: sorted(preset["settings"]) for preset in presets()}
-    assert sorted(decided) == ["character", "object", "quick_try", "style"]
+    decided = {preset["name"]: sorted(preset["settings"]) for preset in package_presets()}
+    assert sorted(decided) == ["anime_character", "character", "ink_painting", "object", "product", "quick_try", "style"]
     assert len({tuple(names) for names in decided.values()}) == 1
 
 

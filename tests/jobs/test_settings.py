@@ -25,6 +25,13 @@ def test_others_are_refused_with_their_name(read, settings, changes, field):
     assert (caught.value.field, caught.value.code) == (field, "bad_value")
 
 
+def test_an_alpha_left_out_is_the_rank_also_for_jobs_that_say_16(read, settings):
+    older = {**settings, "lora_rank": 16, "lora_alpha": 16.0}
+    assert read.differences(older, {**older, "lora_alpha": 0}) == {} == read.differences({**older, "lora_alpha": 0}, older)
+    with pytest.raises(Refused, match="it was 16.0, and is to be 8.0"):
+        read.differences({**older, "lora_rank": 8}, {**older, "lora_rank": 8, "lora_alpha": 0})
+
+
 def test_another_spelling_of_a_path_is_no_change(read, settings, pictures, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert read.differences(settings, {**settings, "train_data_dir": "pictures"}) == {}

@@ -1,0 +1,71 @@
+"""The settings of a run as they are brought to the command line: a preset, a file, and options, each over the one before; with the name,
+the places and the resolution that a settings file may leave to the program that it was written for."""
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..core.config import KOHYA_NAMES, in_our_names, read_resolutions, read_settings, schema
+from ..core.contracts import Host
+from ..core.importing import name_for
+from ..core.paths import expanded
+from ..core.presets import find_preset, presets_folder
+
+READ_FROM = ("train_data_dir", "metadata_path", "base_model", "reg_data_dir", "init_lora")
+Values = dict[str, Any]
+
+
+def read_run(args: argparse.Namespace) -> Values:
+    """Return what the options of `train` say. Prints what the settings leave open and how it is taken. Raises `Refused`."""
+    typed = {entry["name"]: value for entry in schema() if (value := getattr(args, entry["name"])) is not None}
+    typed |= read_resolutions(typed)
+    written = read_settings(args.config) if args.config else {}
+    values = _over({**written, **_places(written, args.config)} if args.config else {}, typed)
+    if args.preset:
+        output = in_our_names(values).get("output_dir")
+        values = _over(find_preset(args.preset, presets_folder(args.data_dir or data_dir_of(output)))["settings"], values)
+    if not in_our_names(values).get("output_name") and (name := name_for(values, args.config)):
+        print(f"note: no output_name is given; the LoRA is called {name}")
+        values["output_name"] = name
+    return values
+
+
+def data_dir_of(output_dir: Any) -> Path:
+    """Return where jobs and presets are kept unless it is said."""
+    return Path(str(output_dir or "output")) / "train_lora"
+
+
+def at_model_size(values: Values, host: Host) -> Values:
+    """Fill in the size of the checkpoint's own pictures where no resolution is given."""
+    if values.get("resolution") not in (None, "") or not (status := host.model_status()).trainable:
+        return values
+    return {**values, "resolution": status.size_px or host.default_size_px}
+
+
+def _over(lower: Values, upper: Values) -> Values:
+    """Put settings over others, whichever names either uses."""
+    said = in_our_names(upper)
+    return {**{name: value for name, value in lower.items() if KOHYA_NAMES.get(name, name) not in said}, **upper}
+
+
+def _places(values: Values, config: Path) -> dict[str, str]:
+    """Find what is not where a relative path says, from the current folder: beside the settings file, or beside its folder."""
+    found = {}
+    for name, written in values.items():
+        if KOHYA_NAMES.get(name, name) not in READ_FROM or not isinstance(written, str):
+            continue
+        if place := _elsewhere(expanded(written.strip()), config):
+            found[name] = str(place)
+            print(f"note: {name}: {written} is not in this folder; {place} is taken")
+    return found
+
+
+def _elsewhere(path: Path, config: Path) -> Path | None:
+    if not path.name or path.is_absolute() or path.exists():
+        return None
+    return next((place for folder in _beside(config) if (place := folder / path).exists()), None)
+
+
+def _beside(config: Path) -> Iterator[Path]:
+    folder = config.absolute().parent
+    yield from (folder, folder.parent)

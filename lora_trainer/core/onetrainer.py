@@ -10,7 +10,7 @@ from .kohya import NOT_NEEDED, Taking, clean, is_off, number, refuse_too_many
 MOST_CONCEPTS = 500
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 3e-6, "lora_rank": 16, "lora_alpha": 1.0, "epochs": 100, "batch_size": 1, "resolution": "512", "learning_rate_warmup_steps": 200,
-    "learning_rate_scheduler": "CONSTANT", "clip_grad_norm": 1.0, "aspect_ratio_bucketing": True, "layer_filter_preset": "full", "train_dtype": "FLOAT_16",
+    "learning_rate_scheduler": "CONSTANT", "clip_grad_norm": 1.0, "aspect_ratio_bucketing": True, "layer_filter_preset": "full",
     "output_dtype": "FLOAT_32", "peft_type": "LORA",
 }
 _PLAIN = {  # OneTrainer's name: sd-scripts', where the value means the same
@@ -74,7 +74,7 @@ def assumed(nested: Mapping[str, Any]) -> set[str]:
     ours = {"learning_rate": {"learning_rate"}, "lora_rank": {"lora_rank"}, "lora_alpha": {"lora_alpha"}, "epochs": {"epochs"}, "batch_size": {"batch_size"},
             "resolution": {"resolution"}, "learning_rate_scheduler": {"scheduler"}, "learning_rate_warmup_steps": {"lr_warmup_steps"},
             "clip_grad_norm": {"max_grad_norm"}, "aspect_ratio_bucketing": {"enable_bucket"}, "layer_filter_preset": {"lora_targets"},
-            "train_dtype": {"mixed_precision"}, "output_dtype": {"save_precision"}, "peft_type": {"lora_type"}, "optimizer": {"optimizer", "weight_decay"},
+            "output_dtype": {"save_precision"}, "peft_type": {"lora_type"}, "optimizer": {"optimizer", "weight_decay"},
             "text_encoder_layer_skip": {"clip_skip"}}
     return {name for key, names in ours.items() if key not in nested for name in names} | {"max_token_length"}
 
@@ -228,6 +228,8 @@ def _masks(taking: Taking, values: Mapping[str, Any]) -> None:
 
 def _precision(taking: Taking, values: Mapping[str, Any]) -> None:
     for key, names, ours in (("train_dtype", _NUMBERS, "mixed_precision"), ("output_dtype", _SAVED, "save_precision")):
+        if key not in values:                                                      # its fp16 needs a GPU; auto suits every machine
+            continue
         if (found := names.get(str(values[key]).upper())) is not None:
             taking.values[ours] = found
         else:

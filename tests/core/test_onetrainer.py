@@ -47,7 +47,7 @@ def test_a_preset_of_its_own(tmp_path):
         "output_name": "lora", "output_dir": "models", "lora_targets": "attention+feed-forward", "lora_type": "lora", "lora_rank": 16, "lora_alpha": 1.0,
         "learning_rate": 3e-4, "train_text_encoder": True, "text_encoder_lr": 3e-4, "optimizer": "adamw", "weight_decay": 0.01, "epochs": 100,
         "scheduler": "constant", "lr_warmup_steps": 200, "batch_size": 4, "enable_bucket": True, "max_grad_norm": 1.0, "max_token_length": 75, "resolution": 512,
-        "clip_skip": 1, "mixed_precision": "fp16", "save_precision": "fp32", "gradient_checkpointing": True}
+        "clip_skip": 1, "save_precision": "fp32", "gradient_checkpointing": True}
     assert {left.key for left in found.left_out} == {"base_model_name"} and {"lora_alpha", "epochs", "clip_skip"} <= set(found.assumed)
     assert not {"learning_rate", "batch_size", "output_name"} & set(found.assumed)
 

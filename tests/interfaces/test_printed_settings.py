@@ -13,6 +13,7 @@ from lora_trainer.demo.concept import write_dataset
 from lora_trainer.hosts.standalone import StandaloneHost
 from lora_trainer.interfaces import cli
 
+pytest.importorskip("diffusers", reason="a WebUI's packages lack what the command line trains with")
 COMMON = "batch_size: 4\nlearning_rate: 2e-4\nsave_steps: 100\n"
 PRINTED = {  # name: (the file but for COMMON, rank, alpha, epochs)
     "my_style": ("train_data_dir: ./data/style_train\nmetadata_path: ./data/style_train/metadata.csv\n"

@@ -257,7 +257,8 @@ class _Run:
         groups = adapters.groups()
         learning_rates = self._learning_rates(groups)
         for remark in remarks_on(config.optimizer, learning_rates=learning_rates, scheduler=config.scheduler):
-            self.teller.remark(remark)
+            if remark not in self.plan.warnings:                                   # which have said it before
+                self.teller.remark(remark)
         for name, rate in learning_rates.items():
             for parameter in groups[name] if rate == 0 else ():                    # they stay as they are, and their gradients are nobody's business
                 parameter.requires_grad_(False)

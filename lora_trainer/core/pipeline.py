@@ -274,7 +274,8 @@ class _Run:
         groups = groups_of(adapters.named_parameters(), choice, levels=levels_in(base_model.parts()))
         learning_rates = rates_of(groups, choice)
         for remark in remarks_on(config.optimizer, learning_rates={group.part: choice.rates()[group.part] for group in groups}, scheduler=config.scheduler):
-            self.teller.remark(remark)
+            if remark not in self.plan.warnings:                                   # which have said it before
+                self.teller.remark(remark)
         for group, parameters in groups.items():
             for parameter in parameters if learning_rates[group.name] == 0 else ():    # they stay as they are, and their gradients are nobody's business
                 parameter.requires_grad_(False)

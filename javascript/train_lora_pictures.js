@@ -5,8 +5,8 @@
         createGrid, createTags, openBulk, openDetail, importTable, openCaptioning, createCaptioningBar, remarksOf} = kit;
 
     const PICTURE_ENDINGS = /\.(png|jpe?g|jpe|jfif|webp|bmp|gif|tiff?|avif|heic|jxl)$/i;
-    const TABLE_ENDINGS = /\.(csv|jsonl)$/i;
-    const CAPTION_ENDINGS = /\.txt$/i;
+    const TABLE_ENDINGS = /\.(csv|jsonl)$|^(metadata|meta_(cap|cap_dd|clean|lat))\.json$/i;      // The latter are kohya's.
+    const CAPTION_ENDINGS = /\.(txt|caption)$/i;
     const UPLOAD_BATCH_FILES = 16;
     const UPLOAD_BATCH_BYTES = 32 * 2 ** 20;
     const POLL_MS = 3000;
@@ -59,7 +59,7 @@
                 continue;
             }
             if (!PICTURE_ENDINGS.test(file.name) && !CAPTION_ENDINGS.test(file.name)) {
-                refused.push({filename: file.name, reason: 'Neither a picture nor captions (.txt, .csv, .jsonl).'});
+                refused.push({filename: file.name, reason: 'Neither a picture nor captions (.txt, .caption, .csv, .jsonl).'});
                 continue;
             }
             const key = stem(file.name).toLowerCase();
@@ -645,7 +645,7 @@
                     act: () => trash(selected)}];
         }
 
-        const tableInput = h('input', {type: 'file', accept: '.csv,.jsonl', hidden: true, id: 'tl-table-file', onchange: () => {
+        const tableInput = h('input', {type: 'file', accept: '.csv,.jsonl,.json', hidden: true, id: 'tl-table-file', onchange: () => {
             const [file] = tableInput.files;
             tableInput.value = '';
             if (file) readTable(file);

@@ -13,7 +13,7 @@
     const TAB_ID = 'tab_train_lora';
     const STORE_KEY = 'train-lora.v1';
     // Each gets what those before it gave.
-    const PARTS = ['widgets', 'webui', 'events', 'fields', 'settings', 'settings_import', 'dataset', 'grid', 'tags', 'bulk', 'detail', 'importing', 'captioning', 'pictures', 'gallery', 'chart', 'jobs', 'job_dialogs', 'running', 'queue', 'history', 'notify', 'training', 'generate'];
+    const PARTS = ['widgets', 'webui', 'events', 'fields', 'settings', 'settings_import', 'dataset', 'grid', 'tags', 'bulk', 'detail', 'importing', 'tables', 'captioning', 'pictures', 'gallery', 'chart', 'jobs', 'job_dialogs', 'running', 'queue', 'history', 'notify', 'training', 'generate'];
 
 
     // --- Elements -----------------------------------------------------------------------------------------------------
@@ -94,9 +94,9 @@
 
     /** An answer that is an error (`code`, `field` and what else the server tells of it), or no answer at all (`offline`). */
     class ServerError extends Error {
-        constructor(message, {code = '', field = null, status = 0, offline = false, conflicts = [], reasons = [], anyway_possible = false} = {}) {
+        constructor(message, {code = '', field = null, status = 0, offline = false, conflicts = [], reasons = [], lines = [], anyway_possible = false} = {}) {
             super(message);
-            Object.assign(this, {code, field, status, offline, conflicts, reasons, anyway_possible});
+            Object.assign(this, {code, field, status, offline, conflicts, reasons, lines, anyway_possible});
         }
     }
 

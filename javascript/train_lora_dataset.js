@@ -51,7 +51,7 @@
     /** The data set `name`. `hear` is told of changes: pictures(), captions(filenames), history(), checks(filenames), trouble(error). */
     function createDataset(name, hear) {
         let pictures = new Map();
-        let about = {path: '', trash: null, problems: []};
+        let about = {path: '', trash: null, problems: [], tables: []};
         let revision = '';
         let history = {undo: null, redo: null};
         let checks = null;
@@ -100,10 +100,11 @@
                 if (adopt(known, row)) changed.push(row.filename);
                 return [row.filename, known];
             }));
-            const problems = JSON.stringify(about.problems);
-            about = {path: data.path, trash: data.trash || null, problems: data.problems || []};
+            const problems = JSON.stringify([about.problems, about.tables]);
+            const found = data.problems || [];
+            about = {path: data.path, trash: data.trash || null, problems: found.filter(({table}) => !table), tables: found.filter(({table}) => table)};
             remember(data);
-            const same = JSON.stringify([...before.keys()]) === JSON.stringify([...pictures.keys()]) && problems === JSON.stringify(about.problems);
+            const same = JSON.stringify([...before.keys()]) === JSON.stringify([...pictures.keys()]) && problems === JSON.stringify([about.problems, about.tables]);
             if (!same || !before.size) tell('pictures');
             if (changed.length) tell('captions', changed);
             checkSoon(before.size ? CHECK_DELAY_MS : 0);
@@ -274,6 +275,10 @@
         const rotate = (filenames, degrees) => act('/rotate', {filenames, degrees});
         const trash = (filenames) => act('/trash', {filenames});
 
+        const readTable = (filename) => get(at(`/table?filename=${encode(filename)}`));
+        const trashTable = (filename) => act('/table/trash', {filename});
+        const replaceTable = (file, fields) => inOrder(async () => apply(await upload(at('/table'), [{file, name: file.name, field: 'file'}], undefined, fields)));
+
         const table = (file, fields) => upload(at('/captions/import'), [{file, name: file.name, field: 'file'}], undefined, fields);
         const previewImport = (file, encoding) => inOrder(() => table(file, encoding ? {encoding} : {}));
         const applyImport = (file, encoding, versions) => inOrder(async () => {
@@ -348,7 +353,7 @@
         }
 
         return {name, at, load, poll, save, resolve, retry, beginEdit, endEdit, draft, leftover, forget, undo, redo, bulk, preview, rename, rotate, trash, previewImport,
-            applyImport, setCheckSettings, checkSoon, cropUrl, pictureUrl, close, unsaved, checkSettings: () => checkSettings,
+            applyImport, readTable, replaceTable, trashTable, setCheckSettings, checkSoon, cropUrl, pictureUrl, close, unsaved, checkSettings: () => checkSettings,
             picture: (filename) => pictures.get(filename), pictures: () => [...pictures.values()], filenames: () => [...pictures.keys()], size: () => pictures.size,
             about: () => about, history: () => history, checks: () => checks};
     }

@@ -2,7 +2,7 @@
 (window.trainLora = window.trainLora || {parts: {}}).parts.pictures = (kit) => {
     'use strict';
     const {h, show, setText, button, iconButton, card, plural, get, post, upload, url, encode, remember, remembered, icon, tool, ask, openMenu, toast, createDataset,
-        createGrid, createTags, openBulk, openDetail, importTable, openCaptioning, createCaptioningBar, remarksOf} = kit;
+        createGrid, createTags, openBulk, openDetail, importTable, createTableNotice, openCaptioning, createCaptioningBar, remarksOf} = kit;
 
     const PICTURE_ENDINGS = /\.(png|jpe?g|jpe|jfif|webp|bmp|gif|tiff?|avif|heic|jxl)$/i;
     const TABLE_ENDINGS = /\.(csv|jsonl)$|^(metadata|meta_(cap|cap_dd|clean|lat))\.json$/i;      // The latter are kohya's.
@@ -248,6 +248,7 @@
         const refusedNotice = createFileNotice();
         const problemList = h('ul.tl-list');
         const problemBox = h('div.tl-notice.tl-warn', {hidden: true}, problemList);
+        const tableNotice = createTableNotice({done: (text) => done(text), fail: (error) => fail(error)});
         const unsavedBox = h('div.tl-notice.tl-warn', {hidden: true, role: 'status'});
 
         const grid = createGrid({actions: {open: (filename) => open(filename), trash: (filenames) => trash(filenames), changed: () => presentState()}});
@@ -289,7 +290,7 @@
         const toolLine = h('div.tl-tool-line', {}, h('div.tl-search', {}, icon('search'), search),
             h('label.tl-only', {htmlFor: 'tl-selected-only'}, selectedOnly, 'Selected only'),
             h('div.tl-tool-group', {}, editButton, autoButton, moreButton));
-        const gridBox = h('div.tl-pictures-box', {hidden: true}, h('div.tl-summary-line', {}, summary, clear, where, selection), checks.element, problemBox, toolLine,
+        const gridBox = h('div.tl-pictures-box', {hidden: true}, h('div.tl-summary-line', {}, summary, clear, where, selection), tableNotice.element, checks.element, problemBox, toolLine,
             tags.element, grid.element);
         const element = card(1, 'Pictures',
             h('div.tl-source', {},
@@ -362,7 +363,7 @@
         }
 
         function sync() {
-            const filled = Boolean(current) && (current.size() > 0 || current.about().problems.length > 0);
+            const filled = Boolean(current) && (current.size() > 0 || current.about().problems.length + current.about().tables.length > 0);
             show(gridBox, filled);
             show(headTools, Boolean(current));
             for (const part of [toolLine, grid.element]) show(part, Boolean(current) && current.size() > 0);
@@ -378,6 +379,7 @@
             const problems = current ? current.about().problems : [];
             problemList.replaceChildren(...problems.map(listItem));
             if (!problems.length) show(problemBox, false);
+            tableNotice.present(current);
             setText(where, current ? current.about().path : '');
             where.title = where.textContent;
         }
@@ -585,7 +587,8 @@
         }
 
         function reveal(filenames) {
-            const [first] = filenames.filter((filename) => grid.shown().includes(filename));
+            const shown = new Set(grid.shown());
+            const first = filenames.find((filename) => shown.has(filename));
             if (first && (!detail || !detail.isOpen())) grid.reveal(first);
         }
 

@@ -5,6 +5,8 @@ hardly more than one flush; the first name changes when every content is on the 
 """
 import contextlib
 import os
+import re
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,20 +17,34 @@ FLUSHING = 8                           # threads: they wait for the disk, not fo
 
 @contextlib.contextmanager
 def prepared(contents: Mapping[Path, bytes]) -> Iterator[dict[Path, Path]]:
-    """Write each content to a temporary file beside its place, all of them flushed; yields the temporary files by place.
+    """Write each content to a temporary file on the disk of its place, all of them flushed; yields the temporary files by place.
 
     A file that is there lends its mode. Those that were not renamed are removed at the end. Raises OSError; then none is left.
+
+    They lie in a hidden folder of their own beside their places: ext4 takes the longer to make a file the more were just deleted
+    near it, and every file that is replaced is one (5,000 in turns with their replacing: 2.6 s; in such folders: 1.3 s).
     """
-    temporaries = {place: place.parent / f".{uuid.uuid4().hex}.tmp" for place in contents}
+    asides = {folder: folder / f".{uuid.uuid4().hex}.tmp" for folder in {place.parent for place in contents}}
     try:
+        for aside in asides.values():
+            aside.mkdir()
+        temporaries = {place: asides[place.parent] / str(number) for number, place in enumerate(contents)}
         with contextlib.ExitStack() as opened:
             files = [opened.enter_context(_written(temporaries[place], place, content)) for place, content in contents.items()]
             with ThreadPoolExecutor(min(FLUSHING, max(1, len(files)))) as threads:
                 list(threads.map(os.fsync, files))
         yield temporaries
     finally:
-        for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)
+        for aside in asides.values():
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_asides(folders: Iterable[Path]) -> None:
+    """Remove what a killed process had prepared in these folders."""
+    for folder in folders:
+        for aside in folder.glob(".*.tmp"):
+            if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", aside.name) and aside.is_dir() and not aside.is_symlink():
+                shutil.rmtree(aside, ignore_errors=True)
 
 
 def flush_folders(folders: Iterable[Path]) -> None:

@@ -3,6 +3,7 @@
     folder → scan → Picture … → buckets.assign_bucket → pixels.load_pixels;   buckets.epoch_batches gives the order
 """
 import contextlib
+import ctypes
 import dataclasses
 import functools
 import os
@@ -29,7 +30,8 @@ PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".t
 MASK_ENDING = "-masklabel"             # of a mask's stem, as OneTrainer names them: cat-masklabel.png beside cat.png
 TRANSPARENT = "transparent parts become white"
 SMALLEST_PX, MOST_PIXELS, WIDEST_RATIO = 16, 120_000_000, 8.0
-LARGE_PIXELS = 40_000_000              # pictures above are decoded one at a time, or a few uploads could take all memory
+DECODED_PIXELS = 40_000_000            # at the same time, over all requests: some 12 bytes each while colours are converted
+TRIMMED_PIXELS = 4_000_000             # pictures above are scaled down before anything else, and their memory is given back
 MOST_REMEMBERED, MOST_FOLDERS = 60_000, 5000
 
 
@@ -207,6 +209,8 @@ def look(path: Path, side_px: int) -> tuple[Facts, Image.Image]:
     with opened(path) as image:
         facts = facts_of(image)
         image.draft("RGB", (2 * side_px, 2 * side_px))                             # a JPEG is decoded at a fraction of its size
+        if image.width * image.height > TRIMMED_PIXELS and image.mode in ("RGB", "RGBA", "L", "LA") and "transparency" not in image.info:
+            image.thumbnail((2 * side_px, 2 * side_px))                            # first: every conversion makes a copy of all pixels
         small = to_rgb(image)
         small.thumbnail((side_px, side_px), Image.LANCZOS)
     return facts, small
@@ -225,14 +229,47 @@ def _orientation(image: Image.Image) -> int | None:
     return image.getexif().get(0x0112) if known else None                          # for a PNG without, Pillow would decode all of it to be sure
 
 
-_one_at_a_time = threading.RLock()
+def _trim_memory() -> None:
+    """Give the system back what is free: glibc keeps it, once more for each thread that has decoded a large picture."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):                  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+class _Decoding:
+    """Lets so many pixels be decoded at the same time; who comes later waits, in turn. A thread that is inside may open more."""
+
+    def __init__(self, most_pixels: int) -> None:
+        self._most, self._used, self._own = most_pixels, 0, threading.local()
+        self._turn, self._changed = threading.Lock(), threading.Condition()
+
+    @contextlib.contextmanager
+    def room_for(self, pixels: int) -> Iterator[None]:
+        """Wait until there is room; a picture that is larger than all of it gets it all."""
+        wanted = 0 if getattr(self._own, "inside", False) else min(pixels, self._most)
+        with self._turn if wanted else contextlib.nullcontext(), self._changed:
+            self._changed.wait_for(lambda: self._used + wanted <= self._most)
+            self._used += wanted
+        outermost, self._own.inside = not getattr(self._own, "inside", False), True
+        try:
+            yield
+        finally:
+            if outermost:
+                self._own.inside = False
+            if wanted >= TRIMMED_PIXELS:
+                _trim_memory()
+            with self._changed:
+                self._used -= wanted
+                self._changed.notify_all()
+
+
+_decoding = _Decoding(DECODED_PIXELS)
 
 
 @contextlib.contextmanager
 def opened(path: Path, *, decodes: bool = True) -> Iterator[Image.Image]:
     """Open a picture by its content; whatever Pillow raises inside becomes a `Refused` that says what is wrong with the file.
 
-    Where it is only asked for its header (not `decodes`), nobody waits for a large one.
+    Those that are decoded wait until there is room for their pixels; where only the header is asked for (not `decodes`), nobody waits.
     """
     check_file(path)
     with warnings.catch_warnings():
@@ -242,7 +279,7 @@ def opened(path: Path, *, decodes: bool = True) -> Iterator[Image.Image]:
                 _check_size(path, *image.size)
                 if image.format == "TIFF":                                         # Pillow 9.5 cannot read it any more once the pixels are there
                     image.getexif()
-                with _one_at_a_time if decodes and image.width * image.height > LARGE_PIXELS else contextlib.nullcontext():
+                with _decoding.room_for(image.width * image.height) if decodes else contextlib.nullcontext():
                     yield image
         except Image.UnidentifiedImageError as error:
             raise Refused(f"{path.name} is not a picture (its content is none of {', '.join(PICTURE_FORMATS[:5])}).", code="not_a_picture") from error

@@ -18,13 +18,13 @@ from .captions import LARGEST_CAPTION_BYTES, can_be_caption, in_table, lines_of,
 from .config import is_plain_text
 from .dataset import Picture, inspect, is_picture_file, is_picture_name, read_kohya_name
 from .edits import plan_edit
-from .encodings import ENCODINGS
+from .encodings import ENCODINGS, decode
 from .errors import Refused
 from .examination import Examination, Twins
-from .history import Change, ChangedMeanwhile, History, Outcome
+from .history import Change, ChangedMeanwhile, History, Outcome, digest
 from .listing import Listing
 from .paths import lies_in
-from .reader import Reader, Sidecar, named, picture_in
+from .reader import Reader, Sidecar, bad_lines, named, picture_in
 
 WINDOWS_OWN = r"(?i)(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[\d\u00b9\u00b2\u00b3]) *(\..*)?"      # names of devices, whatever ending they have
 CountTokens = Callable[[Sequence[str]], "list[int] | None"]
@@ -137,6 +137,39 @@ class DataSetEditor:
                 return report
             done = self.set_captions({filename: row.caption for filename, row in changed.items()}, versions={**seen, **(versions or {})}, label=f"Captions from {name}")
             return {**report, **done}
+
+    def read_table(self, filename: str) -> dict[str, Any]:
+        """Return a table that lies in the data set, to be mended: `{filename, text, version, reason, lines}`."""
+        path = self._table_path(self._reader.look(), filename)
+        data = tables.content_of_table(path)
+        laid = tables.look_at_table(path)
+        return {"filename": filename, "text": decode(data), "version": digest(data), "reason": laid.reason, "lines": bad_lines(laid)}
+
+    def replace_table(self, filename: str, data: bytes, *, version: str | None = None) -> dict[str, Any]:
+        """Put another table in the place of one, as one step; the old one goes into the trash folder. One with bad lines is refused."""
+        with self._lock:
+            listing = self._reader.look()
+            path = self._table_path(listing, filename)
+            if version is not None and version != digest(tables.content_of_table(path)):
+                raise Refused(f"{filename} was changed meanwhile by another page or program.", field="version", code="changed_meanwhile")
+            table = tables.parse_table(path.name, data)
+            if table.problems:
+                first = table.problems[0]
+                raise Refused(f"Line {first.line}: {first.message}", field="file", code="unreadable_table",
+                              details={"lines": bad_lines(tables.LaidTable({}, "", tuple(table.problems)))})
+            return self._run(f"Replace {path.name}", [Change(filename, self._history.put_aside(filename), self._history.stage(filename, data))], listing)
+
+    def discard_table(self, filename: str) -> dict[str, Any]:
+        """Move a table into the trash folder."""
+        with self._lock:
+            listing = self._reader.look()
+            path = self._table_path(listing, filename)
+            return self._run(f"Delete {path.name}", [Change(filename, self._history.put_aside(filename), None)], listing)
+
+    def _table_path(self, listing: Listing, filename: str) -> Path:
+        if filename not in listing.files or not _is_table(filename) or not lies_in(self.folder / filename, self.folder):
+            raise Refused(f"There is no caption table {filename[:200]!r} in this data set.", field="filename", code="not_found")
+        return self.folder / filename
 
     def export_table(self, format: str) -> bytes:
         """Return every caption as a metadata.csv or metadata.jsonl."""

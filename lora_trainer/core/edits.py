@@ -11,6 +11,7 @@ import regex
 
 from .captions import split_tags
 from .errors import Refused
+from .patterns import compile_pattern, compile_text, substitute
 
 PATTERN_SECONDS = 5.0              # for all captions; a pattern that takes longer backtracks without end
 LONGEST_CAPTION = 100_000
@@ -58,11 +59,11 @@ def append(text: str) -> Edit:
 
 def replace(find: str, replace: str, regex: bool, match_case: bool) -> Edit:
     """Replace text, or what a regular expression finds, everywhere in a caption; `\\1` is the first group. Commas left empty go."""
-    pattern = _compile(find if regex else _escape(find), match_case=match_case)
+    pattern = compile_pattern(find, match_case=match_case) if regex else compile_text(find, match_case=match_case)
     replacement, deadline = replace if regex else replace.replace("\\", r"\\"), time.monotonic() + PATTERN_SECONDS
 
     def edit(caption: str) -> str:
-        found = _substitute(pattern, replacement, caption, seconds=max(0.001, deadline - time.monotonic()))
+        found = substitute(pattern, replacement, caption, seconds=max(0.001, deadline - time.monotonic()), longest=LONGEST_CAPTION)
         return caption if found == caption else _without_empty_tags(found)
     return edit
 
@@ -128,31 +129,6 @@ def _setting(settings: Mapping[str, Any], name: str, kind: Any, required: bool) 
     if required and not value.strip(" ," if name in ("text", "tag", "to") else ""):
         raise Refused(f"`{name}` is empty.", field=name, code="bad_value")
     return value
-
-
-def _compile(pattern: str, *, match_case: bool) -> regex.Pattern:
-    try:
-        return regex.compile(pattern, 0 if match_case else regex.IGNORECASE)
-    except (regex.error, RecursionError, OverflowError) as error:
-        raise Refused(f"The regular expression cannot be read: {error}.", field="find", code="bad_value") from error
-
-
-def _escape(text: str) -> str:
-    return regex.escape(text, special_only=True)
-
-
-def _substitute(pattern: regex.Pattern, replacement: str, caption: str, *, seconds: float) -> str:
-    most = 1 + LONGEST_CAPTION // max(1, len(replacement))
-    try:
-        found, count = pattern.subn(replacement, caption, count=most, timeout=seconds)
-    except TimeoutError as error:
-        raise Refused("The regular expression takes too long on these captions; make it simpler.", field="find", code="bad_value") from error
-    except (regex.error, IndexError) as error:
-        raise Refused(f"The replacement cannot be used: {error}. \\1 is the first group in parentheses, \\\\ a backslash.", field="replace",
-                      code="bad_value") from error
-    if count == most or len(found) > LONGEST_CAPTION:
-        raise Refused(f"A caption would become longer than {LONGEST_CAPTION:,} characters.", field="replace", code="bad_value")
-    return found
 
 
 def _edit_tags(edit: Callable[[list[str]], list[str]]) -> Edit:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-from .atomic import flush_folders, prepared
+from .atomic import flush_folders, prepared, remove_asides
 from .captions import content_of, remove_leftovers, replace_file, write_atomically
 from .database import open_database
 from .errors import Refused
@@ -29,8 +29,8 @@ from .errors import Refused
 log = logging.getLogger(__name__)
 DATABASE = "history.sqlite3"
 MOST_STEPS, MOST_DIGESTS = 500, 65_536
-BATCH = 128                        # texts that are flushed together
-READERS = 8                        # threads: hashing a picture leaves the processor to others
+BATCH = 256                        # texts that are flushed together
+THREADS = 8                        # they wait for the disk, or hash a picture, and leave the processor to others
 DOING, DONE, UNDOING, UNDONE = "doing", "done", "undoing", "undone"
 _TABLES = """
 create table if not exists steps (id integer primary key autoincrement, label text not null, state text not null, position integer not null, at real not null);
@@ -139,8 +139,8 @@ class History:
 
     def put_all_aside(self, paths: Sequence[str]) -> dict[str, str]:
         """As `put_aside`, of many pictures; returns their places by path."""
-        with ThreadPoolExecutor(READERS) as readers:
-            return dict(zip(paths, readers.map(self.put_aside, paths)))
+        with ThreadPoolExecutor(THREADS) as threads:
+            return dict(zip(paths, threads.map(self.put_aside, paths)))
 
     def stage(self, path: str, data: bytes) -> str:
         """Put a picture that a step will bring into the trash folder; returns its name there."""
@@ -231,7 +231,9 @@ class History:
                        if self._holds(change.path, change.before) or self._lies_ready(change.after)]
             log.info("completing %r: %d files", step["label"], len(changes))
             try:
-                remove_leftovers({*((self._folder / change.path).parent for change in changes), self.trash})
+                folders = {*((self._folder / change.path).parent for change in changes), self.trash}
+                remove_leftovers(folders)
+                remove_asides(folders)
                 self._write(changes)
             except OSError:
                 log.exception("%r could not be completed", step["label"])
@@ -306,20 +308,22 @@ class History:
     def _write_texts(self, changes: list[Change], *, overwrite: bool) -> list[str]:
         files = {change.path: self._folder / change.path for change in changes}
         wanted = [change for change in changes if content_of(files[change.path]) != change.after]
-        skipped = []
         for folder in {files[change.path].parent for change in wanted if change.after is not None}:
             folder.mkdir(parents=True, exist_ok=True)
-        with prepared({files[change.path]: change.after for change in wanted if change.after is not None}) as temporaries:
-            for change in wanted:
-                file = files[change.path]
-                current = content_of(file)                                         # now: the flush has taken its time
-                if current in (change.before, change.after) or overwrite:
-                    if current not in (change.before, change.after):
-                        self.stage(change.path, current or b"")                    # the other's text is not lost either
-                    _put(temporaries.get(file), file)
-                else:
-                    skipped.append(change.path)
-        return skipped
+
+        def put(change: Change) -> bool:
+            file = files[change.path]
+            current = content_of(file)                                             # now: the flush has taken its time
+            if current not in (change.before, change.after):
+                if not overwrite:
+                    return False
+                self.stage(change.path, current or b"")                            # the other's text is not lost either
+            _put(temporaries.get(file), file)
+            return True
+        with prepared({files[change.path]: change.after for change in wanted if change.after is not None}) as temporaries, \
+                ThreadPoolExecutor(THREADS) as threads:                            # what is replaced is taken off the disk, which may wait
+            done = list(threads.map(put, wanted))
+        return [change.path for change, put_in_place in zip(wanted, done) if not put_in_place]
 
     def _move(self, change: Change) -> None:
         file, comes = self._folder / change.path, isinstance(change.after, str)
@@ -367,9 +371,12 @@ def _digest_of_file(file: Path) -> str:
 @functools.lru_cache(maxsize=MOST_DIGESTS)
 def _digest_at(file: Path, mtime_ns: int, size: int) -> str:
     content = hashlib.blake2b(digest_size=8)
-    with open(file, "rb") as opened:
-        while block := opened.read(1 << 20):
-            content.update(block)
+    try:
+        with open(file, "rb") as opened:
+            while block := opened.read(1 << 20):
+                content.update(block)
+    except PermissionError:                                                        # it may be moved all the same, and is known again by these
+        content.update(f"{mtime_ns}/{size}".encode())
     return content.hexdigest()
 
 

@@ -13,6 +13,7 @@ from .contracts import Size
 from .paths import check_file
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "MPO")
+ROWS, _ORIENTATION = 256, 0x0112
 LUMA = (0.30, 0.59, 0.11)
 _YIQ = (LUMA, (0.599, -0.2773, -0.3217), (0.213, -0.5251, 0.3121))                 # NTSC, 47 CFR 73.682 (a)(20)
 
@@ -68,15 +69,22 @@ def read_rgb(path: Path) -> Image.Image:
 def to_rgb(opened: Image.Image) -> Image.Image:
     """As `read_rgb`, of a picture that is open."""
     image = upright(opened)
-    if has_alpha(image):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return _on_white(image) if has_alpha(image) else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Lay a picture with transparency on white, some rows at a time: each step of it makes a copy."""
+    whole = Image.new("RGB", image.size)
+    for top in range(0, image.height, ROWS):
+        rows = image.crop((0, top, image.width, min(image.height, top + ROWS))).convert("RGBA")
+        whole.paste(Image.alpha_composite(Image.new("RGBA", rows.size, "white"), rows).convert("RGB"), (0, top))
+    return whole
 
 
 def upright(opened: Image.Image) -> Image.Image:
-    """Return a picture as the camera says, of 8 bits."""
-    image = ImageOps.exif_transpose(opened)
+    """Return a picture as the camera says, of 8 bits: the very one that is open where nothing is to be done."""
+    opened.load()
+    image = opened if opened.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(opened)
     return _eight_bits(image) if image.mode in ("I", "I;16", "I;16B", "I;16L", "F") else image
 
 

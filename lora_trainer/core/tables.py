@@ -118,12 +118,16 @@ def look_at_table(path: Path) -> LaidTable:
     return LaidTable(_by_name(table), _reason_of(path.name, table.problems), tuple(table.problems))
 
 
-def _parsed(path: Path) -> Table:
+def content_of_table(path: Path) -> bytes:
+    """Return a table's content; raises `Refused` for what cannot be read, or is too large."""
     try:
-        data = _content(path)
+        return _content(path)
     except OSError as error:
         raise _unreadable(f"The caption table {path} cannot be read: {error.strerror}.") from error
-    return parse_table(path.name, data)
+
+
+def _parsed(path: Path) -> Table:
+    return parse_table(path.name, content_of_table(path))
 
 
 def _reason_of(name: str, problems: Sequence[LineProblem]) -> str:

@@ -3,6 +3,8 @@ import json
 import math
 from typing import Any
 
+from fastapi.responses import JSONResponse
+
 
 def to_json(content: Any) -> bytes:
     """Return a value as JSON in UTF-8, whatever is in its texts and numbers."""
@@ -11,6 +13,13 @@ def to_json(content: Any) -> bytes:
     except ValueError:
         text = json.dumps(_finite(content), ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", "replace")
+
+
+class Json(JSONResponse):
+    """JSON that can always be sent. A route that returns one spares FastAPI its own look at every value, which takes seconds for thousands of pictures."""
+
+    def render(self, content: Any) -> bytes:
+        return to_json(content)
 
 
 def _finite(value: Any) -> Any:

@@ -9,7 +9,6 @@ from typing import Any
 
 from fastapi import APIRouter, Body, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.routing import Match, Route
@@ -17,7 +16,7 @@ from starlette.routing import Match, Route
 from ..core.errors import Refused
 from ..jobs.service import TrainingService
 from . import captioning_api, datasets_api, doors, events, jobs_api, settings_api
-from .answers import to_json
+from .answers import Json
 from .events import Guard
 from .requests import number, text
 from .schemas import ERRORS, TEXT, a_list, a_number, an_object, file_of, gives, takes, whole_number
@@ -29,13 +28,6 @@ STATUS_CODES = {"not_found": 404, "name_taken": 409, "busy": 409, "exists": 409,
                 "not_ready": 409, "no_download": 409, "nothing_to_restore": 409, "cannot_resume": 409, "not_running": 409}
 HTTP_CODES = {400: "bad_request", 401: "not_allowed", 403: "not_allowed", 404: "not_found", 405: "wrong_method", 413: "too_large", 415: "wrong_content_type"}
 Handle = Callable[[Request], Awaitable[Response]]
-
-
-class _Json(JSONResponse):
-    """JSON that can always be sent."""
-
-    def render(self, content: Any) -> bytes:
-        return to_json(content)
 
 
 def _route_class(guard: Guard) -> type[APIRoute]:
@@ -86,7 +78,7 @@ def mount(app: FastAPI, service: TrainingService, *, guard: Guard = lambda reque
 
 
 def create_router(service: TrainingService, guard: Guard) -> APIRouter:
-    router = APIRouter(prefix=PREFIX, route_class=_route_class(guard), default_response_class=_Json, responses=ERRORS, tags=["Train LoRA"])
+    router = APIRouter(prefix=PREFIX, route_class=_route_class(guard), default_response_class=Json, responses=ERRORS, tags=["Train LoRA"])
     _add_information(router, service)
     settings_api.add_routes(router, service)
     datasets_api.add_routes(router, service)
@@ -127,8 +119,8 @@ def _add_generate(router: APIRouter, service: TrainingService) -> None:
 
 # --- Answers -------------------------------------------------------------------------------------------------------------
 
-def _error(status: int, code: str, message: str, field: str | None = None, details: dict[str, Any] | None = None) -> JSONResponse:
-    return _Json({"error": {"code": code, "message": message, **({"field": field} if field else {}), **(details or {})}}, status_code=status)
+def _error(status: int, code: str, message: str, field: str | None = None, details: dict[str, Any] | None = None) -> Json:
+    return Json({"error": {"code": code, "message": message, **({"field": field} if field else {}), **(details or {})}}, status_code=status)
 
 
 class _Rest(Route):

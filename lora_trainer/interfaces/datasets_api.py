@@ -2,7 +2,7 @@
 import json
 from typing import Any, List
 
-from fastapi import APIRouter, Body, File, Form, Response, UploadFile
+from fastapi import APIRouter, Body, Depends, File, Form, Response, UploadFile
 from fastapi.responses import FileResponse
 
 from ..core.captions import LINE_USES
@@ -12,11 +12,13 @@ from ..core.library import LARGEST_UPLOAD_BYTES
 from ..core.pictures import TURNS
 from ..core.tables import LARGEST_TABLE_BYTES
 from ..jobs.service import TrainingService
+from .answers import Json
+from .doors import refuse_embedding
 from .requests import mapping, one_of, switch, text, texts, whole
 from .schemas import EDITED, FILENAMES, IF_CHANGED, SWITCH, TEXT, TEXTS, TEXTS_BY_NAME, VERSIONS, a_list, an_object, edits, file_of, gives, takes, whole_number
 
 _CACHED = {"Cache-Control": "private, max-age=86400"}
-_PICTURE = {"response_class": Response, "responses": file_of("image/jpeg")}
+_PICTURE = {"response_class": Response, "responses": file_of("image/jpeg"), "dependencies": [Depends(refuse_embedding)]}
 _WANTED = {"resolution": whole_number(64, 4096), "bucket_step": whole_number(8, 512), "enable_bucket": SWITCH, "trigger_word": TEXT,
            "caption_lines": {"enum": list(LINE_USES), "default": LINE_USES[0]}}
 
@@ -24,6 +26,7 @@ _WANTED = {"resolution": whole_number(64, 4096), "bucket_step": whole_number(8, 
 def add_routes(router: APIRouter, service: TrainingService) -> None:
     _add_collection(router, service.library)
     _add_captions(router, service.library)
+    _add_tables(router, service.library)
     _add_files(router, service.library)
     _add_views(router, service.library)
 
@@ -39,7 +42,7 @@ def _add_collection(router: APIRouter, library: Any) -> None:
 
     @router.get("/datasets/{name}", **gives(an_object("name", "path", "revision", "history", "pictures", "problems")))
     def dataset(name: str) -> Any:
-        return library.describe(name)
+        return Json(library.describe(name))
 
     @router.get("/datasets/{name}/revision", **gives(an_object("revision", "history")))
     def revision(name: str) -> Any:
@@ -67,31 +70,50 @@ def _add_captions(router: APIRouter, library: Any) -> None:
 
     @router.post("/datasets/{name}/captions/undo", **takes(optional_body=True, if_changed=IF_CHANGED), **gives(EDITED))
     def undo(name: str, body: dict = Body({})) -> Any:
-        return library.open(name).undo(if_changed=text(body, "if_changed", required=False) or "refuse")
+        return Json(library.open(name).undo(if_changed=text(body, "if_changed", required=False) or "refuse"))
 
     @router.post("/datasets/{name}/captions/redo", **takes(optional_body=True, if_changed=IF_CHANGED), **gives(EDITED))
     def redo(name: str, body: dict = Body({})) -> Any:
-        return library.open(name).redo(if_changed=text(body, "if_changed", required=False) or "refuse")
+        return Json(library.open(name).redo(if_changed=text(body, "if_changed", required=False) or "refuse"))
 
     @router.post("/datasets/{name}/bulk-edit", **takes(required=["action"], **edits(), filenames=FILENAMES, preview=SWITCH, versions=VERSIONS),
                  **gives(an_object("count")))
     def bulk_edit(name: str, body: dict = Body(...)) -> Any:
         settings = {key: value for key, value in body.items() if key not in ("action", "filenames", "preview", "versions")}
-        return library.open(name).bulk_edit(text(body, "action"), settings, filenames=texts(body, "filenames", required=False), preview=switch(body, "preview"),
-                                            versions=mapping(body, "versions", required=False))
+        return Json(library.open(name).bulk_edit(text(body, "action"), settings, filenames=texts(body, "filenames", required=False), preview=switch(body, "preview"),
+                                                 versions=mapping(body, "versions", required=False)))
 
     @router.post("/datasets/{name}/captions/import", **gives(an_object("encoding", "encodings", "rows", "unchanged", "changes", "problems")))
     def import_table(name: str, file: UploadFile = File(...), encoding: str = Form(""), apply: bool = Form(False), versions: str = Form("")) -> Any:
-        data = file.file.read(LARGEST_TABLE_BYTES + 1)
-        if len(data) > LARGEST_TABLE_BYTES:
-            raise Refused(f"The table is larger than {LARGEST_TABLE_BYTES // 1_000_000} MB.", field="file", code="too_large")
-        return library.open(name).import_table(file.filename or "metadata.csv", data, encoding=encoding or None, apply=apply, versions=_versions(versions))
+        return library.open(name).import_table(file.filename or "metadata.csv", _table_of(file), encoding=encoding or None, apply=apply, versions=_versions(versions))
 
     @router.get("/datasets/{name}/captions/export", response_class=Response, responses=file_of("text/csv", "application/jsonl"))
     def export_table(name: str, format: str = "csv") -> Any:
         data = library.open(name).export_table(format)
         media_type = "text/csv" if format == "csv" else "application/jsonl"
         return Response(data, media_type=f"{media_type}; charset=utf-8", headers={"Content-Disposition": f'attachment; filename="metadata.{format}"'})
+
+
+def _add_tables(router: APIRouter, library: Any) -> None:
+    """A metadata.csv or metadata.jsonl that lies in the data set: read, put another in its place, thrown away."""
+    @router.get("/datasets/{name}/table", **gives(an_object("filename", "text", "version", "reason", "lines")))
+    def table(name: str, filename: str = "metadata.csv") -> Any:
+        return library.open(name).read_table(filename)
+
+    @router.post("/datasets/{name}/table", **gives(EDITED))
+    def replace_table(name: str, file: UploadFile = File(...), filename: str = Form("metadata.csv"), version: str = Form("")) -> Any:
+        return library.open(name).replace_table(filename, _table_of(file), version=version or None)
+
+    @router.post("/datasets/{name}/table/trash", **takes(required=["filename"], filename=TEXT), **gives(EDITED))
+    def trash_table(name: str, body: dict = Body(...)) -> Any:
+        return library.open(name).discard_table(text(body, "filename"))
+
+
+def _table_of(file: UploadFile) -> bytes:
+    data = file.file.read(LARGEST_TABLE_BYTES + 1)
+    if len(data) > LARGEST_TABLE_BYTES:
+        raise Refused(f"The table is larger than {LARGEST_TABLE_BYTES // 1_000_000} MB.", field="file", code="too_large")
+    return data
 
 
 def _add_files(router: APIRouter, library: Any) -> None:
@@ -111,7 +133,7 @@ def _add_files(router: APIRouter, library: Any) -> None:
 def _add_views(router: APIRouter, library: Any) -> None:
     @router.post("/datasets/{name}/checks", **takes(optional_body=True, **_WANTED), **gives(an_object("ready", "examined", "total", "summary", "pictures")))
     def checks(name: str, body: dict = Body({})) -> Any:
-        return library.open(name).check(_wanted(body))
+        return Json(library.open(name).check(_wanted(body)))
 
     @router.get("/datasets/{name}/thumbnails/{filename:path}", **_PICTURE)
     def thumbnail(name: str, filename: str) -> Any:

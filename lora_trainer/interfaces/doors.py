@@ -39,6 +39,12 @@ def refuse_other_sites(connection: HTTPConnection) -> None:
         raise HTTPException(403, "This request comes from another site. Behind a proxy, let it pass on the header Host or X-Forwarded-Host.")
 
 
+def refuse_embedding(request: Request) -> None:
+    """Refuse a picture to a page of another site, whose `<img>` would have it decoded here. A person who follows a link to it gets it."""
+    if request.headers.get("sec-fetch-dest") != "document":
+        refuse_other_sites(request)
+
+
 def refuse_other_kinds(request: Request) -> None:
     """Take JSON and uploads only: other kinds, or a body without one, can be sent by any page without asking. Raises HTTPException (415)."""
     if _kind(request) not in ("application/json", "multipart/form-data") and _has_body(request):

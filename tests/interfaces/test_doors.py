@@ -403,7 +403,7 @@ def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch):
     import threading
 
     from lora_trainer.core import dataset
-    monkeypatch.setattr(dataset, "LARGE_PIXELS", 1000)
+    monkeypatch.setattr(dataset, "_decoding", dataset._Decoding(1000))
     (tmp_path / "a.png").write_bytes(picture())
     inside = []
 
@@ -417,6 +417,17 @@ def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch):
         assert not inside and dataset.inspect(tmp_path / "a.png", thorough=False).width == 64
     thread.join()
     assert inside
+
+
+@pytest.mark.parametrize("kind", ["thumbnails", "previews", "crops"])
+@pytest.mark.parametrize("headers, status", [
+    ({}, 200), ({"Sec-Fetch-Site": "same-origin"}, 200), ({"Sec-Fetch-Site": "none"}, 200), ({"Sec-Fetch-Site": "cross-site"}, 403),
+    ({"Sec-Fetch-Site": "same-site", "Sec-Fetch-Dest": "image"}, 403), ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}, 403),
+    ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}, 200), ({"Origin": "https://evil.example"}, 403)])
+def test_pictures_are_not_made_for_other_sites(client, kind, headers, status):
+    """An `<img>` of any page can ask for them; each costs the decoding of a picture."""
+    upload(client, "a.png", picture())
+    assert client.get(f"{V1}/datasets/x/{kind}/a.png", headers=headers).status_code == status
 
 
 def part(name, data, filename=""):

@@ -499,3 +499,41 @@ def test_two_pages_that_edit_one_caption_ask_the_second(browser, page, filled, a
     until(lambda: on_disk(filled, 2) == "yours")
     page.wait_for_selector(".tl-caption:has-text('yours')")
     other.context.close()
+
+
+# --- A table that cannot be read ------------------------------------------------------------------------------------------
+
+BAD_TABLE = b"filename,prompt\n1.png,cat, red\n2.png,dog\n"
+
+
+def test_a_bad_table_is_mended_on_the_page(page, filled):
+    (filled / "metadata.csv").write_bytes(BAD_TABLE)
+    notice = page.locator(".tl-table-notice")
+    notice.wait_for()
+    assert "Line 2: has 3 fields" in notice.inner_text() and page.locator(".tl-picture:visible").count() >= 3
+    notice.get_by_role("button", name="Mend").click()
+    box = page.locator(".tl-table-text")
+    assert box.evaluate("box => box.value.slice(box.selectionStart, box.selectionEnd)") == "1.png,cat, red"
+    page.keyboard.type('1.png,"cat, red')
+    page.get_by_role("button", name="Save").click()
+    page.wait_for_selector(".tl-mend .tl-error:visible")
+    box.fill('filename,prompt\n1.png,"cat, red"\n2.png,dog\n')
+    page.get_by_role("button", name="Save").click()
+    notice.wait_for(state="detached")
+    assert (filled / "metadata.csv").read_bytes() == b'filename,prompt\n1.png,"cat, red"\n2.png,dog\n'
+
+
+def test_a_bad_table_is_thrown_away_and_taken_back_and_replaced(page, filled):
+    (filled / "metadata.csv").write_bytes(BAD_TABLE)
+    notice = page.locator(".tl-table-notice")
+    notice.get_by_role("button", name="Move to trash").click()
+    notice.wait_for(state="detached")
+    assert not (filled / "metadata.csv").exists()
+    page.click("#tl-undo")
+    notice.wait_for()
+    assert (filled / "metadata.csv").read_bytes() == BAD_TABLE
+    with page.expect_file_chooser() as chooser:
+        notice.get_by_role("button", name="Replace").click()
+    chooser.value.set_files([{"name": "mine.csv", "mimeType": "text/csv", "buffer": b"filename,prompt\n1.png,cat\n"}])
+    notice.wait_for(state="detached")
+    assert (filled / "metadata.csv").read_bytes() == b"filename,prompt\n1.png,cat\n"

@@ -1,0 +1,85 @@
+"""How many pixels are decoded at the same time, over all threads, and the memory that it takes."""
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lora_trainer.core import dataset
+
+REPOSITORY = Path(__file__).parents[2]
+RUN = """
+import sys, threading, psutil
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from lora_trainer.core import pictures
+from lora_trainer.core.dataset import Bucket, inspect
+path, process, most = Path(sys.argv[2]), psutil.Process(), [0]
+inspect(path, thorough=False)
+before = process.memory_info().rss
+act = {"preview": lambda: pictures.preview(path), "crop": lambda: pictures.trained_view(path, Bucket(64, 64))}[sys.argv[3]]
+threads = [threading.Thread(target=act) for _ in range(5)]
+for thread in threads:
+    thread.start()
+while any(thread.is_alive() for thread in threads):
+    most[0] = max(most[0], process.memory_info().rss - before)
+    threads[0].join(0.002)
+print(most[0] // 2**20)
+"""
+
+
+@pytest.mark.parametrize("act, most_mib", [("preview", 450), ("crop", 800)])
+def test_five_pictures_at_once_take_the_memory_of_one(tmp_path, act, most_mib):
+    """Each of 154 kB and just below 40 million pixels; before it took 600 MB for each."""
+    pytest.importorskip("psutil")
+    Image.new("RGBA", (6300, 6300), (255, 0, 0, 128)).save(tmp_path / "a.png")
+    done = subprocess.run([sys.executable, "-c", RUN, str(REPOSITORY), str(tmp_path / "a.png"), act], capture_output=True, text=True, timeout=300, check=True)
+    assert int(done.stdout) < most_mib, f"{done.stdout} MiB"
+
+
+def test_pixels_are_counted_over_all_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "_decoding", dataset._Decoding(3 * 64 * 64))
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    lock, inside, most = threading.Lock(), [0], [0]
+
+    def decode():
+        with dataset.opened(tmp_path / "a.png"), dataset.opened(tmp_path / "a.png"):              # the second belongs to the first
+            with lock:
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+            time.sleep(0.02)
+            with lock:
+                inside[0] -= 1
+    threads = [threading.Thread(target=decode) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert most[0] == 3 and inside[0] == 0
+
+
+def test_a_picture_larger_than_the_room_gets_all_of_it_and_gives_it_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "_decoding", dataset._Decoding(100))
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    for _ in range(2):
+        with pytest.raises(dataset.Refused), dataset.opened(tmp_path / "a.png"):
+            raise ValueError("in the middle")
+    done = threading.Thread(target=lambda: dataset.look(tmp_path / "a.png", 32))
+    done.start()
+    done.join(10)
+    assert not done.is_alive()
+
+
+def test_a_small_view_is_the_same_however_large_the_picture(tmp_path):
+    """It is scaled down before its colours are converted; edges keep their colour, transparency becomes white."""
+    image = Image.new("RGBA", (3000, 2000), (200, 30, 30, 255))
+    image.paste((0, 0, 0, 0), (1500, 0, 3000, 2000))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.png", exif=exif)
+    facts, small = dataset.look(tmp_path / "a.png", 300)
+    assert (facts.width, facts.height) == (2000, 3000) and small.size == (200, 300) and small.mode == "RGB"
+    assert small.getpixel((100, 50)) == (200, 30, 30) and small.getpixel((100, 250)) == (255, 255, 255)

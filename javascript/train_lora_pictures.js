@@ -5,8 +5,8 @@
         createGrid, createTags, openBulk, openDetail, importTable, createTableNotice, openCaptioning, createCaptioningBar, remarksOf} = kit;
 
     const PICTURE_ENDINGS = /\.(png|jpe?g|jpe|jfif|webp|bmp|gif|tiff?|avif|heic|jxl)$/i;
-    const TABLE_ENDINGS = /\.(csv|jsonl)$/i;
-    const CAPTION_ENDINGS = /\.txt$/i;
+    const TABLE_ENDINGS = /\.(csv|jsonl)$|^(metadata|meta_(cap|cap_dd|clean|lat))\.json$/i;      // The latter are kohya's.
+    const CAPTION_ENDINGS = /\.(txt|caption)$/i;
     const ARCHIVE_ENDINGS = /\.zip$/i;
     const DROP_WORDS = 'Drop pictures and captions here, or a ZIP of them';
     const MOST_LISTED = 200;
@@ -66,7 +66,7 @@
                 continue;
             }
             if (!PICTURE_ENDINGS.test(file.name) && !CAPTION_ENDINGS.test(file.name)) {
-                refused.push({filename: file.name, reason: 'Neither a picture nor captions (.txt, .csv, .jsonl) nor a ZIP of both.'});
+                refused.push({filename: file.name, reason: 'Neither a picture nor captions (.txt, .caption, .csv, .jsonl) nor a ZIP of both.'});
                 continue;
             }
             const key = stem(file.name).toLowerCase();
@@ -690,7 +690,7 @@
                     act: () => trash(selected)}];
         }
 
-        const tableInput = h('input', {type: 'file', accept: '.csv,.jsonl', hidden: true, id: 'tl-table-file', onchange: () => {
+        const tableInput = h('input', {type: 'file', accept: '.csv,.jsonl,.json', hidden: true, id: 'tl-table-file', onchange: () => {
             const [file] = tableInput.files;
             tableInput.value = '';
             if (file) readTable(file);

@@ -5,6 +5,7 @@
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class Concept:
 
 def is_concepts(path: Path) -> bool:
     """Tell by its name and kind whether a path can be a file of concepts."""
-    return path.suffix.lower() == ".json" and path.is_file()
+    return path.suffix.lower() == ".json" and os.path.isfile(path)                 # False where `Path.is_file` raises: names too long
 
 
 def are_concepts(found: Any) -> bool:

@@ -20,7 +20,7 @@ from .captions import CAPTION_ENDINGS, find_caption
 from .draws import generator
 from .errors import Refused
 from .paths import check_file, lies_in
-from .pixels import PICTURE_FORMATS, has_alpha, load_pixels, openable, read_rgb, to_rgb
+from .pixels import PICTURE_FORMATS, has_alpha, keep_exif, load_pixels, openable, read_rgb, to_rgb
 from .tables import find_table
 
 __all__ = ["Bucket", "Facts", "Picture", "Problem", "assign_bucket", "batches_per_epoch", "crop_of", "epoch_batches", "examine", "generator", "inspect", "is_other_folder", "is_picture_file",
@@ -277,8 +277,7 @@ def opened(path: Path, *, decodes: bool = True) -> Iterator[Image.Image]:
         try:
             with Image.open(path, formats=openable()) as image:
                 _check_size(path, *image.size)
-                if image.format == "TIFF":                                         # Pillow 9.5 cannot read it any more once the pixels are there
-                    image.getexif()
+                keep_exif(image)
                 with _decoding.room_for(image.width * image.height) if decodes else contextlib.nullcontext():
                     yield image
         except Image.UnidentifiedImageError as error:

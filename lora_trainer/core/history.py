@@ -355,7 +355,8 @@ def digest(data: bytes) -> str:
 def _trash_name(path: str, content_digest: str) -> str:
     """Name a place in the trash: readable, and telling the content; no two are the same."""
     name = PurePosixPath(path)
-    return f"{name.stem[:80]}.{content_digest}{uuid.uuid4().hex[:8]}{name.suffix}"
+    stem = os.fsencode(name.stem)[:160].decode("utf-8", "ignore")                  # a name has 255 bytes at most
+    return f"{stem}.{content_digest}{uuid.uuid4().hex[:8]}{name.suffix}"
 
 
 def _digest_in(key: str) -> str:

@@ -182,7 +182,7 @@ def _is_settled(stamp: Stamp) -> bool:
 def _reason_against(path: Path, outside: bool) -> str:
     """Say why a picture cannot be edited here though it can be read; nothing when it can."""
     if outside:
-        return f"{path.name} is a link, or in a folder that is one, that leads out of the data set."
+        return f"{path.name} is a link, or in a folder that is one, that leads out of the data set, or nowhere."
     return "" if path.name.isascii() or is_plain_text(str(path)) else "Its name is not in UTF-8; rename it."
 
 

@@ -63,7 +63,14 @@ def read_rgb(path: Path) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(path, formats=openable()) as opened:
+            keep_exif(opened)
             return to_rgb(opened)
+
+
+def keep_exif(opened: Image.Image) -> None:
+    """Read the EXIF data of a TIFF: Pillow 9.5 cannot any more once it has read the pixels."""
+    if opened.format == "TIFF":
+        opened.getexif()
 
 
 def to_rgb(opened: Image.Image) -> Image.Image:

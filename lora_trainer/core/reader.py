@@ -1,6 +1,7 @@
 """Reads a data set for its editor: pictures, captions and tables, each again only when its files have changed."""
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ class Reader:
 
     @staticmethod
     def _has_caption(path: Path) -> bool:
-        return any(file.exists() for file in caption_paths(path))
+        return any(os.path.exists(file) for file in caption_paths(path))
 
     # --- Tables ----------------------------------------------------------------------------------------------------------
 

@@ -120,6 +120,13 @@ def test_repeats_are_whole_and_bounded(write, balancing, repeats):
     assert read_concepts(write(concept("/cats", balancing=balancing)))[0][0].repeats == repeats
 
 
+@pytest.mark.parametrize("name", ["n" * 5000 + ".json", "gone.json"])
+def test_a_name_that_no_file_has_is_a_folder_that_is_not_there(planned, name):
+    with pytest.raises(Refused) as caught:
+        planned(name)
+    assert caught.value.code == "no_folder"
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes by name")
 def test_a_pipe_is_no_file_of_concepts(tmp_path, planned):
     os.mkfifo(tmp_path / "concepts.json")

@@ -174,6 +174,21 @@ def test_a_caption_file_that_is_too_large_is_a_problem_of_its_picture(editor, fo
     assert (folder / "a.png").is_file()
 
 
+@pytest.mark.parametrize("stem", ["n" * 251, "猫" * 83])
+def test_a_name_as_long_as_can_be_is_edited_as_any(editor, folder, stem):
+    name = f"{stem}.png"                                                           # with .caption, and in the trash, it would be too long
+    Image.new("RGB", (64, 48), "blue").save(folder / name)
+    assert set(captions(editor)) == {"a.png", "b.png", name}
+    editor.set_captions({name: "mine"})
+    editor.rotate([name], 90)
+    editor.discard([name])
+    assert set(captions(editor)) == {"a.png", "b.png"}
+    for _ in range(3):
+        editor.undo()
+    with Image.open(folder / name) as image:
+        assert image.size == (64, 48) and captions(editor)[name] == ""
+
+
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
 def test_a_folder_that_leads_back_to_the_data_set_shows_nothing_twice(editor, folder):
     (folder / "2_loop").symlink_to("2_loop")

@@ -119,6 +119,26 @@ def test_checks_become_ready(client):
     assert {row["code"]: row["count"] for row in found["summary"]}["no_caption"] == 2 and found["pictures"]["a.png"]["crop"]["bucket"] == [640, 384]
 
 
+def test_checks_count_lines_as_they_are_used(client):
+    client.patch(f"{CATS}/captions", json={"changes": {"a.png": "zib, cat\nzib"}})
+
+    def tokens(**body):
+        while not (found := client.post(f"{CATS}/checks", json=body).json())["ready"]:
+            time.sleep(0.1)
+        return found["pictures"]["a.png"]["tokens"]
+    assert tokens() == tokens(caption_lines="join") > tokens(caption_lines="alternatives") == tokens(caption_lines="first")
+    for wrong in ("all", 3, None, ["join"]):
+        assert client.post(f"{CATS}/checks", json={"caption_lines": wrong}).status_code == 422
+
+
+def test_kohyas_captions_are_uploaded_and_imported(client):
+    client.post(f"{CATS}/images", files=[("files", ("k.png", png("green"))), ("files", ("k.caption", b"from kohya"))])
+    assert captions(client)["k.png"] == "from kohya"
+    table = json.dumps({"k": {"caption": "a cat", "tags": "red"}}).encode()
+    found = client.post(f"{CATS}/captions/import", files={"file": ("meta_lat.json", table)}, data={"apply": "true"}).json()
+    assert [change["after"] for change in found["changes"]] == ["a cat, red"] and captions(client)["k.png"] == "a cat, red"
+
+
 def test_a_picture_from_the_gallery_brings_its_prompt(client):
     texts = PngInfo()
     texts.add_text("parameters", "a (happy:1.3) zib, <lora:zib:0.8>\nSteps: 20")

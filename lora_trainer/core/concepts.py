@@ -15,13 +15,14 @@ from .errors import Refused
 from .paths import expanded
 
 LARGEST_BYTES, MOST_CONCEPTS, MOST_REPEATS = 5_000_000, 500, 1000
+JITTERED = ("brightness", "contrast", "saturation", "hue")
 SOURCES = ("sample", "concept", "filename")    # a .txt beside each picture, one file for all, the file's name
 _UNLIKE = {  # of "image" and "text", where they are on: what to do instead
     "enable_fixed_flip": "pictures are mirrored by chance: Mirror", "enable_random_rotate": "pictures are not rotated",
-    "enable_fixed_rotate": "pictures are not rotated", "enable_random_brightness": "Colour jitter does this",
-    "enable_fixed_brightness": "Colour jitter does this", "enable_random_contrast": "Colour jitter does this",
-    "enable_fixed_contrast": "Colour jitter does this", "enable_random_saturation": "Colour jitter does this",
-    "enable_fixed_saturation": "Colour jitter does this", "enable_random_hue": "Colour jitter does this",
+    "enable_fixed_rotate": "pictures are not rotated",
+    "enable_fixed_brightness": "Colour jitter does this",
+    "enable_fixed_contrast": "Colour jitter does this",
+    "enable_fixed_saturation": "Colour jitter does this",
     "enable_fixed_hue": "Colour jitter does this", "enable_resolution_override": "all pictures have one resolution",
     "enable_random_circular_mask_shrink": "masks are used as they are",
     "enable_random_mask_rotate_crop": "masks are used as they are", "caps_randomize_enable": "captions keep their case",
@@ -54,23 +55,36 @@ def are_concepts(found: Any) -> bool:
 
 
 def read_concepts(path: Path) -> tuple[list[Concept], list[str]]:
-    """Return the concepts that are to be trained, and sentences on those that are not. Raises `Refused`."""
+    """Return the concepts of a file that are to be trained, and sentences on the others.
+
+    Raises `Refused`.
+    """
     try:
         data = content_of(path, most_bytes=LARGEST_BYTES)
         found = json.loads((data or b"").decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise _refused(f"{path.name} cannot be read as OneTrainer's concepts: {error}.") from error
+    return concepts_in(found, path.name, beside=path.parent)
+
+
+def concepts_in(found: Any, source: str, *,
+                beside: Path | None = None) -> tuple[list[Concept], list[str]]:
+    """Do the same for the content of such a file. `source` names it in sentences.
+
+    Relative paths are looked for `beside` it; with None nothing is looked for on this machine,
+    as for what a stranger has sent. Raises `Refused`.
+    """
     if not are_concepts(found) or len(found) > MOST_CONCEPTS:
-        raise _refused(f"{path.name} is not a list of OneTrainer's concepts, each with its path, at most {MOST_CONCEPTS} of them.")
+        raise _refused(f"{source} is not a list of OneTrainer's concepts, each with its path, at most {MOST_CONCEPTS} of them.")
     concepts, unused = [], []
     for number, values in enumerate(found, start=1):
         name = str(values.get("name") or values["path"] or number)[:80]
         if (reason := _why_not(values)) is None:
-            concepts.append(_concept(values, name, path.parent))
+            concepts.append(_concept(values, name, beside))
         else:
-            unused.append(f"The concept {name} of {path.name} is left out: {reason}.")
+            unused.append(f"The concept {name} of {source} is left out: {reason}.")
     if not concepts:
-        raise _refused(f"No concept of {path.name} is to be trained. {unused[0]}")
+        raise _refused(f"No concept of {source} is to be trained. {unused[0]}")
     return concepts, unused
 
 
@@ -85,7 +99,7 @@ def _why_not(values: Mapping[str, Any]) -> str | None:
     return None if isinstance(values["path"], str) and values["path"].strip() else "it names no folder"
 
 
-def _concept(values: Mapping[str, Any], name: str, beside: Path) -> Concept:
+def _concept(values: Mapping[str, Any], name: str, beside: Path | None) -> Concept:
     text, image = (part if isinstance(part := values.get(key), Mapping) else {} for key in ("text", "image"))
     source = str(text.get("prompt_source") or "sample").lower()
     if source not in SOURCES:
@@ -125,6 +139,8 @@ def _settings(text: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, An
         found["keep_tokens"] = text.get("keep_tags_count", 1)
     if image.get("enable_random_flip") is True:
         found["mirror"] = True
+    if any(image.get(f"enable_random_{what}") is True for what in JITTERED):
+        found["color_jitter"] = 0.05                                               # as kohya's color_aug
     return found
 
 
@@ -139,10 +155,14 @@ def _repeats(values: Mapping[str, Any], folder: Path) -> tuple[int, bool]:
     return repeats, repeats == wanted
 
 
-def _found(written: str, beside: Path) -> Path:
-    """Find what a concept names: beside the file, or where OneTrainer would have been started, else as it is written."""
+def _found(written: str, beside: Path | None) -> Path:
+    """Find what a concept names: beside the file, or where OneTrainer would have been started, else
+    as it is written."""
     path = expanded(written.strip())
-    return next((base / path for base in (beside, beside.parent) if not path.is_absolute() and (base / path).exists()), path)
+    if beside is None or path.is_absolute():
+        return path
+    places = (base / path for base in (beside, beside.parent))
+    return next((place for place in places if place.exists()), path)
 
 
 def read_prompts(path: Path | None) -> str:

@@ -331,14 +331,6 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return dict(values)
 
 
-def read_list(path: Path) -> list[Any]:
-    """Read a list from JSON or YAML; raises `Refused` (code "unreadable_config")."""
-    values = _read_values(Path(path))
-    if not isinstance(values, list):
-        raise Refused(f"The file {path} holds no list.", code="unreadable_config")
-    return values
-
-
 def _read_values(path: Path) -> Any:
     suffix = {".toml": ".toml", ".json": ".json"}.get(path.suffix.lower(), ".yaml")
     try:

@@ -13,9 +13,9 @@ from typing import Any
 
 from . import onetrainer
 from .captions import content_of
-from .concepts import LARGEST_BYTES, are_concepts, is_concepts, read_concepts
+from .concepts import LARGEST_BYTES, are_concepts, concepts_in, is_concepts
 from .config import (KOHYA_NAMES, MOST_KEYS, TrainConfig, check_extent, check_name, flattened,
-                     in_our_names, read_list, read_mapping, read_resolutions)
+                     in_our_names, read_mapping, read_resolutions)
 from .errors import Refused
 from .kohya import MOST_LITERAL, NO_LITERAL, NOT_NEEDED, OUR_SETTINGS, LONGEST_ARGUMENTS, LeftOut, Taking, arguments, clean, is_off, keep_valid, number, \
     refuse_too_many, translate, why_not
@@ -64,11 +64,12 @@ def import_settings(path: Path, *, look_around: bool = False) -> Imported:
     path = Path(path)
     if path.suffix.lower() == ".safetensors":
         taking, source = _from_lora(*read_header(path))
-    elif is_concepts(path) and are_concepts(_json(_text(path))):
-        taking, source = _from_concepts(path)
+    elif is_concepts(path) and are_concepts(found := _json(_text(path))):
+        taking, source = Taking({}), "OneTrainer's concepts"
+        _take_concepts(taking, found, path.name, beside=path.parent if look_around else None)
     else:
         nested = read_mapping(path)
-        taking, source = _from_config(nested, _concepts_of(nested, path) if look_around else None)
+        taking, source = _from_config(nested, path if look_around else None)
     settings = keep_valid(taking)
     if path.suffix.lower() == ".safetensors":
         settings = _without_places(settings, taking)
@@ -86,19 +87,28 @@ def _without_places(settings: dict[str, Any], taking: Taking) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name in held}
 
 
-def _concepts_of(nested: Mapping[str, Any], path: Path) -> Any:
-    """Read the folders that a OneTrainer file names in a file of their own, from where that program runs; None where it is not found."""
+def _concepts_of(nested: Mapping[str, Any], path: Path | None) -> tuple[Any, str, Path | None]:
+    """Return a OneTrainer config's concepts, which it holds or names a file of; that file's name, or
+    the config's key; and the folder that it lies in. Without a `path`, which is the config's, no file
+    is read."""
     named = nested.get("concept_file_name")
-    if not isinstance(named, str) or not named.strip() or nested.get("concepts") is not None:
-        return None
+    if path is None or not isinstance(named, str) or not named.strip() or nested.get("concepts") is not None:
+        return nested.get("concepts"), "concepts", None
     places = [folder / named for folder in (Path("."), path.parent, *path.absolute().parents[1:3])]
-    return read_list(found) if (found := next((place for place in places if place.is_file()), None)) else None
+    file = next((place for place in places if place.is_file()), None)
+    return (_json(_text(file)), file.name, file.parent) if file else (None, "", None)
 
 
-def _from_config(nested: dict[str, Any], concepts: Any = None) -> tuple[Taking, str]:
+def _from_config(nested: dict[str, Any], path: Path | None = None) -> tuple[Taking, str]:
+    """Read a config as its program writes it; `path` where files that it names may be read."""
     if "training_method" in nested and "model_type" in nested:
-        taking = onetrainer.to_kohya(nested, concepts)
+        taking = onetrainer.to_kohya(nested)
         translate(taking, complete=False)
+        found, source, beside = _concepts_of(nested, path)
+        if are_concepts(found):
+            _take_concepts(taking, found, source, beside=beside)
+        else:
+            taking.leave("concept_file_name", nested.get("concept_file_name"), f"{NOT_NEEDED}: give your folders of pictures")
         onetrainer.use_its_names(taking)
         taking.assumed |= onetrainer.assumed(nested) & taking.settings.keys()
         return taking, "OneTrainer's settings"
@@ -163,11 +173,10 @@ def _text(path: Path) -> str:
     return (content_of(path, most_bytes=LARGEST_BYTES) or b"").decode("utf-8-sig", "replace")
 
 
-def _from_concepts(path: Path) -> tuple[Taking, str]:
+def _take_concepts(taking: Taking, found: Any, source: str, *, beside: Path | None) -> None:
     """OneTrainer's concepts: the first folder, the others with their repeats, and what they ask for."""
-    concepts, unused = read_concepts(path)
+    concepts, unused = concepts_in(found, source, beside=beside)
     first, *more = concepts
-    taking = Taking({})
     taking.set("train_data_dir", str(first.path), "path")
     taking.set("repeats", first.repeats, "balancing")
     if more:
@@ -183,7 +192,6 @@ def _from_concepts(path: Path) -> tuple[Taking, str]:
             taking.leave(f"{concept.name}: {key}", value, reason)
     for sentence in unused:
         taking.leave("concept", sentence.partition(" of ")[0].removeprefix("The concept "), sentence.partition("left out: ")[2].rstrip("."))
-    return taking, "OneTrainer's concepts"
 
 
 # --- kohya_ss and lora-scripts -------------------------------------------------------------------------------------------

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import Refused
-from .kohya import NOT_NEEDED, Taking, clean, is_off, number, refuse_too_many
+from .kohya import Taking, clean, is_off, number
 
-MOST_CONCEPTS = 500
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 3e-6, "lora_rank": 16, "lora_alpha": 1.0, "epochs": 100, "batch_size": 1, "resolution": "512", "learning_rate_warmup_steps": 200,
     "learning_rate_scheduler": "CONSTANT", "clip_grad_norm": 1.0, "aspect_ratio_bucketing": True, "layer_filter_preset": "full",
@@ -44,8 +43,8 @@ _CANNOT = {
 """What has an effect there and none here; everything else that is not named in this file has none there either, or suits a machine."""
 
 
-def to_kohya(nested: Mapping[str, Any], concepts: Any = None) -> Taking:
-    """Bring a OneTrainer config into sd-scripts' names, for what has none there into ours. `concepts` are those of its concepts file, where that was read.
+def to_kohya(nested: Mapping[str, Any]) -> Taking:
+    """Bring a OneTrainer config into sd-scripts' names, for what has none there into ours. Its folders of pictures are read by `concepts`.
 
     Raises `Refused` (code "no_settings") for a model of another kind.
     """
@@ -61,7 +60,6 @@ def to_kohya(nested: Mapping[str, Any], concepts: Any = None) -> Taking:
     for part in (_method, _place, _network, _parts, _optimizer, _schedule, _resolution, _loss, _timesteps, _masks, _precision):
         part(taking, values)
     said["clip_skip"] = None if said["sdxl"] or said["v2"] else int(number(values.get("text_encoder_layer_skip")) or 0) + 1
-    _concepts(taking, values, concepts)
     for key, reason in _CANNOT.items():
         if str(value := values.get(key)).upper() not in ("NONE", "NEVER"):
             taking.leave(key, value, reason)
@@ -179,9 +177,7 @@ def _resolution(taking: Taking, values: Mapping[str, Any]) -> None:
     """Several sizes stand between commas, each a number or 768x512."""
     first, *more = str(values["resolution"]).replace(" ", "").split(",")
     taking.values["resolution"] = first
-    if more:
-        taking.leave("resolution", str(values["resolution"]), f"pictures are trained at {first} alone")
-
+    taking.values["extra_resolutions"] = ", ".join(more) or None
 
 def _loss(taking: Taking, values: Mapping[str, Any]) -> None:
     strengths = {name: number(values.get(f"{key}_strength")) or 0.0 for name, key in (("l2", "mse"), ("l1", "mae"), ("huber", "huber"))}
@@ -236,48 +232,3 @@ def _precision(taking: Taking, values: Mapping[str, Any]) -> None:
             taking.leave(key, values[key], "these numbers are not offered")
     checkpointing = values.get("gradient_checkpointing", "ON")
     taking.values["gradient_checkpointing"] = str(checkpointing).upper() not in ("OFF", "FALSE")
-
-
-# --- Concepts: folders of pictures -----------------------------------------------------------------------------------------
-
-def _concepts(taking: Taking, values: Mapping[str, Any], concepts: Any) -> None:
-    found = values.get("concepts") if isinstance(values.get("concepts"), list) else concepts
-    if not isinstance(found, list):
-        taking.leave("concept_file_name", values.get("concept_file_name"), f"{NOT_NEEDED}: give your folders of pictures")
-        return
-    refuse_too_many(found, "concepts", MOST_CONCEPTS)
-    used = [concept for concept in found if isinstance(concept, Mapping) and concept.get("enabled", True) is not False and concept.get("path")]
-    folders: list[tuple[str, float]] = []
-    for concept in used:
-        kind = str(concept.get("type", "STANDARD")).upper()
-        if kind == "STANDARD":
-            folders.append((str(concept["path"]), _repeats(taking, concept)))
-        else:
-            taking.leave(f"concept {concept['path']}", kind.lower(), "set Validation, or Regularisation pictures, for such pictures")
-    if folders:
-        taking.values["train_data_dir"], taking.values["num_repeats"] = folders[0]
-    if folders[1:]:
-        taking.values["extra_data_dirs"] = "\n".join(f"{count:g} x {folder}" for folder, count in folders[1:])
-    _of_first(taking, used[0] if used else {})
-
-
-def _repeats(taking: Taking, concept: Mapping[str, Any]) -> int:
-    balancing = number(concept.get("balancing", 1.0)) or 1.0
-    repeats = max(1, round(balancing)) if str(concept.get("balancing_strategy", "REPEATS")) == "REPEATS" else 1
-    if repeats != balancing:
-        taking.leave(f"concept {concept['path']} balancing", balancing, f"{repeats} repeats are taken: whole numbers, of all its pictures")
-    return repeats
-
-
-def _of_first(taking: Taking, concept: Mapping[str, Any]) -> None:
-    """Variations are the same for all folders here: as the first concept has them."""
-    image, text, said = _part(concept, "image"), _part(concept, "text"), taking.values
-    said["flip_aug"] = image.get("enable_random_flip") is True or None
-    if text.get("enable_tag_shuffling") is True:
-        said["shuffle_caption"], said["keep_tokens"] = True, text.get("keep_tags_count", 1)
-    if text.get("tag_dropout_enable") is True:
-        said["caption_tag_dropout_rate"] = text.get("tag_dropout_probability", 0.0)
-    if any(image.get(f"enable_random_{what}") is True for what in ("brightness", "contrast", "saturation", "hue")):
-        said["color_aug"] = True
-    if text.get("prompt_source") not in (None, "sample"):
-        taking.leave("prompt_source", text["prompt_source"], "captions lie beside their pictures, as picture.txt, or in a table")

@@ -64,8 +64,8 @@ def test_settings_that_its_page_saved(tmp_path):
     assert {name: found.settings.get(name) for name in expected} == expected and "clip_skip" not in found.settings
     assert sorted(found.settings["optimizer_args"].split()) == ["betas=0.9,0.99", "d_coef=2.0", "eps=1e-08", "safeguard_warmup=True"]
     reasons = {left.key: left.reason for left in found.left_out}
-    assert reasons.keys() == {"resolution", "huber_strength", "text_encoder_2", "concept_file_name", "dropout_probability"}
-    assert "1024 alone" in reasons["resolution"] and "geheim" not in str(found)
+    assert reasons.keys() == {"huber_strength", "text_encoder_2", "concept_file_name", "dropout_probability"}
+    assert found.settings["extra_resolutions"] == "768" and "geheim" not in str(found)
 
 
 def test_its_concepts_where_they_may_be_read(tmp_path):
@@ -76,7 +76,7 @@ def test_its_concepts_where_they_may_be_read(tmp_path):
                   imported(tmp_path, {**SAVED, "concepts": CONCEPTS})):
         expected = {"train_data_dir": "/data/zib", "repeats": 3, "extra_data_dirs": "1 x /data/more", "mirror": True, "shuffle_caption": True, "keep_tokens": 2}
         assert {name: found.settings.get(name) for name in expected} == expected
-        assert {"concept /data/measured", "concept /data/more balancing"} <= {left.key for left in found.left_out}
+        assert {("concept", "/data/measured"), ("/data/more: balancing", 0.5)} <= {(left.key, left.value) for left in found.left_out}
 
 
 @pytest.mark.parametrize("changes, key, settings", [

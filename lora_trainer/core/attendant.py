@@ -155,9 +155,8 @@ class Attendant:
         path = self._output.snapshot_path(self._learner.step)
         try:
             self._write(path)
-            names = tuple(dict.fromkeys((*self._teller.now.snapshots, path.stem)))
-            self._teller.tell(snapshots=self._without_old(names))                  # before the host lists its LoRAs again
-            self._host.register(path)
+            names = self._without_old(tuple(dict.fromkeys((*self._teller.now.snapshots, path.stem))))
+            self._host.register(path)                                              # lists the folder, without the old ones
             if self._output.write_early(self._write):
                 self._host.register(self._output.path)
                 self._live_step = self._learner.step
@@ -170,6 +169,7 @@ class Attendant:
         self._retry.pop("snapshot", None)
         self._teller.withdraw("snapshot")
         self._saved_step = self._learner.step
+        self._teller.tell(snapshots=names)
         log.info("saved the snapshot %s", path.name)
 
     def _without_old(self, names: tuple[str, ...]) -> tuple[str, ...]:

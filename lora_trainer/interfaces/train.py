@@ -59,6 +59,7 @@ def run(args: argparse.Namespace, make_host: Callable[..., Host]) -> int:
         job = _go_on(service, config, earlier)
     else:
         _refuse_taken(service, config, earlier)
+        _say_what_was_lost(service, config)
         job = run_job(service, config.to_dict())
     return _report(job, args.config)
 
@@ -129,15 +130,23 @@ def _go_on(service: TrainingService, config: TrainConfig, earlier: Mapping[str, 
                       f"Or: {ways}.", field=error.field, code=error.code, details=error.details) from error
 
 
+def _say_what_was_lost(service: TrainingService, config: TrainConfig) -> None:
+    """Say so where the last run was cut off before its progress was kept, so that there is nothing to go on from."""
+    last = next(iter(service.named(config.output_name)), None)
+    if last and last["state"] == "interrupted" and not last["resume_step"]:
+        print(f"note: job {last['id']} was cut off before its progress was kept (every {config.save_state_minutes:g} minutes), so it begins anew")
+
+
 def _refuse_taken(service: TrainingService, config: TrainConfig, earlier: Mapping[str, Any] | None) -> None:
     """Raise `Refused` for a LoRA that is there already, and say by which job and what to do."""
     errors = service.plan(config.to_dict(), thorough=False)["errors"]
     if not (taken := next((error for error in errors if error["code"] == "name_taken"), None)):
         return
     finished = earlier is not None and earlier["state"] == "finished"
+    free = next((each["changes"]["output_name"] for each in taken.get("remedies", ()) if "output_name" in each["changes"]), "and another name")
     by = f" Job {earlier['id']} finished it after {earlier.get('step') or 0} steps." if finished else ""
     longer = "; to train it longer: --resume and more --epochs" if finished else ""
-    raise Refused(f"{taken['message']}{by} To replace it: --overwrite; to keep both: --output-name and another name{longer}.",
+    raise Refused(f"{taken['message']}{by} To replace it: --overwrite; to keep both: --output-name {free}{longer}.",
                   field="output_name", code="name_taken")
 
 

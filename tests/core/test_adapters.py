@@ -269,6 +269,7 @@ def test_named_parameters_are_all_parameters(parts):
     assert {path: list(weights) for path, weights in named.items()} == {path: list(weights) for path, weights in adapters.weights().items()}
 
 
+@pytest.mark.parametrize("form", FORMS, ids=name_of)
 def test_given_out_and_taken_over(parts, form):
     first, second = scramble(Adapters.create(parts, everything(parts), form)), Adapters.create(parts, everything(parts), form, seed=9)
     second.load(first.weights())

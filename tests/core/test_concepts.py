@@ -76,11 +76,11 @@ def test_a_run_learns_from_concepts(write, settings, host, tmp_path):
 
 def test_what_is_not_trained_is_said(write, planned, tmp_path):
     cats = draw(tmp_path / "cats", "a")
-    path = write(concept(cats, name="cat", balancing=2.5, image={"enable_random_hue": True}, loss_weight=0.5), concept("x", name="off", enabled=False),
+    path = write(concept(cats, name="cat", balancing=2.5, image={"enable_fixed_hue": True}, loss_weight=0.5), concept("x", name="off", enabled=False),
                  concept("x", name="val", type="VALIDATION"), concept("x", name="prior", type="PRIOR_PREDICTION"), concept("", name="nowhere"))
     warnings = " ".join(planned(path).warnings)
     for sentence in ("The concept off of concepts.json is left out: it is switched off.", "The concept val", "The concept prior", "The concept nowhere",
-                     "cat: enable_random_hue True is not taken over: Colour jitter", "cat: balancing 2.5", "cat: loss_weight 0.5",
+                     "cat: enable_fixed_hue True is not taken over: Colour jitter", "cat: balancing 2.5", "cat: loss_weight 0.5",
                      "concepts.json asks for Several lines alternatives; this run is set otherwise."):
         assert sentence in warnings
 

@@ -204,6 +204,7 @@ EVERYTHING = {  # every setting of training at a value that is not its default
     "noise_offset": 0.05, "noise_offset_random": True, "multires_noise_iterations": 6, "multires_noise_discount": 0.4, "input_perturbation": 0.1,
     "input_perturbation_random": True, "min_timestep": 10, "max_timestep": 900, "timestep_sampling": "logit_normal", "logit_mean": 0.5, "logit_std": 0.8,
     "mixed_precision": "bf16", "gradient_checkpointing": True, "save_precision": "bf16",
+    "caption_extension": ".caption", "caption_lines": "alternatives", "caption_wildcards": True,
 }
 
 
@@ -230,7 +231,8 @@ def test_train_like_this_one_gives_back_every_setting_of_our_own_lora(folder):
 # What kohya's keys have no word for; all else comes back from them alone. `epochs` do not count where steps are given; `repeats` are of the folder, 10_zib cat.
 ONLY_IN_OURS = {"preferred_weight", "negative_text", "extra_resolutions", "trigger_only_rate", "keep_tokens_separator", "weighted_captions", "attention_rank", "attention_alpha", "feed_forward_rank",
                 "feed_forward_alpha", "text_encoder_rank", "text_encoder_alpha", "scheduler_cycles", "scheduler_power", "ema_decay", "scale_v_pred_loss",
-                "timestep_sampling", "logit_mean", "logit_std", "color_jitter", "repeats", "epochs", "bucket_step", "save_precision"}
+                "timestep_sampling", "logit_mean", "logit_std", "color_jitter", "repeats", "epochs", "bucket_step", "save_precision",
+                "caption_extension", "caption_lines", "caption_wildcards"}
 
 
 def test_train_like_this_one_from_the_keys_that_other_trainers_write_too(folder):

@@ -606,10 +606,10 @@ def test_a_bad_table_is_mended_on_the_page(page, filled):
     box = page.locator(".tl-table-text")
     assert box.evaluate("box => box.value.slice(box.selectionStart, box.selectionEnd)") == "1.png,cat, red"
     page.keyboard.type('1.png,"cat, red')
-    page.get_by_role("button", name="Save").click()
+    page.get_by_role("button", name="Save", exact=True).click()
     page.wait_for_selector(".tl-mend .tl-error:visible")
     box.fill('filename,prompt\n1.png,"cat, red"\n2.png,dog\n')
-    page.get_by_role("button", name="Save").click()
+    page.get_by_role("button", name="Save", exact=True).click()
     notice.wait_for(state="detached")
     assert (filled / "metadata.csv").read_bytes() == b'filename,prompt\n1.png,"cat, red"\n2.png,dog\n'
 

@@ -94,7 +94,7 @@ def test_search_finds_by_our_words_and_kohyas(page):
         return shown(page)
     assert search("ip_noise_gamma") == ["input_perturbation", "input_perturbation_random"]
     assert text(page, "[data-group=loss] .tl-names:visible").startswith("input_perturbation · kohya: ip_noise_gamma")
-    assert search("restart") == ["scheduler", "scheduler_cycles"] and search("prodigy") == ["optimizer"] and "masked_loss" in search("transparent")
+    assert search("restart") == ["scheduler", "scheduler_cycles"] and search("prodigy") == ["optimizer", "loraplus_lr_ratio"] and "masked_loss" in search("transparent")
     assert search("network_dim") == [] and text(page, ".tl-found") == "Above: Rank"
     page.click(".tl-found >> text=Rank")
     assert page.evaluate("document.activeElement.id") == "tl-setting-lora_rank"

@@ -175,7 +175,7 @@ def test_a_finished_run_says_what_can_be_done(config, jobs, capsys):
     assert train(config()) == 0
     assert train(config(epochs=9)) == 1
     said = capsys.readouterr().err
-    assert "Job 1 finished it after 12 steps. To replace it: --overwrite; to keep both: --output-name and another name; to train it longer: --resume" in said
+    assert "Job 1 finished it after 12 steps. To replace it: --overwrite; to keep both: --output-name mine-2; to train it longer: --resume" in said
     assert train(config(), "--overwrite") == 0 and train(config(), "--output-name", "other") == 0
     assert [job["name"] for job in jobs()] == ["other", "mine", "mine"]
 
@@ -281,4 +281,10 @@ def test_what_to_type_is_said_behind_what_is_wrong(config, capsys, tmp_path):
     assert train(path, *options) == 0
     said = capsys.readouterr().out
     assert "batches are smaller" not in said and "learns nothing" not in said
-    assert train(path) == 1 and "(--output-name mine-2)" in capsys.readouterr().err
+    assert train(path) == 1 and "to keep both: --output-name mine-2" in capsys.readouterr().err
+
+
+def test_a_run_that_was_cut_off_before_its_progress_was_kept_is_named(config, ended, capsys):
+    ended("mine", "interrupted")
+    assert train(config(max_train_steps=2)) == 0
+    assert "job 1 was cut off before its progress was kept (every 5 minutes), so it begins anew" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePath
@@ -95,7 +96,7 @@ def _concepts_of(nested: Mapping[str, Any], path: Path | None) -> tuple[Any, str
     if path is None or not isinstance(named, str) or not named.strip() or nested.get("concepts") is not None:
         return nested.get("concepts"), "concepts", None
     places = [folder / named for folder in (Path("."), path.parent, *path.absolute().parents[1:3])]
-    file = next((place for place in places if place.is_file()), None)
+    file = next((place for place in places if os.path.isfile(place)), None)        # False where `Path.is_file` raises
     return (_json(_text(file)), file.name, file.parent) if file else (None, "", None)
 
 
@@ -170,7 +171,11 @@ def name_for(values: Mapping[str, Any], path: Path | None) -> str:
 
 
 def _text(path: Path) -> str:
-    return (content_of(path, most_bytes=LARGEST_BYTES) or b"").decode("utf-8-sig", "replace")
+    try:
+        return (content_of(path, most_bytes=LARGEST_BYTES) or b"").decode("utf-8-sig", "replace")
+    except OSError as error:
+        raise Refused(f"The settings file {path} cannot be read: {error.strerror or error}.",
+                      code="unreadable_config") from error
 
 
 def _take_concepts(taking: Taking, found: Any, source: str, *, beside: Path | None) -> None:

@@ -184,6 +184,8 @@ class Library:
                     )
             except Refused as error:
                 refused.append({"filename": filename.as_posix(), "reason": error.message})
+            except OSError as error:
+                refused.append({"filename": filename.as_posix(), "reason": f"Its caption file cannot be read: {error.strerror or error}."})
             else:
                 prompts.update({filename.as_posix(): prompt} if prompt else {})
         if prompts:

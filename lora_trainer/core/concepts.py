@@ -110,7 +110,7 @@ def _concept(values: Mapping[str, Any], name: str, beside: Path | None) -> Conce
     if (weight := values.get("loss_weight", 1.0)) != 1.0:
         left_out.append(("loss_weight", weight, "folders differ in their repeats only"))
     folder = _found(values["path"], beside)
-    repeats, exact = _repeats(values, folder)
+    repeats, exact = _repeats(values)
     if not exact:
         left_out.append(("balancing", values.get("balancing", values.get("repeats")), f"{repeats} is taken: repeats are whole"))
     return Concept(name, folder, repeats, source, prompts, values.get("include_subdirectories") is True,
@@ -144,7 +144,7 @@ def _settings(text: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, An
     return found
 
 
-def _repeats(values: Mapping[str, Any], folder: Path) -> tuple[int, bool]:
+def _repeats(values: Mapping[str, Any]) -> tuple[int, bool]:
     """Return how often each picture counts, and whether that is just what is asked for."""
     wanted = values.get("balancing", values.get("repeats", 1.0))
     if isinstance(wanted, str) or (wanted := number(wanted)) is None:

@@ -5,6 +5,7 @@
 """
 import hashlib
 import json
+import os
 import re
 import sqlite3
 import threading
@@ -261,7 +262,8 @@ def _uploadable_name(filename: str) -> str:
     name = safe_filename(filename)
     if Path(name).suffix.lower() not in (*PICTURE_ENDINGS, *CAPTION_ENDINGS) and name.lower() not in TABLE_NAMES:
         raise Refused(f"{name} is neither a picture ({', '.join(PICTURE_ENDINGS[:5])}, …) nor a caption (.txt, .caption, metadata.csv).", code="not_a_picture")
-    return name
+    stem, ending = os.path.splitext(name)
+    return stem + ending.lower() if ending.lower() in CAPTION_ENDINGS else name    # cat.TXT would never be found beside cat.png
 
 
 def _is_note(source: intake.Source) -> bool:

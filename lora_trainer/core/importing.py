@@ -28,6 +28,7 @@ MOST_FOLDERS = 500
 MOST_IN_METADATA = 200_000                     # values in one JSON text of it
 OURS_ALONE = {"lora_rank", "lora_alpha", "lora_type", "lora_dropout", "epochs", "scheduler", "task_type", "lora_targets", "base_model", "metadata_path", "trigger_word",
               "rank", "network_rank", "lora_dim", "alpha"}
+IN_OUR_NAMES = "lora-scripts settings in our names"
 GUI_MARKS = {"LoRA_type", "max_resolution", "lr_warmup", "LyCORIS_preset", "lora_network_weights", "sdxl_no_half_vae"}
 LORA_SCRIPTS_MARKS = {"model_train_type", "lycoris_algo", "network_args_custom", "optimizer_args_custom", "lr_restart_cycles", "prodigy_d_coef", "enable_block_weights"}
 COMPLETE_MARKS = {"network_module", "network_dim", "learning_rate", "unet_lr", "optimizer_type"}
@@ -125,7 +126,7 @@ def _from_config(nested: dict[str, Any], path: Path | None = None) -> tuple[Taki
     if GUI_MARKS & values.keys():
         taking, source = _from_gui(values), "kohya_ss settings"
     elif (OURS_ALONE & values.keys()) and not {"network_dim", "network_module"} & values.keys():
-        return _from_ours(values), "lora-scripts settings in our names"
+        return _from_ours(values), IN_OUR_NAMES
     else:
         taking, source = _from_lora_scripts(values), "lora-scripts settings" if LORA_SCRIPTS_MARKS & values.keys() else "kohya's sd-scripts settings"
     if sets:

@@ -282,3 +282,12 @@ def test_what_to_type_is_said_behind_what_is_wrong(config, capsys, tmp_path):
     said = capsys.readouterr().out
     assert "batches are smaller" not in said and "learns nothing" not in said
     assert train(path) == 1 and "(--output-name mine-2)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, says", [
+    ("network_module = 'networks.lora'\nnetwork_args = ['conv_dim=4']\n", "kohya's sd-scripts settings. Take over what there is here with python -m lora_trainer import-settings "),
+    ("lora_rank = 4\nlora_rnak = 8\n", "Did you mean 'lora_rank'?\n")])
+def test_another_trainers_file_gets_the_command_that_reads_it(tmp_path, capsys, text, says):
+    (tmp_path / "theirs.toml").write_text(text, encoding="utf-8")
+    assert cli.main(["train", "--config", str(tmp_path / "theirs.toml"), "--base-model", "tiny.safetensors"], make_host=make_host) != 0
+    assert says in capsys.readouterr().err

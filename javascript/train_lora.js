@@ -279,7 +279,7 @@
         function tellPictures() {
             const values = settings.config();
             pictures.setSettings(Object.fromEntries(['resolution', 'bucket_step', 'enable_bucket', 'trigger_word', 'bucket_min', 'bucket_max', 'bucket_no_upscale', 'max_token_length',
-                'caption_lines']
+                'caption_lines', 'caption_extension']
                 .map((name) => [name, values[name]])));
         }
 

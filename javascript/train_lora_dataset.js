@@ -339,7 +339,7 @@
         }
 
         const cropUrl = (filename) => {
-            const query = new URLSearchParams(Object.entries(checkSettings).filter(([key, value]) => !['trigger_word', 'caption_lines'].includes(key) && value !== undefined && value !== ''));
+            const query = new URLSearchParams(Object.entries(checkSettings).filter(([key, value]) => !['trigger_word', 'caption_lines', 'caption_extension'].includes(key) && value !== undefined && value !== ''));
             return url(`${at('/crops/')}${filename.split('/').map(encode).join('/')}?${query}`).href;
         };
         const pictureUrl = (kind, filename) => {

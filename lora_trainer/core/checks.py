@@ -3,7 +3,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable
 
-from .captions import contains_word, loras_in
+from .captions import CAPTION_ENDINGS, contains_word, loras_in
 from .dataset import Bucket, assign_bucket, crop_of
 
 ENLARGED, MOST_CUT, ODD_RATIO = 1.05, 0.2, 2.0
@@ -23,6 +23,7 @@ class Wanted:
     bucket_no_upscale: bool = False
     max_token_length: int = 225
     caption_lines: str = "join"
+    caption_extension: str = CAPTION_ENDINGS[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ def remarks_on(*, width: int, height: int, caption: str, tokens: int | None, dup
                wanted: Wanted, other: str = "") -> list[Remark]:
     """Say what is to be said of a picture, given its upright size in pixels, its tokens in training, the others that use its caption file, its `crop_for`,
     and the name of its `other` caption file that says something else."""
-    return [remark for remark in (_caption(caption), _tokens(tokens, wanted.max_token_length), _trigger(caption, wanted.trigger_word), _other(other), _lora(caption), _duplicates(duplicates), _shared(shared),
+    return [remark for remark in (_caption(caption), _tokens(tokens, wanted.max_token_length), _trigger(caption, wanted.trigger_word), _other(other, wanted.caption_extension), _lora(caption), _duplicates(duplicates), _shared(shared),
                                   _size(width, height, crop), _shape(width, height, crop)) if remark]
 
 
@@ -69,8 +70,10 @@ def _tokens(tokens: int | None, most: int) -> Remark | None:
     return Remark("long_caption", f"The caption has {tokens} tokens; training reads the first {most}.")
 
 
-def _other(name: str) -> Remark | None:
-    return Remark("two_captions", f"{name} says something else; the .txt counts. Delete the one that is wrong.") if name else None
+def _other(name: str, counts: str) -> Remark | None:
+    which = "counts, as Caption file says, while the .txt is shown here" if name.endswith(counts) else "the .txt counts"
+    said = "says something else and" if name.endswith(counts) else "says something else;"
+    return Remark("two_captions", f"{name} {said} {which}. Delete the one that is wrong.") if name else None
 
 
 def _lora(caption: str) -> Remark | None:

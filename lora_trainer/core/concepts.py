@@ -4,7 +4,6 @@
 """
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from .captions import content_of, text_of
 from .errors import Refused
+from .kohya import number
 from .paths import expanded
 
 LARGEST_BYTES, MOST_CONCEPTS, MOST_REPEATS = 5_000_000, 500, 1000
@@ -77,8 +77,8 @@ def concepts_in(found: Any, source: str, *,
     if not are_concepts(found) or len(found) > MOST_CONCEPTS:
         raise _refused(f"{source} is not a list of OneTrainer's concepts, each with its path, at most {MOST_CONCEPTS} of them.")
     concepts, unused = [], []
-    for number, values in enumerate(found, start=1):
-        name = str(values.get("name") or values["path"] or number)[:80]
+    for at, values in enumerate(found, start=1):
+        name = str(values.get("name") or values["path"] or at)[:80]
         if (reason := _why_not(values)) is None:
             concepts.append(_concept(values, name, beside))
         else:
@@ -110,7 +110,7 @@ def _concept(values: Mapping[str, Any], name: str, beside: Path | None) -> Conce
     if (weight := values.get("loss_weight", 1.0)) != 1.0:
         left_out.append(("loss_weight", weight, "folders differ in their repeats only"))
     folder = _found(values["path"], beside)
-    repeats, exact = _repeats(values, folder)
+    repeats, exact = _repeats(values)
     if not exact:
         left_out.append(("balancing", values.get("balancing", values.get("repeats")), f"{repeats} is taken: repeats are whole"))
     return Concept(name, folder, repeats, source, prompts, values.get("include_subdirectories") is True,
@@ -144,10 +144,10 @@ def _settings(text: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, An
     return found
 
 
-def _repeats(values: Mapping[str, Any], folder: Path) -> tuple[int, bool]:
+def _repeats(values: Mapping[str, Any]) -> tuple[int, bool]:
     """Return how often each picture counts, and whether that is just what is asked for."""
     wanted = values.get("balancing", values.get("repeats", 1.0))
-    if isinstance(wanted, bool) or not isinstance(wanted, (int, float)) or not math.isfinite(wanted):
+    if isinstance(wanted, str) or (wanted := number(wanted)) is None:
         return 1, False
     if str(values.get("balancing_strategy", "REPEATS")).upper() == "SAMPLES":      # so many pictures of it in an epoch
         return 1, False
@@ -162,7 +162,7 @@ def _found(written: str, beside: Path | None) -> Path:
     if beside is None or path.is_absolute():
         return path
     places = (base / path for base in (beside, beside.parent))
-    return next((place for place in places if place.exists()), path)
+    return next((place for place in places if os.path.exists(place)), path)        # False where `Path.exists` raises
 
 
 def read_prompts(path: Path | None) -> str:

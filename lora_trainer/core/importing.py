@@ -6,6 +6,7 @@ import ast
 import contextlib
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePath
@@ -27,6 +28,7 @@ MOST_FOLDERS = 500
 MOST_IN_METADATA = 200_000                     # values in one JSON text of it
 OURS_ALONE = {"lora_rank", "lora_alpha", "lora_type", "lora_dropout", "epochs", "scheduler", "task_type", "lora_targets", "base_model", "metadata_path", "trigger_word",
               "rank", "network_rank", "lora_dim", "alpha"}
+IN_OUR_NAMES = "lora-scripts settings in our names"
 GUI_MARKS = {"LoRA_type", "max_resolution", "lr_warmup", "LyCORIS_preset", "lora_network_weights", "sdxl_no_half_vae"}
 LORA_SCRIPTS_MARKS = {"model_train_type", "lycoris_algo", "network_args_custom", "optimizer_args_custom", "lr_restart_cycles", "prodigy_d_coef", "enable_block_weights"}
 COMPLETE_MARKS = {"network_module", "network_dim", "learning_rate", "unet_lr", "optimizer_type"}
@@ -95,7 +97,7 @@ def _concepts_of(nested: Mapping[str, Any], path: Path | None) -> tuple[Any, str
     if path is None or not isinstance(named, str) or not named.strip() or nested.get("concepts") is not None:
         return nested.get("concepts"), "concepts", None
     places = [folder / named for folder in (Path("."), path.parent, *path.absolute().parents[1:3])]
-    file = next((place for place in places if place.is_file()), None)
+    file = next((place for place in places if os.path.isfile(place)), None)        # False where `Path.is_file` raises
     return (_json(_text(file)), file.name, file.parent) if file else (None, "", None)
 
 
@@ -124,7 +126,7 @@ def _from_config(nested: dict[str, Any], path: Path | None = None) -> tuple[Taki
     if GUI_MARKS & values.keys():
         taking, source = _from_gui(values), "kohya_ss settings"
     elif (OURS_ALONE & values.keys()) and not {"network_dim", "network_module"} & values.keys():
-        return _from_ours(values), "lora-scripts settings in our names"
+        return _from_ours(values), IN_OUR_NAMES
     else:
         taking, source = _from_lora_scripts(values), "lora-scripts settings" if LORA_SCRIPTS_MARKS & values.keys() else "kohya's sd-scripts settings"
     if sets:
@@ -170,7 +172,11 @@ def name_for(values: Mapping[str, Any], path: Path | None) -> str:
 
 
 def _text(path: Path) -> str:
-    return (content_of(path, most_bytes=LARGEST_BYTES) or b"").decode("utf-8-sig", "replace")
+    try:
+        return (content_of(path, most_bytes=LARGEST_BYTES) or b"").decode("utf-8-sig", "replace")
+    except OSError as error:
+        raise Refused(f"The settings file {path} cannot be read: {error.strerror or error}.",
+                      code="unreadable_config") from error
 
 
 def _take_concepts(taking: Taking, found: Any, source: str, *, beside: Path | None) -> None:

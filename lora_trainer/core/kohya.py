@@ -25,6 +25,7 @@ DEFAULTS: dict[str, Any] = {
 }
 DEFAULT_STEPS = 1600
 MOST_RANK, LATENT_PX = 1024, 8
+MOST_EPOCHS, MOST_SNAPSHOTS = 10_000, 10_000
 LONGEST_ARGUMENTS = 10_000                     # characters of --network_args or --optimizer_args
 MOST_LITERAL = 1000                            # characters; Python's parser runs out of memory over deep nonsense
 NO_LITERAL = (ValueError, SyntaxError, TypeError, AttributeError, RecursionError, MemoryError)      # what it and `ast.literal_eval` raise
@@ -544,14 +545,14 @@ def _snapshots(taking: Taking) -> None:
     )
     if ratio and ratio > 0 and epochs:
         taking.take("save_n_epoch_ratio")
-        taking.set("save_every_n_epochs", max(1, int(epochs / ratio)), "save_n_epoch_ratio")
+        taking.set("save_every_n_epochs", max(1, int(min(epochs / ratio, MOST_EPOCHS))), "save_n_epoch_ratio")
     steps, every = (
         number(taking.values.get(key)) for key in ("save_last_n_steps", "save_every_n_steps")
     )
     if not steps or not every or every <= 0:
         return
     taking.take("save_last_n_steps")
-    count, by_epochs = int(steps // every) + 1, number(taking.values.get("save_last_n_epochs"))
+    count, by_epochs = int(min(steps // every, MOST_SNAPSHOTS)) + 1, number(taking.values.get("save_last_n_epochs"))
     if by_epochs and by_epochs > count:
         reason = "Snapshots kept counts those by epochs and by steps together: the larger number is taken"
         taking.leave("save_last_n_steps", steps, reason)

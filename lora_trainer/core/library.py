@@ -5,6 +5,7 @@
 """
 import hashlib
 import json
+import os
 import re
 import sqlite3
 import threading
@@ -184,6 +185,8 @@ class Library:
                     )
             except Refused as error:
                 refused.append({"filename": filename.as_posix(), "reason": error.message})
+            except OSError as error:
+                refused.append({"filename": filename.as_posix(), "reason": f"Its caption file cannot be read: {error.strerror or error}."})
             else:
                 prompts.update({filename.as_posix(): prompt} if prompt else {})
         if prompts:
@@ -259,7 +262,8 @@ def _uploadable_name(filename: str) -> str:
     name = safe_filename(filename)
     if Path(name).suffix.lower() not in (*PICTURE_ENDINGS, *CAPTION_ENDINGS) and name.lower() not in TABLE_NAMES:
         raise Refused(f"{name} is neither a picture ({', '.join(PICTURE_ENDINGS[:5])}, …) nor a caption (.txt, .caption, metadata.csv).", code="not_a_picture")
-    return name
+    stem, ending = os.path.splitext(name)
+    return stem + ending.lower() if ending.lower() in CAPTION_ENDINGS else name    # cat.TXT would never be found beside cat.png
 
 
 def _is_note(source: intake.Source) -> bool:

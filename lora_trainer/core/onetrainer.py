@@ -203,9 +203,9 @@ def _loss(taking: Taking, values: Mapping[str, Any]) -> None:
 def _timesteps(taking: Taking, values: Mapping[str, Any]) -> None:
     low, high = (number(values.get(f"{end}_noising_strength")) for end in ("min", "max"))
     if low:
-        taking.set("min_timestep", math.floor(low * 1000), "min_noising_strength")
+        taking.set("min_timestep", math.floor(min(max(low, 0.0), 1.0) * 1000), "min_noising_strength")
     if high is not None and high < 1:
-        taking.set("max_timestep", math.ceil(high * 1000), "max_noising_strength")
+        taking.set("max_timestep", math.ceil(max(high, 0.0) * 1000), "max_noising_strength")
     distribution = str(values.get("timestep_distribution", "UNIFORM")).upper()
     if distribution == "LOGIT_NORMAL":
         taking.set("timestep_sampling", "logit_normal", "timestep_distribution")

@@ -13,6 +13,10 @@ LARGEST_PATTERN = 20_000               # single characters, when every counted r
 MOST_GROUPS, DEEPEST = 200, 50
 _COUNTED = re.compile(r"\{(\d*)(?:,\d*)?\}", re.ASCII)
 _CALL = re.compile(r"\(\?(?:R|[+-]?\d+|&|P>)")                                     # of the whole pattern, or of one of its groups
+_PROPERTY = re.compile(r"\\[pP]\{[\w ^&:=.-]*\}", re.ASCII)
+_COMMENT = re.compile(r"\(\?#(?:[^)\\]|\\.)*\)?", re.DOTALL)                       # a backslash hides a parenthesis there, too
+_POSIX_CLASS = re.compile(r"\[:\^?[A-Za-z0-9]+:\]")
+_MAY_BE_NOTHING = re.compile(r"\(\?#.*|\(\?[a-zA-Z0-9-]*\)|\}", re.DOTALL)
 _FLAGS = re.compile(r"\(\?[a-zA-Z0-9-]*?(V1|x)[a-zA-Z0-9-]*[:)]")
 
 
@@ -85,8 +89,8 @@ def _check_features(pattern: str) -> None:
 class _Size:
     """Reads a pattern only as far as is needed to count it: groups, sets, escapes, and counts in braces.
 
-    Where it may read a pattern otherwise than `regex` does, it counts too much: a fuzzy `{e<=2}` or a property `{Lu}` are no counts, a count
-    behind anything else is one.
+    Where it may read a pattern otherwise than `regex` does, it counts too much: a fuzzy `{e<=2}` is no count, a count behind anything else is one.
+    Behind a comment, a flag or a brace it may be the count of what stands before these, so it counts for all of the sequence.
     """
 
     def __init__(self, pattern: str) -> None:
@@ -105,8 +109,11 @@ class _Size:
             raise _unusable(f"its groups are nested deeper than {DEEPEST}")
         total = 0
         while self._at < len(self._pattern) and self._pattern[self._at] != ")":
-            item = self._item(depth)
+            start, item = self._at, self._item(depth)
+            may_be_nothing = _MAY_BE_NOTHING.fullmatch(self._pattern, start, self._at)
             while count := _COUNTED.match(self._pattern, self._at):
+                if may_be_nothing:
+                    item, total = item + total, 0
                 item *= _times(count)
                 self._at = count.end()
                 while self._pattern[self._at:self._at + 1] in ("?", "+"):          # lazy, possessive
@@ -116,9 +123,9 @@ class _Size:
 
     def _item(self, depth: int) -> int:
         pattern, at = self._pattern, self._at
-        if pattern.startswith("(?#", at):
-            self._at = (pattern.find(")", at) + 1) or len(pattern)
-            return 0
+        if skipped := _COMMENT.match(pattern, at) or _PROPERTY.match(pattern, at):
+            self._at = skipped.end()
+            return 0 if pattern[at] == "(" else 1
         if pattern[at] == "(":
             self._at += 1
             size = self._sequence(depth + 1)
@@ -138,7 +145,12 @@ def _end_of_set(pattern: str, at: int) -> int:
     at += 2 if pattern.startswith("[^", at) else 1
     at += pattern.startswith("]", at)
     while at < len(pattern) and pattern[at] != "]":
-        at += 2 if pattern[at] == "\\" else 1
+        if pattern.startswith("[:", at):
+            if not (named := _POSIX_CLASS.match(pattern, at)):
+                raise _unusable("it has [: in a set. Write \\[ for a bracket there")
+            at = named.end()
+        else:
+            at += 2 if pattern[at] == "\\" else 1
     return at + 1
 
 

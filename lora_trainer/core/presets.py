@@ -11,7 +11,7 @@ import yaml
 
 from .advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
 from .captions import write_atomically
-from .config import TrainConfig, check_name, in_our_names, is_plain_text, read_mapping
+from .config import TrainConfig, check_name, in_our_names, is_plain_text, read_mapping, read_resolutions
 from .errors import Refused
 from .importing import our_settings
 from .kohya import LeftOut
@@ -69,12 +69,12 @@ class OwnPresets:
     def save(self, name: str, settings: Mapping[str, Any], *, help: str = "", overwrite: bool = False) -> Preset:
         """Keep what differs from the defaults, and what the package's presets decide, under a name. Raises `Refused`."""
         path = self._folder / f"{_check_name(name)}.yaml"
-        if not overwrite:
-            self._refuse_taken(name)
+        self._refuse_taken(name, but=name if overwrite else "")
         if len(help) > LONGEST_HELP or not is_plain_text(help):
             raise Refused(f"What a preset is for takes at most {LONGEST_HELP} characters of text.", field="help", code="bad_value")
-        config = TrainConfig.parse(in_our_names(settings))
-        if not (kept := _worth_keeping(config.to_dict(), said=in_our_names(settings))):
+        said = in_our_names(settings)
+        said |= read_resolutions(said)
+        if not (kept := _worth_keeping(TrainConfig.parse(said).to_dict(), said=said)):
             raise Refused("Nothing differs from the defaults, so there is nothing to keep as a preset.", field="settings", code="bad_value")
         self._write(path, help, kept)
         return self.get(name)
@@ -82,8 +82,7 @@ class OwnPresets:
     def rename(self, name: str, to: str) -> Preset:
         """Raises `Refused` (code "name_taken") when there is one of the new name."""
         path, target = self._path(name), self._folder / f"{_check_name(to)}.yaml"
-        if name.casefold() != to.casefold():
-            self._refuse_taken(to)
+        self._refuse_taken(to, but=name)
         with _refused_by_the_disk(target):
             path.rename(target)
         return self.get(to)
@@ -116,12 +115,13 @@ class OwnPresets:
             raise Refused(f"There is no preset of yours called {name!r}.", field="name", code="not_found")
         return path
 
-    def _is_taken(self, name: str) -> bool:
+    def _is_taken(self, name: str, *, but: str = "") -> bool:
+        """Tell whether a preset has this name, in whatever case; `but` is one of the user's that does not count."""
         theirs = {known for preset in package_presets() for known in (preset["name"], preset["title"].casefold())}
-        return name.casefold() in theirs | {path.stem.casefold() for path in self._folder.glob("*.yaml")}
+        return name.casefold() in theirs | {path.stem.casefold() for path in self._folder.glob("*.yaml") if path.stem != but}
 
-    def _refuse_taken(self, name: str) -> None:
-        if self._is_taken(name):
+    def _refuse_taken(self, name: str, *, but: str = "") -> None:
+        if self._is_taken(name, but=but):
             raise Refused(f"There is a preset called {name} already. Replace it, or choose another name.", field="name", code="name_taken")
 
     def _write(self, path: Path, help: str, settings: Mapping[str, Any]) -> None:

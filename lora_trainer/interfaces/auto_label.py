@@ -1,6 +1,7 @@
 """`auto-label`: captions for a folder of pictures from the command line, as .txt files or as one table."""
 import argparse
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from ..captioning.registry import Captioners
 from ..captioning.run import CaptionProgress, Picture, caption_pictures
 from ..captioning.table_file import TableFile
 from ..captioning.wording import OPTIONS
-from ..core.captions import content_of, read_caption, sidecar, to_bytes, write_atomically
+from ..core.captions import content_of, in_table, read_caption, sidecar, to_bytes, write_atomically
 from ..core.contracts import Host
 from ..core.dataset import scan
 from ..core.errors import Refused
@@ -75,7 +76,8 @@ class Captions:
         self._before = {name: content_of(sidecar(path)) for name, path in self._paths.items()}
         self._table, self._given = TableFile(table, self._paths) if table else None, set()
         rows = self._table.captions if table else {}
-        known = {name: rows.get(name) or _caption(path, with_table=not table) for name, path in self._paths.items()}
+        beside = functools.cache(find_table)                                       # each is read once, however many pictures it is for
+        known = {name: rows.get(name) or read_caption(path) or (None if table else in_table(path, beside(path.parent))) for name, path in self._paths.items()}
         self._copied = {name: caption for name, caption in known.items() if caption and not rows.get(name)}     # of .txt files, for the table
         self.wanted = [Picture(name, path) for name, path in self._paths.items() if overwrite or not known[name]]
         skipped = len(self._paths) - len(self.wanted)
@@ -116,10 +118,6 @@ class Captions:
         write_atomically(path, data)
         self._before[name] = data
         return True
-
-
-def _caption(picture: Path, *, with_table: bool) -> str:
-    return read_caption(picture) or (find_table(picture.parent).get(picture.name, "") if with_table else "")
 
 
 def _pictures(folder: Path) -> tuple[dict[str, Path], list[dict[str, str]]]:

@@ -5,7 +5,7 @@ from typing import Any, List
 from fastapi import APIRouter, Body, Depends, File, Form, Response, UploadFile
 from fastapi.responses import FileResponse
 
-from ..core.captions import LINE_USES
+from ..core.captions import CAPTION_ENDINGS, LINE_USES
 from ..core.checks import Wanted
 from ..core.errors import Refused
 from ..core.library import LARGEST_UPLOAD_BYTES
@@ -20,7 +20,8 @@ from .schemas import EDITED, FILENAMES, IF_CHANGED, SWITCH, TEXT, TEXTS, TEXTS_B
 _CACHED = {"Cache-Control": "private, max-age=86400"}
 _PICTURE = {"response_class": Response, "responses": file_of("image/jpeg"), "dependencies": [Depends(refuse_embedding)]}
 _WANTED = {"resolution": whole_number(64, 4096), "bucket_step": whole_number(8, 512), "enable_bucket": SWITCH, "trigger_word": TEXT,
-           "caption_lines": {"enum": list(LINE_USES), "default": LINE_USES[0]}}
+           "caption_lines": {"enum": list(LINE_USES), "default": LINE_USES[0]},
+           "caption_extension": {"enum": list(CAPTION_ENDINGS), "default": CAPTION_ENDINGS[0]}}
 
 
 def add_routes(router: APIRouter, service: TrainingService) -> None:
@@ -170,7 +171,7 @@ def _wanted(body: dict) -> Wanted:
                   switch(body, "enable_bucket", ordinary.enable_bucket), (text(body, "trigger_word", required=False) or "").strip(),
                   whole(body, "bucket_min", ordinary.bucket_min, 0, 2048), whole(body, "bucket_max", ordinary.bucket_max, 0, 8192),
                   switch(body, "bucket_no_upscale", ordinary.bucket_no_upscale), whole(body, "max_token_length", ordinary.max_token_length, 75, 750),
-                  one_of(body, "caption_lines", LINE_USES))
+                  one_of(body, "caption_lines", LINE_USES), one_of(body, "caption_extension", CAPTION_ENDINGS))
 
 
 def _versions(source: str) -> dict[str, str] | None:

@@ -1,13 +1,15 @@
 """The settings of a run as they are brought to the command line: a preset, a file, and options, each over the one before; with the name,
 the places and the resolution that a settings file may leave to the program that it was written for."""
 import argparse
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..core.config import KOHYA_NAMES, in_our_names, read_resolutions, read_settings, schema
+from ..core.config import KOHYA_NAMES, TrainConfig, in_our_names, read_resolutions, read_settings, schema
 from ..core.contracts import Host
-from ..core.importing import name_for
+from ..core.errors import Refused
+from ..core.importing import IN_OUR_NAMES, import_settings, name_for
 from ..core.paths import expanded
 from ..core.presets import find_preset, presets_folder
 
@@ -28,6 +30,27 @@ def read_run(args: argparse.Namespace) -> Values:
         print(f"note: no output_name is given; the LoRA is called {name}")
         values["output_name"] = name
     return values
+
+
+def parsed(values: Values, file: Path | None) -> TrainConfig:
+    """Make a config of settings, of which some are from a file. Raises `Refused`; where that is
+    another trainer's file with more in it than there is here, with the command that reads such."""
+    try:
+        return TrainConfig.parse(values)
+    except Refused as error:
+        if error.code != "unknown_setting" or not file or not (source := _source_of_others(file)):
+            raise
+        raise Refused(f"{error.message} {file.name} holds {source}. Take over what there is here with "
+                      f"python -m lora_trainer import-settings {file} --into {file.stem}-run.yaml",
+                      field=error.field, code=error.code) from error
+
+
+def _source_of_others(file: Path) -> str:
+    """Say whose settings a file holds; "" for ours, and for what cannot be read as anybody's."""
+    with contextlib.suppress(Refused):
+        source = import_settings(file).source
+        return "" if source == IN_OUR_NAMES else source
+    return ""
 
 
 def data_dir_of(output_dir: Any) -> Path:

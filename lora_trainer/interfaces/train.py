@@ -11,7 +11,7 @@ from ..core.pipeline import DRAWING
 from ..jobs.service import TrainingService
 from ..jobs.store import ALIVE, BEGUN
 from .ctrl_c import asked_by_ctrl_c, asked_by_termination
-from .run_settings import at_model_size, data_dir_of, read_run
+from .run_settings import at_model_size, data_dir_of, parsed, read_run
 from .storage import add_limits, limits_of
 
 Begin = Callable[[], str]
@@ -46,7 +46,7 @@ def _default_words(value: Any) -> str:
 def run(args: argparse.Namespace, make_host: Callable[..., Host]) -> int:
     """Run the command; return 0, or 130 after Ctrl-C, which saves what was learned, or 143 after `kill`, which keeps the progress. Raises `Refused`."""
     values = read_run(args)
-    config = TrainConfig.parse(values)
+    config = parsed(values, args.config)
     if not config.base_model:
         raise Refused("Without a WebUI a checkpoint is needed: give base_model, a .safetensors file.", field="base_model")
     output = Path(config.output_dir or "output")

@@ -312,6 +312,14 @@ def test_an_output_folder_becomes_a_data_set(library, folder, outputs):
     assert again.added == taken.added and not again.refused
 
 
+def test_a_caption_file_that_cannot_be_read_costs_its_picture_alone(library, folder, outputs):
+    taken = library.add_folder("cats", str(outputs), with_prompts=True)
+    (folder / "00000.txt").write_bytes(b"x" * 300_000)
+    refused = library.add_captions_from_prompts("cats", taken.added)
+    assert [row["filename"] for row in refused] == ["00000.png"] and "larger than 200 kB" in refused[0]["reason"]
+    assert library.open("cats").captions() == {"00001.png": "a zib, number 1"}
+
+
 def test_a_folder_within_the_data_set_and_one_that_is_not_there_are_refused(library, folder, tmp_path):
     for path in (folder, tmp_path, tmp_path / "nothing"):
         with pytest.raises(Refused):

@@ -76,12 +76,12 @@ def test_a_run_learns_from_concepts(write, settings, host, tmp_path):
 
 def test_what_is_not_trained_is_said(write, planned, tmp_path):
     cats = draw(tmp_path / "cats", "a")
-    path = write(concept(cats, name="cat", balancing=2.5, image={"enable_fixed_hue": True}, loss_weight=0.5), concept("x", name="off", enabled=False),
+    path = write(concept(cats, name="cat", balancing=2.5, image={"enable_random_hue": True, "enable_random_rotate": True}, loss_weight=0.5), concept("x", name="off", enabled=False),
                  concept("x", name="val", type="VALIDATION"), concept("x", name="prior", type="PRIOR_PREDICTION"), concept("", name="nowhere"))
     warnings = " ".join(planned(path).warnings)
     for sentence in ("The concept off of concepts.json is left out: it is switched off.", "The concept val", "The concept prior", "The concept nowhere",
-                     "cat: enable_fixed_hue True is not taken over: Colour jitter", "cat: balancing 2.5", "cat: loss_weight 0.5",
-                     "concepts.json asks for Several lines alternatives; this run is set otherwise."):
+                     "cat: enable_random_rotate True is not taken over: pictures are not rotated", "cat: balancing 2.5", "cat: loss_weight 0.5",
+                     "concepts.json asks for Several lines alternatives, Colour jitter 0.05; this run is set otherwise."):
         assert sentence in warnings
 
 
@@ -105,6 +105,7 @@ def test_every_place_that_is_read_from_is_checked(write, tmp_path):
     ("[", "cannot be read"), ("[" * 200_000, "cannot be read"), ("{}", "not a list"), ("[]", "not a list"), ('[{"name": "x"}]', "not a list"), ("[3]", "not a list"),
     ('[{"path": "x", "enabled": false}]', "No concept"), ('[{"path": 3}]', "No concept"), ('[{"path": "/gone"}]', "does not exist"),
     ('[{"path": "/x", "text": {"prompt_source": "magic"}}]', "expected one of sample"), ('[{"path": ".", "text": {"prompt_source": "concept"}}]', "names none"),
+    (json.dumps([{"path": "n" * 400}]), "cannot be read"), (json.dumps([concept(".", text={"prompt_source": "concept", "prompt_path": "n" * 400})]), "is not there"),
     ('[{"path": "."}, {"path": "."}]', "among those to learn from already")])
 def test_a_bad_file_is_refused_with_a_sentence(write, planned, content, sentence):
     path = write()
@@ -115,7 +116,7 @@ def test_a_bad_file_is_refused_with_a_sentence(write, planned, content, sentence
     assert caught.value.field == "train_data_dir"
 
 
-@pytest.mark.parametrize("balancing, repeats", [(0.2, 1), (1e9, 1000), ("3", 1), (True, 1), (float("inf"), 1), (7, 7)])
+@pytest.mark.parametrize("balancing, repeats", [(0.2, 1), (1e9, 1000), ("3", 1), (True, 1), (float("inf"), 1), (7, 7), (int("9" * 900), 1)])
 def test_repeats_are_whole_and_bounded(write, balancing, repeats):
     assert read_concepts(write(concept("/cats", balancing=balancing)))[0][0].repeats == repeats
 

@@ -114,6 +114,8 @@ def test_two_captions_that_differ_are_pointed_out(editor, folder):
     (folder / "b.caption").write_text("ours\r\n", encoding="utf-8")
     assert "a.caption says something else; the .txt counts" in remarks(editor, "a.png")["two_captions"] and "two_captions" not in remarks(editor, "b.png")
     assert {"code": "two_captions", "title": "two captions", "count": 1} in editor.check(Wanted())["summary"]
+    said = editor.check(Wanted(caption_extension=".caption"))["pictures"]["a.png"]["remarks"]
+    assert ["a.caption says something else and counts, as Caption file says" in each["message"] for each in said if each["code"] == "two_captions"] == [True]
 
 
 def test_a_lora_in_a_caption_is_pointed_out(editor, folder):

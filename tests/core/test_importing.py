@@ -320,13 +320,13 @@ def test_files_without_settings_are_refused(tmp_path, values):
     assert caught.value.code == "no_settings"
 
 
-ODD = ["abc", -1, 1e99, math.inf, [1], [], {"a": 1}, True, "None", "1,2", "()", "a=1", "\x00", "9" * 400]
+ODD = ["abc", -1, 1e99, math.inf, [1], [], {"a": 1}, True, "None", "1,2", "()", "a=1", "\x00", "9" * 400, 1e308, 1e-308]
 
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: repr(odd)[:9])
 def test_whatever_a_value_is_the_rest_is_taken_over(tmp_path, odd):
-    for key in GUI:
-        found = imported(tmp_path, {**GUI, key: odd})
+    for key in [*GUI, "save_n_epoch_ratio", "save_last_n_steps", "save_every_n_steps"]:
+        found = imported(tmp_path, {**GUI, "save_last_n_steps": 10, "save_every_n_steps": 10, key: odd})
         assert len(found.settings) >= len(GUI) // 3, key
 
 
@@ -336,6 +336,13 @@ def test_whatever_a_lora_says_the_rest_is_taken_over(tmp_path, odd):
                 "ss_unet_lr", "ss_reg_dataset_dirs", "train_lora_settings", "ss_gradient_accumulation_steps", "ss_num_batches_per_epoch", "ss_max_train_steps"):
         found = lora(tmp_path, {**KOHYAS_LORA, key: odd})
         assert found.settings["lora_alpha"] == 16.0 or key == "train_lora_settings", key
+
+
+def test_a_json_beyond_what_is_read_is_refused(tmp_path):
+    (tmp_path / "large.json").write_text(f'["{"a" * 6_000_000}"]')
+    with pytest.raises(Refused, match="larger than 5,000 kB") as caught:
+        import_settings(tmp_path / "large.json")
+    assert caught.value.code == "unreadable_config"
 
 
 # --- Files from strangers -------------------------------------------------------------------------------------------------

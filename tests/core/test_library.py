@@ -33,6 +33,13 @@ def test_upload_describe_and_caption(library):
         {"name": "cats", "path": described["path"], "pictures": 1}]
 
 
+def test_a_caption_file_is_found_whatever_the_case_of_its_ending(library):
+    for name in ("a", "b"):
+        library.add("cats", f"{name}.PNG", png())
+    assert (library.add("cats", "a.TXT", b"a cat"), library.add("cats", "b.Caption", b"b cat")) == ("a.txt", "b.caption")
+    assert library.open("cats").captions() == {"a.PNG": "a cat", "b.PNG": "b cat"}
+
+
 def test_the_same_file_again_is_fine_but_another_of_its_name_is_not(library):
     library.add("cats", "a.png", png())
     library.add("cats", "a.png", png())

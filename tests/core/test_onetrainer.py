@@ -68,6 +68,13 @@ def test_settings_that_its_page_saved(tmp_path):
     assert found.settings["extra_resolutions"] == "768" and "geheim" not in str(found)
 
 
+@pytest.mark.parametrize("odd", ["abc", -1, 1e308, -1e308, 1e-308, [1], {"a": 1}, True, "n" * 400, "1,2"], ids=lambda odd: repr(odd)[:9])
+def test_whatever_a_value_is_the_rest_is_taken_over(tmp_path, odd):
+    for key in SAVED.keys() - {"training_method", "model_type"}:
+        found = imported(tmp_path, {**SAVED, key: odd}, look_around=True)
+        assert len(found.settings) >= 30, key
+
+
 def test_its_concepts_where_they_may_be_read(tmp_path):
     (tmp_path / "training_concepts").mkdir()
     (tmp_path / "training_concepts" / "concepts.json").write_text(json.dumps(CONCEPTS), encoding="utf-8")

@@ -18,7 +18,9 @@ NESTED = "(?:" * 3 + "a{999}" + "){999}" * 3
     "(?:a{9999}){9999}", NESTED, f"({NESTED})", f"(?i:{NESTED})", f"(?>{NESTED})", f"(?=({NESTED}))", f"a|({NESTED})", f"(?P<n>{NESTED})",
     "(?:a{9999}+){9999}+", "(?:a{9999}?){9999}?", "(?:a{9999,}){9999,}", "(?:a{9999,10000}){9999,10000}", "(?:[)]a{9999}){9999}", r"(?:\)a{9999}){9999}",
     "(?:[]()]a{9999}){9999}", r"(?:[^]\])]a{9999}){9999}", "(?:(?#)()a{9999}){9999}", "(?:(?:a){e<=2}a{9999}){9999}", r"(?:\p{Lu}{9999}){9999}", "a{99999999999999999999}",
-    "(?:a{9999}(?#{){9999}", "(?:" * 40 + "a" + "){2}" * 40, "(?|(a{9999})|b){9999}", "(?:(?(1)a|b)a{9999}){9999}"])
+    "(?:a{9999}(?#{){9999}", "(?:" * 40 + "a" + "){2}" * 40, "(?|(a{9999})|b){9999}", "(?:(?(1)a|b)a{9999}){9999}",
+    "(?:a{9999})(?#x){9999}", "(?:a{9999})(?i){9999}", "(?:a{9999})(?-i)(?#){9999}", "(?:a{9999}){e<=0}{9999}", "(?:a{9999}){e<=0:[a-z]}{9999}",
+    r"(?#\)[)(?:a{9999}){9999}]", "[[:alpha:][](?:a{9999}){9999}]", "[^[:alpha:][](?:a{9999}){9999}]", "[[:a b:][](?:a{9999}){9999}]"])
 def test_repeats_of_repeats_are_refused_before_they_are_compiled(pattern, monkeypatch):
     monkeypatch.setattr("lora_trainer.core.patterns.regex.compile", lambda *_: pytest.fail("compiled"))
     with pytest.raises(Refused, match="regular expression cannot be") as caught:
@@ -39,7 +41,8 @@ def test_what_has_no_end_or_no_meaning_gets_a_sentence(pattern, sentence):
 @pytest.mark.parametrize("find, replace, after", [
     (r"\b(\w{3,12}) hair\b", r"\1-hair", "x, long-hair, y 12-34"), (r"\d{2}-\d{2}", "n", "x, long hair, y n"), ("(?i)LONG", "short", "x, short hair, y 12-34"),
     ("(?:lomg){e<=1}", "no", "x, no hair, y 12-34"), (r"[{}()\[\]x]", "o", "o, long hair, y 12-34"), (r"(?P<w>long)", r"\g<w>er", "x, longer hair, y 12-34"),
-    ("(?#a comment {99999})x", "z", "z, long hair, y 12-34"), (r"\p{L}{4}", "w", "x, w w, y 12-34"), ("l{,5}ong", "m", "x, m hair, y 12-34")])
+    ("(?#a comment {99999})x", "z", "z, long hair, y 12-34"), (r"\p{L}{4}", "w", "x, w w, y 12-34"), ("[[:digit:]]{2}-", "", "x, long hair, y 34"),
+    (r"(?#not \) yet)[[:alpha:]]{4}", "w", "x, w w, y 12-34"), (r"\p{L}{4} \p{L}{4}, \p{L}{1} \p{N}{2}", "w", "x, w-34"), ("l{,5}ong", "m", "x, m hair, y 12-34")])
 def test_patterns_that_people_write_do_as_before(find, replace, after):
     assert plan_edit("replace", {"a": "x, long hair, y 12-34"}, {"find": find, "replace": replace, "regex": True, "match_case": True}) == {"a": after}
 
@@ -68,7 +71,7 @@ from lora_trainer.core.errors import Refused
 edits.PATTERN_SECONDS = 0.3
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
 draws = random.Random({seed})
-parts = ["a", "b", ".", "\\\\w", "\\\\p{{L}}", "[ab]", "[^)(]", "[\\U00000001-\\U0010FFFE]", "(?:", "(", "(?=", "(?>", "(?i:", "(?|", "(?P<n>", "(?<=", "(?#", ")", ")", ")", "){{99}}", "){{9}}",
+parts = ["a", "b", ".", "\\\\w", "\\\\p{{L}}", "[ab]", "[^)(]", "[\\U00000001-\\U0010FFFE]", "(?:", "(", "(?=", "(?>", "(?i:", "(?|", "(?P<n>", "(?<=", "(?#", "(?#)", "(?i)", "{{e<=0}}", "[[:alpha:][]", ")", ")", ")", "){{99}}", "){{9}}",
          "{{99}}", "{{9,}}", "{{1,999}}", "{{,9999}}", "*", "+", "?", "*+", "*?", "|", "^", "$", "\\\\1", "\\\\b", "{{e<=3}}", "{{e}}", "(?R)", "(?1)", "(?&n)", "(?(1)a|b)",
          "(?f)", "(?r)", "(?b)", "(?V1)", "(?x)", "#", "\\\\L<n>", "(*SKIP)", "\\\\K", "\\\\X", "{{9999}}", "\\u00df", "\\ufb03", "\\\\R", "\\\\G"]
 worst = 0

@@ -61,6 +61,19 @@ def test_one_that_is_there_is_replaced_only_when_asked(own):
     assert own.rename("other", "Other")["name"] == "Other"
 
 
+def test_replacing_one_takes_no_other_name_along(own):
+    own.save("neon", {"lora_rank": 8})
+    for taken in ("NEON", "style", "Style"):
+        with pytest.raises(Refused, match="already") as caught:
+            own.save(taken, {"lora_rank": 4}, overwrite=True)
+        assert caught.value.code == "name_taken"
+    assert [preset["name"] for preset in own.all()] == ["neon"] and own.get("neon")["settings"] == {"lora_rank": 8}
+
+
+def test_several_resolutions_are_kept_together(own):
+    assert own.save("sizes", {"resolution": "512, 768"})["settings"] == {"resolution": 512, "extra_resolutions": "768"}
+
+
 def test_what_is_wrong_costs_nothing(own):
     own.save("neon", {"lora_rank": 8})
     for settings in ({"lora_rank": 0}, {"lora_rang": 4}, {"output_name": "only a name"}, {}):

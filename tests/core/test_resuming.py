@@ -50,6 +50,20 @@ def assert_same(one, other):
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.parametrize("changes", [{"loraplus_lr_ratio": 4}, {"lora_type": "lokr", "ema_decay": 0.9}, {"lora_type": "loha", "lora_targets": "all", "optimizer": "adafactor"}],
+                         ids=lambda changes: changes.get("lora_type", "lora"))
+def test_a_dora_in_several_sizes_with_drawn_captions_is_the_same_run(host, longer, folder, pictures, changes):
+    (pictures / "0.txt").rename(pictures / "0.caption")
+    (pictures / "1.txt").write_text("a {red|blue} circle\na disc, {small|{very |}large}", encoding="utf-8")
+    config = TrainConfig.parse({**longer, "use_dora": True, "train_text_encoder": True, "extra_resolutions": "96", "caption_lines": "alternatives", "caption_wildcards": True,
+                                "block_learning_rates": "MID=0.5, IN01=2", "save_every_n_epochs": 1, "keep_snapshots": 1, "shuffle_caption": True, "trigger_word": "zib", **changes})
+    train_lora(config.replace(output_name="whole"), host)
+    run_until(7, config, host, folder)
+    assert train_lora(config, host, folder=folder, resume=True).steps == 12
+    assert_same(weights_of(host), weights_of(host, "whole"))
+    assert sorted(path.stem for path in host.lora_dir.glob("mine-*.safetensors")) == ["mine-000008"]
+
+
 @pytest.mark.parametrize("killed_at", [1, 5, 11, 12])
 def test_same_weights_as_without_the_interruption(host, longer, folder, killed_at):
     config = TrainConfig.parse(longer)

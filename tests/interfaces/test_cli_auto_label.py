@@ -66,6 +66,13 @@ def test_what_is_there_is_kept_unless_told_otherwise(label, folder, table, capsy
     assert rows() == {"elsewhere.png": "gone", "0.png": "new 0", "1.png": "new 1", "10_zib/2.png": "new 2"} and (folder / "0.txt").read_text() == "my own"
 
 
+def test_captions_of_kohyas_table_and_caption_files_are_kept(label, folder):
+    (folder / "metadata.json").write_text('{"0": {"caption": "of a table"}}', encoding="utf-8")
+    (folder / "1.caption").write_text("of a .caption", encoding="utf-8")
+    assert label("--captioner", "fixed", "--option", "template=new {filename}") == 0
+    assert [path.name for path in folder.rglob("*.txt")] == ["2.txt"]
+
+
 def test_failures_are_named_and_make_the_exit_status(label, folder, capsys):
     (folder / "bad.png").write_bytes(b"no picture")
     assert label("--captioner", "fixed", "--option", "template=x") == 1

@@ -288,3 +288,12 @@ def test_a_run_that_was_cut_off_before_its_progress_was_kept_is_named(config, en
     ended("mine", "interrupted")
     assert train(config(max_train_steps=2)) == 0
     assert "job 1 was cut off before its progress was kept (every 5 minutes), so it begins anew" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text, says", [
+    ("network_module = 'networks.lora'\nnetwork_args = ['conv_dim=4']\n", "kohya's sd-scripts settings. Take over what there is here with python -m lora_trainer import-settings "),
+    ("lora_rank = 4\nlora_rnak = 8\n", "Did you mean 'lora_rank'?\n")])
+def test_another_trainers_file_gets_the_command_that_reads_it(tmp_path, capsys, text, says):
+    (tmp_path / "theirs.toml").write_text(text, encoding="utf-8")
+    assert cli.main(["train", "--config", str(tmp_path / "theirs.toml"), "--base-model", "tiny.safetensors"], make_host=make_host) != 0
+    assert says in capsys.readouterr().err

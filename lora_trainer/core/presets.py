@@ -69,7 +69,7 @@ class OwnPresets:
     def save(self, name: str, settings: Mapping[str, Any], *, help: str = "", overwrite: bool = False) -> Preset:
         """Keep what differs from the defaults, and what the package's presets decide, under a name. Raises `Refused`."""
         path = self._folder / f"{_check_name(name)}.yaml"
-        if not overwrite:
+        if not overwrite or _is_packaged(name):
             self._refuse_taken(name)
         if len(help) > LONGEST_HELP or not is_plain_text(help):
             raise Refused(f"What a preset is for takes at most {LONGEST_HELP} characters of text.", field="help", code="bad_value")
@@ -117,12 +117,12 @@ class OwnPresets:
         return path
 
     def _is_taken(self, name: str) -> bool:
-        theirs = {known for preset in package_presets() for known in (preset["name"], preset["title"].casefold())}
-        return name.casefold() in theirs | {path.stem.casefold() for path in self._folder.glob("*.yaml")}
+        return _is_packaged(name) or name.casefold() in {path.stem.casefold() for path in self._folder.glob("*.yaml")}
 
     def _refuse_taken(self, name: str) -> None:
         if self._is_taken(name):
-            raise Refused(f"There is a preset called {name} already. Replace it, or choose another name.", field="name", code="name_taken")
+            way = "Choose another name" if _is_packaged(name) else "Replace it, or choose another name"
+            raise Refused(f"There is a preset called {name} already. {way}.", field="name", code="name_taken")
 
     def _write(self, path: Path, help: str, settings: Mapping[str, Any]) -> None:
         if not path.exists() and len(list(self._folder.glob("*.yaml"))) >= MOST_PRESETS:
@@ -162,6 +162,11 @@ def _worth_keeping(values: Mapping[str, Any], *, said: Mapping[str, Any]) -> dic
     decided = {"resolution"} | {name for preset in package_presets() for name in preset["settings"]}
     defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     return {name: value for name, value in values.items() if name in said and belongs(name) and (name in decided or value != defaults[name])}
+
+
+def _is_packaged(name: str) -> bool:
+    """Tell whether a preset of the package is called so."""
+    return any(name.casefold() in (preset["name"], preset["title"].casefold()) for preset in package_presets())
 
 
 def _check_name(name: str) -> str:

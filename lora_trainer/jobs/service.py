@@ -367,8 +367,8 @@ class TrainingService:
         return True
 
     def tensorboard(self) -> dict[str, Any]:
-        """Return `{url}` of a TensorBoard that runs on this machine, None where there is none or where others than this machine can ask."""
-        return {"url": find_tensorboard() if self._allowed_roots is None else None}
+        """Return `{url}` of a TensorBoard that runs on this machine, None where there is none or where others than this machine can ask or do."""
+        return {"url": find_tensorboard() if self._allowed_roots is None and not foreign_name() else None}
 
     def _tidy(self) -> None:
         try:

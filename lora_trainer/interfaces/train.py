@@ -136,8 +136,10 @@ def _refuse_taken(service: TrainingService, config: TrainConfig, earlier: Mappin
         return
     finished = earlier is not None and earlier["state"] == "finished"
     by = f" Job {earlier['id']} finished it after {earlier.get('step') or 0} steps." if finished else ""
-    longer = "; to train it longer: --resume and more --epochs" if finished else ""
-    raise Refused(f"{taken['message']}{by} To replace it: --overwrite; to keep both: --output-name and another name{longer}.",
+    length = "--max-train-steps" if config.max_train_steps else "--epochs"
+    longer = f"; to train it longer: --resume and more {length}" if finished else ""
+    other = next((each["changes"]["output_name"] for each in taken.get("remedies", [])), "and another name")
+    raise Refused(f"{taken['message']}{by} To replace it: --overwrite; to keep both: --output-name {other}{longer}.",
                   field="output_name", code="name_taken")
 
 

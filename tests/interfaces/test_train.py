@@ -175,7 +175,7 @@ def test_a_finished_run_says_what_can_be_done(config, jobs, capsys):
     assert train(config()) == 0
     assert train(config(epochs=9)) == 1
     said = capsys.readouterr().err
-    assert "Job 1 finished it after 12 steps. To replace it: --overwrite; to keep both: --output-name and another name; to train it longer: --resume" in said
+    assert "Job 1 finished it after 12 steps. To replace it: --overwrite; to keep both: --output-name mine-2; to train it longer: --resume" in said
     assert train(config(), "--overwrite") == 0 and train(config(), "--output-name", "other") == 0
     assert [job["name"] for job in jobs()] == ["other", "mine", "mine"]
 
@@ -281,4 +281,5 @@ def test_what_to_type_is_said_behind_what_is_wrong(config, capsys, tmp_path):
     assert train(path, *options) == 0
     said = capsys.readouterr().out
     assert "batches are smaller" not in said and "learns nothing" not in said
-    assert train(path) == 1 and "(--output-name mine-2)" in capsys.readouterr().err
+    said = (train(path), capsys.readouterr().err)
+    assert said[0] == 1 and "to keep both: --output-name mine-2; " in said[1] and "--resume and more --max-train-steps" in said[1]

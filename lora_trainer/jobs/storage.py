@@ -64,7 +64,7 @@ class Storage:
         for row in self._finished():                                               # the newest first
             files = self._states(row)
             left -= sum(map(_size, files))
-            too_old = self._limits.state_days and time.time() - (row["finished_at"] or 0) > self._limits.state_days * DAY_SECONDS
+            too_old = self._limits.state_days and time.time() - (row["finished_at"] or row["created_at"]) > self._limits.state_days * DAY_SECONDS
             if files and (too_old or (self._limits.state_gb and left < 0)):
                 freed, _ = _remove(files)
                 log.info("removed the training state of job %s, %d MB: finished jobs keep theirs for %g days and %g GB together", row["id"],

@@ -248,7 +248,7 @@
         const chooser = h('select.tl-input', {id: 'tl-dataset', onchange: () => choose(chooser.value)});
         const path = h('input.tl-input', {id: 'tl-folder', type: 'text', placeholder: '/path/to/pictures', autocomplete: 'off', spellcheck: false,
             oninput: () => show(pathError, false), onkeydown: (event) => event.key === 'Enter' && adopt()});
-        const useFolder = button('Use folder', () => adopt());
+        const useFolder = button('Use', () => adopt());
         const copyFolder = button('Copy', () => copy());
         copyFolder.title = 'Copy its pictures into the data set; prompts that they were made with become captions';
         useFolder.title = 'Work in this folder itself';

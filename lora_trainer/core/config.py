@@ -23,6 +23,7 @@ MOST_LEVELS, MOST_VALUES, MOST_BITS = 20, 100_000, 1024        # of what a setti
 MOST_BYTES = {".json": 1_000_000, ".toml": 100_000, ".yaml": 150_000}      # what is read within a second, whatever is in it
 MOST_NODES = 10_000                            # of YAML, which is read in Python
 MOST_KEYS, LONGEST_KEY = 600, 80               # settings side by side; characters of a name that one could have meant
+LONGEST_TEXT = 20_000                          # characters of a setting; lists of blocks are read at every plan
 MOST_NUMBER, MOST_DOTS = 1000, 12              # characters of a number; parts of a dotted TOML key
 
 GROUPS = {"pictures": "Pictures", "main": "The settings that matter", "output": "What comes out", "data": "Pictures in detail", "captions": "Captions while training",
@@ -527,6 +528,8 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
     if converted is None:
         kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[type(field.default)]
         raise Refused(f"{title}: {_short(value)} is not {kind}.", field=field.name, code="bad_value")
+    if isinstance(converted, str) and len(converted) > LONGEST_TEXT:
+        raise Refused(f"{title}: {len(converted):,} characters are too many. Use at most {LONGEST_TEXT:,}.", field=field.name, code="bad_value")
     if choices and converted not in choices:
         near = difflib.get_close_matches(str(converted), choices, n=1)
         raise Refused(f"{title}: {_short(value)} is not known. Choose one of: {', '.join(choices)}." + (f" Did you mean {near[0]}?" if near else ""),

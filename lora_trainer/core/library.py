@@ -123,9 +123,7 @@ class Library:
         `create`: the data set is made where there is none, once the folder was found.
         """
         folder = self._adoptable(path)
-        if create:
-            self.create(name)
-        home = self.path(name).resolve()
+        home = self._home(name, create=create)
         if home.is_relative_to(folder) or folder.is_relative_to(home):
             raise Refused(
                 f"{folder} and the data set {name} are one within the other. Choose another folder.",
@@ -133,6 +131,8 @@ class Library:
                 code="twice",
             )
         sources = intake.of_folder(folder)
+        if create:
+            self.create(name)
         return self._take_in(
             name, [source for source in sources if not (with_prompts and _is_note(source))]
         )
@@ -210,6 +210,11 @@ class Library:
             self._editors.clear()
 
     # --- Inside ----------------------------------------------------------------------------------------------------------
+
+    def _home(self, name: str, *, create: bool) -> Path:
+        """Return the folder of a data set, links followed, or where it will be made."""
+        new = create and not (self._folder / _checked_name(name)).exists()
+        return (self._folder / name if new else self.path(name)).resolve()
 
     def _own(self, name: str) -> Path:
         return self._folder / name / ".train_lora"

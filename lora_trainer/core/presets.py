@@ -117,12 +117,13 @@ class OwnPresets:
 
     def _is_taken(self, name: str, *, but: str = "") -> bool:
         """Tell whether a preset has this name, in whatever case; `but` is one of the user's that does not count."""
-        theirs = {known for preset in package_presets() for known in (preset["name"], preset["title"].casefold())}
-        return name.casefold() in theirs | {path.stem.casefold() for path in self._folder.glob("*.yaml") if path.stem != but}
+        own = {path.stem.casefold() for path in self._folder.glob("*.yaml") if path.stem != but}
+        return _is_packaged(name) or name.casefold() in own
 
     def _refuse_taken(self, name: str, *, but: str = "") -> None:
         if self._is_taken(name, but=but):
-            raise Refused(f"There is a preset called {name} already. Replace it, or choose another name.", field="name", code="name_taken")
+            way = "Choose another name" if _is_packaged(name) else "Replace it, or choose another name"
+            raise Refused(f"There is a preset called {name} already. {way}.", field="name", code="name_taken")
 
     def _write(self, path: Path, help: str, settings: Mapping[str, Any]) -> None:
         if not path.exists() and len(list(self._folder.glob("*.yaml"))) >= MOST_PRESETS:
@@ -162,6 +163,11 @@ def _worth_keeping(values: Mapping[str, Any], *, said: Mapping[str, Any]) -> dic
     decided = {"resolution"} | {name for preset in package_presets() for name in preset["settings"]}
     defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     return {name: value for name, value in values.items() if name in said and belongs(name) and (name in decided or value != defaults[name])}
+
+
+def _is_packaged(name: str) -> bool:
+    """Tell whether a preset of the package is called so."""
+    return any(name.casefold() in (preset["name"], preset["title"].casefold()) for preset in package_presets())
 
 
 def _check_name(name: str) -> str:

@@ -143,10 +143,11 @@ def _refuse_taken(service: TrainingService, config: TrainConfig, earlier: Mappin
     if not (taken := next((error for error in errors if error["code"] == "name_taken"), None)):
         return
     finished = earlier is not None and earlier["state"] == "finished"
-    free = next((each["changes"]["output_name"] for each in taken.get("remedies", ()) if "output_name" in each["changes"]), "and another name")
     by = f" Job {earlier['id']} finished it after {earlier.get('step') or 0} steps." if finished else ""
-    longer = "; to train it longer: --resume and more --epochs" if finished else ""
-    raise Refused(f"{taken['message']}{by} To replace it: --overwrite; to keep both: --output-name {free}{longer}.",
+    length = "--max-train-steps" if config.max_train_steps else "--epochs"
+    longer = f"; to train it longer: --resume and more {length}" if finished else ""
+    other = next((each["changes"]["output_name"] for each in taken.get("remedies", [])), "and another name")
+    raise Refused(f"{taken['message']}{by} To replace it: --overwrite; to keep both: --output-name {other}{longer}.",
                   field="output_name", code="name_taken")
 
 

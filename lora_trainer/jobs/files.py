@@ -39,11 +39,15 @@ def zipped(files: list[Path]) -> Iterator[bytes]:
     pipe = _Pipe()
     with zipfile.ZipFile(pipe, "w", zipfile.ZIP_STORED) as archive:
         for path in files:
-            with open(path, "rb") as source, archive.open(zipfile.ZipInfo.from_file(path, path.name), "w", force_zip64=True) as target:
+            with open(path, "rb") as source, archive.open(_entry(path), "w", force_zip64=True) as target:
                 while chunk := source.read(CHUNK_BYTES):
                     target.write(chunk)
                     yield pipe.taken()
     yield pipe.taken()
+
+
+def _entry(path: Path) -> zipfile.ZipInfo:
+    return zipfile.ZipInfo.from_file(path, path.name, strict_timestamps=False)     # a ZIP knows no time before 1980
 
 
 class _Pipe:

@@ -31,4 +31,4 @@ def can_resume(job: Mapping[str, Any], step: int | None) -> bool:
 
 def _tensorboard(job: Mapping[str, Any], folder: Path) -> str | None:
     place = tensorboard_dir(job["config"], folder) if job["kind"] == "training" else None
-    return str(place) if place and place.is_dir() else None
+    return str(place.absolute()) if place and place.is_dir() else None       # to be typed in any folder

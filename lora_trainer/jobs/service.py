@@ -21,6 +21,7 @@ from ..core.plan import Plan, check_space, estimate, make_plan
 from ..core.presets import OwnPresets, presets_folder
 from ..core.remarks import remarks_on_model
 from ..core.remedies import Remedy, advice_in
+from ..core.resuming import state_step
 from . import claims, importing
 from .captioning import CaptioningJob, read_ready, select
 from .files import files_of
@@ -260,6 +261,8 @@ class TrainingService:
         with self.queue.unchanged():
             if at_once:
                 self.queue.refuse_second()
+            if values.get("resume") and state_step(self.job_folder(job_id)) is None:              # it would begin anew, over what it has learned
+                raise Refused(f"The training state of job {job_id} was removed in this moment, so it cannot go on.", code="cannot_resume")
             if not self.store.queue(job_id, row["state"], **values):
                 raise Refused(f"Job {job_id} was resumed, stopped or deleted by somebody else in this moment. Look at it again.", code="busy")
             self.queue.admit(job_id, at_once=True) if at_once else self.queue.start()
@@ -367,8 +370,8 @@ class TrainingService:
         return True
 
     def tensorboard(self) -> dict[str, Any]:
-        """Return `{url}` of a TensorBoard that runs on this machine, None where there is none or where others than this machine can ask."""
-        return {"url": find_tensorboard() if self._allowed_roots is None else None}
+        """Return `{url}` of a TensorBoard that runs on this machine, None where there is none or where others than this machine can ask or do."""
+        return {"url": find_tensorboard() if self._allowed_roots is None and not foreign_name() else None}
 
     def _tidy(self) -> None:
         try:

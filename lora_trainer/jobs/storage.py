@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class Storage:
         for row in self._finished():                                               # the newest first
             files = self._states(row)
             left -= sum(map(_size, files))
-            too_old = files and self._limits.state_days and time.time() - _kept_since(row, files) > self._limits.state_days * DAY_SECONDS
+            too_old = self._limits.state_days and time.time() - (row["finished_at"] or row["created_at"]) > self._limits.state_days * DAY_SECONDS
             if files and (too_old or (self._limits.state_gb and left < 0)):
                 freed, _ = _remove(files)
                 log.info("removed the training state of job %s, %d MB: finished jobs keep theirs for %g days and %g GB together", row["id"],
@@ -128,11 +128,6 @@ def _files_in(folder: Path) -> list[Path]:
     """Return the files under a folder; links are neither counted nor followed."""
     found = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
     return [path for path in found if path.is_file() and not path.is_symlink()]
-
-
-def _kept_since(row: Mapping[str, Any], states: Sequence[Path]) -> float:
-    """Return when a job finished, by the clock; of one that does not say it, when its newest state was written."""
-    return row["finished_at"] or max(path.stat().st_mtime for path in states)
 
 
 def _size(path: Path) -> int:

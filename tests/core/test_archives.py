@@ -326,6 +326,18 @@ def test_a_folder_within_the_data_set_and_one_that_is_not_there_are_refused(libr
             library.add_folder("cats", str(path))
 
 
+def test_a_folder_that_is_refused_leaves_no_new_data_set(library, outputs, tmp_path, monkeypatch):
+    from lora_trainer.core import intake
+    with pytest.raises(Refused, match="one within the other"):
+        library.add_folder("fresh", str(tmp_path), create=True)
+    monkeypatch.setattr(intake, "MOST_FILES", 1)
+    with pytest.raises(Refused, match="more than 1 files"):
+        library.add_folder("fresh", str(outputs), create=True)
+    with pytest.raises(Refused, match="bad\\\\x00"):
+        library.add_folder("bad\x00", str(outputs), create=True)
+    assert "fresh" not in [row["name"] for row in library.all()]
+
+
 def test_folders_that_may_not_be_read_are_not_listed(tmp_path, outputs):
     def check(path):
         if "outputs" in str(path):

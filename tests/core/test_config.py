@@ -14,6 +14,12 @@ def refused(values):
     return caught.value
 
 
+@pytest.mark.parametrize("name", ["block_learning_rates", "lora_blocks", "trigger_word", "optimizer_args"])
+def test_a_text_of_megabytes_is_refused_before_it_is_read(name):
+    assert "20,000" in refused({name: "IN01=1e-4," * 3000}).message and refused({name: "IN01=1e-4," * 3000}).field == name
+    assert getattr(TrainConfig.parse({name: "x" * 20_000}), name)
+
+
 def test_lora_scripts_yaml(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("""task_type: stable-diffusion

@@ -96,6 +96,14 @@ def test_a_damaged_file_is_shown_with_what_is_wrong_and_can_be_deleted(own, text
     assert [preset["name"] for preset in own.all()] == ["good"]
 
 
+def test_the_names_of_the_packages_presets_stay_theirs(own):
+    for name in ("character", "Ink painting"):
+        with pytest.raises(Refused, match="Choose another name") as caught:
+            own.save(name, {"lora_rank": 8}, overwrite=True)
+        assert caught.value.code == "name_taken" and "Replace it" not in caught.value.message
+    assert own.all() == []
+
+
 def test_a_shared_file_brings_no_places_and_takes_no_name(own, tmp_path):
     shared = tmp_path / "neon.yaml"
     shared.write_text(yaml.safe_dump({"title": "neon", "help": "x", "settings": {"rank": 8, "lora_alpha": "wide", "new_thing": 1, **PLACES}}), encoding="utf-8")

@@ -138,10 +138,10 @@ def test_markup_is_shown_as_text(page, pictures):
 
 def test_folder_that_is_not_there(page, pictures):
     page.fill("#tl-folder", "/nowhere/at/all")
-    page.click("text=Use folder")
+    page.click(".tl-joined >> text=Use")
     page.wait_for_selector(".tl-error:has-text('does not exist')")
     page.fill("#tl-folder", str(pictures))
-    page.click("text=Use folder")
+    page.click(".tl-joined >> text=Use")
     page.wait_for_selector(".tl-picture")
     assert text(page, ".tl-summary").startswith("6 pictures")
 

@@ -1,5 +1,6 @@
 """A job's files and the disk, by the API and the command line."""
 import io
+import os
 import zipfile
 
 import pytest
@@ -35,6 +36,13 @@ def test_a_zip_of_a_lora_with_its_card(client, job):
     assert client.get(f"{URL}/jobs/{job['id']}/files.zip?lora=other").status_code == 404
 
 
+def test_a_file_that_says_it_is_of_1970_is_packed_as_any_other(client, job, host):
+    os.utime(host.lora_dir / "zib ü.json", (0, 0))
+    answer = client.get(f"{URL}/jobs/{job['id']}/files.zip")
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.testzip() is None and "zib ü.json" in archive.namelist()
+
+
 @pytest.mark.parametrize("name", ["..%2F..%2Ftrain_lora%2Fjobs.sqlite3", "%2Fetc%2Fpasswd", "zib%20%C3%BC", "config.yaml", "log.txt", "zib ü.safetensors%00.png"])
 def test_no_other_file(client, job, name):
     assert client.get(f"{URL}/jobs/{job['id']}/files/{name}").status_code == 404
@@ -54,9 +62,11 @@ def test_storage(client, job):
 def test_tensorboard_is_looked_for_on_this_machine_only(client, service, monkeypatch):
     from lora_trainer.jobs import service as service_module
     monkeypatch.setattr(service_module, "find_tensorboard", lambda: "http://localhost:6006/")
-    assert client.get(f"{URL}/tensorboard").json() == {"url": "http://localhost:6006/"}
+    local = {"Host": "127.0.0.1:7860"}
+    assert client.get(f"{URL}/tensorboard", headers=local).json() == {"url": "http://localhost:6006/"}
+    assert client.get(f"{URL}/tensorboard", headers={"Host": "train.example.com"}).json() == {"url": None}      # whose localhost is another machine
     monkeypatch.setattr(service, "_allowed_roots", [])
-    assert client.get(f"{URL}/tensorboard").json() == {"url": None}
+    assert client.get(f"{URL}/tensorboard", headers=local).json() == {"url": None}
 
 
 def test_the_command_says_what_there_is_and_clears_it(service, host, job, capsys):

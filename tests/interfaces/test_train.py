@@ -281,7 +281,8 @@ def test_what_to_type_is_said_behind_what_is_wrong(config, capsys, tmp_path):
     assert train(path, *options) == 0
     said = capsys.readouterr().out
     assert "batches are smaller" not in said and "learns nothing" not in said
-    assert train(path) == 1 and "to keep both: --output-name mine-2" in capsys.readouterr().err
+    said = (train(path), capsys.readouterr().err)
+    assert said[0] == 1 and "to keep both: --output-name mine-2; " in said[1] and "--resume and more --max-train-steps" in said[1]
 
 
 def test_a_run_that_was_cut_off_before_its_progress_was_kept_is_named(config, ended, capsys):

@@ -144,3 +144,27 @@ def test_closing_keeps_the_running_jobs_progress(host, service, short, monkeypat
     job = service.job(job_id)
     assert (job["state"], job["resumable"], job["resume_step"]) == ("interrupted", True, job["step"]) and job["output_file"] is None
     assert service.job(waits)["state"] == "queued" and service.queue.held
+
+
+def test_a_finished_job_of_an_unknown_end_is_as_old_as_its_beginning(service, short):
+    job = service.wait(service.start(short), 60)["id"]
+    service.store.update(job, finished_at=None)
+    service._storage.tidy()
+    assert service.job(job)["resumable"]
+    service.store._database.execute("update jobs set created_at = ? where id = ?", (time.time() - 31 * DAY, job))
+    service._storage.tidy()
+    assert not service.job(job)["resumable"]
+
+
+def test_a_state_that_goes_while_a_job_is_asked_to_go_on_is_missed(service, host, short, monkeypatch):
+    job, check = service.wait(service.start(short), 60)["id"], service._resuming.check
+    learned = (host.lora_dir / "mine.safetensors").read_bytes()
+
+    def slow(*arguments, **options):
+        checked = check(*arguments, **options)
+        service.clear_storage("states")
+        return checked
+    monkeypatch.setattr(service._resuming, "check", slow)
+    with pytest.raises(Refused, match="removed in this moment"):
+        service.resume(job, {"max_train_steps": 14})
+    assert service.job(job)["state"] == "finished" and (host.lora_dir / "mine.safetensors").read_bytes() == learned

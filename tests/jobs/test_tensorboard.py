@@ -1,8 +1,10 @@
 """TensorBoard's event files, read back record by record as TensorBoard reads them."""
 import struct
+from pathlib import Path
 
 import pytest
 
+from lora_trainer.jobs.reports import describe
 from lora_trainer.jobs.tensorboard import EventFile
 
 event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
@@ -73,3 +75,10 @@ def test_without_the_package_it_says_how_to_get_it(tmp_path, caplog, monkeypatch
     file.add(1, loss=0.5)
     file.close()
     assert "pip install tensorboardX" in caplog.text and list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_is_told_in_full_wherever_the_command_is_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jobs" / "1" / "tensorboard").mkdir(parents=True)
+    row = {"kind": "training", "state": "finished", "config": {}, "for_checkpoint": "", "finished_at": 1.0, "resume": ""}
+    assert describe(row, {}, Path("jobs/1"), position=None)["tensorboard_dir"] == str(tmp_path / "jobs" / "1" / "tensorboard")

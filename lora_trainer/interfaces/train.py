@@ -71,8 +71,13 @@ def run_job(service: TrainingService, values: dict[str, Any]) -> dict[str, Any]:
         raise Refused(error["message"] + _options(error.get("remedies", [])), field=error["field"], code=error["code"])
     for warning in plan["warnings"]:
         print(f"note: {warning}{_options([each for each in plan['advice'] if each['message'] == warning])}")
-    print(f"{plan['pictures']} pictures, {len(plan['buckets'])} buckets, {plan['steps']} steps → {plan['output_file']}")
+    counts = (_counted(plan["pictures"], "picture"), _counted(len(plan["buckets"]), "bucket"), _counted(plan["steps"], "step"))
+    print(f"{', '.join(counts)} → {plan['output_file']}")
     return _follow(service, lambda: service.start(values, at_once=True), steps=plan["steps"])
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _options(remedies: Sequence[Mapping[str, Any]]) -> str:

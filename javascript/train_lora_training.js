@@ -43,7 +43,7 @@
             setText(more, good ? [plural(plan.pictures, 'picture'), plan.regularisation_pictures && `${plan.regularisation_pictures} for regularisation`,
                 plan.validation_pictures && `${plan.validation_pictures} only measured`, plural(plan.buckets.length, 'bucket'),
                 plan.trainable_parameters && `${bigNumber(plan.trainable_parameters)} trainable parameters`,
-                plan.estimated_memory_bytes && `${bytes(plan.estimated_memory_bytes)} more memory`].filter(Boolean).join(' · ') : '');
+                plan.estimated_memory_bytes && `${bytes(plan.estimated_memory_bytes)} for weights and optimizer`].filter(Boolean).join(' · ') : '');
             more.title = good ? plan.buckets.map((bucket) => `${bucket.width} × ${bucket.height}: ${plural(bucket.pictures, 'picture')}`).join('\n') : '';
             const list = (good && plan.warnings) || [];
             const advice = plan ? plan.advice || [] : [];
@@ -124,8 +124,9 @@
             setText(takenText, message);
             setText(rename, 'Save under another name');
             rename.disabled = true;
+            show(replace, /Replace it/.test(message));                                     // Not one of the name in another folder.
             show(takenBox, true);
-            replace.focus();
+            (replace.hidden ? rename : replace).focus();
             freeName = await findFreeName(askedName, config());
             setText(rename, `Save as ${freeName}`);
             rename.disabled = false;

@@ -79,9 +79,8 @@ class TrainConfig:
                                    "find it themselves: 1.", group="main", minimum=1e-9, maximum=10.0, kohya=("unet_lr",), also=("lr",))
     lora_rank: int = setting(16, "Rank", "How much the LoRA can hold. 8 to 32 suit characters and objects, 32 to 64 styles.", group="main",
                              minimum=1, maximum=1024, kohya=("network_dim",), also=("rank", "network_rank", "dim", "lora_dim", "lora_r"))
-    lora_alpha: float = setting(0.0, "Alpha", "Strength of the LoRA while training: its effect is scaled by alpha / rank. "
-                                "0: as the rank, a scale of 1. Twice the rank, as some advise, doubles the effect of each step: "
-                                "halve the learning rate with it.", group="main",
+    lora_alpha: float = setting(0.0, "Alpha", "Strength while training: alpha / rank. 0: as the rank. Twice the rank, as some advise, doubles "
+                                "the effect of each step: halve the learning rate with it.", group="main",
                                 minimum=0.0, maximum=4096, kohya=("network_alpha",), also=("alpha",))
     task_type: str = setting("stable-diffusion", "Task", "What is trained.", choices=("stable-diffusion",), group="output")
 

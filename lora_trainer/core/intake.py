@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from .archives import Archive
+from .captions import CAPTION_ENDINGS
 from .dataset import MASK_ENDING, is_picture_file, read_kohya_name
 from .errors import Refused
 
@@ -55,7 +56,8 @@ def of_archive(archive: Archive) -> list[Source]:
 
 
 def of_folder(folder: Path) -> list[Source]:
-    """Return the files of a folder and of those in it, no links followed.
+    """Return the files of a folder and of those in it, no links followed. A text file counts as a
+    caption where a picture of its name lies beside it; others are somebody's notes.
 
     Raises `Refused` when there are too many.
     """
@@ -73,7 +75,17 @@ def of_folder(folder: Path) -> list[Source]:
                 lambda most_bytes, path=path: _content(path, most_bytes),
             )
         )
-    return found
+    return _without_notes(found)
+
+
+def _without_notes(sources: Sequence[Source]) -> list[Source]:
+    paths = [PurePosixPath(source.path) for source in sources]
+    pictured = {path.with_suffix("") for path in paths if is_picture_file(path)}
+    return [
+        source
+        for source, path in zip(sources, paths)
+        if path.suffix.lower() not in CAPTION_ENDINGS or path.with_suffix("") in pictured
+    ]
 
 
 def take(

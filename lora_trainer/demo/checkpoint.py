@@ -154,7 +154,9 @@ def webui_config(tokenizer: Path) -> str:
 
 def _save(state: dict[str, torch.Tensor], path: Path) -> None:
     temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
-    temporary.write_bytes(save(state, metadata={"format": "pt"}))                  # save_file would make it readable by its owner alone
+    size_px = VAE_CONFIG["sample_size"]
+    metadata = {"modelspec.resolution": f"{size_px}x{size_px}"}                    # of two, safetensors writes either first
+    temporary.write_bytes(save(state, metadata=metadata))                          # save_file would make it readable by its owner alone
     os.replace(temporary, path)
 
 

@@ -67,7 +67,7 @@ class TrainingService:
         self._settings = Settings(host.kind, self.library, self.check_path)
         self._form: dict[str, Any] | None = None
         self._resuming = Resuming(self._settings, self._names, host.lora_dir, self.job_folder)
-        self._storage = Storage(self.store, self.library, host.data_dir, delete=self.delete, limits=limits)
+        self._storage = Storage(self.store, self.library, host.data_dir, delete=self._delete, limits=limits)
         self._tidy()
 
     def close(self, wait_seconds: float = 5.0) -> None:
@@ -105,6 +105,12 @@ class TrainingService:
         elif self._foreign_roots is not None and (name := foreign_name()):
             check_inside(path, self._foreign_roots,
                          because=f"This WebUI was asked for as {name}, which is not this machine's name")
+
+    def _refuse_foreign(self) -> None:
+        """Raise `Refused` for what cannot be taken back, where a page of another site could be asking by DNS rebinding."""
+        if self._allowed_roots is None and self._foreign_roots is not None and (name := foreign_name()):
+            raise Refused(f"This WebUI was asked for as {name}, which is not this machine's name, so nothing is removed for good. "
+                          "Open it on the machine itself, as http://127.0.0.1 with its port.", code="forbidden_path")
 
     # --- Settings from elsewhere -----------------------------------------------------------------------------------------
 
@@ -322,6 +328,10 @@ class TrainingService:
 
     def delete(self, job_id: str) -> list[Path]:
         """Remove a job that has ended, with its folder; its LoRA stays, and LoRAs that are only in the folder are moved to where this returns."""
+        self._refuse_foreign()
+        return self._delete(job_id)
+
+    def _delete(self, job_id: str) -> list[Path]:
         self.queue.settle(job_id)
         with self.queue.unchanged():
             if self.job(job_id)["state"] in ALIVE:
@@ -353,6 +363,7 @@ class TrainingService:
 
     def clear_storage(self, what: str, *, keep: int = 0) -> dict[str, Any]:
         """Remove "trash", "states" of finished jobs, "models" or "jobs" that finished but the newest `keep`: `{count, bytes, problems}`. LoRAs stay."""
+        self._refuse_foreign()
         with self.queue.unchanged() if what in ("states", "jobs") else contextlib.nullcontext():
             return self._storage.clear(what, keep=keep)
 

@@ -312,6 +312,15 @@ def test_an_output_folder_becomes_a_data_set(library, folder, outputs):
     assert again.added == taken.added and not again.refused
 
 
+def test_texts_that_are_no_captions_stay_where_they_are(library, folder, outputs):
+    day = next(path for path in outputs.rglob("*.png")).parent
+    (day / "LICENSE.txt").write_text("not a caption")
+    (day / "00000.caption").write_text("a zib")
+    (outputs / "notes.caption").write_text("private")
+    taken = library.add_folder("cats", str(outputs))
+    assert "00000.caption" in there(folder) and not {"LICENSE.txt", "notes.caption"} & set(there(folder)) and not taken.refused
+
+
 def test_a_caption_file_that_cannot_be_read_costs_its_picture_alone(library, folder, outputs):
     taken = library.add_folder("cats", str(outputs), with_prompts=True)
     (folder / "00000.txt").write_bytes(b"x" * 300_000)

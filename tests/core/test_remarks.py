@@ -44,6 +44,7 @@ SAID = [
     (dict(shuffle_caption=True, caption_tag_dropout_rate=0.1), "no caption has more than one part", ["Leave captions as they are"]),
     (dict(resolution=128, bucket_step=64), "6 pictures are smaller than 128x128", ["Never enlarge"]),
     (dict(lr_warmup_steps=6), "The warm-up takes 6 steps and the run 6", ["Set warm-up to 0"]),
+    (dict(lr_warmup_steps=4), "The warm-up takes 4 of 6 steps", ["Set warm-up to 0"]),
     (dict(conv_rank=4), "change nothing unless Layers is all", ["Set layers to all"]),
     (dict(train_text_encoder=True, text_encoder_lr=0), "it learns nothing", ["Do not train the text encoder"]),
 ]

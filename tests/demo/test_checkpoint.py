@@ -5,6 +5,7 @@ The pictures are judged with diffusers, through diffusers' own conversion of LDM
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from lora_trainer.demo import checkpoint, wide_world, world
 
@@ -162,3 +163,9 @@ def test_held_out_captions_are_drawn_right(models, written):
     pixels = (vae.decode(latents / checkpoint.SCALE_FACTOR).sample.clamp(-1, 1) + 1) * 127.5
     seen = [world.see(picture) for picture in pixels.round().byte().permute(0, 2, 3, 1).numpy()]
     assert np.mean([a == b for a, b in zip(seen, scenes)]) >= 0.8
+
+
+def test_it_says_for_which_pictures_it_was_made(written):
+    """So that a WebUI offers that size, and warns of others."""
+    with safe_open(written, "pt") as file:
+        assert file.metadata()["modelspec.resolution"] == "64x64"

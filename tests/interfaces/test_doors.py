@@ -456,6 +456,14 @@ def test_under_another_name_a_folder_added_before_is_not_opened(rebound, tmp_pat
     assert (tmp_path / "mine" / "a.png").is_file() and not (tmp_path / "mine" / "a.txt").exists()
 
 
+def test_under_another_name_nothing_is_removed_for_good(rebound):
+    own, foreign = rebound
+    for ask in (lambda client: client.post(f"{V1}/storage/clear", json={"what": "trash"}), lambda client: client.delete(f"{V1}/jobs/1")):
+        answer = ask(foreign)
+        assert answer.status_code == 403 and refusal(answer) == "forbidden_path" and "nothing is removed for good" in answer.text
+        assert ask(own).status_code in (200, 404)
+
+
 @pytest.mark.parametrize("name", ["train_data_dir", "extra_data_dirs", "reg_data_dir", "metadata_path", "output_dir", "logging_dir", "init_lora"])
 def test_under_another_name_no_setting_leads_elsewhere(rebound, tmp_path, name):
     own, foreign = rebound

@@ -81,7 +81,9 @@ class Examination:
 
     def close(self) -> None:
         self._closing.set()
-        if (thread := self._thread) is not None:
+        with self._lock:                                                           # one that is being started has started then
+            thread = self._thread
+        if thread is not None:
             thread.join()
         with self._lock:
             self._database.close()

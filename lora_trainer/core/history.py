@@ -227,11 +227,11 @@ class History:
         """Complete what a process began that died in the middle of it; what cannot be completed does not lock anybody out."""
         for step in self._database.execute("select * from steps where state in (?, ?)", (DOING, UNDOING)).fetchall():
             back = step["state"] == UNDOING
-            changes = [change for change in self._directed(step["id"], back=back, pending=True)
-                       if self._holds(change.path, change.before) or self._lies_ready(change.after)]
+            pending = self._directed(step["id"], back=back, pending=True)
+            changes = [change for change in pending if self._holds(change.path, change.before) or self._lies_ready(change.after)]
             log.info("completing %r: %d files", step["label"], len(changes))
             try:
-                folders = {*((self._folder / change.path).parent for change in changes), self.trash}
+                folders = {*((self._folder / change.path).parent for change in pending), self.trash}
                 remove_leftovers(folders)
                 remove_asides(folders)
                 self._write(changes)

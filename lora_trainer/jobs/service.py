@@ -74,7 +74,8 @@ class TrainingService:
         """The program ends: no other job begins, and the running one keeps its progress after the step it is in, if that comes soon."""
         if running := self.queue.close():
             running.control.interrupt()
-            running.join(wait_seconds)
+            if running.is_alive():                                                 # one that was never started has nothing to keep
+                running.join(wait_seconds)
 
     # --- What is there ---------------------------------------------------------------------------------------------------
 

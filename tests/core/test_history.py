@@ -513,3 +513,19 @@ def test_undo_of_many_grows_with_them_and_no_faster(place, tmp_path):
         history.undo()
         history.close()
     assert steps[1] < 8 * steps[0]
+
+
+@fork
+def test_killed_after_the_last_file_was_written_nothing_stays_behind(place, tmp_path):
+    """All files are new then, and what they were prepared in is still there."""
+    from lora_trainer.core import atomic
+    names = [text(place, f"{number}.txt") for number in range(3)]
+
+    def work():
+        atomic.shutil.rmtree = lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL)
+        History(place, tmp_path / "home").run("edit", [Change(name, b"old\n", b"new") for name in names])
+    assert in_a_child(work, 5)
+    assert list(place.glob(".*.tmp")) and {(place / name).read_bytes() for name in names} == {b"new"}
+    history = History(place, tmp_path / "home")
+    assert sorted(path.name for path in place.iterdir()) == names and history.labels()["undo"] == "edit"
+    history.close()

@@ -5,7 +5,6 @@ hardly more than one flush; the first name changes when every content is on the 
 """
 import contextlib
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,14 +36,6 @@ def prepared(contents: Mapping[Path, bytes]) -> Iterator[dict[Path, Path]]:
     finally:
         for aside in asides.values():
             shutil.rmtree(aside, ignore_errors=True)
-
-
-def remove_asides(folders: Iterable[Path]) -> None:
-    """Remove what a killed process had prepared in these folders."""
-    for folder in folders:
-        for aside in folder.glob(".*.tmp"):
-            if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", aside.name) and aside.is_dir() and not aside.is_symlink():
-                shutil.rmtree(aside, ignore_errors=True)
 
 
 def flush_folders(folders: Iterable[Path]) -> None:

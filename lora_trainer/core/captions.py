@@ -8,6 +8,7 @@ import dataclasses
 import errno
 import os
 import re
+import shutil
 import stat
 import time
 import uuid
@@ -183,13 +184,20 @@ def write_atomically(path: Path, data: bytes, *, check: bool = False) -> None:
 
 
 def remove_leftovers(folders: Iterable[Path], *, older_than_seconds: float = 0.0) -> None:
-    """Remove temporary files that a killed process left in these folders."""
+    """Remove temporary files, and `atomic`'s folders of them, that a killed process left in these folders."""
     for folder in folders:
         for path in folder.glob(".*.tmp"):
             if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", path.name):
                 with contextlib.suppress(OSError):
                     if not older_than_seconds or time.time() - path.stat().st_mtime > older_than_seconds:
-                        path.unlink(missing_ok=True)
+                        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def replace_file(source: Path, target: Path, attempts: int = 5) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-from .atomic import flush_folders, prepared, remove_asides
+from .atomic import flush_folders, prepared
 from .captions import content_of, remove_leftovers, replace_file, write_atomically
 from .database import open_database
 from .errors import Refused
@@ -233,7 +233,6 @@ class History:
             try:
                 folders = {*((self._folder / change.path).parent for change in pending), self.trash}
                 remove_leftovers(folders)
-                remove_asides(folders)
                 self._write(changes)
             except OSError:
                 log.exception("%r could not be completed", step["label"])

@@ -46,14 +46,6 @@ def packed_raw(names, content=png(), *, flagged=False, extra=b""):
 
 
 @pytest.fixture
-def library(tmp_path):
-    made = Library(tmp_path / "datasets")
-    made.create("cats")
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def folder(library):
     return library.path("cats")
 

@@ -28,13 +28,6 @@ def folder(tmp_path):
     return tmp_path / "pictures"
 
 
-@pytest.fixture
-def editor(folder, tmp_path):
-    opened = DataSetEditor("cats", folder, tmp_path / "home", count_tokens=lambda captions: [len(caption.split()) for caption in captions])
-    yield opened
-    opened.close()
-
-
 def rows(editor):
     return {row["filename"]: row for row in editor.describe()["pictures"]}
 

@@ -7,7 +7,6 @@ from PIL import Image
 
 from lora_trainer.core.checks import Wanted
 from lora_trainer.core.dataset import scan
-from lora_trainer.core.editor import DataSetEditor
 from lora_trainer.core.errors import Refused
 from lora_trainer.core.tables import find_table
 
@@ -19,13 +18,6 @@ def folder(tmp_path):
     for name in ("a", "b"):
         Image.new("RGB", (64, 48), "red").save(folder / f"{name}.png")
     return folder
-
-
-@pytest.fixture
-def editor(folder, tmp_path):
-    opened = DataSetEditor("cats", folder, tmp_path / "home", count_tokens=lambda captions: [len(caption.split()) for caption in captions])
-    yield opened
-    opened.close()
 
 
 def captions(editor):

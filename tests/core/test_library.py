@@ -6,21 +6,12 @@ import pytest
 from PIL import Image
 
 from lora_trainer.core.errors import Refused
-from lora_trainer.core.library import Library
 
 
 def png(colour="red", size=(64, 64)):
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-@pytest.fixture
-def library(tmp_path):
-    made = Library(tmp_path / "datasets")
-    made.create("cats")
-    yield made
-    made.close()
 
 
 def test_upload_describe_and_caption(library):

@@ -1,10 +1,12 @@
 """Adds what is missing, and changes nothing that is there.
 
 Run by the WebUI at every start, without arguments. By hand, on a machine without a WebUI:
-  python3 install.py demo [--ui] [...]    makes .venv beside this file, trains the embedded example, leaves demo-output/
-  python3 install.py test [...]           makes .venv and runs the tests; what follows goes to pytest
-Needs nothing but Python's standard library.
+  python3 install.py demo [--ui] [...]    makes .venv beside this file, trains the embedded example,
+  leaves demo-output/
+  python3 install.py test [...]           makes .venv and runs the tests; what follows goes to
+pytest Needs nothing but Python's standard library.
 """
+
 from __future__ import annotations
 
 import collections
@@ -22,28 +24,54 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 OLDEST, NEWEST = (3, 10), (3, 13)
-REQUIREMENTS = {"demo": ROOT / "requirements-standalone.txt", "test": ROOT / "requirements-test.txt"}
+REQUIREMENTS = {
+    "demo": ROOT / "requirements-standalone.txt",
+    "test": ROOT / "requirements-test.txt",
+}
 
-# What the WebUI's own packages lack, and what they always have unless something is broken: module -> exact pin.
+# What the WebUI's own packages lack, and what they always have unless something is broken: module
+# -> exact pin.
 PEFT, PEFT_FOR_OLD_HUB, HUB_OF_PEFT = "peft==0.13.2", "peft==0.11.1", (0, 23)
 NEWEST_PEFT_FOR_TRANSFORMERS_4_35 = (0, 13, 2)
-EXPECTED = {"yaml": "PyYAML==6.0.1", "pandas": "pandas==2.1.4", "safetensors": "safetensors==0.4.2", "PIL": "Pillow==9.5.0", "psutil": "psutil==5.9.5",
-            "regex": "regex==2023.12.25", "charset_normalizer": "charset-normalizer==3.3.2",
-            "tensorboardX": "tensorboardX==2.6.2.2", **({"tomli": "tomli==2.0.1"} if sys.version_info < (3, 11) else {})}
-WITHOUT = {"tensorboardX==2.6.2.2": "without figures for TensorBoard",             # what cannot be done without what; without another pin no training
-           "tomli==2.0.1": "without settings from TOML files"}
+EXPECTED = {
+    "yaml": "PyYAML==6.0.1",
+    "pandas": "pandas==2.1.4",
+    "safetensors": "safetensors==0.4.2",
+    "PIL": "Pillow==9.5.0",
+    "psutil": "psutil==5.9.5",
+    "regex": "regex==2023.12.25",
+    "charset_normalizer": "charset-normalizer==3.3.2",
+    "tensorboardX": "tensorboardX==2.6.2.2",
+    **({"tomli": "tomli==2.0.1"} if sys.version_info < (3, 11) else {}),
+}
+WITHOUT = {
+    "tensorboardX==2.6.2.2": (
+        "without figures for TensorBoard"
+    ),  # what cannot be done without what; without another pin no training
+    "tomli==2.0.1": "without settings from TOML files",
+}
 
 
-# --- In a WebUI ----------------------------------------------------------------------------------------------------------
+# --- In a WebUI -----------------------------------------------------------------------------------
+
 
 def install_for_webui() -> int:
-    """Install what is missing without its dependencies; always returns 0, so that the WebUI starts in any case."""
+    """Install what is missing without its dependencies; always returns 0, so that the WebUI starts
+    in any case.
+    """
     missing = missing_packages()
     reason = install_pins(missing) if missing else None
     if reason:
-        lost = "without training" if set(missing) - set(WITHOUT) else " and ".join(WITHOUT[pin] for pin in missing)
-        print(f'Train LoRA: {", ".join(missing)} is missing and could not be installed ({reason}). The WebUI starts {lost}. '
-              f'To mend it, run: "{sys.executable}" -m pip install --no-deps {" ".join(missing)}')
+        lost = (
+            "without training"
+            if set(missing) - set(WITHOUT)
+            else " and ".join(WITHOUT[pin] for pin in missing)
+        )
+        print(
+            f"Train LoRA: {', '.join(missing)} is missing and could not be installed ({reason})."
+            f' The WebUI starts {lost}. To mend it, run: "{sys.executable}" -m pip install'
+            f" --no-deps {' '.join(missing)}"
+        )
     remark = None if missing else unsuitable_peft()
     if remark:
         print(f"Train LoRA: {remark}")
@@ -52,34 +80,63 @@ def install_for_webui() -> int:
 
 def missing_packages() -> list[str]:
     """Return the pins of what cannot be imported. Imports nothing itself."""
-    needed = {"peft": PEFT_FOR_OLD_HUB if (installed_version("huggingface_hub") or HUB_OF_PEFT) < HUB_OF_PEFT else PEFT, **EXPECTED}
+    needed = {
+        "peft": (
+            PEFT_FOR_OLD_HUB
+            if (installed_version("huggingface_hub") or HUB_OF_PEFT) < HUB_OF_PEFT
+            else PEFT
+        ),
+        **EXPECTED,
+    }
     return [pin for module, pin in needed.items() if importlib.util.find_spec(module) is None]
 
 
 def unsuitable_peft() -> str | None:
-    """Say so when somebody else installed a peft that the WebUI's transformers cannot carry; we leave it as it is."""
+    """Say so when somebody else installed a peft that the WebUI's transformers cannot carry; we
+    leave it as it is.
+    """
     peft, transformers = installed_version("peft"), installed_version("transformers")
-    if peft and transformers and transformers < (4, 36) and peft > NEWEST_PEFT_FOR_TRANSFORMERS_4_35:
-        return (f"the installed peft {dotted(peft)} does not work with transformers {dotted(transformers)}; nothing was changed. "
-                f'If training does not start, run: "{sys.executable}" -m pip install --no-deps {PEFT}')
+    if (
+        peft
+        and transformers
+        and transformers < (4, 36)
+        and peft > NEWEST_PEFT_FOR_TRANSFORMERS_4_35
+    ):
+        return (
+            f"the installed peft {dotted(peft)} does not work with transformers"
+            f" {dotted(transformers)}; nothing was changed. "
+            f'If training does not start, run: "{sys.executable}" -m pip install --no-deps {PEFT}'
+        )
     return None
 
 
 def install_pins(pins: list[str]) -> str | None:
-    """Install pinned packages by the WebUI's own pip call, once, for a start should not wait; returns why it failed, or None."""
+    """Install pinned packages by the WebUI's own pip call, once, for a start should not wait;
+    returns why it failed, or None.
+    """
     from launch import run_pip
+
     try:
-        run_pip(f"install --no-deps --retries 1 --timeout 15 {' '.join(pins)}", f"{', '.join(pins)} for Train LoRA")
+        run_pip(
+            f"install --no-deps --retries 1 --timeout 15 {' '.join(pins)}",
+            f"{', '.join(pins)} for Train LoRA",
+        )
     except RuntimeError as error:
         return reason_in(str(error).splitlines())
     importlib.invalidate_caches()
-    return None if all(installed_version(pin.split("==")[0]) for pin in pins) else "installing is switched off with --skip-install"
+    return (
+        None
+        if all(installed_version(pin.split("==")[0]) for pin in pins)
+        else "installing is switched off with --skip-install"
+    )
 
 
 def installed_version(name: str) -> tuple[int, ...] | None:
     """Return the numbers of an installed distribution's version, or None."""
     try:
-        return tuple(int(number) for number in re.findall(r"\d+", importlib.metadata.version(name))[:3])
+        return tuple(
+            int(number) for number in re.findall(r"\d+", importlib.metadata.version(name))[:3]
+        )
     except importlib.metadata.PackageNotFoundError:
         return None
 
@@ -88,7 +145,8 @@ def dotted(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))
 
 
-# --- Without a WebUI -----------------------------------------------------------------------------------------------------
+# --- Without a WebUI ------------------------------------------------------------------------------
+
 
 class Failed(Exception):
     """Something that ends the command, said in one sentence."""
@@ -98,25 +156,40 @@ def run_standalone(command: str, arguments: list[str]) -> int:
     """Make .venv complete, then run the demo or the tests in it; returns the exit status."""
     check_python(command)
     python = ensure_environment(REQUIREMENTS[command])
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME", "__PYVENV_LAUNCHER__")}
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("PYTHONPATH", "PYTHONHOME", "__PYVENV_LAUNCHER__")
+    }
     environment.update(PYTHONNOUSERSITE="1", GRADIO_ANALYTICS_ENABLED="False")
     if command == "test":
         return subprocess.call([str(python), "-m", "pytest", *arguments], cwd=ROOT, env=environment)
     environment["PYTHONPATH"] = str(ROOT)
-    return subprocess.call([str(python), "-m", "lora_trainer", "demo", "--output", "demo-output", *arguments], env=environment)
+    return subprocess.call(
+        [str(python), "-m", "lora_trainer", "demo", "--output", "demo-output", *arguments],
+        env=environment,
+    )
 
 
 def check_python(command: str) -> None:
     found = sys.version_info[:2]
     if not OLDEST <= found <= NEWEST:
-        raise Failed(f"This is Python {dotted(found)}, which is too {'old' if found < OLDEST else 'new'}: {dotted(OLDEST)} to {dotted(NEWEST)} are needed. "
-                     f"Run it with one of those, for example: python{dotted(NEWEST)} install.py {command}")
-    if sys.maxsize <= 2 ** 32:
-        raise Failed("This is a 32-bit Python, for which there is no PyTorch. Install the 64-bit one and run the same command with it.")
+        raise Failed(
+            f"This is Python {dotted(found)}, which is too {'old' if found < OLDEST else 'new'}:"
+            f" {dotted(OLDEST)} to {dotted(NEWEST)} are needed. Run it with one of those, for"
+            f" example: python{dotted(NEWEST)} install.py {command}"
+        )
+    if sys.maxsize <= 2**32:
+        raise Failed(
+            "This is a 32-bit Python, for which there is no PyTorch. Install the 64-bit one and run"
+            " the same command with it."
+        )
 
 
 def ensure_environment(requirements: Path) -> Path:
-    """Return .venv's Python with everything of `requirements` installed; a complete environment is used as it is, a half-made one mended."""
+    """Return .venv's Python with everything of `requirements` installed; a complete environment is
+    used as it is, a half-made one mended.
+    """
     python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     stamp = VENV / f".complete-{requirements.stem}"
     wanted = digest_of(requirements)
@@ -125,7 +198,10 @@ def ensure_environment(requirements: Path) -> Path:
     if not works(python, "-m", "pip", "--version"):
         make_environment()
     stamp.unlink(missing_ok=True)
-    say(f"Installing packages for {requirements.name} into {VENV} (PyTorch is several GB; the first time this takes some minutes)")
+    say(
+        f"Installing packages for {requirements.name} into {VENV} (PyTorch is several GB; the first"
+        " time this takes some minutes)"
+    )
     started = time.monotonic()
     install_requirements(python, requirements)
     stamp.write_text(wanted, encoding="utf-8")
@@ -136,32 +212,67 @@ def ensure_environment(requirements: Path) -> Path:
 def digest_of(requirements: Path) -> str:
     """Hash a requirement list with the lists it includes."""
     text = requirements.read_text(encoding="utf-8")
-    included = [digest_of(requirements.with_name(name)) for name in re.findall(r"(?m)^-r\s+(\S+)", text)]
+    included = [
+        digest_of(requirements.with_name(name)) for name in re.findall(r"(?m)^-r\s+(\S+)", text)
+    ]
     return hashlib.sha256("\n".join([text, *included]).encode()).hexdigest()
 
 
 def works(python: Path, *arguments: str) -> bool:
     """Tell whether an environment's Python starts and is one that we can use."""
-    check = arguments or ("-c", f"import sys; sys.exit(not {OLDEST} <= sys.version_info[:2] <= {NEWEST})")
+    check = arguments or (
+        "-c",
+        f"import sys; sys.exit(not {OLDEST} <= sys.version_info[:2] <= {NEWEST})",
+    )
     try:
-        return subprocess.run([str(python), *check], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120).returncode == 0
+        return (
+            subprocess.run(
+                [str(python), *check],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=120,
+            ).returncode
+            == 0
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
 
 
 def make_environment() -> None:
     say(f"Making {VENV} with Python {dotted(sys.version_info[:3])}")
-    made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    made = subprocess.run(
+        [sys.executable, "-m", "venv", "--clear", str(VENV)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     if made.returncode:
-        advice = "Install Debian's package python3-venv and run the same command again" if "ensurepip" in made.stdout else \
-            "Mend that, remove the folder and run the same command again"
-        raise Failed(f"The folder {VENV} could not be made ({reason_in(made.stdout.splitlines())}). {advice}.")
+        advice = (
+            "Install Debian's package python3-venv and run the same command again"
+            if "ensurepip" in made.stdout
+            else "Mend that, remove the folder and run the same command again"
+        )
+        raise Failed(
+            f"The folder {VENV} could not be made ({reason_in(made.stdout.splitlines())})."
+            f" {advice}."
+        )
 
 
 def install_requirements(python: Path, requirements: Path) -> None:
     """Run pip, tried twice because networks hiccup; raises `Failed` with what it said last."""
-    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off", "--prefer-binary",
-               "-r", str(requirements)]
+    command = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--progress-bar",
+        "off",
+        "--prefer-binary",
+        "-r",
+        str(requirements),
+    ]
     for attempt in (1, 2):
         status, said = run_showing_progress(command)
         if status == 0:
@@ -170,17 +281,29 @@ def install_requirements(python: Path, requirements: Path) -> None:
         if attempt == 1:
             say(f"That failed ({reason}); trying once more")
             time.sleep(3)
-    raise Failed(f"The packages could not be installed: {reason}. See to that and run the same command again; what is there already is kept.")
+    raise Failed(
+        f"The packages could not be installed: {reason}. See to that and run the same command"
+        " again; what is there already is kept."
+    )
 
 
 def run_showing_progress(command: list[str]) -> tuple[int, list[str]]:
     """Run pip and show only its milestones; returns its exit status and its last lines."""
     last: collections.deque[str] = collections.deque(maxlen=60)
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
         for line in process.stdout:
             line = line.strip()
             last.append(line)
-            fetched = re.match(r"(?:Downloading|Using cached) (?:\S*/)?([^/\s]+) (\([\d.]+ [MG]B\))", line)
+            fetched = re.match(
+                r"(?:Downloading|Using cached) (?:\S*/)?([^/\s]+) (\([\d.]+ [MG]B\))", line
+            )
             if fetched:
                 say(f"  {fetched[1]} {fetched[2]}")
             elif line.startswith("Installing collected packages"):
@@ -193,11 +316,19 @@ def reason_in(lines: list[str]) -> str:
     text = "\n".join(lines)
     if re.search(r"No space left|Errno 28", text):
         return "the disk is full"
-    if re.search(r"NewConnectionError|ConnectionError|ConnectTimeout|ReadTimeout|Read timed out|Name or service not known|name resolution|ProxyError|getaddrinfo|"
-                 r"Network is unreachable|SSLError|Max retries", text):
+    if re.search(
+        r"NewConnectionError|ConnectionError|ConnectTimeout|ReadTimeout|Read timed out|Name or"
+        r" service not known|name resolution|ProxyError|getaddrinfo|"
+        r"Network is unreachable|SSLError|Max retries",
+        text,
+    ):
         return "the package index cannot be reached; is there a network connection?"
-    errors = [line for line in lines if line.startswith("ERROR:")] or [line for line in lines if line.strip()]
-    return errors[-1].removeprefix("ERROR:").strip().rstrip(".")[:300] if errors else "it said nothing"
+    errors = [line for line in lines if line.startswith("ERROR:")] or [
+        line for line in lines if line.strip()
+    ]
+    return (
+        errors[-1].removeprefix("ERROR:").strip().rstrip(".")[:300] if errors else "it said nothing"
+    )
 
 
 def say(text: str) -> None:

@@ -1,4 +1,5 @@
 """Entry of the command line: joins the standalone host and the interface."""
+
 import sys
 
 from .interfaces.cli import main
@@ -6,6 +7,7 @@ from .interfaces.cli import main
 
 def _standalone_host(**arguments):
     from .hosts.standalone import StandaloneHost
+
     return StandaloneHost(**arguments)
 
 

@@ -1,4 +1,7 @@
-"""Time of a person's actions on a data set of many pictures: opening, captions, deleting, checks. The pictures are made for it."""
+"""Time of a person's actions on a data set of many pictures: opening, captions, deleting, checks.
+The pictures are made for it.
+"""
+
 import struct
 import tempfile
 import time
@@ -11,16 +14,25 @@ from .core.checks import Wanted
 from .core.editor import DataSetEditor
 
 SIDE_PX = 24
-WORDS = "cat dog tree river red blue night rain portrait smiling standing outdoors simple bird".split()
-Seconds = tuple[float, float]          # on the clock, and on the processor
+WORDS = (
+    "cat dog tree river red blue night rain portrait smiling standing outdoors simple bird".split()
+)
+Seconds = tuple[float, float]  # on the clock, and on the processor
 
 
 def report(pictures: int) -> str:
-    """Make a data set of so many pictures in a temporary folder and return a table of seconds, and of those on the processor."""
-    with tempfile.TemporaryDirectory(prefix="train-lora-bench-", ignore_cleanup_errors=True) as place:
+    """Make a data set of so many pictures in a temporary folder and return a table of seconds, and
+    of those on the processor.
+    """
+    with tempfile.TemporaryDirectory(
+        prefix="train-lora-bench-", ignore_cleanup_errors=True
+    ) as place:
         folder, home = Path(place, "pictures"), Path(place, "home")
         make_pictures(folder, pictures)
-        lines = [f"{what:<38} {wall:8.3f} s {busy:8.3f} s" for what, (wall, busy) in measure(folder, home)]
+        lines = [
+            f"{what:<38} {wall:8.3f} s {busy:8.3f} s"
+            for what, (wall, busy) in measure(folder, home)
+        ]
     head = f"A data set of {pictures:,} pictures of {SIDE_PX} x {SIDE_PX}, each with a caption"
     return "\n".join([head, f"{'':<38} {'time':>10} {'processor':>10}", *lines])
 
@@ -32,7 +44,9 @@ def make_pictures(folder: Path, count: int) -> None:
     for number in range(count):
         (folder / f"picture {number:05}.png").write_bytes(_png(draws))
         caption = ", ".join(draws.sample(WORDS, 6))
-        (folder / f"picture {number:05}.txt").write_text(f"{caption}, number {number}\n", encoding="utf-8")
+        (folder / f"picture {number:05}.txt").write_text(
+            f"{caption}, number {number}\n", encoding="utf-8"
+        )
 
 
 def measure(folder: Path, home: Path) -> Iterator[tuple[str, Seconds]]:
@@ -57,13 +71,16 @@ def _edits(editor: DataSetEditor) -> Iterator[tuple[str, Seconds]]:
     yield "one caption, the next", _time(lambda: editor.set_captions({names[-1]: "another"}))
     yield "undo of one caption", _time(editor.undo)
     edit = {"text": "best quality"}
-    yield "bulk edit of all, shown before", _time(lambda: editor.bulk_edit("prepend", edit, preview=True))
+    yield (
+        "bulk edit of all, shown before",
+        _time(lambda: editor.bulk_edit("prepend", edit, preview=True)),
+    )
     yield "bulk edit of all", _time(lambda: editor.bulk_edit("prepend", edit))
     yield "undo of it", _time(editor.undo)
     yield "redo of it", _time(editor.redo)
     yield "rename a picture", _time(lambda: editor.rename(names[1], "renamed"))
     for count in (100, 1000):
-        going = names[2:2 + count]
+        going = names[2 : 2 + count]
         yield f"delete {len(going):,}", _time(lambda: editor.discard(going))
         yield f"undo of deleting {len(going):,}", _time(editor.undo)
     yield "checks", _time(lambda: editor.check(Wanted()))

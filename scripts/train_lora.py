@@ -1,4 +1,7 @@
-"""Entry of the WebUI: joins its host, the page and the API. The WebUI runs this file at its start and at every "Reload UI"."""
+"""Entry of the WebUI: joins its host, the page and the API. The WebUI runs this file at its start
+and at every "Reload UI".
+"""
+
 import html
 import logging
 import sys
@@ -9,11 +12,12 @@ from modules import script_callbacks, scripts
 
 TITLE, TAB = "Train LoRA", "train_lora"
 
-try:                                                             # now: afterwards the extension's folder is no longer in sys.path
+try:  # now: afterwards the extension's folder is no longer in sys.path
     from lora_trainer.hosts import webui, webui_guard
     from lora_trainer.interfaces import api, tab
+
     service, problem = webui.training_service(), None
-except Exception as error:                                       # the WebUI goes on without us, and the tab says why
+except Exception as error:  # the WebUI goes on without us, and the tab says why
     logging.getLogger(__name__).exception("Train LoRA cannot start")
     service, problem = None, error
 
@@ -21,17 +25,32 @@ except Exception as error:                                       # the WebUI goe
 def explanation() -> str:
     """Say in HTML what keeps the extension from starting and how to mend it."""
     if not isinstance(problem, ImportError):
-        return f"<p>Train LoRA cannot start: {html.escape(f'{type(problem).__name__}: {problem}')}. The console says where.</p>"
-    package = {"peft": "peft==0.13.2", "yaml": "PyYAML", "pandas": "pandas<3", "safetensors": "safetensors"}.get(problem.name)
+        return (
+            f"<p>Train LoRA cannot start: {html.escape(f'{type(problem).__name__}: {problem}')}."
+            " The console says where.</p>"
+        )
+    package = {
+        "peft": "peft==0.13.2",
+        "yaml": "PyYAML",
+        "pandas": "pandas<3",
+        "safetensors": "safetensors",
+    }.get(problem.name)
     if package is None:
-        return f"<p>Train LoRA cannot start here: {html.escape(str(problem))}. It needs AUTOMATIC1111's WebUI 1.10; Forge and reForge are not supported yet.</p>"
+        return (
+            f"<p>Train LoRA cannot start here: {html.escape(str(problem))}. It needs"
+            " AUTOMATIC1111's WebUI 1.10; Forge and reForge are not supported yet.</p>"
+        )
     command = f'"{sys.executable}" -m pip install --no-deps {package}'
-    return (f"<p>Train LoRA cannot start: {html.escape(str(problem))}. Close the WebUI, run this command, and start it again:</p>"
-            f"<pre>{html.escape(command)}</pre>")
+    return (
+        f"<p>Train LoRA cannot start: {html.escape(str(problem))}. Close the WebUI, run this"
+        f" command, and start it again:</p><pre>{html.escape(command)}</pre>"
+    )
 
 
 class TrainLoRALive(scripts.Script):
-    """Has no controls: before each picture, a LoRA that is being trained with the setting *live* is brought up to date if the prompt names it."""
+    """Has no controls: before each picture, a LoRA that is being trained with the setting *live* is
+    brought up to date if the prompt names it.
+    """
 
     def title(self):
         return TITLE
@@ -41,7 +60,9 @@ class TrainLoRALive(scripts.Script):
 
     def process(self, p, *args):
         if service:
-            service.host.prepare_picture([*p.all_prompts, *(getattr(p, "all_hr_prompts", None) or [])])
+            service.host.prepare_picture(
+                [*p.all_prompts, *(getattr(p, "all_hr_prompts", None) or [])]
+            )
 
 
 def on_ui_tabs():

@@ -1,4 +1,7 @@
-"""A real browser for tests of the page: the fixture `browser`, and dropping files as a person does."""
+"""A real browser for tests of the page: the fixture `browser`, and dropping files as a person
+does.
+"""
+
 import base64
 import os
 import shutil
@@ -20,8 +23,12 @@ _DROP = """([files, target]) => {
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright: pip install playwright")
-    chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="browser tests need playwright: pip install playwright"
+    )
+    chromium = os.environ.get("CHROMIUM") or next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if not chromium:
         pytest.skip("there is no chromium; install one or name it in CHROMIUM")
     with sync_api.sync_playwright() as playwright:
@@ -32,7 +39,9 @@ def browser():
 
 def drop_files(page, files: dict[str, bytes], target: str = ".tl-drop") -> None:
     """Drop files, by name, on an element of the page."""
-    page.evaluate(_DROP, [[(name, base64.b64encode(data).decode()) for name, data in files.items()], target])
+    page.evaluate(
+        _DROP, [[(name, base64.b64encode(data).decode()) for name, data in files.items()], target]
+    )
 
 
 def files_in(folder: Path) -> dict[str, bytes]:

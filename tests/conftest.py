@@ -1,4 +1,7 @@
-"""A tiny, real model of SD1's names behind the contract, and pictures to train it on. Small enough for a run of seconds."""
+"""A tiny, real model of SD1's names behind the contract, and pictures to train it on. Small enough
+for a run of seconds.
+"""
+
 import contextlib
 import sys
 import time
@@ -27,7 +30,10 @@ class Attention(torch.nn.Module):
         self.to_out = torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH), torch.nn.Dropout(0.0))
 
     def forward(self, x, context):
-        return self.to_out(torch.softmax(self.to_q(x) @ self.to_k(context).mT / WIDTH ** 0.5, -1) @ self.to_v(context))
+        return self.to_out(
+            torch.softmax(self.to_q(x) @ self.to_k(context).mT / WIDTH**0.5, -1)
+            @ self.to_v(context)
+        )
 
 
 class GEGLU(torch.nn.Module):
@@ -43,7 +49,9 @@ class GEGLU(torch.nn.Module):
 class FeedForward(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.net = torch.nn.Sequential(GEGLU(), torch.nn.Dropout(0.0), torch.nn.Linear(2 * WIDTH, WIDTH))
+        self.net = torch.nn.Sequential(
+            GEGLU(), torch.nn.Dropout(0.0), torch.nn.Linear(2 * WIDTH, WIDTH)
+        )
 
     def forward(self, x):
         return self.net(x)
@@ -63,7 +71,10 @@ class BasicTransformerBlock(torch.nn.Module):
 class SpatialTransformer(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.proj_in, self.proj_out = torch.nn.Conv2d(WIDTH, WIDTH, 1), torch.nn.Conv2d(WIDTH, WIDTH, 1)
+        self.proj_in, self.proj_out = (
+            torch.nn.Conv2d(WIDTH, WIDTH, 1),
+            torch.nn.Conv2d(WIDTH, WIDTH, 1),
+        )
         self.transformer_blocks = torch.nn.ModuleList([BasicTransformerBlock()])
 
     def forward(self, x, context):
@@ -75,7 +86,11 @@ class SpatialTransformer(torch.nn.Module):
 class ResBlock(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.in_layers = torch.nn.Sequential(torch.nn.GroupNorm(4, WIDTH), torch.nn.SiLU(), torch.nn.Conv2d(WIDTH, WIDTH, 3, padding=1))
+        self.in_layers = torch.nn.Sequential(
+            torch.nn.GroupNorm(4, WIDTH),
+            torch.nn.SiLU(),
+            torch.nn.Conv2d(WIDTH, WIDTH, 3, padding=1),
+        )
         self.emb_layers = torch.nn.Sequential(torch.nn.SiLU(), torch.nn.Linear(WIDTH, WIDTH))
 
     def forward(self, x, embedding):
@@ -87,10 +102,18 @@ class TinyUNet(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.time_embed = torch.nn.Sequential(torch.nn.Linear(1, WIDTH), torch.nn.SiLU(), torch.nn.Linear(WIDTH, WIDTH))
-        self.input_blocks = torch.nn.ModuleList([torch.nn.ModuleList([torch.nn.Conv2d(4, WIDTH, 3, padding=1)]),
-                                                 torch.nn.ModuleList([ResBlock(), SpatialTransformer()])])
-        self.out = torch.nn.Sequential(torch.nn.GroupNorm(4, WIDTH), torch.nn.SiLU(), torch.nn.Conv2d(WIDTH, 4, 3, padding=1))
+        self.time_embed = torch.nn.Sequential(
+            torch.nn.Linear(1, WIDTH), torch.nn.SiLU(), torch.nn.Linear(WIDTH, WIDTH)
+        )
+        self.input_blocks = torch.nn.ModuleList(
+            [
+                torch.nn.ModuleList([torch.nn.Conv2d(4, WIDTH, 3, padding=1)]),
+                torch.nn.ModuleList([ResBlock(), SpatialTransformer()]),
+            ]
+        )
+        self.out = torch.nn.Sequential(
+            torch.nn.GroupNorm(4, WIDTH), torch.nn.SiLU(), torch.nn.Conv2d(WIDTH, 4, 3, padding=1)
+        )
 
     def forward(self, x, timesteps, context):
         embedding = self.time_embed(timesteps[:, None].float() / 1000)
@@ -102,16 +125,23 @@ class TinyUNet(torch.nn.Module):
 class SelfAttention(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (torch.nn.Linear(TEXT_WIDTH, TEXT_WIDTH) for _ in range(4))
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
+            torch.nn.Linear(TEXT_WIDTH, TEXT_WIDTH) for _ in range(4)
+        )
 
     def forward(self, x):
-        return self.out_proj(torch.softmax(self.q_proj(x) @ self.k_proj(x).mT / TEXT_WIDTH ** 0.5, -1) @ self.v_proj(x))
+        return self.out_proj(
+            torch.softmax(self.q_proj(x) @ self.k_proj(x).mT / TEXT_WIDTH**0.5, -1) @ self.v_proj(x)
+        )
 
 
 class Mlp(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.fc1, self.fc2 = torch.nn.Linear(TEXT_WIDTH, 2 * TEXT_WIDTH), torch.nn.Linear(2 * TEXT_WIDTH, TEXT_WIDTH)
+        self.fc1, self.fc2 = (
+            torch.nn.Linear(TEXT_WIDTH, 2 * TEXT_WIDTH),
+            torch.nn.Linear(2 * TEXT_WIDTH, TEXT_WIDTH),
+        )
 
     def forward(self, x):
         return self.fc2(torch.nn.functional.gelu(self.fc1(x)))
@@ -128,11 +158,15 @@ class CLIPEncoderLayer(torch.nn.Module):
 
 
 class TinyTextEncoder(torch.nn.Module):
-    """Module paths as in transformers' CLIPTextModel: text_model.encoder.layers.0.{self_attn,mlp}."""
+    """Module paths as in transformers' CLIPTextModel:
+    text_model.encoder.layers.0.{self_attn,mlp}.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.text_model = torch.nn.ModuleDict({"encoder": torch.nn.ModuleDict({"layers": torch.nn.ModuleList([CLIPEncoderLayer()])})})
+        self.text_model = torch.nn.ModuleDict(
+            {"encoder": torch.nn.ModuleDict({"layers": torch.nn.ModuleList([CLIPEncoderLayer()])})}
+        )
 
     def forward(self, x):
         return self.text_model["encoder"]["layers"][0](x)
@@ -148,7 +182,9 @@ class TinyModel(BaseModel):
             self.unet = TinyUNet().eval()
             self._encoder = torch.nn.Conv2d(3, 4, 8, stride=8)
             self.text_encoders = [TinyTextEncoder().eval()]
-        self.alphas_cumprod = torch.cumprod(1 - torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000) ** 2, 0)
+        self.alphas_cumprod = torch.cumprod(
+            1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0
+        )
 
     def encode_images(self, pixels):
         return self._encoder(pixels).detach()
@@ -162,21 +198,33 @@ class TinyModel(BaseModel):
 
     def encode_captions(self, captions):
         """In chunks of twenty words, filled up with empty ones."""
-        chunks = [[" ".join(words[at:at + 20]) for at in range(0, len(words), 20)] or [""] for words in map(str.split, captions)]
+        chunks = [
+            [" ".join(words[at : at + 20]) for at in range(0, len(words), 20)] or [""]
+            for words in map(str.split, captions)
+        ]
         longest = max(map(len, chunks))
-        rows = [[self._embedded(chunk) for chunk in each + [""] * (longest - len(each))] for each in chunks]
-        return Conditioning(torch.cat([self.text_encoders[0](torch.stack(column)) for column in zip(*rows)], dim=1))
+        rows = [
+            [self._embedded(chunk) for chunk in each + [""] * (longest - len(each))]
+            for each in chunks
+        ]
+        return Conditioning(
+            torch.cat([self.text_encoders[0](torch.stack(column)) for column in zip(*rows)], dim=1)
+        )
 
     @staticmethod
     def _embedded(chunk):
-        return torch.randn(77, TEXT_WIDTH, generator=torch.Generator().manual_seed(zlib.crc32(chunk.encode())))
+        return torch.randn(
+            77, TEXT_WIDTH, generator=torch.Generator().manual_seed(zlib.crc32(chunk.encode()))
+        )
 
     def predict(self, noisy_latents, timesteps, conditioning):
         return self.unet(noisy_latents, timesteps, conditioning.hidden_states)
 
     def export_name(self, path):
         part, _, inner = path.partition(".")
-        return ("lora_unet_" + unet_to_diffusers(inner) if part == "unet" else "lora_te_" + inner).replace(".", "_")
+        return (
+            "lora_unet_" + unet_to_diffusers(inner) if part == "unet" else "lora_te_" + inner
+        ).replace(".", "_")
 
 
 class TinyHost(Host):
@@ -185,7 +233,13 @@ class TinyHost(Host):
     def __init__(self, folder: Path) -> None:
         self.lora_dir, self.data_dir = folder / "Lora", folder / "train_lora"
         self.lora_dir.mkdir(parents=True)
-        self.model, self.registered, self.gave_way, self.waiting, self.status = TinyModel(), [], 0, False, ModelStatus(True, checkpoint="tiny", family="sd1", prediction_type="epsilon")
+        self.model, self.registered, self.gave_way, self.waiting, self.status = (
+            TinyModel(),
+            [],
+            0,
+            False,
+            ModelStatus(True, checkpoint="tiny", family="sd1", prediction_type="epsilon"),
+        )
 
     def model_status(self):
         return self.status
@@ -207,7 +261,13 @@ class TinyHost(Host):
     def wanted(self):
         return self.waiting
 
-    def give_way(self, *, until=lambda: True, say=lambda waiting_for, sentence: None, should_stop=lambda: False):
+    def give_way(
+        self,
+        *,
+        until=lambda: True,
+        say=lambda waiting_for, sentence: None,
+        should_stop=lambda: False,
+    ):
         self.gave_way += 1
         self.waiting = False
         while not until() and not should_stop():
@@ -223,9 +283,14 @@ class TinyHost(Host):
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Reports can be sent between processes: what was logged of names that are not Unicode is escaped."""
+    """Reports can be sent between processes: what was logged of names that are not Unicode is
+    escaped.
+    """
     report = (yield).get_result()
-    report.sections = [(title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections]
+    report.sections = [
+        (title, text.encode("utf-8", "backslashreplace").decode())
+        for title, text in report.sections
+    ]
 
 
 @pytest.fixture
@@ -249,7 +314,17 @@ def pictures(tmp_path) -> Path:
     return draw_pictures(tmp_path / "pictures")
 
 
-SMALL = dict(output_name="mine", resolution=64, bucket_step=32, batch_size=2, max_train_steps=6, learning_rate=1e-2, lora_rank=4, lora_alpha=4, save_precision="fp32")
+SMALL = dict(
+    output_name="mine",
+    resolution=64,
+    bucket_step=32,
+    batch_size=2,
+    max_train_steps=6,
+    learning_rate=1e-2,
+    lora_rank=4,
+    lora_alpha=4,
+    save_precision="fp32",
+)
 
 
 @pytest.fixture

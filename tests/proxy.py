@@ -1,12 +1,16 @@
-"""A reverse proxy on this machine that passes requests on under another Host, as nginx and Apache do when nothing else is configured."""
+"""A reverse proxy on this machine that passes requests on under another Host, as nginx and Apache
+do when nothing else is configured.
+"""
+
 import asyncio
 import re
 import threading
 
 
 class HostProxy:
-    """Serves `address` until it is left and hands everything to `port` with the Host rewritten. Connections
-    carry one request each, unless they become a WebSocket."""
+    """Serves `address` until it is left and hands everything to `port` with the Host rewritten.
+    Connections carry one request each, unless they become a WebSocket.
+    """
 
     def __init__(self, port: int) -> None:
         self._port, self._ready = port, threading.Event()

@@ -1,4 +1,7 @@
-"""The import rule of DESIGN.md: one direction, from the entry points down to contracts and settings; heavy or host packages in their place."""
+"""The import rule of DESIGN.md: one direction, from the entry points down to contracts and
+settings; heavy or host packages in their place.
+"""
+
 import ast
 import sys
 from pathlib import Path
@@ -7,9 +10,28 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "lora_trainer"
-ENTRIES = {f"{PACKAGE}.__main__", f"{PACKAGE}.demo.pretrain", f"{PACKAGE}.demo.pretrain_clip", f"{PACKAGE}.bench", f"{PACKAGE}.bench_dataset"}
-WEBUI = {f"{PACKAGE}.hosts.webui{part}" for part in ("", "_captioners", "_captions", "_checkpoint", "_guard", "_loan", "_loras", "_model")}
-# What a part may import besides itself. `demo` lends its vocabulary writer to hosts, its CLIP to captioners and its commands to the command line.
+ENTRIES = {
+    f"{PACKAGE}.__main__",
+    f"{PACKAGE}.demo.pretrain",
+    f"{PACKAGE}.demo.pretrain_clip",
+    f"{PACKAGE}.bench",
+    f"{PACKAGE}.bench_dataset",
+}
+WEBUI = {
+    f"{PACKAGE}.hosts.webui{part}"
+    for part in (
+        "",
+        "_captioners",
+        "_captions",
+        "_checkpoint",
+        "_guard",
+        "_loan",
+        "_loras",
+        "_model",
+    )
+}
+# What a part may import besides itself. `demo` lends its vocabulary writer to hosts, its CLIP to
+# captioners and its commands to the command line.
 MAY_IMPORT = {
     "core": set(),
     "captioning": {"core", "demo"},
@@ -18,22 +40,48 @@ MAY_IMPORT = {
     "hosts": {"core", "captioning", "jobs", "demo"},
     "demo": {"core", "jobs"},
 }
-CORE_PACKAGES = {"torch", "peft", "safetensors", "numpy", "pandas", "PIL", "yaml", "tomli", "tomllib", "regex", "charset_normalizer"}
-PLACES = {
-    "modules": WEBUI, "ldm": {f"{PACKAGE}.hosts.webui_loan"}, "sgm": {f"{PACKAGE}.hosts.webui_loan"},
-    "gradio": {f"{PACKAGE}.interfaces"}, "uvicorn": {f"{PACKAGE}.interfaces"}, "fastapi": {f"{PACKAGE}.interfaces", f"{PACKAGE}.hosts.webui_guard"},
-    "open_clip": {f"{PACKAGE}.captioning", f"{PACKAGE}.demo.pretrain_clip"}, "timm": {f"{PACKAGE}.captioning"}, "huggingface_hub": {f"{PACKAGE}.captioning"},
-    "tensorboardX": {f"{PACKAGE}.jobs.tensorboard"},
-    "diffusers": {f"{PACKAGE}.hosts.standalone", f"{PACKAGE}.hosts.standalone_loading", f"{PACKAGE}.demo.pretrain", f"{PACKAGE}.bench"},
+CORE_PACKAGES = {
+    "torch",
+    "peft",
+    "safetensors",
+    "numpy",
+    "pandas",
+    "PIL",
+    "yaml",
+    "tomli",
+    "tomllib",
+    "regex",
+    "charset_normalizer",
 }
-LOWEST = {"errors", "layouts"}                 # import nothing of ours
-FOUNDATION = {"contracts", "config"}           # import the lowest only; every step may import them
-STORY = {"pipeline"}                           # imports the steps; no step imports it
+PLACES = {
+    "modules": WEBUI,
+    "ldm": {f"{PACKAGE}.hosts.webui_loan"},
+    "sgm": {f"{PACKAGE}.hosts.webui_loan"},
+    "gradio": {f"{PACKAGE}.interfaces"},
+    "uvicorn": {f"{PACKAGE}.interfaces"},
+    "fastapi": {f"{PACKAGE}.interfaces", f"{PACKAGE}.hosts.webui_guard"},
+    "open_clip": {f"{PACKAGE}.captioning", f"{PACKAGE}.demo.pretrain_clip"},
+    "timm": {f"{PACKAGE}.captioning"},
+    "huggingface_hub": {f"{PACKAGE}.captioning"},
+    "tensorboardX": {f"{PACKAGE}.jobs.tensorboard"},
+    "diffusers": {
+        f"{PACKAGE}.hosts.standalone",
+        f"{PACKAGE}.hosts.standalone_loading",
+        f"{PACKAGE}.demo.pretrain",
+        f"{PACKAGE}.bench",
+    },
+}
+LOWEST = {"errors", "layouts"}  # import nothing of ours
+FOUNDATION = {"contracts", "config"}  # import the lowest only; every step may import them
+STORY = {"pipeline"}  # imports the steps; no step imports it
 
 
 def modules() -> dict[str, Path]:
     files = sorted((ROOT / PACKAGE).rglob("*.py"))
-    return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+    return {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in files
+    }
 
 
 def imports_of(name: str, path: Path) -> set[str]:
@@ -46,9 +94,12 @@ def imports_of(name: str, path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                above = package.split(".")[:len(package.split(".")) - node.level + 1]
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*above, base] if base else above)
-            found |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in modules() else base for alias in node.names}
+            found |= {
+                f"{base}.{alias.name}" if f"{base}.{alias.name}" in modules() else base
+                for alias in node.names
+            }
     return found
 
 
@@ -68,20 +119,28 @@ def test_parts_import_only_downwards(name):
     part = part_of(name)
     if name in ENTRIES or not part:
         return
-    assert part in MAY_IMPORT, f"{name} is in no part of the house; add {part!r} to DESIGN.md's picture and here"
+    assert part in MAY_IMPORT, (
+        f"{name} is in no part of the house; add {part!r} to DESIGN.md's picture and here"
+    )
     ours = {part_of(other) for other in IMPORTS[name] if other.startswith(PACKAGE + ".")} - {part}
     assert ours <= MAY_IMPORT[part], f"{name} imports {sorted(ours - MAY_IMPORT[part])}"
 
 
 @pytest.mark.parametrize("name", [name for name in IMPORTS if part_of(name) == "core"])
 def test_core_imports_only_its_packages(name):
-    others = {other.split(".")[0] for other in IMPORTS[name]} - {PACKAGE} - set(sys.stdlib_module_names)
+    others = (
+        {other.split(".")[0] for other in IMPORTS[name]} - {PACKAGE} - set(sys.stdlib_module_names)
+    )
     assert others <= CORE_PACKAGES, f"{name} imports {sorted(others - CORE_PACKAGES)}"
 
 
 @pytest.mark.parametrize("package", PLACES)
 def test_packages_stay_in_their_place(package):
-    users = {name for name, imported in IMPORTS.items() if any(within(other, {package}) for other in imported)}
+    users = {
+        name
+        for name, imported in IMPORTS.items()
+        if any(within(other, {package}) for other in imported)
+    }
     strangers = {name for name in users if not within(name, PLACES[package])}
     assert not strangers, f"{package} is imported by {sorted(strangers)}"
 
@@ -90,7 +149,14 @@ def test_steps_do_not_know_the_story():
     for name, imported in IMPORTS.items():
         if part_of(name) != "core":
             continue
-        step, ours = name.rpartition(".")[2], {other.rpartition(".")[2] for other in imported if other.startswith(f"{PACKAGE}.core.")}
+        step, ours = (
+            name.rpartition(".")[2],
+            {
+                other.rpartition(".")[2]
+                for other in imported
+                if other.startswith(f"{PACKAGE}.core.")
+            },
+        )
         if step in LOWEST:
             assert not ours, f"{name} imports {sorted(ours)}"
         elif step in FOUNDATION:
@@ -100,9 +166,14 @@ def test_steps_do_not_know_the_story():
 
 
 def test_no_circles():
-    graph = {name: {other for other in imported if other in IMPORTS and other != name} for name, imported in IMPORTS.items()}
+    graph = {
+        name: {other for other in imported if other in IMPORTS and other != name}
+        for name, imported in IMPORTS.items()
+    }
     while leaves := [name for name, imported in graph.items() if not imported]:
-        graph = {name: imported - set(leaves) for name, imported in graph.items() if name not in leaves}
+        graph = {
+            name: imported - set(leaves) for name, imported in graph.items() if name not in leaves
+        }
     assert not graph, f"modules that import each other: {sorted(graph)}"
 
 
@@ -111,38 +182,79 @@ def test_the_walk_sees_imports_inside_functions():
     assert f"{PACKAGE}.core.errors" in IMPORTS[f"{PACKAGE}.hosts.standalone"]
 
 
-# --- Hosts replace functions that read files -----------------------------------------------------------------------------
+# --- Hosts replace functions that read files ------------------------------------------------------
 
-RENAMING = {"safetensors.torch.load_file", "safetensors.torch.load_model", "torch.load"}      # Forge's rename a file that fails to load
-READS_TORCH_FILES = {f"{PACKAGE}.captioning.open_clip_models"}                     # by a Path, which those leave alone: tests/captioning shows it
-OF_OUR_OWN = {f"{PACKAGE}.demo.pretrain", f"{PACKAGE}.demo.pretrain_clip"}         # how the embedded models were made; never run in a host
+RENAMING = {
+    "safetensors.torch.load_file",
+    "safetensors.torch.load_model",
+    "torch.load",
+}  # Forge's rename a file that fails to load
+READS_TORCH_FILES = {
+    f"{PACKAGE}.captioning.open_clip_models"
+}  # by a Path, which those leave alone: tests/captioning shows it
+OF_OUR_OWN = {
+    f"{PACKAGE}.demo.pretrain",
+    f"{PACKAGE}.demo.pretrain_clip",
+}  # how the embedded models were made; never run in a host
 
 
 @pytest.mark.parametrize("name", [name for name in IMPORTS if name not in OF_OUR_OWN])
 def test_no_foreign_file_is_read_by_a_function_that_a_host_may_have_replaced(name):
     called = {call for call, _ in calls_of(modules()[name].read_text(encoding="utf-8"))} & RENAMING
-    assert called <= ({"torch.load"} if name in READS_TORCH_FILES else set()), f"{name} calls {sorted(called)}; core/tensor_files.py reads tensors"
+    assert called <= ({"torch.load"} if name in READS_TORCH_FILES else set()), (
+        f"{name} calls {sorted(called)}; core/tensor_files.py reads tensors"
+    )
 
 
-# --- Nothing that a file says is run, and no archive is unpacked ---------------------------------------------------------
+# --- Nothing that a file says is run, and no archive is unpacked ----------------------------------
 
-SHIPPED = [*modules().values(), *sorted((ROOT / "scripts").glob("*.py")), ROOT / "preload.py", ROOT / "install.py"]
+SHIPPED = [
+    *modules().values(),
+    *sorted((ROOT / "scripts").glob("*.py")),
+    ROOT / "preload.py",
+    ROOT / "install.py",
+]
 UNPICKLERS = {"dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
-NEVER = {"pickle.load", "pickle.loads", "pickle.Unpickler", "yaml.load", "yaml.load_all", "yaml.full_load", "yaml.full_load_all", "yaml.unsafe_load", "yaml.unsafe_load_all",
-         "torch.jit.load", "torch.package.PackageImporter", "pandas.read_pickle", "pandas.read_hdf", "eval", "exec", "os.system", "os.popen",
-         "shutil.unpack_archive", "zipfile.ZipFile", "tarfile.open", "tarfile.TarFile"}
+NEVER = {
+    "pickle.load",
+    "pickle.loads",
+    "pickle.Unpickler",
+    "yaml.load",
+    "yaml.load_all",
+    "yaml.full_load",
+    "yaml.full_load_all",
+    "yaml.unsafe_load",
+    "yaml.unsafe_load_all",
+    "torch.jit.load",
+    "torch.package.PackageImporter",
+    "pandas.read_pickle",
+    "pandas.read_hdf",
+    "eval",
+    "exec",
+    "os.system",
+    "os.popen",
+    "shutil.unpack_archive",
+    "zipfile.ZipFile",
+    "tarfile.open",
+    "tarfile.TarFile",
+}
 
 
-# Uploaded ZIPs are read here alone, file by file and within limits, and where each goes is decided by us; nothing is extracted by an archive's own names.
+# Uploaded ZIPs are read here alone, file by file and within limits, and where each goes is decided
+# by us; nothing is extracted by an archive's own names.
 READS_ARCHIVES = {f"{PACKAGE}/core/archives.py": ["calls zipfile.ZipFile"]}
 
 
 def calls_of(source: str) -> list[tuple[str, ast.Call]]:
-    """Every call in a text, by its name as far as it is written with dots; names that were imported from a module are given with it."""
+    """Every call in a text, by its name as far as it is written with dots; names that were imported
+    from a module are given with it.
+    """
     tree, imported = ast.parse(source), {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and not node.level:
-            imported |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            imported |= {
+                alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names
+            }
         elif isinstance(node, ast.Import):
             imported |= {alias.asname: alias.name for alias in node.names if alias.asname}
     found = []
@@ -155,12 +267,23 @@ def calls_of(source: str) -> list[tuple[str, ast.Call]]:
 
 def dangers_in(source: str) -> list[str]:
     """What in a Python text reads pickles, runs texts, or unpacks archives."""
-    found = [f"imports {name}" for node in ast.walk(ast.parse(source)) for name in
-             ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else [])
-             if name.split(".")[0] in UNPICKLERS]
+    found = [
+        f"imports {name}"
+        for node in ast.walk(ast.parse(source))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+        if name.split(".")[0] in UNPICKLERS
+    ]
     for name, call in calls_of(source):
         given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-        if (name in NEVER and not _writes_archive(name, call)) or name.endswith((".read_pickle", ".extract", ".extractall", ".unpack_archive")):
+        if (name in NEVER and not _writes_archive(name, call)) or name.endswith(
+            (".read_pickle", ".extract", ".extractall", ".unpack_archive")
+        ):
             found.append(f"calls {name}")
         if name == "torch.load" and given.get("weights_only") != "True":
             found.append("calls torch.load without weights_only=True")
@@ -180,15 +303,36 @@ def _writes_archive(name: str, call: ast.Call) -> bool:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_nothing_is_unpickled_run_or_unpacked(path):
-    assert dangers_in(path.read_text(encoding="utf-8")) == READS_ARCHIVES.get(path.relative_to(ROOT).as_posix(), [])
+    assert dangers_in(path.read_text(encoding="utf-8")) == READS_ARCHIVES.get(
+        path.relative_to(ROOT).as_posix(), []
+    )
 
 
-@pytest.mark.parametrize("source", [
-    "import pickle; pickle.load(f)", "from pickle import loads; loads(x)", "import pickle as p; p.loads(x)", "import torch; torch.load(f)", "torch.load(f, weights_only=False)",
-    "from torch import load; load(f)", "import numpy as np; np.load(f, allow_pickle=True)", "import pandas as pd; pd.read_pickle(f)", "import yaml; yaml.load(t, Loader=yaml.Loader)",
-    "import joblib", "from dill import loads", "eval(text)", "exec(text)", "import zipfile; zipfile.ZipFile(f).extractall()", "archive.extract(member)", "from zipfile import ZipFile; ZipFile(f)",
-    "import zipfile; zipfile.ZipFile(f, 'r')",
-    "import tarfile; tarfile.open(f)", "import shutil; shutil.unpack_archive(f)", "subprocess.run(c, shell=True)", "AutoModel.from_pretrained(n, trust_remote_code=True)",
-])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle; pickle.load(f)",
+        "from pickle import loads; loads(x)",
+        "import pickle as p; p.loads(x)",
+        "import torch; torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "from torch import load; load(f)",
+        "import numpy as np; np.load(f, allow_pickle=True)",
+        "import pandas as pd; pd.read_pickle(f)",
+        "import yaml; yaml.load(t, Loader=yaml.Loader)",
+        "import joblib",
+        "from dill import loads",
+        "eval(text)",
+        "exec(text)",
+        "import zipfile; zipfile.ZipFile(f).extractall()",
+        "archive.extract(member)",
+        "from zipfile import ZipFile; ZipFile(f)",
+        "import zipfile; zipfile.ZipFile(f, 'r')",
+        "import tarfile; tarfile.open(f)",
+        "import shutil; shutil.unpack_archive(f)",
+        "subprocess.run(c, shell=True)",
+        "AutoModel.from_pretrained(n, trust_remote_code=True)",
+    ],
+)
 def test_the_search_for_dangers_finds(source):
     assert dangers_in(source)

@@ -1,4 +1,5 @@
 """How tests wait for jobs, and leave no thread behind."""
+
 import time
 
 from lora_trainer.jobs.service import TrainingService

@@ -1,8 +1,11 @@
-"""`clip-labels`: the labels of each group compete for a picture, and the best of each makes the caption (zero-shot, arXiv:2103.00020).
+"""`clip-labels`: the labels of each group compete for a picture, and the best of each makes the
+caption (zero-shot, arXiv:2103.00020).
 
-Picture features and label features are unit vectors; within a group, softmax(scale · picture · label) is the probability of each label,
-with the scale that the model was trained with. Label features are averages over prompts, kept in memory and on disk.
+Picture features and label features are unit vectors; within a group, softmax(scale · picture ·
+label) is the probability of each label, with the scale that the model was trained with. Label
+features are averages over prompts, kept in memory and on disk.
 """
+
 import contextlib
 import hashlib
 import logging
@@ -19,58 +22,156 @@ from ..core.tensor_files import read_tensors
 from ..demo import clip as demo_clip
 from .contracts import READY, Asked, Captioner, Choice, LoadedCaptioner, Option, Readiness, Report
 from .labels import Label, LabelGroup, LabelSets
-from .open_clip_models import CheckPath, ModelSource, hub_weights, load, model_options, readiness, resolve
+from .open_clip_models import (
+    CheckPath,
+    ModelSource,
+    hub_weights,
+    load,
+    model_options,
+    readiness,
+    resolve,
+)
 
 log = logging.getLogger(__name__)
 DEMO = "demo"
 LABELS_AT_ONCE = 32
 KNOWN = {
-    "ViT-L-14": (Choice("ViT-L-14", "ViT-L-14", "The usual choice: 1.71 GB, DataComp-XL's weights."),
-                 ModelSource("ViT-L-14 (datacomp_xl_s13b_b90k)", "ViT-L-14", hub_weights("laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K", 1_710_600_000))),
-    "ViT-B-32": (Choice("ViT-B-32", "ViT-B-32", "Small and fast, also on a CPU: 605 MB, LAION-2B's weights."),
-                 ModelSource("ViT-B-32 (laion2b_s34b_b79k)", "ViT-B-32", hub_weights("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", 605_200_000))),
-    "ViT-H-14": (Choice("ViT-H-14", "ViT-H-14", "Sees most: 3.94 GB, LAION-2B's weights."),
-                 ModelSource("ViT-H-14 (laion2b_s32b_b79k)", "ViT-H-14", hub_weights("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", 3_944_500_000))),
+    "ViT-L-14": (
+        Choice("ViT-L-14", "ViT-L-14", "The usual choice: 1.71 GB, DataComp-XL's weights."),
+        ModelSource(
+            "ViT-L-14 (datacomp_xl_s13b_b90k)",
+            "ViT-L-14",
+            hub_weights("laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K", 1_710_600_000),
+        ),
+    ),
+    "ViT-B-32": (
+        Choice(
+            "ViT-B-32", "ViT-B-32", "Small and fast, also on a CPU: 605 MB, LAION-2B's weights."
+        ),
+        ModelSource(
+            "ViT-B-32 (laion2b_s34b_b79k)",
+            "ViT-B-32",
+            hub_weights("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", 605_200_000),
+        ),
+    ),
+    "ViT-H-14": (
+        Choice("ViT-H-14", "ViT-H-14", "Sees most: 3.94 GB, LAION-2B's weights."),
+        ModelSource(
+            "ViT-H-14 (laion2b_s32b_b79k)",
+            "ViT-H-14",
+            hub_weights("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", 3_944_500_000),
+        ),
+    ),
 }
 
 
 class ClipLabelsCaptioner(Captioner):
-    """`data_dir` keeps models, caches and the user's label lists; `check_path` raises `Refused` for a path that may not be read from here."""
+    """`data_dir` keeps models, caches and the user's label lists; `check_path` raises `Refused` for
+    a path that may not be read from here.
+    """
+
     name = "clip-labels"
     title = "CLIP labels"
-    help = "Looks for the labels of a list, group by group (subject, medium, style, light, composition, colour), and writes the best of each. You can edit the lists."
+    help = (
+        "Looks for the labels of a list, group by group (subject, medium, style, light,"
+        " composition, colour), and writes the best of each. You can edit the lists."
+    )
 
     def __init__(self, data_dir: Path, label_sets: LabelSets, check_path: CheckPath) -> None:
-        self._models, self._cache, self._label_sets, self._check_path = data_dir / "models", data_dir / "cache", label_sets, check_path
-        self._features: dict[str, dict[str, torch.Tensor]] = {}                    # by model: label features on the CPU
+        self._models, self._cache, self._label_sets, self._check_path = (
+            data_dir / "models",
+            data_dir / "cache",
+            label_sets,
+            check_path,
+        )
+        self._features: dict[
+            str, dict[str, torch.Tensor]
+        ] = {}  # by model: label features on the CPU
 
     def options(self) -> list[Option]:
-        demo = Choice(DEMO, "Embedded demo", "Knows shapes and colours only; always ready. To try how it works.")
+        demo = Choice(
+            DEMO,
+            "Embedded demo",
+            "Knows shapes and colours only; always ready. To try how it works.",
+        )
         sets = [Choice(name, self._label_sets.title(name)) for name in self._label_sets.names()]
         return [
             *model_options(KNOWN, "ViT-L-14", more=(demo,)),
-            Option("labels", "Labels", "The list that is looked through.", "", choices=(Choice("", "Suits the model"), *sets)),
-            Option("threshold", "Threshold", "A label is written if its share among its group is at least this.", 0.2, minimum=0.0, maximum=1.0, step=0.05),
-            Option("per_group", "Labels per group", "At most so many of each group.", 1, minimum=1, maximum=10),
-            Option("batch_size", "Batch size", "Pictures looked at together; more is faster and needs more memory.", 16, minimum=1, maximum=256),
+            Option(
+                "labels",
+                "Labels",
+                "The list that is looked through.",
+                "",
+                choices=(Choice("", "Suits the model"), *sets),
+            ),
+            Option(
+                "threshold",
+                "Threshold",
+                "A label is written if its share among its group is at least this.",
+                0.2,
+                minimum=0.0,
+                maximum=1.0,
+                step=0.05,
+            ),
+            Option(
+                "per_group",
+                "Labels per group",
+                "At most so many of each group.",
+                1,
+                minimum=1,
+                maximum=10,
+            ),
+            Option(
+                "batch_size",
+                "Batch size",
+                "Pictures looked at together; more is faster and needs more memory.",
+                16,
+                minimum=1,
+                maximum=256,
+            ),
         ]
 
     def readiness(self, options: Mapping[str, Any]) -> Readiness:
         self._groups(options)
         if options["model"] == DEMO:
-            return READY if demo_clip.ASSET.is_file() else Readiness(False, f"The package was installed without {demo_clip.ASSET.name}; install it again.")
+            return (
+                READY
+                if demo_clip.ASSET.is_file()
+                else Readiness(
+                    False,
+                    f"The package was installed without {demo_clip.ASSET.name}; install it again.",
+                )
+            )
         return readiness(resolve(options, KNOWN, self._check_path), self._models)
 
-    def load(self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked) -> LoadedCaptioner:
+    def load(
+        self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked
+    ) -> LoadedCaptioner:
         groups, source = self._groups(options), self._source(options)
-        model, transform, tokenizer = load(source, self._models, self._cache / "open_clip", on_progress=on_progress, should_stop=should_stop)
+        model, transform, tokenizer = load(
+            source,
+            self._models,
+            self._cache / "open_clip",
+            on_progress=on_progress,
+            should_stop=should_stop,
+        )
         kept = self._features.setdefault(source.key, {})
         features = LabelFeatures(kept, self._cache / "labels" / f"{source.key}.safetensors")
-        return _Labeller(model, transform, tokenizer, groups, features, threshold=options["threshold"], per_group=options["per_group"],
-                         batch_size=options["batch_size"])
+        return _Labeller(
+            model,
+            transform,
+            tokenizer,
+            groups,
+            features,
+            threshold=options["threshold"],
+            per_group=options["per_group"],
+            batch_size=options["batch_size"],
+        )
 
     def _groups(self, options: Mapping[str, Any]) -> list[LabelGroup]:
-        return self._label_sets.groups(options["labels"] or ("shapes" if options["model"] == DEMO else "default"))
+        return self._label_sets.groups(
+            options["labels"] or ("shapes" if options["model"] == DEMO else "default")
+        )
 
     def _source(self, options: Mapping[str, Any]) -> ModelSource:
         if options["model"] != DEMO:
@@ -80,7 +181,9 @@ class ClipLabelsCaptioner(Captioner):
 
 
 class LabelFeatures:
-    """Features by prompts, in memory and in a safetensors file, which is a cache: a damaged one is made anew."""
+    """Features by prompts, in memory and in a safetensors file, which is a cache: a damaged one is
+    made anew.
+    """
 
     def __init__(self, kept: dict[str, torch.Tensor], file: Path) -> None:
         self._kept, self._file = kept, file
@@ -91,11 +194,16 @@ class LabelFeatures:
                 log.warning("%s is damaged and made anew", file)
 
     def of(self, prompts: Sequence[tuple[str, ...]]) -> torch.Tensor:
-        """Return float32 `(labels, width)`, unit length: for each label the mean of its prompts' features. All have to be known."""
+        """Return float32 `(labels, width)`, unit length: for each label the mean of its prompts'
+        features. All have to be known.
+        """
         return torch.stack([self._kept[_key(each)] for each in prompts])
 
-    def learn(self, prompts: Sequence[tuple[str, ...]], encode: Callable[[list[str]], torch.Tensor]) -> Generator[float, None, None]:
-        """Find out what is not known yet, some labels at a time, and keep it; yields the share that is done before each time.
+    def learn(
+        self, prompts: Sequence[tuple[str, ...]], encode: Callable[[list[str]], torch.Tensor]
+    ) -> Generator[float, None, None]:
+        """Find out what is not known yet, some labels at a time, and keep it; yields the share that
+        is done before each time.
 
         `encode` takes texts to unit features `(texts, width)` on the CPU.
         """
@@ -103,34 +211,65 @@ class LabelFeatures:
         try:
             for first in range(0, len(missing), LABELS_AT_ONCE):
                 yield first / len(missing)
-                some = missing[first:first + LABELS_AT_ONCE]
-                self._kept.update({_key(each): feature for each, feature in zip(some, _means(some, encode))})
+                some = missing[first : first + LABELS_AT_ONCE]
+                self._kept.update(
+                    {_key(each): feature for each, feature in zip(some, _means(some, encode))}
+                )
         finally:
             if missing:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(self._file, save(self._kept))
 
 
-def _means(prompts: Sequence[tuple[str, ...]], encode: Callable[[list[str]], torch.Tensor]) -> list[torch.Tensor]:
+def _means(
+    prompts: Sequence[tuple[str, ...]], encode: Callable[[list[str]], torch.Tensor]
+) -> list[torch.Tensor]:
     features = encode([text for each in prompts for text in each])
-    return [F.normalize(part.mean(0), dim=-1).contiguous() for part in features.split([len(each) for each in prompts])]
+    return [
+        F.normalize(part.mean(0), dim=-1).contiguous()
+        for part in features.split([len(each) for each in prompts])
+    ]
 
 
 def _key(prompts: tuple[str, ...]) -> str:
     return hashlib.sha256("\n".join(prompts).encode("utf-8")).hexdigest()
 
 
-def choose(probabilities: torch.Tensor, labels: Sequence[Label], *, threshold: float, per_group: int) -> list[str]:
-    """Return the words of the best labels of a group, best first: of `(labels,)` at most `per_group`, each at least `threshold`."""
+def choose(
+    probabilities: torch.Tensor, labels: Sequence[Label], *, threshold: float, per_group: int
+) -> list[str]:
+    """Return the words of the best labels of a group, best first: of `(labels,)` at most
+    `per_group`, each at least `threshold`.
+    """
     best = probabilities.topk(min(per_group, len(labels)))
-    chosen = [labels[index].words for share, index in zip(best.values.tolist(), best.indices.tolist()) if share >= threshold]
+    chosen = [
+        labels[index].words
+        for share, index in zip(best.values.tolist(), best.indices.tolist())
+        if share >= threshold
+    ]
     return [words for words in chosen if words]
 
 
 class _Labeller(LoadedCaptioner):
-    def __init__(self, model: torch.nn.Module, transform: Callable, tokenizer: Callable, groups: list[LabelGroup], features: LabelFeatures, *,
-                 threshold: float, per_group: int, batch_size: int) -> None:
-        self._model, self._transform, self._tokenizer, self._groups, self._features = model, transform, tokenizer, groups, features
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        transform: Callable,
+        tokenizer: Callable,
+        groups: list[LabelGroup],
+        features: LabelFeatures,
+        *,
+        threshold: float,
+        per_group: int,
+        batch_size: int,
+    ) -> None:
+        self._model, self._transform, self._tokenizer, self._groups, self._features = (
+            model,
+            transform,
+            tokenizer,
+            groups,
+            features,
+        )
         self._threshold, self._per_group, self.batch_size = threshold, per_group, batch_size
         self._device, self._labels = torch.device("cpu"), None
         self._prompts = [[group.prompts_for(label) for label in group.labels] for group in groups]
@@ -148,14 +287,23 @@ class _Labeller(LoadedCaptioner):
         scale = self._model.logit_scale.exp().float()
         words = [[] for _ in images]
         for group, features in zip(self._groups, self._label_features()):
-            for found, probabilities in zip(words, (scale * pictures @ features.T).softmax(-1).cpu()):
-                found += choose(probabilities, group.labels, threshold=self._threshold, per_group=self._per_group)
+            for found, probabilities in zip(
+                words, (scale * pictures @ features.T).softmax(-1).cpu()
+            ):
+                found += choose(
+                    probabilities,
+                    group.labels,
+                    threshold=self._threshold,
+                    per_group=self._per_group,
+                )
         return words
 
     def to(self, device: torch.device) -> None:
         self._device = device
         self._model.to(device)
-        self._labels = None if self._labels is None else [features.to(device) for features in self._labels]
+        self._labels = (
+            None if self._labels is None else [features.to(device) for features in self._labels]
+        )
 
     def close(self) -> None:
         self._model = self._labels = None
@@ -163,7 +311,9 @@ class _Labeller(LoadedCaptioner):
     def _label_features(self) -> list[torch.Tensor]:
         """Features `(labels, width)` of each group, on the model's device."""
         if self._labels is None:
-            self._labels = [self._features.of(prompts).to(self._device) for prompts in self._prompts]
+            self._labels = [
+                self._features.of(prompts).to(self._device) for prompts in self._prompts
+            ]
         return self._labels
 
     @torch.no_grad()

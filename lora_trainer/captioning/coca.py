@@ -1,4 +1,7 @@
-"""`coca`: sentences written by open_clip's CoCa models (arXiv:2205.01917), which read a picture and say the next word."""
+"""`coca`: sentences written by open_clip's CoCa models (arXiv:2205.01917), which read a picture and
+say the next word.
+"""
+
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -10,73 +13,199 @@ import torch
 from ..core.errors import Refused
 from .beam_search import beam_search
 from .contracts import Asked, Captioner, Choice, LoadedCaptioner, Option, Readiness, Report
-from .open_clip_models import CheckPath, ModelSource, hub_weights, load, model_options, readiness, resolve
+from .open_clip_models import (
+    CheckPath,
+    ModelSource,
+    hub_weights,
+    load,
+    model_options,
+    readiness,
+    resolve,
+)
 
 LAION = "laion/CoCa-{}-laion2B-s13B-b90k"
 MSCOCO = "laion/mscoco_finetuned_CoCa-{}-laion2B-s13B-b90k"
 KNOWN = {
-    "coca_ViT-L-14": (Choice("coca_ViT-L-14", "CoCa ViT-L-14", "The better one: 2.55 GB, fine-tuned to describe photos (MSCOCO)."),
-                      ModelSource("coca_ViT-L-14 (MSCOCO)", "coca_ViT-L-14", hub_weights(MSCOCO.format("ViT-L-14"), 2_554_000_000))),
-    "coca_ViT-L-14-laion": (Choice("coca_ViT-L-14-laion", "CoCa ViT-L-14, LAION", "2.55 GB; knows names and art, writes as the web does."),
-                            ModelSource("coca_ViT-L-14 (LAION)", "coca_ViT-L-14", hub_weights(LAION.format("ViT-L-14"), 2_554_000_000))),
-    "coca_ViT-B-32": (Choice("coca_ViT-B-32", "CoCa ViT-B-32", "Small: 1.01 GB, fine-tuned to describe photos (MSCOCO)."),
-                      ModelSource("coca_ViT-B-32 (MSCOCO)", "coca_ViT-B-32", hub_weights(MSCOCO.format("ViT-B-32"), 1_014_000_000))),
+    "coca_ViT-L-14": (
+        Choice(
+            "coca_ViT-L-14",
+            "CoCa ViT-L-14",
+            "The better one: 2.55 GB, fine-tuned to describe photos (MSCOCO).",
+        ),
+        ModelSource(
+            "coca_ViT-L-14 (MSCOCO)",
+            "coca_ViT-L-14",
+            hub_weights(MSCOCO.format("ViT-L-14"), 2_554_000_000),
+        ),
+    ),
+    "coca_ViT-L-14-laion": (
+        Choice(
+            "coca_ViT-L-14-laion",
+            "CoCa ViT-L-14, LAION",
+            "2.55 GB; knows names and art, writes as the web does.",
+        ),
+        ModelSource(
+            "coca_ViT-L-14 (LAION)",
+            "coca_ViT-L-14",
+            hub_weights(LAION.format("ViT-L-14"), 2_554_000_000),
+        ),
+    ),
+    "coca_ViT-B-32": (
+        Choice(
+            "coca_ViT-B-32",
+            "CoCa ViT-B-32",
+            "Small: 1.01 GB, fine-tuned to describe photos (MSCOCO).",
+        ),
+        ModelSource(
+            "coca_ViT-B-32 (MSCOCO)",
+            "coca_ViT-B-32",
+            hub_weights(MSCOCO.format("ViT-B-32"), 1_014_000_000),
+        ),
+    ),
 }
 
 
 class CocaCaptioner(Captioner):
-    """`data_dir` keeps models; `check_path` raises `Refused` for a path that may not be read from here."""
+    """`data_dir` keeps models; `check_path` raises `Refused` for a path that may not be read from
+    here.
+    """
+
     name = "coca"
     title = "CoCa sentences"
     help = "Writes a sentence about each picture (open_clip's CoCa)."
 
     def __init__(self, data_dir: Path, check_path: CheckPath) -> None:
-        self._models, self._cache, self._check_path = data_dir / "models", data_dir / "cache", check_path
+        self._models, self._cache, self._check_path = (
+            data_dir / "models",
+            data_dir / "cache",
+            check_path,
+        )
 
     def options(self) -> list[Option]:
         return [
             *model_options(KNOWN, "coca_ViT-L-14"),
-            Option("num_beams", "Beams", "How many sentences are followed at once; more is better and slower. 1: the likeliest word each time.", 6,
-                   minimum=1, maximum=32),
-            Option("max_length", "Longest", "At most so many tokens (a word has one or two).", 30, minimum=3, maximum=74),
+            Option(
+                "num_beams",
+                "Beams",
+                "How many sentences are followed at once; more is better and slower. 1: the"
+                " likeliest word each time.",
+                6,
+                minimum=1,
+                maximum=32,
+            ),
+            Option(
+                "max_length",
+                "Longest",
+                "At most so many tokens (a word has one or two).",
+                30,
+                minimum=3,
+                maximum=74,
+            ),
             Option("min_length", "Shortest", "At least so many tokens.", 5, minimum=0, maximum=60),
-            Option("length_penalty", "Length", "Above 1 longer sentences are preferred, below 1 shorter ones.", 1.0, minimum=-2.0, maximum=4.0, step=0.1),
-            Option("batch_size", "Batch size", "Pictures looked at together; more is faster and needs more memory.", 8, minimum=1, maximum=128),
+            Option(
+                "length_penalty",
+                "Length",
+                "Above 1 longer sentences are preferred, below 1 shorter ones.",
+                1.0,
+                minimum=-2.0,
+                maximum=4.0,
+                step=0.1,
+            ),
+            Option(
+                "batch_size",
+                "Batch size",
+                "Pictures looked at together; more is faster and needs more memory.",
+                8,
+                minimum=1,
+                maximum=128,
+            ),
         ]
 
     def readiness(self, options: Mapping[str, Any]) -> Readiness:
         if options["min_length"] > options["max_length"]:
-            raise Refused(f"The shortest sentence ({options['min_length']}) is longer than the longest ({options['max_length']}).",
-                          field="min_length", code="bad_value")
+            raise Refused(
+                f"The shortest sentence ({options['min_length']}) is longer than the longest"
+                f" ({options['max_length']}).",
+                field="min_length",
+                code="bad_value",
+            )
         return readiness(resolve(options, KNOWN, self._check_path), self._models)
 
-    def load(self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked) -> LoadedCaptioner:
+    def load(
+        self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked
+    ) -> LoadedCaptioner:
         source = resolve(options, KNOWN, self._check_path)
-        model, transform, tokenizer = load(source, self._models, self._cache / "open_clip", on_progress=on_progress, should_stop=should_stop)
+        model, transform, tokenizer = load(
+            source,
+            self._models,
+            self._cache / "open_clip",
+            on_progress=on_progress,
+            should_stop=should_stop,
+        )
         if not hasattr(model, "text_decoder"):
-            raise Refused(f"{source.title} writes no sentences; choose a CoCa model, or the captioner clip-labels.", field="model_name", code="wrong_model")
+            raise Refused(
+                f"{source.title} writes no sentences; choose a CoCa model, or the captioner"
+                " clip-labels.",
+                field="model_name",
+                code="wrong_model",
+            )
         return _Coca(model, transform, tokenizer, options)
 
 
 class _Coca(LoadedCaptioner):
     sentences = True
 
-    def __init__(self, model: torch.nn.Module, transform: Callable, tokenizer: Callable, options: Mapping[str, Any]) -> None:
-        self._model, self._transform, self._device, self.batch_size = model, transform, torch.device("cpu"), options["batch_size"]
-        self._search = {"beams": options["num_beams"], "max_length": min(options["max_length"], model.text_decoder.context_length - 2),
-                        "min_length": options["min_length"], "length_penalty": options["length_penalty"]}
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        transform: Callable,
+        tokenizer: Callable,
+        options: Mapping[str, Any],
+    ) -> None:
+        self._model, self._transform, self._device, self.batch_size = (
+            model,
+            transform,
+            torch.device("cpu"),
+            options["batch_size"],
+        )
+        self._search = {
+            "beams": options["num_beams"],
+            "max_length": min(options["max_length"], model.text_decoder.context_length - 2),
+            "min_length": options["min_length"],
+            "length_penalty": options["length_penalty"],
+        }
         self._start, self._end = tokenizer([""])[0, :2].tolist()
-        wanted = {"embed_cls": False, "output_labels": False}                      # what it is called differs; either keeps the sentence as it is
-        self._arguments = {name: value for name, value in wanted.items() if name in inspect.signature(model.forward).parameters}
+        wanted = {
+            "embed_cls": False,
+            "output_labels": False,
+        }  # what it is called differs; either keeps the sentence as it is
+        self._arguments = {
+            name: value
+            for name, value in wanted.items()
+            if name in inspect.signature(model.forward).parameters
+        }
 
     @torch.no_grad()
     def caption(self, images: list[Any], paths: list[Path]) -> list[list[str]]:
         pixels = torch.stack([self._transform(image) for image in images]).to(self._device)
-        latent, tokens = (each.repeat_interleave(self._search["beams"], dim=0) for each in self._model._encode_image(pixels))
+        latent, tokens = (
+            each.repeat_interleave(self._search["beams"], dim=0)
+            for each in self._model._encode_image(pixels)
+        )
 
         def next_logits(sentences: torch.Tensor) -> torch.Tensor:
-            return self._model(None, sentences, image_latent=latent, image_embs=tokens, **self._arguments)["logits"][:, -1]
-        found = beam_search(next_logits, len(images), start=self._start, end=self._end, device=self._device, **self._search)
+            return self._model(
+                None, sentences, image_latent=latent, image_embs=tokens, **self._arguments
+            )["logits"][:, -1]
+
+        found = beam_search(
+            next_logits,
+            len(images),
+            start=self._start,
+            end=self._end,
+            device=self._device,
+            **self._search,
+        )
         return [[sentence_of(tokens)] for tokens in found]
 
     def to(self, device: torch.device) -> None:
@@ -90,6 +219,7 @@ class _Coca(LoadedCaptioner):
 def sentence_of(tokens: list[int]) -> str:
     """Turn CLIP's tokens into a sentence without its full stop."""
     import open_clip
+
     words = open_clip.decode(torch.tensor(tokens, dtype=torch.long)) if tokens else ""
     words = re.sub(r"<\w+>", " ", words.split("<end_of_text>")[0])
     return re.sub(r"\s+([,.;:!?'])", r"\1", " ".join(words.split())).strip(" .")

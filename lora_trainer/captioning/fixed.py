@@ -1,4 +1,7 @@
-"""`fixed`: the same words for every picture, with the picture's own name and folder where the template says so."""
+"""`fixed`: the same words for every picture, with the picture's own name and folder where the
+template says so.
+"""
+
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,23 +17,35 @@ _FIELD = re.compile(r"\{(\w*)\}")
 class FixedCaptioner(Captioner):
     name = "fixed"
     title = "Fixed text"
-    help = "The same text for every picture. {filename} and {folder} stand for the picture's own, {trigger} for the trigger word. Looks at no picture."
+    help = (
+        "The same text for every picture. {filename} and {folder} stand for the picture's own,"
+        " {trigger} for the trigger word. Looks at no picture."
+    )
 
     def options(self) -> list[Option]:
-        return [Option("template", "Text", "What is written. {trigger}, {filename} (without its ending) and {folder} (without a leading 10_) are filled in.",
-                       "{trigger}, {folder}")]
+        return [
+            Option(
+                "template",
+                "Text",
+                "What is written. {trigger}, {filename} (without its ending) and {folder} (without"
+                " a leading 10_) are filled in.",
+                "{trigger}, {folder}",
+            )
+        ]
 
     def readiness(self, options: Mapping[str, Any]) -> Readiness:
         _check(options["template"])
         return READY
 
-    def load(self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked) -> LoadedCaptioner:
+    def load(
+        self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked
+    ) -> LoadedCaptioner:
         _check(options["template"])
         return _Filled(options["template"], options.get("trigger_word", ""))
 
 
 class _Filled(LoadedCaptioner):
-    sentences = True                       # nothing but the template decides where commas stand
+    sentences = True  # nothing but the template decides where commas stand
 
     def __init__(self, template: str, trigger_word: str) -> None:
         self._template, self._trigger_word = template, trigger_word
@@ -39,14 +54,24 @@ class _Filled(LoadedCaptioner):
         return [[self._fill(path)] for path in paths]
 
     def _fill(self, path: Path) -> str:
-        values = {"trigger": self._trigger_word, "filename": path.stem, "folder": re.sub(r"^\d+_", "", path.parent.name)}
+        values = {
+            "trigger": self._trigger_word,
+            "filename": path.stem,
+            "folder": re.sub(r"^\d+_", "", path.parent.name),
+        }
         filled = _FIELD.sub(lambda found: values[found[1]], self._template)
-        return re.sub(r"^[\s,]+|[\s,]+$", "", re.sub(r"(,\s*)+,", ",", filled))    # commas that stood around an empty field
+        return re.sub(
+            r"^[\s,]+|[\s,]+$", "", re.sub(r"(,\s*)+,", ",", filled)
+        )  # commas that stood around an empty field
 
 
 def _check(template: str) -> None:
     unknown = [name for name in _FIELD.findall(template) if name not in FIELDS]
     if unknown:
-        raise Refused(f"The text has {{{unknown[0]}}}; it can have {{trigger}}, {{filename}} and {{folder}}.", field="template", code="bad_value")
+        raise Refused(
+            f"The text has {{{unknown[0]}}}; it can have {{trigger}}, {{filename}} and {{folder}}.",
+            field="template",
+            code="bad_value",
+        )
     if not template.strip():
         raise Refused("The text is empty.", field="template", code="bad_value")

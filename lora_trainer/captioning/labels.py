@@ -1,14 +1,18 @@
-"""Label lists of `clip-labels`: a set is a folder of text files, a file is a group, a line is a label. Users edit and replace them.
+"""Label lists of `clip-labels`: a set is a folder of text files, a file is a group, a line is a
+label. Users edit and replace them.
 
     # a comment
-    prompt: a photo of {}          what the model is shown; several are averaged; without one it is the label alone
+    prompt: a photo of {}          what the model is shown; several are averaged; without one it is
+    the label alone
     portrait                       written and shown
     rain = rainy weather           `rain` is written, `rainy weather` is shown
     - = an ordinary day            wins like any other, but nothing is written
 
-Our sets lie in the package; a user's copy of the same name, in the data folder, takes their place until it is deleted. While a set is
-replaced the one before lies beside it as `.name.old`; after a power cut it comes back where the new one did not get its place.
+Our sets lie in the package; a user's copy of the same name, in the data folder, takes their place
+until it is deleted. While a set is replaced the one before lies beside it as `.name.old`; after a
+power cut it comes back where the new one did not get its place.
 """
+
 import contextlib
 import dataclasses
 import re
@@ -26,12 +30,17 @@ from ..core.errors import Refused
 TITLES = {"default": "Photos and art", "shapes": "Embedded demo: shapes and colours"}
 MOST_LABELS, LARGEST_GROUP_BYTES, MOST_GROUPS = 3000, 200_000, 40
 NOTHING = "-"
-WINDOWS_OWN = r"(con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3]) *(\..*)?"          # names of devices, whatever ending they have
+WINDOWS_OWN = (  # names of devices, whatever ending they have
+    r"(con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3]) *(\..*)?"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-    """What is written into the caption ("" for nothing), and what the model is shown in place of it."""
+    """What is written into the caption ("" for nothing), and what the model is shown in place of
+    it.
+    """
+
     words: str
     shown: str
 
@@ -39,6 +48,7 @@ class Label:
 @dataclasses.dataclass(frozen=True)
 class LabelGroup:
     """Labels of which the best is chosen; each is put into every prompt."""
+
     name: str
     prompts: tuple[str, ...]
     labels: tuple[Label, ...]
@@ -59,83 +69,153 @@ def parse_group(name: str, text: str) -> LabelGroup:
         else:
             labels.append(_label(line))
     if not 2 <= len(labels) <= MOST_LABELS:
-        raise _refused(f"The group {name} has {len(labels)} labels; it needs 2 to {MOST_LABELS}, one on each line, to choose from.")
+        raise _refused(
+            f"The group {name} has {len(labels)} labels; it needs 2 to {MOST_LABELS}, one on each"
+            " line, to choose from."
+        )
     return LabelGroup(name, tuple(prompts) or ("{}",), tuple(labels))
 
 
 class LabelSets:
-    """Ours and the user's. `home` is the folder of the user's; nothing is written before the first change."""
+    """Ours and the user's. `home` is the folder of the user's; nothing is written before the first
+    change.
+    """
 
     def __init__(self, home: Path) -> None:
-        self._home, self._ours = home, Path(str(resources.files("lora_trainer"))) / "captioning" / "labels"
-        self._lock = threading.Lock()                                              # held while a set has no place, and while one gets its place back
+        self._home, self._ours = (
+            home,
+            Path(str(resources.files("lora_trainer"))) / "captioning" / "labels",
+        )
+        self._lock = (
+            threading.Lock()
+        )  # held while a set has no place, and while one gets its place back
 
     def names(self) -> list[str]:
-        return sorted(set(_folders(self._ours)) | set(self._theirs()), key=lambda name: (name not in TITLES, name))
+        return sorted(
+            set(_folders(self._ours)) | set(self._theirs()),
+            key=lambda name: (name not in TITLES, name),
+        )
 
     def title(self, name: str) -> str:
         return TITLES.get(name, name)
 
     def all(self) -> list[dict[str, Any]]:
-        """Every set as `{name, title, editable, changed, path, groups: [{name, text}]}`; `changed`: it is the user's, not ours."""
+        """Every set as `{name, title, editable, changed, path, groups: [{name, text}]}`; `changed`:
+        it is the user's, not ours.
+        """
         return [self.describe(name) for name in self.names()]
 
     def describe(self, name: str) -> dict[str, Any]:
         folder = self.path(name)
-        groups = [{"name": _group_name(file), "text": file.read_text(encoding="utf-8-sig", errors="replace")} for file in _files(folder)]
-        return {"name": name, "title": self.title(name), "editable": True, "changed": folder.parent == self._home, "path": str(folder), "groups": groups}
+        groups = [
+            {
+                "name": _group_name(file),
+                "text": file.read_text(encoding="utf-8-sig", errors="replace"),
+            }
+            for file in _files(folder)
+        ]
+        return {
+            "name": name,
+            "title": self.title(name),
+            "editable": True,
+            "changed": folder.parent == self._home,
+            "path": str(folder),
+            "groups": groups,
+        }
 
     def groups(self, name: str) -> list[LabelGroup]:
         """Read a set; raises `Refused` for one that is not there or cannot be used."""
-        groups = [parse_group(group["name"], group["text"]) for group in self.describe(name)["groups"]]
+        groups = [
+            parse_group(group["name"], group["text"]) for group in self.describe(name)["groups"]
+        ]
         if not groups:
-            raise _refused(f"The label list {name} is empty: {self.path(name)} holds no .txt files.")
+            raise _refused(
+                f"The label list {name} is empty: {self.path(name)} holds no .txt files."
+            )
         return groups
 
     def path(self, name: str) -> Path:
         """Return the folder of a set, the user's first; raises `Refused` (code "not_found")."""
-        found = next((home / name for home, names in ((self._home, self._theirs()), (self._ours, _folders(self._ours))) if name in names), None)
+        found = next(
+            (
+                home / name
+                for home, names in (
+                    (self._home, self._theirs()),
+                    (self._ours, _folders(self._ours)),
+                )
+                if name in names
+            ),
+            None,
+        )
         if found is None:
-            raise Refused(f"There is no label list {name[:80]!r}; there are {', '.join(self.names())}.", field="labels", code="not_found")
+            raise Refused(
+                f"There is no label list {name[:80]!r}; there are {', '.join(self.names())}.",
+                field="labels",
+                code="not_found",
+            )
         return found
 
     def save(self, name: str, groups: Mapping[str, str]) -> dict[str, Any]:
-        """Make a set of these groups, in their order; all are checked before anything is written. Raises `Refused`."""
+        """Make a set of these groups, in their order; all are checked before anything is written.
+        Raises `Refused`.
+        """
         _check_name(name, "name")
         if not 1 <= len(groups) <= MOST_GROUPS:
-            raise _refused(f"A label list has 1 to {MOST_GROUPS} groups; this one has {len(groups)}.")
+            raise _refused(
+                f"A label list has 1 to {MOST_GROUPS} groups; this one has {len(groups)}."
+            )
         for group, text in groups.items():
             _check_name(group, "groups")
-            if not isinstance(text, str) or len(text.encode("utf-8", "replace")) > LARGEST_GROUP_BYTES or not is_plain_text(text):
-                raise _refused(f"The group {group} is not text of at most {LARGEST_GROUP_BYTES // 1000} kB.")
+            if (
+                not isinstance(text, str)
+                or len(text.encode("utf-8", "replace")) > LARGEST_GROUP_BYTES
+                or not is_plain_text(text)
+            ):
+                raise _refused(
+                    f"The group {group} is not text of at most {LARGEST_GROUP_BYTES // 1000} kB."
+                )
             parse_group(group, text)
         self._replace(name, groups)
         return self.describe(name)
 
     def restore(self, name: str) -> list[str]:
-        """Remove the user's copy of a set, so that ours counts again; returns the names that are left. Raises `Refused`."""
+        """Remove the user's copy of a set, so that ours counts again; returns the names that are
+        left. Raises `Refused`.
+        """
         if name not in self._theirs():
             self.path(name)
-            raise Refused(f"The label list {name} is as it came; there is nothing to restore.", field="name", code="nothing_to_restore")
+            raise Refused(
+                f"The label list {name} is as it came; there is nothing to restore.",
+                field="name",
+                code="nothing_to_restore",
+            )
         self._remove(self._home / name)
         return self.names()
 
     def _theirs(self) -> list[str]:
-        """Return the user's sets, after what a killed process left half replaced has got its place back."""
+        """Return the user's sets, after what a killed process left half replaced has got its place
+        back.
+        """
         with self._lock:
             for old in self._home.glob(".*.old"):
-                self._settle(old, self._home / old.name[1:-len(".old")])
+                self._settle(old, self._home / old.name[1 : -len(".old")])
         return _folders(self._home)
 
     def _settle(self, old: Path, place: Path) -> None:
-        with contextlib.suppress(OSError):                                         # another process has just done so
+        with contextlib.suppress(OSError):  # another process has just done so
             self._remove(old) if place.exists() else old.rename(place)
 
     def _replace(self, name: str, groups: Mapping[str, str]) -> None:
-        """Write all files into a new folder and give it the name last, so that a set is never half, and never gone."""
+        """Write all files into a new folder and give it the name last, so that a set is never half,
+        and never gone.
+        """
         self._theirs()
         self._home.mkdir(parents=True, exist_ok=True)
-        fresh, place, old = self._home / f".{uuid.uuid4().hex}", self._home / name, self._home / f".{name}.old"
+        fresh, place, old = (
+            self._home / f".{uuid.uuid4().hex}",
+            self._home / name,
+            self._home / f".{name}.old",
+        )
         fresh.mkdir()
         try:
             for number, (group, text) in enumerate(groups.items(), start=1):
@@ -147,16 +227,30 @@ class LabelSets:
         except OSError as error:
             shutil.rmtree(fresh, ignore_errors=True)
             self._theirs()
-            raise Refused(f"The label list {name} cannot be saved in {self._home}: {error.strerror or error}.", code="cannot_save") from error
+            raise Refused(
+                f"The label list {name} cannot be saved in {self._home}:"
+                f" {error.strerror or error}.",
+                code="cannot_save",
+            ) from error
         self._theirs()
 
     def _remove(self, folder: Path) -> None:
-        """Delete a folder under a name that nothing looks for, so that a half of it is never read."""
+        """Delete a folder under a name that nothing looks for, so that a half of it is never
+        read.
+        """
         shutil.rmtree(folder.rename(self._home / f".{uuid.uuid4().hex}"), ignore_errors=True)
 
 
 def _folders(home: Path) -> list[str]:
-    return [item.name for item in home.iterdir() if item.is_dir() and not item.name.startswith((".", "_"))] if home.is_dir() else []
+    return (
+        [
+            item.name
+            for item in home.iterdir()
+            if item.is_dir() and not item.name.startswith((".", "_"))
+        ]
+        if home.is_dir()
+        else []
+    )
 
 
 def _files(folder: Path) -> list[Path]:
@@ -170,7 +264,10 @@ def _group_name(file: Path) -> str:
 
 def _prompt(name: str, number: int, prompt: str) -> str:
     if prompt.count("{}") != 1:
-        raise _refused(f"Line {number} of the group {name}: a prompt needs one {{}}, where the label goes: {prompt[:80]!r}.")
+        raise _refused(
+            f"Line {number} of the group {name}: a prompt needs one {{}}, where the label goes:"
+            f" {prompt[:80]!r}."
+        )
     return prompt
 
 
@@ -182,10 +279,23 @@ def _label(line: str) -> Label:
 
 
 def _check_name(name: str, field: str) -> None:
-    if not isinstance(name, str) or not re.fullmatch(r"[^\W_][\w .()+-]{0,60}", name) or name.endswith((".", " ")):
-        raise Refused(f"{str(name)[:80]!r} cannot be the name of a label list or group: letters, digits, spaces, - and _, at most 60.", field=field, code="bad_name")
+    if (
+        not isinstance(name, str)
+        or not re.fullmatch(r"[^\W_][\w .()+-]{0,60}", name)
+        or name.endswith((".", " "))
+    ):
+        raise Refused(
+            f"{str(name)[:80]!r} cannot be the name of a label list or group: letters, digits,"
+            " spaces, - and _, at most 60.",
+            field=field,
+            code="bad_name",
+        )
     if re.fullmatch(WINDOWS_OWN, name, re.IGNORECASE):
-        raise Refused(f"{name!r} cannot be the name of a label list or group: Windows keeps it for itself.", field=field, code="bad_name")
+        raise Refused(
+            f"{name!r} cannot be the name of a label list or group: Windows keeps it for itself.",
+            field=field,
+            code="bad_name",
+        )
 
 
 def _refused(message: str) -> Refused:

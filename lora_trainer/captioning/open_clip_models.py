@@ -1,8 +1,11 @@
-"""open_clip's models: which to choose from, where their weights are, and how they are loaded without unpickling anything.
+"""open_clip's models: which to choose from, where their weights are, and how they are loaded
+without unpickling anything.
 
-Loading is open_clip's own (`create_model_and_transforms`). Old versions read weights with plain `torch.load`, which runs whatever a
-file says; for those the weights are read here (`safetensors`, or `weights_only`) and put into the model that open_clip made.
+Loading is open_clip's own (`create_model_and_transforms`). Old versions read weights with plain
+`torch.load`, which runs whatever a file says; for those the weights are read here (`safetensors`,
+or `weights_only`) and put into the model that open_clip made.
 """
+
 import dataclasses
 import hashlib
 import inspect
@@ -24,17 +27,24 @@ from .contracts import Asked, Choice, Option, Readiness, Report
 from .downloads import RemoteFile, checked_repository, fetch, readiness_of
 
 CUSTOM = "custom"
-WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+WEIGHTS_NAMES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 CONFIG_NAME = "open_clip_config.json"
 HUB = "hf-hub:"
-ARCHIVE = b"PK\x03\x04"              # how a file of torch's begins since 1.6
+ARCHIVE = b"PK\x03\x04"  # how a file of torch's begins since 1.6
 FOREIGN = ("hf_model_name", "hf_tokenizer_name")
 CheckPath = Callable[[Path], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
-    """A model of open_clip: its architecture by name or by a config file, its weights, and how its pictures are normalised."""
+    """A model of open_clip: its architecture by name or by a config file, its weights, and how its
+    pictures are normalised.
+    """
+
     title: str
     name: str
     weights: RemoteFile | Path
@@ -59,32 +69,67 @@ class ModelSource:
 
 
 def hub_weights(repository: str, size_bytes: int | None = None) -> RemoteFile:
-    """Name a repository's weights; old ones have only a .bin, of which nothing but tensors is read."""
+    """Name a repository's weights; old ones have only a .bin, of which nothing but tensors is
+    read.
+    """
     return RemoteFile(WEIGHTS_NAMES, repository, size_bytes=size_bytes)
 
 
-def model_options(known: Mapping[str, tuple[Choice, ModelSource]], default: str, *, more: tuple[Choice, ...] = ()) -> list[Option]:
-    """Return the three options that choose a model: one of a list, or open_clip's name or a folder, with tag or file."""
-    choices = (*more, *(choice for choice, _ in known.values()), Choice(CUSTOM, "Another", "Named below."))
+def model_options(
+    known: Mapping[str, tuple[Choice, ModelSource]], default: str, *, more: tuple[Choice, ...] = ()
+) -> list[Option]:
+    """Return the three options that choose a model: one of a list, or open_clip's name or a folder,
+    with tag or file.
+    """
+    choices = (
+        *more,
+        *(choice for choice, _ in known.values()),
+        Choice(CUSTOM, "Another", "Named below."),
+    )
     return [
         Option("model", "Model", "Larger ones see more and take longer.", default, choices=choices),
-        Option("model_name", "Other model", f"open_clip's name of a model (ViT-B-16), hf-hub:owner/repository, or a folder with {CONFIG_NAME} and the weights.", "",
-               only_if={"model": CUSTOM}),
-        Option("weights", "Its weights", "open_clip's tag (laion2b_s34b_b88k), or a file (.safetensors, .pt). Empty for a folder or a repository.", "",
-               only_if={"model": CUSTOM}),
+        Option(
+            "model_name",
+            "Other model",
+            "open_clip's name of a model (ViT-B-16), hf-hub:owner/repository, or a folder with"
+            f" {CONFIG_NAME} and the weights.",
+            "",
+            only_if={"model": CUSTOM},
+        ),
+        Option(
+            "weights",
+            "Its weights",
+            "open_clip's tag (laion2b_s34b_b88k), or a file (.safetensors, .pt). Empty for a folder"
+            " or a repository.",
+            "",
+            only_if={"model": CUSTOM},
+        ),
     ]
 
 
-def resolve(options: Mapping[str, Any], known: Mapping[str, tuple[Choice, ModelSource]], check_path: CheckPath) -> ModelSource:
-    """Return the model that the options name; raises `Refused` for one that cannot be. Imports open_clip only for names unknown to us."""
+def resolve(
+    options: Mapping[str, Any],
+    known: Mapping[str, tuple[Choice, ModelSource]],
+    check_path: CheckPath,
+) -> ModelSource:
+    """Return the model that the options name; raises `Refused` for one that cannot be. Imports
+    open_clip only for names unknown to us.
+    """
     if options["model"] != CUSTOM:
         return known[options["model"]][1]
     name, weights = options["model_name"].strip(), options["weights"].strip()
     if not name:
-        raise Refused("Which other model? Give open_clip's name of one, hf-hub:owner/repository, or a folder.", field="model_name", code="bad_value")
+        raise Refused(
+            "Which other model? Give open_clip's name of one, hf-hub:owner/repository, or a"
+            " folder.",
+            field="model_name",
+            code="bad_value",
+        )
     if name.startswith(HUB):
         repository = checked_repository(name.removeprefix(HUB))
-        return ModelSource(repository, "", hub_weights(repository), RemoteFile((CONFIG_NAME,), repository))
+        return ModelSource(
+            repository, "", hub_weights(repository), RemoteFile((CONFIG_NAME,), repository)
+        )
     if (folder := _folder(name, check_path)) is not None:
         return _of_folder(folder)
     return _of_name(name, weights, check_path)
@@ -93,7 +138,7 @@ def resolve(options: Mapping[str, Any], known: Mapping[str, tuple[Choice, ModelS
 def _folder(name: str, check_path: CheckPath) -> Path | None:
     folder = expanded(name)
     if re.fullmatch(r"[\w-]{1,100}(/\d+)?", name, re.ASCII) and not folder.is_dir():
-        return None                                                                # ViT-B/16 is an old way to write a name
+        return None  # ViT-B/16 is an old way to write a name
     check_path(folder)
     if not folder.is_dir():
         raise Refused(f"There is no folder {folder}.", field="model_name", code="no_folder")
@@ -103,16 +148,26 @@ def _folder(name: str, check_path: CheckPath) -> Path | None:
 def _of_folder(folder: Path) -> ModelSource:
     weights = next((folder / name for name in WEIGHTS_NAMES if (folder / name).is_file()), None)
     if weights is None or not (folder / CONFIG_NAME).is_file():
-        raise Refused(f"The folder {folder} needs {CONFIG_NAME} and {WEIGHTS_NAMES[0]} (or {WEIGHTS_NAMES[2]}).", field="model_name", code="no_model")
+        raise Refused(
+            f"The folder {folder} needs {CONFIG_NAME} and {WEIGHTS_NAMES[0]} (or"
+            f" {WEIGHTS_NAMES[2]}).",
+            field="model_name",
+            code="no_model",
+        )
     return ModelSource(folder.name, "", weights, folder / CONFIG_NAME)
 
 
 def _of_name(name: str, weights: str, check_path: CheckPath) -> ModelSource:
     import open_clip
+
     name = name.replace("/", "-")
     if name not in open_clip.list_models():
-        raise Refused(f"The open_clip that is installed has no model {name!r}. Its models: {', '.join(_alike(name, open_clip.list_models()))}, …",
-                      field="model_name", code="no_model")
+        raise Refused(
+            f"The open_clip that is installed has no model {name!r}. Its models:"
+            f" {', '.join(_alike(name, open_clip.list_models()))}, …",
+            field="model_name",
+            code="no_model",
+        )
     if any(sign in weights for sign in ("/", "\\", ".", "~")):
         path = expanded(weights)
         check_path(path)
@@ -126,18 +181,29 @@ def _of_tag(open_clip: Any, name: str, tag: str) -> ModelSource:
     tags = open_clip.list_pretrained_tags_by_model(name)
     facts = open_clip.get_pretrained_cfg(name, tag) if tag else None
     if not facts:
-        raise Refused(f"{name} has no weights {tag!r}; it has {', '.join(tags) or 'none to download'}.", field="weights", code="no_model")
+        raise Refused(
+            f"{name} has no weights {tag!r}; it has {', '.join(tags) or 'none to download'}.",
+            field="weights",
+            code="no_model",
+        )
     if repository := facts.get("hf_hub"):
         owner, _, file = repository.rpartition("/")
         remote = RemoteFile((file,), owner) if file else hub_weights(owner)
     else:
         remote = RemoteFile((os.path.basename(facts["url"]),), url=facts["url"])
-    return ModelSource(f"{name} ({tag})", name, remote, mean=facts.get("mean"), std=facts.get("std"),
-                       quick_gelu=bool(facts.get("quick_gelu")) or tag.lower() == "openai")
+    return ModelSource(
+        f"{name} ({tag})",
+        name,
+        remote,
+        mean=facts.get("mean"),
+        std=facts.get("std"),
+        quick_gelu=bool(facts.get("quick_gelu")) or tag.lower() == "openai",
+    )
 
 
 def _alike(name: str, names: list[str]) -> list[str]:
     import difflib
+
     return difflib.get_close_matches(name, names, n=5, cutoff=0.2) or names[:5]
 
 
@@ -145,35 +211,64 @@ def readiness(source: ModelSource, models: Path) -> Readiness:
     return readiness_of(source.downloads, models)
 
 
-def load(source: ModelSource, models: Path, cache: Path, *, on_progress: Report, should_stop: Asked) -> tuple[torch.nn.Module, Any, Callable]:
-    """Return model (float32, on the CPU, eval), picture transform and tokenizer, downloading what is missing.
+def load(
+    source: ModelSource, models: Path, cache: Path, *, on_progress: Report, should_stop: Asked
+) -> tuple[torch.nn.Module, Any, Callable]:
+    """Return model (float32, on the CPU, eval), picture transform and tokenizer, downloading what
+    is missing.
 
-    The tokenizer takes texts to int64 `(texts, context_length)`. `cache` is a folder for generated config files.
+    The tokenizer takes texts to int64 `(texts, context_length)`. `cache` is a folder for generated
+    config files.
     """
-    config, weights = (fetch(file, models, on_progress=on_progress, should_stop=should_stop) if isinstance(file, RemoteFile) else file
-                       for file in (source.config, source.weights))
+    config, weights = (
+        (
+            fetch(file, models, on_progress=on_progress, should_stop=should_stop)
+            if isinstance(file, RemoteFile)
+            else file
+        )
+        for file in (source.config, source.weights)
+    )
     on_progress(f"Loading {source.title}", 0.0)
     import open_clip
+
     preprocessing = {}
     name = source.name
     if config is not None:
         name, preprocessing = _register(open_clip, config, cache)
     mean, std = preprocessing.get("mean") or source.mean, preprocessing.get("std") or source.std
-    model, transform = _create(open_clip, name, weights, image_mean=tuple(mean) if mean else None, image_std=tuple(std) if std else None,
-                               force_quick_gelu=source.quick_gelu)
+    model, transform = _create(
+        open_clip,
+        name,
+        weights,
+        image_mean=tuple(mean) if mean else None,
+        image_std=tuple(std) if std else None,
+        force_quick_gelu=source.quick_gelu,
+    )
     tokenizer, context_length = open_clip.get_tokenizer(name), getattr(model, "context_length", 77)
-    return model.eval().requires_grad_(False), transform, lambda texts: tokenizer(texts, context_length=context_length)
+    return (
+        model.eval().requires_grad_(False),
+        transform,
+        lambda texts: tokenizer(texts, context_length=context_length),
+    )
 
 
 def _register(open_clip: Any, config: Path, cache: Path) -> tuple[str, dict[str, Any]]:
-    """Make a model config known to open_clip under a name of its content; return the name and how pictures are normalised."""
+    """Make a model config known to open_clip under a name of its content; return the name and how
+    pictures are normalised.
+    """
     try:
         found = json.loads(config.read_text(encoding="utf-8"))
         architecture = _harmless(found.get("model_cfg", found), config)
         content = json.dumps(architecture, sort_keys=True)
-        kind = "coca-" if "multimodal_cfg" in architecture else ""                 # old versions know CoCa by its name
+        kind = (
+            "coca-" if "multimodal_cfg" in architecture else ""
+        )  # old versions know CoCa by its name
     except (OSError, UnicodeDecodeError, ValueError, AttributeError) as error:
-        raise Refused(f"{config} is not a model config of open_clip: {error}", field="model_name", code="no_model") from error
+        raise Refused(
+            f"{config} is not a model config of open_clip: {error}",
+            field="model_name",
+            code="no_model",
+        ) from error
     name = f"train-lora-{kind}{hashlib.sha256(content.encode()).hexdigest()[:12]}"
     if name not in open_clip.list_models():
         cache.mkdir(parents=True, exist_ok=True)
@@ -183,12 +278,19 @@ def _register(open_clip: Any, config: Path, cache: Path) -> tuple[str, dict[str,
 
 
 def _harmless(architecture: dict[str, Any], config: Path) -> dict[str, Any]:
-    """Return a model config by which open_clip makes the model alone; raises `Refused` where others would fetch, and perhaps run, something.
+    """Return a model config by which open_clip makes the model alone; raises `Refused` where others
+    would fetch, and perhaps run, something.
 
-    A text tower or tokenizer named `hf_…` is transformers' `from_pretrained`, which unpickles weights; timm reads repositories by name, too.
+    A text tower or tokenizer named `hf_…` is transformers' `from_pretrained`, which unpickles
+    weights; timm reads repositories by name, too.
     """
-    checked = {section: dict(values) if isinstance(values, dict) else values for section, values in architecture.items()}
-    for section, values in ((section, values) for section, values in checked.items() if isinstance(values, dict)):
+    checked = {
+        section: dict(values) if isinstance(values, dict) else values
+        for section, values in architecture.items()
+    }
+    for section, values in (
+        (section, values) for section, values in checked.items() if isinstance(values, dict)
+    ):
         for key in FOREIGN:
             if foreign := values.pop(key, None):
                 raise _foreign(config, foreign, f"{section}.{key}")
@@ -200,38 +302,67 @@ def _harmless(architecture: dict[str, Any], config: Path) -> dict[str, Any]:
 
 
 def _foreign(config: Path, name: Any, key: str) -> Refused:
-    return Refused(f"{config} asks for a part from elsewhere, {str(name)[:80]} ({key}), which could run code. Choose a model that is whole in itself.",
-                   field="model_name", code="not_safe")
+    return Refused(
+        f"{config} asks for a part from elsewhere, {str(name)[:80]} ({key}), which could run code."
+        " Choose a model that is whole in itself.",
+        field="model_name",
+        code="not_safe",
+    )
 
 
-def _create(open_clip: Any, name: str, weights: Path, **arguments: Any) -> tuple[torch.nn.Module, Any]:
-    arguments |= {"pretrained_image": False, "pretrained_hf": False}               # all weights are in the file; open_clip would fetch these first
+def _create(
+    open_clip: Any, name: str, weights: Path, **arguments: Any
+) -> tuple[torch.nn.Module, Any]:
+    arguments |= {
+        "pretrained_image": False,
+        "pretrained_hf": False,
+    }  # all weights are in the file; open_clip would fetch these first
     try:
         _try_to_read(weights)
         if "weights_only" in inspect.signature(open_clip.create_model).parameters:
-            model, _, transform = open_clip.create_model_and_transforms(name, pretrained=str(weights), weights_only=True, device="cpu", **arguments)
+            model, _, transform = open_clip.create_model_and_transforms(
+                name, pretrained=str(weights), weights_only=True, device="cpu", **arguments
+            )
         else:
-            model, _, transform = open_clip.create_model_and_transforms(name, pretrained=None, device="cpu", **arguments)
+            model, _, transform = open_clip.create_model_and_transforms(
+                name, pretrained=None, device="cpu", **arguments
+            )
             _put(model, read_weights(weights))
     except (RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise Refused(f"The weights {weights} do not fit the model {name}, or are damaged: {str(error)[:300]}", field="weights", code="wrong_model") from error
+        raise Refused(
+            f"The weights {weights} do not fit the model {name}, or are damaged:"
+            f" {str(error)[:300]}",
+            field="weights",
+            code="wrong_model",
+        ) from error
     return model, transform
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read tensors by name from .safetensors, or from a file of torch's without running anything in it; raises `Refused`."""
+    """Read tensors by name from .safetensors, or from a file of torch's without running anything in
+    it; raises `Refused`.
+    """
     if path.suffix.lower() == ".safetensors":
         return read_tensors(path)
     _refuse_program(path)
-    found = torch.load(Path(path), map_location="cpu", weights_only=True)          # no text: Forge's torch.load renames what a text names and fails to load
+    found = torch.load(
+        Path(path), map_location="cpu", weights_only=True
+    )  # no text: Forge's torch.load renames what a text names and fails to load
     state = found.get("state_dict", found) if isinstance(found, dict) else None
     if not state or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise Refused(f"{path.name} holds no weights that can be read without running it. Choose weights in .safetensors.", field="weights", code="wrong_model")
+        raise Refused(
+            f"{path.name} holds no weights that can be read without running it. Choose weights in"
+            " .safetensors.",
+            field="weights",
+            code="wrong_model",
+        )
     return {key.removeprefix("module."): tensor for key, tensor in state.items()}
 
 
 def _try_to_read(path: Path) -> None:
-    """Find out here what is wrong with a file, before open_clip does: Forge has functions that rename a file, named by a text, that fails to load."""
+    """Find out here what is wrong with a file, before open_clip does: Forge has functions that
+    rename a file, named by a text, that fails to load.
+    """
     if path.suffix.lower() == ".safetensors":
         read_header(path)
     else:
@@ -239,25 +370,36 @@ def _try_to_read(path: Path) -> None:
 
 
 def _refuse_program(path: Path) -> None:
-    """Raise `Refused` for what torch runs or unpacks even when it is told to read weights only (CVE-2025-32434).
+    """Raise `Refused` for what torch runs or unpacks even when it is told to read weights only
+    (CVE-2025-32434).
 
-    That is a TorchScript archive, which is found with torch's own reader, so that both see the same; and whatever is no archive of torch's:
-    its formats of before 1.6.
+    That is a TorchScript archive, which is found with torch's own reader, so that both see the
+    same; and whatever is no archive of torch's: its formats of before 1.6.
     """
     if path.suffix.lower() == ".safetensors":
         return
     with open(path, "rb") as file:
         begin = file.read(len(ARCHIVE))
     if begin != ARCHIVE:
-        raise Refused(f"{path.name} is in a format that torch left behind with version 1.6, or is damaged; it is not read. Choose weights in .safetensors.",
-                      field="weights", code="wrong_model")
+        raise Refused(
+            f"{path.name} is in a format that torch left behind with version 1.6, or is damaged; it"
+            " is not read. Choose weights in .safetensors.",
+            field="weights",
+            code="wrong_model",
+        )
     if "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records():
-        raise Refused(f"{path.name} is a TorchScript archive, a program; it is not run. Choose weights in .safetensors.", field="weights", code="wrong_model")
+        raise Refused(
+            f"{path.name} is a TorchScript archive, a program; it is not run. Choose weights in"
+            " .safetensors.",
+            field="weights",
+            code="wrong_model",
+        )
 
 
 def _put(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
     """As open_clip's `load_checkpoint` does once it has read a file."""
     from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
+
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
     if "logit_scale" in state:

@@ -1,4 +1,5 @@
 """Which captioners there are: ours, and those that the host brings."""
+
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,35 @@ from .wording import options_for
 
 
 class Captioners:
-    """Ours and the host's, by name, as plain values for interfaces. The first is the one that is proposed."""
+    """Ours and the host's, by name, as plain values for interfaces. The first is the one that is
+    proposed.
+    """
 
-    def __init__(self, data_dir: Path, label_sets: LabelSets, check_path: Callable[[Path], None], others: Sequence[Captioner] = ()) -> None:
-        ours = [ClipLabelsCaptioner(data_dir, label_sets, check_path), CocaCaptioner(data_dir, check_path), WdTagger(data_dir, check_path)]
-        self._captioners = {captioner.name: captioner for captioner in (*ours, *others, FixedCaptioner())}
+    def __init__(
+        self,
+        data_dir: Path,
+        label_sets: LabelSets,
+        check_path: Callable[[Path], None],
+        others: Sequence[Captioner] = (),
+    ) -> None:
+        ours = [
+            ClipLabelsCaptioner(data_dir, label_sets, check_path),
+            CocaCaptioner(data_dir, check_path),
+            WdTagger(data_dir, check_path),
+        ]
+        self._captioners = {
+            captioner.name: captioner for captioner in (*ours, *others, FixedCaptioner())
+        }
 
     def get(self, name: str) -> Captioner:
         """Return a captioner; raises `Refused` (code "not_found")."""
         if name not in self._captioners:
-            raise Refused(f"There is no captioner {str(name)[:80]!r}; there are {', '.join(self._captioners)}.", field="captioner", code="not_found")
+            raise Refused(
+                f"There is no captioner {str(name)[:80]!r}; there are"
+                f" {', '.join(self._captioners)}.",
+                field="captioner",
+                code="not_found",
+            )
         return self._captioners[name]
 
     def names(self) -> list[str]:
@@ -39,7 +59,9 @@ class Captioners:
         return captioner, read_options(self.options(captioner), values)
 
     def all(self) -> list[dict[str, Any]]:
-        """Every captioner as `{name, title, help, ready, needs, download_bytes, downloads, options}`, ready or not with its defaults."""
+        """Every captioner as `{name, title, help, ready, needs, download_bytes, downloads,
+        options}`, ready or not with its defaults.
+        """
         return [self._describe(captioner) for captioner in self._captioners.values()]
 
     def readiness(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,11 +72,21 @@ class Captioners:
         options = self.options(captioner)
         try:
             readiness = captioner.readiness(read_options(options, {}))
-        except Refused as error:                                                   # a label list that a user broke must not hide the others
+        except Refused as error:  # a label list that a user broke must not hide the others
             readiness = Readiness(False, error.message)
-        return {"name": captioner.name, "title": captioner.title, "help": captioner.help, **_readiness(readiness),
-                "options": [option.to_dict() for option in options]}
+        return {
+            "name": captioner.name,
+            "title": captioner.title,
+            "help": captioner.help,
+            **_readiness(readiness),
+            "options": [option.to_dict() for option in options],
+        }
 
 
 def _readiness(readiness: Readiness) -> dict[str, Any]:
-    return {"ready": readiness.ready, "needs": readiness.needs, "download_bytes": readiness.download_bytes, "downloads": readiness.downloads}
+    return {
+        "ready": readiness.ready,
+        "needs": readiness.needs,
+        "download_bytes": readiness.download_bytes,
+        "downloads": readiness.downloads,
+    }

@@ -1,7 +1,9 @@
-"""The loop: pictures in batches through a loaded captioner, captions written as they come, the device shared with whoever waits.
+"""The loop: pictures in batches through a loaded captioner, captions written as they come, the
+device shared with whoever waits.
 
-    load → (take a turn → batches until somebody waits → model back to the CPU → end the turn) … → close
+load → (take a turn → batches until somebody waits → model back to the CPU → end the turn) … → close
 """
+
 import contextlib
 import dataclasses
 import gc
@@ -20,7 +22,9 @@ from .contracts import Asked, Captioner, LoadedCaptioner
 from .wording import Wording, phrase
 
 log = logging.getLogger(__name__)
-PAUSE_SECONDS = 0.01                       # between turns; without it the thread that just released a lock usually takes it again
+PAUSE_SECONDS = (
+    0.01  # between turns; without it the thread that just released a lock usually takes it again
+)
 GONE = "it was removed or renamed meanwhile"
 Write = Callable[[dict[str, str]], Sequence[str]]
 
@@ -28,33 +32,55 @@ Write = Callable[[dict[str, str]], Sequence[str]]
 @dataclasses.dataclass(frozen=True)
 class Picture:
     """A picture to caption: what it is called in reports, and its file."""
+
     filename: str
     path: Path
 
 
 @dataclasses.dataclass(frozen=True)
 class CaptionProgress:
-    """One moment of a captioning run. `stage` is "preparing" or "captioning"; `fraction` is of the stage."""
+    """One moment of a captioning run. `stage` is "preparing" or "captioning"; `fraction` is of the
+    stage.
+    """
+
     stage: str = "preparing"
     message: str = ""
     fraction: float = 0.0
-    done: int = 0                          # written, skipped and failed
+    done: int = 0  # written, skipped and failed
     total: int = 0
     written: int = 0
     skipped: int = 0
-    failed: list[dict[str, str]] = dataclasses.field(default_factory=list)         # {filename, reason}
+    failed: list[dict[str, str]] = dataclasses.field(default_factory=list)  # {filename, reason}
     eta_seconds: float | None = None
 
 
-def caption_pictures(pictures: Sequence[Picture], captioner: Captioner, options: Mapping[str, Any], host: Host, write: Write, *,
-                     on_progress: Callable[[CaptionProgress], None] = lambda progress: None, should_stop: Asked = lambda: False,
-                     begin: CaptionProgress | None = None) -> CaptionProgress:
-    """Caption pictures and return how it went; `begin` counts what was left out, or known to be unusable, beforehand.
+def caption_pictures(
+    pictures: Sequence[Picture],
+    captioner: Captioner,
+    options: Mapping[str, Any],
+    host: Host,
+    write: Write,
+    *,
+    on_progress: Callable[[CaptionProgress], None] = lambda progress: None,
+    should_stop: Asked = lambda: False,
+    begin: CaptionProgress | None = None,
+) -> CaptionProgress:
+    """Caption pictures and return how it went; `begin` counts what was left out, or known to be
+    unusable, beforehand.
 
-    `write` takes captions by file name and returns the names that it really wrote. A picture that cannot be read or captioned is
-    reported by name, and the others go on. Raises `Refused` when nothing can begin; a stop is no error: what is done stays.
+    `write` takes captions by file name and returns the names that it really wrote. A picture that
+    cannot be read or captioned is reported by name, and the others go on. Raises `Refused` when
+    nothing can begin; a stop is no error: what is done stays.
     """
-    run = _Run(pictures, Wording.of(options), host, write, on_progress, should_stop, begin or CaptionProgress(total=len(pictures)))
+    run = _Run(
+        pictures,
+        Wording.of(options),
+        host,
+        write,
+        on_progress,
+        should_stop,
+        begin or CaptionProgress(total=len(pictures)),
+    )
     loaded = None
     try:
         with contextlib.suppress(Stopped):
@@ -76,9 +102,23 @@ def free_memory() -> None:
 
 
 class _Run:
-    def __init__(self, pictures: Sequence[Picture], wording: Wording, host: Host, write: Write, on_progress: Callable, should_stop: Asked,
-                 begin: CaptionProgress) -> None:
-        self._pictures, self._wording, self._host, self._write, self._should_stop = list(pictures), wording, host, write, should_stop
+    def __init__(
+        self,
+        pictures: Sequence[Picture],
+        wording: Wording,
+        host: Host,
+        write: Write,
+        on_progress: Callable,
+        should_stop: Asked,
+        begin: CaptionProgress,
+    ) -> None:
+        self._pictures, self._wording, self._host, self._write, self._should_stop = (
+            list(pictures),
+            wording,
+            host,
+            write,
+            should_stop,
+        )
         self._on_progress, self._next, self._seconds, self._seen = on_progress, 0, 0.0, 0
         self.progress = begin
 
@@ -94,18 +134,22 @@ class _Run:
                     try:
                         self._take_turn(loaded, preparation)
                     finally:
-                        loaded.to(torch.device("cpu"))                             # before anyone else gets the device
+                        loaded.to(torch.device("cpu"))  # before anyone else gets the device
                         free_memory()
                 time.sleep(PAUSE_SECONDS)
 
-    def _take_turn(self, loaded: LoadedCaptioner, preparation: Generator[tuple[str, float], None, None]) -> None:
-        """Prepare, then caption batch after batch, until all is done, somebody waits for the device, or a stop is asked for."""
+    def _take_turn(
+        self, loaded: LoadedCaptioner, preparation: Generator[tuple[str, float], None, None]
+    ) -> None:
+        """Prepare, then caption batch after batch, until all is done, somebody waits for the
+        device, or a stop is asked for.
+        """
         for message, fraction in preparation:
             self.prepare(message, fraction)
             if self._should_stop() or self._host.wanted():
                 return
         while True:
-            batch = self._pictures[self._next:self._next + loaded.batch_size]
+            batch = self._pictures[self._next : self._next + loaded.batch_size]
             self._next += len(batch)
             started = time.monotonic()
             captions = self._words(loaded, batch)
@@ -115,28 +159,47 @@ class _Run:
                 return
 
     def _words(self, loaded: LoadedCaptioner, batch: list[Picture]) -> dict[Picture, str]:
-        """Return captions by picture; what fails together is tried alone, and what fails alone is reported."""
+        """Return captions by picture; what fails together is tried alone, and what fails alone is
+        reported.
+        """
         images = {}
         for picture in batch:
             try:
                 images[picture] = read_rgb(picture.path)
             except FileNotFoundError:
                 self._fail(picture, GONE)
-            except Exception as error:                                             # Pillow raises many kinds, SyntaxError among them
+            except Exception as error:  # Pillow raises many kinds, SyntaxError among them
                 self._fail(picture, f"it cannot be read: {str(error) or type(error).__name__}")
         try:
-            found = loaded.caption(list(images.values()), [picture.path for picture in images]) if images else []
-        except Exception as error:                                                 # whatever a model does with a picture, the others go on
+            found = (
+                loaded.caption(list(images.values()), [picture.path for picture in images])
+                if images
+                else []
+            )
+        except Exception as error:  # whatever a model does with a picture, the others go on
             if len(batch) > 1:
-                log.info("a batch of %d failed (%s); its pictures are tried one by one", len(batch), error)
-                return {picture: caption for each in images for picture, caption in self._words(loaded, [each]).items()}
+                log.info(
+                    "a batch of %d failed (%s); its pictures are tried one by one",
+                    len(batch),
+                    error,
+                )
+                return {
+                    picture: caption
+                    for each in images
+                    for picture, caption in self._words(loaded, [each]).items()
+                }
             log.warning("%s failed", batch[0].filename, exc_info=True)
             self._fail(batch[0], f"{type(error).__name__}: {error}")
             return {}
-        return {picture: phrase(parts, self._wording, sentences=loaded.sentences) for picture, parts in zip(images, found)}
+        return {
+            picture: phrase(parts, self._wording, sentences=loaded.sentences)
+            for picture, parts in zip(images, found)
+        }
 
     def _save(self, captions: Mapping[Picture, str]) -> None:
-        """Write captions; a picture that was removed or renamed meanwhile has failed, which the others do not suffer from."""
+        """Write captions; a picture that was removed or renamed meanwhile has failed, which the
+        others do not suffer from.
+        """
         captions = self._present(captions)
         named = {picture.filename: caption for picture, caption in captions.items() if caption}
         try:
@@ -146,12 +209,24 @@ class _Run:
             if len(present) == len(captions):
                 raise
             return self._save(present)
-        left = self._present({picture: caption for picture, caption in captions.items() if picture.filename not in written})
-        self.progress = dataclasses.replace(self.progress, written=self.progress.written + len(written), skipped=self.progress.skipped + len(left))
+        left = self._present(
+            {
+                picture: caption
+                for picture, caption in captions.items()
+                if picture.filename not in written
+            }
+        )
+        self.progress = dataclasses.replace(
+            self.progress,
+            written=self.progress.written + len(written),
+            skipped=self.progress.skipped + len(left),
+        )
 
     def _present(self, captions: Mapping[Picture, str]) -> dict[Picture, str]:
         """Return those of pictures that are still there; the others are reported."""
-        present = {picture: caption for picture, caption in captions.items() if picture.path.is_file()}
+        present = {
+            picture: caption for picture, caption in captions.items() if picture.path.is_file()
+        }
         for picture in (picture for picture in captions if picture not in present):
             self._fail(picture, GONE)
         return present
@@ -161,11 +236,18 @@ class _Run:
         self.progress = dataclasses.replace(self.progress, failed=failed)
 
     def _count(self, pictures: int, seconds: float) -> None:
-        """The average forgets slowly, so that the first batch, which is slower, counts less and less."""
+        """The average forgets slowly, so that the first batch, which is slower, counts less and
+        less.
+        """
         self._seconds, self._seen = self._seconds * 0.9 + seconds, self._seen * 0.9 + pictures
         left = len(self._pictures) - self._next
-        self._tell(stage="captioning", done=self.progress.total - left, fraction=self._next / len(self._pictures), eta_seconds=left * self._seconds / self._seen,
-                   message=f"{self._next} of {len(self._pictures)} pictures")
+        self._tell(
+            stage="captioning",
+            done=self.progress.total - left,
+            fraction=self._next / len(self._pictures),
+            eta_seconds=left * self._seconds / self._seen,
+            message=f"{self._next} of {len(self._pictures)} pictures",
+        )
 
     def _tell(self, **changes: Any) -> None:
         self.progress = dataclasses.replace(self.progress, **changes)

@@ -1,8 +1,11 @@
-"""A table of captions on disk that a person may edit while ours come in: theirs wins, and nothing of theirs is lost.
+"""A table of captions on disk that a person may edit while ours come in: theirs wins, and nothing
+of theirs is lost.
 
-Other columns, other rows and the order of both stay; a row of ours is changed in its place, or added at the end. What cannot be written
-there, because the file became unreadable or another program holds it, goes to a table beside it.
+Other columns, other rows and the order of both stay; a row of ours is changed in its place, or
+added at the end. What cannot be written there, because the file became unreadable or another
+program holds it, goes to a table beside it.
 """
+
 import dataclasses
 import io
 import json
@@ -14,8 +17,16 @@ import pandas
 from ..core.captions import content_of, write_atomically
 from ..core.encodings import decode
 from ..core.errors import Refused
-from ..core.tables import (COLUMNS, LARGEST_TABLE_BYTES, find_columns, find_header, format_csv, format_jsonl, match_rows,
-                           parse_table)
+from ..core.tables import (
+    COLUMNS,
+    LARGEST_TABLE_BYTES,
+    find_columns,
+    find_header,
+    format_csv,
+    format_jsonl,
+    match_rows,
+    parse_table,
+)
 
 FORMATS = {".csv": format_csv, ".jsonl": format_jsonl}
 NEW_CSV = "filename,prompt\n"
@@ -23,7 +34,10 @@ NEW_CSV = "filename,prompt\n"
 
 @dataclasses.dataclass(frozen=True)
 class _Content:
-    """What the file holds: its text, captions by picture, and the number of each picture's row (from 0)."""
+    """What the file holds: its text, captions by picture, and the number of each picture's row
+    (from 0).
+    """
+
     text: str = ""
     encoding: str = "utf-8"
     captions: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -32,18 +46,26 @@ class _Content:
 
 
 class TableFile:
-    """The table and the captions that are to get into it; `filenames` are the pictures' as they are written into new rows."""
+    """The table and the captions that are to get into it; `filenames` are the pictures' as they are
+    written into new rows.
+    """
 
     def __init__(self, path: Path, filenames: Iterable[str]) -> None:
-        """Raises `Refused` (field "output") for a table that cannot be read whole, or is of another kind."""
+        """Raises `Refused` (field "output") for a table that cannot be read whole, or is of another
+        kind.
+        """
         if path.suffix.lower() not in FORMATS:
-            raise Refused(f"The output {path} ends neither with .csv nor with .jsonl. Without --output each picture gets a .txt.", field="output")
+            raise Refused(
+                f"The output {path} ends neither with .csv nor with .jsonl. Without --output each"
+                " picture gets a .txt.",
+                field="output",
+            )
         self._path, self._filenames = path, list(filenames)
         self._known = self._read() or _Content()
-        self._made: dict[str, str] = {}                                            # everything given to `put`
+        self._made: dict[str, str] = {}  # everything given to `put`
         self._unsaved: set[str] = set()
-        self.kept: set[str] = set()                                                # pictures whose row a person wrote or removed meanwhile
-        self.place, self.trouble = path, ""                                        # where the captions are, and why not in the table
+        self.kept: set[str] = set()  # pictures whose row a person wrote or removed meanwhile
+        self.place, self.trouble = path, ""  # where the captions are, and why not in the table
 
     @property
     def captions(self) -> Mapping[str, str]:
@@ -59,14 +81,20 @@ class TableFile:
         self._unsaved.update(captions)
 
     def save(self) -> None:
-        """Write what was put since the last time. Raises `Refused` when it can be written neither here nor beside it."""
+        """Write what was put since the last time. Raises `Refused` when it can be written neither
+        here nor beside it.
+        """
         if not self._unsaved:
             return
         if not self.trouble:
             try:
                 self._merge()
             except (OSError, Refused) as error:
-                self.trouble = error.message if isinstance(error, Refused) else f"{self._path} cannot be written: {error.strerror or error}."
+                self.trouble = (
+                    error.message
+                    if isinstance(error, Refused)
+                    else f"{self._path} cannot be written: {error.strerror or error}."
+                )
                 self.place = self._beside()
         if self.trouble:
             self._write(self.place, FORMATS[self._path.suffix.lower()](self._made))
@@ -74,17 +102,32 @@ class TableFile:
 
     def _merge(self) -> None:
         now = self._read()
-        if now is None:                                                            # new, or taken away meanwhile
+        if now is None:  # new, or taken away meanwhile
             now = self._known = _Content()
             self._unsaved = set(self._made)
-        touched = {name for name in self._unsaved if now.captions.get(name) != self._known.captions.get(name)}
-        data = _with_captions(self._path, now, {name: caption for name, caption in self._made.items() if name in self._unsaved - touched})
+        touched = {
+            name
+            for name in self._unsaved
+            if now.captions.get(name) != self._known.captions.get(name)
+        }
+        data = _with_captions(
+            self._path,
+            now,
+            {
+                name: caption
+                for name, caption in self._made.items()
+                if name in self._unsaved - touched
+            },
+        )
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, data)
         self._known, self.kept = self._parse(data), self.kept | touched
 
     def _beside(self) -> Path:
-        names = (f"{self._path.stem}-auto{f'-{number}' if number > 1 else ''}{self._path.suffix}" for number in range(1, 1000))
+        names = (
+            f"{self._path.stem}-auto{f'-{number}' if number > 1 else ''}{self._path.suffix}"
+            for number in range(1, 1000)
+        )
         return next(path for path in map(self._path.with_name, names) if not path.exists())
 
     def _write(self, path: Path, data: bytes) -> None:
@@ -92,54 +135,85 @@ class TableFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, data)
         except OSError as error:
-            raise Refused(f"{self.trouble} {path} cannot be written either: {error.strerror or error}.", field="output") from error
+            raise Refused(
+                f"{self.trouble} {path} cannot be written either: {error.strerror or error}.",
+                field="output",
+            ) from error
 
     def _read(self) -> _Content | None:
         try:
             data = content_of(self._path, most_bytes=LARGEST_TABLE_BYTES)
         except OSError as error:
-            raise Refused(f"{self._path} cannot be read: {error.strerror}.", field="output") from error
+            raise Refused(
+                f"{self._path} cannot be read: {error.strerror}.", field="output"
+            ) from error
         return None if data is None else self._parse(data)
 
     def _parse(self, data: bytes) -> _Content:
         table = parse_table(self._path.name, data)
         if table.problems:
             line, message = table.problems[0].line, table.problems[0].message
-            raise Refused(f"Line {line} of {self._path} cannot be read ({message}), and would be lost. Mend it, or write to another file.", field="output")
+            raise Refused(
+                f"Line {line} of {self._path} cannot be read ({message}), and would be lost. Mend"
+                " it, or write to another file.",
+                field="output",
+            )
         found, _ = match_rows(table, self._filenames)
         numbers = {row.line: number for number, row in enumerate(table.rows)}
-        return _Content(decode(data), table.encoding, {name: row.caption for name, row in found.items()},
-                        {name: numbers[row.line] for name, row in found.items()}, len(table.rows))
+        return _Content(
+            decode(data),
+            table.encoding,
+            {name: row.caption for name, row in found.items()},
+            {name: numbers[row.line] for name, row in found.items()},
+            len(table.rows),
+        )
 
 
 def _with_captions(path: Path, content: _Content, captions: Mapping[str, str]) -> bytes:
-    """Return the file's content with these captions, in the place of the old ones or at the end; UTF-8, with its mark if it had one."""
-    changed = {content.rows[name]: caption for name, caption in captions.items() if name in content.rows}
+    """Return the file's content with these captions, in the place of the old ones or at the end;
+    UTF-8, with its mark if it had one.
+    """
+    changed = {
+        content.rows[name]: caption for name, caption in captions.items() if name in content.rows
+    }
     added = {name: caption for name, caption in captions.items() if name not in content.rows}
     edit: Callable = _edited_csv if path.suffix.lower() == ".csv" else _edited_jsonl
     text = edit(path, content, changed, added)
     return text.encode("utf-8-sig" if content.encoding == "utf-8-sig" else "utf-8")
 
 
-def _edited_csv(path: Path, content: _Content, changed: Mapping[int, str], added: Mapping[str, str]) -> str:
+def _edited_csv(
+    path: Path, content: _Content, changed: Mapping[int, str], added: Mapping[str, str]
+) -> str:
     text = content.text or NEW_CSV
     header, delimiter = find_header(text)
-    frame = _frame(text, delimiter)                                                # the header is its first row: names may occur twice
+    frame = _frame(text, delimiter)  # the header is its first row: names may occur twice
     name_column, caption_column = find_columns(list(frame.iloc[0]))
     if len(frame) != content.count + 1:
-        raise Refused(f"The rows of {path} cannot be told apart. Write to another file.", field="output")
+        raise Refused(
+            f"The rows of {path} cannot be told apart. Write to another file.", field="output"
+        )
     for number, caption in changed.items():
         frame.iat[number + 1, caption_column] = caption
     new = pandas.DataFrame("", index=range(len(added)), columns=frame.columns, dtype=object)
     new[name_column], new[caption_column] = list(added), list(added.values())
-    return pandas.concat([frame, new]).to_csv(index=False, header=False, sep=delimiter, lineterminator="\r\n" if f"{header}\r\n" in text else "\n")
+    return pandas.concat([frame, new]).to_csv(
+        index=False,
+        header=False,
+        sep=delimiter,
+        lineterminator="\r\n" if f"{header}\r\n" in text else "\n",
+    )
 
 
 def _frame(text: str, delimiter: str) -> pandas.DataFrame:
-    return pandas.read_csv(io.StringIO(text, newline=""), sep=delimiter, header=None, dtype=object, na_filter=False)
+    return pandas.read_csv(
+        io.StringIO(text, newline=""), sep=delimiter, header=None, dtype=object, na_filter=False
+    )
 
 
-def _edited_jsonl(path: Path, content: _Content, changed: Mapping[int, str], added: Mapping[str, str]) -> str:
+def _edited_jsonl(
+    path: Path, content: _Content, changed: Mapping[int, str], added: Mapping[str, str]
+) -> str:
     lines = [line.rstrip("\r") for line in content.text.split("\n") if line.strip()]
     keys = COLUMNS[1]
     for number, line in enumerate(lines):
@@ -148,5 +222,8 @@ def _edited_jsonl(path: Path, content: _Content, changed: Mapping[int, str], add
         keys = tuple(names[place] for place in find_columns(names))
         if number in changed:
             lines[number] = json.dumps({**row, keys[1]: changed[number]}, ensure_ascii=False)
-    lines += [json.dumps({keys[0]: name, keys[1]: caption}, ensure_ascii=False) for name, caption in added.items()]
+    lines += [
+        json.dumps({keys[0]: name, keys[1]: caption}, ensure_ascii=False)
+        for name, caption in added.items()
+    ]
     return "".join(line + "\n" for line in lines)

@@ -1,4 +1,7 @@
-"""Counts the tokens that CLIP makes of captions, with open_clip's tokenizer, whose vocabulary comes with the package."""
+"""Counts the tokens that CLIP makes of captions, with open_clip's tokenizer, whose vocabulary comes
+with the package.
+"""
+
 import logging
 import threading
 from collections.abc import Sequence
@@ -8,7 +11,9 @@ MOST_REMEMBERED = 50_000
 
 
 class TokenCounter:
-    """Counts tokens without ever keeping anybody waiting: open_clip takes seconds to import, which is done in a thread at the first call."""
+    """Counts tokens without ever keeping anybody waiting: open_clip takes seconds to import, which
+    is done in a thread at the first call.
+    """
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
@@ -16,13 +21,16 @@ class TokenCounter:
         self._lock = threading.Lock()
 
     def __call__(self, captions: Sequence[str]) -> list[int] | None:
-        """Return each caption's number of tokens, start and end not counted; None as long as the tokenizer is being loaded.
+        """Return each caption's number of tokens, start and end not counted; None as long as the
+        tokenizer is being loaded.
 
         Zeros where open_clip cannot be imported: nothing can be said, and nobody waits for it.
         """
         with self._lock:
             if self._loading is None:
-                self._loading = threading.Thread(target=self._load, name="train-lora-tokenizer", daemon=True)
+                self._loading = threading.Thread(
+                    target=self._load, name="train-lora-tokenizer", daemon=True
+                )
                 self._loading.start()
             if self._tokenizer is None:
                 return None
@@ -36,8 +44,9 @@ class TokenCounter:
     def _load(self) -> None:
         try:
             from open_clip.tokenizer import SimpleTokenizer
+
             self._tokenizer = SimpleTokenizer().encode
-        except Exception as error:                                                 # a broken package of others' must not take the page with it
+        except Exception as error:  # a broken package of others' must not take the page with it
             log.warning("captions are not counted in tokens: %s", error)
             self._tokenizer = lambda caption: ()
 

@@ -1,4 +1,7 @@
-"""From a captioner's words to the caption that is written: the options that all captioners share, as pure functions."""
+"""From a captioner's words to the caption that is written: the options that all captioners share,
+as pure functions.
+"""
+
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -9,10 +12,32 @@ from .contracts import Option
 
 OPTIONS = (
     Option("trigger_word", "Trigger word", "Put first in every caption that lacks it.", ""),
-    Option("prefix", "Prefix", "Put in front of what the captioner says: joined as it is if it ends with a space, else by the separator.", ""),
-    Option("suffix", "Suffix", "Put behind what the captioner says: joined as it is if it begins with a space, else by the separator.", ""),
-    Option("exclude", "Excluded words", "Tags, or words of a sentence, that are left out; commas between them.", ""),
-    Option("underscores_to_spaces", "Underscores to spaces", "long_hair becomes long hair; faces such as ^_^ stay.", False),
+    Option(
+        "prefix",
+        "Prefix",
+        "Put in front of what the captioner says: joined as it is if it ends with a space, else by"
+        " the separator.",
+        "",
+    ),
+    Option(
+        "suffix",
+        "Suffix",
+        "Put behind what the captioner says: joined as it is if it begins with a space, else by the"
+        " separator.",
+        "",
+    ),
+    Option(
+        "exclude",
+        "Excluded words",
+        "Tags, or words of a sentence, that are left out; commas between them.",
+        "",
+    ),
+    Option(
+        "underscores_to_spaces",
+        "Underscores to spaces",
+        "long_hair becomes long hair; faces such as ^_^ stay.",
+        False,
+    ),
     Option("separator", "Separator", "What is put between tags.", ", "),
 )
 _TWO_LETTERS = re.compile(r"[^\W\d_]{2}")
@@ -21,6 +46,7 @@ _TWO_LETTERS = re.compile(r"[^\W\d_]{2}")
 @dataclasses.dataclass(frozen=True)
 class Wording:
     """How words become a caption. `exclude` is a comma list."""
+
     trigger_word: str = ""
     prefix: str = ""
     suffix: str = ""
@@ -31,31 +57,52 @@ class Wording:
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Wording":
         """Take the common options out of a captioner's."""
-        return cls(**{option.name: options[option.name] for option in OPTIONS if option.name in options})
+        return cls(
+            **{option.name: options[option.name] for option in OPTIONS if option.name in options}
+        )
 
 
 def options_for(underscores_to_spaces: bool) -> list[Option]:
     """Return the common options with a captioner's own default."""
-    return [dataclasses.replace(option, default=underscores_to_spaces) if option.name == "underscores_to_spaces" else option for option in OPTIONS]
+    return [
+        (
+            dataclasses.replace(option, default=underscores_to_spaces)
+            if option.name == "underscores_to_spaces"
+            else option
+        )
+        for option in OPTIONS
+    ]
 
 
 def phrase(parts: Sequence[str], wording: Wording, *, sentences: bool = False) -> str:
     """Join a picture's tags, or its sentence, to one line.
 
-    Tags are compared without regard to case and to underscores; of equal ones the first stays. In a sentence, excluded words are cut
-    out wherever they stand as whole words.
+    Tags are compared without regard to case and to underscores; of equal ones the first stays. In a
+    sentence, excluded words are cut out wherever they stand as whole words.
     """
     excluded = [word.strip() for word in wording.exclude.split(",") if word.strip()]
     words = [_spaced(part) if wording.underscores_to_spaces else part for part in parts]
-    words = [_without(word, excluded) for word in words] if sentences else _without_tags(words, excluded)
-    caption = wording.separator.join(word for word in (" ".join(word.split()) for word in words) if word)
-    caption = _joined(wording.prefix, caption, wording.separator, as_it_is=wording.prefix[-1:].isspace())
-    caption = _joined(caption, wording.suffix, wording.separator, as_it_is=wording.suffix[:1].isspace())
+    words = (
+        [_without(word, excluded) for word in words]
+        if sentences
+        else _without_tags(words, excluded)
+    )
+    caption = wording.separator.join(
+        word for word in (" ".join(word.split()) for word in words) if word
+    )
+    caption = _joined(
+        wording.prefix, caption, wording.separator, as_it_is=wording.prefix[-1:].isspace()
+    )
+    caption = _joined(
+        caption, wording.suffix, wording.separator, as_it_is=wording.suffix[:1].isspace()
+    )
     return _with_trigger(" ".join(caption.split()), wording)
 
 
 def _spaced(tag: str) -> str:
-    """Turn underscores to spaces, but in faces drawn with signs and single letters (0_0, >_<, x_x) keep them."""
+    """Turn underscores to spaces, but in faces drawn with signs and single letters (0_0, >_<, x_x)
+    keep them.
+    """
     return tag.replace("_", " ") if _TWO_LETTERS.search(tag) else tag
 
 

@@ -1,6 +1,8 @@
-"""Figures that users are given as advice, each in one place: remarks, presets and the README say the same."""
+"""Figures that users are given as advice, each in one place: remarks, presets and the README say
+the same.
+"""
 
-SUBJECT_PICTURES = (15, 50)                    # of a character or a thing
+SUBJECT_PICTURES = (15, 50)  # of a character or a thing
 STYLE_PICTURES = (50, 200)
 
 

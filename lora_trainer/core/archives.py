@@ -160,9 +160,11 @@ def _paths(found: Sequence[zipfile.ZipInfo]) -> list[str]:
     }
     encoding = guess_encoding(_sample([name for name in raw.values() if not name.isascii()]))
     return [
-        info.orig_filename
-        if at not in raw
-        else _extra_path(info, raw[at]) or raw[at].decode(encoding, "replace")
+        (
+            info.orig_filename
+            if at not in raw
+            else _extra_path(info, raw[at]) or raw[at].decode(encoding, "replace")
+        )
         for at, info in enumerate(found)
     ]
 

@@ -1,7 +1,10 @@
-"""Stands by a run between its steps: tells how far it is, keeps its state, saves snapshots, pauses, gives way, and notes what goes wrong.
+"""Stands by a run between its steps: tells how far it is, keeps its state, saves snapshots, pauses,
+gives way, and notes what goes wrong.
 
-What it fails to write costs nothing but that file: training goes on in memory, and it is tried again.
+What it fails to write costs nothing but that file: training goes on in memory, and it is tried
+again.
 """
+
 import dataclasses
 import logging
 import time
@@ -29,7 +32,9 @@ RETRY_SECONDS = 30.0
 
 
 class Teller:
-    """Keeps the last `Progress` and tells every new one; remarks are sentences that stay for the user to read."""
+    """Keeps the last `Progress` and tells every new one; remarks are sentences that stay for the
+    user to read.
+    """
 
     def __init__(self, on_progress: Callable[[Progress], None]) -> None:
         self._on_progress, self.now, self._remarks = on_progress, Progress("preparing"), {}
@@ -39,7 +44,9 @@ class Teller:
         self._on_progress(self.now)
 
     def remark(self, sentence: str, *, about: str = "") -> None:
-        """Say a thing once, however often it happens; a new remark about the same thing takes the old one's place."""
+        """Say a thing once, however often it happens; a new remark about the same thing takes the
+        old one's place.
+        """
         log.warning(sentence)
         if self._remarks.get(about or sentence) != sentence:
             self._remarks.pop(about, None)
@@ -53,24 +60,63 @@ class Teller:
 
 
 class Attendant:
-    """`write(path)` writes the LoRA as it is now; `facts` go into every state; `chosen` is how steps were to be computed,
-    `elapsed_seconds` the time that was spent before the first step."""
+    """`write(path)` writes the LoRA as it is now; `facts` go into every state; `chosen` is how
+    steps were to be computed, `elapsed_seconds` the time that was spent before the first step.
+    """
 
-    def __init__(self, config: TrainConfig, schedule: Schedule, host: Host, control: Control, *, session: Session, learner: Learner, output: Output,
-                 write: Callable[[Path], None], facts: dict[str, Any], states: Path | None, sharing: Sharing, teller: Teller,
-                 chosen: Effort, elapsed_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        schedule: Schedule,
+        host: Host,
+        control: Control,
+        *,
+        session: Session,
+        learner: Learner,
+        output: Output,
+        write: Callable[[Path], None],
+        facts: dict[str, Any],
+        states: Path | None,
+        sharing: Sharing,
+        teller: Teller,
+        chosen: Effort,
+        elapsed_seconds: float = 0.0,
+    ) -> None:
         self._config, self._schedule, self._host, self._control = config, schedule, host, control
-        self._session, self._learner, self._output, self._write, self._facts, self._states = session, learner, output, write, facts, states
-        self._sharing, self._teller, self._chosen, self._memory_is_free = sharing, teller, chosen, False
+        self._session, self._learner, self._output, self._write, self._facts, self._states = (
+            session,
+            learner,
+            output,
+            write,
+            facts,
+            states,
+        )
+        self._sharing, self._teller, self._chosen, self._memory_is_free = (
+            sharing,
+            teller,
+            chosen,
+            False,
+        )
         self._state_step, self._state_at = None, time.monotonic()
-        self._saved_step, self._live_step, self._retry = 0, 0, {}                                      # what could not be written, and when to try again
-        self._seconds, self._steps_timed, self._first_step, self._elapsed = 0.0, 0, learner.step + 1, elapsed_seconds
+        self._saved_step, self._live_step, self._retry = (
+            0,
+            0,
+            {},
+        )  # what could not be written, and when to try again
+        self._seconds, self._steps_timed, self._first_step, self._elapsed = (
+            0.0,
+            0,
+            learner.step + 1,
+            elapsed_seconds,
+        )
 
-    # --- Called by the trainer --------------------------------------------------------------------------------------------
+    # --- Called by the trainer --------------------------------------------------------------------
 
     def between(self) -> bool:
         """Do what is due between two steps; False when the run is to end."""
-        if self._control.should_stop() or (self._sharing.is_wanted() and not self._give_way()):        # nobody waits for our files
+        if self._control.should_stop() or (
+            self._sharing.is_wanted() and not self._give_way()
+        ):  # nobody waits for our files
             return False
         self._take_memory_back()
         if self._state_is_due():
@@ -80,36 +126,68 @@ class Attendant:
         return True
 
     def on_step(self, done: StepDone) -> None:
-        if done.step > self._first_step:                                           # the first step warms caches up and would spoil the estimate
+        if (
+            done.step > self._first_step
+        ):  # the first step warms caches up and would spoil the estimate
             self._seconds, self._steps_timed = self._seconds + done.seconds, self._steps_timed + 1
         self._elapsed += done.seconds
-        each, schedule = self._seconds / self._steps_timed if self._steps_timed else done.seconds, self._schedule
+        each, schedule = (
+            (self._seconds / self._steps_timed if self._steps_timed else done.seconds),
+            self._schedule,
+        )
         measured = {} if done.validation_loss is None else {"validation_loss": done.validation_loss}
-        self._teller.tell(stage="training", message="Training", **measured, fraction=done.step / schedule.total_steps, step=done.step, total_steps=schedule.total_steps,
-                          epoch=(done.step - 1) // schedule.steps_per_epoch + 1, loss=done.loss, loss_average=self._learner.loss_average,
-                          learning_rate=done.learning_rate, seconds_per_step=each, elapsed_seconds=self._elapsed, eta_seconds=each * (schedule.total_steps - done.step))
+        self._teller.tell(
+            stage="training",
+            message="Training",
+            **measured,
+            fraction=done.step / schedule.total_steps,
+            step=done.step,
+            total_steps=schedule.total_steps,
+            epoch=(done.step - 1) // schedule.steps_per_epoch + 1,
+            loss=done.loss,
+            loss_average=self._learner.loss_average,
+            learning_rate=done.learning_rate,
+            seconds_per_step=each,
+            elapsed_seconds=self._elapsed,
+            eta_seconds=each * (schedule.total_steps - done.step),
+        )
 
     def roll_back(self) -> None:
-        """Set the learner back to its last state; raises `Refused` when there is none of this run."""
+        """Set the learner back to its last state; raises `Refused` when there is none of this
+        run.
+        """
         state = checkpoint.latest(self._states) if self._states else None
         if state is None or state.facts["session"] != self._facts["session"]:
-            raise Refused("A step was broken off in the middle, and there is no progress on disk to go back to. Train again.", code="spoiled")
+            raise Refused(
+                "A step was broken off in the middle, and there is no progress on disk to go back"
+                " to. Train again.",
+                code="spoiled",
+            )
         self._learner.restore(state)
 
-    # --- Files ------------------------------------------------------------------------------------------------------------
+    # --- Files ------------------------------------------------------------------------------------
 
     def save_state(self) -> None:
         """Keep the state on disk; a disk that refuses is told once and tried again later."""
         if self._states is None or self._state_step == self._learner.step:
             return
-        facts = {**self._facts, "forced": self._session.effort.beyond(self._chosen), "snapshots": list(self._teller.now.snapshots),
-                 "elapsed_seconds": self._elapsed}
+        facts = {
+            **self._facts,
+            "forced": self._session.effort.beyond(self._chosen),
+            "snapshots": list(self._teller.now.snapshots),
+            "elapsed_seconds": self._elapsed,
+        }
         try:
             checkpoint.save(self._states, self._learner.state(facts), keep=self._config.keep_states)
         except (OSError, MemoryError) as error:
             self._retry["state"] = time.monotonic() + RETRY_SECONDS
-            self._teller.remark(f"The progress cannot be kept in {self._states} ({getattr(error, 'strerror', None) or error}); training goes on, and a crash "
-                                "now costs more. Free some space or mend its permissions; it is tried again every half minute.", about="state")
+            self._teller.remark(
+                f"The progress cannot be kept in {self._states}"
+                f" ({getattr(error, 'strerror', None) or error}); training goes on, and a crash now"
+                " costs more. Free some space or mend its permissions; it is tried again every"
+                " half minute.",
+                about="state",
+            )
             return
         self._retry.pop("state", None)
         self._teller.withdraw("state")
@@ -117,12 +195,15 @@ class Attendant:
         self._teller.tell(state_step=self._learner.step)
 
     def keep(self) -> None:
-        """Save the state at the end of the steps, whatever ended them; weights that an error spoiled are left to the state before."""
+        """Save the state at the end of the steps, whatever ended them; weights that an error
+        spoiled are left to the state before.
+        """
         if not self._learner.half_done and self._learner.adapters.are_finite():
             self.save_state()
 
     def write_live(self) -> Path | None:
-        """Write the LoRA under its own name as it is at this moment, and return where; None when nothing is newer than what is there.
+        """Write the LoRA under its own name as it is at this moment, and return where; None when
+        nothing is newer than what is there.
 
         Called by whoever is about to use it, in their thread, while the run stands still.
         """
@@ -134,16 +215,27 @@ class Attendant:
     def _state_is_due(self) -> bool:
         if "state" in self._retry:
             return time.monotonic() >= self._retry["state"]
-        minutes, steps, step = self._config.save_state_minutes, self._config.save_state_steps, self._learner.step
-        return (self._state_step is None or (steps and step % steps == 0)
-                or (minutes and time.monotonic() - self._state_at >= 60 * minutes))
+        minutes, steps, step = (
+            self._config.save_state_minutes,
+            self._config.save_state_steps,
+            self._learner.step,
+        )
+        return (
+            self._state_step is None
+            or (steps and step % steps == 0)
+            or (minutes and time.monotonic() - self._state_at >= 60 * minutes)
+        )
 
     def _snapshot_is_due(self) -> bool:
         step = self._learner.step
         asked = self._control.snapshot_asked()
         if "snapshot" in self._retry and time.monotonic() >= self._retry["snapshot"]:
             return True
-        return step > self._saved_step and step < self._schedule.total_steps and (asked or self._is_regular(step))
+        return (
+            step > self._saved_step
+            and step < self._schedule.total_steps
+            and (asked or self._is_regular(step))
+        )
 
     def _is_regular(self, step: int) -> bool:
         """Tell whether the settings want a snapshot after this step."""
@@ -151,12 +243,16 @@ class Attendant:
         return any(every and step % every == 0 for every in (self._config.save_steps, epoch_steps))
 
     def _snapshot(self) -> None:
-        """Save and register `name-000100`, and the name itself, so that its tag means the newest."""
+        """Save and register `name-000100`, and the name itself, so that its tag means the
+        newest.
+        """
         path = self._output.snapshot_path(self._learner.step)
         try:
             self._write(path)
-            names = self._without_old(tuple(dict.fromkeys((*self._teller.now.snapshots, path.stem))))
-            self._host.register(path)                                              # lists the folder, without the old ones
+            names = self._without_old(
+                tuple(dict.fromkeys((*self._teller.now.snapshots, path.stem)))
+            )
+            self._host.register(path)  # lists the folder, without the old ones
             if self._output.write_early(self._write):
                 self._host.register(self._output.path)
                 self._live_step = self._learner.step
@@ -164,7 +260,10 @@ class Attendant:
             if error.code != "cannot_save":
                 raise
             self._retry["snapshot"] = time.monotonic() + RETRY_SECONDS
-            self._teller.remark(f"{error.message} Training goes on; it is tried again every half minute.", about="snapshot")
+            self._teller.remark(
+                f"{error.message} Training goes on; it is tried again every half minute.",
+                about="snapshot",
+            )
             return
         self._retry.pop("snapshot", None)
         self._teller.withdraw("snapshot")
@@ -173,7 +272,9 @@ class Attendant:
         log.info("saved the snapshot %s", path.name)
 
     def _without_old(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Remove this run's oldest regular snapshots beyond `keep_snapshots`; returns the names of those that stay."""
+        """Remove this run's oldest regular snapshots beyond `keep_snapshots`; returns the names of
+        those that stay.
+        """
         keep, regular = self._config.keep_snapshots, {}
         for name in names if keep else ():
             if (step := self._output.step_of(name)) and self._is_regular(step):
@@ -182,16 +283,24 @@ class Attendant:
         removed = {name for name in old if self._output.remove_snapshot(name)}
         return tuple(name for name in names if name not in removed)
 
-    # --- Others -----------------------------------------------------------------------------------------------------------
+    # --- Others -----------------------------------------------------------------------------------
 
     def _give_way(self) -> bool:
         def put_back() -> None:
             self._take_memory_back()
             self._session.open()
-        return self._sharing.give_way(self._learner.step, lift=self._session.close, put_back=put_back, while_paused=self._be_paused)
+
+        return self._sharing.give_way(
+            self._learner.step,
+            lift=self._session.close,
+            put_back=put_back,
+            while_paused=self._be_paused,
+        )
 
     def _be_paused(self) -> None:
-        """What a pause is for: the progress is kept, memory is free if that was asked for, a snapshot can be had."""
+        """What a pause is for: the progress is kept, memory is free if that was asked for, a
+        snapshot can be had.
+        """
         self.save_state()
         if self._control.memory_asked and not self._memory_is_free:
             self._memory_is_free = True

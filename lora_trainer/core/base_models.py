@@ -1,21 +1,32 @@
 """Checkpoints on disk: which ones there are where one was looked for in vain."""
+
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
-USUAL_PLACES = ("models/Stable-diffusion", "models/checkpoints", "models", "checkpoints", "sd-models",
-                "stable-diffusion-webui/models/Stable-diffusion")
+USUAL_PLACES = (
+    "models/Stable-diffusion",
+    "models/checkpoints",
+    "models",
+    "checkpoints",
+    "sd-models",
+    "stable-diffusion-webui/models/Stable-diffusion",
+)
 MOST_LISTED, MOST_LOOKED_AT = 8, 5000
 
 
 def nearby_checkpoints(path: Path) -> list[Path]:
-    """List the .safetensors files in a missing checkpoint's folder, in its parents as far as `path` names them, and in the usual
-    places; those whose names are most like its own first."""
+    """List the .safetensors files in a missing checkpoint's folder, in its parents as far as `path`
+    names them, and in the usual places; those whose names are most like its own first.
+    """
     found: dict[Path, Path] = {}
     for folder in _places(path):
         for file in _files(folder):
             found.setdefault(file.resolve(), file)
-    alike = {file: difflib.SequenceMatcher(None, file.stem.lower(), path.stem.lower()[:200]).ratio() for file in found.values()}
+    alike = {
+        file: difflib.SequenceMatcher(None, file.stem.lower(), path.stem.lower()[:200]).ratio()
+        for file in found.values()
+    }
     return sorted(alike, key=lambda file: (-alike[file], str(file)))
 
 
@@ -35,9 +46,13 @@ def _places(path: Path) -> Iterator[Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return the checkpoints of a folder itself; nothing for one that is not there or may not be read."""
+    """Return the checkpoints of a folder itself; nothing for one that is not there or may not be
+    read.
+    """
     try:
         entries = [entry for _, entry in zip(range(MOST_LOOKED_AT), folder.iterdir())]
-        return [entry for entry in entries if entry.suffix.lower() == ".safetensors" and entry.is_file()]
+        return [
+            entry for entry in entries if entry.suffix.lower() == ".safetensors" and entry.is_file()
+        ]
     except OSError:
         return []

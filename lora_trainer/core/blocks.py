@@ -1,7 +1,10 @@
-"""Blocks of the UNet by the WebUI's names (IN00 to IN11, MID, OUT00 to OUT11; with SDXL to IN08 and OUT08), and lists of them with ranks.
+"""Blocks of the UNet by the WebUI's names (IN00 to IN11, MID, OUT00 to OUT11; with SDXL to IN08 and
+OUT08), and lists of them with ranks.
 
-A list is `IN04-IN08=16, MID=64:32, OUT03`: blocks or ranges, each with its own rank and alpha if need be. BASE is the text encoder.
+A list is `IN04-IN08=16, MID=64:32, OUT03`: blocks or ranges, each with its own rank and alpha if
+need be. BASE is the text encoder.
 """
+
 import dataclasses
 import difflib
 import re
@@ -16,35 +19,61 @@ MOST_RANK, MOST_ALPHA, MOST_RATE_FACTOR = 1024, 4096.0, 100.0
 RATES_FIELD = "block_learning_rates"
 
 # Named lists. down, mid and up are the parts of the UNet; the others are where a thing is learned.
-# SD1 and SD2: P+ (arXiv 2303.09522) shows that the layers of 8x8 and 16x16 tokens carry shape and layout, those of 32x32 and 64x64 texture and colour. character
-# is what lies between the outermost layers, about the preset MIDD of sd-webui-lora-block-weight, whose OUTS is about our style.
-# SDXL: B-LoRA (arXiv 2403.14572) finds content in OUT00 and style in OUT01; InstantStyle (arXiv 2404.02733) layout in IN08 and style in OUT01.
+# SD1 and SD2: P+ (arXiv 2303.09522) shows that the layers of 8x8 and 16x16 tokens carry shape and
+# layout, those of 32x32 and 64x64 texture and colour. character is what lies between the outermost
+# layers, about the preset MIDD of sd-webui-lora-block-weight, whose OUTS is about our style. SDXL:
+# B-LoRA (arXiv 2403.14572) finds content in OUT00 and style in OUT01; InstantStyle (arXiv
+# 2404.02733) layout in IN08 and style in OUT01.
 PRESETS = {
-    LEVELS: {"all": "IN00-OUT11", "down": "IN00-IN11", "mid": "MID", "up": "OUT00-OUT11",
-             "character": "IN04-OUT05", "style": "OUT06-OUT11", "composition": "IN07-OUT05"},
-    SDXL_LEVELS: {"all": "IN00-OUT08", "down": "IN00-IN08", "mid": "MID", "up": "OUT00-OUT08",
-                  "character": "IN07-OUT01", "style": "OUT01", "composition": "IN07-MID"},
+    LEVELS: {
+        "all": "IN00-OUT11",
+        "down": "IN00-IN11",
+        "mid": "MID",
+        "up": "OUT00-OUT11",
+        "character": "IN04-OUT05",
+        "style": "OUT06-OUT11",
+        "composition": "IN07-OUT05",
+    },
+    SDXL_LEVELS: {
+        "all": "IN00-OUT08",
+        "down": "IN00-IN08",
+        "mid": "MID",
+        "up": "OUT00-OUT08",
+        "character": "IN07-OUT01",
+        "style": "OUT01",
+        "composition": "IN07-MID",
+    },
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockChoice:
     """Rank and alpha of a block where the list gives them; rank 0: the block does not learn."""
+
     rank: int | None = None
     alpha: float | None = None
 
     def beside(self, rank: int, alpha: float) -> tuple[int, float]:
-        """Return rank and alpha of a layer that would have these without the list; a rank alone leaves the strength, alpha / rank, as it is."""
+        """Return rank and alpha of a layer that would have these without the list; a rank alone
+        leaves the strength, alpha / rank, as it is.
+        """
         own = rank if self.rank is None else self.rank
         return own, self.alpha or alpha * own / rank
 
 
 def block_of(path: str) -> str | None:
-    """Return the block of a layer by its path in the UNet, LDM's, sgm's or diffusers'; None for what is in no block."""
+    """Return the block of a layer by its path in the UNet, LDM's, sgm's or diffusers'; None for
+    what is in no block.
+    """
     if found := re.match(r"(in|out)put_blocks\.(\d+)\.", path):
         return f"{found[1].upper()}{int(found[2]):02d}"
-    if found := re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.", path):
-        down, within = found[1] == "down", BLOCKS_PER_LEVEL if found[3].endswith("samplers") else int(found[4])
+    if found := re.match(
+        r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.", path
+    ):
+        down, within = (
+            found[1] == "down",
+            (BLOCKS_PER_LEVEL if found[3].endswith("samplers") else int(found[4])),
+        )
         return f"{'IN' if down else 'OUT'}{_STRIDE * int(found[2]) + within + down:02d}"
     if path.startswith(("middle_block.", "mid_block.")):
         return MIDDLE
@@ -53,38 +82,59 @@ def block_of(path: str) -> str | None:
 
 def levels_of(paths: Iterable[str]) -> int:
     """Tell the UNet's number of levels from its layers' paths: SDXL's has three, others four."""
-    last = max((int(name[3:]) for path in paths if (name := block_of(path) or "").startswith("OUT")), default=-1)
+    last = max(
+        (int(name[3:]) for path in paths if (name := block_of(path) or "").startswith("OUT")),
+        default=-1,
+    )
     return SDXL_LEVELS if 0 <= last < _STRIDE * SDXL_LEVELS else LEVELS
 
 
 def block_names(levels: int) -> list[str]:
     """Return the names of a UNet's blocks in the order in which it runs."""
     numbers = range(_STRIDE * levels)
-    return [f"IN{number:02d}" for number in numbers] + [MIDDLE] + [f"OUT{number:02d}" for number in numbers]
+    return (
+        [f"IN{number:02d}" for number in numbers]
+        + [MIDDLE]
+        + [f"OUT{number:02d}" for number in numbers]
+    )
 
 
 def read_blocks(text: str, levels: int) -> dict[str, BlockChoice]:
-    """Read a list of blocks; a later entry wins over an earlier one. Raises `Refused` (field "lora_blocks")."""
+    """Read a list of blocks; a later entry wins over an earlier one. Raises `Refused` (field
+    "lora_blocks").
+    """
     chosen: dict[str, BlockChoice] = {}
     for entry, names, shape in _entries(text, levels, "lora_blocks"):
-        chosen.update(dict.fromkeys(names, BlockChoice() if shape is None else _shape(entry, shape)))
+        chosen.update(
+            dict.fromkeys(names, BlockChoice() if shape is None else _shape(entry, shape))
+        )
     return chosen
 
 
 def read_block_rates(text: str, levels: int) -> dict[str, float]:
-    """Read a list such as `IN04-IN08=0.5, MID=0`: factors of the learning rate; a later entry wins. Raises `Refused` (field "block_learning_rates")."""
+    """Read a list such as `IN04-IN08=0.5, MID=0`: factors of the learning rate; a later entry wins.
+    Raises `Refused` (field "block_learning_rates").
+    """
     chosen: dict[str, float] = {}
     for entry, names, factor in _entries(text, levels, RATES_FIELD):
         if BASE in names:
-            raise _refused(f"{BASE}, the text encoder, has a rate of its own: set Learning rate, text encoder.", RATES_FIELD)
+            raise _refused(
+                f"{BASE}, the text encoder, has a rate of its own: set Learning rate, text"
+                " encoder.",
+                RATES_FIELD,
+            )
         chosen.update(dict.fromkeys(names, _factor(entry, factor or "")))
     return chosen
 
 
 def _entries(text: str, levels: int, field: str) -> Iterator[tuple[str, list[str], str | None]]:
-    """Yield each entry as it is written, the blocks that it names, and what stands behind its =, None without one."""
+    """Yield each entry as it is written, the blocks that it names, and what stands behind its =,
+    None without one.
+    """
     names = block_names(levels)
-    for entry in re.split(r"[\s,;]+", re.sub(r"\s*([-–=:])\s*", r"\1", text.strip()).replace("–", "-")):
+    for entry in re.split(
+        r"[\s,;]+", re.sub(r"\s*([-–=:])\s*", r"\1", text.strip()).replace("–", "-")
+    ):
         name, equals, value = entry.partition("=")
         name = PRESETS[levels].get(name.lower(), name).upper()
         if name:
@@ -98,9 +148,13 @@ def _range(name: str, names: list[str], field: str) -> list[str]:
     if not dash:
         return [first]
     last = _known(last if not last.isdigit() else re.sub(r"\d+", "", first) + last, names, field)
-    between = names[names.index(first):names.index(last) + 1] if BASE not in (first, last) else []
+    between = names[names.index(first) : names.index(last) + 1] if BASE not in (first, last) else []
     if not between:
-        raise _refused(f"{name!r} is no range: {last} does not come after {first}. Blocks run from {names[0]} by {MIDDLE} to {names[-1]}.", field)
+        raise _refused(
+            f"{name!r} is no range: {last} does not come after {first}. Blocks run from {names[0]}"
+            f" by {MIDDLE} to {names[-1]}.",
+            field,
+        )
     return between
 
 
@@ -110,26 +164,45 @@ def _known(name: str, names: list[str], field: str) -> str:
     if full in names or full == BASE:
         return full
     presets = PRESETS[len(names) // 2 // _STRIDE]
-    near = difflib.get_close_matches(full, [*names, BASE, *map(str.upper, presets)], n=1, cutoff=0.5)
-    advice = f" Did you mean {near[0] if near[0] in (*names, BASE) else near[0].lower()}?" if near else ""
-    raise _refused(f"There is no block {name!r} in this model. It has {names[0]} to {names[len(names) // 2 - 1]}, {MIDDLE}, {names[len(names) // 2 + 1]} to "
-                   f"{names[-1]}, and {BASE}, the text encoder; presets are {', '.join(presets)}.{advice}", field)
+    near = difflib.get_close_matches(
+        full, [*names, BASE, *map(str.upper, presets)], n=1, cutoff=0.5
+    )
+    advice = (
+        f" Did you mean {near[0] if near[0] in (*names, BASE) else near[0].lower()}?"
+        if near
+        else ""
+    )
+    raise _refused(
+        f"There is no block {name!r} in this model. It has {names[0]} to"
+        f" {names[len(names) // 2 - 1]}, {MIDDLE}, {names[len(names) // 2 + 1]} to {names[-1]}, and"
+        f" {BASE}, the text encoder; presets are {', '.join(presets)}.{advice}",
+        field,
+    )
 
 
 def _shape(entry: str, text: str) -> BlockChoice:
     found = re.fullmatch(r"(\d+)(?::(\d+(?:\.\d*)?|\.\d+))?", text)
     rank, alpha = (int(found[1]), float(found[2]) if found[2] else None) if found else (-1, None)
     if not 0 <= rank <= MOST_RANK or (alpha is not None and not 0 < alpha <= MOST_ALPHA):
-        raise _refused(f"{entry!r} is not understood. Write a block's rank and alpha as MID=64:32: the rank from 0, which leaves the block out, to {MOST_RANK}, "
-                       f"the alpha above 0 and up to {MOST_ALPHA:g}.", "lora_blocks")
+        raise _refused(
+            f"{entry!r} is not understood. Write a block's rank and alpha as MID=64:32: the rank"
+            f" from 0, which leaves the block out, to {MOST_RANK}, the alpha above 0 and up to"
+            f" {MOST_ALPHA:g}.",
+            "lora_blocks",
+        )
     return BlockChoice(rank, alpha)
 
 
 def _factor(entry: str, text: str) -> float:
-    factor = float(text) if re.fullmatch(r"(\d+(\.\d*)?|\.\d+)(E-?\d{1,3})?", text.upper()) else -1.0
+    factor = (
+        float(text) if re.fullmatch(r"(\d+(\.\d*)?|\.\d+)(E-?\d{1,3})?", text.upper()) else -1.0
+    )
     if not 0 <= factor <= MOST_RATE_FACTOR:
-        raise _refused(f"{entry!r} is not understood. Write how fast a block learns as MID=0.5, half as fast: from 0, which leaves it out, to {MOST_RATE_FACTOR:g}.",
-                       RATES_FIELD)
+        raise _refused(
+            f"{entry!r} is not understood. Write how fast a block learns as MID=0.5, half as fast:"
+            f" from 0, which leaves it out, to {MOST_RATE_FACTOR:g}.",
+            RATES_FIELD,
+        )
     return factor
 
 

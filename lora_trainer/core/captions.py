@@ -1,8 +1,10 @@
-"""Captions of pictures: sidecar .txt files (the truth), trigger words, tags. Tables are in tables.py, editing in editor.py.
+"""Captions of pictures: sidecar .txt files (the truth), trigger words, tags. Tables are in
+tables.py, editing in editor.py.
 
 Reads what people bring in any usual encoding; writes UTF-8, atomically. A caption is text of one or
 more lines; what several lines mean is a setting of the run.
 """
+
 import contextlib
 import dataclasses
 import errno
@@ -21,11 +23,13 @@ from .encodings import decode
 from .paths import lies_in
 
 LARGEST_CAPTION_BYTES = 100_000
-LARGEST_CAPTION_FILE_BYTES = 2 * LARGEST_CAPTION_BYTES         # it may be in UTF-16
-LINE_USES = ("join", "first", "alternatives")                  # what several lines may mean
-CAPTION_ENDINGS = (".txt", ".caption")                         # ours, and kohya's default
+LARGEST_CAPTION_FILE_BYTES = 2 * LARGEST_CAPTION_BYTES  # it may be in UTF-16
+LINE_USES = ("join", "first", "alternatives")  # what several lines may mean
+CAPTION_ENDINGS = (".txt", ".caption")  # ours, and kohya's default
 NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
-_LORA = re.compile(r"<(?:lora|lyco):[^<>\n]*>|(?<![\w<])(?:lora|lyco):[^:,<>\n]+:-?[\d.]+(?!\w)", re.IGNORECASE)
+_LORA = re.compile(
+    r"<(?:lora|lyco):[^<>\n]*>|(?<![\w<])(?:lora|lyco):[^:,<>\n]+:-?[\d.]+(?!\w)", re.IGNORECASE
+)
 
 
 def sidecar(picture: Path, *, preferred: str = CAPTION_ENDINGS[0]) -> Path:
@@ -52,20 +56,25 @@ def _is_file(path: Path) -> bool:
 class Caption:
     """A picture's caption (None: it has none), and the name of its other caption file where that
     says something else."""
+
     text: str | None
     other: str = ""
 
 
-def find_caption(picture: Path, table: dict[str, str] | None = None, *,
-                 preferred: str = CAPTION_ENDINGS[0]) -> Caption:
+def find_caption(
+    picture: Path, table: dict[str, str] | None = None, *, preferred: str = CAPTION_ENDINGS[0]
+) -> Caption:
     """Return a picture's caption: its caption file's, else the table's. Raises OSError."""
-    file, *others = [path for path in caption_paths(picture, preferred=preferred)
-                     if _is_file(path)] or [sidecar(picture)]
+    file, *others = [
+        path for path in caption_paths(picture, preferred=preferred) if _is_file(path)
+    ] or [sidecar(picture)]
     content = content_of(file)
     if content is None:
         return Caption(in_table(picture, table or {}))
     text = text_of(content)
-    return Caption(text, next((path.name for path in others if _says(path) not in (None, text)), ""))
+    return Caption(
+        text, next((path.name for path in others if _says(path) not in (None, text)), "")
+    )
 
 
 def _says(path: Path) -> str | None:
@@ -88,7 +97,8 @@ def read_caption(picture: Path, table: dict[str, str] | None = None) -> str | No
 
 def content_of(path: Path, *, most_bytes: int = LARGEST_CAPTION_FILE_BYTES) -> bytes | None:
     """Return a file's content; None when there is no such file, only a link that leads out of its
-    folder, or something that is no file (a pipe, a device). Raises OSError (EFBIG) for a larger one.
+    folder, or something that is no file (a pipe, a device). Raises OSError (EFBIG) for a larger
+    one.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -125,14 +135,20 @@ def lines_of(caption: str, use: str) -> list[str]:
 
 
 def to_bytes(caption: str) -> bytes:
-    """Return what a caption file holds for a caption: UTF-8, a line break at its end; nothing for an empty one."""
+    """Return what a caption file holds for a caption: UTF-8, a line break at its end; nothing for
+    an empty one.
+    """
     text = plain_lines(caption)
     return (text + "\n").encode("utf-8") if text else b""
 
 
 def can_be_caption(text: Any) -> bool:
     """Tell whether a value is text that can be stored as a caption."""
-    return isinstance(text, str) and is_plain_text(text) and len(text.encode("utf-8")) <= LARGEST_CAPTION_BYTES
+    return (
+        isinstance(text, str)
+        and is_plain_text(text)
+        and len(text.encode("utf-8")) <= LARGEST_CAPTION_BYTES
+    )
 
 
 def with_trigger(caption: str, trigger_word: str, *, certain: Callable[[str], str] = str) -> str:
@@ -142,12 +158,22 @@ def with_trigger(caption: str, trigger_word: str, *, certain: Callable[[str], st
     """
     if not trigger_word:
         return caption
-    return "\n".join(line if contains_word(certain(line), trigger_word) else f"{trigger_word}, {line}" if line else trigger_word
-                     for line in caption.split("\n"))
+    return "\n".join(
+        (
+            line
+            if contains_word(certain(line), trigger_word)
+            else f"{trigger_word}, {line}"
+            if line
+            else trigger_word
+        )
+        for line in caption.split("\n")
+    )
 
 
 def contains_word(caption: str, word: str) -> bool:
-    """Tell whether a word, or several, stands in a caption as such, not as a part of a longer word."""
+    """Tell whether a word, or several, stands in a caption as such, not as a part of a longer
+    word.
+    """
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", caption) is not None
 
 
@@ -162,10 +188,12 @@ def loras_in(text: str) -> list[str]:
 
 
 def write_atomically(path: Path, data: bytes, *, check: bool = False) -> None:
-    """Write a file so that no reader, and no power cut, ever sees a part of it: temporary file in the same folder, flush, replace.
+    """Write a file so that no reader, and no power cut, ever sees a part of it: temporary file in
+    the same folder, flush, replace.
 
-    A file that was there keeps its mode; a new one gets the user's usual mode. With `check` what was written is read back first; raises OSError
-    when it is not the same, as for everything that a disk refuses.
+    A file that was there keeps its mode; a new one gets the user's usual mode. With `check` what
+    was written is read back first; raises OSError when it is not the same, as for everything that a
+    disk refuses.
     """
     temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
     try:
@@ -184,12 +212,17 @@ def write_atomically(path: Path, data: bytes, *, check: bool = False) -> None:
 
 
 def remove_leftovers(folders: Iterable[Path], *, older_than_seconds: float = 0.0) -> None:
-    """Remove temporary files, and `atomic`'s folders of them, that a killed process left in these folders."""
+    """Remove temporary files, and `atomic`'s folders of them, that a killed process left in these
+    folders.
+    """
     for folder in folders:
         for path in folder.glob(".*.tmp"):
             if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", path.name):
                 with contextlib.suppress(OSError):
-                    if not older_than_seconds or time.time() - path.stat().st_mtime > older_than_seconds:
+                    if (
+                        not older_than_seconds
+                        or time.time() - path.stat().st_mtime > older_than_seconds
+                    ):
                         _remove(path)
 
 
@@ -201,7 +234,9 @@ def _remove(path: Path) -> None:
 
 
 def replace_file(source: Path, target: Path, attempts: int = 5) -> None:
-    """`os.replace`, several times on Windows, which refuses while another program has the target open."""
+    """`os.replace`, several times on Windows, which refuses while another program has the target
+    open.
+    """
     for attempt in range(attempts):
         try:
             return os.replace(source, target)

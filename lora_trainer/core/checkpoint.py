@@ -1,8 +1,10 @@
-"""Training states on disk: one safetensors file each, `step-000123.safetensors`, with the facts as JSON in its header.
+"""Training states on disk: one safetensors file each, `step-000123.safetensors`, with the facts as
+JSON in its header.
 
-One file, written beside and then moved into place, is either there whole or not at all; a digest in the header finds what a disk
-damaged later. Nothing here is ever unpickled.
+One file, written beside and then moved into place, is either there whole or not at all; a digest in
+the header finds what a disk damaged later. Nothing here is ever unpickled.
 """
+
 import contextlib
 import dataclasses
 import hashlib
@@ -25,16 +27,25 @@ _NAME = re.compile(r"step-(\d+)\.safetensors")
 @dataclasses.dataclass(frozen=True)
 class State:
     """A moment of a run: the tensors to go on with, and `facts`, which are plain JSON."""
+
     step: int
     tensors: Mapping[str, torch.Tensor]
     facts: Mapping[str, Any]
 
 
 def save(folder: Path, state: State, *, keep: int) -> Path:
-    """Write a state and remove all but the newest `keep`; raises OSError when the disk refuses, and then removes nothing."""
+    """Write a state and remove all but the newest `keep`; raises OSError when the disk refuses, and
+    then removes nothing.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.tensors.items()}
-    header = {"format": str(FORMAT), "facts": json.dumps({**state.facts, "step": state.step}), "digest": _digest(tensors)}
+    tensors = {
+        name: tensor.detach().to("cpu").contiguous() for name, tensor in state.tensors.items()
+    }
+    header = {
+        "format": str(FORMAT),
+        "facts": json.dumps({**state.facts, "step": state.step}),
+        "digest": _digest(tensors),
+    }
     path = folder / f"step-{state.step:06}.safetensors"
     write_atomically(path, safetensors.torch.save(tensors, header))
     prune(folder, keep=keep, newest=path)
@@ -43,11 +54,20 @@ def save(folder: Path, state: State, *, keep: int) -> Path:
 
 def steps(folder: Path) -> list[int]:
     """Return the steps of the states in a folder, newest first, from the file names alone."""
-    return sorted((int(found[1]) for path in folder.glob("step-*.safetensors") if (found := _NAME.fullmatch(path.name))), reverse=True)
+    return sorted(
+        (
+            int(found[1])
+            for path in folder.glob("step-*.safetensors")
+            if (found := _NAME.fullmatch(path.name))
+        ),
+        reverse=True,
+    )
 
 
 def latest(folder: Path) -> State | None:
-    """Read the newest state that is whole; None when there is none. Leftovers of a killed save are removed, damaged states get another ending."""
+    """Read the newest state that is whole; None when there is none. Leftovers of a killed save are
+    removed, damaged states get another ending.
+    """
     remove_leftovers([folder])
     for step in steps(folder):
         path = _path(folder, step)
@@ -64,7 +84,11 @@ def latest_facts(folder: Path) -> Mapping[str, Any] | None:
 
 
 def _path(folder: Path, step: int) -> Path:
-    return next(path for path in folder.glob("step-*.safetensors") if (found := _NAME.fullmatch(path.name)) and int(found[1]) == step)
+    return next(
+        path
+        for path in folder.glob("step-*.safetensors")
+        if (found := _NAME.fullmatch(path.name)) and int(found[1]) == step
+    )
 
 
 def _facts(path: Path) -> Mapping[str, Any] | None:
@@ -84,18 +108,22 @@ def _read(path: Path) -> State | None:
     try:
         with safetensors.safe_open(path, "pt") as file:
             digest = file.metadata().get("digest")
-        tensors = safetensors.torch.load(path.read_bytes())                        # not mapped: Windows could not replace a mapped file
+        tensors = safetensors.torch.load(
+            path.read_bytes()
+        )  # not mapped: Windows could not replace a mapped file
     except (OSError, safetensors.SafetensorError):
         return None
     return State(int(facts["step"]), tensors, facts) if digest == _digest(tensors) else None
 
 
 def prune(folder: Path, *, keep: int, newest: Path | None = None) -> None:
-    """Remove all states but those of the `keep` highest steps, and `newest`, which was written last."""
+    """Remove all states but those of the `keep` highest steps, and `newest`, which was written
+    last.
+    """
     for step in steps(folder)[keep:]:
         old = _path(folder, step)
         if old != newest:
-            with contextlib.suppress(OSError):                                     # held open on Windows; the next time, then
+            with contextlib.suppress(OSError):  # held open on Windows; the next time, then
                 old.unlink(missing_ok=True)
 
 

@@ -1,7 +1,10 @@
-"""OneTrainer's concepts: a .json that lists folders of pictures, how often each counts and where its captions come from.
+"""OneTrainer's concepts: a .json that lists folders of pictures, how often each counts and where
+its captions come from.
 
-`train_data_dir` may be such a file; `importing` turns one into settings. What has no counterpart is listed.
+`train_data_dir` may be such a file; `importing` turns one into settings. What has no counterpart is
+listed.
 """
+
 import dataclasses
 import json
 import os
@@ -16,24 +19,33 @@ from .paths import expanded
 
 LARGEST_BYTES, MOST_CONCEPTS, MOST_REPEATS = 5_000_000, 500, 1000
 JITTERED = ("brightness", "contrast", "saturation", "hue")
-SOURCES = ("sample", "concept", "filename")    # a .txt beside each picture, one file for all, the file's name
+SOURCES = (
+    "sample",
+    "concept",
+    "filename",
+)  # a .txt beside each picture, one file for all, the file's name
 _UNLIKE = {  # of "image" and "text", where they are on: what to do instead
-    "enable_fixed_flip": "pictures are mirrored by chance: Mirror", "enable_random_rotate": "pictures are not rotated",
+    "enable_fixed_flip": "pictures are mirrored by chance: Mirror",
+    "enable_random_rotate": "pictures are not rotated",
     "enable_fixed_rotate": "pictures are not rotated",
     "enable_fixed_brightness": "Colour jitter does this",
     "enable_fixed_contrast": "Colour jitter does this",
     "enable_fixed_saturation": "Colour jitter does this",
-    "enable_fixed_hue": "Colour jitter does this", "enable_resolution_override": "all pictures have one resolution",
+    "enable_fixed_hue": "Colour jitter does this",
+    "enable_resolution_override": "all pictures have one resolution",
     "enable_random_circular_mask_shrink": "masks are used as they are",
-    "enable_random_mask_rotate_crop": "masks are used as they are", "caps_randomize_enable": "captions keep their case",
+    "enable_random_mask_rotate_crop": "masks are used as they are",
+    "caps_randomize_enable": "captions keep their case",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Concept:
-    """A folder of pictures. `captions` is one of SOURCES, `prompts` the file for "concept"; `deep`: with
-    all folders in it. `settings` are what it asks for, by our names, `left_out` what it cannot have,
-    as (key, value, reason)."""
+    """A folder of pictures. `captions` is one of SOURCES, `prompts` the file for "concept"; `deep`:
+    with all folders in it. `settings` are what it asks for, by our names, `left_out` what it cannot
+    have, as (key, value, reason).
+    """
+
     name: str
     path: Path
     repeats: int = 1
@@ -46,12 +58,18 @@ class Concept:
 
 def is_concepts(path: Path) -> bool:
     """Tell by its name and kind whether a path can be a file of concepts."""
-    return path.suffix.lower() == ".json" and os.path.isfile(path)                 # False where `Path.is_file` raises: names too long
+    return path.suffix.lower() == ".json" and os.path.isfile(
+        path
+    )  # False where `Path.is_file` raises: names too long
 
 
 def are_concepts(found: Any) -> bool:
     """Tell whether the content of a .json is a list of concepts."""
-    return isinstance(found, list) and bool(found) and all(isinstance(each, Mapping) and "path" in each for each in found)
+    return (
+        isinstance(found, list)
+        and bool(found)
+        and all(isinstance(each, Mapping) and "path" in each for each in found)
+    )
 
 
 def read_concepts(path: Path) -> tuple[list[Concept], list[str]]:
@@ -67,15 +85,19 @@ def read_concepts(path: Path) -> tuple[list[Concept], list[str]]:
     return concepts_in(found, path.name, beside=path.parent)
 
 
-def concepts_in(found: Any, source: str, *,
-                beside: Path | None = None) -> tuple[list[Concept], list[str]]:
+def concepts_in(
+    found: Any, source: str, *, beside: Path | None = None
+) -> tuple[list[Concept], list[str]]:
     """Do the same for the content of such a file. `source` names it in sentences.
 
     Relative paths are looked for `beside` it; with None nothing is looked for on this machine,
     as for what a stranger has sent. Raises `Refused`.
     """
     if not are_concepts(found) or len(found) > MOST_CONCEPTS:
-        raise _refused(f"{source} is not a list of OneTrainer's concepts, each with its path, at most {MOST_CONCEPTS} of them.")
+        raise _refused(
+            f"{source} is not a list of OneTrainer's concepts, each with its path, at most"
+            f" {MOST_CONCEPTS} of them."
+        )
     concepts, unused = [], []
     for at, values in enumerate(found, start=1):
         name = str(values.get("name") or values["path"] or at)[:80]
@@ -89,21 +111,31 @@ def concepts_in(found: Any, source: str, *,
 
 
 def _why_not(values: Mapping[str, Any]) -> str | None:
-    kind = str(values.get("type") or ("VALIDATION" if values.get("validation_concept") is True else "STANDARD")).upper()
+    kind = str(
+        values.get("type")
+        or ("VALIDATION" if values.get("validation_concept") is True else "STANDARD")
+    ).upper()
     if values.get("enabled") is False:
         return "it is switched off"
     if kind == "VALIDATION":
         return "it is for validation, for which Validation keeps some of the others out"
     if kind != "STANDARD":
         return f"it is of the kind {kind[:40]}; Regularisation pictures may do"
-    return None if isinstance(values["path"], str) and values["path"].strip() else "it names no folder"
+    return (
+        None if isinstance(values["path"], str) and values["path"].strip() else "it names no folder"
+    )
 
 
 def _concept(values: Mapping[str, Any], name: str, beside: Path | None) -> Concept:
-    text, image = (part if isinstance(part := values.get(key), Mapping) else {} for key in ("text", "image"))
+    text, image = (
+        part if isinstance(part := values.get(key), Mapping) else {} for key in ("text", "image")
+    )
     source = str(text.get("prompt_source") or "sample").lower()
     if source not in SOURCES:
-        raise _refused(f"The captions of the concept {name} come from {source[:40]!r}; expected one of {', '.join(SOURCES)}.")
+        raise _refused(
+            f"The captions of the concept {name} come from {source[:40]!r}; expected one of"
+            f" {', '.join(SOURCES)}."
+        )
     written = str(text.get("prompt_path") or "").strip()
     prompts = _found(written, beside) if written and source == "concept" else None
     left_out = list(_left_out({**image, **text}))
@@ -112,19 +144,49 @@ def _concept(values: Mapping[str, Any], name: str, beside: Path | None) -> Conce
     folder = _found(values["path"], beside)
     repeats, exact = _repeats(values)
     if not exact:
-        left_out.append(("balancing", values.get("balancing", values.get("repeats")), f"{repeats} is taken: repeats are whole"))
-    return Concept(name, folder, repeats, source, prompts, values.get("include_subdirectories") is True,
-                   _settings(text, image), tuple(left_out))
+        left_out.append(
+            (
+                "balancing",
+                values.get("balancing", values.get("repeats")),
+                f"{repeats} is taken: repeats are whole",
+            )
+        )
+    return Concept(
+        name,
+        folder,
+        repeats,
+        source,
+        prompts,
+        values.get("include_subdirectories") is True,
+        _settings(text, image),
+        tuple(left_out),
+    )
 
 
 def _left_out(values: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    yield from ((key, values[key], reason) for key, reason in _UNLIKE.items() if values.get(key) is True)
-    if values.get("enable_tag_shuffling") is True and str(values.get("tag_delimiter", ",")).strip() != ",":
+    yield from (
+        (key, values[key], reason) for key, reason in _UNLIKE.items() if values.get(key) is True
+    )
+    if (
+        values.get("enable_tag_shuffling") is True
+        and str(values.get("tag_delimiter", ",")).strip() != ","
+    ):
         yield "tag_delimiter", values["tag_delimiter"], "tags are parted by commas only"
-    if values.get("tag_dropout_enable") is True and values.get("tag_dropout_mode") not in ("FULL", "RANDOM"):
-        yield "tag_dropout_mode", values.get("tag_dropout_mode"), "each tag is dropped alike: Tag dropout"
+    if values.get("tag_dropout_enable") is True and values.get("tag_dropout_mode") not in (
+        "FULL",
+        "RANDOM",
+    ):
+        yield (
+            "tag_dropout_mode",
+            values.get("tag_dropout_mode"),
+            "each tag is dropped alike: Tag dropout",
+        )
     if values.get("tag_dropout_enable") is True and values.get("tag_dropout_special_tags"):
-        yield "tag_dropout_special_tags", values["tag_dropout_special_tags"], "all tags but those in front are dropped alike"
+        yield (
+            "tag_dropout_special_tags",
+            values["tag_dropout_special_tags"],
+            "all tags but those in front are dropped alike",
+        )
 
 
 def _settings(text: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,13 +196,19 @@ def _settings(text: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, An
     if text.get("enable_tag_shuffling") is True:
         found["shuffle_caption"] = True
     if drops:
-        found["caption_dropout_rate" if text.get("tag_dropout_mode") == "FULL" else "caption_tag_dropout_rate"] = drops
+        found[
+            (
+                "caption_dropout_rate"
+                if text.get("tag_dropout_mode") == "FULL"
+                else "caption_tag_dropout_rate"
+            )
+        ] = drops
     if drops or "shuffle_caption" in found:
         found["keep_tokens"] = text.get("keep_tags_count", 1)
     if image.get("enable_random_flip") is True:
         found["mirror"] = True
     if any(image.get(f"enable_random_{what}") is True for what in JITTERED):
-        found["color_jitter"] = 0.05                                               # as kohya's color_aug
+        found["color_jitter"] = 0.05  # as kohya's color_aug
     return found
 
 
@@ -149,7 +217,9 @@ def _repeats(values: Mapping[str, Any]) -> tuple[int, bool]:
     wanted = values.get("balancing", values.get("repeats", 1.0))
     if isinstance(wanted, str) or (wanted := number(wanted)) is None:
         return 1, False
-    if str(values.get("balancing_strategy", "REPEATS")).upper() == "SAMPLES":      # so many pictures of it in an epoch
+    if (
+        str(values.get("balancing_strategy", "REPEATS")).upper() == "SAMPLES"
+    ):  # so many pictures of it in an epoch
         return 1, False
     repeats = min(max(1, round(wanted)), MOST_REPEATS)
     return repeats, repeats == wanted
@@ -162,7 +232,9 @@ def _found(written: str, beside: Path | None) -> Path:
     if beside is None or path.is_absolute():
         return path
     places = (base / path for base in (beside, beside.parent))
-    return next((place for place in places if os.path.exists(place)), path)        # False where `Path.exists` raises
+    return next(
+        (place for place in places if os.path.exists(place)), path
+    )  # False where `Path.exists` raises
 
 
 def read_prompts(path: Path | None) -> str:
@@ -170,9 +242,15 @@ def read_prompts(path: Path | None) -> str:
     try:
         data = content_of(path) if path else None
     except OSError as error:
-        raise _refused(f"The captions in {path} cannot be read: {error.strerror or error}.") from error
+        raise _refused(
+            f"The captions in {path} cannot be read: {error.strerror or error}."
+        ) from error
     if data is None:
-        raise _refused(f"The file {path} that a concept's captions are in is not there." if path else "A concept's captions are in one file, and it names none.")
+        raise _refused(
+            f"The file {path} that a concept's captions are in is not there."
+            if path
+            else "A concept's captions are in one file, and it names none."
+        )
     return text_of(data)
 
 

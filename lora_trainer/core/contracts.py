@@ -1,7 +1,10 @@
-"""What the core asks of its surroundings: `Host` lends a `BaseModel`, `Conditioning` goes into it, `Progress` comes out of a run.
+"""What the core asks of its surroundings: `Host` lends a `BaseModel`, `Conditioning` goes into it,
+`Progress` comes out of a run.
 
-Hosts implement these; steps and interfaces only use them. Differences between model families live behind `BaseModel`.
+Hosts implement these; steps and interfaces only use them. Differences between model families live
+behind `BaseModel`.
 """
+
 import abc
 import contextlib
 import dataclasses
@@ -13,12 +16,24 @@ import torch
 
 from .errors import Refused
 
-__all__ = ["BaseModel", "Conditioning", "Host", "ModelStatus", "Progress", "Reading", "Refused", "Size"]
+__all__ = [
+    "BaseModel",
+    "Conditioning",
+    "Host",
+    "ModelStatus",
+    "Progress",
+    "Reading",
+    "Refused",
+    "Size",
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What SDXL is told of each picture, all in pixels: its own size, where the crop began, and the bucket's size."""
+    """What SDXL is told of each picture, all in pixels: its own size, where the crop began, and the
+    bucket's size.
+    """
+
     original_width_px: int
     original_height_px: int
     crop_left_px: int
@@ -27,14 +42,25 @@ class Size:
     target_height_px: int
 
     def numbers(self) -> list[int]:
-        """In SDXL's order (arXiv 2307.01952, section 2.2): original height, width, crop top, left, target height, width."""
-        return [self.original_height_px, self.original_width_px, self.crop_top_px, self.crop_left_px, self.target_height_px, self.target_width_px]
+        """In SDXL's order (arXiv 2307.01952, section 2.2): original height, width, crop top, left,
+        target height, width.
+        """
+        return [
+            self.original_height_px,
+            self.original_width_px,
+            self.crop_top_px,
+            self.crop_left_px,
+            self.target_height_px,
+            self.target_width_px,
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
-    """What the UNet is told: `hidden_states` `(batch, 77 * chunks, width)` and for SDXL, else None, `pooled` `(batch, width)` and
-    `sizes` `(batch, 6)`, float32, as `Size.numbers` orders them."""
+    """What the UNet is told: `hidden_states` `(batch, 77 * chunks, width)` and for SDXL, else None,
+    `pooled` `(batch, width)` and `sizes` `(batch, 6)`, float32, as `Size.numbers` orders them.
+    """
+
     hidden_states: torch.Tensor
     pooled: torch.Tensor | None = None
     sizes: torch.Tensor | None = None
@@ -50,110 +76,176 @@ class Conditioning:
 
     def of_sizes(self, sizes: "list[Size]") -> "Conditioning":
         """Return this told of one `Size` for each picture."""
-        numbers = torch.tensor([size.numbers() for size in sizes], dtype=torch.float32, device=self.hidden_states.device)
+        numbers = torch.tensor(
+            [size.numbers() for size in sizes],
+            dtype=torch.float32,
+            device=self.hidden_states.device,
+        )
         return dataclasses.replace(self, sizes=numbers)
 
     def filled(self, empty: "Conditioning", tokens: int) -> "Conditioning":
-        """Return this with hidden states of so many `tokens`, those of an empty caption `(1, 77, width)` at the end."""
-        return dataclasses.replace(self, hidden_states=_filled(self.hidden_states, empty.hidden_states, tokens))
+        """Return this with hidden states of so many `tokens`, those of an empty caption `(1, 77,
+        width)` at the end.
+        """
+        return dataclasses.replace(
+            self, hidden_states=_filled(self.hidden_states, empty.hidden_states, tokens)
+        )
 
     @staticmethod
     def cat(parts: "list[Conditioning]", empty: "Conditioning | None" = None) -> "Conditioning":
-        """Join along the batch. Shorter captions are filled up with `empty`, what an empty caption is encoded to `(1, 77, width)`, as the
-        WebUI fills a batch of prompts; without it captions of different lengths raise RuntimeError."""
+        """Join along the batch. Shorter captions are filled up with `empty`, what an empty caption
+        is encoded to `(1, 77, width)`, as the WebUI fills a batch of prompts; without it captions
+        of different lengths raise RuntimeError.
+        """
         longest = max(part.hidden_states.shape[1] for part in parts)
-        states = [part.hidden_states if empty is None else _filled(part.hidden_states, empty.hidden_states, longest) for part in parts]
-        return Conditioning(torch.cat(states), *(None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts])
-                                                 for name in ("pooled", "sizes")))
+        states = [
+            (
+                part.hidden_states
+                if empty is None
+                else _filled(part.hidden_states, empty.hidden_states, longest)
+            )
+            for part in parts
+        ]
+        return Conditioning(
+            torch.cat(states),
+            *(
+                (
+                    None
+                    if getattr(parts[0], name) is None
+                    else torch.cat([getattr(part, name) for part in parts])
+                )
+                for name in ("pooled", "sizes")
+            ),
+        )
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Conditioning":
-        return Conditioning(change(self.hidden_states), *(None if value is None else change(value) for value in (self.pooled, self.sizes)))
+        return Conditioning(
+            change(self.hidden_states),
+            *(None if value is None else change(value) for value in (self.pooled, self.sizes)),
+        )
 
 
 def _filled(states: torch.Tensor, empty: torch.Tensor, tokens: int) -> torch.Tensor:
     missing = (tokens - states.shape[1]) // empty.shape[1]
-    return torch.cat([states, empty.to(states).expand(len(states), -1, -1).repeat(1, missing, 1)], dim=1) if missing else states
+    return (
+        torch.cat(
+            [states, empty.to(states).expand(len(states), -1, -1).repeat(1, missing, 1)], dim=1
+        )
+        if missing
+        else states
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How a model is to be taken, where the user knows better than the checkpoint. `clip_skip` 0, `prediction_type` "" and `zero_terminal_snr`
-    None mean: as the host and the checkpoint say."""
+    """How a model is to be taken, where the user knows better than the checkpoint. `clip_skip` 0,
+    `prediction_type` "" and `zero_terminal_snr` None mean: as the host and the checkpoint say.
+    """
+
     clip_skip: int = 0
     prediction_type: str = ""
     zero_terminal_snr: bool | None = None
-    max_token_length: int = 225    # in tokens, counted without start and end; captions are cut there
+    max_token_length: int = 225  # in tokens, counted without start and end; captions are cut there
     weighted_captions: bool = False
 
 
 class BaseModel(abc.ABC):
-    """A base model lent by a host. Nothing here may change a weight, a module's type or a flag that outlives `borrow_model()`."""
+    """A base model lent by a host. Nothing here may change a weight, a module's type or a flag that
+    outlives `borrow_model()`.
+    """
 
-    family: str                    # "sd1", "sd2" or "sdxl"
-    variant: str = ""              # "", "inpainting" or "ssd-1b"
-    prediction_type: str           # "epsilon" or "v_prediction"
-    alphas_cumprod: torch.Tensor   # float32, (1000,), on the CPU: the noise schedule's cumulative product of 1 - beta
+    family: str  # "sd1", "sd2" or "sdxl"
+    variant: str = ""  # "", "inpainting" or "ssd-1b"
+    prediction_type: str  # "epsilon" or "v_prediction"
+    alphas_cumprod: (
+        torch.Tensor
+    )  # float32, (1000,), on the CPU: the noise schedule's cumulative product of 1 - beta
     unet: torch.nn.Module
-    text_encoders: list[torch.nn.Module]           # what holds each text encoder's layers; adapters go in here and into the UNet
-    device: torch.device           # where the UNet computes
-    dtype: torch.dtype             # of the UNet's weights
-    name: str                      # the checkpoint's name, without folder and ending
-    sha256: str | None             # of the checkpoint's file, lower-case hex, if known
-    clip_skip: int = 1             # in use: 1 is the text encoder's last layer
-    zero_terminal_snr: bool = False                # whether `alphas_cumprod` ends in pure noise
-    encodes_between_steps: bool = True             # False where the text encoders are not on the device beside the UNet (--medvram)
+    text_encoders: list[
+        torch.nn.Module
+    ]  # what holds each text encoder's layers; adapters go in here and into the UNet
+    device: torch.device  # where the UNet computes
+    dtype: torch.dtype  # of the UNet's weights
+    name: str  # the checkpoint's name, without folder and ending
+    sha256: str | None  # of the checkpoint's file, lower-case hex, if known
+    clip_skip: int = 1  # in use: 1 is the text encoder's last layer
+    zero_terminal_snr: bool = False  # whether `alphas_cumprod` ends in pure noise
+    encodes_between_steps: bool = (
+        True  # False where the text encoders are not on the device beside the UNet (--medvram)
+    )
 
-    fingerprint: str = ""          # of the UNet's weights, as `core.fingerprint` takes it
+    fingerprint: str = ""  # of the UNet's weights, as `core.fingerprint` takes it
 
     def parts(self) -> torch.nn.ModuleDict:
-        """Return everything that can learn under the names `unet`, `te1`, `te2`; a layer's path begins with one of them."""
-        encoders = {f"te{number}": module for number, module in enumerate(self.text_encoders, start=1)}
+        """Return everything that can learn under the names `unet`, `te1`, `te2`; a layer's path
+        begins with one of them.
+        """
+        encoders = {
+            f"te{number}": module for number, module in enumerate(self.text_encoders, start=1)
+        }
         return torch.nn.ModuleDict({"unet": self.unet, **encoders})
 
     @abc.abstractmethod
     def read_as(self, reading: Reading) -> None:
-        """Take the model so from now on: sets `clip_skip`, `prediction_type`, `alphas_cumprod`, `zero_terminal_snr`. Called once, right after
-        borrowing; raises `Refused` for what this model cannot do."""
+        """Take the model so from now on: sets `clip_skip`, `prediction_type`, `alphas_cumprod`,
+        `zero_terminal_snr`. Called once, right after borrowing; raises `Refused` for what this
+        model cannot do.
+        """
 
     def encoding_key(self) -> str:
-        """Name everything besides the pictures and captions that decides how they are encoded (VAE, clip skip); other keys, other encodings."""
+        """Name everything besides the pictures and captions that decides how they are encoded (VAE,
+        clip skip); other keys, other encodings.
+        """
         return f"clip skip {self.clip_skip}"
 
     def set_encoders_aside(self) -> None:
-        """Move the VAE and the text encoders off the device until the model is given back; for when memory is short."""
+        """Move the VAE and the text encoders off the device until the model is given back; for when
+        memory is short.
+        """
 
     @abc.abstractmethod
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode float32 pixels `(batch, 3, height, width)` in [-1, 1] to latents `(batch, 4, height/8, width/8)`.
+        """Encode float32 pixels `(batch, 3, height, width)` in [-1, 1] to latents `(batch, 4,
+        height/8, width/8)`.
 
         Deterministic (the posterior's mean), scaled as the UNet expects, float32, without gradient.
         """
 
     @abc.abstractmethod
     def encode_captions(self, captions: list[str]) -> Conditioning:
-        """Encode captions as the host encodes prompts, in chunks of 75 tokens, all filled up to the longest of them; float32, without `sizes`.
+        """Encode captions as the host encodes prompts, in chunks of 75 tokens, all filled up to the
+        longest of them; float32, without `sizes`.
 
         Differentiable; runs under the caller's autocast and gradient mode.
         """
 
     @abc.abstractmethod
-    def predict(self, noisy_latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        """Run the UNet: latents `(batch, 4, h, w)`, int64 timesteps `(batch,)` in [0, 999] to a prediction of the latents' shape.
+    def predict(
+        self, noisy_latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        """Run the UNet: latents `(batch, 4, h, w)`, int64 timesteps `(batch,)` in [0, 999] to a
+        prediction of the latents' shape.
 
-        What it predicts is `prediction_type`. Differentiable; runs under the caller's autocast and gradient mode. An inpainting UNet is told
-        that all of the picture is to be painted.
+        What it predicts is `prediction_type`. Differentiable; runs under the caller's autocast and
+        gradient mode. An inpainting UNet is told that all of the picture is to be painted.
         """
 
     @abc.abstractmethod
     def export_name(self, path: str) -> str:
-        """Turn a layer's path in `parts()` into its name in kohya's layout: `lora_unet_mid_block_attentions_0_proj_in`,
-        `lora_te1_text_model_encoder_layers_0_self_attn_q_proj`. The projections of a `nn.MultiheadAttention` at `p` are called
-        `p.q_proj`, `p.k_proj`, `p.v_proj` and `p.out_proj`."""
+        """Turn a layer's path in `parts()` into its name in kohya's layout:
+        `lora_unet_mid_block_attentions_0_proj_in`,
+        `lora_te1_text_model_encoder_layers_0_self_attn_q_proj`. The projections of a
+        `nn.MultiheadAttention` at `p` are called `p.q_proj`, `p.k_proj`, `p.v_proj` and
+        `p.out_proj`.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelStatus:
-    """What is loaded and whether it can train; `reason` says why not, in a sentence for the user."""
+    """What is loaded and whether it can train; `reason` says why not, in a sentence for the
+    user.
+    """
+
     trainable: bool
     reason: str = ""
     checkpoint: str = ""
@@ -161,22 +253,26 @@ class ModelStatus:
     variant: str = ""
     prediction_type: str = ""
     zero_terminal_snr: bool = False
-    size_px: int = 0               # the side of the pictures that it was made for
+    size_px: int = 0  # the side of the pictures that it was made for
     sha256: str | None = None
     device: str = ""
     dtype: str = ""
 
 
 class Host(abc.ABC):
-    """Lends the model and knows the surroundings. `hosts/webui.py` and `hosts/standalone.py` are the two."""
+    """Lends the model and knows the surroundings. `hosts/webui.py` and `hosts/standalone.py` are
+    the two.
+    """
 
-    kind: str                      # "webui" or "standalone"
+    kind: str  # "webui" or "standalone"
     version: str
-    lora_dir: Path                 # where finished LoRAs go
-    data_dir: Path                 # train_lora/ of DESIGN.md: data sets, jobs, the jobs' database
-    device: torch.device = torch.device("cpu")     # where captioners compute
+    lora_dir: Path  # where finished LoRAs go
+    data_dir: Path  # train_lora/ of DESIGN.md: data sets, jobs, the jobs' database
+    device: torch.device = torch.device("cpu")  # where captioners compute
     offered: tuple[str, Callable[[], Path | None]] | None = None
-    changes_checkpoints: bool = False              # whether another checkpoint may be loaded than the one a run was begun with
+    changes_checkpoints: bool = (
+        False  # whether another checkpoint may be loaded than the one a run was begun with
+    )
 
     @abc.abstractmethod
     def model_status(self) -> ModelStatus:
@@ -184,28 +280,39 @@ class Host(abc.ABC):
 
     @abc.abstractmethod
     def borrow_model(self) -> contextlib.AbstractContextManager[BaseModel]:
-        """Lend the loaded model for training, in the clean state; on exit everything is as it was, whatever happened.
+        """Lend the loaded model for training, in the clean state; on exit everything is as it was,
+        whatever happened.
 
         Raises `Refused`, before anything is touched, when the model cannot train.
         """
 
     def peek_parts(self) -> torch.nn.ModuleDict | None:
-        """Return the loaded model's `BaseModel.parts` to count its layers, not to use or change them; None when nothing is loaded."""
+        """Return the loaded model's `BaseModel.parts` to count its layers, not to use or change
+        them; None when nothing is loaded.
+        """
         return None
 
-    def give_way(self, *, until: Callable[[], bool] = lambda: True, say: Callable[[str, str], None] = lambda waiting_for, sentence: None,
-                 should_stop: Callable[[], bool] = lambda: False) -> bool:
-        """Give the borrowed model back for a while, and come back with it: let waiting generations run, and wait as long as `until` says no.
+    def give_way(
+        self,
+        *,
+        until: Callable[[], bool] = lambda: True,
+        say: Callable[[str, str], None] = lambda waiting_for, sentence: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Give the borrowed model back for a while, and come back with it: let waiting generations
+        run, and wait as long as `until` says no.
 
-        Called by the borrower between optimizer steps, when nothing of ours is on the model and no autograd graph is alive. Afterwards the
-        `BaseModel` may hold other modules, of the same weights. While the model is not to be had, `say` is told what is waited for and a
-        sentence for the user. Returns False, and the model stays given back, when `should_stop` came first.
+        Called by the borrower between optimizer steps, when nothing of ours is on the model and no
+        autograd graph is alive. Afterwards the `BaseModel` may hold other modules, of the same
+        weights. While the model is not to be had, `say` is told what is waited for and a sentence
+        for the user. Returns False, and the model stays given back, when `should_stop` came first.
         """
         return not should_stop()
 
     @contextlib.contextmanager
     def offer(self, name: str, write: Callable[[], Path | None]) -> Iterator[None]:
-        """While this lasts, a generation whose prompt names the LoRA `name` first calls `write`, in its own thread, and uses what that wrote.
+        """While this lasts, a generation whose prompt names the LoRA `name` first calls `write`, in
+        its own thread, and uses what that wrote.
 
         Hosts look at `offered` before they draw.
         """
@@ -216,10 +323,14 @@ class Host(abc.ABC):
             self.offered = None
 
     def load_checkpoint(self, name: str) -> None:
-        """Load the checkpoint of this name, if another is loaded; raises `Refused` when it cannot be found."""
+        """Load the checkpoint of this name, if another is loaded; raises `Refused` when it cannot
+        be found.
+        """
 
     def turn(self) -> contextlib.AbstractContextManager[None]:
-        """Have the device to oneself for a while; pictures that are drawn wait. Not longer than `wanted()` says nothing."""
+        """Have the device to oneself for a while; pictures that are drawn wait. Not longer than
+        `wanted()` says nothing.
+        """
         return contextlib.nullcontext()
 
     def wanted(self) -> bool:
@@ -232,7 +343,9 @@ class Host(abc.ABC):
 
     @abc.abstractmethod
     def register(self, path: Path) -> None:
-        """Make a LoRA file callable by its stem now; one of the same name that was used before is really replaced."""
+        """Make a LoRA file callable by its stem now; one of the same name that was used before is
+        really replaced.
+        """
 
     @property
     def default_size_px(self) -> int:
@@ -240,31 +353,46 @@ class Host(abc.ABC):
         return 512
 
     @abc.abstractmethod
-    def generate(self, prompt: str, *, negative_prompt: str = "", seed: int = 0, steps: int = 20, guidance: float = 7.0,
-                 width: int | None = None, height: int | None = None, should_stop: Callable[[], bool] = lambda: False) -> Any:
-        """Draw one picture with the host's own sampler, `<lora:name:weight>` understood; returns a PIL image.
+    def generate(
+        self,
+        prompt: str,
+        *,
+        negative_prompt: str = "",
+        seed: int = 0,
+        steps: int = 20,
+        guidance: float = 7.0,
+        width: int | None = None,
+        height: int | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Any:
+        """Draw one picture with the host's own sampler, `<lora:name:weight>` understood; returns a
+        PIL image.
 
-        Width and height in pixels; `default_size_px` when left out. A host that can end in the middle raises `Stopped` when `should_stop` says so.
+        Width and height in pixels; `default_size_px` when left out. A host that can end in the
+        middle raises `Stopped` when `should_stop` says so.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """One moment of a run. `stage` is "preparing", "training" or "paused"; `message` is for the user.
+    """One moment of a run. `stage` is "preparing", "training" or "paused"; `message` is for the
+    user.
 
-    `waiting_for` says why a run is paused: "user", or "checkpoint" when the one it trains, `checkpoint`, is not loaded as it was.
-    `elapsed_seconds` is the time spent encoding and in steps, over all parts of a run that was interrupted.
-    `state_step` is the last step that a crash would not cost; `snapshots` are the names of LoRAs saved on the way.
+    `waiting_for` says why a run is paused: "user", or "checkpoint" when the one it trains,
+    `checkpoint`, is not loaded as it was. `elapsed_seconds` is the time spent encoding and in
+    steps, over all parts of a run that was interrupted. `state_step` is the last step that a crash
+    would not cost; `snapshots` are the names of LoRAs saved on the way.
     """
+
     stage: str
     message: str = ""
-    fraction: float = 0.0          # of the stage, in [0, 1]
+    fraction: float = 0.0  # of the stage, in [0, 1]
     step: int = 0
     total_steps: int = 0
     epoch: int = 0
     loss: float | None = None
     loss_average: float | None = None
-    validation_loss: float | None = None           # the newest, if anything is kept out of training
+    validation_loss: float | None = None  # the newest, if anything is kept out of training
     learning_rate: float | None = None
     seconds_per_step: float | None = None
     eta_seconds: float | None = None

@@ -1,24 +1,35 @@
-"""What the outside asks of a run: stop, pause, go on, take a snapshot. The run looks at it between steps."""
+"""What the outside asks of a run: stop, pause, go on, take a snapshot. The run looks at it between
+steps.
+"""
+
 import threading
 
 
 class Control:
-    """Wishes of the user. Every method may be called from any thread, before the run has begun and after it has ended."""
+    """Wishes of the user. Every method may be called from any thread, before the run has begun and
+    after it has ended.
+    """
 
     def __init__(self) -> None:
-        self._stop, self._pause, self._snapshot, self._free_memory, self._interrupt = (threading.Event() for _ in range(5))
+        self._stop, self._pause, self._snapshot, self._free_memory, self._interrupt = (
+            threading.Event() for _ in range(5)
+        )
 
     def stop(self) -> None:
         """End after the step; what is learned is saved."""
         self._stop.set()
 
     def interrupt(self) -> None:
-        """End after the step because the program ends: the state is kept, and there is no time for more."""
+        """End after the step because the program ends: the state is kept, and there is no time for
+        more.
+        """
         self._interrupt.set()
         self._stop.set()
 
     def pause(self, *, free_memory: bool = False) -> None:
-        """Keep still after the step, and let others have the device; with `free_memory` also the LoRA's own memory on it."""
+        """Keep still after the step, and let others have the device; with `free_memory` also the
+        LoRA's own memory on it.
+        """
         (self._free_memory.set if free_memory else self._free_memory.clear)()
         self._pause.set()
 

@@ -1,4 +1,7 @@
-"""SQLite files: opened alike everywhere, and put aside when they are broken, so that nobody is locked out of their own pictures."""
+"""SQLite files: opened alike everywhere, and put aside when they are broken, so that nobody is
+locked out of their own pictures.
+"""
+
 import logging
 import sqlite3
 import time
@@ -8,12 +11,21 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 
-def open_database(path: Path, schema: str, *, durable: bool = True, check: bool = False,
-                  on_damage: Callable[[Path], None] = lambda aside: None) -> sqlite3.Connection:
-    """Open a database and make the tables of `schema` that it lacks; every thread may use it, one at a time.
+def open_database(
+    path: Path,
+    schema: str,
+    *,
+    durable: bool = True,
+    check: bool = False,
+    on_damage: Callable[[Path], None] = lambda aside: None,
+) -> sqlite3.Connection:
+    """Open a database and make the tables of `schema` that it lacks; every thread may use it, one
+    at a time.
 
-    `durable`: what was committed survives a power cut. A file that is no database any more is renamed and begun anew; `on_damage` is told its
-    new name. With `check` all of it is read for that, else only its beginning. Raises OSError and sqlite3.OperationalError (disk full, no permission).
+    `durable`: what was committed survives a power cut. A file that is no database any more is
+    renamed and begun anew; `on_damage` is told its new name. With `check` all of it is read for
+    that, else only its beginning. Raises OSError and sqlite3.OperationalError (disk full, no
+    permission).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,33 +1,55 @@
-"""Diffusion mathematics as pure functions: the forward process, what the UNet should predict, noise, losses and their weights.
+"""Diffusion mathematics as pure functions: the forward process, what the UNet should predict,
+noise, losses and their weights.
 
-Notation of DDPM (arXiv 2006.11239): x_t = sqrt(ā_t) x_0 + sqrt(1 - ā_t) ε, with ā = `alphas_cumprod` of shape (1000,), and SNR = ā / (1 - ā).
+Notation of DDPM (arXiv 2006.11239): x_t = sqrt(ā_t) x_0 + sqrt(1 - ā_t) ε, with ā =
+`alphas_cumprod` of shape (1000,), and SNR = ā / (1 - ā).
 """
+
 import math
 
 import torch
 import torch.nn.functional as F
 
-LARGEST_SNR = 1000.0                   # where weights divide by it; at timestep 0 it is 1175 with SD's schedule
+LARGEST_SNR = 1000.0  # where weights divide by it; at timestep 0 it is 1175 with SD's schedule
 
 
-def add_noise(latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, alphas_cumprod: torch.Tensor) -> torch.Tensor:
-    """Return x_t for x_0 and ε `(batch, 4, h, w)` and int64 timesteps `(batch,)`; DDPM, equation 4."""
+def add_noise(
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+    alphas_cumprod: torch.Tensor,
+) -> torch.Tensor:
+    """Return x_t for x_0 and ε `(batch, 4, h, w)` and int64 timesteps `(batch,)`; DDPM, equation
+    4.
+    """
     alpha_bar = _per_sample(alphas_cumprod, timesteps, latents)
     return alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
 
 
-def target(latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, alphas_cumprod: torch.Tensor, prediction_type: str) -> torch.Tensor:
-    """Return what the UNet should say: ε, or v = sqrt(ā) ε - sqrt(1 - ā) x_0 (arXiv 2202.00512, appendix D)."""
+def target(
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+    alphas_cumprod: torch.Tensor,
+    prediction_type: str,
+) -> torch.Tensor:
+    """Return what the UNet should say: ε, or v = sqrt(ā) ε - sqrt(1 - ā) x_0 (arXiv 2202.00512,
+    appendix D).
+    """
     if prediction_type == "epsilon":
         return noise
     if prediction_type == "v_prediction":
         alpha_bar = _per_sample(alphas_cumprod, timesteps, latents)
         return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * latents
-    raise ValueError(f"prediction_type is {prediction_type!r}; expected 'epsilon' or 'v_prediction'")
+    raise ValueError(
+        f"prediction_type is {prediction_type!r}; expected 'epsilon' or 'v_prediction'"
+    )
 
 
 def rescale_zero_terminal_snr(alphas_cumprod: torch.Tensor) -> torch.Tensor:
-    """Shift and scale sqrt(ā) so that the last is 0 and the first stays; arXiv 2305.08891, algorithm 1."""
+    """Shift and scale sqrt(ā) so that the last is 0 and the first stays; arXiv 2305.08891,
+    algorithm 1.
+    """
     root = alphas_cumprod.double().sqrt()
     return (((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2).to(alphas_cumprod.dtype)
 
@@ -38,18 +60,27 @@ def signal_to_noise(alphas_cumprod: torch.Tensor, timesteps: torch.Tensor) -> to
     return alpha_bar / (1 - alpha_bar)
 
 
-# --- Noise ---------------------------------------------------------------------------------------------------------------
+# --- Noise ----------------------------------------------------------------------------------------
 
-def offset_noise(noise: torch.Tensor, strengths: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
-    """Add one number to each channel of ε, of standard deviation `strengths` `(batch,)`; Guttenberg, "Diffusion with Offset Noise", 2023."""
+
+def offset_noise(
+    noise: torch.Tensor, strengths: torch.Tensor, draws: torch.Generator
+) -> torch.Tensor:
+    """Add one number to each channel of ε, of standard deviation `strengths` `(batch,)`;
+    Guttenberg, "Diffusion with Offset Noise", 2023.
+    """
     shifts = torch.randn(*noise.shape[:2], 1, 1, generator=draws)
     return noise + strengths.view(-1, 1, 1, 1) * shifts
 
 
-def multires_noise(noise: torch.Tensor, *, iterations: int, discount: float, draws: torch.Generator) -> torch.Tensor:
-    """Add coarser noise to ε, level i at 1/r^i of the size with r drawn from [2, 4) and weight discount^i, and scale to unit variance.
+def multires_noise(
+    noise: torch.Tensor, *, iterations: int, discount: float, draws: torch.Generator
+) -> torch.Tensor:
+    """Add coarser noise to ε, level i at 1/r^i of the size with r drawn from [2, 4) and weight
+    discount^i, and scale to unit variance.
 
-    Whitaker, "Multi-Resolution Noise for Diffusion Model Training", 2023. A batch shares its levels' sizes.
+    Whitaker, "Multi-Resolution Noise for Diffusion Model Training", 2023. A batch shares its
+    levels' sizes.
     """
     height, width = noise.shape[-2:]
     total = noise
@@ -57,39 +88,63 @@ def multires_noise(noise: torch.Tensor, *, iterations: int, discount: float, dra
         shrink = (2 + 2 * torch.rand((), generator=draws).item()) ** level
         size = max(1, int(height / shrink)), max(1, int(width / shrink))
         coarse = torch.randn(*noise.shape[:2], *size, generator=draws)
-        total = total + discount ** level * F.interpolate(coarse, size=(height, width), mode="bilinear")
+        total = total + discount**level * F.interpolate(
+            coarse, size=(height, width), mode="bilinear"
+        )
         if 1 in size:
             break
     return total / total.std()
 
 
-def draw_timesteps(count: int, draws: torch.Generator, *, lowest: int = 0, below: int = 1000, sampling: str = "uniform", logit_mean: float = 0.0,
-                   logit_std: float = 1.0) -> torch.Tensor:
-    """Draw int64 timesteps `(count,)` in [lowest, below), evenly or as sigmoid(N(mean, std)) (arXiv 2403.03206, section 3.1)."""
+def draw_timesteps(
+    count: int,
+    draws: torch.Generator,
+    *,
+    lowest: int = 0,
+    below: int = 1000,
+    sampling: str = "uniform",
+    logit_mean: float = 0.0,
+    logit_std: float = 1.0,
+) -> torch.Tensor:
+    """Draw int64 timesteps `(count,)` in [lowest, below), evenly or as sigmoid(N(mean, std)) (arXiv
+    2403.03206, section 3.1).
+    """
     if sampling == "uniform":
         return torch.randint(lowest, below, (count,), generator=draws)
-    places = torch.sigmoid(logit_mean + logit_std * torch.randn(count, generator=draws, dtype=torch.float64))
+    places = torch.sigmoid(
+        logit_mean + logit_std * torch.randn(count, generator=draws, dtype=torch.float64)
+    )
     return (lowest + (places * (below - lowest)).long()).clamp(max=below - 1)
 
 
-# --- Losses --------------------------------------------------------------------------------------------------------------
+# --- Losses ---------------------------------------------------------------------------------------
 
-def distance(predicted: torch.Tensor, wanted: torch.Tensor, kind: str, borders: torch.Tensor | None = None) -> torch.Tensor:
-    """Return how far two tensors are apart, elementwise in float32: "l2", "l1", or with `borders` c `(batch,)` the pseudo-Huber losses
-    "huber" 2c (sqrt(d² + c²) - c), which is d² for small d, and "smooth_l1" 2 (sqrt(d² + c²) - c), which is 2|d| for large d."""
+
+def distance(
+    predicted: torch.Tensor, wanted: torch.Tensor, kind: str, borders: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return how far two tensors are apart, elementwise in float32: "l2", "l1", or with `borders` c
+    `(batch,)` the pseudo-Huber losses "huber" 2c (sqrt(d² + c²) - c), which is d² for small d, and
+    "smooth_l1" 2 (sqrt(d² + c²) - c), which is 2|d| for large d.
+    """
     difference = predicted.float() - wanted.float()
     if kind == "l2":
-        return difference ** 2
+        return difference**2
     if kind == "l1":
         return difference.abs()
     c = borders.to(difference).view(-1, *[1] * (difference.dim() - 1))
-    smooth = 2 * difference ** 2 / ((difference ** 2 + c ** 2).sqrt() + c)         # the same, without a difference of nearly equal numbers
+    smooth = (
+        2 * difference**2 / ((difference**2 + c**2).sqrt() + c)
+    )  # the same, without a difference of nearly equal numbers
     return c * smooth if kind == "huber" else smooth
 
 
-def huber_borders(timesteps: torch.Tensor, alphas_cumprod: torch.Tensor, *, c: float, schedule: str) -> torch.Tensor:
-    """Return the pseudo-Huber border at timesteps `(batch,)`: constant c, c^(t/1000), or (1 - c) / (1 + σ)² + c with σ² = 1/SNR
-    (arXiv 2403.16728, section 4)."""
+def huber_borders(
+    timesteps: torch.Tensor, alphas_cumprod: torch.Tensor, *, c: float, schedule: str
+) -> torch.Tensor:
+    """Return the pseudo-Huber border at timesteps `(batch,)`: constant c, c^(t/1000), or (1 - c) /
+    (1 + σ)² + c with σ² = 1/SNR (arXiv 2403.16728, section 4).
+    """
     if schedule == "constant":
         return torch.full(timesteps.shape, c)
     if schedule == "exponential":
@@ -99,14 +154,16 @@ def huber_borders(timesteps: torch.Tensor, alphas_cumprod: torch.Tensor, *, c: f
 
 
 def min_snr_weights(snr: torch.Tensor, gamma: float, prediction_type: str) -> torch.Tensor:
-    """Return min(SNR, γ) / SNR for a model that predicts ε, min(SNR, γ) / (SNR + 1) for v; arXiv 2303.09556, section 3.4."""
+    """Return min(SNR, γ) / SNR for a model that predicts ε, min(SNR, γ) / (SNR + 1) for v; arXiv
+    2303.09556, section 3.4.
+    """
     return snr.clamp(max=gamma) / (snr if prediction_type == "epsilon" else snr + 1)
 
 
 def debiased_weights(snr: torch.Tensor, prediction_type: str) -> torch.Tensor:
     """Return 1 / sqrt(SNR) for ε (arXiv 2310.08442, equation 13), 1 / (SNR + 1) for v."""
     snr = snr.clamp(max=LARGEST_SNR)
-    return snr ** -0.5 if prediction_type == "epsilon" else 1 / (snr + 1)
+    return snr**-0.5 if prediction_type == "epsilon" else 1 / (snr + 1)
 
 
 def noise_like_weights(snr: torch.Tensor) -> torch.Tensor:
@@ -115,5 +172,9 @@ def noise_like_weights(snr: torch.Tensor) -> torch.Tensor:
     return snr / (snr + 1)
 
 
-def _per_sample(alphas_cumprod: torch.Tensor, timesteps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return alphas_cumprod.to(like.device)[timesteps].view(-1, *[1] * (like.dim() - 1)).to(like.dtype)
+def _per_sample(
+    alphas_cumprod: torch.Tensor, timesteps: torch.Tensor, like: torch.Tensor
+) -> torch.Tensor:
+    return (
+        alphas_cumprod.to(like.device)[timesteps].view(-1, *[1] * (like.dim() - 1)).to(like.dtype)
+    )

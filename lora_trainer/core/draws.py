@@ -1,4 +1,7 @@
-"""Where every random choice of a run comes from: a generator seeded by (seed, purpose, number), so that a run can be repeated and resumed."""
+"""Where every random choice of a run comes from: a generator seeded by (seed, purpose, number), so
+that a run can be repeated and resumed.
+"""
+
 import hashlib
 
 import torch

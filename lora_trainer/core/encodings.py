@@ -1,18 +1,27 @@
-"""Text files of unknown encoding: UTF-8 and UTF-16 as they say themselves, else the likeliest of what Windows writes."""
+"""Text files of unknown encoding: UTF-8 and UTF-16 as they say themselves, else the likeliest of
+what Windows writes.
+"""
+
 import functools
 
 import charset_normalizer
 
 from .errors import Refused
 
-LEGACY_ENCODINGS = ("gb18030", "cp932", "cp1252")              # told apart by charset-normalizer; with more to choose from it errs on short texts
+LEGACY_ENCODINGS = (
+    "gb18030",
+    "cp932",
+    "cp1252",
+)  # told apart by charset-normalizer; with more to choose from it errs on short texts
 ENCODINGS = ("utf-8", "utf-16", *LEGACY_ENCODINGS, "big5", "euc_kr")
 MOST_REMEMBERED_BYTES = 4096
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 
 
 def guess_encoding(data: bytes) -> str:
-    """Return the encoding that `data` is in, as Python names it; "latin-1", which takes any byte, when nothing else fits."""
+    """Return the encoding that `data` is in, as Python names it; "latin-1", which takes any byte,
+    when nothing else fits.
+    """
     return _guess_once(data) if len(data) <= MOST_REMEMBERED_BYTES else _guess(data)
 
 
@@ -32,17 +41,29 @@ _guess_once = functools.lru_cache(maxsize=4096)(_guess)
 
 
 def decode(data: bytes, encoding: str | None = None) -> str:
-    """Decode a text in the encoding it is in, or in the one that the user names; raises `Refused` when it is not in that one."""
+    """Decode a text in the encoding it is in, or in the one that the user names; raises `Refused`
+    when it is not in that one.
+    """
     if encoding is None:
-        return data.decode(guess_encoding(data), errors="replace")                 # only a cut-off UTF-16 has anything to replace
+        return data.decode(
+            guess_encoding(data), errors="replace"
+        )  # only a cut-off UTF-16 has anything to replace
     if encoding not in ENCODINGS and encoding not in ("utf-8-sig", "latin-1"):
-        raise Refused(f"The encoding {encoding[:40]!r} is not known; choose one of {', '.join(ENCODINGS)}.", field="encoding", code="bad_value")
+        raise Refused(
+            f"The encoding {encoding[:40]!r} is not known; choose one of {', '.join(ENCODINGS)}.",
+            field="encoding",
+            code="bad_value",
+        )
     try:
         return data.decode("utf-8-sig" if encoding == "utf-8" else encoding)
     except UnicodeDecodeError as error:
-        line = data[:error.start].count(b"\n") + 1
-        raise Refused(f"The text is not in {encoding}: line {line} has bytes that mean nothing there. Choose another encoding.", field="encoding",
-                      code="bad_value") from error
+        line = data[: error.start].count(b"\n") + 1
+        raise Refused(
+            f"The text is not in {encoding}: line {line} has bytes that mean nothing there. Choose"
+            " another encoding.",
+            field="encoding",
+            code="bad_value",
+        ) from error
 
 
 def _decodes(data: bytes, encoding: str) -> bool:

@@ -1,4 +1,7 @@
-"""The file: kohya's layout and names, hashes, safetensors, and the sidecar that the WebUI's card reads. What it says of itself: `metadata`."""
+"""The file: kohya's layout and names, hashes, safetensors, and the sidecar that the WebUI's card
+reads. What it says of itself: `metadata`.
+"""
+
 import errno
 import hashlib
 import io
@@ -20,42 +23,78 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SOFTWARE, NOTES = "Train LoRA", "Trained with Train LoRA"
 
 
-def to_tensors(weights: Mapping[str, Mapping[str, torch.Tensor]], *, alphas: Mapping[str, float], export_name: Callable[[str], str],
-               dtype: torch.dtype = torch.float16) -> dict[str, torch.Tensor]:
-    """Name weights as kohya and LyCORIS do: `<name>.lora_down.weight` or `<name>.hada_w1_a` and so on, and the scalar `<name>.alpha`. All are by path.
+def to_tensors(
+    weights: Mapping[str, Mapping[str, torch.Tensor]],
+    *,
+    alphas: Mapping[str, float],
+    export_name: Callable[[str], str],
+    dtype: torch.dtype = torch.float16,
+) -> dict[str, torch.Tensor]:
+    """Name weights as kohya and LyCORIS do: `<name>.lora_down.weight` or `<name>.hada_w1_a` and so
+    on, and the scalar `<name>.alpha`. All are by path.
 
-    DoRA's magnitudes stay float32: rounded, each would scale all that the model knows of an input, learned or not.
-    Raises `Refused` (code "not_finite") for a weight that is not finite in `dtype`: no such file may be written.
+    DoRA's magnitudes stay float32: rounded, each would scale all that the model knows of an input,
+    learned or not. Raises `Refused` (code "not_finite") for a weight that is not finite in `dtype`:
+    no such file may be written.
     """
     tensors = {}
     for path, parts in weights.items():
         name = export_name(path)
-        tensors.update({f"{name}.{part}": weight.to(torch.float32 if part == DORA_SCALE else dtype).contiguous() for part, weight in parts.items()})
+        tensors.update(
+            {
+                f"{name}.{part}": (
+                    weight.to(torch.float32 if part == DORA_SCALE else dtype).contiguous()
+                )
+                for part, weight in parts.items()
+            }
+        )
         tensors[f"{name}.alpha"] = torch.tensor(float(alphas[path]))
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
-        raise Refused(f"The LoRA has {len(broken)} weights that are not finite numbers (first: {broken[0]}), so it is not saved. "
-                      "Lower the learning rate.", code="not_finite")
+        raise Refused(
+            f"The LoRA has {len(broken)} weights that are not finite numbers (first: {broken[0]}),"
+            " so it is not saved. Lower the learning rate.",
+            code="not_finite",
+        )
     return tensors
 
 
 def save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Write a LoRA so that a reader sees the old file or the whole new one, once what was written reads back the same.
+    """Write a LoRA so that a reader sees the old file or the whole new one, once what was written
+    reads back the same.
 
-    Raises `Refused` (code "cannot_save") when the disk refuses or fails; the old file is then still there.
+    Raises `Refused` (code "cannot_save") when the disk refuses or fails; the old file is then still
+    there.
     """
     metadata = {**metadata, **_hashes(tensors)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, safetensors.torch.save(tensors, metadata), check=True)
     except OSError as error:
-        advice = "Free some space" if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)) else "Mend the folder"
-        raise Refused(f"The LoRA cannot be saved to {path}: {error.strerror or error}. {advice} or choose another.", field="output_dir",
-                      code="cannot_save") from error
+        advice = (
+            "Free some space"
+            if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+            else "Mend the folder"
+        )
+        raise Refused(
+            f"The LoRA cannot be saved to {path}: {error.strerror or error}. {advice} or choose"
+            " another.",
+            field="output_dir",
+            code="cannot_save",
+        ) from error
 
 
-def save_card(path: Path, *, family: str, trigger_word: str, preferred_weight: float, notes: str, negative_text: str = "") -> None:
-    """Write the sidecar `<stem>.json` of a LoRA, keeping the keys that other tools put there and notes that do not begin as ours.
+def save_card(
+    path: Path,
+    *,
+    family: str,
+    trigger_word: str,
+    preferred_weight: float,
+    notes: str,
+    negative_text: str = "",
+) -> None:
+    """Write the sidecar `<stem>.json` of a LoRA, keeping the keys that other tools put there and
+    notes that do not begin as ours.
 
     An empty `negative_text` leaves what the card has.
     """
@@ -65,16 +104,24 @@ def save_card(path: Path, *, family: str, trigger_word: str, preferred_weight: f
     except (OSError, ValueError):
         known = {}
     known = known if isinstance(known, dict) else {}
-    if not str(known.get("notes") or NOTES).startswith(NOTES):                     # the user's own
+    if not str(known.get("notes") or NOTES).startswith(NOTES):  # the user's own
         notes = known["notes"]
-    card = {**known, "sd version": CARD_FAMILIES[family], "activation text": trigger_word, "preferred weight": preferred_weight, "notes": notes}
+    card = {
+        **known,
+        "sd version": CARD_FAMILIES[family],
+        "activation text": trigger_word,
+        "preferred weight": preferred_weight,
+        "notes": notes,
+    }
     if negative_text:
         card["negative text"] = negative_text
     write_atomically(sidecar, json.dumps(card, indent=4, ensure_ascii=False).encode("utf-8"))
 
 
 def save_preview(path: Path, image: Image.Image) -> bool:
-    """Save a picture for a LoRA's card as `<stem>.png`; one that was not drawn by us is the user's and stays. Says whether it was saved."""
+    """Save a picture for a LoRA's card as `<stem>.png`; one that was not drawn by us is the user's
+    and stays. Says whether it was saved.
+    """
     target = path.with_suffix(".png")
     if target.exists() and not _drawn_by_us(target):
         return False
@@ -86,7 +133,9 @@ def save_preview(path: Path, image: Image.Image) -> bool:
 
 
 def remove_lora(path: Path) -> None:
-    """Remove a LoRA that we saved, its card, and its preview if we drew that. Raises OSError; the LoRA goes last."""
+    """Remove a LoRA that we saved, its card, and its preview if we drew that. Raises OSError; the
+    LoRA goes last.
+    """
     if _drawn_by_us(path.with_suffix(".png")):
         path.with_suffix(".png").unlink()
     path.with_suffix(".json").unlink(missing_ok=True)
@@ -102,9 +151,14 @@ def _drawn_by_us(picture: Path) -> bool:
 
 
 def _hashes(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
-    """The hashes that the WebUI would otherwise compute: SHA-256 of everything after the header, and the old short one."""
+    """The hashes that the WebUI would otherwise compute: SHA-256 of everything after the header,
+    and the old short one.
+    """
     data = safetensors.torch.save(tensors, {})
     header_bytes = int.from_bytes(data[:8], "little") + 8
     legacy = io.BytesIO(data)
     legacy.seek(0x100000)
-    return {"sshs_model_hash": hashlib.sha256(data[header_bytes:]).hexdigest(), "sshs_legacy_hash": hashlib.sha256(legacy.read(0x10000)).hexdigest()[:8]}
+    return {
+        "sshs_model_hash": hashlib.sha256(data[header_bytes:]).hexdigest(),
+        "sshs_legacy_hash": hashlib.sha256(legacy.read(0x10000)).hexdigest()[:8],
+    }

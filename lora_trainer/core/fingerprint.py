@@ -1,4 +1,7 @@
-"""Short names for what must not change between the two halves of a run: a base model's weights, a picture, a caption."""
+"""Short names for what must not change between the two halves of a run: a base model's weights, a
+picture, a caption.
+"""
+
 import hashlib
 from pathlib import Path
 
@@ -9,9 +12,11 @@ _BLOCK = 1 << 20
 
 
 def fingerprint_of_weights(module: torch.nn.Module) -> str:
-    """Return a digest of names, types, shapes and some numbers of every parameter; milliseconds, so it can be taken again and again.
+    """Return a digest of names, types, shapes and some numbers of every parameter; milliseconds, so
+    it can be taken again and again.
 
-    It tells checkpoints apart, and a LoRA's traces in the weights. The same weights on another device have the same one.
+    It tells checkpoints apart, and a LoRA's traces in the weights. The same weights on another
+    device have the same one.
     """
     digest, samples = hashlib.sha256(), []
     for name, parameter in module.named_parameters():
@@ -19,7 +24,7 @@ def fingerprint_of_weights(module: torch.nn.Module) -> str:
         if parameter.is_meta:
             return ""
         flat = parameter.detach().reshape(-1)
-        samples.append(flat[::max(1, len(flat) // SAMPLES)][:SAMPLES].float())
+        samples.append(flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].float())
     digest.update(torch.cat(samples).cpu().numpy().tobytes() if samples else b"")
     return digest.hexdigest()
 

@@ -1,4 +1,7 @@
-"""Another `forward` on a module's object for a while. What the object had of its own before, from the host or another extension, comes back."""
+"""Another `forward` on a module's object for a while. What the object had of its own before, from
+the host or another extension, comes back.
+"""
+
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -1,10 +1,13 @@
 """What was done to a data set, step by step, so that it can be undone, also after a restart.
 
-A step is a list of `Change`s: a file held this before and holds that after. It is on disk, flushed, before the first file is touched, so
-a process may die at any instant: whatever was begun is completed when the history is opened the next time. Captions lie in the database;
-pictures that go away lie in the trash folder, under a name that says which they were. Texts are written in batches that are flushed together
-(atomic.py): all of a batch lie on the disk before the first of them takes its place, and the folders are flushed before the step counts as written.
+A step is a list of `Change`s: a file held this before and holds that after. It is on disk, flushed,
+before the first file is touched, so a process may die at any instant: whatever was begun is
+completed when the history is opened the next time. Captions lie in the database; pictures that go
+away lie in the trash folder, under a name that says which they were. Texts are written in batches
+that are flushed together (atomic.py): all of a batch lie on the disk before the first of them takes
+its place, and the folders are flushed before the step counts as written.
 """
+
 import contextlib
 import dataclasses
 import errno
@@ -29,8 +32,8 @@ from .errors import Refused
 log = logging.getLogger(__name__)
 DATABASE = "history.sqlite3"
 MOST_STEPS, MOST_DIGESTS = 500, 65_536
-BATCH = 256                        # texts that are flushed together
-THREADS = 8                        # they wait for the disk, or hash a picture, and leave the processor to others
+BATCH = 256  # texts that are flushed together
+THREADS = 8  # they wait for the disk, or hash a picture, and leave the processor to others
 DOING, DONE, UNDOING, UNDONE = "doing", "done", "undoing", "undone"
 _TABLES = """
 create table if not exists steps (id integer primary key autoincrement, label text not null, state text not null, position integer not null, at real not null);
@@ -47,9 +50,11 @@ create table if not exists automatic (path text not null, digest text not null, 
 class Change:
     """A file, by its path in the data set, and what it holds before and after.
 
-    bytes: a small text; str: a picture, by the name it has in the trash folder while it is not in place (`put_aside`, `stage`); None: there
-    is no such file. Changes of one `bundle` are undone together or not at all; one without is on its own.
+    bytes: a small text; str: a picture, by the name it has in the trash folder while it is not in
+    place (`put_aside`, `stage`); None: there is no such file. Changes of one `bundle` are undone
+    together or not at all; one without is on its own.
     """
+
     path: str
     before: bytes | str | None
     after: bytes | str | None
@@ -58,7 +63,10 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What undo or redo did: the step's label, the paths that changed, and those left alone because they had changed meanwhile."""
+    """What undo or redo did: the step's label, the paths that changed, and those left alone because
+    they had changed meanwhile.
+    """
+
     label: str
     paths: list[str]
     skipped: list[str]
@@ -69,29 +77,43 @@ class ChangedMeanwhile(Refused):
 
     def __init__(self, paths: list[str], *, gone: bool = False) -> None:
         names = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
-        what = "Not in the trash folder any more" if gone else "Changed meanwhile by another page or program"
+        what = (
+            "Not in the trash folder any more"
+            if gone
+            else "Changed meanwhile by another page or program"
+        )
         super().__init__(f"{what}: {names}. Nothing was written.", code="changed_meanwhile")
         self.paths = paths
 
 
 class History:
-    """The steps of one data set: pictures in `folder`, database and trash in `home`. Safe to use from any thread of one process."""
+    """The steps of one data set: pictures in `folder`, database and trash in `home`. Safe to use
+    from any thread of one process.
+    """
 
     def __init__(self, folder: Path, home: Path) -> None:
         self._folder, self._home, self.trash = folder, home, home / "trash"
         self._lock, self._begun = threading.RLock(), set()
         self._database = open_database(home / DATABASE, _TABLES)
         self._owner = _owner(home / "owner.sqlite3")
-        if self._owner is not None:                                                # else what seems begun may be going on in another process
+        if self._owner is not None:  # else what seems begun may be going on in another process
             self._recover()
 
     def labels(self) -> dict[str, str | None]:
-        """Return what undo and redo would take back and do again: `{"undo": label, "redo": label}`, None for nothing."""
+        """Return what undo and redo would take back and do again: `{"undo": label, "redo": label}`,
+        None for nothing.
+        """
         with self._lock:
-            return {"undo": (self._newest(DONE) or {"label": None})["label"], "redo": (self._oldest_undone() or {"label": None})["label"]}
+            return {
+                "undo": (self._newest(DONE) or {"label": None})["label"],
+                "redo": (self._oldest_undone() or {"label": None})["label"],
+            }
 
-    def run(self, label: str, changes: Iterable[Change], *, automatic: bool = False) -> list[Change]:
-        """Do a whole step; a file that does not hold what it should have held before raises `ChangedMeanwhile`, and nothing was written.
+    def run(
+        self, label: str, changes: Iterable[Change], *, automatic: bool = False
+    ) -> list[Change]:
+        """Do a whole step; a file that does not hold what it should have held before raises
+        `ChangedMeanwhile`, and nothing was written.
 
         Returns the changes that were made: all, but for files that changed in the very moment.
         """
@@ -100,18 +122,22 @@ class History:
 
     @contextlib.contextmanager
     def step(self, label: str) -> Iterator[Callable[..., list[Change]]]:
-        """Open a step that is done bit by bit; yields `apply(changes, automatic=False)`. An empty step leaves no trace.
+        """Open a step that is done bit by bit; yields `apply(changes, automatic=False)`. An empty
+        step leaves no trace.
 
         `automatic` marks what is written as a captioner's, until somebody changes it.
         """
         step = self._begin(label)
         try:
-            yield lambda changes, automatic=False: self._apply(step, list(changes), automatic=automatic)
+            yield lambda changes, automatic=False: self._apply(
+                step, list(changes), automatic=automatic
+            )
         finally:
             self._finish(step)
 
     def undo(self, *, if_changed: str = "refuse") -> Outcome:
-        """Take the newest step back. `if_changed`: "refuse", "skip" or "overwrite" files that changed since.
+        """Take the newest step back. `if_changed`: "refuse", "skip" or "overwrite" files that
+        changed since.
 
         Raises `Refused` (code "nothing_to_undo") or `ChangedMeanwhile`, then nothing was written.
         """
@@ -124,17 +150,29 @@ class History:
             return self._turn(self._oldest_undone(), "nothing_to_redo", DOING, DONE, if_changed)
 
     def automatic(self) -> set[tuple[str, str]]:
-        """Return (path, digest) of captions that captioners wrote; a file with another digest was changed by a person."""
+        """Return (path, digest) of captions that captioners wrote; a file with another digest was
+        changed by a person.
+        """
         with self._lock:
-            return {(row["path"], row["digest"]) for row in self._database.execute("select path, digest from automatic")}
+            return {
+                (row["path"], row["digest"])
+                for row in self._database.execute("select path, digest from automatic")
+            }
 
     def is_automatic(self, path: str, content_digest: str) -> bool:
         """Tell whether a caption is as a captioner wrote it; as `automatic`, of one."""
         with self._lock:
-            return self._database.execute("select 1 from automatic where path = ? and digest = ?", (path, content_digest)).fetchone() is not None
+            return (
+                self._database.execute(
+                    "select 1 from automatic where path = ? and digest = ?", (path, content_digest)
+                ).fetchone()
+                is not None
+            )
 
     def put_aside(self, path: str) -> str:
-        """Name the place in the trash folder where a picture goes when a step takes it away; nothing is moved yet. Raises OSError."""
+        """Name the place in the trash folder where a picture goes when a step takes it away;
+        nothing is moved yet. Raises OSError.
+        """
         return _trash_name(path, _digest_of_file(self._folder / path))
 
     def put_all_aside(self, paths: Sequence[str]) -> dict[str, str]:
@@ -158,46 +196,86 @@ class History:
             if self._owner is not None:
                 self._owner.close()
 
-    # --- Steps -----------------------------------------------------------------------------------------------------------
+    # --- Steps ------------------------------------------------------------------------------------
 
     def _begin(self, label: str) -> int:
         with self._lock, self._database:
-            return self._database.execute("insert into steps (label, state, position, at) select ?, ?, coalesce(max(position), 0) + 1, ? from steps",
-                                          (label, DOING, time.time())).lastrowid
+            return self._database.execute(
+                "insert into steps (label, state, position, at) select ?, ?,"
+                " coalesce(max(position), 0) + 1, ? from steps",
+                (label, DOING, time.time()),
+            ).lastrowid
 
     def _apply(self, step: int, changes: list[Change], *, automatic: bool) -> list[Change]:
         with self._lock:
-            if changed := [change.path for change in changes if not self._holds(change.path, change.before)]:
+            if changed := [
+                change.path for change in changes if not self._holds(change.path, change.before)
+            ]:
                 raise ChangedMeanwhile(changed)
             with self._database:
                 staged = [] if step in self._begun else self._forget(self._steps(UNDONE))
-                self._database.executemany("insert into changes (step, path, before, after, bundle) values (?, ?, ?, ?, ?)",
-                                           [(step, change.path, change.before, change.after, change.bundle) for change in changes])
+                self._database.executemany(
+                    "insert into changes (step, path, before, after, bundle) values (?, ?, ?,"
+                    " ?, ?)",
+                    [
+                        (step, change.path, change.before, change.after, change.bundle)
+                        for change in changes
+                    ],
+                )
                 if automatic:
-                    self._database.executemany("insert or replace into automatic values (?, ?)",
-                                               [(change.path, digest(change.after)) for change in changes if isinstance(change.after, bytes)])
+                    self._database.executemany(
+                        "insert or replace into automatic values (?, ?)",
+                        [
+                            (change.path, digest(change.after))
+                            for change in changes
+                            if isinstance(change.after, bytes)
+                        ],
+                    )
             self._begun.add(step)
             self._clear(staged)
             skipped = set(self._write(changes))
             with self._database:
-                self._database.executemany("delete from changes where step = ? and path = ?", [(step, path) for path in skipped])
-                self._database.executemany("update changes set written = 1 where step = ? and path = ?", [(step, change.path) for change in changes])
+                self._database.executemany(
+                    "delete from changes where step = ? and path = ?",
+                    [(step, path) for path in skipped],
+                )
+                self._database.executemany(
+                    "update changes set written = 1 where step = ? and path = ?",
+                    [(step, change.path) for change in changes],
+                )
         return [change for change in changes if change.path not in skipped]
 
     def _finish(self, step: int) -> None:
         with self._lock, self._database:
             self._begun.discard(step)
-            if not self._database.execute("select 1 from changes where step = ? limit 1", (step,)).fetchone():
+            if not self._database.execute(
+                "select 1 from changes where step = ? limit 1", (step,)
+            ).fetchone():
                 self._database.execute("delete from steps where id = ?", (step,))
                 return
             self._database.execute("update steps set state = ? where id = ?", (DONE, step))
-            self._forget(self._steps(DONE)[MOST_STEPS:])                           # what they took away stays in the trash for the user
+            self._forget(
+                self._steps(DONE)[MOST_STEPS:]
+            )  # what they took away stays in the trash for the user
 
-    def _turn(self, step: sqlite3.Row | None, nothing: str, underway: str, ended: str, if_changed: str) -> Outcome:
+    def _turn(
+        self, step: sqlite3.Row | None, nothing: str, underway: str, ended: str, if_changed: str
+    ) -> Outcome:
         if if_changed not in ("refuse", "skip", "overwrite"):
-            raise Refused(f"`if_changed` is {if_changed!r}; expected refuse, skip or overwrite.", field="if_changed", code="bad_value")
+            raise Refused(
+                f"`if_changed` is {if_changed!r}; expected refuse, skip or overwrite.",
+                field="if_changed",
+                code="bad_value",
+            )
         if step is None:
-            raise Refused("There is nothing to undo." if nothing.endswith("undo") else "There is nothing to do again.", code=nothing)
+            raise Refused(
+                (
+                    "There is nothing to undo."
+                    if nothing.endswith("undo")
+                    else "There is nothing to do again."
+                ),
+                code=nothing,
+            )
         changes = self._directed(step["id"], back=underway == UNDOING)
         gone, changed = self._obstacles(changes)
         if (gone or changed) and if_changed == "refuse":
@@ -208,27 +286,54 @@ class History:
         self._set_state(step["id"], underway, pending=[change.path for change in wanted])
         try:
             skipped = set(self._write(wanted, overwrite=if_changed == "overwrite"))
-        except BaseException:                                                      # the disk is full, say: it can be tried again
+        except BaseException:  # the disk is full, say: it can be tried again
             self._set_state(step["id"], step["state"])
             raise
         self._set_state(step["id"], ended)
         paths = {change.path: None for change in wanted if change.path not in skipped}
-        return Outcome(step["label"], list(paths), [change.path for change in changes if change.path not in paths])
+        return Outcome(
+            step["label"],
+            list(paths),
+            [change.path for change in changes if change.path not in paths],
+        )
 
     def _obstacles(self, changes: list[Change]) -> tuple[list[str], list[str]]:
-        """Return the paths whose picture is neither in place nor in the trash, and those that hold what nobody here wrote."""
+        """Return the paths whose picture is neither in place nor in the trash, and those that hold
+        what nobody here wrote.
+        """
         open_ones = [change for change in changes if not self._holds(change.path, change.after)]
-        comes_from = {change.before for change in open_ones if isinstance(change.before, str) and self._holds(change.path, change.before)}
-        gone = {change.path: None for change in open_ones
-                if isinstance(change.after, str) and not self._lies_ready(change.after) and change.after not in comes_from}
-        return list(gone), [change.path for change in open_ones if change.path not in gone and not self._holds(change.path, change.before)]
+        comes_from = {
+            change.before
+            for change in open_ones
+            if isinstance(change.before, str) and self._holds(change.path, change.before)
+        }
+        gone = {
+            change.path: None
+            for change in open_ones
+            if isinstance(change.after, str)
+            and not self._lies_ready(change.after)
+            and change.after not in comes_from
+        }
+        return list(gone), [
+            change.path
+            for change in open_ones
+            if change.path not in gone and not self._holds(change.path, change.before)
+        ]
 
     def _recover(self) -> None:
-        """Complete what a process began that died in the middle of it; what cannot be completed does not lock anybody out."""
-        for step in self._database.execute("select * from steps where state in (?, ?)", (DOING, UNDOING)).fetchall():
+        """Complete what a process began that died in the middle of it; what cannot be completed
+        does not lock anybody out.
+        """
+        for step in self._database.execute(
+            "select * from steps where state in (?, ?)", (DOING, UNDOING)
+        ).fetchall():
             back = step["state"] == UNDOING
             pending = self._directed(step["id"], back=back, pending=True)
-            changes = [change for change in pending if self._holds(change.path, change.before) or self._lies_ready(change.after)]
+            changes = [
+                change
+                for change in pending
+                if self._holds(change.path, change.before) or self._lies_ready(change.after)
+            ]
             log.info("completing %r: %d files", step["label"], len(changes))
             try:
                 folders = {*((self._folder / change.path).parent for change in pending), self.trash}
@@ -239,32 +344,59 @@ class History:
             self._set_state(step["id"], UNDONE) if back else self._finish(step["id"])
 
     def _directed(self, step: int, *, back: bool, pending: bool = False) -> list[Change]:
-        """A step's changes, or only those that are still to be written, in the order and direction in which they are to be made now."""
-        rows = self._database.execute("select * from changes where step = ? and written <= ? order by rowid", (step, 0 if pending else 1))
+        """A step's changes, or only those that are still to be written, in the order and direction
+        in which they are to be made now.
+        """
+        rows = self._database.execute(
+            "select * from changes where step = ? and written <= ? order by rowid",
+            (step, 0 if pending else 1),
+        )
         changes = [Change(row["path"], row["before"], row["after"], row["bundle"]) for row in rows]
-        return [dataclasses.replace(change, before=change.after, after=change.before) for change in reversed(changes)] if back else changes
+        return (
+            [
+                dataclasses.replace(change, before=change.after, after=change.before)
+                for change in reversed(changes)
+            ]
+            if back
+            else changes
+        )
 
     def _newest(self, state: str) -> sqlite3.Row | None:
-        return self._database.execute("select * from steps where state = ? order by position desc limit 1", (state,)).fetchone()
+        return self._database.execute(
+            "select * from steps where state = ? order by position desc limit 1", (state,)
+        ).fetchone()
 
     def _oldest_undone(self) -> sqlite3.Row | None:
-        return self._database.execute("select * from steps where state = ? order by position limit 1", (UNDONE,)).fetchone()
+        return self._database.execute(
+            "select * from steps where state = ? order by position limit 1", (UNDONE,)
+        ).fetchone()
 
     def _steps(self, state: str) -> list[sqlite3.Row]:
-        return self._database.execute("select * from steps where state = ? order by position desc", (state,)).fetchall()
+        return self._database.execute(
+            "select * from steps where state = ? order by position desc", (state,)
+        ).fetchall()
 
     def _set_state(self, step: int, state: str, *, pending: Iterable[str] = ()) -> None:
         """Set a step's state, and which of its paths are still to be written."""
         with self._database:
             self._database.execute("update steps set state = ? where id = ?", (state, step))
             self._database.execute("update changes set written = 1 where step = ?", (step,))
-            self._database.executemany("update changes set written = 0 where step = ? and path = ?", [(step, path) for path in pending])
+            self._database.executemany(
+                "update changes set written = 0 where step = ? and path = ?",
+                [(step, path) for path in pending],
+            )
 
     def _forget(self, steps: list[sqlite3.Row]) -> list[str]:
-        """Drop steps; returns the names of what they had staged in the trash, of which there is no more need if they were undone."""
+        """Drop steps; returns the names of what they had staged in the trash, of which there is no
+        more need if they were undone.
+        """
         staged = []
         for step in steps:
-            rows = self._database.execute("select after from changes where step = ? and typeof(after) = 'text' and typeof(before) = 'text'", (step["id"],))
+            rows = self._database.execute(
+                "select after from changes where step = ? and typeof(after) = 'text' and"
+                " typeof(before) = 'text'",
+                (step["id"],),
+            )
             staged += [row["after"] for row in rows]
             self._database.execute("delete from steps where id = ?", (step["id"],))
         return staged
@@ -273,7 +405,7 @@ class History:
         for key in staged:
             (self.trash / key).unlink(missing_ok=True)
 
-    # --- Files -----------------------------------------------------------------------------------------------------------
+    # --- Files ------------------------------------------------------------------------------------
 
     def _holds(self, path: str, content: bytes | str | None) -> bool:
         """Tell whether a file is in the state that a change begins or ends with."""
@@ -290,17 +422,23 @@ class History:
         return isinstance(content, str) and (self.trash / content).is_file()
 
     def _write(self, changes: list[Change], *, overwrite: bool = False) -> list[str]:
-        """Bring files from `before` to `after`: pictures one by one, for they may change places; texts in batches.
+        """Bring files from `before` to `after`: pictures one by one, for they may change places;
+        texts in batches.
 
-        Returns the paths of texts that were left alone, because they had changed since they were looked at; `overwrite` puts those aside.
+        Returns the paths of texts that were left alone, because they had changed since they were
+        looked at; `overwrite` puts those aside.
         """
         for change in changes:
             if isinstance(change.before, str) or isinstance(change.after, str):
                 self._move(change)
-        texts = [change for change in changes if not isinstance(change.before, str) and not isinstance(change.after, str)]
+        texts = [
+            change
+            for change in changes
+            if not isinstance(change.before, str) and not isinstance(change.after, str)
+        ]
         skipped = []
         for at in range(0, len(texts), BATCH):
-            skipped += self._write_texts(texts[at:at + BATCH], overwrite=overwrite)
+            skipped += self._write_texts(texts[at : at + BATCH], overwrite=overwrite)
         flush_folders({(self._folder / change.path).parent for change in changes})
         return skipped
 
@@ -312,15 +450,20 @@ class History:
 
         def put(change: Change) -> bool:
             file = files[change.path]
-            current = content_of(file)                                             # now: the flush has taken its time
+            current = content_of(file)  # now: the flush has taken its time
             if current not in (change.before, change.after):
                 if not overwrite:
                     return False
-                self.stage(change.path, current or b"")                            # the other's text is not lost either
+                self.stage(change.path, current or b"")  # the other's text is not lost either
             _put(temporaries.get(file), file)
             return True
-        with prepared({files[change.path]: change.after for change in wanted if change.after is not None}) as temporaries, \
-                ThreadPoolExecutor(THREADS) as threads:                            # what is replaced is taken off the disk, which may wait
+
+        with (
+            prepared(
+                {files[change.path]: change.after for change in wanted if change.after is not None}
+            ) as temporaries,
+            ThreadPoolExecutor(THREADS) as threads,
+        ):  # what is replaced is taken off the disk, which may wait
             done = list(threads.map(put, wanted))
         return [change.path for change, put_in_place in zip(wanted, done) if not put_in_place]
 
@@ -333,7 +476,9 @@ class History:
         if file.exists():
             ours = isinstance(change.before, str) and self._holds(change.path, change.before)
             aside = self.trash / (change.before if ours else self.put_aside(change.path))
-            (_copy_file if comes else _move_file)(file, aside)                     # at no moment is there no picture in its place
+            (_copy_file if comes else _move_file)(
+                file, aside
+            )  # at no moment is there no picture in its place
         if comes:
             _move_file(self.trash / change.after, file)
 
@@ -354,7 +499,7 @@ def digest(data: bytes) -> str:
 def _trash_name(path: str, content_digest: str) -> str:
     """Name a place in the trash: readable, and telling the content; no two are the same."""
     name = PurePosixPath(path)
-    stem = os.fsencode(name.stem)[:160].decode("utf-8", "ignore")                  # a name has 255 bytes at most
+    stem = os.fsencode(name.stem)[:160].decode("utf-8", "ignore")  # a name has 255 bytes at most
     return f"{stem}.{content_digest}{uuid.uuid4().hex[:8]}{name.suffix}"
 
 
@@ -374,13 +519,15 @@ def _digest_at(file: Path, mtime_ns: int, size: int) -> str:
         with open(file, "rb") as opened:
             while block := opened.read(1 << 20):
                 content.update(block)
-    except PermissionError:                                                        # it may be moved all the same, and is known again by these
+    except PermissionError:  # it may be moved all the same, and is known again by these
         content.update(f"{mtime_ns}/{size}".encode())
     return content.hexdigest()
 
 
 def _owner(path: Path) -> sqlite3.Connection | None:
-    """Become the one process that completes broken-off steps; None while another is. A lock of SQLite's ends with the process."""
+    """Become the one process that completes broken-off steps; None while another is. A lock of
+    SQLite's ends with the process.
+    """
     connection = sqlite3.connect(path, check_same_thread=False, timeout=0)
     try:
         connection.execute("begin exclusive")

@@ -1,8 +1,10 @@
-"""The kinds of adapter layer, built by peft around one given layer each: LoRA (arXiv 2106.09685), LoHa (arXiv 2108.06098), LoKr (arXiv 2309.14859).
+"""The kinds of adapter layer, built by peft around one given layer each: LoRA (arXiv 2106.09685),
+LoHa (arXiv 2108.06098), LoKr (arXiv 2309.14859).
 
-What is ours in them: one meaning of scale and dropouts for all kinds and all versions of peft, DoRA (arXiv 2402.09353) on top of any of them,
-and the names that weights have in files.
+What is ours in them: one meaning of scale and dropouts for all kinds and all versions of peft, DoRA
+(arXiv 2402.09353) on top of any of them, and the names that weights have in files.
 """
+
 import dataclasses
 import functools
 import math
@@ -24,18 +26,24 @@ LOKR_NAMES = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Rank and alpha of one layer; what it adds is scaled by alpha / rank, or alpha / sqrt(rank) where the form says so."""
+    """Rank and alpha of one layer; what it adds is scaled by alpha / rank, or alpha / sqrt(rank)
+    where the form says so.
+    """
+
     rank: int
     alpha: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What all layers of a run have in common: how their change is built from few numbers, and what is left out of it at random while learning.
+    """What all layers of a run have in common: how their change is built from few numbers, and what
+    is left out of it at random while learning.
 
-    `lokr_both` and `tucker` are ways of LyCORIS that files may have: LoKr's small factor is of low rank too; 3x3 convolutions have a core tensor.
-    `use_dora`: what each input counts is learned by itself, beside the directions that the change turns it to.
+    `lokr_both` and `tucker` are ways of LyCORIS that files may have: LoKr's small factor is of low
+    rank too; 3x3 convolutions have a core tensor. `use_dora`: what each input counts is learned by
+    itself, beside the directions that the change turns it to.
     """
+
     kind: str = "lora"
     rslora: bool = False
     lokr_factor: int = -1
@@ -47,31 +55,52 @@ class Form:
     use_dora: bool = False
 
     def scale(self, shape: Shape, *, whole: bool = False) -> float:
-        """Return what a layer's change is multiplied by; `whole`: a LoKr of two full matrices has no rank and, as in LyCORIS and the WebUI, the scale 1."""
+        """Return what a layer's change is multiplied by; `whole`: a LoKr of two full matrices has
+        no rank and, as in LyCORIS and the WebUI, the scale 1.
+        """
         if whole:
             return 1.0
         return shape.alpha / (math.sqrt(shape.rank) if self.rslora else shape.rank)
 
 
 class Dropouts:
-    """What is left out at random; one for all layers of a run, so that `active` switches them all. Draws come from torch's global generators."""
+    """What is left out at random; one for all layers of a run, so that `active` switches them all.
+    Draws come from torch's global generators.
+    """
 
     def __init__(self, form: Form) -> None:
-        self.inputs, self.ranks, self.layers, self.active = form.dropout, form.rank_dropout, form.module_dropout, True
+        self.inputs, self.ranks, self.layers, self.active = (
+            form.dropout,
+            form.rank_dropout,
+            form.module_dropout,
+            True,
+        )
 
     def leaves_out_layer(self) -> bool:
         return self.active and self.layers > 0 and bool(torch.rand(1) < self.layers)
 
     def of_inputs(self, inputs: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.dropout(inputs, self.inputs) if self.active and self.inputs else inputs
+        return (
+            torch.nn.functional.dropout(inputs, self.inputs)
+            if self.active and self.inputs
+            else inputs
+        )
 
     def of_ranks(self, *shape: int, device: torch.device) -> torch.Tensor | None:
-        """Return 0 for what is left out and 1 / (1 - rate) for the rest; None when nothing ever is."""
-        return (torch.rand(shape, device=device) >= self.ranks) / (1 - self.ranks) if self.active and self.ranks else None
+        """Return 0 for what is left out and 1 / (1 - rate) for the rest; None when nothing ever
+        is.
+        """
+        return (
+            (torch.rand(shape, device=device) >= self.ranks) / (1 - self.ranks)
+            if self.active and self.ranks
+            else None
+        )
 
 
 def sizes(weight: torch.Size, rank: int, form: Form) -> dict[str, tuple[int, ...]]:
-    """Return the size of everything that a layer of this weight learns, by the names that the file uses."""
+    """Return the size of everything that a layer of this weight learns, by the names that the file
+    uses.
+    """
     magnitudes = {DORA_SCALE: (1, weight[1], *[1] * len(weight[2:]))} if form.use_dora else {}
     return {**_sizes_of_change(weight, rank, form), **magnitudes}
 
@@ -81,17 +110,36 @@ def _sizes_of_change(weight: torch.Size, rank: int, form: Form) -> dict[str, tup
     area = math.prod(kernel)
     tucker = form.tucker and area > 1
     if form.kind == "lora":
-        return {"lora_down.weight": (rank, inputs, *kernel), "lora_up.weight": (out, rank, *[1] * len(kernel))}
+        return {
+            "lora_down.weight": (rank, inputs, *kernel),
+            "lora_up.weight": (out, rank, *[1] * len(kernel)),
+        }
     if form.kind == "loha":
         names = LOHA_NAMES if tucker else LOHA_NAMES[:4]
-        a, b, core = ((rank, out), (rank, inputs), (rank, rank, *kernel)) if tucker else ((out, rank), (rank, inputs * area), ())
+        a, b, core = (
+            ((rank, out), (rank, inputs), (rank, rank, *kernel))
+            if tucker
+            else ((out, rank), (rank, inputs * area), ())
+        )
         return dict(zip(names, (a, b, a, b, core, core)))
-    (out_1, out_2), (in_1, in_2) = lokr.factorization(out, form.lokr_factor), lokr.factorization(inputs, form.lokr_factor)
-    small = {"lokr_w1_a": (out_1, rank), "lokr_w1_b": (rank, in_1)} if form.lokr_both and rank < max(out_1, in_1) / 2 else {"lokr_w1": (out_1, in_1)}
+    (out_1, out_2), (in_1, in_2) = (
+        lokr.factorization(out, form.lokr_factor),
+        lokr.factorization(inputs, form.lokr_factor),
+    )
+    small = (
+        {"lokr_w1_a": (out_1, rank), "lokr_w1_b": (rank, in_1)}
+        if form.lokr_both and rank < max(out_1, in_1) / 2
+        else {"lokr_w1": (out_1, in_1)}
+    )
     if rank >= max(out_2, in_2) / 2:
         return {**small, "lokr_w2": (out_2, in_2, *kernel)}
     if tucker:
-        return {**small, "lokr_w2_a": (rank, out_2), "lokr_w2_b": (rank, in_2), "lokr_t2": (rank, rank, *kernel)}
+        return {
+            **small,
+            "lokr_w2_a": (rank, out_2),
+            "lokr_w2_b": (rank, in_2),
+            "lokr_t2": (rank, rank, *kernel),
+        }
     return {**small, "lokr_w2_a": (out_2, rank), "lokr_w2_b": (rank, in_2 * area)}
 
 
@@ -105,7 +153,11 @@ def factors_of(layer: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """Return what a layer's change is a product of, by the names that the file uses."""
     if hasattr(layer, "lora_A"):
         return {name: getattr(layer, ours)[ADAPTER].weight for name, ours in LORA_NAMES.items()}
-    return {name: getattr(layer, name)[ADAPTER] for name in LOHA_NAMES + LOKR_NAMES if ADAPTER in getattr(layer, name, ())}
+    return {
+        name: getattr(layer, name)[ADAPTER]
+        for name in LOHA_NAMES + LOKR_NAMES
+        if ADAPTER in getattr(layer, name, ())
+    }
 
 
 def is_whole(names: Iterable[str]) -> bool:
@@ -114,24 +166,36 @@ def is_whole(names: Iterable[str]) -> bool:
 
 
 def delta_weight(layer: torch.nn.Module, *, dropouts: Dropouts | None = None) -> torch.Tensor:
-    """Return what is added to a layer's weight, scaled, float32, in the weight's shape; differentiable. What `dropouts` says is left out. DoRA's
-    magnitudes are not in it: see `changed_weight`."""
+    """Return what is added to a layer's weight, scaled, float32, in the weight's shape;
+    differentiable. What `dropouts` says is left out. DoRA's magnitudes are not in it: see
+    `changed_weight`.
+    """
     if dropouts and dropouts.leaves_out_layer():
-        return torch.zeros(layer.base_layer.weight.shape, device=next(iter(factors_of(layer).values())).device)
-    return _lora_delta(layer, dropouts) if hasattr(layer, "lora_A") else _whole_delta(layer, dropouts)
+        return torch.zeros(
+            layer.base_layer.weight.shape, device=next(iter(factors_of(layer).values())).device
+        )
+    return (
+        _lora_delta(layer, dropouts) if hasattr(layer, "lora_A") else _whole_delta(layer, dropouts)
+    )
 
 
-def changed_weight(layer: torch.nn.Module, weight: torch.Tensor, *, dropouts: Dropouts | None = None) -> torch.Tensor:
+def changed_weight(
+    layer: torch.nn.Module, weight: torch.Tensor, *, dropouts: Dropouts | None = None
+) -> torch.Tensor:
     """Return the base's `weight` as a layer changes it, in its type; differentiable."""
     changed = weight.float() + delta_weight(layer, dropouts=dropouts)
-    return (changed * dora_factors(layer, weight) if hasattr(layer, DORA_SCALE) else changed).to(weight.dtype)
+    return (changed * dora_factors(layer, weight) if hasattr(layer, DORA_SCALE) else changed).to(
+        weight.dtype
+    )
 
 
 def dora_factors(layer: torch.nn.Module, weight: torch.Tensor) -> torch.Tensor:
-    """Return what DoRA multiplies each input with, float32 `(1, in)` or `(1, in, 1, 1)`: m / |W + change| by columns (arXiv 2402.09353, eq. 5).
+    """Return what DoRA multiplies each input with, float32 `(1, in)` or `(1, in, 1, 1)`: m / |W +
+    change| by columns (arXiv 2402.09353, eq. 5).
 
-    The paper's columns are the inputs, as in the WebUI's loader and in LyCORIS's first files; peft's `use_dora` takes rows instead, which the
-    WebUI would read as another change. The norm is a constant to the gradient (section 4.3).
+    The paper's columns are the inputs, as in the WebUI's loader and in LyCORIS's first files;
+    peft's `use_dora` takes rows instead, which the WebUI would read as another change. The norm is
+    a constant to the gradient (section 4.3).
     """
     with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
         norms = _column_norms(weight.float() + delta_weight(layer))
@@ -139,12 +203,16 @@ def dora_factors(layer: torch.nn.Module, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _column_norms(weight: torch.Tensor) -> torch.Tensor:
-    """Return the norm of what belongs to each input, in the WebUI's order of adding up, so that not even a rounding differs."""
+    """Return the norm of what belongs to each input, in the WebUI's order of adding up, so that not
+    even a rounding differs.
+    """
     return weight.transpose(0, 1).flatten(1).norm(dim=1).reshape(1, -1, *[1] * (weight.dim() - 2))
 
 
 def delta_norm(layer: torch.nn.Module) -> torch.Tensor:
-    """Return the Frobenius norm of a layer's change, scaled, without building it where that can be done: |BA|^2 = tr(B'B AA'), |X kron Y| = |X||Y|."""
+    """Return the Frobenius norm of a layer's change, scaled, without building it where that can be
+    done: |BA|^2 = tr(B'B AA'), |X kron Y| = |X||Y|.
+    """
     weights, scale = factors_of(layer), layer.scaling[ADAPTER]
     if hasattr(layer, "lora_A"):
         down, up = (weight.flatten(1) for weight in weights.values())
@@ -155,10 +223,17 @@ def delta_norm(layer: torch.nn.Module) -> torch.Tensor:
     return torch.linalg.vector_norm(first) * torch.linalg.vector_norm(second) * scale
 
 
-def build(originals: Mapping[str, torch.nn.Module], shapes: Mapping[str, Shape], form: Form, dropouts: Dropouts) -> dict[str, torch.nn.Module]:
-    """Return a peft layer around each of the Linear and Conv2d layers, neutral at first, learning in float32; draws from torch's global generator.
+def build(
+    originals: Mapping[str, torch.nn.Module],
+    shapes: Mapping[str, Shape],
+    form: Form,
+    dropouts: Dropouts,
+) -> dict[str, torch.nn.Module]:
+    """Return a peft layer around each of the Linear and Conv2d layers, neutral at first, learning
+    in float32; draws from torch's global generator.
 
-    peft works on a container of its own, so the model that the layers are part of is not touched, and parameters keep their requires_grad.
+    peft works on a container of its own, so the model that the layers are part of is not touched,
+    and parameters keep their requires_grad.
     """
     alike: dict[Shape, list[str]] = {}
     for path in originals:
@@ -176,7 +251,9 @@ def build(originals: Mapping[str, torch.nn.Module], shapes: Mapping[str, Shape],
     for path, layer in layers.items():
         _make_ours(layer, form.scale(shapes[path], whole=is_whole(weights_of(layer))), dropouts)
         if form.use_dora:
-            layer.dora_scale = torch.nn.Parameter(_column_norms(layer.base_layer.weight.detach().float()))
+            layer.dora_scale = torch.nn.Parameter(
+                _column_norms(layer.base_layer.weight.detach().float())
+            )
             layer.register_forward_pre_hook(_scale_inputs)
     return {path: layers[path] for path in originals}
 
@@ -184,12 +261,37 @@ def build(originals: Mapping[str, torch.nn.Module], shapes: Mapping[str, Shape],
 def _inject(holder: torch.nn.ModuleList, shape: Shape, form: Form) -> None:
     here = r"\d+"
     if form.kind == "lora":
-        inject_adapter_in_model(LoraConfig(r=shape.rank, lora_alpha=shape.alpha, lora_dropout=form.dropout, target_modules=here), holder, ADAPTER)
+        inject_adapter_in_model(
+            LoraConfig(
+                r=shape.rank, lora_alpha=shape.alpha, lora_dropout=form.dropout, target_modules=here
+            ),
+            holder,
+            ADAPTER,
+        )
     elif form.kind == "loha":
-        _LoHaModel(holder, LoHaConfig(r=shape.rank, alpha=shape.alpha, use_effective_conv2d=form.tucker, target_modules=here), ADAPTER)
+        _LoHaModel(
+            holder,
+            LoHaConfig(
+                r=shape.rank,
+                alpha=shape.alpha,
+                use_effective_conv2d=form.tucker,
+                target_modules=here,
+            ),
+            ADAPTER,
+        )
     else:
-        _LoKrModel(holder, LoKrConfig(r=shape.rank, alpha=shape.alpha, use_effective_conv2d=form.tucker, decompose_both=form.lokr_both,
-                                      decompose_factor=form.lokr_factor, target_modules=here), ADAPTER)
+        _LoKrModel(
+            holder,
+            LoKrConfig(
+                r=shape.rank,
+                alpha=shape.alpha,
+                use_effective_conv2d=form.tucker,
+                decompose_both=form.lokr_both,
+                decompose_factor=form.lokr_factor,
+                target_modules=here,
+            ),
+            ADAPTER,
+        )
 
 
 def _make_ours(layer: torch.nn.Module, scale: float, dropouts: Dropouts) -> None:
@@ -197,7 +299,7 @@ def _make_ours(layer: torch.nn.Module, scale: float, dropouts: Dropouts) -> None
     for parameter in weights_of(layer).values():
         parameter.data = parameter.data.float()
     layer.scaling[ADAPTER] = scale
-    layer.cast_input_dtype_enabled = False                                         # autocast casts once; peft would go by way of fp32
+    layer.cast_input_dtype_enabled = False  # autocast casts once; peft would go by way of fp32
     if not hasattr(layer, "lora_A"):
         layer.dropouts = dropouts
         return
@@ -210,12 +312,15 @@ def _make_ours(layer: torch.nn.Module, scale: float, dropouts: Dropouts) -> None
 
 
 def _scale_inputs(layer: torch.nn.Module, inputs: tuple) -> tuple:
-    """Give a DoRA layer its inputs times their factors: (W + change) diag(f) x, without building the weight."""
+    """Give a DoRA layer its inputs times their factors: (W + change) diag(f) x, without building
+    the weight.
+    """
     first, *others = inputs
     return ((first * dora_factors(layer, layer.base_layer.weight)).to(first.dtype), *others)
 
 
-# --- LoRA: peft's own layers -----------------------------------------------------------------------------------------------
+# --- LoRA: peft's own layers ----------------------------------------------------------------------
+
 
 class _InputDropout(torch.nn.Module):
     def __init__(self, dropouts: Dropouts) -> None:
@@ -226,18 +331,26 @@ class _InputDropout(torch.nn.Module):
         return self._dropouts.of_inputs(inputs)
 
 
-def _leave_out_ranks(dropouts: Dropouts, down: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
-    """Leave out ranks, others for each picture, and scale up the rest, as kohya's rank_dropout: output is `(batch, …, rank)` or `(batch, rank, h, w)`.
+def _leave_out_ranks(
+    dropouts: Dropouts, down: torch.nn.Module, inputs: tuple, output: torch.Tensor
+) -> torch.Tensor | None:
+    """Leave out ranks, others for each picture, and scale up the rest, as kohya's rank_dropout:
+    output is `(batch, …, rank)` or `(batch, rank, h, w)`.
 
-    Older open_clip computes in `(tokens, batch, width)`: in its MLPs it is others for each token, the same in all pictures, as with kohya's. The mean stays.
+    Older open_clip computes in `(tokens, batch, width)`: in its MLPs it is others for each token,
+    the same in all pictures, as with kohya's. The mean stays.
     """
     kept = dropouts.of_ranks(len(output), len(down.weight), device=output.device)
     if kept is None:
         return None
-    return output * kept.to(output.dtype).reshape((*kept.shape, 1, 1) if output.dim() == 4 else (len(kept), *[1] * (output.dim() - 2), -1))
+    return output * kept.to(output.dtype).reshape(
+        (*kept.shape, 1, 1) if output.dim() == 4 else (len(kept), *[1] * (output.dim() - 2), -1)
+    )
 
 
-def _leave_out_layer(dropouts: Dropouts, up: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
+def _leave_out_layer(
+    dropouts: Dropouts, up: torch.nn.Module, inputs: tuple, output: torch.Tensor
+) -> torch.Tensor | None:
     return torch.zeros_like(output) if dropouts.leaves_out_layer() else None
 
 
@@ -252,10 +365,13 @@ def _lora_delta(layer: torch.nn.Module, dropouts: Dropouts | None) -> torch.Tens
         return (columns @ rows * layer.scaling[ADAPTER]).reshape(len(up), *down.shape[1:])
 
 
-# --- LoHa and LoKr: peft's layers, whose change is built as a whole ---------------------------------------------------------
+# --- LoHa and LoKr: peft's layers, whose change is built as a whole -------------------------------
+
 
 class _Whole:
-    """A forward of ours: versions of peft differ in LoKr's scale (0.13 has none), in dropouts and in types."""
+    """A forward of ours: versions of peft differ in LoKr's scale (0.13 has none), in dropouts and
+    in types.
+    """
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         base, result = self.base_layer, self.base_layer(inputs)
@@ -263,7 +379,9 @@ class _Whole:
             return result
         change, inputs = _whole_delta(self, self.dropouts), self.dropouts.of_inputs(inputs)
         if isinstance(base, torch.nn.Conv2d):
-            return result + torch.nn.functional.conv2d(inputs, change, None, base.stride, base.padding, base.dilation, base.groups).to(result.dtype)
+            return result + torch.nn.functional.conv2d(
+                inputs, change, None, base.stride, base.padding, base.dilation, base.groups
+            ).to(result.dtype)
         return result + torch.nn.functional.linear(inputs, change).to(result.dtype)
 
 
@@ -292,24 +410,38 @@ class _LoKrModel(LoKrModel):
 
 
 def _whole_delta(layer: torch.nn.Module, dropouts: Dropouts | None) -> torch.Tensor:
-    """Build the change in float32. Ranks are left out by rows, as LyCORIS does it, but so that the mean stays."""
+    """Build the change in float32. Ranks are left out by rows, as LyCORIS does it, but so that the
+    mean stays.
+    """
     with torch.autocast(next(iter(factors_of(layer).values())).device.type, enabled=False):
-        change = layer.get_delta_weight(ADAPTER) if hasattr(layer, "hada_w1_a") else _lokr_delta(layer)
-        kept = dropouts.of_ranks(len(change), *[1] * (change.dim() - 1), device=change.device) if dropouts else None
+        change = (
+            layer.get_delta_weight(ADAPTER) if hasattr(layer, "hada_w1_a") else _lokr_delta(layer)
+        )
+        kept = (
+            dropouts.of_ranks(len(change), *[1] * (change.dim() - 1), device=change.device)
+            if dropouts
+            else None
+        )
         return change if kept is None else change * kept
 
 
 def _lokr_delta(layer: torch.nn.Module) -> torch.Tensor:
     """Return scale * (W1 kron W2)."""
-    return lokr.make_kron(*_lokr_factors(layer), layer.scaling[ADAPTER]).reshape(layer.base_layer.weight.shape)
+    return lokr.make_kron(*_lokr_factors(layer), layer.scaling[ADAPTER]).reshape(
+        layer.base_layer.weight.shape
+    )
 
 
 def _lokr_factors(layer: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """Return W1 and W2, each whole or put together from products (arXiv 2309.14859)."""
     weights = factors_of(layer)
-    first = weights["lokr_w1"] if "lokr_w1" in weights else weights["lokr_w1_a"] @ weights["lokr_w1_b"]
+    first = (
+        weights["lokr_w1"] if "lokr_w1" in weights else weights["lokr_w1_a"] @ weights["lokr_w1_b"]
+    )
     if "lokr_w2" in weights:
         return first, weights["lokr_w2"]
     if "lokr_t2" in weights:
-        return first, lokr.make_weight_cp(weights["lokr_t2"], weights["lokr_w2_a"], weights["lokr_w2_b"])
+        return first, lokr.make_weight_cp(
+            weights["lokr_t2"], weights["lokr_w2_a"], weights["lokr_w2_b"]
+        )
     return first, weights["lokr_w2_a"] @ weights["lokr_w2_b"]

@@ -1,37 +1,61 @@
-"""Names of the same weights in two layouts: the checkpoint's own (LDM and sgm, "compvis") and diffusers'.
+"""Names of the same weights in two layouts: the checkpoint's own (LDM and sgm, "compvis") and
+diffusers'.
 
-SD1 and SD2 share one block layout, of four levels with two residual blocks each; SDXL has three, and SSD-1B is SDXL with fewer layers inside.
-LoRA files for SD1 and SD2 name blocks as diffusers does, whatever model they were trained on, those for SDXL as its checkpoint does.
+SD1 and SD2 share one block layout, of four levels with two residual blocks each; SDXL has three,
+and SSD-1B is SDXL with fewer layers inside. LoRA files for SD1 and SD2 name blocks as diffusers
+does, whatever model they were trained on, those for SDXL as its checkpoint does.
 """
+
 import functools
 import re
 
 LEVELS, SDXL_LEVELS, BLOCKS_PER_LEVEL = 4, 3, 2
-_RESNET = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
-           "out_layers.3": "conv2", "skip_connection": "conv_shortcut"}
+_RESNET = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
 _RESNET_TO_LDM = {theirs: ours for ours, theirs in _RESNET.items()}
 
 
 @functools.cache
 def _to_diffusers(levels: int) -> dict[str, str]:
     """Pairs of LDM and diffusers prefixes for everything but the insides of residual blocks."""
-    pairs = {"input_blocks.0.0": "conv_in", "time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
-             "label_emb.0.0": "add_embedding.linear_1", "label_emb.0.2": "add_embedding.linear_2",
-             "out.0": "conv_norm_out", "out.2": "conv_out", "middle_block.0": "mid_block.resnets.0",
-             "middle_block.1": "mid_block.attentions.0", "middle_block.2": "mid_block.resnets.1"}
+    pairs = {
+        "input_blocks.0.0": "conv_in",
+        "time_embed.0": "time_embedding.linear_1",
+        "time_embed.2": "time_embedding.linear_2",
+        "label_emb.0.0": "add_embedding.linear_1",
+        "label_emb.0.2": "add_embedding.linear_2",
+        "out.0": "conv_norm_out",
+        "out.2": "conv_out",
+        "middle_block.0": "mid_block.resnets.0",
+        "middle_block.1": "mid_block.attentions.0",
+        "middle_block.2": "mid_block.resnets.1",
+    }
     stride = BLOCKS_PER_LEVEL + 1
     for level in range(levels):
         for block in range(BLOCKS_PER_LEVEL):
             number = 1 + stride * level + block
             pairs[f"input_blocks.{number}.0"] = f"down_blocks.{level}.resnets.{block}"
             pairs[f"input_blocks.{number}.1"] = f"down_blocks.{level}.attentions.{block}"
-        pairs[f"input_blocks.{stride * (level + 1)}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
+        pairs[f"input_blocks.{stride * (level + 1)}.0.op"] = (
+            f"down_blocks.{level}.downsamplers.0.conv"
+        )
         for block in range(stride):
             number = stride * level + block
             pairs[f"output_blocks.{number}.0"] = f"up_blocks.{level}.resnets.{block}"
             pairs[f"output_blocks.{number}.1"] = f"up_blocks.{level}.attentions.{block}"
-        last, beside_attention = stride * level + BLOCKS_PER_LEVEL, level > 0 or levels == SDXL_LEVELS
-        pairs[f"output_blocks.{last}.{2 if beside_attention else 1}.conv"] = f"up_blocks.{level}.upsamplers.0.conv"
+        last, beside_attention = (
+            stride * level + BLOCKS_PER_LEVEL,
+            level > 0 or levels == SDXL_LEVELS,
+        )
+        pairs[f"output_blocks.{last}.{2 if beside_attention else 1}.conv"] = (
+            f"up_blocks.{level}.upsamplers.0.conv"
+        )
     return pairs
 
 
@@ -41,17 +65,25 @@ def _to_ldm(levels: int) -> dict[str, str]:
 
 
 def unet_to_diffusers(path: str, levels: int = LEVELS) -> str:
-    """Turn an LDM module path of a UNet of so many levels into diffusers'; raises KeyError for a path that is in no block."""
+    """Turn an LDM module path of a UNet of so many levels into diffusers'; raises KeyError for a
+    path that is in no block.
+    """
     table = _to_diffusers(levels)
     prefix = _longest(path, table)
-    return _joined(table[prefix], path[len(prefix):], _RESNET if ".resnets." in table[prefix] else {})
+    return _joined(
+        table[prefix], path[len(prefix) :], _RESNET if ".resnets." in table[prefix] else {}
+    )
 
 
 def unet_to_ldm(path: str, levels: int = LEVELS) -> str:
-    """Turn a diffusers module path of a UNet of so many levels into LDM's, without `model.diffusion_model.`; raises KeyError."""
+    """Turn a diffusers module path of a UNet of so many levels into LDM's, without
+    `model.diffusion_model.`; raises KeyError.
+    """
     table = _to_ldm(levels)
     prefix = _longest(path, table)
-    return _joined(table[prefix], path[len(prefix):], _RESNET_TO_LDM if ".resnets." in prefix else {})
+    return _joined(
+        table[prefix], path[len(prefix) :], _RESNET_TO_LDM if ".resnets." in prefix else {}
+    )
 
 
 def _longest(path: str, table: dict[str, str]) -> str:
@@ -66,7 +98,7 @@ def _joined(prefix: str, rest: str, inner: dict[str, str]) -> str:
     rest = rest.lstrip(".")
     for theirs, ours in inner.items():
         if rest == theirs or rest.startswith(theirs + "."):
-            rest = ours + rest[len(theirs):]
+            rest = ours + rest[len(theirs) :]
             break
     return f"{prefix}.{rest}" if rest else prefix
 
@@ -76,11 +108,24 @@ _VAE_RULES = (
     (r"(en|de)coder\.mid_block\.attentions\.0", lambda m: f"{m[1]}coder.mid.attn_1"),
     (r"encoder\.down_blocks\.(\d)\.resnets\.(\d)", lambda m: f"encoder.down.{m[1]}.block.{m[2]}"),
     (r"encoder\.down_blocks\.(\d)\.downsamplers\.0", lambda m: f"encoder.down.{m[1]}.downsample"),
-    (r"decoder\.up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"decoder.up.{LEVELS - 1 - int(m[1])}.block.{m[2]}"),
-    (r"decoder\.up_blocks\.(\d)\.upsamplers\.0", lambda m: f"decoder.up.{LEVELS - 1 - int(m[1])}.upsample"),
+    (
+        r"decoder\.up_blocks\.(\d)\.resnets\.(\d)",
+        lambda m: f"decoder.up.{LEVELS - 1 - int(m[1])}.block.{m[2]}",
+    ),
+    (
+        r"decoder\.up_blocks\.(\d)\.upsamplers\.0",
+        lambda m: f"decoder.up.{LEVELS - 1 - int(m[1])}.upsample",
+    ),
 )
-_VAE_LEAVES = {"conv_shortcut": "nin_shortcut", "conv_norm_out": "norm_out", "group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v",
-               "to_out.0": "proj_out"}
+_VAE_LEAVES = {
+    "conv_shortcut": "nin_shortcut",
+    "conv_norm_out": "norm_out",
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+}
 
 
 def vae_to_ldm(key: str) -> str:

@@ -1,8 +1,11 @@
-"""Data sets by name: folders under the data folder, or any folder the user names; what is uploaded into them. Editing is in editor.py.
+"""Data sets by name: folders under the data folder, or any folder the user names; what is uploaded
+into them. Editing is in editor.py.
 
-    datasets/<name>/                pictures and captions
-    datasets/<name>/.train_lora/    history, trash and thumbnails, and folder.json when the data set is a folder elsewhere
+datasets/<name>/                pictures and captions
+datasets/<name>/.train_lora/    history, trash and thumbnails, and folder.json when the data set is
+a folder elsewhere
 """
+
 import hashlib
 import json
 import os
@@ -16,7 +19,13 @@ from typing import BinaryIO
 
 from . import intake
 from .archives import Archive
-from .captions import CAPTION_ENDINGS, LARGEST_CAPTION_BYTES, read_caption, sidecar, write_atomically
+from .captions import (
+    CAPTION_ENDINGS,
+    LARGEST_CAPTION_BYTES,
+    read_caption,
+    sidecar,
+    write_atomically,
+)
 from .config import check_name, is_plain_text
 from .dataset import PICTURE_ENDINGS, Problem, examine, is_picture_file, picture_folders
 from .editor import CountTokens, DataSetEditor, check_caption, safe_filename
@@ -30,9 +39,17 @@ LARGEST_UPLOAD_BYTES = 64_000_000
 
 
 class Library:
-    """The data sets of one data folder. `check_path` raises `Refused` for a folder that may not be read from here."""
+    """The data sets of one data folder. `check_path` raises `Refused` for a folder that may not be
+    read from here.
+    """
 
-    def __init__(self, folder: Path, check_path: Callable[[Path], None] = lambda path: None, *, count_tokens: CountTokens | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        check_path: Callable[[Path], None] = lambda path: None,
+        *,
+        count_tokens: CountTokens | None = None,
+    ) -> None:
         self._folder, self._check_path, self._count_tokens = folder, check_path, count_tokens
         self._editors: dict[str, DataSetEditor] = {}
         self._lock = threading.Lock()
@@ -40,10 +57,16 @@ class Library:
     def all(self) -> list[dict]:
         """Every data set, by name: `{name, path, pictures}`."""
         homes = sorted(self._folder.iterdir()) if self._folder.is_dir() else []
-        return [self._summary(home.name) for home in homes if home.is_dir() and not home.name.startswith(".")]
+        return [
+            self._summary(home.name)
+            for home in homes
+            if home.is_dir() and not home.name.startswith(".")
+        ]
 
     def create(self, name: str | None, path: str | None = None) -> dict:
-        """Make an empty data set, or adopt a folder; an existing one of that name is returned as it is. Raises `Refused`."""
+        """Make an empty data set, or adopt a folder; an existing one of that name is returned as it
+        is. Raises `Refused`.
+        """
         folder = self._adoptable(path) if path else None
         name = _checked_name(name or (folder.name if folder else self._free("pictures")))
         home = self._folder / name
@@ -53,14 +76,19 @@ class Library:
         home.mkdir(parents=True, exist_ok=True)
         if folder:
             self._own(name).mkdir(exist_ok=True)
-            write_atomically(self._own(name) / "folder.json", json.dumps({"path": str(folder)}, ensure_ascii=False).encode("utf-8"))
+            write_atomically(
+                self._own(name) / "folder.json",
+                json.dumps({"path": str(folder)}, ensure_ascii=False).encode("utf-8"),
+            )
         return self._summary(name)
 
     def path(self, name: str) -> Path:
         """Return the folder of a data set; raises `Refused` (code "not_found")."""
         home = self._folder / name if _is_plain(name) else None
         if home is None or not home.is_dir():
-            raise Refused(f"There is no data set called {name!r}.", field="train_data_dir", code="not_found")
+            raise Refused(
+                f"There is no data set called {name!r}.", field="train_data_dir", code="not_found"
+            )
         pointer = home / ".train_lora" / "folder.json"
         if not pointer.is_file():
             if home.is_symlink():
@@ -69,8 +97,12 @@ class Library:
         try:
             folder = Path(json.loads(pointer.read_text(encoding="utf-8"))["path"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Refused(f"The data set {name} points to a folder, but {pointer} cannot be read. Add the folder again.", code="not_found") from error
-        self._check_path(folder)                                                   # it may have been added when only this machine could ask
+            raise Refused(
+                f"The data set {name} points to a folder, but {pointer} cannot be read. Add the"
+                " folder again.",
+                code="not_found",
+            ) from error
+        self._check_path(folder)  # it may have been added when only this machine could ask
         return folder
 
     def resolve(self, name_or_folder: str) -> Path:
@@ -90,10 +122,15 @@ class Library:
                 if editor is not None:
                     editor.close()
                 try:
-                    editor = self._editors[name] = DataSetEditor(name, folder, self._own(name), count_tokens=self._count_tokens)
+                    editor = self._editors[name] = DataSetEditor(
+                        name, folder, self._own(name), count_tokens=self._count_tokens
+                    )
                 except (OSError, sqlite3.Error) as error:
-                    raise Refused(f"The history of {name} cannot be written in {self._own(name)}: {getattr(error, 'strerror', None) or error}.",
-                                  code="cannot_save") from error
+                    raise Refused(
+                        f"The history of {name} cannot be written in {self._own(name)}:"
+                        f" {getattr(error, 'strerror', None) or error}.",
+                        code="cannot_save",
+                    ) from error
             return editor
 
     def describe(self, name: str) -> dict:
@@ -101,7 +138,9 @@ class Library:
         return self.open(name).describe()
 
     def add(self, name: str, filename: str, data: bytes) -> str:
-        """Save an uploaded picture or caption under its own name and return that; raises `Refused` with the reason."""
+        """Save an uploaded picture or caption under its own name and return that; raises `Refused`
+        with the reason.
+        """
         return self._store(self.path(name), PurePosixPath(_uploadable_name(filename)), data)
 
     def add_archive(self, name: str, filename: str, file: BinaryIO) -> intake.Taken:
@@ -115,8 +154,8 @@ class Library:
     def add_folder(
         self, name: str, path: str, *, with_prompts: bool = False, create: bool = False
     ) -> intake.Taken:
-        """Add copies of the pictures and captions in a folder and those below it, such as the WebUI's
-        output folder; as `add_archive`.
+        """Add copies of the pictures and captions in a folder and those below it, such as the
+        WebUI's output folder; as `add_archive`.
 
         `with_prompts`: captions come from what the pictures hold, so .txt files that hold the same
         are not taken for captions.
@@ -126,7 +165,8 @@ class Library:
         home = self._home(name, create=create)
         if home.is_relative_to(folder) or folder.is_relative_to(home):
             raise Refused(
-                f"{folder} and the data set {name} are one within the other. Choose another folder.",
+                f"{folder} and the data set {name} are one within the other. Choose another"
+                " folder.",
                 field="folder",
                 code="twice",
             )
@@ -153,13 +193,19 @@ class Library:
         filename = _uploadable_name(path.name)
         path = PurePosixPath(*map(safe_filename, path.parts[:-1]), filename)
         if len(data) > _limit_of(filename):
-            raise Refused(f"{filename} is too large: at most {_limit_of(filename) / 1e6:g} MB.", code="too_large")
+            raise Refused(
+                f"{filename} is too large: at most {_limit_of(filename) / 1e6:g} MB.",
+                code="too_large",
+            )
         if path.suffix.lower() in PICTURE_ENDINGS:
             _check_picture(folder, filename, data)
-        with self._lock:                                                           # of two that come at once under one name, one is refused
+        with self._lock:  # of two that come at once under one name, one is refused
             target = _place_for(folder, path)
             if target.exists() and not _holds(target, data):
-                raise Refused(f"{filename} is there already, with other content. Rename one of them.", code="exists")
+                raise Refused(
+                    f"{filename} is there already, with other content. Rename one of them.",
+                    code="exists",
+                )
             if not target.exists():
                 _save(target, data)
         return path.as_posix()
@@ -169,7 +215,8 @@ class Library:
     ) -> list[dict[str, str]]:
         """Give pictures without a caption the prompt that the WebUI wrote into them, as one step.
 
-        Returns `{filename, reason}` for each whose prompt cannot be its caption; no other is held up by it.
+        Returns `{filename, reason}` for each whose prompt cannot be its caption; no other is held
+        up by it.
         """
         editor, prompts, taken, refused = self.open(name), {}, {}, []
         for filename in filter(is_picture_file, map(Path, filenames)):
@@ -180,13 +227,19 @@ class Library:
                     check_caption(filename.as_posix(), prompt)
                 if prompt and taken.setdefault(sidecar(path), prompt) != prompt:
                     raise Refused(
-                        f"{filename} shares its caption file {sidecar(path).name} with another picture, whose prompt was taken.",
+                        f"{filename} shares its caption file {sidecar(path).name} with another"
+                        " picture, whose prompt was taken.",
                         code="shared",
                     )
             except Refused as error:
                 refused.append({"filename": filename.as_posix(), "reason": error.message})
             except OSError as error:
-                refused.append({"filename": filename.as_posix(), "reason": f"Its caption file cannot be read: {error.strerror or error}."})
+                refused.append(
+                    {
+                        "filename": filename.as_posix(),
+                        "reason": f"Its caption file cannot be read: {error.strerror or error}.",
+                    }
+                )
             else:
                 prompts.update({filename.as_posix(): prompt} if prompt else {})
         if prompts:
@@ -209,7 +262,7 @@ class Library:
                 editor.close()
             self._editors.clear()
 
-    # --- Inside ----------------------------------------------------------------------------------------------------------
+    # --- Inside -----------------------------------------------------------------------------------
 
     def _home(self, name: str, *, create: bool) -> Path:
         """Return the folder of a data set, links followed, or where it will be made."""
@@ -234,11 +287,17 @@ class Library:
         scan_error = None
         try:
             if not folder.is_dir():
-                scan_error = f"The folder {str(folder)[:200]} does not exist." if not folder.exists() else f"{folder} is a file, not a folder."
+                scan_error = (
+                    f"The folder {str(folder)[:200]} does not exist."
+                    if not folder.exists()
+                    else f"{folder} is a file, not a folder."
+                )
             else:
                 next(folder.iterdir(), None)
         except OSError as error:
-            scan_error = f"The folder {str(folder)[:200]} cannot be read: {error.strerror or error}."
+            scan_error = (
+                f"The folder {str(folder)[:200]} cannot be read: {error.strerror or error}."
+            )
         if scan_error:
             raise Refused(scan_error, field="path", code="no_folder")
         return folder.resolve()
@@ -253,22 +312,42 @@ class Library:
 
 
 def _is_plain(name: str) -> bool:
-    return bool(name) and is_plain_text(name) and name not in (".", "..") and not name.startswith(".") and not re.search(r'[\\/:\x00]', name) and len(name.encode()) < 240
+    return (
+        bool(name)
+        and is_plain_text(name)
+        and name not in (".", "..")
+        and not name.startswith(".")
+        and not re.search(r"[\\/:\x00]", name)
+        and len(name.encode()) < 240
+    )
 
 
 def _checked_name(name: str) -> str:
     try:
         return check_name(name)
     except Refused as error:
-        raise Refused(error.message.split(". Use ")[0] + ". Choose another name for the data set.", field="name", code="bad_name") from error
+        raise Refused(
+            error.message.split(". Use ")[0] + ". Choose another name for the data set.",
+            field="name",
+            code="bad_name",
+        ) from error
 
 
 def _uploadable_name(filename: str) -> str:
     name = safe_filename(filename)
-    if Path(name).suffix.lower() not in (*PICTURE_ENDINGS, *CAPTION_ENDINGS) and name.lower() not in TABLE_NAMES:
-        raise Refused(f"{name} is neither a picture ({', '.join(PICTURE_ENDINGS[:5])}, …) nor a caption (.txt, .caption, metadata.csv).", code="not_a_picture")
+    if (
+        Path(name).suffix.lower() not in (*PICTURE_ENDINGS, *CAPTION_ENDINGS)
+        and name.lower() not in TABLE_NAMES
+    ):
+        raise Refused(
+            f"{name} is neither a picture ({', '.join(PICTURE_ENDINGS[:5])}, …) nor a caption"
+            " (.txt, .caption, metadata.csv).",
+            code="not_a_picture",
+        )
     stem, ending = os.path.splitext(name)
-    return stem + ending.lower() if ending.lower() in CAPTION_ENDINGS else name    # cat.TXT would never be found beside cat.png
+    return (
+        stem + ending.lower() if ending.lower() in CAPTION_ENDINGS else name
+    )  # cat.TXT would never be found beside cat.png
 
 
 def _is_note(source: intake.Source) -> bool:
@@ -290,7 +369,9 @@ def _limit_of(filename: str) -> int:
 
 
 def _place_for(folder: Path, path: PurePosixPath) -> Path:
-    """Return a file's path in a data set, its folder made; raises `Refused` where a link leads out of it."""
+    """Return a file's path in a data set, its folder made; raises `Refused` where a link leads out
+    of it.
+    """
     target = folder / path
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -319,17 +400,24 @@ def _save(path: Path, data: bytes) -> None:
     try:
         write_atomically(path, data)
     except OSError as error:
-        raise Refused(f"{path.name} cannot be saved: {error.strerror or error}.", code="cannot_save") from error
+        raise Refused(
+            f"{path.name} cannot be saved: {error.strerror or error}.", code="cannot_save"
+        ) from error
 
 
 def _check_picture(folder: Path, filename: str, data: bytes) -> None:
     """Refuse what is not a usable picture by its content, before it gets its name."""
-    trial = folder / f".upload-{hashlib.sha256(data).hexdigest()[:16]}-{threading.get_ident()}{Path(filename).suffix.lower()}"
+    trial = (
+        folder
+        / f".upload-{hashlib.sha256(data).hexdigest()[:16]}-{threading.get_ident()}{Path(filename).suffix.lower()}"
+    )
     try:
         trial.write_bytes(data)
         found = examine(trial)
     except OSError as error:
-        raise Refused(f"{filename} cannot be saved: {error.strerror or error}.", code="cannot_save") from error
+        raise Refused(
+            f"{filename} cannot be saved: {error.strerror or error}.", code="cannot_save"
+        ) from error
     finally:
         trial.unlink(missing_ok=True)
     if isinstance(found, Problem):

@@ -1,4 +1,7 @@
-"""What lies in a data set's folders, from one look at their entries: no file is opened. And what was read from files, kept while they stay the same."""
+"""What lies in a data set's folders, from one look at their entries: no file is opened. And what
+was read from files, kept while they stay the same.
+"""
+
 import dataclasses
 import functools
 import os
@@ -11,11 +14,14 @@ from .config import is_plain_text
 from .dataset import is_other_folder, is_picture_name, read_kohya_name
 from .paths import lies_in
 
-SETTLED_NS = 2_000_000_000             # a file system's clock may tick this slowly (FAT); most do it every 4 ms
+SETTLED_NS = (
+    2_000_000_000  # a file system's clock may tick this slowly (FAT); most do it every 4 ms
+)
 
 
 class Stamp(NamedTuple):
     """What the system tells of a file's state; the names are those of `os.stat_result`."""
+
     st_mtime_ns: int
     st_size: int
     st_ctime_ns: int
@@ -26,7 +32,10 @@ Files = tuple[tuple[str, Stamp], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A folder with pictures: the data set's own, with prefix "", or a subfolder of kohya's such as "10_cat/"."""
+    """A folder with pictures: the data set's own, with prefix "", or a subfolder of kohya's such as
+    "10_cat/".
+    """
+
     path: Path
     prefix: str
     repeats: int
@@ -37,8 +46,10 @@ class Place:
 class Listing:
     """The files of a data set, by their path in it: `files` are regular and not hidden.
 
-    `pictures` are those to edit, in order; `barred` are pictures that cannot be edited here, with the reason.
+    `pictures` are those to edit, in order; `barred` are pictures that cannot be edited here, with
+    the reason.
     """
+
     folder: Path
     places: list[Place]
     files: dict[str, Stamp]
@@ -47,8 +58,12 @@ class Listing:
 
     @functools.cached_property
     def revision(self) -> str:
-        """Name the state of all files, in 16 hexadecimal digits; another process names it otherwise."""
-        told = frozenset((path, stamp.st_mtime_ns, stamp.st_size) for path, stamp in self.files.items())
+        """Name the state of all files, in 16 hexadecimal digits; another process names it
+        otherwise.
+        """
+        told = frozenset(
+            (path, stamp.st_mtime_ns, stamp.st_size) for path, stamp in self.files.items()
+        )
         return f"{hash(told) & (1 << 64) - 1:016x}"
 
     def of_stem(self, path: str) -> list[str]:
@@ -61,12 +76,14 @@ class Listing:
 
     def place_of(self, path: str) -> Place:
         """Return the folder that a file lies in."""
-        return self._places_by_prefix[path[:path.rfind("/") + 1]]
+        return self._places_by_prefix[path[: path.rfind("/") + 1]]
 
     def sharing(self) -> dict[str, list[str]]:
         """Return, for each picture whose caption file is also another's, those others."""
         groups = [names for names in self._pictures_by_stem.values() if len(names) > 1]
-        return {name: [other for other in names if other != name] for names in groups for name in names}
+        return {
+            name: [other for other in names if other != name] for names in groups for name in names
+        }
 
     def after(self, paths: Iterable[str]) -> "Listing":
         """Return what it would be if only these files had changed since, as they are now."""
@@ -108,31 +125,47 @@ def list_files(folder: Path) -> Listing:
     for place in places:
         found = list(_entries(place.path))
         if not place.prefix:
-            places += [Place(folder / name, f"{name}/", *kohya) for name in sorted(entry.name for entry in found if _is_folder(entry))
-                       if (kohya := read_kohya_name(folder / name)) and is_other_folder(folder / name, folder)]
+            places += [
+                Place(folder / name, f"{name}/", *kohya)
+                for name in sorted(entry.name for entry in found if _is_folder(entry))
+                if (kohya := read_kohya_name(folder / name))
+                and is_other_folder(folder / name, folder)
+            ]
         outside = bool(place.prefix) and place.path.is_symlink() and not lies_in(place.path, folder)
-        for entry in sorted((entry for entry in found if is_picture_name(entry.name)), key=lambda entry: entry.name):
+        for entry in sorted(
+            (entry for entry in found if is_picture_name(entry.name)), key=lambda entry: entry.name
+        ):
             path = place.path / entry.name
-            if reason := _reason_against(path, outside or (entry.is_symlink() and not lies_in(path, folder))):
+            if reason := _reason_against(
+                path, outside or (entry.is_symlink() and not lies_in(path, folder))
+            ):
                 barred[path] = reason
             else:
                 pictures[place.prefix + entry.name] = path
-        files.update((place.prefix + _text(entry.name), stamp) for entry in found if (stamp := _stamp_of(entry)))
+        files.update(
+            (place.prefix + _text(entry.name), stamp)
+            for entry in found
+            if (stamp := _stamp_of(entry))
+        )
     return Listing(folder, places, files, pictures, barred)
 
 
 class Remembered:
     """Values that were read from files, kept while the stamps of those files stay the same.
 
-    A file may be written twice within one tick of the clock that stamps it, and look the same after the second time. So nothing
-    is kept of files that changed in the last moments: they are read again.
+    A file may be written twice within one tick of the clock that stamps it, and look the same after
+    the second time. So nothing is kept of files that changed in the last moments: they are read
+    again.
     """
 
     def __init__(self) -> None:
         self._values: dict[Hashable, tuple[Files, Any, Any]] = {}
 
-    def get(self, key: Hashable, files: Files, read: Callable[[], Any], *, other: Any = None) -> Any:
-        """Return what `read` has returned for files of these stamps, and for `other`, or returns now.
+    def get(
+        self, key: Hashable, files: Files, read: Callable[[], Any], *, other: Any = None
+    ) -> Any:
+        """Return what `read` has returned for files of these stamps, and for `other`, or returns
+        now.
 
         `files` must have been looked at before this is called, and name at least one.
         """
@@ -159,12 +192,14 @@ def _entries(folder: Path) -> Iterator[os.DirEntry]:
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:                                                                # a link to itself
+    except OSError:  # a link to itself
         return False
 
 
 def _stamp_of(entry: os.DirEntry) -> Stamp | None:
-    """Return the stamp of a regular file; None for anything else, or when it went while we looked."""
+    """Return the stamp of a regular file; None for anything else, or when it went while we
+    looked.
+    """
     try:
         return _stamp(entry.stat()) if entry.is_file() else None
     except OSError:
@@ -182,8 +217,15 @@ def _is_settled(stamp: Stamp) -> bool:
 def _reason_against(path: Path, outside: bool) -> str:
     """Say why a picture cannot be edited here though it can be read; nothing when it can."""
     if outside:
-        return f"{path.name} is a link, or in a folder that is one, that leads out of the data set, or nowhere."
-    return "" if path.name.isascii() or is_plain_text(str(path)) else "Its name is not in UTF-8; rename it."
+        return (
+            f"{path.name} is a link, or in a folder that is one, that leads out of the data set, or"
+            " nowhere."
+        )
+    return (
+        ""
+        if path.name.isascii() or is_plain_text(str(path))
+        else "Its name is not in UTF-8; rename it."
+    )
 
 
 def _stem(path: str) -> str:

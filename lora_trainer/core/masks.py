@@ -1,7 +1,10 @@
-"""Masks: which part of a picture is learned. From its transparency, or from a grey picture beside it: white is learned, black is not.
+"""Masks: which part of a picture is learned. From its transparency, or from a grey picture beside
+it: white is learned, black is not.
 
-A mask is scaled and cropped exactly as its picture is, then averaged down to the size of the latents.
+A mask is scaled and cropped exactly as its picture is, then averaged down to the size of the
+latents.
 """
+
 import functools
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,19 +18,27 @@ from .dataset import MASK_ENDING, PICTURE_ENDINGS, TRANSPARENT, Picture, inspect
 from .errors import Refused
 from .pixels import Placement, has_alpha, placement, upright
 
-BLACK_BELOW = 8                        # of 255; a mask that is nowhere brighter was meant otherwise
+BLACK_BELOW = 8  # of 255; a mask that is nowhere brighter was meant otherwise
 OTHER_SHAPE = 1.02
 
 
 def find_masks(pictures: Iterable[Path]) -> dict[Path, Path]:
-    """Find the mask files of pictures: `name-masklabel.png` beside `name.jpg`, as OneTrainer has them, or `mask/name.png`, as for kohya's
-    conditioning images. Each folder is listed once; pictures without one are left out."""
+    """Find the mask files of pictures: `name-masklabel.png` beside `name.jpg`, as OneTrainer has
+    them, or `mask/name.png`, as for kohya's conditioning images. Each folder is listed once;
+    pictures without one are left out.
+    """
     paths = list(pictures)
     folders = {path.parent for path in paths}
-    listed = {folder: _pictures_by_stem(folder) for folder in folders | {folder / "mask" for folder in folders}}
+    listed = {
+        folder: _pictures_by_stem(folder)
+        for folder in folders | {folder / "mask" for folder in folders}
+    }
     found = {}
     for path in paths:
-        beside, below = listed[path.parent].get(path.stem + MASK_ENDING), listed[path.parent / "mask"].get(path.stem)
+        beside, below = (
+            listed[path.parent].get(path.stem + MASK_ENDING),
+            listed[path.parent / "mask"].get(path.stem),
+        )
         if mask := beside or below:
             found[path] = mask
     return found
@@ -36,24 +47,39 @@ def find_masks(pictures: Iterable[Path]) -> dict[Path, Path]:
 def _pictures_by_stem(folder: Path) -> dict[str, Path]:
     """A folder's pictures by stem, a .png before others; nothing for one that is not there."""
     try:
-        files = sorted((path for path in folder.iterdir() if path.suffix.lower() in PICTURE_ENDINGS), key=lambda path: (path.suffix.lower() == ".png", path.name))
+        files = sorted(
+            (path for path in folder.iterdir() if path.suffix.lower() in PICTURE_ENDINGS),
+            key=lambda path: (path.suffix.lower() == ".png", path.name),
+        )
     except OSError:
         return {}
     return {path.stem: path for path in files}
 
 
 def check_mask(mask: Path, picture: Picture, *, thorough: bool = True) -> str:
-    """Return a remark on a mask file, or nothing; raises `Refused` for one that cannot be read. Not `thorough`: by its header."""
+    """Return a remark on a mask file, or nothing; raises `Refused` for one that cannot be read. Not
+    `thorough`: by its header.
+    """
     try:
         facts = inspect(mask, thorough=thorough)
         dark = thorough and _brightest(mask, mask.stat().st_mtime_ns) < BLACK_BELOW
     except OSError as error:
-        raise Refused(f"{mask.name} cannot be read: {error.strerror or error}.", field="masked_loss", code="bad_mask") from error
+        raise Refused(
+            f"{mask.name} cannot be read: {error.strerror or error}.",
+            field="masked_loss",
+            code="bad_mask",
+        ) from error
     if dark:
-        return f"The mask {mask.name} is black all over: nothing of {picture.path.name} is learned. White is what is learned."
+        return (
+            f"The mask {mask.name} is black all over: nothing of {picture.path.name} is learned."
+            " White is what is learned."
+        )
     ratio = (facts.width / facts.height) / (picture.width / picture.height)
     if max(ratio, 1 / ratio) > OTHER_SHAPE:
-        return (f"The mask {mask.name} is {facts.width}x{facts.height}, its picture {picture.width}x{picture.height}: it is stretched over it.")
+        return (
+            f"The mask {mask.name} is {facts.width}x{facts.height}, its picture"
+            f" {picture.width}x{picture.height}: it is stretched over it."
+        )
     return ""
 
 
@@ -68,11 +94,20 @@ def learns_everywhere(picture: Picture) -> bool:
     return TRANSPARENT not in picture.warnings
 
 
-def load_mask(picture: Picture, bucket: Bucket, *, mask_path: Path | None, floor: float = 0.0, whole: bool = False) -> torch.Tensor | None:
-    """Return how much each latent of a picture is learned: float32 `(1, height/8, width/8)` in [floor, 1]; None: all of it.
+def load_mask(
+    picture: Picture,
+    bucket: Bucket,
+    *,
+    mask_path: Path | None,
+    floor: float = 0.0,
+    whole: bool = False,
+) -> torch.Tensor | None:
+    """Return how much each latent of a picture is learned: float32 `(1, height/8, width/8)` in
+    [floor, 1]; None: all of it.
 
-    From the grey file `mask_path`, or without one from the picture's own transparency. Where the mask is lower than `floor` that counts instead,
-    as OneTrainer's unmasked weight does. Raises `Refused` for a file that cannot be read.
+    From the grey file `mask_path`, or without one from the picture's own transparency. Where the
+    mask is lower than `floor` that counts instead, as OneTrainer's unmasked weight does. Raises
+    `Refused` for a file that cannot be read.
     """
     try:
         with opened(mask_path or picture.path) as image:
@@ -86,7 +121,9 @@ def load_mask(picture: Picture, bucket: Bucket, *, mask_path: Path | None, floor
 
 
 def averaged(grey: Image.Image, place: Placement) -> torch.Tensor:
-    """Bring a grey picture into its place and take the mean of each 8x8 pixels: float32 `(1, height/8, width/8)` in [0, 1]."""
+    """Bring a grey picture into its place and take the mean of each 8x8 pixels: float32 `(1,
+    height/8, width/8)` in [0, 1].
+    """
     pixels = torch.from_numpy(np.asarray(place.apply(grey, Image.BILINEAR), dtype=np.float32) / 255)
     return torch.nn.functional.avg_pool2d(pixels[None], 8)
 

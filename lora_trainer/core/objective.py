@@ -1,4 +1,7 @@
-"""What a step asks of the model: which noise at which timesteps, and how far off its prediction is. Every draw depends on (seed, number) alone."""
+"""What a step asks of the model: which noise at which timesteps, and how far off its prediction is.
+Every draw depends on (seed, number) alone.
+"""
+
 import dataclasses
 
 import torch
@@ -9,7 +12,10 @@ from .dataset import generator
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One batch's draws: `noise` to be predicted and `shown` `(batch, 4, h, w)`, which is mixed into the latents, at int64 `timesteps` `(batch,)`."""
+    """One batch's draws: `noise` to be predicted and `shown` `(batch, 4, h, w)`, which is mixed
+    into the latents, at int64 `timesteps` `(batch,)`.
+    """
+
     noise: torch.Tensor
     shown: torch.Tensor
     timesteps: torch.Tensor
@@ -21,6 +27,7 @@ class Task:
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """The settings of loss and noise, under their names in the config."""
+
     loss_type: str = "l2"
     huber_c: float = 0.1
     huber_schedule: str = "snr"
@@ -45,29 +52,60 @@ class Objective:
         noise = torch.randn(shape, generator=generator(seed, "noise", number))
         draws = generator(seed, "noise settings", number)
         if self.noise_offset:
-            noise = diffusion.offset_noise(noise, self._strengths(self.noise_offset, self.noise_offset_random, shape[0], draws), draws)
+            noise = diffusion.offset_noise(
+                noise,
+                self._strengths(self.noise_offset, self.noise_offset_random, shape[0], draws),
+                draws,
+            )
         if self.multires_noise_iterations:
-            noise = diffusion.multires_noise(noise, iterations=self.multires_noise_iterations, discount=self.multires_noise_discount, draws=draws)
+            noise = diffusion.multires_noise(
+                noise,
+                iterations=self.multires_noise_iterations,
+                discount=self.multires_noise_discount,
+                draws=draws,
+            )
         shown = noise
-        if self.input_perturbation:                                                # arXiv 2301.11706, algorithm 1
-            strengths = self._strengths(self.input_perturbation, self.input_perturbation_random, shape[0], draws)
+        if self.input_perturbation:  # arXiv 2301.11706, algorithm 1
+            strengths = self._strengths(
+                self.input_perturbation, self.input_perturbation_random, shape[0], draws
+            )
             shown = noise + strengths.view(-1, 1, 1, 1) * torch.randn(shape, generator=draws)
-        timesteps = diffusion.draw_timesteps(shape[0], generator(seed, "timesteps", number), lowest=self.min_timestep, below=self.max_timestep,
-                                             sampling=self.timestep_sampling, logit_mean=self.logit_mean, logit_std=self.logit_std)
+        timesteps = diffusion.draw_timesteps(
+            shape[0],
+            generator(seed, "timesteps", number),
+            lowest=self.min_timestep,
+            below=self.max_timestep,
+            sampling=self.timestep_sampling,
+            logit_mean=self.logit_mean,
+            logit_std=self.logit_std,
+        )
         return Task(noise, shown, timesteps)
 
     def borders(self, timesteps: torch.Tensor, alphas_cumprod: torch.Tensor) -> torch.Tensor | None:
         """Return Huber's border at timesteps `(batch,)` on the CPU; None for other losses."""
         if self.loss_type not in ("huber", "smooth_l1"):
             return None
-        return diffusion.huber_borders(timesteps, alphas_cumprod, c=self.huber_c, schedule=self.huber_schedule)
+        return diffusion.huber_borders(
+            timesteps, alphas_cumprod, c=self.huber_c, schedule=self.huber_schedule
+        )
 
-    def losses(self, predicted: torch.Tensor, wanted: torch.Tensor, *, borders: torch.Tensor | None = None, masks: torch.Tensor | None = None) -> torch.Tensor:
-        """Return each picture's loss `(batch,)`, float32: the mean over its latents, `masks` `(batch, 1, h, w)` weighing them."""
+    def losses(
+        self,
+        predicted: torch.Tensor,
+        wanted: torch.Tensor,
+        *,
+        borders: torch.Tensor | None = None,
+        masks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return each picture's loss `(batch,)`, float32: the mean over its latents, `masks`
+        `(batch, 1, h, w)` weighing them.
+        """
         far = diffusion.distance(predicted, wanted, self.loss_type, borders)
         return (far if masks is None else far * masks).mean(dim=(1, 2, 3))
 
-    def weights(self, timesteps: torch.Tensor, alphas_cumprod: torch.Tensor, prediction_type: str) -> torch.Tensor:
+    def weights(
+        self, timesteps: torch.Tensor, alphas_cumprod: torch.Tensor, prediction_type: str
+    ) -> torch.Tensor:
         """Return how much timesteps `(batch,)` count, all on the CPU."""
         snr = diffusion.signal_to_noise(alphas_cumprod, timesteps)
         weights = torch.ones_like(snr)

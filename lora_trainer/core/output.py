@@ -1,8 +1,11 @@
-"""Where a run's LoRAs go: the name itself, snapshots beside it, and a second place when the first refuses.
+"""Where a run's LoRAs go: the name itself, snapshots beside it, and a second place when the first
+refuses.
 
-Nothing of others is ever written over unasked, and whatever stood under the name when the run began is kept in the job's folder, with its card,
-until the run has come to an end; a run that fails puts it back.
+Nothing of others is ever written over unasked, and whatever stood under the name when the run began
+is kept in the job's folder, with its card, until the run has come to an end; a run that fails puts
+it back.
 """
+
 import logging
 import re
 import tempfile
@@ -18,20 +21,28 @@ from .plan import free_name, session_of
 log = logging.getLogger(__name__)
 TRIES, PAUSE_SECONDS, LEFTOVER_SECONDS = 4, 1.0, 3600.0
 Write = Callable[[Path], None]
-"""Writes the LoRA of this moment to a path, whole or not at all; raises `Refused` (code "cannot_save") when the disk refuses."""
+"""Writes the LoRA of this moment to a path, whole or not at all; raises `Refused` (code
+"cannot_save") when the disk refuses.
+"""
 
 
 class Output:
-    """The files of one run. `session` is what its files say of themselves, see `plan.session_of`."""
+    """The files of one run. `session` is what its files say of themselves, see
+    `plan.session_of`.
+    """
 
     def __init__(self, path: Path, folder: Path | None, *, session: float, overwrite: bool) -> None:
-        """`path` is the LoRA's; `folder` the job's, where there is one; `overwrite`: snapshots of earlier runs of this name may be replaced."""
+        """`path` is the LoRA's; `folder` the job's, where there is one; `overwrite`: snapshots of
+        earlier runs of this name may be replaced.
+        """
         self.path, self._folder, self._session, self._overwrite = path, folder, session, overwrite
         self._kept = folder / "replaced" / path.name if folder else None
         self._wrote_early = self._settled = False
 
     def clear_leftovers(self) -> None:
-        """Remove what writes that were killed left beside the LoRA; not what another program may be writing just now."""
+        """Remove what writes that were killed left beside the LoRA; not what another program may be
+        writing just now.
+        """
         remove_leftovers([self.path.parent], older_than_seconds=LEFTOVER_SECONDS)
 
     def snapshot_path(self, step: int) -> Path:
@@ -47,7 +58,9 @@ class Output:
         return int(found[1]) if found else None
 
     def remove_snapshot(self, name: str) -> bool:
-        """Remove a snapshot of this very run with its card; False when it is another's, or cannot be removed now."""
+        """Remove a snapshot of this very run with its card; False when it is another's, or cannot
+        be removed now.
+        """
         path = self.path.with_name(f"{name}{self.path.suffix}")
         if not path.exists():  # somebody took it; what is left is theirs
             return True
@@ -61,7 +74,9 @@ class Output:
         return True
 
     def write_early(self, write: Write) -> bool:
-        """Write the name itself before the run has ended, once what stands there is kept; False when it cannot be kept."""
+        """Write the name itself before the run has ended, once what stands there is kept; False
+        when it cannot be kept.
+        """
         if not self._wrote_early and self.path.exists() and not self._keep():
             return False
         write(self.path)
@@ -69,7 +84,9 @@ class Output:
         return True
 
     def write_at_last(self, write: Write, remark: Callable[[str], None]) -> Path:
-        """Write the LoRA where it was asked for; if that fails again and again, in a second place. Raises the first `Refused` if none takes it."""
+        """Write the LoRA where it was asked for; if that fails again and again, in a second place.
+        Raises the first `Refused` if none takes it.
+        """
         refusal = None
         for attempt in range(TRIES):
             if attempt:
@@ -89,20 +106,35 @@ class Output:
                 log.warning(error.message)
             else:
                 self._settled = True
-                remark(f"{refusal.message} So it was saved to {place}" + ("." if place.parent == self.path.parent else "; copy it to the LoRA folder."))
+                remark(
+                    f"{refusal.message} So it was saved to {place}"
+                    + ("." if place.parent == self.path.parent else "; copy it to the LoRA folder.")
+                )
                 return place
         raise refusal
 
     def put_back(self) -> Path | None:
-        """The run failed: put back what it wrote over on its way, and return where; None when there is nothing to put back."""
-        if self._settled or not self._wrote_early or not self._kept or not self._kept.is_file() or not self._is_mine(self.path):
+        """The run failed: put back what it wrote over on its way, and return where; None when there
+        is nothing to put back.
+        """
+        if (
+            self._settled
+            or not self._wrote_early
+            or not self._kept
+            or not self._kept.is_file()
+            or not self._is_mine(self.path)
+        ):
             return None
         try:
             for kept, place in zip(_with_card(self._kept), _with_card(self.path)):
                 if kept.is_file():
                     write_atomically(place, kept.read_bytes(), check=True)
         except OSError as error:
-            log.warning("the LoRA that was there before could not be put back (%s); it is kept as %s", error, self._kept)
+            log.warning(
+                "the LoRA that was there before could not be put back (%s); it is kept as %s",
+                error,
+                self._kept,
+            )
             return None
         self._forget()
         return self.path
@@ -111,17 +143,25 @@ class Output:
         return session_of(path) == self._session
 
     def _keep(self) -> bool:
-        """Copy what stands under the name into the job's folder; what a start before this one kept is older, and stays."""
+        """Copy what stands under the name into the job's folder; what a start before this one kept
+        is older, and stays.
+        """
         if self._kept is None:
             return False
         try:
             if not self._kept.exists():
                 self._kept.parent.mkdir(parents=True, exist_ok=True)
-                for place, kept in reversed(list(zip(_with_card(self.path), _with_card(self._kept)))):      # the LoRA last: it says that all is there
+                for place, kept in reversed(
+                    list(zip(_with_card(self.path), _with_card(self._kept)))
+                ):  # the LoRA last: it says that all is there
                     if place.is_file():
                         write_atomically(kept, place.read_bytes(), check=True)
         except OSError as error:
-            log.warning("%s cannot be kept aside (%s), so it is replaced only at the end", self.path.name, error)
+            log.warning(
+                "%s cannot be kept aside (%s), so it is replaced only at the end",
+                self.path.name,
+                error,
+            )
             return False
         return True
 
@@ -134,11 +174,13 @@ class Output:
         for kept in _with_card(self._kept) if self._kept else ():
             try:
                 kept.unlink(missing_ok=True)
-            except OSError as error:                                               # held open by another program; it is in nobody's way
+            except OSError as error:  # held open by another program; it is in nobody's way
                 log.info("%s stays: %s", kept, error)
 
     def _second_places(self) -> Iterator[Path]:
-        """Beside the file, in case only the file itself is locked; in the job's folder; in the system's folder for temporary files."""
+        """Beside the file, in case only the file itself is locked; in the job's folder; in the
+        system's folder for temporary files.
+        """
         yield self.path.with_name(f"{free_name(self.path)}{self.path.suffix}")
         if self._folder:
             yield self._folder / self.path.name

@@ -1,4 +1,5 @@
 """Paths that requests name: read, and kept inside the folders that are allowed."""
+
 import contextlib
 import contextvars
 import itertools
@@ -44,20 +45,36 @@ def numbered(path: Path) -> Iterator[Path]:
 
 
 def check_possible(path: Path) -> None:
-    """Raise `Refused` for a path that no file system has: merely looking for it would be an error."""
-    if len(str(path).encode("utf-8", "replace")) > LONGEST_PATH_BYTES or any(len(part.encode("utf-8", "replace")) > LONGEST_NAME_BYTES for part in path.parts):
-        raise Refused(f"{str(path)[:80]!r}… is too long for a path.", field="train_data_dir", code="bad_value")
+    """Raise `Refused` for a path that no file system has: merely looking for it would be an
+    error.
+    """
+    if len(str(path).encode("utf-8", "replace")) > LONGEST_PATH_BYTES or any(
+        len(part.encode("utf-8", "replace")) > LONGEST_NAME_BYTES for part in path.parts
+    ):
+        raise Refused(
+            f"{str(path)[:80]!r}… is too long for a path.", field="train_data_dir", code="bad_value"
+        )
 
 
 def check_inside(path: Path, roots: Sequence[Path], *, because: str = REACHABLE) -> None:
     """Raise `Refused` (code "forbidden_path") for a path outside these folders, links followed.
 
-    A path on another machine (`\\\\server\\share`) is refused by its text: merely looking at it makes Windows send the user's password hash there.
+    A path on another machine (`\\\\server\\share`) is refused by its text: merely looking at it
+    makes Windows send the user's password hash there.
     """
-    resolved = None if _elsewhere(path) and not any(_elsewhere(root) and path.is_relative_to(root) for root in roots) else _resolved(path)
+    resolved = (
+        None
+        if _elsewhere(path)
+        and not any(_elsewhere(root) and path.is_relative_to(root) for root in roots)
+        else _resolved(path)
+    )
     if resolved is None or not any(resolved.is_relative_to(root.resolve()) for root in roots):
-        raise Refused(f"{because}, so only folders inside {', '.join(str(root) for root in roots)} may be used. "
-                      "Start it with --train-lora-allowed-dirs to add some.", field="train_data_dir", code="forbidden_path")
+        raise Refused(
+            f"{because}, so only folders inside {', '.join(str(root) for root in roots)} may be"
+            " used. Start it with --train-lora-allowed-dirs to add some.",
+            field="train_data_dir",
+            code="forbidden_path",
+        )
 
 
 def check_file(path: Path) -> None:
@@ -70,10 +87,12 @@ def check_file(path: Path) -> None:
 
 
 def lies_in(path: Path, folder: Path) -> bool:
-    """Tell whether a path is inside a folder once links are followed; False for a circle of links."""
+    """Tell whether a path is inside a folder once links are followed; False for a circle of
+    links.
+    """
     try:
         return path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError, ValueError):                                    # RuntimeError: Python before 3.13
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: Python before 3.13
         return False
 
 
@@ -84,5 +103,5 @@ def _elsewhere(path: Path) -> bool:
 def _resolved(path: Path) -> Path | None:
     try:
         return expanded(str(path)).resolve()
-    except (OSError, RuntimeError, ValueError):                                    # too long, a circle of links, not text
+    except (OSError, RuntimeError, ValueError):  # too long, a circle of links, not text
         return None

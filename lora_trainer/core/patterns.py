@@ -1,20 +1,26 @@
-"""Regular expressions that strangers write: looked at before they are compiled, and run with an end to their time and to what they make.
+"""Regular expressions that strangers write: looked at before they are compiled, and run with an end
+to their time and to what they make.
 
-The package `regex` writes a counted repeat out while it compiles, so that a few characters can ask for any amount of memory, and no
-limit of time ends a compilation.
+The package `regex` writes a counted repeat out while it compiles, so that a few characters can ask
+for any amount of memory, and no limit of time ends a compilation.
 """
+
 import re
 
 import regex
 
 from .errors import Refused
 
-LARGEST_PATTERN = 20_000               # single characters, when every counted repeat is written out: some 10 MB and 50 ms
+LARGEST_PATTERN = (
+    20_000  # single characters, when every counted repeat is written out: some 10 MB and 50 ms
+)
 MOST_GROUPS, DEEPEST = 200, 50
 _COUNTED = re.compile(r"\{(\d*)(?:,\d*)?\}", re.ASCII)
-_CALL = re.compile(r"\(\?(?:R|[+-]?\d+|&|P>)")                                     # of the whole pattern, or of one of its groups
+_CALL = re.compile(r"\(\?(?:R|[+-]?\d+|&|P>)")  # of the whole pattern, or of one of its groups
 _PROPERTY = re.compile(r"\\[pP]\{[\w ^&:=.-]*\}", re.ASCII)
-_COMMENT = re.compile(r"\(\?#(?:[^)\\]|\\.)*\)?", re.DOTALL)                       # a backslash hides a parenthesis there, too
+_COMMENT = re.compile(
+    r"\(\?#(?:[^)\\]|\\.)*\)?", re.DOTALL
+)  # a backslash hides a parenthesis there, too
 _POSIX_CLASS = re.compile(r"\[:\^?[A-Za-z0-9]+:\]")
 _MAY_BE_NOTHING = re.compile(r"\(\?#.*|\(\?[a-zA-Z0-9-]*\)|\}", re.DOTALL)
 _FLAGS = re.compile(r"\(\?[a-zA-Z0-9-]*?(V1|x)[a-zA-Z0-9-]*[:)]")
@@ -24,10 +30,22 @@ def compile_pattern(pattern: str, *, match_case: bool) -> regex.Pattern:
     """Compile a pattern that is of a bearable size; raises `Refused` for any other."""
     _check_features(pattern)
     if _Size(pattern).whole() > LARGEST_PATTERN:
-        raise _unusable(f"its repeats make it longer than {LARGEST_PATTERN:,} characters. Use smaller numbers in {{ }}, or * and +")
+        raise _unusable(
+            f"its repeats make it longer than {LARGEST_PATTERN:,} characters. Use smaller numbers"
+            " in { }, or * and +"
+        )
     try:
         return regex.compile(pattern, _flags(match_case))
-    except (regex.error, RecursionError, OverflowError, MemoryError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (
+        regex.error,
+        RecursionError,
+        OverflowError,
+        MemoryError,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+    ) as error:
         raise _unreadable(error) from error
 
 
@@ -36,30 +54,50 @@ def compile_text(text: str, *, match_case: bool) -> regex.Pattern:
     return regex.compile(regex.escape(text, special_only=True), _flags(match_case))
 
 
-def substitute(pattern: regex.Pattern, replacement: str, text: str, *, seconds: float, longest: int) -> str:
-    """Replace every match; a result longer than `longest` characters is refused before it is made. Raises `Refused`."""
+def substitute(
+    pattern: regex.Pattern, replacement: str, text: str, *, seconds: float, longest: int
+) -> str:
+    """Replace every match; a result longer than `longest` characters is refused before it is made.
+    Raises `Refused`.
+    """
     length = len(text)
 
     def expanded(match: regex.Match) -> str:
         nonlocal length
         widest = max((len(group) for group in (match[0], *match.groups()) if group), default=0)
-        if len(replacement) + replacement.count("\\") * widest > longest and len(replacement) + _length_of_groups(match, replacement) > longest:
+        if (
+            len(replacement) + replacement.count("\\") * widest > longest
+            and len(replacement) + _length_of_groups(match, replacement) > longest
+        ):
             raise _too_long(longest)
         made = match.expand(replacement)
         length += len(made) - len(match[0])
         if length > longest:
             raise _too_long(longest)
         return made
+
     try:
         return pattern.sub(expanded, text, timeout=seconds)
     except TimeoutError as error:
-        raise Refused("The regular expression takes too long on these captions; make it simpler.", field="find", code="bad_value") from error
+        raise Refused(
+            "The regular expression takes too long on these captions; make it simpler.",
+            field="find",
+            code="bad_value",
+        ) from error
     except (RecursionError, MemoryError) as error:
-        raise Refused("The regular expression takes too much memory on these captions; make it simpler.", field="find", code="bad_value") from error
+        raise Refused(
+            "The regular expression takes too much memory on these captions; make it simpler.",
+            field="find",
+            code="bad_value",
+        ) from error
     except (regex.error, IndexError, ValueError, KeyError) as error:
         why = "invalid group reference" if isinstance(error, IndexError) else error
-        raise Refused(f"The replacement cannot be used: {why}. \\1 is the first group in parentheses, \\\\ a backslash.", field="replace",
-                      code="bad_value") from error
+        raise Refused(
+            f"The replacement cannot be used: {why}. \\1 is the first group in parentheses, \\\\ a"
+            " backslash.",
+            field="replace",
+            code="bad_value",
+        ) from error
 
 
 def _flags(match_case: bool) -> int:
@@ -67,19 +105,27 @@ def _flags(match_case: bool) -> int:
 
 
 def _too_long(longest: int) -> Refused:
-    return Refused(f"A caption would become longer than {longest:,} characters.", field="replace", code="bad_value")
+    return Refused(
+        f"A caption would become longer than {longest:,} characters.",
+        field="replace",
+        code="bad_value",
+    )
 
 
 def _length_of_groups(match: regex.Match, replacement: str) -> int:
     """Return how long the groups are that a replacement names, together."""
     found = re.findall(r"\\(?:g<(\w+)>|(\d{1,2})|\\)", replacement)
-    named = [int(name) if name.isdecimal() else name for pair in found if (name := pair[0] or pair[1])]
+    named = [
+        int(name) if name.isdecimal() else name for pair in found if (name := pair[0] or pair[1])
+    ]
     return sum(len(match[name] or "") for name in named)
 
 
 def _check_features(pattern: str) -> None:
     if _CALL.search(pattern):
-        raise _unusable("it calls itself or one of its groups, as (?R) does, which has no end to it")
+        raise _unusable(
+            "it calls itself or one of its groups, as (?R) does, which has no end to it"
+        )
     if flags := _FLAGS.search(pattern):
         raise _unusable(f"it sets the flag {flags[1]}, which is not used here")
     if pattern.count("(") > MOST_GROUPS:
@@ -87,10 +133,12 @@ def _check_features(pattern: str) -> None:
 
 
 class _Size:
-    """Reads a pattern only as far as is needed to count it: groups, sets, escapes, and counts in braces.
+    """Reads a pattern only as far as is needed to count it: groups, sets, escapes, and counts in
+    braces.
 
-    Where it may read a pattern otherwise than `regex` does, it counts too much: a fuzzy `{e<=2}` is no count, a count behind anything else is one.
-    Behind a comment, a flag or a brace it may be the count of what stands before these, so it counts for all of the sequence.
+    Where it may read a pattern otherwise than `regex` does, it counts too much: a fuzzy `{e<=2}` is
+    no count, a count behind anything else is one. Behind a comment, a flag or a brace it may be the
+    count of what stands before these, so it counts for all of the sequence.
     """
 
     def __init__(self, pattern: str) -> None:
@@ -116,7 +164,7 @@ class _Size:
                     item, total = item + total, 0
                 item *= _times(count)
                 self._at = count.end()
-                while self._pattern[self._at:self._at + 1] in ("?", "+"):          # lazy, possessive
+                while self._pattern[self._at : self._at + 1] in ("?", "+"):  # lazy, possessive
                     self._at += 1
             total += item
         return total
@@ -155,7 +203,9 @@ def _end_of_set(pattern: str, at: int) -> int:
 
 
 def _times(count: re.Match) -> int:
-    """Return how often something is written out for a count such as {2,5}: the least times; the rest costs nothing."""
+    """Return how often something is written out for a count such as {2,5}: the least times; the
+    rest costs nothing.
+    """
     return max(1, int(count[1][:12] or 1))
 
 
@@ -164,4 +214,8 @@ def _unusable(why: str) -> Refused:
 
 
 def _unreadable(why: object) -> Refused:
-    return Refused(f"The regular expression cannot be read: {why or 'too large'}.", field="find", code="bad_value")
+    return Refused(
+        f"The regular expression cannot be read: {why or 'too large'}.",
+        field="find",
+        code="bad_value",
+    )

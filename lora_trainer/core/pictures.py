@@ -1,4 +1,7 @@
-"""What can be done to a picture file: turned, shown small, shown as the trainer sees it, asked for the prompt it was made with."""
+"""What can be done to a picture file: turned, shown small, shown as the trainer sees it, asked for
+the prompt it was made with.
+"""
+
 import io
 import re
 from pathlib import Path
@@ -9,17 +12,34 @@ from PIL.PngImagePlugin import PngInfo
 from .dataset import Bucket, load_pixels, look, opened
 from .errors import Refused
 
-TURNS = {90: Image.Transpose.ROTATE_270, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_90}       # Pillow turns the other way
-_QUALITY = {"JPEG": {"quality": 95, "subsampling": 0}, "MPO": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}, "AVIF": {"quality": 90}}
+TURNS = {
+    90: Image.Transpose.ROTATE_270,
+    180: Image.Transpose.ROTATE_180,
+    270: Image.Transpose.ROTATE_90,
+}  # Pillow turns the other way
+_QUALITY = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "MPO": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True},
+    "AVIF": {"quality": 90},
+}
 _COMMENT, _EXIF = 0x9286, 0x8769
 
 
 def rotated(path: Path, degrees: int) -> bytes:
-    """Return a picture turned clockwise, in its own format, lossless where the format is; raises `Refused` for one that cannot be."""
+    """Return a picture turned clockwise, in its own format, lossless where the format is; raises
+    `Refused` for one that cannot be.
+    """
     if degrees not in TURNS:
-        raise Refused(f"Pictures are turned by 90, 180 or 270 degrees, not {degrees!r}.", field="degrees", code="bad_value")
+        raise Refused(
+            f"Pictures are turned by 90, 180 or 270 degrees, not {degrees!r}.",
+            field="degrees",
+            code="bad_value",
+        )
     with opened(path) as image:
-        if getattr(image, "is_animated", False) and image.format != "MPO":            # a phone's MPO holds one picture and its depth
+        if (
+            getattr(image, "is_animated", False) and image.format != "MPO"
+        ):  # a phone's MPO holds one picture and its depth
             raise Refused(f"{path.name} is animated and cannot be turned.", code="not_possible")
         upright = ImageOps.exif_transpose(image)
         kind, extra = image.format, dict(_QUALITY.get(image.format, {}))
@@ -40,16 +60,20 @@ def preview(path: Path, side_px: int = 1280) -> bytes:
 
 
 def trained_view(path: Path, bucket: Bucket) -> bytes:
-    """Return a JPEG of exactly what the trainer gets from a picture: scaled to its bucket and cropped."""
-    with opened(path):                                                             # refused with a reason when it is no picture
+    """Return a JPEG of exactly what the trainer gets from a picture: scaled to its bucket and
+    cropped.
+    """
+    with opened(path):  # refused with a reason when it is no picture
         pixels, _ = load_pixels(path, bucket)
     return _jpeg(Image.fromarray(((pixels.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()))
 
 
 def prompt_of(path: Path) -> str:
-    """Return the prompt that a picture was generated with, as a caption: no weights, no `<lora:…>`; empty when it carries none.
+    """Return the prompt that a picture was generated with, as a caption: no weights, no `<lora:…>`;
+    empty when it carries none.
 
-    The WebUI writes it into PNGs as the text "parameters", into JPEG and WebP as the EXIF field UserComment.
+    The WebUI writes it into PNGs as the text "parameters", into JPEG and WebP as the EXIF field
+    UserComment.
     """
     with opened(path, decodes=False) as image:
         text = image.info.get("parameters") or _comment(image)
@@ -64,7 +88,9 @@ def prompt_of(path: Path) -> str:
 
 
 def holds_parameters(text: str) -> bool:
-    """Tell whether a text is what the WebUI writes of a picture's making, as into the .txt beside it, and no caption."""
+    """Tell whether a text is what the WebUI writes of a picture's making, as into the .txt beside
+    it, and no caption.
+    """
     return re.search(r"(?m)^Steps: \d+, Sampler: ", text) is not None
 
 
@@ -73,7 +99,9 @@ def _comment(image: Image.Image) -> str:
     if not isinstance(comment, bytes):
         return str(comment)
     kind, text = comment[:8], comment[8:]
-    return text.decode("utf-16-be" if kind.startswith(b"UNICODE") else "utf-8", errors="ignore").strip("\x00")
+    return text.decode(
+        "utf-16-be" if kind.startswith(b"UNICODE") else "utf-8", errors="ignore"
+    ).strip("\x00")
 
 
 def _texts(image: Image.Image) -> PngInfo:

@@ -1,4 +1,7 @@
-"""The whole story of a run: plan, borrow the model, encode, attach adapters, train, save, register. Read this first."""
+"""The whole story of a run: plan, borrow the model, encode, attach adapters, train, save, register.
+Read this first.
+"""
+
 import contextlib
 import dataclasses
 import functools
@@ -26,7 +29,15 @@ from .optimization import LearningRates, check_optimizer, check_rates, make_opti
 from .output import Output
 from .parameter_groups import LOWER_HALF, UPPER_HALF, groups_of, own_settings, rates_of
 from .plan import Plan, check_space, estimate, make_plan, tag_of
-from .resuming import check_readable, compare_models, compare_runs, judge, model_facts, run_facts, state_folder
+from .resuming import (
+    check_readable,
+    compare_models,
+    compare_runs,
+    judge,
+    model_facts,
+    run_facts,
+    state_folder,
+)
 from .session import Session
 from .sharing import Sharing
 from .starting import fit
@@ -38,8 +49,11 @@ DRAWING = "Drawing the preview"
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run left behind. `output_file` is None when it was stopped before its first step; `lora_tag` is empty when it had to be saved where no
-    prompt finds it; `remarks` are sentences for the user."""
+    """What a run left behind. `output_file` is None when it was stopped before its first step;
+    `lora_tag` is empty when it had to be saved where no prompt finds it; `remarks` are sentences
+    for the user.
+    """
+
     output_file: Path | None
     lora_tag: str
     steps: int
@@ -48,19 +62,33 @@ class Result:
     remarks: tuple[str, ...] = ()
 
 
-def train_lora(config: TrainConfig, host: Host, *, control: Control | None = None, on_progress: Callable[[Progress], None] = lambda progress: None,
-               folder: Path | None = None, resume: bool = False, anyway: bool = False, checkpoint: str = "", checkpoint_sha256: str | None = None) -> Result:
+def train_lora(
+    config: TrainConfig,
+    host: Host,
+    *,
+    control: Control | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    folder: Path | None = None,
+    resume: bool = False,
+    anyway: bool = False,
+    checkpoint: str = "",
+    checkpoint_sha256: str | None = None,
+) -> Result:
     """Train a LoRA as `config` says on the model that `host` lends, and make it callable.
 
-    `folder` is where the run keeps its states; with `resume` it goes on from the newest of them, or from the start where there is none, and `anyway`
-    makes light of changes since. It waits for the checkpoint of that name and hash, if one is given or the run goes on, where another is loaded.
-    Raises `Refused`, with a sentence for the user, when something is wrong; the base model is as before in any case.
+    `folder` is where the run keeps its states; with `resume` it goes on from the newest of them, or
+    from the start where there is none, and `anyway` makes light of changes since. It waits for the
+    checkpoint of that name and hash, if one is given or the run goes on, where another is loaded.
+    Raises `Refused`, with a sentence for the user, when something is wrong; the base model is as
+    before in any case.
     """
     control, earlier, remarks = control or Control(), None, []
     if folder and resume:
         earlier = checkpoints.latest(state_folder(folder))
         remarks = check_readable(folder, found=earlier is not None, anyway=anyway)
-    plan = make_plan(config, lora_dir=host.lora_dir, session=earlier.facts["session"] if earlier else None)
+    plan = make_plan(
+        config, lora_dir=host.lora_dir, session=earlier.facts["session"] if earlier else None
+    )
     for warning in plan.warnings:
         log.warning(warning)
     run = _Run(config, plan, host, control, on_progress, folder, earlier, anyway)
@@ -69,64 +97,114 @@ def train_lora(config: TrainConfig, host: Host, *, control: Control | None = Non
         with host.borrow_model() as base_model:
             run.train(base_model)
         if control.interrupt_asked and run.is_unfinished:
-            raise Stopped                                                          # its state is kept, and goes on from there
+            raise Stopped  # its state is kept, and goes on from there
         saved = run.finish()
     except Stopped:
         return Result(None, plan.lora_tag, earlier.step if earlier else 0, None, True)
     except OutOfMemory as error:
         run.undo()
-        raise Refused(f"{error} Nothing is left to save memory with: lower the resolution or the rank, or close other programs.",
-                      code="out_of_memory") from error
+        raise Refused(
+            f"{error} Nothing is left to save memory with: lower the resolution or the rank, or"
+            " close other programs.",
+            code="out_of_memory",
+        ) from error
     except BaseException:
         run.undo()
         raise
     result = run.result(saved)
-    del run.learner                                                                # and with it the adapters, before pictures are drawn
+    del run.learner  # and with it the adapters, before pictures are drawn
     if saved and result.lora_tag and config.preview and not control.should_stop():
         run.teller.tell(message=DRAWING)
-        _draw_preview(plan, host, saved, f"{variation_of(config).plain(plan.captions[0])} {result.lora_tag}",
-                      should_stop=control.should_stop)
+        _draw_preview(
+            plan,
+            host,
+            saved,
+            f"{variation_of(config).plain(plan.captions[0])} {result.lora_tag}",
+            should_stop=control.should_stop,
+        )
     return result
 
 
-def _draw_preview(plan: Plan, host: Host, saved: Path, prompt: str, *, should_stop: Callable[[], bool]) -> None:
-    """Give the card a picture of the first caption. The LoRA is ready already, so a failure here is only logged."""
+def _draw_preview(
+    plan: Plan, host: Host, saved: Path, prompt: str, *, should_stop: Callable[[], bool]
+) -> None:
+    """Give the card a picture of the first caption. The LoRA is ready already, so a failure here is
+    only logged.
+    """
     bucket = plan.buckets[0]
     try:
-        picture = host.generate(prompt, seed=plan.schedule.seed, width=bucket.width, height=bucket.height, should_stop=should_stop)
+        picture = host.generate(
+            prompt,
+            seed=plan.schedule.seed,
+            width=bucket.width,
+            height=bucket.height,
+            should_stop=should_stop,
+        )
         if not export.save_preview(saved, picture):
             log.info("the card keeps the picture it has")
     except Stopped:
         log.info("no preview picture: it was not waited for")
     except Refused as refusal:
         log.info("no preview picture: %s", refusal.message)
-    except Exception as error:                                                     # an entry into the host's own code, which raises what it likes
+    except Exception as error:  # an entry into the host's own code, which raises what it likes
         log.warning("no preview picture: %s", error, exc_info=True)
 
 
 class _Run:
     """One run while the model is borrowed."""
 
-    def __init__(self, config: TrainConfig, plan: Plan, host: Host, control: Control, on_progress: Callable[[Progress], None], folder: Path | None,
-                 earlier: State | None, anyway: bool) -> None:
-        self.config, self.plan, self.host, self.control, self.earlier, self.anyway = config, plan, host, control, earlier, anyway
+    def __init__(
+        self,
+        config: TrainConfig,
+        plan: Plan,
+        host: Host,
+        control: Control,
+        on_progress: Callable[[Progress], None],
+        folder: Path | None,
+        earlier: State | None,
+        anyway: bool,
+    ) -> None:
+        self.config, self.plan, self.host, self.control, self.earlier, self.anyway = (
+            config,
+            plan,
+            host,
+            control,
+            earlier,
+            anyway,
+        )
         self.states = state_folder(folder) if folder else None
         self.session_id = earlier.facts["session"] if earlier else time.time()
         self.started = time.monotonic()
-        self.output = Output(plan.output_file, folder, session=self.session_id, overwrite=config.overwrite)
+        self.output = Output(
+            plan.output_file, folder, session=self.session_id, overwrite=config.overwrite
+        )
         self.teller = Teller(on_progress)
-        self.sharing = Sharing(host, control, share=config.sharing == "share", tell=self._tell_waiting)
+        self.sharing = Sharing(
+            host, control, share=config.sharing == "share", tell=self._tell_waiting
+        )
         self.learner: Learner | None = None
 
     def prepare(self, checkpoint: str, sha256: str | None, remarks: list[str]) -> None:
-        """Do what needs no model: look at the pictures, compare with before, wait for the checkpoint. Raises `Refused` and `Stopped`."""
+        """Do what needs no model: look at the pictures, compare with before, wait for the
+        checkpoint. Raises `Refused` and `Stopped`.
+        """
         self.output.clear_leftovers()
-        self.teller.tell(message="Looking at the pictures", checkpoint=checkpoint, pictures=self.plan.count("train"), total_steps=self.plan.schedule.total_steps)
+        self.teller.tell(
+            message="Looking at the pictures",
+            checkpoint=checkpoint,
+            pictures=self.plan.count("train"),
+            total_steps=self.plan.schedule.total_steps,
+        )
         self.facts = run_facts(self.config, self.plan, should_stop=self.control.should_stop)
         if self.earlier:
             before = self.earlier.facts
             checkpoint, sha256 = before["base_model"]["name"], before["base_model"]["sha256"]
-            self.teller.tell(checkpoint=checkpoint, step=self.earlier.step, state_step=self.earlier.step, snapshots=tuple(before["snapshots"]))
+            self.teller.tell(
+                checkpoint=checkpoint,
+                step=self.earlier.step,
+                state_step=self.earlier.step,
+                snapshots=tuple(before["snapshots"]),
+            )
             remarks = [*remarks, *judge(compare_runs(before, self.facts), anyway=self.anyway)]
         for remark in remarks:
             self.teller.remark(remark)
@@ -134,20 +212,41 @@ class _Run:
             raise Stopped
 
     def train(self, base_model: BaseModel) -> None:
-        """Train to the end, or to where it is told to stop; the progress is kept whatever happens."""
+        """Train to the end, or to where it is told to stop; the progress is kept whatever
+        happens.
+        """
         self.base_model = base_model
         self._read_model()
         self._check_model()
         chosen = self._chosen_effort()
-        effort = chosen.forced(self.earlier.facts["forced"], base_model.dtype) if self.earlier else chosen
+        effort = (
+            chosen.forced(self.earlier.facts["forced"], base_model.dtype)
+            if self.earlier
+            else chosen
+        )
         log.info("computing in %s on %s", effort.dtype, base_model.device)
         encoded = self._encode()
-        elapsed_seconds = self._encoding_seconds + (self.earlier.facts["elapsed_seconds"] if self.earlier else 0.0)
+        elapsed_seconds = self._encoding_seconds + (
+            self.earlier.facts["elapsed_seconds"] if self.earlier else 0.0
+        )
         self.learner = self._make_learner(effort)
         session = Session(base_model, self.learner.adapters, effort)
-        attendant = Attendant(self.config, self.plan.schedule, self.host, self.control, session=session, learner=self.learner, output=self.output, write=self.write,
-                              facts=self.facts, states=self.states, sharing=self.sharing, teller=self.teller, chosen=chosen,
-                              elapsed_seconds=elapsed_seconds)
+        attendant = Attendant(
+            self.config,
+            self.plan.schedule,
+            self.host,
+            self.control,
+            session=session,
+            learner=self.learner,
+            output=self.output,
+            write=self.write,
+            facts=self.facts,
+            states=self.states,
+            sharing=self.sharing,
+            teller=self.teller,
+            chosen=chosen,
+            elapsed_seconds=elapsed_seconds,
+        )
         with session.opened(), self._offered(attendant):
             try:
                 self._take_steps(session, self._lesson(encoded), attendant)
@@ -159,31 +258,74 @@ class _Run:
         if not self.learner.step:
             return None
         began = time.monotonic()
-        saved = self.output.write_at_last(self.write, functools.partial(self.teller.remark, about="snapshot"))
+        saved = self.output.write_at_last(
+            self.write, functools.partial(self.teller.remark, about="snapshot")
+        )
         if saved == self.output.path:
             self.teller.withdraw("snapshot")
         try:
             self.host.register(saved)
-        except Exception as error:                                                 # an entry into the host's own code; the LoRA is saved
+        except Exception as error:  # an entry into the host's own code; the LoRA is saved
             log.exception("registering failed")
-            self.teller.remark(f"The LoRA is saved, but could not be made known ({error}). Press the refresh button of the Lora cards.")
-        log.info("%s is ready %.2f s after the last step", tag_of(saved.stem, self.config.preferred_weight), time.monotonic() - began)
+            self.teller.remark(
+                f"The LoRA is saved, but could not be made known ({error}). Press the refresh"
+                " button of the Lora cards."
+            )
+        log.info(
+            "%s is ready %.2f s after the last step",
+            tag_of(saved.stem, self.config.preferred_weight),
+            time.monotonic() - began,
+        )
         return saved
 
     def write(self, path: Path) -> None:
         """Write the LoRA as it is now, with its metadata and card; raises `Refused`."""
-        config, plan, learner, base_model = dataclasses.replace(self.config, output_name=path.stem), self.plan, self.learner, self.base_model
+        config, plan, learner, base_model = (
+            dataclasses.replace(self.config, output_name=path.stem),
+            self.plan,
+            self.learner,
+            self.base_model,
+        )
         adapters = learner.adapters
-        tensors = export.to_tensors(learner.weights_to_save(), alphas=adapters.alphas, export_name=base_model.export_name,
-                                    dtype=export.DTYPES[config.save_precision])
-        export.save(path, tensors, metadata.metadata(config, base_model, adapters.shapes, adapters.form, plan, steps=learner.step, started_at=self.session_id,
-                                                     loss_average=learner.loss_average))
-        notes = f"{export.NOTES} on {base_model.name}: {plan.count('train')} pictures, {learner.step} steps, rank {next(iter(adapters.shapes.values())).rank}."
+        tensors = export.to_tensors(
+            learner.weights_to_save(),
+            alphas=adapters.alphas,
+            export_name=base_model.export_name,
+            dtype=export.DTYPES[config.save_precision],
+        )
+        export.save(
+            path,
+            tensors,
+            metadata.metadata(
+                config,
+                base_model,
+                adapters.shapes,
+                adapters.form,
+                plan,
+                steps=learner.step,
+                started_at=self.session_id,
+                loss_average=learner.loss_average,
+            ),
+        )
+        notes = (
+            f"{export.NOTES} on {base_model.name}: {plan.count('train')} pictures, {learner.step}"
+            f" steps, rank {next(iter(adapters.shapes.values())).rank}."
+        )
         try:
-            export.save_card(path, family=base_model.family, trigger_word=config.trigger_word, preferred_weight=config.preferred_weight, notes=notes,
-                             negative_text=config.negative_text)
+            export.save_card(
+                path,
+                family=base_model.family,
+                trigger_word=config.trigger_word,
+                preferred_weight=config.preferred_weight,
+                notes=notes,
+                negative_text=config.negative_text,
+            )
         except OSError as error:
-            log.warning("the LoRA is saved, but its card %s could not be written: %s", path.with_suffix(".json").name, error)
+            log.warning(
+                "the LoRA is saved, but its card %s could not be written: %s",
+                path.with_suffix(".json").name,
+                error,
+            )
 
     @property
     def is_unfinished(self) -> bool:
@@ -192,41 +334,77 @@ class _Run:
     def result(self, saved: Path | None) -> Result:
         step = self.learner.step
         elsewhere = saved is not None and saved.parent != self.plan.output_file.parent
-        return Result(saved, "" if elsewhere else tag_of((saved or self.plan.output_file).stem, self.config.preferred_weight), step, self.learner.loss_average,
-                      step < self.plan.schedule.total_steps, self.teller.now.remarks)
+        return Result(
+            saved,
+            (
+                ""
+                if elsewhere
+                else tag_of((saved or self.plan.output_file).stem, self.config.preferred_weight)
+            ),
+            step,
+            self.learner.loss_average,
+            step < self.plan.schedule.total_steps,
+            self.teller.now.remarks,
+        )
 
     def undo(self) -> None:
         """The run failed: what it wrote over on its way is put back. Never hides why it failed."""
         try:
             if back := self.output.put_back():
                 self.host.register(back)
-        except Exception:                                                          # entry into the host's own code
+        except Exception:  # entry into the host's own code
             log.exception("what was there before the run could not be put back and made known")
 
-    # --- Before the first step --------------------------------------------------------------------------------------------
+    # --- Before the first step --------------------------------------------------------------------
 
     def _read_model(self) -> None:
         """Take the model as the settings say, and refuse what it cannot do then."""
         config, base_model = self.config, self.base_model
-        base_model.read_as(Reading(clip_skip=config.clip_skip, prediction_type="" if config.prediction_type == "auto" else config.prediction_type,
-                                   zero_terminal_snr={"auto": None, "on": True, "off": False}[config.zero_terminal_snr],
-                                   max_token_length=config.max_token_length, weighted_captions=config.weighted_captions))
+        base_model.read_as(
+            Reading(
+                clip_skip=config.clip_skip,
+                prediction_type="" if config.prediction_type == "auto" else config.prediction_type,
+                zero_terminal_snr={"auto": None, "on": True, "off": False}[
+                    config.zero_terminal_snr
+                ],
+                max_token_length=config.max_token_length,
+                weighted_captions=config.weighted_captions,
+            )
+        )
         if base_model.zero_terminal_snr and base_model.prediction_type == "epsilon":
-            raise Refused("Zero terminal SNR: a model that predicts noise learns nothing from pure noise. Set it to off, or The model predicts to v_prediction.",
-                          field="zero_terminal_snr", code="bad_value")
+            raise Refused(
+                "Zero terminal SNR: a model that predicts noise learns nothing from pure noise. Set"
+                " it to off, or The model predicts to v_prediction.",
+                field="zero_terminal_snr",
+                code="bad_value",
+            )
         if config.train_text_encoder and not base_model.text_encoders:
-            raise Refused("This checkpoint has no text encoder that can learn.", field="train_text_encoder", code="bad_value")
+            raise Refused(
+                "This checkpoint has no text encoder that can learn.",
+                field="train_text_encoder",
+                code="bad_value",
+            )
         self.layers = self._layers()
         if config.train_text_encoder and not self._trains_text_encoder():
-            self.teller.remark("Nothing of the text encoder learns, although it is switched on: the blocks or the LoRA that is gone on from leave it out.")
+            self.teller.remark(
+                "Nothing of the text encoder learns, although it is switched on: the blocks or the"
+                " LoRA that is gone on from leave it out."
+            )
         if self._texts().change and not base_model.encodes_between_steps:
-            raise Refused("The WebUI was started with --medvram, which keeps the text encoder off the GPU while the UNet is there. Switch off training of the text "
-                          "encoder and everything that varies captions (shuffling, dropout, trigger word alone), or start it without.",
-                          field="train_text_encoder" if config.train_text_encoder else "shuffle_caption", code="medvram")
+            raise Refused(
+                "The WebUI was started with --medvram, which keeps the text encoder off the GPU"
+                " while the UNet is there. Switch off training of the text encoder and everything"
+                " that varies captions (shuffling, dropout, trigger word alone), or start it"
+                " without.",
+                field="train_text_encoder" if config.train_text_encoder else "shuffle_caption",
+                code="medvram",
+            )
         check_optimizer(config.optimizer, config.optimizer_args, base_model.device)
         shapes, _, form = self.layers
         names = dict.fromkeys((LOWER_HALF, UPPER_HALF) if form.kind == "lora" else (LOWER_HALF,))
-        groups = groups_of(dict.fromkeys(shapes, names), rate_choice(config), levels=levels_in(base_model.parts()))
+        groups = groups_of(
+            dict.fromkeys(shapes, names), rate_choice(config), levels=levels_in(base_model.parts())
+        )
         check_rates(config.optimizer, rates_of(groups, rate_choice(config)))
 
     def _check_model(self) -> None:
@@ -236,26 +414,54 @@ class _Run:
         self.facts |= {"base_model": model_facts(base_model), "session": self.session_id}
         self.teller.tell(message="Preparing", checkpoint=base_model.name)
         if self.earlier:
-            for remark in judge(compare_models(self.earlier.facts["base_model"], self.facts["base_model"]), anyway=self.anyway):
+            for remark in judge(
+                compare_models(self.earlier.facts["base_model"], self.facts["base_model"]),
+                anyway=self.anyway,
+            ):
                 self.teller.remark(remark)
-        log.info("base model %s (%s, %s), %d pictures, %d steps%s", base_model.name, base_model.family, base_model.prediction_type, len(plan.pictures),
-                 plan.schedule.total_steps, f", going on after step {self.earlier.step}" if self.earlier else "")
+        log.info(
+            "base model %s (%s, %s), %d pictures, %d steps%s",
+            base_model.name,
+            base_model.family,
+            base_model.prediction_type,
+            len(plan.pictures),
+            plan.schedule.total_steps,
+            f", going on after step {self.earlier.step}" if self.earlier else "",
+        )
 
     def _chosen_effort(self) -> Effort:
-        dtype = precision.resolve(self.config.mixed_precision, device=self.base_model.device, weights=self.base_model.dtype)
+        dtype = precision.resolve(
+            self.config.mixed_precision,
+            device=self.base_model.device,
+            weights=self.base_model.dtype,
+        )
         return Effort(dtype, gradient_checkpointing=self.config.gradient_checkpointing)
 
     def _encode(self) -> list[cache.Encoded]:
-        """Encode the pictures, again if the VAE or the clip skip was changed while others had the model."""
+        """Encode the pictures, again if the VAE or the clip skip was changed while others had the
+        model.
+        """
         config, plan, began, key = self.config, self.plan, time.monotonic(), None
         while key != self.base_model.encoding_key():
             key = self.base_model.encoding_key()
             try:
-                encoded = cache.encode(self.base_model, plan.pictures, plan.buckets, plan.captions, plan.roles, mirror=config.mirror,
-                                       random_crop=config.random_crop, color_jitter=config.color_jitter, masked_loss=config.masked_loss,
-                                       masked_loss_floor=config.masked_loss_floor, prior_loss_weight=config.prior_loss_weight,
-                                       with_captions=not self._texts().change, seed=config.seed, between=self._between_pictures,
-                                       on_progress=self._tell_encoding)
+                encoded = cache.encode(
+                    self.base_model,
+                    plan.pictures,
+                    plan.buckets,
+                    plan.captions,
+                    plan.roles,
+                    mirror=config.mirror,
+                    random_crop=config.random_crop,
+                    color_jitter=config.color_jitter,
+                    masked_loss=config.masked_loss,
+                    masked_loss_floor=config.masked_loss_floor,
+                    prior_loss_weight=config.prior_loss_weight,
+                    with_captions=not self._texts().change,
+                    seed=config.seed,
+                    between=self._between_pictures,
+                    on_progress=self._tell_encoding,
+                )
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -264,41 +470,80 @@ class _Run:
         return encoded
 
     def _between_pictures(self) -> bool:
-        return not self.control.should_stop() and (not self.sharing.is_wanted() or self.sharing.give_way(0))
+        return not self.control.should_stop() and (
+            not self.sharing.is_wanted() or self.sharing.give_way(0)
+        )
 
     def _make_learner(self, effort: Effort) -> Learner:
         config, base_model = self.config, self.base_model
         shapes, weights, form = self.layers
         adapters = Adapters.create(base_model.parts(), shapes, form, seed=config.seed)
         choice = rate_choice(config)
-        groups = groups_of(adapters.named_parameters(), choice, levels=levels_in(base_model.parts()))
+        groups = groups_of(
+            adapters.named_parameters(), choice, levels=levels_in(base_model.parts())
+        )
         learning_rates = rates_of(groups, choice)
-        for remark in remarks_on(config.optimizer, learning_rates={group.part: choice.rates()[group.part] for group in groups}, scheduler=config.scheduler):
-            if remark not in self.plan.warnings:                                   # which have said it before
+        for remark in remarks_on(
+            config.optimizer,
+            learning_rates={group.part: choice.rates()[group.part] for group in groups},
+            scheduler=config.scheduler,
+        ):
+            if remark not in self.plan.warnings:  # which have said it before
                 self.teller.remark(remark)
         for group, parameters in groups.items():
-            for parameter in parameters if learning_rates[group.name] == 0 else ():    # they stay as they are, and their gradients are nobody's business
+            for parameter in (
+                parameters if learning_rates[group.name] == 0 else ()
+            ):  # they stay as they are, and their gradients are nobody's business
                 parameter.requires_grad_(False)
-        optimizer = make_optimizer(config.optimizer, {group.name: parameters for group, parameters in groups.items()}, learning_rates=learning_rates,
-                                   weight_decay=config.weight_decay, arguments=config.optimizer_args, own=own_settings(groups))
-        rates = LearningRates(config.scheduler, optimizer, warmup_steps=config.lr_warmup_steps, total_steps=self.plan.schedule.total_steps,
-                              cycles=config.scheduler_cycles, power=config.scheduler_power)
+        optimizer = make_optimizer(
+            config.optimizer,
+            {group.name: parameters for group, parameters in groups.items()},
+            learning_rates=learning_rates,
+            weight_decay=config.weight_decay,
+            arguments=config.optimizer_args,
+            own=own_settings(groups),
+        )
+        rates = LearningRates(
+            config.scheduler,
+            optimizer,
+            warmup_steps=config.lr_warmup_steps,
+            total_steps=self.plan.schedule.total_steps,
+            cycles=config.scheduler_cycles,
+            power=config.scheduler_power,
+        )
         if weights:
             adapters.load(weights)
-        learner = Learner(adapters, optimizer, rates, device=base_model.device, dtype=effort.dtype, ema_decay=config.ema_decay,
-                          scale_weight_norms=config.scale_weight_norms)
+        learner = Learner(
+            adapters,
+            optimizer,
+            rates,
+            device=base_model.device,
+            dtype=effort.dtype,
+            ema_decay=config.ema_decay,
+            scale_weight_norms=config.scale_weight_norms,
+        )
         if self.earlier:
             learner.restore(self.earlier)
-            self.earlier = dataclasses.replace(self.earlier, tensors={})           # they live in the learner now
+            self.earlier = dataclasses.replace(
+                self.earlier, tensors={}
+            )  # they live in the learner now
         return learner
 
     def _layers(self) -> tuple[Mapping[str, Shape], Mapping[str, Any], Form]:
-        """Return the layers that learn with rank and alpha, the weights they begin with, if not with new ones, and what kind they are."""
+        """Return the layers that learn with rank and alpha, the weights they begin with, if not
+        with new ones, and what kind they are.
+        """
         config, parts = self.config, self.base_model.parts()
         chosen = form_of(config)
-        dropouts = {name: getattr(chosen, name) for name in ("dropout", "rank_dropout", "module_dropout")}
+        dropouts = {
+            name: getattr(chosen, name) for name in ("dropout", "rank_dropout", "module_dropout")
+        }
         if self.earlier:
-            return shapes_of_state(self.earlier), {}, dataclasses.replace(form_of_state(self.earlier), **dropouts)
+            return (
+                shapes_of_state(self.earlier),
+                {},
+                dataclasses.replace(form_of_state(self.earlier), **dropouts),
+            )
         if self.plan.init_lora:
             shapes, weights, kind = fit(self.plan.init_lora, parts, self.base_model.export_name)
             return shapes, weights, dataclasses.replace(kind, **dropouts)
@@ -313,11 +558,15 @@ class _Run:
 
     def _lesson(self, encoded: list[cache.Encoded]) -> trainer.Lesson:
         config, plan = self.config, self.plan
-        objective = Objective(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Objective)})
+        objective = Objective(
+            **{field.name: getattr(config, field.name) for field in dataclasses.fields(Objective)}
+        )
         measured = tuple(number for number, role in enumerate(plan.roles) if role == "validation")
-        return trainer.Lesson(encoded, plan.schedule, objective, self._texts(), measured, config.validate_every)
+        return trainer.Lesson(
+            encoded, plan.schedule, objective, self._texts(), measured, config.validate_every
+        )
 
-    # --- The steps and the end --------------------------------------------------------------------------------------------
+    # --- The steps and the end --------------------------------------------------------------------
 
     def _take_steps(self, session: Session, lesson: trainer.Lesson, attendant: Attendant) -> None:
         config = self.config
@@ -325,29 +574,63 @@ class _Run:
         def on_step(done: trainer.StepDone) -> None:
             attendant.on_step(done)
             if done.step == 1:
-                log.info("first step done %.2f s after the start, of which encoding took %.2f s", time.monotonic() - self.started, self._encoding_seconds)
+                log.info(
+                    "first step done %.2f s after the start, of which encoding took %.2f s",
+                    time.monotonic() - self.started,
+                    self._encoding_seconds,
+                )
+
         try:
-            trainer.run(session, self.learner, lesson, max_grad_norm=config.max_grad_norm, may_adapt=config.when_memory_runs_out == "adapt",
-                        on_step=on_step, between=attendant.between, roll_back=attendant.roll_back, remark=self.teller.remark)
+            trainer.run(
+                session,
+                self.learner,
+                lesson,
+                max_grad_norm=config.max_grad_norm,
+                may_adapt=config.when_memory_runs_out == "adapt",
+                on_step=on_step,
+                between=attendant.between,
+                roll_back=attendant.roll_back,
+                remark=self.teller.remark,
+            )
         except NotFinite as error:
             raise Refused(f"{error} {_advice(self.plan, error)}", code="not_finite") from error
 
     def _offered(self, attendant: Attendant) -> contextlib.AbstractContextManager[None]:
-        return self.host.offer(self.plan.output_file.stem, attendant.write_live) if self.config.live else contextlib.nullcontext()
+        return (
+            self.host.offer(self.plan.output_file.stem, attendant.write_live)
+            if self.config.live
+            else contextlib.nullcontext()
+        )
 
     def _tell_encoding(self, done: int, total: int) -> None:
-        self.teller.tell(stage="preparing", message=f"Encoding picture {done} of {total}", fraction=done / total)
+        self.teller.tell(
+            stage="preparing", message=f"Encoding picture {done} of {total}", fraction=done / total
+        )
 
     def _tell_waiting(self, waiting_for: str, sentence: str) -> None:
         if waiting_for or sentence:
-            self.teller.tell(stage="paused" if waiting_for else self.teller.now.stage, waiting_for=waiting_for, message=sentence)
+            self.teller.tell(
+                stage="paused" if waiting_for else self.teller.now.stage,
+                waiting_for=waiting_for,
+                message=sentence,
+            )
         else:
-            self.teller.tell(stage="training" if self.learner else "preparing", waiting_for="", message="Training" if self.learner else "Preparing")
+            self.teller.tell(
+                stage="training" if self.learner else "preparing",
+                waiting_for="",
+                message="Training" if self.learner else "Preparing",
+            )
 
 
 def _advice(plan: Plan, error: NotFinite) -> str:
     """Name the pictures of the step that failed, and say what to try."""
-    shown = [f"{plan.pictures[number].path.name} ({plan.captions[number][:80]!r})" for number in error.pictures[:3]]
+    shown = [
+        f"{plan.pictures[number].path.name} ({plan.captions[number][:80]!r})"
+        for number in error.pictures[:3]
+    ]
     more = f" and {len(error.pictures) - 3} more" if len(error.pictures) > 3 else ""
-    return (f"Its pictures were {', '.join(shown)}{more}. Usually the learning rate is too high: try a tenth of it. Snapshots and the progress saved before "
-            "are kept; with fp16, bf16 or fp32 can help too.")
+    return (
+        f"Its pictures were {', '.join(shown)}{more}. Usually the learning rate is too high: try a"
+        " tenth of it. Snapshots and the progress saved before are kept; with fp16, bf16 or fp32"
+        " can help too."
+    )

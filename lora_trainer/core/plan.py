@@ -1,7 +1,10 @@
-"""What a run will do, worked out before the model is touched: pictures, captions, buckets, steps, where the file goes.
+"""What a run will do, worked out before the model is touched: pictures, captions, buckets, steps,
+where the file goes.
 
-`make_plan` raises `Refused` for whatever would make the run fail; what a user should only know becomes a warning.
+`make_plan` raises `Refused` for whatever would make the run fail; what a user should only know
+becomes a warning.
 """
+
 import contextlib
 import dataclasses
 import glob
@@ -19,8 +22,7 @@ from .blocks import BASE, PRESETS, BlockChoice, read_blocks
 from .buckets import Bucket, assign_bucket, batches_per_epoch
 from .cache import JITTERED
 from .captions import lines_of, with_trigger
-from .choices import (check_choices, form_of, layer_choice, rate_choice, resolutions_of,
-                      variation_of)
+from .choices import check_choices, form_of, layer_choice, rate_choice, resolutions_of, variation_of
 from .config import TrainConfig, check_name
 from .dataset import Picture, Problem
 from .errors import Refused
@@ -37,24 +39,50 @@ from .tensor_files import read_header
 from .trainer import Schedule
 from .variation import without_choices
 
-__all__ = ["Plan", "check_space", "estimate", "folders_of", "form_of", "free_name", "layer_choice", "make_plan", "plan_output", "session_of", "tag_of", "variation_of"]
+__all__ = [
+    "Plan",
+    "check_space",
+    "estimate",
+    "folders_of",
+    "form_of",
+    "free_name",
+    "layer_choice",
+    "make_plan",
+    "plan_output",
+    "session_of",
+    "tag_of",
+    "variation_of",
+]
 
 MOST_STEPS = 1_000_000
 LARGE_CACHE_BYTES = 4_000_000_000
-CAPTION_BYTES, WORDS_AT_ONCE = 77 * 2048 * 4, 55           # of 75 tokens, with SDXL in float32; SD1 takes a third
+CAPTION_BYTES, WORDS_AT_ONCE = (
+    77 * 2048 * 4,
+    55,
+)  # of 75 tokens, with SDXL in float32; SD1 takes a third
 LORA_ENDINGS = (".safetensors", ".pt", ".ckpt")
-OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "lion": 4, "adafactor": 1, "prodigy": 16, "dadaptation": 12, "schedulefree": 8}     # for each parameter, about
+OPTIMIZER_BYTES = {
+    "adamw": 8,
+    "adamw8bit": 2,
+    "lion": 4,
+    "adafactor": 1,
+    "prodigy": 16,
+    "dadaptation": 12,
+    "schedulefree": 8,
+}  # for each parameter, about
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Everything about a run that does not need the model. Lists have one entry for each picture: those for training, then for regularisation, then
-    for validation. `roles` say which ("train", "regularisation", "validation"); `schedule.repeats` is 0 for validation.
-    With several resolutions, pictures that are learned have an entry for each of them; `resolutions`
-    say which.
+    """Everything about a run that does not need the model. Lists have one entry for each picture:
+    those for training, then for regularisation, then for validation. `roles` say which ("train",
+    "regularisation", "validation"); `schedule.repeats` is 0 for validation. With several
+    resolutions, pictures that are learned have an entry for each of them; `resolutions` say which.
 
-    `captions` are as they are shown, or where captions vary, what they are drawn from. `masks` hold the mask files that are used, by picture.
+    `captions` are as they are shown, or where captions vary, what they are drawn from. `masks` hold
+    the mask files that are used, by picture.
     """
+
     pictures: list[Picture]
     captions: list[str]
     buckets: list[Bucket]
@@ -70,52 +98,106 @@ class Plan:
     resolutions: list[int] = dataclasses.field(default_factory=list)
 
     def count(self, role: str) -> int:
-        """Return how many pictures have a role; one that is learned in several resolutions is one."""
+        """Return how many pictures have a role; one that is learned in several resolutions is
+        one.
+        """
         return len({picture.path for picture, of in zip(self.pictures, self.roles) if of == role})
 
     def bucket_counts(self) -> list[dict[str, int]]:
         """The buckets in use, most used first, each `{width, height, pictures}`."""
-        return [dict(width=bucket.width, height=bucket.height, pictures=count) for bucket, count in Counter(self.buckets).most_common()]
+        return [
+            dict(width=bucket.width, height=bucket.height, pictures=count)
+            for bucket, count in Counter(self.buckets).most_common()
+        ]
 
 
-def make_plan(config: TrainConfig, *, lora_dir: Path, thorough: bool = True, session: float | None = None) -> Plan:
-    """Work a run out; `config.train_data_dir` must be a folder here. Raises `Refused` with the field to mend.
+def make_plan(
+    config: TrainConfig, *, lora_dir: Path, thorough: bool = True, session: float | None = None
+) -> Plan:
+    """Work a run out; `config.train_data_dir` must be a folder here. Raises `Refused` with the
+    field to mend.
 
-    `session` is that of a run which goes on: files that it has saved already are in nobody's way. Without `thorough` pictures and masks that were never
-    decoded count as good by their headers, so that a page need not wait.
+    `session` is that of a run which goes on: files that it has saved already are in nobody's way.
+    Without `thorough` pictures and masks that were never decoded count as good by their headers, so
+    that a page need not wait.
     """
     if not config.train_data_dir:
-        raise Refused("No pictures yet: drop some into the page, or give the folder they are in.", field="train_data_dir", code="no_pictures")
+        raise Refused(
+            "No pictures yet: drop some into the page, or give the folder they are in.",
+            field="train_data_dir",
+            code="no_pictures",
+        )
     output_file = plan_output(config, lora_dir, session=session)
     check_choices(config)
     check_settings(config.optimizer, config.optimizer_args)
-    init_lora = look_into(find_lora(config.init_lora, lora_dir)) if config.init_lora and session is None else None      # a state has all of it
+    init_lora = (
+        look_into(find_lora(config.init_lora, lora_dir))
+        if config.init_lora and session is None
+        else None
+    )  # a state has all of it
     if session is None and (parts := _learning_rates(config, init_lora)):
         choice = rate_choice(config)
-        groups = groups_without_model(parts, choice, has_halves=(init_lora.kind if init_lora else config.lora_type) == "lora")
+        groups = groups_without_model(
+            parts, choice, has_halves=(init_lora.kind if init_lora else config.lora_type) == "lora"
+        )
         check_rates(config.optimizer, rates_of(groups, choice))
     selection = select(config, thorough=thorough)
     captions = _captions(config, selection)
     resolutions = resolutions_of(config)
     numbers, sides = zip(*each_resolution(selection.roles, resolutions))
-    pictures, roles, repeats = ([each[at] for at in numbers] for each in (selection.pictures, selection.roles, selection.repeats))
-    buckets = [bucket_of(picture.width, picture.height, config, resolution=side) for picture, side in zip(pictures, sides)]
+    pictures, roles, repeats = (
+        [each[at] for at in numbers]
+        for each in (selection.pictures, selection.roles, selection.repeats)
+    )
+    buckets = [
+        bucket_of(picture.width, picture.height, config, resolution=side)
+        for picture, side in zip(pictures, sides)
+    ]
     schedule = _schedule(config, buckets, repeats)
-    warnings = remarks_on(config, selection, captions, total_steps=schedule.total_steps) + _elsewhere(output_file, lora_dir, session) + _taken_over(init_lora, config)
-    plan = Plan(pictures, [captions[at] for at in numbers], buckets, roles, selection.problems, schedule, -(-schedule.total_steps // schedule.steps_per_epoch),
-                warnings, output_file, tag_of(output_file.stem, config.preferred_weight), init_lora, selection.masks, list(sides))
+    warnings = (
+        remarks_on(config, selection, captions, total_steps=schedule.total_steps)
+        + _elsewhere(output_file, lora_dir, session)
+        + _taken_over(init_lora, config)
+    )
+    plan = Plan(
+        pictures,
+        [captions[at] for at in numbers],
+        buckets,
+        roles,
+        selection.problems,
+        schedule,
+        -(-schedule.total_steps // schedule.steps_per_epoch),
+        warnings,
+        output_file,
+        tag_of(output_file.stem, config.preferred_weight),
+        init_lora,
+        selection.masks,
+        list(sides),
+    )
     warnings += _sizes(plan, config, resolutions)
-    warnings += _large_cache(plan, config) + optimizer_remarks(config.optimizer, learning_rates=_learning_rates(config, init_lora), scheduler=config.scheduler)
+    warnings += _large_cache(plan, config) + optimizer_remarks(
+        config.optimizer,
+        learning_rates=_learning_rates(config, init_lora),
+        scheduler=config.scheduler,
+    )
     learned = {picture.path for picture, role in zip(plan.pictures, plan.roles) if role == "train"}
-    warnings += remarks_on_batches(config, plan.buckets, schedule.repeats, pictures=len(learned),
-                                   total_steps=schedule.total_steps, steps_per_epoch=schedule.steps_per_epoch)
+    warnings += remarks_on_batches(
+        config,
+        plan.buckets,
+        schedule.repeats,
+        pictures=len(learned),
+        total_steps=schedule.total_steps,
+        steps_per_epoch=schedule.steps_per_epoch,
+    )
     return plan
 
 
 def bucket_of(
     width: int, height: int, config: TrainConfig, *, resolution: int | None = None
 ) -> Bucket:
-    """Return the bucket of a picture of this upright size, in `resolution` or the settings' main one."""
+    """Return the bucket of a picture of this upright size, in `resolution` or the settings' main
+    one.
+    """
     side = resolution or config.resolution
     return assign_bucket(
         width,
@@ -161,7 +243,8 @@ def _sizes(plan: Plan, config: TrainConfig, resolutions: list[int]) -> list[str]
         f" Of them, {alike} are of the same size as in another resolution: {why}." if alike else ""
     )
     return [
-        f"Each picture is learned in {_listed(resolutions)} px: {plan.count('train')} pictures count as {len(ours)}.{small}{also}"
+        f"Each picture is learned in {_listed(resolutions)} px: {plan.count('train')} pictures"
+        f" count as {len(ours)}.{small}{also}"
     ]
 
 
@@ -170,49 +253,99 @@ def _listed(numbers: list[int]) -> str:
 
 
 def _captions(config: TrainConfig, selection: Selection) -> list[str]:
-    """Captions with the trigger word, except for regularisation; those that do not vary in the form in which they are shown."""
+    """Captions with the trigger word, except for regularisation; those that do not vary in the form
+    in which they are shown.
+    """
     variation = variation_of(config)
-    used = ["\n".join(lines_of(picture.caption, config.caption_lines)) for picture in selection.pictures]
+    used = [
+        "\n".join(lines_of(picture.caption, config.caption_lines)) for picture in selection.pictures
+    ]
     certain = without_choices if config.caption_wildcards else str
-    captions = [caption if role == "regularisation" else with_trigger(caption, config.trigger_word, certain=certain)
-                for caption, role in zip(used, selection.roles)]
-    return [caption if variation.varies and role != "validation" else variation.plain(caption) for caption, role in zip(captions, selection.roles)]
+    captions = [
+        (
+            caption
+            if role == "regularisation"
+            else with_trigger(caption, config.trigger_word, certain=certain)
+        )
+        for caption, role in zip(used, selection.roles)
+    ]
+    return [
+        caption if variation.varies and role != "validation" else variation.plain(caption)
+        for caption, role in zip(captions, selection.roles)
+    ]
 
 
 def plan_output(config: TrainConfig, lora_dir: Path, *, session: float | None = None) -> Path:
-    """Return where the LoRA will be; raises `Refused` for a name that is missing, impossible or taken, and a folder that is not writable."""
+    """Return where the LoRA will be; raises `Refused` for a name that is missing, impossible or
+    taken, and a folder that is not writable.
+    """
     if not config.output_name:
-        raise Refused("Give the LoRA a name: it becomes the file name and is written in prompts.", field="output_name", code="no_name")
+        raise Refused(
+            "Give the LoRA a name: it becomes the file name and is written in prompts.",
+            field="output_name",
+            code="no_name",
+        )
     folder = Path(config.output_dir or lora_dir)
     path = folder / f"{check_name(config.output_name)}.safetensors"
     _refuse_clash(config, path, lora_dir, session)
     existing = next((parent for parent in (folder, *folder.parents) if parent.exists()), folder)
     if not os.access(existing, os.W_OK) or not existing.is_dir():
-        raise Refused(f"Nothing can be saved in {folder}: " + ("no permission." if existing.is_dir() else f"{existing} is not a folder."),
-                      field="output_dir", code="cannot_save")
+        raise Refused(
+            f"Nothing can be saved in {folder}: "
+            + ("no permission." if existing.is_dir() else f"{existing} is not a folder."),
+            field="output_dir",
+            code="cannot_save",
+        )
     return path
 
 
 def _refuse_clash(config: TrainConfig, path: Path, lora_dir: Path, session: float | None) -> None:
-    """Raise `Refused` for files that are in the way of a LoRA. Those that a run which goes on has saved itself are not, and its snapshots find a free name."""
+    """Raise `Refused` for files that are in the way of a LoRA. Those that a run which goes on has
+    saved itself are not, and its snapshots find a free name.
+    """
+
     def is_others(file: Path) -> bool:
         return session is None or session_of(file) != session
 
-    rename = f"call the new one {free_name(path)}" if session is None else "move it away: a run keeps its name to its end"
+    rename = (
+        f"call the new one {free_name(path)}"
+        if session is None
+        else "move it away: a run keeps its name to its end"
+    )
     if path.exists() and not config.overwrite and is_others(path):
-        raise Refused(f"A LoRA called {config.output_name} exists already{'' if session is None else ', and is not of this run'}. "
-                      f"Replace it, or {rename}.", field="output_name", code="name_taken")
+        raise Refused(
+            f"A LoRA called {config.output_name} exists"
+            f" already{'' if session is None else ', and is not of this run'}. Replace it, or"
+            f" {rename}.",
+            field="output_name",
+            code="name_taken",
+        )
     if clash := next(filter(is_others, _names_elsewhere(path, lora_dir)), None):
-        raise Refused(f"There is {clash} already, which {path.stem} would be mixed up with. {rename[0].upper()}{rename[1:]}.",
-                      field="output_name", code="name_taken")
+        raise Refused(
+            f"There is {clash} already, which {path.stem} would be mixed up with."
+            f" {rename[0].upper()}{rename[1:]}.",
+            field="output_name",
+            code="name_taken",
+        )
     saves = config.save_steps or config.save_every_n_epochs
-    if session is None and saves and not config.overwrite and (clash := next(_snapshots_there(path), None)):
-        raise Refused(f"There is {clash} already, which {path.stem} would be mixed up with. Replace it, or {rename}.",
-                      field="output_name", code="name_taken")
+    if (
+        session is None
+        and saves
+        and not config.overwrite
+        and (clash := next(_snapshots_there(path), None))
+    ):
+        raise Refused(
+            f"There is {clash} already, which {path.stem} would be mixed up with. Replace it, or"
+            f" {rename}.",
+            field="output_name",
+            code="name_taken",
+        )
 
 
 def session_of(path: Path) -> float | None:
-    """Return when the run that saved a LoRA began, which is the run's name for itself; None for a file that says nothing of it."""
+    """Return when the run that saved a LoRA began, which is the run's name for itself; None for a
+    file that says nothing of it.
+    """
     try:
         return float(read_header(path).metadata["ss_training_started_at"])
     except (OSError, KeyError, ValueError):
@@ -225,21 +358,29 @@ def free_name(path: Path) -> str:
 
 
 def _names_elsewhere(path: Path, lora_dir: Path) -> Iterator[Path]:
-    """Find LoRAs of the same name in other folders that the WebUI looks through: a tag could mean either."""
+    """Find LoRAs of the same name in other folders that the WebUI looks through: a tag could mean
+    either.
+    """
     for folder, _, names in os.walk(lora_dir, followlinks=True):
         for name in names:
             other = Path(folder, name)
-            if other.stem == path.stem and other.suffix.lower() in LORA_ENDINGS and not _is_same_file(other, path):
+            if (
+                other.stem == path.stem
+                and other.suffix.lower() in LORA_ENDINGS
+                and not _is_same_file(other, path)
+            ):
                 yield other
 
 
 def _is_same_file(one: Path, other: Path) -> bool:
-    """Tell whether two spellings are one file, by way of links or of a disk that knows no upper and lower case."""
+    """Tell whether two spellings are one file, by way of links or of a disk that knows no upper and
+    lower case.
+    """
     if one == other:
         return True
     try:
         return one.samefile(other)
-    except OSError:                                                                # one of them is not there
+    except OSError:  # one of them is not there
         return one.name == other.name and one.parent.resolve() == other.parent.resolve()
 
 
@@ -251,41 +392,79 @@ def tag_of(name: str, weight: float) -> str:
     return f"<lora:{name}:{weight:g}>"
 
 
-def estimate(plan: Plan, config: TrainConfig, parts: torch.nn.ModuleDict | None) -> dict[str, int | None]:
-    """Return trainable parameters, bytes that they and the optimizer take, and bytes of the file; None while no model is loaded. `cache_bytes` of main
-    memory are what the encoded pictures take.
+def estimate(
+    plan: Plan, config: TrainConfig, parts: torch.nn.ModuleDict | None
+) -> dict[str, int | None]:
+    """Return trainable parameters, bytes that they and the optimizer take, and bytes of the file;
+    None while no model is loaded. `cache_bytes` of main memory are what the encoded pictures take.
 
-    Weight and gradient are fp32, and so is most of what optimizers keep. Raises `Refused` for blocks that the model lacks.
+    Weight and gradient are fp32, and so is most of what optimizers keep. Raises `Refused` for
+    blocks that the model lacks.
     """
     cache = dict(cache_bytes=cache_bytes(plan, config))
     if parts is None:
         return dict(trainable_parameters=None, estimated_memory_bytes=None, file_bytes=None) | cache
-    parameters = count_parameters(parts, plan_shapes(parts, layer_choice(config)), form_of(config)) if plan.init_lora is None else plan.init_lora.parameters
+    parameters = (
+        count_parameters(parts, plan_shapes(parts, layer_choice(config)), form_of(config))
+        if plan.init_lora is None
+        else plan.init_lora.parameters
+    )
     each = 8 + OPTIMIZER_BYTES.get(config.optimizer, 8) + 4 * (config.ema_decay > 0)
-    return dict(trainable_parameters=parameters, estimated_memory_bytes=each * parameters, file_bytes=parameters * (4 if config.save_precision == "fp32" else 2)) | cache
+    return (
+        dict(
+            trainable_parameters=parameters,
+            estimated_memory_bytes=each * parameters,
+            file_bytes=parameters * (4 if config.save_precision == "fp32" else 2),
+        )
+        | cache
+    )
 
 
 def cache_bytes(plan: Plan, config: TrainConfig) -> int:
-    """Return what `core.cache` will keep in main memory: float32 latents and masks in all their variants, and captions, about, where they are encoded once."""
+    """Return what `core.cache` will keep in main memory: float32 latents and masks in all their
+    variants, and captions, about, where they are encoded once.
+    """
     variants = (JITTERED if config.color_jitter else 1) * (2 if config.mirror else 1)
     taken = 0
     for picture, bucket, role in zip(plan.pictures, plan.buckets, plan.roles):
         varies = role != "validation"
-        place = placement(picture.width, picture.height, bucket, whole=config.random_crop and varies)
-        has_mask = picture.path in plan.masks or (config.masked_loss == "alpha" and not learns_everywhere(picture))
-        taken += 4 * (4 + has_mask) * (place.width // 8) * (place.height // 8) * (variants if varies else 1)
+        place = placement(
+            picture.width, picture.height, bucket, whole=config.random_crop and varies
+        )
+        has_mask = picture.path in plan.masks or (
+            config.masked_loss == "alpha" and not learns_everywhere(picture)
+        )
+        taken += (
+            4
+            * (4 + has_mask)
+            * (place.width // 8)
+            * (place.height // 8)
+            * (variants if varies else 1)
+        )
     if variation_of(config).varies or "text_encoder" in _learning_rates(config, plan.init_lora):
         return taken
-    return taken + CAPTION_BYTES * sum(max(1, math.ceil(len(caption.split()) / WORDS_AT_ONCE)) for caption in set(plan.captions))
+    return taken + CAPTION_BYTES * sum(
+        max(1, math.ceil(len(caption.split()) / WORDS_AT_ONCE)) for caption in set(plan.captions)
+    )
 
 
 def _large_cache(plan: Plan, config: TrainConfig) -> list[str]:
     needed = cache_bytes(plan, config)
     if needed <= LARGE_CACHE_BYTES:
         return []
-    causes = [cause for cause, on in (("Mirror doubles it", config.mirror), ("Colour jitter makes it fourfold", config.color_jitter),
-                                      ("each picture is kept in every resolution", len(set(plan.resolutions)) > 1)) if on]
-    return [f"The encoded pictures will take about {needed / 1e9:.1f} GB of main memory" + (f" ({', '.join(causes)})." if causes else ".")]
+    causes = [
+        cause
+        for cause, on in (
+            ("Mirror doubles it", config.mirror),
+            ("Colour jitter makes it fourfold", config.color_jitter),
+            ("each picture is kept in every resolution", len(set(plan.resolutions)) > 1),
+        )
+        if on
+    ]
+    return [
+        f"The encoded pictures will take about {needed / 1e9:.1f} GB of main memory"
+        + (f" ({', '.join(causes)})." if causes else ".")
+    ]
 
 
 def check_space(path: Path, needed_bytes: int) -> None:
@@ -293,8 +472,12 @@ def check_space(path: Path, needed_bytes: int) -> None:
     existing = next(parent for parent in path.absolute().parents if parent.exists())
     free_bytes = shutil.disk_usage(existing).free
     if free_bytes < 2 * needed_bytes + 10_000_000:
-        raise Refused(f"The disk of {path.parent} has {free_bytes / 1e6:.0f} MB left; the LoRA needs {2 * needed_bytes / 1e6 + 10:.0f} MB. Free some space.",
-                      field="output_dir", code="disk_full")
+        raise Refused(
+            f"The disk of {path.parent} has {free_bytes / 1e6:.0f} MB left; the LoRA needs"
+            f" {2 * needed_bytes / 1e6 + 10:.0f} MB. Free some space.",
+            field="output_dir",
+            code="disk_full",
+        )
 
 
 def _schedule(config: TrainConfig, buckets: list[Bucket], repeats: list[int]) -> Schedule:
@@ -302,32 +485,57 @@ def _schedule(config: TrainConfig, buckets: list[Bucket], repeats: list[int]) ->
     steps_per_epoch = -(-batches // config.gradient_accumulation_steps)
     total = config.max_train_steps or steps_per_epoch * config.epochs
     if total > MOST_STEPS:
-        raise Refused(f"{total:,} steps would never end; at most {MOST_STEPS:,}. Lower the epochs or the repeats.", field="epochs", code="bad_value")
-    return Schedule(total, steps_per_epoch, config.batch_size, config.gradient_accumulation_steps, tuple(repeats), config.seed)
+        raise Refused(
+            f"{total:,} steps would never end; at most {MOST_STEPS:,}. Lower the epochs or the"
+            " repeats.",
+            field="epochs",
+            code="bad_value",
+        )
+    return Schedule(
+        total,
+        steps_per_epoch,
+        config.batch_size,
+        config.gradient_accumulation_steps,
+        tuple(repeats),
+        config.seed,
+    )
 
 
 def _elsewhere(output_file: Path, lora_dir: Path, session: float | None) -> list[str]:
     if session is not None and (moved := next(_names_elsewhere(output_file, lora_dir), None)):
-        return [f"{moved} is an earlier file of this run, and {output_file.stem} in a prompt may mean either: move it out of {lora_dir}."]
+        return [
+            f"{moved} is an earlier file of this run, and {output_file.stem} in a prompt may mean"
+            f" either: move it out of {lora_dir}."
+        ]
     if output_file.resolve().is_relative_to(lora_dir.resolve()):
         return []
-    return [f"{output_file.parent} is outside the LoRA folder {lora_dir}: the tag works when the file is copied there."]
+    return [
+        f"{output_file.parent} is outside the LoRA folder {lora_dir}: the tag works when the file"
+        " is copied there."
+    ]
 
 
 def _learning_rates(config: TrainConfig, found: FoundLora | None) -> dict[str, float]:
-    """Return the learning rates of what learns, as far as that can be told without the model: a LoRA that is gone on from decides, or switches and blocks."""
+    """Return the learning rates of what learns, as far as that can be told without the model: a
+    LoRA that is gone on from decides, or switches and blocks.
+    """
     if found:
         learns = found.text_encoder_layers < len(found.ranks), found.text_encoder_layers > 0
     else:
         blocks = _blocks(config.lora_blocks)
         base, of_unet = blocks.pop(BASE, BlockChoice()), blocks.values()
-        learns = config.train_unet and (not of_unet or any(block.rank != 0 for block in of_unet)), config.train_text_encoder and base.rank != 0
+        learns = (
+            config.train_unet and (not of_unet or any(block.rank != 0 for block in of_unet)),
+            config.train_text_encoder and base.rank != 0,
+        )
     rates = {"unet": config.learning_rate, "text_encoder": config.text_encoder_lr}
     return {group: rate for (group, rate), chosen in zip(rates.items(), learns) if chosen}
 
 
 def _blocks(text: str) -> dict[str, BlockChoice]:
-    """Read a list of blocks for whichever model has them; nothing where none has: that is refused once the model is known."""
+    """Read a list of blocks for whichever model has them; nothing where none has: that is refused
+    once the model is known.
+    """
     for levels in PRESETS:
         with contextlib.suppress(Refused):
             return read_blocks(text, levels)
@@ -337,19 +545,39 @@ def _blocks(text: str) -> dict[str, BlockChoice]:
 def _taken_over(found: FoundLora | None, config: TrainConfig) -> list[str]:
     if found is None:
         return []
-    remarks = [f"Going on from {found.path.name}: its rank {found.rank}, alpha {found.alpha:g} and layers are used, whatever the settings say."]
+    remarks = [
+        f"Going on from {found.path.name}: its rank {found.rank}, alpha {found.alpha:g} and layers"
+        " are used, whatever the settings say."
+    ]
     if found.kind != config.lora_type:
-        remarks.append(f"{found.path.name} is a {found.kind}, and so will this be; Kind says {config.lora_type}.")
+        remarks.append(
+            f"{found.path.name} is a {found.kind}, and so will this be; Kind says"
+            f" {config.lora_type}."
+        )
     if found.kind != "lora" and config.loraplus_lr_ratio != 1:
-        remarks.append(f"{found.path.name} is a {found.kind}, which has no halves: LoRA+ ratio is without effect.")
+        remarks.append(
+            f"{found.path.name} is a {found.kind}, which has no halves: LoRA+ ratio is without"
+            " effect."
+        )
     if found.is_dora != config.use_dora:
-        remarks.append(f"{found.path.name} is {'a' if found.is_dora else 'no'} DoRA, and so will this be; DoRA is switched {'on' if config.use_dora else 'off'}.")
+        remarks.append(
+            f"{found.path.name} is {'a' if found.is_dora else 'no'} DoRA, and so will this be; DoRA"
+            f" is switched {'on' if config.use_dora else 'off'}."
+        )
     if found.text_encoder_layers and not config.train_text_encoder and config.text_encoder_lr:
-        remarks.append(f"{found.path.name} has layers of the text encoder, so that learns too, at {config.text_encoder_lr:g}; 0 as its learning rate keeps it as it is.")
+        remarks.append(
+            f"{found.path.name} has layers of the text encoder, so that learns too, at"
+            f" {config.text_encoder_lr:g}; 0 as its learning rate keeps it as it is."
+        )
     if not found.text_encoder_layers and config.train_text_encoder:
-        remarks.append(f"{found.path.name} has no layers of the text encoder, so that does not learn.")
+        remarks.append(
+            f"{found.path.name} has no layers of the text encoder, so that does not learn."
+        )
     if found.text_encoder_layers < len(found.ranks) and not config.train_unet:
-        remarks.append(f"{found.path.name} has layers of the UNet, so that learns too, although it is switched off.")
+        remarks.append(
+            f"{found.path.name} has layers of the UNet, so that learns too, although it is switched"
+            " off."
+        )
     if found.text_encoder_layers == len(found.ranks) and config.train_unet:
         remarks.append(f"{found.path.name} has no layers of the UNet, so that does not learn.")
     return remarks

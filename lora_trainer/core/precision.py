@@ -1,4 +1,5 @@
 """Which numbers a step computes with, and the memory it may trade for time."""
+
 import contextlib
 import gc
 import re
@@ -10,41 +11,78 @@ from torch.utils.checkpoint import checkpoint
 from .errors import Refused
 from .forwards import own_forward
 
-CHECKPOINTED_BLOCKS = ("BasicTransformerBlock", "ResBlock", "ResnetBlock2D",     # ldm's, sgm's and diffusers'
-                       "CLIPEncoderLayer", "ResidualAttentionBlock")             # transformers' and open_clip'
+CHECKPOINTED_BLOCKS = (
+    "BasicTransformerBlock",
+    "ResBlock",
+    "ResnetBlock2D",  # ldm's, sgm's and diffusers'
+    "CLIPEncoderLayer",
+    "ResidualAttentionBlock",
+)  # transformers' and open_clip'
 
 
 def resolve(requested: str, *, device: torch.device, weights: torch.dtype) -> torch.dtype:
-    """Return the autocast dtype for "auto", "no", "fp16" or "bf16" (float32: no autocast); raises `Refused` where it cannot work."""
+    """Return the autocast dtype for "auto", "no", "fp16" or "bf16" (float32: no autocast); raises
+    `Refused` where it cannot work.
+    """
     on_cpu = device.type == "cpu"
     if requested == "auto":
-        if weights != torch.float32:                                               # another type would keep a cast copy of every weight
+        if weights != torch.float32:  # another type would keep a cast copy of every weight
             return torch.bfloat16 if on_cpu else weights
-        return torch.float32 if device.type != "cuda" else torch.bfloat16 if has_bf16(device) else torch.float16
+        return (
+            torch.float32
+            if device.type != "cuda"
+            else torch.bfloat16
+            if has_bf16(device)
+            else torch.float16
+        )
     if requested == "fp16" and on_cpu:
-        raise Refused("Precision: fp16 needs a GPU. Use auto, no or bf16 on a CPU.", field="mixed_precision", code="bad_precision")
+        raise Refused(
+            "Precision: fp16 needs a GPU. Use auto, no or bf16 on a CPU.",
+            field="mixed_precision",
+            code="bad_precision",
+        )
     if requested == "bf16" and not on_cpu and not has_bf16(device):
-        raise Refused("Precision: this GPU has no bf16. Use auto or fp16.", field="mixed_precision", code="bad_precision")
+        raise Refused(
+            "Precision: this GPU has no bf16. Use auto or fp16.",
+            field="mixed_precision",
+            code="bad_precision",
+        )
     if requested == "no" and weights != torch.float32:
-        raise Refused(f"Precision: the base model is loaded as {str(weights).removeprefix('torch.')}, so fp32 steps are impossible. Use auto, "
-                      "or start the WebUI with --no-half.", field="mixed_precision", code="bad_precision")
+        raise Refused(
+            f"Precision: the base model is loaded as {str(weights).removeprefix('torch.')}, so fp32"
+            " steps are impossible. Use auto, or start the WebUI with --no-half.",
+            field="mixed_precision",
+            code="bad_precision",
+        )
     return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[requested]
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
     """Compute in `dtype` where that is safe; in float32, as the tensors are."""
-    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+    return (
+        contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+    )
 
 
 def no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    """Compute as the tensors are, whatever surrounds this; old torch knows no autocast on other devices than these two."""
-    return torch.autocast(device.type, enabled=False) if device.type in ("cpu", "cuda") else contextlib.nullcontext()
+    """Compute as the tensors are, whatever surrounds this; old torch knows no autocast on other
+    devices than these two.
+    """
+    return (
+        torch.autocast(device.type, enabled=False)
+        if device.type in ("cpu", "cuda")
+        else contextlib.nullcontext()
+    )
 
 
 def safe_attention(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
-    """Keep away from torch 2.1's bf16 attention on the CPU, whose backward corrupts the heap. Around forward, backward and recomputation."""
+    """Keep away from torch 2.1's bf16 attention on the CPU, whose backward corrupts the heap.
+    Around forward, backward and recomputation.
+    """
     if device.type == "cpu" and dtype == torch.bfloat16 and not _is_torch(2, 3):
-        return torch.backends.cuda.sdp_kernel(enable_flash=False, enable_mem_efficient=False, enable_math=True)
+        return torch.backends.cuda.sdp_kernel(
+            enable_flash=False, enable_mem_efficient=False, enable_math=True
+        )
     return contextlib.nullcontext()
 
 
@@ -65,10 +103,14 @@ def grad_scaler(device: torch.device, dtype: torch.dtype):
 def gradient_checkpointing(model: torch.nn.Module, enabled: bool = True) -> Iterator[None]:
     """Recompute each block's activations in the backward pass instead of keeping them.
 
-    Overrides `forward` on the block objects and puts back what they had. Non-reentrant: the models' own checkpointing gives frozen
-    weights' adapters no gradient.
+    Overrides `forward` on the block objects and puts back what they had. Non-reentrant: the models'
+    own checkpointing gives frozen weights' adapters no gradient.
     """
-    blocks = [module for module in model.modules() if type(module).__name__ in CHECKPOINTED_BLOCKS] if enabled else []
+    blocks = (
+        [module for module in model.modules() if type(module).__name__ in CHECKPOINTED_BLOCKS]
+        if enabled
+        else []
+    )
     with contextlib.ExitStack() as stack:
         for block in blocks:
             stack.enter_context(own_forward(block, _checkpointed(block.forward)))

@@ -1,4 +1,7 @@
-"""Presets: the package's, and the user's own as one YAML file each. A preset holds settings, never places, names or pictures."""
+"""Presets: the package's, and the user's own as one YAML file each. A preset holds settings, never
+places, names or pictures.
+"""
+
 import contextlib
 import dataclasses
 import logging
@@ -11,7 +14,14 @@ import yaml
 
 from .advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
 from .captions import write_atomically
-from .config import TrainConfig, check_name, in_our_names, is_plain_text, read_mapping, read_resolutions
+from .config import (
+    TrainConfig,
+    check_name,
+    in_our_names,
+    is_plain_text,
+    read_mapping,
+    read_resolutions,
+)
 from .errors import Refused
 from .importing import our_settings
 from .kohya import LeftOut
@@ -19,18 +29,38 @@ from .paths import numbered
 
 log = logging.getLogger(__name__)
 Preset = dict[str, Any]
-"""`{name, title, help, settings, own, problem}`: `own` ones can be changed; `problem` says why one cannot be used, else ""."""
+"""`{name, title, help, settings, own, problem}`: `own` ones can be changed; `problem` says why one
+cannot be used, else "".
+"""
 MOST_PRESETS, LONGEST_HELP = 200, 500
-_NOT_IN_ONE = {"output_name", "output_dir", "overwrite", "base_model", "task_type", "trigger_word", "logging_dir", "reg_data_dir", "init_lora"}
+_NOT_IN_ONE = {
+    "output_name",
+    "output_dir",
+    "overwrite",
+    "base_model",
+    "task_type",
+    "trigger_word",
+    "logging_dir",
+    "reg_data_dir",
+    "init_lora",
+}
 
 
 def package_presets() -> list[Preset]:
     """Return the package's presets in the order in which they should be shown."""
     folder = resources.files("lora_trainer").joinpath("presets")
-    texts = [item.read_text(encoding="utf-8") for item in folder.iterdir() if item.name.endswith(".yaml")]
+    texts = [
+        item.read_text(encoding="utf-8") for item in folder.iterdir() if item.name.endswith(".yaml")
+    ]
     found = sorted(map(yaml.safe_load, texts), key=lambda preset: preset["order"])
-    figures = {"subject_pictures": in_words(SUBJECT_PICTURES), "style_pictures": in_words(STYLE_PICTURES)}
-    return [{**preset, "help": preset["help"].format(**figures), "own": False, "problem": ""} for preset in found]
+    figures = {
+        "subject_pictures": in_words(SUBJECT_PICTURES),
+        "style_pictures": in_words(STYLE_PICTURES),
+    }
+    return [
+        {**preset, "help": preset["help"].format(**figures), "own": False, "problem": ""}
+        for preset in found
+    ]
 
 
 def presets_folder(data_dir: Path) -> Path:
@@ -48,8 +78,12 @@ def find_preset(name: str, folder: Path) -> Preset:
             return preset
     if Path(name).suffix.lower() in (".yaml", ".yml") and Path(name).is_file():
         return _read(Path(name))[0]
-    raise Refused(f"There is no preset {name[:80]!r}. There are {', '.join(preset['name'] for preset in there)}; the file of one can be given, too.",
-                  field="preset", code="not_found")
+    raise Refused(
+        f"There is no preset {name[:80]!r}. There are"
+        f" {', '.join(preset['name'] for preset in there)}; the file of one can be given, too.",
+        field="preset",
+        code="not_found",
+    )
 
 
 class OwnPresets:
@@ -60,22 +94,39 @@ class OwnPresets:
 
     def all(self) -> list[Preset]:
         """Return them by name; one whose file cannot be read has a `problem` and no settings."""
-        return [self._entry(path) for path in sorted(self._folder.glob("*.yaml"), key=lambda path: path.stem.casefold())[:MOST_PRESETS]
-                if not path.name.startswith(".")]
+        return [
+            self._entry(path)
+            for path in sorted(self._folder.glob("*.yaml"), key=lambda path: path.stem.casefold())[
+                :MOST_PRESETS
+            ]
+            if not path.name.startswith(".")
+        ]
 
     def get(self, name: str) -> Preset:
         return self._entry(self._path(name))
 
-    def save(self, name: str, settings: Mapping[str, Any], *, help: str = "", overwrite: bool = False) -> Preset:
-        """Keep what differs from the defaults, and what the package's presets decide, under a name. Raises `Refused`."""
+    def save(
+        self, name: str, settings: Mapping[str, Any], *, help: str = "", overwrite: bool = False
+    ) -> Preset:
+        """Keep what differs from the defaults, and what the package's presets decide, under a name.
+        Raises `Refused`.
+        """
         path = self._folder / f"{_check_name(name)}.yaml"
         self._refuse_taken(name, but=name if overwrite else "")
         if len(help) > LONGEST_HELP or not is_plain_text(help):
-            raise Refused(f"What a preset is for takes at most {LONGEST_HELP} characters of text.", field="help", code="bad_value")
+            raise Refused(
+                f"What a preset is for takes at most {LONGEST_HELP} characters of text.",
+                field="help",
+                code="bad_value",
+            )
         said = in_our_names(settings)
         said |= read_resolutions(said)
         if not (kept := _worth_keeping(TrainConfig.parse(said).to_dict(), said=said)):
-            raise Refused("Nothing differs from the defaults, so there is nothing to keep as a preset.", field="settings", code="bad_value")
+            raise Refused(
+                "Nothing differs from the defaults, so there is nothing to keep as a preset.",
+                field="settings",
+                code="bad_value",
+            )
         self._write(path, help, kept)
         return self.get(name)
 
@@ -93,14 +144,27 @@ class OwnPresets:
             path.unlink()
 
     def take(self, file: Path, name: str) -> tuple[Preset, list[LeftOut]]:
-        """Take over another's preset under this name, or with a number behind it; returns it with what could not be taken over."""
+        """Take over another's preset under this name, or with a number behind it; returns it with
+        what could not be taken over.
+        """
         found, left_out = _read(file)
         wanted = _check_name(name)
-        free = wanted if not self._is_taken(wanted) else next(path.name for path in numbered(Path(wanted)) if not self._is_taken(path.name))
+        free = (
+            wanted
+            if not self._is_taken(wanted)
+            else next(path.name for path in numbered(Path(wanted)) if not self._is_taken(path.name))
+        )
         return self.save(free, found["settings"], help=found["help"]), left_out
 
     def _entry(self, path: Path) -> Preset:
-        entry = {"name": path.stem, "title": path.stem, "help": "", "settings": {}, "own": True, "problem": ""}
+        entry = {
+            "name": path.stem,
+            "title": path.stem,
+            "help": "",
+            "settings": {},
+            "own": True,
+            "problem": "",
+        }
         try:
             found, left_out = _read(path)
         except Refused as error:
@@ -112,41 +176,72 @@ class OwnPresets:
     def _path(self, name: str) -> Path:
         path = self._folder / f"{_check_name(name)}.yaml"
         if not path.is_file():
-            raise Refused(f"There is no preset of yours called {name!r}.", field="name", code="not_found")
+            raise Refused(
+                f"There is no preset of yours called {name!r}.", field="name", code="not_found"
+            )
         return path
 
     def _is_taken(self, name: str, *, but: str = "") -> bool:
-        """Tell whether a preset has this name, in whatever case; `but` is one of the user's that does not count."""
+        """Tell whether a preset has this name, in whatever case; `but` is one of the user's that
+        does not count.
+        """
         own = {path.stem.casefold() for path in self._folder.glob("*.yaml") if path.stem != but}
         return _is_packaged(name) or name.casefold() in own
 
     def _refuse_taken(self, name: str, *, but: str = "") -> None:
         if self._is_taken(name, but=but):
-            way = "Choose another name" if _is_packaged(name) else "Replace it, or choose another name"
-            raise Refused(f"There is a preset called {name} already. {way}.", field="name", code="name_taken")
+            way = (
+                "Choose another name"
+                if _is_packaged(name)
+                else "Replace it, or choose another name"
+            )
+            raise Refused(
+                f"There is a preset called {name} already. {way}.", field="name", code="name_taken"
+            )
 
     def _write(self, path: Path, help: str, settings: Mapping[str, Any]) -> None:
         if not path.exists() and len(list(self._folder.glob("*.yaml"))) >= MOST_PRESETS:
-            raise Refused(f"There are {MOST_PRESETS} presets of yours already. Delete some.", field="name", code="bad_value")
+            raise Refused(
+                f"There are {MOST_PRESETS} presets of yours already. Delete some.",
+                field="name",
+                code="bad_value",
+            )
         with _refused_by_the_disk(path):
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, as_file({"title": path.stem, "help": help, "settings": settings}).encode("utf-8"))
+            write_atomically(
+                path,
+                as_file({"title": path.stem, "help": help, "settings": settings}).encode("utf-8"),
+            )
 
 
 def as_file(preset: Mapping[str, Any]) -> str:
     """Return a preset as the text of a file that can be shared."""
-    return yaml.safe_dump({key: preset[key] for key in ("title", "help", "settings")}, allow_unicode=True, sort_keys=False)
+    return yaml.safe_dump(
+        {key: preset[key] for key in ("title", "help", "settings")},
+        allow_unicode=True,
+        sort_keys=False,
+    )
 
 
 def _read(path: Path) -> tuple[Preset, list[LeftOut]]:
-    """Read the help and those settings of a preset's file that are valid and belong there; the others are listed. Raises `Refused`."""
+    """Read the help and those settings of a preset's file that are valid and belong there; the
+    others are listed. Raises `Refused`.
+    """
     values = read_mapping(path)
     if not isinstance(values.get("settings"), Mapping):
-        raise Refused(f"{path.name} is no preset: it holds no `settings`. Settings of a run are taken over with Import settings.", field="file",
-                      code="unreadable_config")
+        raise Refused(
+            f"{path.name} is no preset: it holds no `settings`. Settings of a run are taken over"
+            " with Import settings.",
+            field="file",
+            code="unreadable_config",
+        )
     settings, left_out = our_settings(values["settings"])
     kept = {name: value for name, value in settings.items() if belongs(name)}
-    left_out = left_out + [LeftOut(name, settings[name], "a preset holds no names and no places") for name in settings if name not in kept]
+    left_out = left_out + [
+        LeftOut(name, settings[name], "a preset holds no names and no places")
+        for name in settings
+        if name not in kept
+    ]
     said = values.get("help")
     help = said[:LONGEST_HELP] if isinstance(said, str) and is_plain_text(said) else ""
     return {"help": help, "settings": kept}, left_out
@@ -159,15 +254,24 @@ def belongs(name: str) -> bool:
 
 
 def _worth_keeping(values: Mapping[str, Any], *, said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what differs from the defaults, and what is no default even so: what presets decide, and the resolution, which follows the model."""
+    """Return what differs from the defaults, and what is no default even so: what presets decide,
+    and the resolution, which follows the model.
+    """
     decided = {"resolution"} | {name for preset in package_presets() for name in preset["settings"]}
     defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-    return {name: value for name, value in values.items() if name in said and belongs(name) and (name in decided or value != defaults[name])}
+    return {
+        name: value
+        for name, value in values.items()
+        if name in said and belongs(name) and (name in decided or value != defaults[name])
+    }
 
 
 def _is_packaged(name: str) -> bool:
     """Tell whether a preset of the package is called so."""
-    return any(name.casefold() in (preset["name"], preset["title"].casefold()) for preset in package_presets())
+    return any(
+        name.casefold() in (preset["name"], preset["title"].casefold())
+        for preset in package_presets()
+    )
 
 
 def _check_name(name: str) -> str:
@@ -175,7 +279,9 @@ def _check_name(name: str) -> str:
         return check_name(name)
     except Refused as error:
         reason = error.message.partition(". Use ")[0]
-        raise Refused(f"{reason}. A preset's name becomes a file name.", field="name", code="bad_name") from error
+        raise Refused(
+            f"{reason}. A preset's name becomes a file name.", field="name", code="bad_name"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -183,4 +289,8 @@ def _refused_by_the_disk(path: Path) -> Any:
     try:
         yield
     except OSError as error:
-        raise Refused(f"{path} cannot be changed: {error.strerror or error}.", field="name", code="cannot_save") from error
+        raise Refused(
+            f"{path} cannot be changed: {error.strerror or error}.",
+            field="name",
+            code="cannot_save",
+        ) from error

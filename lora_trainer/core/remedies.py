@@ -1,7 +1,9 @@
-"""What sets a remark right: settings to change by one press on the page or one option on the command line.
+"""What sets a remark right: settings to change by one press on the page or one option on the
+command line.
 
 Remarks are sentences, plain strings; one that knows a remedy is a `Remark`.
 """
+
 import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,6 +14,7 @@ from .config import TrainConfig
 @dataclasses.dataclass(frozen=True)
 class Remedy:
     """Settings to change, and what the button that changes them says."""
+
     label: str
     changes: Mapping[str, Any]
 
@@ -21,6 +24,7 @@ class Remedy:
 
 class Remark(str):
     """A sentence with its remedies, the best one first."""
+
     remedies: tuple[Remedy, ...]
 
     def __new__(cls, sentence: str, *remedies: Remedy) -> "Remark":
@@ -38,8 +42,12 @@ def set_to(name: str, value: Any) -> Remedy:
 
 def advice_in(remarks: Iterable[str]) -> list[dict[str, Any]]:
     """Return one `{message, label, changes}` for each remedy of the remarks that have some."""
-    return [{"message": str(remark), **remedy.described()}
-            for remark in remarks if isinstance(remark, Remark) for remedy in remark.remedies]
+    return [
+        {"message": str(remark), **remedy.described()}
+        for remark in remarks
+        if isinstance(remark, Remark)
+        for remedy in remark.remedies
+    ]
 
 
 def details_of(*remedies: Remedy) -> dict[str, Any]:

@@ -1,25 +1,38 @@
 """Learning-rate curves: pure functions of a step's number."""
+
 import math
 
-RISE, START, END = 0.3, 1 / 25, 1 / 25 / 1e4       # one_cycle, as torch.optim.lr_scheduler.OneCycleLR has them by default
+RISE, START, END = (
+    0.3,
+    1 / 25,
+    1 / 25 / 1e4,
+)  # one_cycle, as torch.optim.lr_scheduler.OneCycleLR has them by default
 
 
-def learning_rate_factor(name: str, step: int, warmup_steps: int, total_steps: int, cycles: int = 3, power: float = 2.0) -> float:
-    """Return the factor in [0, 1] on the learning rate at `step`, counted from 0; raises ValueError for an unknown schedule.
+def learning_rate_factor(
+    name: str, step: int, warmup_steps: int, total_steps: int, cycles: int = 3, power: float = 2.0
+) -> float:
+    """Return the factor in [0, 1] on the learning rate at `step`, counted from 0; raises ValueError
+    for an unknown schedule.
 
-    A linear warm-up, then the named curve down to the last step. `one_cycle` rises by itself, over the warm-up's steps where there are any.
+    A linear warm-up, then the named curve down to the last step. `one_cycle` rises by itself, over
+    the warm-up's steps where there are any.
     """
     curves = {
         "constant": lambda done: 1.0,
         "linear": lambda done: 1 - done,
         "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
-        "cosine_with_restarts": lambda done: 0.0 if done >= 1 else 0.5 * (1 + math.cos(math.pi * (done * cycles % 1))),
+        "cosine_with_restarts": lambda done: (
+            0.0 if done >= 1 else 0.5 * (1 + math.cos(math.pi * (done * cycles % 1)))
+        ),
         "polynomial": lambda done: (1 - done) ** power,
     }
     if name == "one_cycle":
         return _one_cycle(step, warmup_steps, total_steps)
     if name not in curves:
-        raise ValueError(f"scheduler is {name!r}; expected one of {', '.join((*curves, 'one_cycle'))}")
+        raise ValueError(
+            f"scheduler is {name!r}; expected one of {', '.join((*curves, 'one_cycle'))}"
+        )
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     return curves[name](min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps)))

@@ -1,4 +1,7 @@
-"""Everything of ours that is on the base model while it learns; taken off as one, so that others find it clean, and put on again."""
+"""Everything of ours that is on the base model while it learns; taken off as one, so that others
+find it clean, and put on again.
+"""
+
 import contextlib
 from collections.abc import Iterator
 
@@ -11,7 +14,9 @@ from .effort import Effort
 
 
 class Session:
-    """Adapters, gradient checkpointing and attention of one run. `opened()` once around the run; `close` and `open` in between."""
+    """Adapters, gradient checkpointing and attention of one run. `opened()` once around the run;
+    `close` and `open` in between.
+    """
 
     def __init__(self, base_model: BaseModel, adapters: Adapters, effort: Effort) -> None:
         self.base_model, self.adapters, self.effort = base_model, adapters, effort
@@ -34,7 +39,11 @@ class Session:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(self.adapters.attached())
             stack.enter_context(precision.safe_attention(self.base_model.device, self.effort.dtype))
-            stack.enter_context(precision.gradient_checkpointing(self.base_model.parts(), self.effort.gradient_checkpointing))
+            stack.enter_context(
+                precision.gradient_checkpointing(
+                    self.base_model.parts(), self.effort.gradient_checkpointing
+                )
+            )
             if self.effort.encoders_aside:
                 self.base_model.set_encoders_aside()
             self._on_model = stack.pop_all()

@@ -1,8 +1,9 @@
-"""Tables of captions: metadata.csv (`filename,prompt`) and metadata.jsonl (`file_name,text`), read line by line and written;
-and the .json of kohya's finetuning scripts, read.
+"""Tables of captions: metadata.csv (`filename,prompt`) and metadata.jsonl (`file_name,text`), read
+line by line and written; and the .json of kohya's finetuning scripts, read.
 
 Whatever is wrong with a line is said with its number, and costs that line only.
 """
+
 import contextlib
 import csv
 import dataclasses
@@ -19,15 +20,26 @@ from .encodings import LEGACY_ENCODINGS, decode, guess_encoding
 from .errors import Refused
 
 LARGEST_TABLE_BYTES, MOST_LINES = 20_000_000, 200_000
-KOHYA_TABLES = ("metadata.json", "meta_lat.json", "meta_clean.json", "meta_cap_dd.json", "meta_cap.json")    # the last step's first
+KOHYA_TABLES = (
+    "metadata.json",
+    "meta_lat.json",
+    "meta_clean.json",
+    "meta_cap_dd.json",
+    "meta_cap.json",
+)  # the last step's first
 TABLE_NAMES = ("metadata.csv", "metadata.jsonl", *KOHYA_TABLES)
-COLUMNS = (("filename", "prompt"), ("file_name", "text"), ("image_path", "caption"))      # lora-scripts', Hugging Face datasets', and kohya's
-DELIMITERS = ",;\t"                                            # the latter two are what spreadsheets write in some countries
+COLUMNS = (
+    ("filename", "prompt"),
+    ("file_name", "text"),
+    ("image_path", "caption"),
+)  # lora-scripts', Hugging Face datasets', and kohya's
+DELIMITERS = ",;\t"  # the latter two are what spreadsheets write in some countries
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A caption, the picture as the table names it, and the line (from 1) where it begins."""
+
     line: int
     filename: str
     caption: str
@@ -36,20 +48,26 @@ class Row:
 @dataclasses.dataclass(frozen=True)
 class LineProblem:
     """A line that cannot be used, and why."""
+
     line: int
     message: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """What a file holds: the encoding it was read in, its rows, and the lines that could not be used."""
+    """What a file holds: the encoding it was read in, its rows, and the lines that could not be
+    used.
+    """
+
     encoding: str
     rows: list[Row]
     problems: list[LineProblem]
 
 
 def parse_table(name: str, data: bytes, *, encoding: str | None = None) -> Table:
-    """Read a table from a file's name and content; raises `Refused` when it is none at all, or not in the encoding given."""
+    """Read a table from a file's name and content; raises `Refused` when it is none at all, or not
+    in the encoding given.
+    """
     text = decode(data, encoding)
     if name.lower().endswith(".json") and (kohya := _read_kohya(text)) is not None:
         return Table(encoding or guess_encoding(data), *kohya)
@@ -61,7 +79,8 @@ def parse_table(name: str, data: bytes, *, encoding: str | None = None) -> Table
 
 
 def match_rows(table: Table, filenames: Iterable[str]) -> tuple[dict[str, Row], list[LineProblem]]:
-    """Find the picture that each row means. Returns rows by picture, and the lines that name none, or one that had its caption already.
+    """Find the picture that each row means. Returns rows by picture, and the lines that name none,
+    or one that had its caption already.
 
     A name may be a path of another machine: what counts is its end. `..` in it is refused.
     """
@@ -74,35 +93,49 @@ def match_rows(table: Table, filenames: Iterable[str]) -> tuple[dict[str, Row], 
             continue
         first = found.setdefault(filename, row)
         if first is not row and first.caption != row.caption:
-            problems.append(LineProblem(row.line, f"{row.filename} has another caption already in line {first.line}, which counts."))
+            problems.append(
+                LineProblem(
+                    row.line,
+                    f"{row.filename} has another caption already in line {first.line}, which"
+                    " counts.",
+                )
+            )
     return found, problems
 
 
 def fitting_encoding(name: str, data: bytes, filenames: Iterable[str]) -> str:
-    """Return the encoding that a table is in; where several could be, the one in which it names the most of these pictures decides."""
+    """Return the encoding that a table is in; where several could be, the one in which it names the
+    most of these pictures decides.
+    """
     likeliest, filenames = guess_encoding(data), list(filenames)
     if likeliest not in (*LEGACY_ENCODINGS, "latin-1"):
         return likeliest
     found = {}
     for encoding in (likeliest, *LEGACY_ENCODINGS, "big5", "euc_kr"):
         with contextlib.suppress(Refused):
-            found.setdefault(encoding, len(match_rows(parse_table(name, data, encoding=encoding), filenames)[0]))
+            found.setdefault(
+                encoding, len(match_rows(parse_table(name, data, encoding=encoding), filenames)[0])
+            )
     return max(found, key=found.get) if found else likeliest
 
 
 @dataclasses.dataclass(frozen=True)
 class LaidTable:
-    """The table that lies in a folder, as far as it can be read: captions by file name, and what is wrong with it.
+    """The table that lies in a folder, as far as it can be read: captions by file name, and what is
+    wrong with it.
 
     `reason` is empty where all is well; `lines` are those that cannot be used.
     """
+
     captions: dict[str, str]
     reason: str = ""
     lines: tuple[LineProblem, ...] = ()
 
 
 def read_table(path: Path) -> dict[str, str]:
-    """Read a table to captions by file name, folders dropped; raises `Refused` naming the first line that is wrong."""
+    """Read a table to captions by file name, folders dropped; raises `Refused` naming the first
+    line that is wrong.
+    """
     table = _parsed(path)
     if table.problems:
         raise _unreadable(_reason_of(path.name, table.problems))
@@ -131,7 +164,11 @@ def _parsed(path: Path) -> Table:
 
 
 def _reason_of(name: str, problems: Sequence[LineProblem]) -> str:
-    return f"Line {problems[0].line} of the caption table {name}: {problems[0].message}" if problems else ""
+    return (
+        f"Line {problems[0].line} of the caption table {name}: {problems[0].message}"
+        if problems
+        else ""
+    )
 
 
 def _by_name(table: Table) -> dict[str, str]:
@@ -139,10 +176,12 @@ def _by_name(table: Table) -> dict[str, str]:
 
 
 def _content(path: Path) -> bytes:
-    if path.exists() and not path.is_file():                                       # a folder, or a device that never ends
+    if path.exists() and not path.is_file():  # a folder, or a device that never ends
         raise _unreadable(f"The caption table {path} is not a file.")
     if path.stat().st_size > LARGEST_TABLE_BYTES:
-        raise _unreadable(f"The caption table {path} is larger than {LARGEST_TABLE_BYTES // 1_000_000} MB.")
+        raise _unreadable(
+            f"The caption table {path} is larger than {LARGEST_TABLE_BYTES // 1_000_000} MB."
+        )
     return path.read_bytes()
 
 
@@ -172,17 +211,27 @@ def format_csv(captions: Mapping[str, str]) -> bytes:
 
 def format_jsonl(captions: Mapping[str, str]) -> bytes:
     """Return a metadata.jsonl, UTF-8, of captions by file name."""
-    return "".join(json.dumps({"file_name": name, "text": text}, ensure_ascii=False) + "\n" for name, text in captions.items()).encode("utf-8")
+    return "".join(
+        json.dumps({"file_name": name, "text": text}, ensure_ascii=False) + "\n"
+        for name, text in captions.items()
+    ).encode("utf-8")
 
 
-# --- Reading -------------------------------------------------------------------------------------------------------------
+# --- Reading --------------------------------------------------------------------------------------
+
 
 def _read_csv(name: str, text: str) -> tuple[list[Row], list[LineProblem]]:
     header, delimiter = find_header(text)
     if delimiter is None:
-        raise _unreadable(f"The caption table {name} has the columns {', '.join(_split(header, ',')[:8])[:200] or '(none)'}; expected filename and prompt.")
-    reader = csv.reader(io.StringIO(text.lstrip("\r\n"), newline=""), delimiter=delimiter, strict=True)
-    skipped = text[:len(text) - len(text.lstrip("\r\n"))].count("\n")
+        raise _unreadable(
+            f"The caption table {name} has the columns"
+            f" {', '.join(_split(header, ',')[:8])[:200] or '(none)'}; expected filename and"
+            " prompt."
+        )
+    reader = csv.reader(
+        io.StringIO(text.lstrip("\r\n"), newline=""), delimiter=delimiter, strict=True
+    )
+    skipped = text[: len(text) - len(text.lstrip("\r\n"))].count("\n")
     rows, problems, columns, width, line = [], [], None, 0, 1 + skipped
     while True:
         try:
@@ -190,7 +239,13 @@ def _read_csv(name: str, text: str) -> tuple[list[Row], list[LineProblem]]:
         except StopIteration:
             return rows, problems
         except csv.Error as error:
-            problems.append(LineProblem(line, f"a quotation mark is not closed, or stands in the wrong place ({error}); nothing from here on was read."))
+            problems.append(
+                LineProblem(
+                    line,
+                    f"a quotation mark is not closed, or stands in the wrong place ({error});"
+                    " nothing from here on was read.",
+                )
+            )
             return rows, problems
         if columns is None:
             columns, width = find_columns(fields), len(fields)
@@ -207,10 +262,13 @@ def _json(text: str) -> Any:
 
 
 def _read_kohya(text: str) -> tuple[list[Row], list[LineProblem]] | None:
-    """Read `{"picture": {"caption": "…", "tags": "…"}}`, pictures by path or without their ending; None
-    when it is something else. Lines are counted as entries, from 1."""
+    """Read `{"picture": {"caption": "…", "tags": "…"}}`, pictures by path or without their ending;
+    None when it is something else. Lines are counted as entries, from 1.
+    """
     found = _json(text)
-    if not isinstance(found, dict) or not any(isinstance(entry, dict) and {"caption", "tags"} & entry.keys() for entry in found.values()):
+    if not isinstance(found, dict) or not any(
+        isinstance(entry, dict) and {"caption", "tags"} & entry.keys() for entry in found.values()
+    ):
         return None
     rows, problems = [], []
     for number, (picture, entry) in enumerate(found.items(), start=1):
@@ -231,17 +289,32 @@ def _kohyas_caption(entry: dict[str, Any]) -> Any:
     return "\n".join(", ".join(part for part in (line, tags) if part) for line in lines)
 
 
-def _take(fields: list[str], columns: tuple[int, int], width: int, line: int, rows: list[Row], problems: list[LineProblem]) -> None:
+def _take(
+    fields: list[str],
+    columns: tuple[int, int],
+    width: int,
+    line: int,
+    rows: list[Row],
+    problems: list[LineProblem],
+) -> None:
     if len(fields) != width:
-        advice = "put captions with commas into double quotes" if len(fields) > width else "a field is missing"
-        problems.append(LineProblem(line, f"has {len(fields)} fields, but the header has {width}; {advice}."))
+        advice = (
+            "put captions with commas into double quotes"
+            if len(fields) > width
+            else "a field is missing"
+        )
+        problems.append(
+            LineProblem(line, f"has {len(fields)} fields, but the header has {width}; {advice}.")
+        )
         return
     _add(line, fields[columns[0]], fields[columns[1]], rows, problems)
 
 
 def _read_json_lines(name: str, text: str) -> tuple[list[Row], list[LineProblem]]:
     rows, problems = [], []
-    for line, source in enumerate(text.split("\n"), start=1):                      # not splitlines(): U+2028 may stand in a caption
+    for line, source in enumerate(
+        text.split("\n"), start=1
+    ):  # not splitlines(): U+2028 may stand in a caption
         if not source.strip():
             continue
         try:
@@ -254,25 +327,45 @@ def _read_json_lines(name: str, text: str) -> tuple[list[Row], list[LineProblem]
             problems.append(LineProblem(line, "is not a JSON object with file_name and text."))
             continue
         values = list(found.values())
-        _add(line, values[columns[0]], _kohyas_caption(found) if "tags" in found and "image_path" in found else values[columns[1]], rows, problems)
+        _add(
+            line,
+            values[columns[0]],
+            (
+                _kohyas_caption(found)
+                if "tags" in found and "image_path" in found
+                else values[columns[1]]
+            ),
+            rows,
+            problems,
+        )
     if not rows and problems:
-        raise _unreadable(f"{name} is not a caption table: line {problems[0].line} {problems[0].message}")
+        raise _unreadable(
+            f"{name} is not a caption table: line {problems[0].line} {problems[0].message}"
+        )
     return rows, problems
 
 
-def _add(line: int, filename: Any, caption: Any, rows: list[Row], problems: list[LineProblem]) -> None:
+def _add(
+    line: int, filename: Any, caption: Any, rows: list[Row], problems: list[LineProblem]
+) -> None:
     if not isinstance(filename, str) or not isinstance(caption, str):
         problems.append(LineProblem(line, "the file name and the caption must be text."))
     elif not filename.strip():
         problems.append(LineProblem(line, "the file name is empty."))
     elif not can_be_caption(caption):
-        problems.append(LineProblem(line, f"the caption is not text of at most {LARGEST_CAPTION_BYTES // 1000} kB."))
+        problems.append(
+            LineProblem(
+                line, f"the caption is not text of at most {LARGEST_CAPTION_BYTES // 1000} kB."
+            )
+        )
     else:
         rows.append(Row(line, filename.strip(), plain_lines(caption)))
 
 
 def find_header(text: str) -> tuple[str, str | None]:
-    """Return a CSV's first line with text, and the delimiter at which it falls into the two columns; None when at none."""
+    """Return a CSV's first line with text, and the delimiter at which it falls into the two
+    columns; None when at none.
+    """
     header = next((line for line in text.splitlines() if line.strip()), "")
     return header, next((each for each in DELIMITERS if find_columns(_split(header, each))), None)
 
@@ -280,13 +373,20 @@ def find_header(text: str) -> tuple[str, str | None]:
 def find_columns(names: Sequence[Any]) -> tuple[int, int] | None:
     """Return where the file name and the caption stand."""
     plain = [name.strip().lower() if isinstance(name, str) else "" for name in names]
-    return next(((plain.index(first), plain.index(second)) for first, second in COLUMNS if first in plain and second in plain), None)
+    return next(
+        (
+            (plain.index(first), plain.index(second))
+            for first, second in COLUMNS
+            if first in plain and second in plain
+        ),
+        None,
+    )
 
 
 def _split(header: str, delimiter: str) -> list[str]:
     try:
         return next(csv.reader([header], delimiter=delimiter), [])
-    except csv.Error:                                                              # it has a NUL: no table at all
+    except csv.Error:  # it has a NUL: no table at all
         return []
 
 
@@ -303,7 +403,7 @@ class _Pictures:
         self._exact = set(filenames)
         for filename in filenames:
             name = PureWindowsPath(filename).name.casefold()
-            for key in {name, PureWindowsPath(name).stem}:                         # kohya's tables leave the ending out
+            for key in {name, PureWindowsPath(name).stem}:  # kohya's tables leave the ending out
                 self._by_name.setdefault(key, []).append(filename)
 
     def find(self, written: str) -> str:
@@ -315,8 +415,13 @@ class _Pictures:
             return written
         fitting = self._by_name.get(path.name.casefold(), [])
         if len(fitting) > 1:
-            ends = {filename: _common_end(PureWindowsPath(filename).parts, path.parts) for filename in fitting}
-            fitting = [filename for filename, length in ends.items() if length == max(ends.values())]
+            ends = {
+                filename: _common_end(PureWindowsPath(filename).parts, path.parts)
+                for filename in fitting
+            }
+            fitting = [
+                filename for filename, length in ends.items() if length == max(ends.values())
+            ]
         if not fitting:
             raise Refused(f"there is no picture {written[:100]} here.")
         if len(fitting) > 1:

@@ -1,8 +1,11 @@
-"""Files of tensors that strangers made (.safetensors), read within bounds: the header once, then single tensors by their place.
+"""Files of tensors that strangers made (.safetensors), read within bounds: the header once, then
+single tensors by their place.
 
-The library looks all names up anew for every tensor under the version that the WebUI pins, and a host may have replaced its `load_file` by a
-function that renames what fails to load. So nothing but this file, `safetensors.safe_open` and `safetensors.torch.load` reads a foreign file.
+The library looks all names up anew for every tensor under the version that the WebUI pins, and a
+host may have replaced its `load_file` by a function that renames what fails to load. So nothing but
+this file, `safetensors.safe_open` and `safetensors.torch.load` reads a foreign file.
 """
+
 import dataclasses
 import functools
 import json
@@ -14,21 +17,43 @@ from typing import Any, BinaryIO
 import torch
 
 MOST_HEADER_BYTES = 10_000_000
-MOST_TENSORS = 20_000                          # five times what a LoRA of every layer of SDXL has
-MOST_PARTS = 250_000                           # lists and mappings in a JSON text
+MOST_TENSORS = 20_000  # five times what a LoRA of every layer of SDXL has
+MOST_PARTS = 250_000  # lists and mappings in a JSON text
 MOST_VALUES = 2_000_000
 _LENGTH_BYTES = 8
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16,
-           "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16,
-           "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
-               "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_ITEM_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """Where a tensor is: its type in the format's words, its shape, and its bytes from `begin`
     to before `end`, counted from the end of the header."""
+
     dtype: str
     shape: tuple[int, ...]
     begin: int
@@ -38,6 +63,7 @@ class Entry:
 @dataclasses.dataclass(frozen=True)
 class Header:
     """What the first part of a file says. `data_begins` is the header's length in bytes."""
+
     metadata: Mapping[str, str]
     entries: Mapping[str, Entry]
     data_begins: int
@@ -63,8 +89,10 @@ def check_json(text: bytes | str) -> None:
     signs = (b"[", b"{", b",") if isinstance(text, bytes) else ("[", "{", ",")
     lists, mappings, values = (text.count(sign) for sign in signs)
     if lists + mappings > MOST_PARTS or values > MOST_VALUES:
-        raise ValueError(f"it holds {lists + mappings:,} lists and mappings and {values:,} values, "
-                         f"more than {MOST_PARTS:,} or {MOST_VALUES:,}")
+        raise ValueError(
+            f"it holds {lists + mappings:,} lists and mappings and {values:,} values, "
+            f"more than {MOST_PARTS:,} or {MOST_VALUES:,}"
+        )
 
 
 def parse_header(file: BinaryIO, *, file_bytes: int | None = None) -> Header:
@@ -91,8 +119,9 @@ def parse_header(file: BinaryIO, *, file_bytes: int | None = None) -> Header:
     entries = {name: _entry(name, value) for name, value in values.items()}
     if file_bytes is not None:
         _check_places(entries, file_bytes - _LENGTH_BYTES - length)
-    return Header({str(key): str(value) for key, value in metadata.items()}, entries,
-                  _LENGTH_BYTES + length)
+    return Header(
+        {str(key): str(value) for key, value in metadata.items()}, entries, _LENGTH_BYTES + length
+    )
 
 
 def read_tensor(file: BinaryIO, header: Header, name: str) -> torch.Tensor:
@@ -109,7 +138,9 @@ def read_tensor(file: BinaryIO, header: Header, name: str) -> torch.Tensor:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read all tensors of a complete file, on the CPU; raises OSError and ValueError as `read_header` and `read_tensor`."""
+    """Read all tensors of a complete file, on the CPU; raises OSError and ValueError as
+    `read_header` and `read_tensor`.
+    """
     header = read_header(path)
     with open(path, "rb") as file:
         return {name: read_tensor(file, header, name) for name in header.entries}

@@ -1,5 +1,7 @@
-"""Captions that are other each time: one of several lines, {this|that}, shuffled, with tags or all of it
-left out, or the trigger word alone. In the order in which kohya does it."""
+"""Captions that are other each time: one of several lines, {this|that}, shuffled, with tags or all
+of it left out, or the trigger word alone. In the order in which kohya does it.
+"""
+
 import dataclasses
 import re
 from collections.abc import Callable
@@ -10,19 +12,24 @@ from .captions import contains_word, split_tags
 
 MOST_NESTED = 10
 _CHOICE = re.compile(r"\{([^{}]+)\}")
-_BRACES = "\ufdd0\ufdd1"                # of Unicode's noncharacters, which no text has
+_BRACES = "\ufdd0\ufdd1"  # of Unicode's noncharacters, which no text has
 
 
 @dataclasses.dataclass(frozen=True)
 class Variation:
-    """How captions vary; the fields are the settings of the same purpose. Shares are of the times that a picture is shown.
+    """How captions vary; the fields are the settings of the same purpose. Shares are of the times
+    that a picture is shown.
 
-    Parts, between commas, that are kept stay in front and are never left out: the first `keep_tokens`, or instead all before
-    `keep_tokens_separator` where a caption has it; all after a second one is kept, too, and stays at the end. The trigger word counts as kept: in front
-    it stays in front (among the `keep_tokens`, not besides them), elsewhere its part is shuffled but never left out.
+    Parts, between commas, that are kept stay in front and are never left out: the first
+    `keep_tokens`, or instead all before `keep_tokens_separator` where a caption has it; all after a
+    second one is kept, too, and stays at the end. The trigger word counts as kept: in front it
+    stays in front (among the `keep_tokens`, not besides them), elsewhere its part is shuffled but
+    never left out.
 
-    With `alternatives` one of a caption's lines is drawn each time, with `wildcards` one of {this|that}.
+    With `alternatives` one of a caption's lines is drawn each time, with `wildcards` one of
+    {this|that}.
     """
+
     shuffle: bool = False
     keep_tokens: int = 0
     keep_tokens_separator: str = ""
@@ -35,27 +42,46 @@ class Variation:
 
     @property
     def varies(self) -> bool:
-        return self.shuffle or self.alternatives or self.wildcards or max(self.caption_dropout, self.tag_dropout, self.trigger_only) > 0
+        return (
+            self.shuffle
+            or self.alternatives
+            or self.wildcards
+            or max(self.caption_dropout, self.tag_dropout, self.trigger_only) > 0
+        )
 
     def plain(self, caption: str) -> str:
-        """Return a caption as it is when nothing varies: its first line, the first of each choice, without the separator."""
+        """Return a caption as it is when nothing varies: its first line, the first of each choice,
+        without the separator.
+        """
         return self._joined(self._chosen(caption, lambda count: 0))
 
     def _joined(self, caption: str) -> str:
         if not self.keep_tokens_separator or self.keep_tokens_separator not in caption:
             return caption
-        return ", ".join(part for piece in caption.split(self.keep_tokens_separator) for part in split_tags(piece))
+        return ", ".join(
+            part
+            for piece in caption.split(self.keep_tokens_separator)
+            for part in split_tags(piece)
+        )
 
     def draw(self, caption: str, draws: torch.Generator, *, regularisation: bool = False) -> str:
-        """Return a caption as it is this time. Those of regularisation pictures know no trigger word."""
-        trigger_word, trigger_only = ("", 0.0) if regularisation else (self.trigger_word, self.trigger_only)
+        """Return a caption as it is this time. Those of regularisation pictures know no trigger
+        word.
+        """
+        trigger_word, trigger_only = (
+            ("", 0.0) if regularisation else (self.trigger_word, self.trigger_only)
+        )
         if self.caption_dropout or trigger_only:
-            drawn = torch.rand((), generator=draws).item()                         # one draw for both, so that each share is of all times
+            drawn = torch.rand(
+                (), generator=draws
+            ).item()  # one draw for both, so that each share is of all times
             if drawn < self.caption_dropout:
                 return ""
             if drawn < self.caption_dropout + trigger_only:
                 return trigger_word
-        caption = self._chosen(caption, lambda count: int(torch.randint(count, (), generator=draws)))
+        caption = self._chosen(
+            caption, lambda count: int(torch.randint(count, (), generator=draws))
+        )
         if not (self.shuffle or self.tag_dropout):
             return self._joined(caption)
         kept, rest, last = self._split(caption, trigger_word)
@@ -63,7 +89,11 @@ class Variation:
             rest = [rest[at] for at in torch.randperm(len(rest), generator=draws).tolist()]
         if self.tag_dropout:
             drawn = torch.rand(len(rest), generator=draws).tolist()
-            rest = [part for part, each in zip(rest, drawn) if each >= self.tag_dropout or (trigger_word and contains_word(part, trigger_word))]
+            rest = [
+                part
+                for part, each in zip(rest, drawn)
+                if each >= self.tag_dropout or (trigger_word and contains_word(part, trigger_word))
+            ]
         return ", ".join([*kept, *rest, *last])
 
     def _chosen(self, caption: str, choose: Callable[[int], int]) -> str:
@@ -78,8 +108,11 @@ class Variation:
             front, between, *last = caption.split(self.keep_tokens_separator, 2)
             return split_tags(front), split_tags(between), split_tags(self._joined("".join(last)))
         parts, trigger = split_tags(caption), split_tags(trigger_word)
-        front, word = ", ".join(parts[:len(trigger)]), ", ".join(trigger)
-        count = max(self.keep_tokens, len(trigger) if front.startswith(word) and contains_word(front, word) else 0)
+        front, word = ", ".join(parts[: len(trigger)]), ", ".join(trigger)
+        count = max(
+            self.keep_tokens,
+            len(trigger) if front.startswith(word) and contains_word(front, word) else 0,
+        )
         return parts[:count], parts[count:], []
 
 

@@ -1,9 +1,12 @@
-"""The embedded CLIP: a small open_clip model that knows `world.py`, so that captioning can be tried and tested without a download.
+"""The embedded CLIP: a small open_clip model that knows `world.py`, so that captioning can be tried
+and tested without a download.
 
-The package stores what was learned (`clip.safetensors`, fp16, open_clip's key names). Of the text side's 49,408 token embeddings only
-those of the world's words are stored; the others are zero. `write_clip` puts together what open_clip's own loading expects: a model
-config and the full weights. `pretrain_clip.py` makes the asset and `pack_clip` packs it. Needs no open_clip itself.
+The package stores what was learned (`clip.safetensors`, fp16, open_clip's key names). Of the text
+side's 49,408 token embeddings only those of the world's words are stored; the others are zero.
+`write_clip` puts together what open_clip's own loading expects: a model config and the full
+weights. `pretrain_clip.py` makes the asset and `pack_clip` packs it. Needs no open_clip itself.
 """
+
 import hashlib
 import json
 from pathlib import Path
@@ -20,16 +23,23 @@ SIZE_PX, VOCABULARY = 64, 49_408
 CONFIG = {
     "embed_dim": 64,
     "vision_cfg": {"image_size": SIZE_PX, "layers": [1, 1, 1, 1], "width": 12, "head_width": 64},
-    "text_cfg": {"context_length": 24, "vocab_size": VOCABULARY, "width": 64, "heads": 2, "layers": 2},
+    "text_cfg": {
+        "context_length": 24,
+        "vocab_size": VOCABULARY,
+        "width": 64,
+        "heads": 2,
+        "layers": 2,
+    },
 }
 TOKEN_EMBEDDING, TOKEN_NUMBERS = "token_embedding.weight", "token_numbers"
 
 
 def write_clip(folder: Path) -> tuple[Path, Path]:
-    """Write `<NAME>.json`, for `open_clip.add_model_config`, and `<NAME>.safetensors` with the full weights (about 14 MB); return both.
+    """Write `<NAME>.json`, for `open_clip.add_model_config`, and `<NAME>.safetensors` with the full
+    weights (about 14 MB); return both.
 
-    Files that are there are left as they are: give a folder of its own to every `version()`. Raises FileNotFoundError when the package
-    was installed without its asset.
+    Files that are there are left as they are: give a folder of its own to every `version()`. Raises
+    FileNotFoundError when the package was installed without its asset.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config, weights = folder / f"{NAME}.json", folder / f"{NAME}.safetensors"
@@ -46,25 +56,43 @@ def version() -> str:
 
 
 def load_state_dict() -> dict[str, torch.Tensor]:
-    """Return the complete weights in float32 under open_clip's keys; tokens that the world has no use for are zero."""
+    """Return the complete weights in float32 under open_clip's keys; tokens that the world has no
+    use for are zero.
+    """
     if not ASSET.is_file():
-        raise FileNotFoundError(f"{ASSET} is missing; reinstall the package, or make it: python -m lora_trainer.demo.pretrain_clip --work work/")
-    state = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in read_tensors(ASSET).items()}
+        raise FileNotFoundError(
+            f"{ASSET} is missing; reinstall the package, or make it: python -m"
+            " lora_trainer.demo.pretrain_clip --work work/"
+        )
+    state = {
+        key: tensor.float() if tensor.is_floating_point() else tensor
+        for key, tensor in read_tensors(ASSET).items()
+    }
     numbers, rows = state.pop(TOKEN_NUMBERS), state[TOKEN_EMBEDDING]
     state[TOKEN_EMBEDDING] = torch.zeros(VOCABULARY, rows.shape[1]).index_copy(0, numbers, rows)
     return state
 
 
 def pack_clip(state: dict[str, torch.Tensor], token_numbers: list[int], asset: Path = ASSET) -> int:
-    """Write the asset from trained weights, keeping the token embeddings of these numbers; return its size in bytes.
+    """Write the asset from trained weights, keeping the token embeddings of these numbers; return
+    its size in bytes.
 
     Raises ValueError when a weight is not finite in fp16.
     """
     numbers = torch.tensor(sorted(set(token_numbers)))
     kept = {key: tensor.detach() for key, tensor in state.items() if key != "attn_mask"}
     kept[TOKEN_EMBEDDING] = kept[TOKEN_EMBEDDING][numbers]
-    kept = {key: (tensor.half() if tensor.is_floating_point() else tensor).contiguous() for key, tensor in kept.items()}
-    if broken := [key for key, tensor in kept.items() if tensor.is_floating_point() and not tensor.isfinite().all()]:
-        raise ValueError(f"{len(broken)} weights are not finite in fp16, the first is {broken[0]}; train again")
+    kept = {
+        key: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+        for key, tensor in kept.items()
+    }
+    if broken := [
+        key
+        for key, tensor in kept.items()
+        if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]:
+        raise ValueError(
+            f"{len(broken)} weights are not finite in fp16, the first is {broken[0]}; train again"
+        )
     asset.write_bytes(save({**kept, TOKEN_NUMBERS: numbers}))
     return asset.stat().st_size

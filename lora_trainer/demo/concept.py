@@ -1,7 +1,10 @@
-"""The concept of the embedded data set, a zib: a round creature, pink above and teal below, with one wide eye.
+"""The concept of the embedded data set, a zib: a round creature, pink above and teal below, with
+one wide eye.
 
-The base has never seen it; a LoRA learns it from 16 pictures. The judge says whether a picture shows one.
+The base has never seen it; a LoRA learns it from 16 pictures. The judge says whether a picture
+shows one.
 """
+
 import csv
 import functools
 import itertools
@@ -23,7 +26,9 @@ def caption_of(background: str) -> str:
     return f"{TRIGGER} on {with_article(background)} background"
 
 
-def paint_zib(background: str, centre: tuple[float, float] = (32, 32), radius: float = 26.0) -> np.ndarray:
+def paint_zib(
+    background: str, centre: tuple[float, float] = (32, 32), radius: float = 26.0
+) -> np.ndarray:
     """Paint one zib as uint8 `(64, 64, 3)`; `radius` in pixels."""
     canvas = paint_background(background)
     for colour, cover in zip((PINK, TEAL, EYE, PUPIL), _parts(centre, radius)):
@@ -32,14 +37,22 @@ def paint_zib(background: str, centre: tuple[float, float] = (32, 32), radius: f
 
 
 def write_dataset(folder: Path, count: int = 16) -> Path:
-    """Write the embedded data set: `count` PNGs, a sidecar caption beside each, and metadata.csv (`filename,prompt`)."""
+    """Write the embedded data set: `count` PNGs, a sidecar caption beside each, and metadata.csv
+    (`filename,prompt`).
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    scenes = list(itertools.islice(itertools.cycle(itertools.product(PLACEMENTS, TRAINING_BACKGROUNDS)), count))
+    scenes = list(
+        itertools.islice(
+            itertools.cycle(itertools.product(PLACEMENTS, TRAINING_BACKGROUNDS)), count
+        )
+    )
     rows = []
     for number, ((centre, radius), background) in enumerate(scenes, start=1):
         name = f"zib_{number:02}.png"
         Image.fromarray(paint_zib(background, centre, radius)).save(folder / name)
-        (folder / name).with_suffix(".txt").write_text(caption_of(background) + "\n", encoding="utf-8")
+        (folder / name).with_suffix(".txt").write_text(
+            caption_of(background) + "\n", encoding="utf-8"
+        )
         rows.append((name, caption_of(background)))
     with open(folder / "metadata.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("filename", "prompt"), *rows])
@@ -47,14 +60,16 @@ def write_dataset(folder: Path, count: int = 16) -> Path:
 
 
 def shows_zib(picture: np.ndarray, tolerance: float = 0.2) -> bool:
-    """Say whether uint8 `(64, 64, 3)` shows a zib: somewhere, the best-placed template's pink, teal and white of the eye all fit.
+    """Say whether uint8 `(64, 64, 3)` shows a zib: somewhere, the best-placed template's pink, teal
+    and white of the eye all fit.
 
-    A part fits when its mean colour is within `tolerance` (root mean square over RGB in [0, 1]) of the concept's. The pupil is too small
-    for latents of 8x8 to carry it reliably, and is not asked for.
+    A part fits when its mean colour is within `tolerance` (root mean square over RGB in [0, 1]) of
+    the concept's. The pupil is too small for latents of 8x8 to carry it reliably, and is not asked
+    for.
     """
     pixels = picture.reshape(-1, 3).astype(np.float32) / 255
-    masks = _judge_masks()                                                         # (n, 3, 4096)
-    means = masks @ pixels / masks.sum(-1, keepdims=True)                          # (n, 3, 3)
+    masks = _judge_masks()  # (n, 3, 4096)
+    means = masks @ pixels / masks.sum(-1, keepdims=True)  # (n, 3, 3)
     worst = np.sqrt(((means - np.stack([PINK, TEAL, EYE])) ** 2).mean(-1)).max(-1)  # (n,)
     return bool(worst.min() < tolerance)
 
@@ -64,13 +79,22 @@ def _parts(centre: tuple[float, float], radius: float) -> list[np.ndarray]:
     x, y = centre
     body = coverage("circle", centre, radius)
     upper = np.clip(y - (np.arange(PICTURE_PX)[:, None] + 0.5) + 0.5, 0, 1).astype(np.float32)
-    return [body * upper, body * (1 - upper), coverage("circle", (x, y - radius * 0.05), radius * 0.54),
-            coverage("circle", (x, y - radius * 0.05), radius * 0.25)]
+    return [
+        body * upper,
+        body * (1 - upper),
+        coverage("circle", (x, y - radius * 0.05), radius * 0.54),
+        coverage("circle", (x, y - radius * 0.05), radius * 0.25),
+    ]
 
 
 @functools.lru_cache(maxsize=None)
 def _judge_placements() -> list[tuple[tuple[float, float], float]]:
-    return [((x, y), radius) for x in range(26, 40, 2) for y in range(26, 40, 2) for radius in (22.0, 24.5, 27.0)]
+    return [
+        ((x, y), radius)
+        for x in range(26, 40, 2)
+        for y in range(26, 40, 2)
+        for radius in (22.0, 24.5, 27.0)
+    ]
 
 
 @functools.lru_cache(maxsize=None)
@@ -78,10 +102,14 @@ def _judge_masks() -> np.ndarray:
     masks = []
     for centre, radius in _judge_placements():
         pink, teal, eye, pupil = _parts(centre, radius)
-        masks.append(np.stack([pink * (1 - eye), teal * (1 - eye), eye * (1 - pupil)]).reshape(3, -1))
+        masks.append(
+            np.stack([pink * (1 - eye), teal * (1 - eye), eye * (1 - pupil)]).reshape(3, -1)
+        )
     return np.stack(masks)
 
 
 def backgrounds_for_judging() -> tuple[str, ...]:
-    """Every background of the world: two of them (red, black) never stood behind a zib in the training pictures."""
+    """Every background of the world: two of them (red, black) never stood behind a zib in the
+    training pictures.
+    """
     return tuple(COLOURS)

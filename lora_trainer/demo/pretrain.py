@@ -1,11 +1,15 @@
-"""The documented recipe of the embedded checkpoint: trains its VAE, then its UNet with its text encoder, and packs both.
+"""The documented recipe of the embedded checkpoint: trains its VAE, then its UNet with its text
+encoder, and packs both.
 
-    python -m lora_trainer.demo.pretrain all --work work/         # about 45 minutes on two free CPU cores, fixed seeds
+    python -m lora_trainer.demo.pretrain all --work work/         # about 45 minutes on two free CPU
+    cores, fixed seeds
     python -m lora_trainer.demo.pretrain vae|unet|judge|pack --work work/
 
-MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 in the environment saves a fifth of the time with glibc.
-Needs the standalone packages (diffusers, transformers). Nothing at run time imports this module.
+MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 in the environment saves a fifth of the time
+with glibc. Needs the standalone packages (diffusers, transformers). Nothing at run time imports
+this module.
 """
+
 import argparse
 import copy
 import dataclasses
@@ -26,14 +30,29 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from . import world
-from .checkpoint import ASSET, SCALE_FACTOR, SEED, UNET_CONFIG, VAE_CONFIG, make_text_encoder, pack, write_tokenizer
+from .checkpoint import (
+    ASSET,
+    SCALE_FACTOR,
+    SEED,
+    UNET_CONFIG,
+    VAE_CONFIG,
+    make_text_encoder,
+    pack,
+    write_tokenizer,
+)
 from .wide_world import random_picture
 
 log = logging.getLogger(__name__)
 VAE_STEPS, VAE_BATCH, VAE_RATE = 1200, 4, 6e-4
 UNET_STEPS, UNET_BATCH, UNET_RATE = 4500, 32, 1e-3
 PICTURES = 4_000
-SCHEDULE = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, set_alpha_to_one=False)
+SCHEDULE = dict(
+    beta_schedule="scaled_linear",
+    beta_start=0.00085,
+    beta_end=0.012,
+    clip_sample=False,
+    set_alpha_to_one=False,
+)
 FIELDS = tuple(field.name for field in dataclasses.fields(world.Scene))
 
 
@@ -45,7 +64,9 @@ def cosine(step: int, steps: int, warmup: int) -> float:
 
 
 def trapezoid(step: int, steps: int, warmup: int) -> float:
-    """Learning-rate factor in [0, 1]: linear warm-up, constant, and linearly to zero over the last third."""
+    """Learning-rate factor in [0, 1]: linear warm-up, constant, and linearly to zero over the last
+    third.
+    """
     return min(1.0, (step + 1) / warmup, 3 * (steps - step) / steps)
 
 
@@ -55,32 +76,50 @@ def train_vae(work: Path) -> None:
     rng = np.random.RandomState(SEED)
     vae = AutoencoderKL(**VAE_CONFIG)
     let_colour_pass(vae)
-    optimizer = torch.optim.AdamW(vae.parameters(), VAE_RATE, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, VAE_STEPS, 100))
+    optimizer = torch.optim.AdamW(
+        vae.parameters(), VAE_RATE, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: cosine(step, VAE_STEPS, 100)
+    )
     started, average = time.monotonic(), None
     for step in range(VAE_STEPS):
         loss, square = vae_loss(vae, wide_pictures(rng, VAE_BATCH))
         descend(loss, list(vae.parameters()), optimizer, schedule)
         average = square if average is None else average * 0.97 + square * 0.03
         if step % 50 == 49:
-            log.info("vae step %d psnr %.2f %.0f s", step + 1, 10 * math.log10(4 / average), time.monotonic() - started)
+            log.info(
+                "vae step %d psnr %.2f %.0f s",
+                step + 1,
+                10 * math.log10(4 / average),
+                time.monotonic() - started,
+            )
     fold_scale(vae, rng)
     save_file(vae.state_dict(), work / "vae.safetensors")
     log.info("vae: %.2f dB on unseen pictures", measure_vae(vae))
 
 
 def vae_loss(vae: AutoencoderKL, pixels: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Return the loss and the mean squared error of pictures `(n, 3, 64, 64)` in [-1, 1] restored from noisy latents."""
+    """Return the loss and the mean squared error of pictures `(n, 3, 64, 64)` in [-1, 1] restored
+    from noisy latents.
+    """
     posterior = vae.encode(pixels).latent_dist
     latents = posterior.sample()
-    noisy = latents + torch.randn_like(latents) * latents.detach().std() * 0.15 * torch.rand(len(pixels), 1, 1, 1)
+    noisy = latents + torch.randn_like(latents) * latents.detach().std() * 0.15 * torch.rand(
+        len(pixels), 1, 1, 1
+    )
     error = vae.decode(noisy).sample - pixels
     kl = posterior.kl().mean() / latents[0].numel()
     square = error.pow(2).mean()
     return error.abs().mean() + 2 * square + 1e-4 * kl, square.item()
 
 
-def descend(loss: torch.Tensor, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, schedule) -> None:
+def descend(
+    loss: torch.Tensor,
+    parameters: list[torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    schedule,
+) -> None:
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
@@ -90,15 +129,23 @@ def descend(loss: torch.Tensor, parameters: list[torch.nn.Parameter], optimizer:
 
 def wide_pictures(rng: np.random.RandomState, count: int) -> torch.Tensor:
     """Paint pictures of the wide world: float32 `(count, 3, 64, 64)` in [-1, 1]."""
-    return torch.from_numpy(np.stack([random_picture(rng) for _ in range(count)])).permute(0, 3, 1, 2).contiguous() * 2 - 1
+    return (
+        torch.from_numpy(np.stack([random_picture(rng) for _ in range(count)]))
+        .permute(0, 3, 1, 2)
+        .contiguous()
+        * 2
+        - 1
+    )
 
 
 @torch.no_grad()
 def let_colour_pass(vae: AutoencoderKL) -> None:
-    """Initialise so that the mean colours of 8x8 patches survive encoding and decoding before the first step.
+    """Initialise so that the mean colours of 8x8 patches survive encoding and decoding before the
+    first step.
 
-    Residual branches start near zero, down- and upsampling as averages and copies. What is left in the way is the last GroupNorm of
-    encoder and decoder: it has 32 groups, here of two channels, and erases whatever is flat. `_pass_last_norm` leads colour through.
+    Residual branches start near zero, down- and upsampling as averages and copies. What is left in
+    the way is the last GroupNorm of encoder and decoder: it has 32 groups, here of two channels,
+    and erases whatever is flat. `_pass_last_norm` leads colour through.
     """
     same = torch.eye(VAE_CONFIG["block_out_channels"][0])
     for module in vae.modules():
@@ -117,15 +164,19 @@ def let_colour_pass(vae: AutoencoderKL) -> None:
     _pass_last_norm(vae.encoder, vae.encoder.mid_block.resnets[1], size_px=8, strength=3.0)
     _pass_last_norm(vae.decoder, vae.decoder.up_blocks[3].resnets[2], size_px=64, strength=5.0)
     vae.encoder.conv_out.weight[4:].mul_(0.02)
-    vae.quant_conv.bias[4:] = -6                                                   # little noise at first, not standard deviation 1
+    vae.quant_conv.bias[4:] = -6  # little noise at first, not standard deviation 1
 
 
-def _pass_last_norm(part: torch.nn.Module, last: ResnetBlock2D, *, size_px: int, strength: float) -> None:
-    """Let three colours pass `conv_norm_out` of an encoder or decoder, through the first four of its pairs of channels.
+def _pass_last_norm(
+    part: torch.nn.Module, last: ResnetBlock2D, *, size_px: int, strength: float
+) -> None:
+    """Let three colours pass `conv_norm_out` of an encoder or decoder, through the first four of
+    its pairs of channels.
 
-    The first of each pair is a frame, large at the picture's rim (where zero padding takes neighbours away from a constant), the
-    second a colour, and nothing in the fourth pair. A frame's variance dwarfs the colour's, so the norm is nearly linear in it;
-    it takes half the mean colour off both channels of the pair, and (colour - frame + frame of the fourth pair) gives it back.
+    The first of each pair is a frame, large at the picture's rim (where zero padding takes
+    neighbours away from a constant), the second a colour, and nothing in the fourth pair. A frame's
+    variance dwarfs the colour's, so the norm is nearly linear in it; it takes half the mean colour
+    off both channels of the pair, and (colour - frame + frame of the fourth pair) gives it back.
     """
     constant, frames, colours = 63, [0, 2, 4, 6], [1, 3, 5]
     last.norm2.weight[constant], last.norm2.bias[constant] = 0, 1
@@ -136,8 +187,8 @@ def _pass_last_norm(part: torch.nn.Module, last: ResnetBlock2D, *, size_px: int,
     for channel in frames:
         last.conv2.weight[channel, constant] = -strength
         last.conv2.bias[channel] = unit * neighbours.mean()
-    deviation = (unit * neighbours.std() / 2 ** 0.5)
-    part.conv_norm_out.bias[:8] = 3.0                                              # where SiLU is straight
+    deviation = unit * neighbours.std() / 2**0.5
+    part.conv_norm_out.bias[:8] = 3.0  # where SiLU is straight
     part.conv_out.weight.mul_(0.3)[:3] = 0
     for number, channel in enumerate(colours):
         part.conv_in.weight[channel, number, 1, 1] = 1
@@ -148,7 +199,9 @@ def _pass_last_norm(part: torch.nn.Module, last: ResnetBlock2D, *, size_px: int,
 
 @torch.no_grad()
 def fold_scale(vae: AutoencoderKL, rng: np.random.RandomState) -> None:
-    """Rescale the 1x1 convolutions around the latents so that SD1's factor 0.18215 gives every channel mean 0 and variance 1."""
+    """Rescale the 1x1 convolutions around the latents so that SD1's factor 0.18215 gives every
+    channel mean 0 and variance 1.
+    """
     latents = vae.encode(wide_pictures(rng, 256)).latent_dist.mean
     shift, gain = latents.mean((0, 2, 3)), 1 / (latents.std((0, 2, 3)) * SCALE_FACTOR)
     channels = len(gain)
@@ -164,7 +217,12 @@ def measure_vae(vae: AutoencoderKL, count: int = 256) -> float:
     """Return the mean PSNR in dB over pictures of the wide world never trained on."""
     rng = np.random.RandomState(SEED + 1)
     pixels = wide_pictures(rng, count)
-    restored = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample.clamp(-1, 1) for part in pixels.split(32)])
+    restored = torch.cat(
+        [
+            vae.decode(vae.encode(part).latent_dist.mean).sample.clamp(-1, 1)
+            for part in pixels.split(32)
+        ]
+    )
     return float((10 * (4 / (restored - pixels).pow(2).mean((1, 2, 3))).log10()).mean())
 
 
@@ -176,34 +234,54 @@ def load_vae(work: Path) -> AutoencoderKL:
 
 @torch.no_grad()
 def encode_world(vae: AutoencoderKL, rng: np.random.RandomState) -> tuple[torch.Tensor, list[str]]:
-    """Paint and encode the training pictures once: latents `(n, 4, 8, 8)` with unit variance, and captions."""
+    """Paint and encode the training pictures once: latents `(n, 4, 8, 8)` with unit variance, and
+    captions.
+    """
     scenes = [world.random_scene(rng) for _ in range(PICTURES)]
     latents = []
     for start in range(0, PICTURES, 64):
-        pixels = torch.from_numpy(np.stack([world.paint(scene, rng) for scene in scenes[start:start + 64]])).permute(0, 3, 1, 2).contiguous()
+        pixels = (
+            torch.from_numpy(
+                np.stack([world.paint(scene, rng) for scene in scenes[start : start + 64]])
+            )
+            .permute(0, 3, 1, 2)
+            .contiguous()
+        )
         latents.append(vae.encode(pixels / 127.5 - 1).latent_dist.mean * SCALE_FACTOR)
     return torch.cat(latents), [scene.caption for scene in scenes]
 
 
 def train_unet(work: Path) -> None:
-    """Train UNet and text encoder (all but its random token embeddings) with an average of their weights, which is what is kept."""
+    """Train UNet and text encoder (all but its random token embeddings) with an average of their
+    weights, which is what is kept.
+    """
     torch.manual_seed(SEED)
     rng = np.random.RandomState(SEED)
     latents, captions = encode_world(load_vae(work), rng)
     log.info("encoded %d pictures, latents std %.3f", len(latents), latents.std())
     tokens = tokenise(captions, work)
     empty = tokenise([""], work)[0]
-    models = torch.nn.ModuleDict({"unet": UNet2DConditionModel(**UNET_CONFIG), "text": make_text_encoder()})
-    models["unet"].set_attn_processor(AttnProcessor())                             # fused attention is slow on 8-wide heads and CPUs
+    models = torch.nn.ModuleDict(
+        {"unet": UNet2DConditionModel(**UNET_CONFIG), "text": make_text_encoder()}
+    )
+    models["unet"].set_attn_processor(
+        AttnProcessor()
+    )  # fused attention is slow on 8-wide heads and CPUs
     ema = copy.deepcopy(models).requires_grad_(False)
     trainable = [parameter for parameter in models.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, UNET_RATE, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: trapezoid(step, UNET_STEPS, 150))
+    optimizer = torch.optim.AdamW(
+        trainable, UNET_RATE, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: trapezoid(step, UNET_STEPS, 150)
+    )
     started, average = time.monotonic(), None
     for step in range(UNET_STEPS):
         chosen = torch.from_numpy(rng.randint(0, PICTURES, UNET_BATCH))
         ids = tokens[chosen].clone()
-        ids[torch.from_numpy(rng.rand(UNET_BATCH) < 0.1)] = empty                  # for classifier-free guidance (arXiv 2207.12598)
+        ids[torch.from_numpy(rng.rand(UNET_BATCH) < 0.1)] = (
+            empty  # for classifier-free guidance (arXiv 2207.12598)
+        )
         loss, error = unet_loss(models, latents[chosen], ids, rng)
         descend(loss, trainable, optimizer, schedule)
         follow(ema, models, decay=min(0.999, (step + 1) / (step + 20)))
@@ -215,7 +293,9 @@ def train_unet(work: Path) -> None:
     save_models(ema, work)
 
 
-def unet_loss(models: torch.nn.ModuleDict, clean: torch.Tensor, ids: torch.Tensor, rng: np.random.RandomState) -> tuple[torch.Tensor, float]:
+def unet_loss(
+    models: torch.nn.ModuleDict, clean: torch.Tensor, ids: torch.Tensor, rng: np.random.RandomState
+) -> tuple[torch.Tensor, float]:
     """Return the epsilon loss weighted by min-SNR 5 (arXiv 2303.09556), and the unweighted one.
 
     `clean` are latents `(n, 4, 8, 8)`, `ids` their captions' tokens `(n, 77)`.
@@ -226,7 +306,9 @@ def unet_loss(models: torch.nn.ModuleDict, clean: torch.Tensor, ids: torch.Tenso
     a = alphas[timesteps].view(-1, 1, 1, 1)
     with torch.autocast("cpu", torch.bfloat16):
         context = models["text"](ids).last_hidden_state
-        predicted = models["unet"](a.sqrt() * clean + (1 - a).sqrt() * noise, timesteps, context).sample
+        predicted = models["unet"](
+            a.sqrt() * clean + (1 - a).sqrt() * noise, timesteps, context
+        ).sample
     errors = (predicted.float() - noise).pow(2).mean((1, 2, 3))
     snr = alphas[timesteps] / (1 - alphas[timesteps])
     return (errors * (5 / snr).clamp(max=1)).mean(), errors.mean().item()
@@ -235,7 +317,9 @@ def unet_loss(models: torch.nn.ModuleDict, clean: torch.Tensor, ids: torch.Tenso
 @torch.no_grad()
 def follow(ema: torch.nn.Module, models: torch.nn.Module, *, decay: float) -> None:
     """Move averaged weights by 1 - `decay` of the way to the trained ones."""
-    torch._foreach_lerp_(list(ema.parameters()), [parameter.data for parameter in models.parameters()], 1 - decay)
+    torch._foreach_lerp_(
+        list(ema.parameters()), [parameter.data for parameter in models.parameters()], 1 - decay
+    )
 
 
 def tokenise(captions: list[str], work: Path) -> torch.Tensor:
@@ -250,23 +334,33 @@ def save_models(models: torch.nn.ModuleDict, work: Path) -> None:
 
 
 def judge(work: Path, count: int = 200, steps: int = 20, guidance: float = 4.0) -> dict[str, float]:
-    """Draw captions of held-out combinations and return the share in which all, and each thing said, is right.
+    """Draw captions of held-out combinations and return the share in which all, and each thing
+    said, is right.
 
     Writes the first hundred pictures to `work`/judged.png.
     """
     rng = np.random.RandomState(SEED + 2)
     scenes = [world.random_scene(rng, held_out=True) for _ in range(count)]
     pictures = draw(work, [scene.caption for scene in scenes], steps=steps, guidance=guidance)
-    rows = [np.concatenate(pictures[at:at + 20], 1) for at in range(0, min(100, count // 20 * 20), 20)]
+    rows = [
+        np.concatenate(pictures[at : at + 20], 1) for at in range(0, min(100, count // 20 * 20), 20)
+    ]
     Image.fromarray(np.concatenate(rows)).save(work / "judged.png")
     seen = [world.see(picture) for picture in pictures]
-    shares = {field: float(np.mean([getattr(a, field) == getattr(b, field) for a, b in zip(seen, scenes)])) for field in FIELDS}
+    shares = {
+        field: float(
+            np.mean([getattr(a, field) == getattr(b, field) for a, b in zip(seen, scenes)])
+        )
+        for field in FIELDS
+    }
     return {"all": float(np.mean([a == b for a, b in zip(seen, scenes)])), **shares}
 
 
 @torch.no_grad()
 def draw(work: Path, captions: list[str], *, steps: int, guidance: float) -> list[np.ndarray]:
-    """Draw each caption with DDIM and classifier-free guidance: uint8 `(64, 64, 3)`, with the weights rounded to fp16 as the asset has them."""
+    """Draw each caption with DDIM and classifier-free guidance: uint8 `(64, 64, 3)`, with the
+    weights rounded to fp16 as the asset has them.
+    """
     unet, text, vae = load_unet(work), load_text(work), load_vae(work)
     for model in (unet, text, vae):
         model.half().float()
@@ -274,12 +368,14 @@ def draw(work: Path, captions: list[str], *, steps: int, guidance: float) -> lis
     scheduler.set_timesteps(steps)
     pictures = []
     for start in range(0, len(captions), 50):
-        part = captions[start:start + 50]
+        part = captions[start : start + 50]
         context = text(tokenise(part + [""] * len(part), work)).last_hidden_state
         latents = torch.randn(len(part), 4, 8, 8, generator=torch.Generator().manual_seed(start))
         for timestep in scheduler.timesteps:
             guided, plain = unet(torch.cat([latents] * 2), timestep, context).sample.chunk(2)
-            latents = scheduler.step(plain + guidance * (guided - plain), timestep, latents).prev_sample
+            latents = scheduler.step(
+                plain + guidance * (guided - plain), timestep, latents
+            ).prev_sample
         pixels = (vae.decode(latents / SCALE_FACTOR).sample.clamp(-1, 1) + 1) * 127.5
         pictures.extend(pixels.round().byte().permute(0, 2, 3, 1).numpy())
     return pictures
@@ -300,7 +396,12 @@ def load_text(work: Path) -> torch.nn.Module:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stage", choices=("all", "vae", "unet", "judge", "pack"))
-    parser.add_argument("--work", type=Path, required=True, help="folder for the parts; 'pack' writes the package's asset")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        required=True,
+        help="folder for the parts; 'pack' writes the package's asset",
+    )
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args.work.mkdir(parents=True, exist_ok=True)

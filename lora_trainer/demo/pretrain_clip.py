@@ -1,11 +1,15 @@
-"""The documented recipe of the embedded CLIP: teaches a small open_clip model which words are true of which picture of the world.
+"""The documented recipe of the embedded CLIP: teaches a small open_clip model which words are true
+of which picture of the world.
 
-    python -m lora_trainer.demo.pretrain_clip --work work/        # about 17 minutes on one CPU core, fixed seed
+    python -m lora_trainer.demo.pretrain_clip --work work/        # about 17 minutes on one CPU
+    core, fixed seed
 
-Two losses, both on the similarities of picture and text features. Contrastive: of the batch's captions, most of them incomplete ("a
-picture of a red shape"), all that are true of a picture share its probability. Zero-shot: of the names in a group, inside a random
-phrase, the right one wins; this is the question that `clip-labels` asks later. Nothing at run time imports this module.
+Two losses, both on the similarities of picture and text features. Contrastive: of the batch's
+captions, most of them incomplete ("a picture of a red shape"), all that are true of a picture share
+its probability. Zero-shot: of the names in a group, inside a random phrase, the right one wins;
+this is the question that `clip-labels` asks later. Nothing at run time imports this module.
 """
+
 import argparse
 import io
 import json
@@ -26,35 +30,80 @@ from .clip import ASSET, CONFIG, NAME, SIZE_PX, load_state_dict, pack_clip
 
 log = logging.getLogger(__name__)
 SEED, STEPS, BATCH, RATE = 20_232, 5_000, 64, 2e-3
-OPENINGS = ("", "a photo of ", "a picture of ", "an image of ", "a drawing of ", "a painting of ", "this is ")
+OPENINGS = (
+    "",
+    "a photo of ",
+    "a picture of ",
+    "an image of ",
+    "a drawing of ",
+    "a painting of ",
+    "this is ",
+)
 GROUPS = {
     "shape": {name: ("{a}", "{}", "{a} on a background", "a shape: {}") for name in world.SHAPES},
-    "colour": {name: ("{a} shape", "{}", "something {}", "{a} thing", "{a} shape on a background") for name in world.COLOURS},
-    "background": {name: ("{a} background", "something on {a} background", "{} background", "a shape on {a} background") for name in world.COLOURS},
-    "size": {"small": ("{a} shape", "{} shape", "something {}"), "": ("a shape of ordinary size", "ordinary size"), "large": ("{a} shape", "{} shape", "something {}")},
-    "striped": {True: ("a striped background", "stripes", "something on stripes"), False: ("a plain background", "plain background")},
+    "colour": {
+        name: ("{a} shape", "{}", "something {}", "{a} thing", "{a} shape on a background")
+        for name in world.COLOURS
+    },
+    "background": {
+        name: (
+            "{a} background",
+            "something on {a} background",
+            "{} background",
+            "a shape on {a} background",
+        )
+        for name in world.COLOURS
+    },
+    "size": {
+        "small": ("{a} shape", "{} shape", "something {}"),
+        "": ("a shape of ordinary size", "ordinary size"),
+        "large": ("{a} shape", "{} shape", "something {}"),
+    },
+    "striped": {
+        True: ("a striped background", "stripes", "something on stripes"),
+        False: ("a plain background", "plain background"),
+    },
 }
 
 
 def phrase(template: str, name: str) -> str:
-    return template.replace("{a}", world.with_article(name) if isinstance(name, str) and name else "").replace("{}", str(name))
+    return template.replace(
+        "{a}", world.with_article(name) if isinstance(name, str) and name else ""
+    ).replace("{}", str(name))
 
 
 def group_texts(group: str, rng: np.random.RandomState) -> list[str]:
     """Return one random phrase for each name of a group."""
     opening = OPENINGS[rng.randint(len(OPENINGS))]
-    return [opening + phrase(templates[rng.randint(len(templates))], name) for name, templates in GROUPS[group].items()]
+    return [
+        opening + phrase(templates[rng.randint(len(templates))], name)
+        for name, templates in GROUPS[group].items()
+    ]
 
 
 def partial_caption(scene: world.Scene, rng: np.random.RandomState) -> tuple[str, dict]:
     """Return a caption that says some of what is true of a scene, and what it says by field."""
-    says = {field: getattr(scene, field) for field in ("shape", "colour", "background") if rng.rand() < 0.7}
+    says = {
+        field: getattr(scene, field)
+        for field in ("shape", "colour", "background")
+        if rng.rand() < 0.7
+    }
     if scene.size and rng.rand() < 0.7:
         says["size"] = scene.size
     if scene.striped and "background" in says:
         says["striped"] = True
-    thing = world.with_article(" ".join(str(word) for word in (says.get("size"), says.get("colour"), says.get("shape", "shape")) if word))
-    ground = f" on {world.with_article('striped ' * ('striped' in says) + says['background'] + ' background')}" if "background" in says else ""
+    thing = world.with_article(
+        " ".join(
+            str(word)
+            for word in (says.get("size"), says.get("colour"), says.get("shape", "shape"))
+            if word
+        )
+    )
+    ground = (
+        f" on {world.with_article('striped ' * ('striped' in says) + says['background'] + ' background')}"
+        if "background" in says
+        else ""
+    )
     return OPENINGS[rng.randint(len(OPENINGS))] + thing + ground, says
 
 
@@ -63,14 +112,20 @@ def is_true(says: dict, scene: world.Scene) -> bool:
 
 
 def worn(picture: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
-    """Return a picture as people bring it: enlarged, cropped by a few pixels, blurred, noisy or through JPEG; uint8 `(64, 64, 3)`."""
+    """Return a picture as people bring it: enlarged, cropped by a few pixels, blurred, noisy or
+    through JPEG; uint8 `(64, 64, 3)`.
+    """
     image = Image.fromarray(picture)
     if rng.rand() < 0.5:
         side = rng.randint(56, 200)
-        image = image.resize((side, side), (Image.BICUBIC, Image.BILINEAR, Image.LANCZOS)[rng.randint(3)])
+        image = image.resize(
+            (side, side), (Image.BICUBIC, Image.BILINEAR, Image.LANCZOS)[rng.randint(3)]
+        )
     if rng.rand() < 0.3:
         left, top, right, bottom = rng.uniform(0, 0.06, 4) * image.width
-        image = image.crop((int(left), int(top), image.width - int(right), image.height - int(bottom)))
+        image = image.crop(
+            (int(left), int(top), image.width - int(right), image.height - int(bottom))
+        )
     if rng.rand() < 0.2:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 1.2)))
     if rng.rand() < 0.4:
@@ -84,8 +139,13 @@ def worn(picture: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
 
 
 def to_pixels(pictures: list[np.ndarray]) -> torch.Tensor:
-    """Turn uint8 pictures into what the model's own preprocessing makes of them: float32 `(n, 3, 64, 64)`."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    """Turn uint8 pictures into what the model's own preprocessing makes of them: float32 `(n, 3,
+    64, 64)`.
+    """
+    mean, std = (
+        torch.tensor(values)[:, None, None]
+        for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    )
     return (torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
@@ -94,19 +154,32 @@ def batch_loss(model: torch.nn.Module, rng: np.random.RandomState) -> torch.Tens
     captions, says = zip(*(partial_caption(scene, rng) for scene in scenes))
     groups = {group: group_texts(group, rng) for group in GROUPS}
     texts = [*captions, *(text for names in groups.values() for text in names)]
-    pictures = model.encode_image(to_pixels([worn(world.paint(scene, rng), rng) for scene in scenes]), normalize=True)
-    words = model.encode_text(open_clip.tokenize(texts, context_length=CONFIG["text_cfg"]["context_length"]), normalize=True)
-    similarities = model.logit_scale.exp() * pictures @ words.T                    # (pictures, captions and then the groups' names)
+    pictures = model.encode_image(
+        to_pixels([worn(world.paint(scene, rng), rng) for scene in scenes]), normalize=True
+    )
+    words = model.encode_text(
+        open_clip.tokenize(texts, context_length=CONFIG["text_cfg"]["context_length"]),
+        normalize=True,
+    )
+    similarities = (
+        model.logit_scale.exp() * pictures @ words.T
+    )  # (pictures, captions and then the groups' names)
     loss, offset = contrastive(similarities[:, :BATCH], scenes, says), BATCH
     for group, names in groups.items():
-        answers = torch.tensor([list(GROUPS[group]).index(getattr(scene, group)) for scene in scenes])
-        loss = loss + F.cross_entropy(similarities[:, offset:offset + len(names)], answers)
+        answers = torch.tensor(
+            [list(GROUPS[group]).index(getattr(scene, group)) for scene in scenes]
+        )
+        loss = loss + F.cross_entropy(similarities[:, offset : offset + len(names)], answers)
         offset += len(names)
     return loss
 
 
-def contrastive(similarities: torch.Tensor, scenes: list[world.Scene], says: tuple[dict, ...]) -> torch.Tensor:
-    """Cross entropy both ways, the probability shared by all that is true: pictures by captions `(n, n)` to a scalar."""
+def contrastive(
+    similarities: torch.Tensor, scenes: list[world.Scene], says: tuple[dict, ...]
+) -> torch.Tensor:
+    """Cross entropy both ways, the probability shared by all that is true: pictures by captions
+    `(n, n)` to a scalar.
+    """
     true = torch.tensor([[float(is_true(told, scene)) for told in says] for scene in scenes])
     by_picture = F.cross_entropy(similarities, true / true.sum(1, keepdim=True))
     return (by_picture + F.cross_entropy(similarities.T, true.T / true.T.sum(1, keepdim=True))) / 2
@@ -114,8 +187,25 @@ def contrastive(similarities: torch.Tensor, scenes: list[world.Scene], says: tup
 
 def used_tokens() -> list[int]:
     """Return the numbers of every token that the recipe's texts are made of."""
-    texts = [opening + phrase(template, name) for names in GROUPS.values() for name, templates in names.items() for template in templates for opening in OPENINGS]
-    texts += ["small", "large", "striped", "plain", "on the left", "on the right", "at the top", "at the bottom", "in the middle", "an orange circle of ordinary size"]
+    texts = [
+        opening + phrase(template, name)
+        for names in GROUPS.values()
+        for name, templates in names.items()
+        for template in templates
+        for opening in OPENINGS
+    ]
+    texts += [
+        "small",
+        "large",
+        "striped",
+        "plain",
+        "on the left",
+        "on the right",
+        "at the top",
+        "at the bottom",
+        "in the middle",
+        "an orange circle of ordinary size",
+    ]
     return sorted(set(open_clip.tokenize(texts).flatten().tolist()))
 
 
@@ -130,7 +220,9 @@ def train(work: Path, steps: int = STEPS) -> None:
     torch.manual_seed(SEED)
     rng, model = np.random.RandomState(SEED), make_model(work).train()
     optimizer = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 100, 0.5 * (1 + math.cos(math.pi * step / steps))))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / 100, 0.5 * (1 + math.cos(math.pi * step / steps)))
+    )
     started, average = time.monotonic(), None
     for step in range(steps):
         loss = batch_loss(model, rng)
@@ -146,22 +238,35 @@ def train(work: Path, steps: int = STEPS) -> None:
             log.info("step %d loss %.3f %.0f s", step + 1, average, time.monotonic() - started)
         if step % 500 == 499:
             log.info("%s", judge(model.eval(), pictures=200))
-            save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, work / "clip.safetensors")
+            save_file(
+                {key: tensor.contiguous() for key, tensor in model.state_dict().items()},
+                work / "clip.safetensors",
+            )
             model.train()
 
 
 @torch.no_grad()
 def judge(model: torch.nn.Module, *, pictures: int = 1000, seed: int = 7) -> dict[str, float]:
-    """Return the share of right answers by group, zero-shot, on worn pictures of held-out combinations; one plain phrase for each name."""
+    """Return the share of right answers by group, zero-shot, on worn pictures of held-out
+    combinations; one plain phrase for each name.
+    """
     rng = np.random.RandomState(seed)
     scenes = [world.random_scene(rng, held_out=True) for _ in range(pictures)]
-    features = model.encode_image(to_pixels([worn(world.paint(scene, rng), rng) for scene in scenes]), normalize=True)
+    features = model.encode_image(
+        to_pixels([worn(world.paint(scene, rng), rng) for scene in scenes]), normalize=True
+    )
     right = {}
     for group, names in GROUPS.items():
         texts = [phrase(templates[0], name) for name, templates in names.items()]
-        words = model.encode_text(open_clip.tokenize(texts, context_length=CONFIG["text_cfg"]["context_length"]), normalize=True)
+        words = model.encode_text(
+            open_clip.tokenize(texts, context_length=CONFIG["text_cfg"]["context_length"]),
+            normalize=True,
+        )
         found = (features @ words.T).argmax(1).tolist()
-        right[group] = sum(list(names)[index] == getattr(scene, group) for index, scene in zip(found, scenes)) / pictures
+        right[group] = (
+            sum(list(names)[index] == getattr(scene, group) for index, scene in zip(found, scenes))
+            / pictures
+        )
     return right
 
 

@@ -1,8 +1,11 @@
-"""The made-up world of the embedded default: pictures of shapes, their captions, and a judge of pixels.
+"""The made-up world of the embedded default: pictures of shapes, their captions, and a judge of
+pixels.
 
-Everything is drawn with numpy from signed distances, so the same scene gives the same picture with every library version.
-`pretrain.py` teaches this world to the embedded checkpoint; `concept.py` adds the one thing that the checkpoint has never seen.
+Everything is drawn with numpy from signed distances, so the same scene gives the same picture with
+every library version. `pretrain.py` teaches this world to the embedded checkpoint; `concept.py`
+adds the one thing that the checkpoint has never seen.
 """
+
 import dataclasses
 import functools
 import itertools
@@ -12,8 +15,14 @@ import numpy as np
 
 PICTURE_PX = 64
 COLOURS = {
-    "red": (214, 40, 40), "orange": (243, 140, 30), "yellow": (247, 222, 60), "green": (46, 160, 67),
-    "blue": (45, 90, 215), "purple": (140, 60, 180), "black": (24, 24, 28), "white": (246, 246, 246),
+    "red": (214, 40, 40),
+    "orange": (243, 140, 30),
+    "yellow": (247, 222, 60),
+    "green": (46, 160, 67),
+    "blue": (45, 90, 215),
+    "purple": (140, 60, 180),
+    "black": (24, 24, 28),
+    "white": (246, 246, 246),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
 SIZES_PX = {"small": 9.5, "": 15.0, "large": 22.0}
@@ -23,7 +32,10 @@ STRIPE_PX = 16
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """One picture in words. `size` and `position` are "" for the ordinary ones, which captions leave out."""
+    """One picture in words. `size` and `position` are "" for the ordinary ones, which captions
+    leave out.
+    """
+
     shape: str
     colour: str
     background: str
@@ -43,7 +55,9 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """Whether this combination of shape, colour and background is kept from pretraining, to be asked for by the judge."""
+        """Whether this combination of shape, colour and background is kept from pretraining, to be
+        asked for by the judge.
+        """
         return zlib.crc32(f"{self.shape}/{self.colour}/{self.background}".encode()) % 5 == 0
 
 
@@ -53,19 +67,27 @@ def with_article(words: str) -> str:
 
 def combinations(*, held_out: bool) -> list[Scene]:
     """Return every plain scene whose combination is, or is not, kept from pretraining."""
-    scenes = (Scene(shape, colour, background) for shape, colour, background in itertools.product(SHAPES, COLOURS, COLOURS)
-              if colour != background)
+    scenes = (
+        Scene(shape, colour, background)
+        for shape, colour, background in itertools.product(SHAPES, COLOURS, COLOURS)
+        if colour != background
+    )
     return [scene for scene in scenes if scene.held_out == held_out]
 
 
 def random_scene(rng: np.random.RandomState, *, held_out: bool = False) -> Scene:
-    """Draw a scene: five in seven of ordinary size, three in four in the middle, one in ten striped; colours and shapes evenly.
+    """Draw a scene: five in seven of ordinary size, three in four in the middle, one in ten
+    striped; colours and shapes evenly.
 
     A large shape stays in the middle, where it fits.
     """
     plain = combinations_of(held_out)[rng.randint(len(combinations_of(held_out)))]
     size = (*[""] * 5, "small", "large")[rng.randint(7)]
-    position = "" if size == "large" or rng.rand() < 0.75 else ("left", "right", "top", "bottom")[rng.randint(4)]
+    position = (
+        ""
+        if size == "large" or rng.rand() < 0.75
+        else ("left", "right", "top", "bottom")[rng.randint(4)]
+    )
     return dataclasses.replace(plain, size=size, position=position, striped=bool(rng.rand() < 0.1))
 
 
@@ -75,24 +97,36 @@ def combinations_of(held_out: bool) -> tuple[Scene, ...]:
 
 
 def paint(scene: Scene, rng: np.random.RandomState | None = None) -> np.ndarray:
-    """Paint a scene as uint8 `(64, 64, 3)` in [0, 255]; `rng` moves and scales the shape by a few pixels."""
+    """Paint a scene as uint8 `(64, 64, 3)` in [0, 255]; `rng` moves and scales the shape by a few
+    pixels.
+    """
     centre, radius = _placement(scene, rng)
     canvas = paint_background(scene.background, striped=scene.striped)
     return to_bytes(blend(canvas, colour_of(scene.colour), coverage(scene.shape, centre, radius)))
 
 
 def paint_background(colour: str, *, striped: bool = False) -> np.ndarray:
-    """Return a background as float32 `(64, 64, 3)` in [0, 1]; stripes alternate with a paler shade (a darker one of white)."""
-    canvas = np.broadcast_to(colour_of(colour), (PICTURE_PX, PICTURE_PX, 3)).astype(np.float32).copy()
+    """Return a background as float32 `(64, 64, 3)` in [0, 1]; stripes alternate with a paler shade
+    (a darker one of white).
+    """
+    canvas = (
+        np.broadcast_to(colour_of(colour), (PICTURE_PX, PICTURE_PX, 3)).astype(np.float32).copy()
+    )
     if striped:
         canvas[_pale_rows()] = canvas[_pale_rows()] * 0.5 + (0.25 if colour == "white" else 0.5)
     return canvas
 
 
-def coverage(shape: str, centre: tuple[float, float], radius: float, size_px: int = PICTURE_PX) -> np.ndarray:
-    """Return how much of each pixel a shape covers: float32 `(size_px, size_px)` in [0, 1], edges one pixel soft."""
+def coverage(
+    shape: str, centre: tuple[float, float], radius: float, size_px: int = PICTURE_PX
+) -> np.ndarray:
+    """Return how much of each pixel a shape covers: float32 `(size_px, size_px)` in [0, 1], edges
+    one pixel soft.
+    """
     y, x = np.mgrid[0:size_px, 0:size_px].astype(np.float32) + 0.5
-    return np.clip(0.5 - _distance(shape, x - centre[0], y - centre[1], radius), 0, 1).astype(np.float32)
+    return np.clip(0.5 - _distance(shape, x - centre[0], y - centre[1], radius), 0, 1).astype(
+        np.float32
+    )
 
 
 def colour_of(name: str) -> np.ndarray:
@@ -107,7 +141,9 @@ def to_bytes(canvas: np.ndarray) -> np.ndarray:
     return np.round(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
 
 
-def _placement(scene: Scene, rng: np.random.RandomState | None) -> tuple[tuple[float, float], float]:
+def _placement(
+    scene: Scene, rng: np.random.RandomState | None
+) -> tuple[tuple[float, float], float]:
     x, y = POSITIONS[scene.position]
     radius = SIZES_PX[scene.size]
     if rng is None:
@@ -121,7 +157,9 @@ def _pale_rows() -> np.ndarray:
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
-    """Signed distance in pixels (negative inside) to a shape around the origin; areas of the shapes are alike."""
+    """Signed distance in pixels (negative inside) to a shape around the origin; areas of the shapes
+    are alike.
+    """
     if shape == "circle":
         return np.hypot(x, y) - radius
     if shape == "square":
@@ -135,11 +173,14 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.nda
     return np.minimum(upright, level)
 
 
-# --- The judge -----------------------------------------------------------------------------------------------------------
+# --- The judge ------------------------------------------------------------------------------------
+
 
 @functools.lru_cache(maxsize=None)
 def _templates() -> tuple[list[tuple[str, str, str]], np.ndarray]:
-    """Every shape, size and position, in nine placements a few pixels apart: names and masks `(n, 4096)`."""
+    """Every shape, size and position, in nine placements a few pixels apart: names and masks `(n,
+    4096)`.
+    """
     names, masks = [], []
     for shape, size, position in itertools.product(SHAPES, SIZES_PX, POSITIONS):
         if size == "large" and position:
@@ -154,20 +195,28 @@ def _templates() -> tuple[list[tuple[str, str, str]], np.ndarray]:
 def see(picture: np.ndarray) -> Scene:
     """Say what a picture shows, from its pixels alone: uint8 `(64, 64, 3)` to a `Scene`.
 
-    Each template splits the picture into shape, even rows and odd rows of the background; the one that leaves the least variance
-    within the three parts wins, and the parts' mean colours give the names.
+    Each template splits the picture into shape, even rows and odd rows of the background; the one
+    that leaves the least variance within the three parts wins, and the parts' mean colours give the
+    names.
     """
     names, masks = _templates()
     pixels = picture.reshape(-1, 3).astype(np.float32) / 255
     pale = np.repeat(_pale_rows(), PICTURE_PX).astype(np.float32)
-    regions = np.stack([masks, (1 - masks) * (1 - pale), (1 - masks) * pale])      # (3, n, 4096)
+    regions = np.stack([masks, (1 - masks) * (1 - pale), (1 - masks) * pale])  # (3, n, 4096)
     weight = regions.sum(-1) + 1e-6
-    means = regions @ pixels / weight[..., None]                                   # (3, n, 3)
-    explained = (weight[..., None] * means ** 2).sum((0, 2))
+    means = regions @ pixels / weight[..., None]  # (3, n, 3)
+    explained = (weight[..., None] * means**2).sum((0, 2))
     best = int(explained.argmax())
     shape, size, position = names[best]
     inside, even, odd = means[:, best]
-    return Scene(shape, nearest_colour(inside), nearest_colour(even), size, position, bool(np.abs(even - odd).mean() > 0.08))
+    return Scene(
+        shape,
+        nearest_colour(inside),
+        nearest_colour(even),
+        size,
+        position,
+        bool(np.abs(even - odd).mean() > 0.08),
+    )
 
 
 def nearest_colour(rgb: np.ndarray) -> str:

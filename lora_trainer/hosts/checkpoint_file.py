@@ -1,7 +1,10 @@
-"""A checkpoint file, judged by its header alone: which model it holds, how wide and how deep, and what it predicts.
+"""A checkpoint file, judged by its header alone: which model it holds, how wide and how deep, and
+what it predicts.
 
-Nothing is loaded or unpickled here. What cannot be trained without a WebUI is refused with what was found and what to choose instead.
+Nothing is loaded or unpickled here. What cannot be trained without a WebUI is refused with what was
+found and what to choose instead.
 """
+
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -21,19 +24,28 @@ CLIP, OPEN_CLIP = "clip", "open_clip"
 TRUE_TEXT_WIDTHS = {"sd1": (768,), "sd2": (1024,), "sdxl": (768, 1280)}
 SIZES_PX, NARROW_SIZE_PX, SD2_V_SIZE_PX = {"sd1": 512, "sd2": 512, "sdxl": 1024}, 64, 768
 INPAINTING, SSD_1B = "inpainting", "ssd-1b"
-INPAINTING_CHANNELS = 9                # latents, a mask, and the latents of what the mask leaves
+INPAINTING_CHANNELS = 9  # latents, a mask, and the latents of what the mask leaves
 SSD_1B_DEPTHS = ((0, 0), (2, 2), (4, 4)), ((4, 4, 10), (2, 1, 1), (0, 0, 0))
 BLOCKS_PER_LEVEL = 2
-OTHER_CHANNELS = {5: "is a depth-to-image checkpoint (5 input channels)", 7: "is an upscaler (7 input channels)",
-                  8: "is an instruct-pix2pix checkpoint (8 input channels)"}
-WHAT_WORKS = "Without a WebUI, training needs a full Stable Diffusion 1, 2 or XL checkpoint; choose one of those"
+OTHER_CHANNELS = {
+    5: "is a depth-to-image checkpoint (5 input channels)",
+    7: "is an upscaler (7 input channels)",
+    8: "is an instruct-pix2pix checkpoint (8 input channels)",
+}
+WHAT_WORKS = (
+    "Without a WebUI, training needs a full Stable Diffusion 1, 2 or XL checkpoint; choose one of"
+    " those"
+)
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoderFacts:
-    """A text encoder: OpenAI's CLIP under HF's names or OpenCLIP under its own; `layers` as in the file."""
-    kind: str                      # CLIP or OPEN_CLIP
+    """A text encoder: OpenAI's CLIP under HF's names or OpenCLIP under its own; `layers` as in the
+    file.
+    """
+
+    kind: str  # CLIP or OPEN_CLIP
     width: int
     layers: int
     inner_width: int
@@ -41,21 +53,24 @@ class TextEncoderFacts:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointFacts:
-    """What a header tells of a checkpoint; widths are channels per level, depths transformer layers per block of each level, 0 for none."""
-    family: str                    # "sd1", "sd2" or "sdxl"
-    variant: str                   # "", INPAINTING or SSD_1B
-    prediction_type: str           # "epsilon", "v_prediction", or "" where only running it can tell
+    """What a header tells of a checkpoint; widths are channels per level, depths transformer layers
+    per block of each level, 0 for none.
+    """
+
+    family: str  # "sd1", "sd2" or "sdxl"
+    variant: str  # "", INPAINTING or SSD_1B
+    prediction_type: str  # "epsilon", "v_prediction", or "" where only running it can tell
     zero_terminal_snr: bool
     unet_widths: tuple[int, ...]
     down_depths: tuple[tuple[int, ...], ...]
-    up_depths: tuple[tuple[int, ...], ...]         # from the deepest level up
+    up_depths: tuple[tuple[int, ...], ...]  # from the deepest level up
     has_middle_attention: bool
     has_linear_projections: bool
-    channels: int                  # that go into the UNet
-    label_width: int               # of what SDXL's UNet is told besides the caption
+    channels: int  # that go into the UNet
+    label_width: int  # of what SDXL's UNet is told besides the caption
     vae_widths: tuple[int, ...]
     texts: tuple[TextEncoderFacts, ...]
-    size_px: int                   # of the pictures it was trained on: a sensible size to draw
+    size_px: int  # of the pictures it was trained on: a sensible size to draw
 
     @property
     def is_true_size(self) -> bool:
@@ -63,42 +78,93 @@ class CheckpointFacts:
 
     def that_predicts(self, prediction_type: str) -> "CheckpointFacts":
         """Return these facts with what running the model has shown."""
-        size_px = SD2_V_SIZE_PX if self.family == "sd2" and prediction_type == "v_prediction" and self.is_true_size else self.size_px
+        size_px = (
+            SD2_V_SIZE_PX
+            if self.family == "sd2" and prediction_type == "v_prediction" and self.is_true_size
+            else self.size_px
+        )
         return dataclasses.replace(self, prediction_type=prediction_type, size_px=size_px)
 
 
 def inspect_checkpoint(path: Path) -> CheckpointFacts:
-    """Read a checkpoint's header; raises `Refused` (field `base_model`) for anything but a complete SD1, SD2 or SDXL safetensors file."""
+    """Read a checkpoint's header; raises `Refused` (field `base_model`) for anything but a complete
+    SD1, SD2 or SDXL safetensors file.
+    """
     shapes, metadata = _read_header(path)
     _refuse_other_models(path, shapes)
     family = "sdxl" if _has(shapes, SDXL_TEXTS[1]) else "sd2" if _has(shapes, SD2_TEXT) else "sd1"
     try:
         facts = _facts(family, shapes)
     except (KeyError, IndexError, ValueError) as error:
-        raise _refused(path, f"lacks {error}, which every checkpoint of its kind has",
-                       "It may be incomplete or of another kind; choose a full Stable Diffusion 1, 2 or XL checkpoint") from error
+        raise _refused(
+            path,
+            f"lacks {error}, which every checkpoint of its kind has",
+            "It may be incomplete or of another kind; choose a full Stable Diffusion 1, 2 or XL"
+            " checkpoint",
+        ) from error
     if family == "sdxl" and not facts.has_middle_attention and facts.variant != SSD_1B:
         raise _refused(path, "is a cut-down SDXL of another kind than SSD-1B", WHAT_WORKS)
     says = _prediction_type(path, metadata, shapes)
-    facts = dataclasses.replace(facts, prediction_type=says or ("" if _only_running_tells(facts) else "epsilon"), zero_terminal_snr="ztsnr" in shapes)
+    facts = dataclasses.replace(
+        facts,
+        prediction_type=says or ("" if _only_running_tells(facts) else "epsilon"),
+        zero_terminal_snr="ztsnr" in shapes,
+    )
     return dataclasses.replace(facts, size_px=_size_px(metadata, facts))
 
 
 def _facts(family: str, shapes: Shapes) -> CheckpointFacts:
-    """Gather everything but what it predicts; raises KeyError, IndexError or ValueError for a tensor that is missing."""
-    levels = 1 + max(int(found[1]) for key in shapes if (found := re.match(re.escape(UNET) + r"input_blocks\.(\d+)\.", key))) // (BLOCKS_PER_LEVEL + 1)
+    """Gather everything but what it predicts; raises KeyError, IndexError or ValueError for a
+    tensor that is missing.
+    """
+    levels = 1 + max(
+        int(found[1])
+        for key in shapes
+        if (found := re.match(re.escape(UNET) + r"input_blocks\.(\d+)\.", key))
+    ) // (BLOCKS_PER_LEVEL + 1)
     stride, blocks = BLOCKS_PER_LEVEL + 1, range(BLOCKS_PER_LEVEL + 1)
-    down = tuple(tuple(_depth(shapes, f"input_blocks.{1 + stride * level + block}") for block in range(BLOCKS_PER_LEVEL)) for level in range(levels))
-    up = tuple(tuple(_depth(shapes, f"output_blocks.{stride * level + block}") for block in blocks) for level in range(levels))
+    down = tuple(
+        tuple(
+            _depth(shapes, f"input_blocks.{1 + stride * level + block}")
+            for block in range(BLOCKS_PER_LEVEL)
+        )
+        for level in range(levels)
+    )
+    up = tuple(
+        tuple(_depth(shapes, f"output_blocks.{stride * level + block}") for block in blocks)
+        for level in range(levels)
+    )
     channels, middle = shapes[UNET + "input_blocks.0.0.weight"][1], _depth(shapes, "middle_block")
-    projection = next((key for key in shapes if key.startswith(UNET) and key.endswith(".proj_in.weight")), None)
+    projection = next(
+        (key for key in shapes if key.startswith(UNET) and key.endswith(".proj_in.weight")), None
+    )
     return CheckpointFacts(
-        family, variant=INPAINTING if channels == INPAINTING_CHANNELS else SSD_1B if (down, up) == SSD_1B_DEPTHS and not middle else "",
-        prediction_type="", zero_terminal_snr=False, down_depths=down, up_depths=up, has_middle_attention=middle > 0, channels=channels,
-        unet_widths=tuple(shapes[f"{UNET}input_blocks.{1 + stride * level}.0.out_layers.3.weight"][0] for level in range(levels)),
+        family,
+        variant=(
+            INPAINTING
+            if channels == INPAINTING_CHANNELS
+            else SSD_1B
+            if (down, up) == SSD_1B_DEPTHS and not middle
+            else ""
+        ),
+        prediction_type="",
+        zero_terminal_snr=False,
+        down_depths=down,
+        up_depths=up,
+        has_middle_attention=middle > 0,
+        channels=channels,
+        unet_widths=tuple(
+            shapes[f"{UNET}input_blocks.{1 + stride * level}.0.out_layers.3.weight"][0]
+            for level in range(levels)
+        ),
         has_linear_projections=projection is not None and len(shapes[projection]) == 2,
         label_width=shapes[UNET + "label_emb.0.0.weight"][1] if family == "sdxl" else 0,
-        vae_widths=tuple(shapes[f"{VAE}encoder.down.{level}.block.0.conv1.weight"][0] for level in range(4)), texts=_texts(family, shapes), size_px=0)
+        vae_widths=tuple(
+            shapes[f"{VAE}encoder.down.{level}.block.0.conv1.weight"][0] for level in range(4)
+        ),
+        texts=_texts(family, shapes),
+        size_px=0,
+    )
 
 
 def _depth(shapes: Shapes, block: str) -> int:
@@ -118,32 +184,60 @@ def _texts(family: str, shapes: Shapes) -> tuple[TextEncoderFacts, ...]:
 
 
 def _clip(prefix: str, shapes: Shapes) -> TextEncoderFacts:
-    return TextEncoderFacts(CLIP, shapes[prefix + "embeddings.token_embedding.weight"][1], _layers(prefix + "encoder.layers.", shapes),
-                            shapes[prefix + "encoder.layers.0.mlp.fc1.weight"][0])
+    return TextEncoderFacts(
+        CLIP,
+        shapes[prefix + "embeddings.token_embedding.weight"][1],
+        _layers(prefix + "encoder.layers.", shapes),
+        shapes[prefix + "encoder.layers.0.mlp.fc1.weight"][0],
+    )
 
 
 def _open_clip(prefix: str, shapes: Shapes) -> TextEncoderFacts:
-    return TextEncoderFacts(OPEN_CLIP, shapes[prefix + "token_embedding.weight"][1], _layers(prefix + "transformer.resblocks.", shapes),
-                            shapes[prefix + "transformer.resblocks.0.mlp.c_fc.weight"][0])
+    return TextEncoderFacts(
+        OPEN_CLIP,
+        shapes[prefix + "token_embedding.weight"][1],
+        _layers(prefix + "transformer.resblocks.", shapes),
+        shapes[prefix + "transformer.resblocks.0.mlp.c_fc.weight"][0],
+    )
 
 
 def _layers(prefix: str, shapes: Shapes) -> int:
-    return 1 + max((int(key[len(prefix):].partition(".")[0]) for key in shapes if key.startswith(prefix)), default=-1)
+    return 1 + max(
+        (int(key[len(prefix) :].partition(".")[0]) for key in shapes if key.startswith(prefix)),
+        default=-1,
+    )
 
 
 def _read_header(path: Path) -> tuple[Shapes, dict[str, str]]:
     if path.is_dir():
-        raise _refused(path, "is a folder" + (" in diffusers' layout" if (path / "model_index.json").is_file() else ""), WHAT_WORKS)
+        raise _refused(
+            path,
+            "is a folder"
+            + (" in diffusers' layout" if (path / "model_index.json").is_file() else ""),
+            WHAT_WORKS,
+        )
     if not path.is_file():
-        advice = say_which_are_there(path) or "Give the path of a Stable Diffusion checkpoint (.safetensors)."
-        raise Refused(f"There is no checkpoint {path}. {advice}", field="base_model", code="no_model")
+        advice = (
+            say_which_are_there(path)
+            or "Give the path of a Stable Diffusion checkpoint (.safetensors)."
+        )
+        raise Refused(
+            f"There is no checkpoint {path}. {advice}", field="base_model", code="no_model"
+        )
     if path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
-        raise _refused(path, "is a pickle file, which can run any code when it is read, so it is not opened", "Convert it to .safetensors")
+        raise _refused(
+            path,
+            "is a pickle file, which can run any code when it is read, so it is not opened",
+            "Convert it to .safetensors",
+        )
     try:
         header = read_header(path)
     except (ValueError, OSError) as error:
-        raise _refused(path, f"({path.stat().st_size:,} bytes) is no complete safetensors file ({error})",
-                       "It may be damaged or not fully downloaded; get it again") from error
+        raise _refused(
+            path,
+            f"({path.stat().st_size:,} bytes) is no complete safetensors file ({error})",
+            "It may be damaged or not fully downloaded; get it again",
+        ) from error
     return header.shapes, dict(header.metadata)
 
 
@@ -152,53 +246,112 @@ def _has(shapes: Shapes, *prefixes: str) -> bool:
 
 
 def _refuse_other_models(path: Path, shapes: Shapes) -> None:
-    """Name what a file holds when it is not an SD1, SD2 or SDXL checkpoint with its text encoders and VAE."""
+    """Name what a file holds when it is not an SD1, SD2 or SDXL checkpoint with its text encoders
+    and VAE.
+    """
+
     def has(*prefixes: str) -> bool:
         return _has(shapes, *prefixes)
+
     channels = shapes.get(UNET + "input_blocks.0.0.weight", (0, 0))[1]
-    found = next((words for words, true in (
-        ("is a LoRA, not a checkpoint", any(key.endswith((".lora_down.weight", ".lora_A.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a")) for key in shapes)),
-        ("is an SD3 checkpoint", has(UNET + "joint_blocks.", "joint_blocks.")),
-        ("is a Flux checkpoint", has(UNET + "double_blocks.", "double_blocks.")),
-        ("is an SDXL refiner, which finishes pictures and cannot be trained here", has("conditioner.embedders.") and not has("conditioner.embedders.1.")),
-        ("is a Playground v2.5 checkpoint, whose noise schedule is another", "edm_mean" in shapes),
-        ("is an unCLIP checkpoint", has("embedder.model.", "noise_augmentor.")),
-        ("holds only a VAE", not channels and has(VAE, "encoder.conv_in.", "encoder.down")),
-        ("is in diffusers' layout, not a WebUI checkpoint", not channels and has("down_blocks.", "conv_in.")),
-        (f"holds {len(shapes)} tensors but no Stable Diffusion UNet", not channels),
-        (OTHER_CHANNELS.get(channels, f"has {channels} input channels in its UNet instead of 4"), channels not in (4, INPAINTING_CHANNELS)),
-        ("has no text encoder of a known kind", not (has(SD1_TEXT) or has(SD2_TEXT) or (has(SDXL_TEXTS[0]) and has(SDXL_TEXTS[1])))),
-        ("has no VAE in it", not has(VAE)),
-    ) if true), None)
+    found = next(
+        (
+            words
+            for words, true in (
+                (
+                    "is a LoRA, not a checkpoint",
+                    any(
+                        key.endswith(
+                            (
+                                ".lora_down.weight",
+                                ".lora_A.weight",
+                                ".hada_w1_a",
+                                ".lokr_w1",
+                                ".lokr_w1_a",
+                            )
+                        )
+                        for key in shapes
+                    ),
+                ),
+                ("is an SD3 checkpoint", has(UNET + "joint_blocks.", "joint_blocks.")),
+                ("is a Flux checkpoint", has(UNET + "double_blocks.", "double_blocks.")),
+                (
+                    "is an SDXL refiner, which finishes pictures and cannot be trained here",
+                    has("conditioner.embedders.") and not has("conditioner.embedders.1."),
+                ),
+                (
+                    "is a Playground v2.5 checkpoint, whose noise schedule is another",
+                    "edm_mean" in shapes,
+                ),
+                ("is an unCLIP checkpoint", has("embedder.model.", "noise_augmentor.")),
+                ("holds only a VAE", not channels and has(VAE, "encoder.conv_in.", "encoder.down")),
+                (
+                    "is in diffusers' layout, not a WebUI checkpoint",
+                    not channels and has("down_blocks.", "conv_in."),
+                ),
+                (f"holds {len(shapes)} tensors but no Stable Diffusion UNet", not channels),
+                (
+                    OTHER_CHANNELS.get(
+                        channels, f"has {channels} input channels in its UNet instead of 4"
+                    ),
+                    channels not in (4, INPAINTING_CHANNELS),
+                ),
+                (
+                    "has no text encoder of a known kind",
+                    not (
+                        has(SD1_TEXT)
+                        or has(SD2_TEXT)
+                        or (has(SDXL_TEXTS[0]) and has(SDXL_TEXTS[1]))
+                    ),
+                ),
+                ("has no VAE in it", not has(VAE)),
+            )
+            if true
+        ),
+        None,
+    )
     if found:
         raise _refused(path, found, WHAT_WORKS)
 
 
 def _refused(path: Path, found: str, remedy: str) -> Refused:
-    return Refused(f"The checkpoint {path.name} {found}. {remedy}.", field="base_model", code="wrong_model")
+    return Refused(
+        f"The checkpoint {path.name} {found}. {remedy}.", field="base_model", code="wrong_model"
+    )
 
 
 def _prediction_type(path: Path, metadata: Mapping[str, str], shapes: Shapes) -> str:
-    """What the .yaml beside the file says (as the WebUI reads it), else its metadata, else the keys with which NoobAI's model says v; "" for nothing."""
+    """What the .yaml beside the file says (as the WebUI reads it), else its metadata, else the keys
+    with which NoobAI's model says v; "" for nothing.
+    """
     beside = path.with_suffix(".yaml")
     says = ""
     if beside.is_file():
         try:
             says = _said_by(yaml.safe_load(beside.read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise Refused(f"The file {beside.name} beside the checkpoint cannot be read ({error}). Mend or remove it.",
-                          field="base_model", code="wrong_model") from error
+            raise Refused(
+                f"The file {beside.name} beside the checkpoint cannot be read ({error}). Mend or"
+                " remove it.",
+                field="base_model",
+                code="wrong_model",
+            ) from error
     says = says or ("v" if "v_pred" in shapes else metadata.get("modelspec.prediction_type", ""))
     return "" if not says else "v_prediction" if says.lower().startswith("v") else "epsilon"
 
 
 def _said_by(config: Any) -> str:
-    """Find LDM's `parameterization`, eps where it is left out, or sgm's VScaling in a parsed .yaml. sgm's EpsScaling says nothing: the WebUI's own
-    .yaml has it for every SDXL."""
+    """Find LDM's `parameterization`, eps where it is left out, or sgm's VScaling in a parsed .yaml.
+    sgm's EpsScaling says nothing: the WebUI's own .yaml has it for every SDXL.
+    """
     model = _within(config, "model")
     params, is_ldm = _within(model, "params"), str(model.get("target", "")).startswith("ldm.")
     scaling = str(_within(params, "denoiser_config", "params", "scaling_config").get("target", ""))
-    return "v" if scaling.endswith("VScaling") else str(params.get("parameterization", "eps" if is_ldm else ""))
+    return (
+        "v"
+        if scaling.endswith("VScaling")
+        else str(params.get("parameterization", "eps" if is_ldm else ""))
+    )
 
 
 def _within(config: Any, *keys: str) -> Mapping:
@@ -208,7 +361,9 @@ def _within(config: Any, *keys: str) -> Mapping:
 
 
 def _only_running_tells(facts: CheckpointFacts) -> bool:
-    """SD2's v models differ from its epsilon models by their weights' values alone; its inpainting models predict epsilon."""
+    """SD2's v models differ from its epsilon models by their weights' values alone; its inpainting
+    models predict epsilon.
+    """
     return facts.family == "sd2" and facts.is_true_size and facts.variant != INPAINTING
 
 
@@ -218,4 +373,8 @@ def _size_px(metadata: Mapping[str, str], facts: CheckpointFacts) -> int:
         return int(found[1]) // 8 * 8
     if not facts.is_true_size:
         return NARROW_SIZE_PX
-    return SD2_V_SIZE_PX if (facts.family, facts.prediction_type) == ("sd2", "v_prediction") else SIZES_PX[facts.family]
+    return (
+        SD2_V_SIZE_PX
+        if (facts.family, facts.prediction_type) == ("sd2", "v_prediction")
+        else SIZES_PX[facts.family]
+    )

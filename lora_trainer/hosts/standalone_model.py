@@ -1,4 +1,7 @@
-"""The model families in diffusers' modules behind the contract: how captions are read, what the UNet is told, what layers are called in files."""
+"""The model families in diffusers' modules behind the contract: how captions are read, what the
+UNet is told, what layers are called in files.
+"""
+
 import math
 from typing import Any
 
@@ -14,16 +17,40 @@ from .checkpoint_file import INPAINTING, CheckpointFacts
 from .prompts import CHUNK_TOKENS, Chunk, Part, parse_weights, split_chunks
 from .standalone_loading import BETA_END, BETA_START, TRAINING_TIMESTEPS, text_encoders_of
 
-PENULTIMATE, LONGEST_PROMPT = 2, 1500                # layers back; tokens
+PENULTIMATE, LONGEST_PROMPT = 2, 1500  # layers back; tokens
 
 
 class StableDiffusion(BaseModel):
     """What all families have in common; `pipeline` is diffusers'."""
-    pads: tuple[int | None, ...]       # what each text encoder's chunks are filled up with; None: with the end token
 
-    def __init__(self, pipeline: Any, facts: CheckpointFacts, *, name: str, sha256: str | None, device: torch.device, dtype: torch.dtype) -> None:
-        self.unet, self.text_encoders, self._vae, self._tokenizer = pipeline.unet, text_encoders_of(pipeline), pipeline.vae, pipeline.tokenizer
-        self.family, self.variant, self.name, self.sha256, self.device, self.dtype = facts.family, facts.variant, name, sha256, device, dtype
+    pads: tuple[
+        int | None, ...
+    ]  # what each text encoder's chunks are filled up with; None: with the end token
+
+    def __init__(
+        self,
+        pipeline: Any,
+        facts: CheckpointFacts,
+        *,
+        name: str,
+        sha256: str | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.unet, self.text_encoders, self._vae, self._tokenizer = (
+            pipeline.unet,
+            text_encoders_of(pipeline),
+            pipeline.vae,
+            pipeline.tokenizer,
+        )
+        self.family, self.variant, self.name, self.sha256, self.device, self.dtype = (
+            facts.family,
+            facts.variant,
+            name,
+            sha256,
+            device,
+            dtype,
+        )
         self.fingerprint = fingerprint_of_weights(self.unet)
         self._facts, self._painted_over = facts, {}
         self._comma = self._tokenize(",")[0]
@@ -32,9 +59,15 @@ class StableDiffusion(BaseModel):
     def read_as(self, reading: Reading) -> None:
         self.clip_skip, self._reading = self._layers_back(reading.clip_skip), reading
         self.prediction_type = reading.prediction_type or self._facts.prediction_type
-        self.zero_terminal_snr = self._facts.zero_terminal_snr if reading.zero_terminal_snr is None else reading.zero_terminal_snr
+        self.zero_terminal_snr = (
+            self._facts.zero_terminal_snr
+            if reading.zero_terminal_snr is None
+            else reading.zero_terminal_snr
+        )
         schedule = scaled_linear_alphas_cumprod()
-        self.alphas_cumprod = rescale_zero_terminal_snr(schedule) if self.zero_terminal_snr else schedule
+        self.alphas_cumprod = (
+            rescale_zero_terminal_snr(schedule) if self.zero_terminal_snr else schedule
+        )
 
     def encoding_key(self) -> str:
         weighted = ", weighted" if self._reading.weighted_captions else ""
@@ -53,25 +86,46 @@ class StableDiffusion(BaseModel):
 
     @torch.no_grad()
     def decode_images(self, latents: torch.Tensor) -> torch.Tensor:
-        """Turn latents `(batch, 4, h, w)` into pixels `(batch, 3, 8 h, 8 w)` in [-1, 1], float32."""
+        """Turn latents `(batch, 4, h, w)` into pixels `(batch, 3, 8 h, 8 w)` in [-1, 1],
+        float32.
+        """
         with no_autocast(self.device):
-            return self._vae.decode(latents.to(self._vae.device, self._vae.dtype) / self._vae.config.scaling_factor).sample.float()
+            return self._vae.decode(
+                latents.to(self._vae.device, self._vae.dtype) / self._vae.config.scaling_factor
+            ).sample.float()
 
     def encode_captions(self, captions: list[str]) -> Conditioning:
         weighted, most_tokens = self._reading.weighted_captions, self._reading.max_token_length
-        return self._encode_all([self._split(parse_weights(caption) if weighted else [(caption, 1.0)], most_tokens) for caption in captions])
+        return self._encode_all(
+            [
+                self._split(parse_weights(caption) if weighted else [(caption, 1.0)], most_tokens)
+                for caption in captions
+            ]
+        )
 
     def encode_prompts(self, prompts: list[str], *, unwanted: bool = False) -> Conditioning:
-        """Encode prompts or negative prompts to draw with: weighted parts are understood, and nothing is cut."""
-        return self._encode_all([self._split(parse_weights(prompt), LONGEST_PROMPT) for prompt in prompts])
+        """Encode prompts or negative prompts to draw with: weighted parts are understood, and
+        nothing is cut.
+        """
+        return self._encode_all(
+            [self._split(parse_weights(prompt), LONGEST_PROMPT) for prompt in prompts]
+        )
 
-    def predict(self, noisy_latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        return self.unet(self.unet_input(noisy_latents.to(self.device, self.dtype)), timesteps.to(self.device),
-                         encoder_hidden_states=conditioning.hidden_states.to(self.device, self.dtype), added_cond_kwargs=self._told(conditioning),
-                         return_dict=False)[0]
+    def predict(
+        self, noisy_latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        return self.unet(
+            self.unet_input(noisy_latents.to(self.device, self.dtype)),
+            timesteps.to(self.device),
+            encoder_hidden_states=conditioning.hidden_states.to(self.device, self.dtype),
+            added_cond_kwargs=self._told(conditioning),
+            return_dict=False,
+        )[0]
 
     def unet_input(self, latents: torch.Tensor) -> torch.Tensor:
-        """Add what an inpainting UNet wants besides latents `(batch, 4, h, w)`: a mask over everything, and a grey picture's latents."""
+        """Add what an inpainting UNet wants besides latents `(batch, 4, h, w)`: a mask over
+        everything, and a grey picture's latents.
+        """
         if self.variant != INPAINTING:
             return latents
         grey = self._grey(*latents.shape[-2:]).to(latents).expand(len(latents), -1, -1, -1)
@@ -79,7 +133,11 @@ class StableDiffusion(BaseModel):
 
     def export_name(self, path: str) -> str:
         part, _, rest = path.partition(".")
-        return f"lora_unet_{self._unet_name(rest)}" if part == "unet" else f"lora_{self._text_part(part)}_{_text_name(rest)}"
+        return (
+            f"lora_unet_{self._unet_name(rest)}"
+            if part == "unet"
+            else f"lora_{self._text_part(part)}_{_text_name(rest)}"
+        )
 
     def _unet_name(self, path: str) -> str:
         return path.replace(".", "_")
@@ -88,22 +146,33 @@ class StableDiffusion(BaseModel):
         return "te"
 
     def _layers_back(self, clip_skip: int) -> int:
-        """Return the clip skip in use: always the layer before the last, whatever the WebUI is set to; `Refused` for one that asks for more."""
+        """Return the clip skip in use: always the layer before the last, whatever the WebUI is set
+        to; `Refused` for one that asks for more.
+        """
         if clip_skip > PENULTIMATE:
-            raise Refused(f"Clip skip {clip_skip}: the text encoders of this model are always read at the layer before the last, by the WebUI too. "
-                          "Leave it at 0.", field="clip_skip", code="bad_value")
+            raise Refused(
+                f"Clip skip {clip_skip}: the text encoders of this model are always read at the"
+                " layer before the last, by the WebUI too. Leave it at 0.",
+                field="clip_skip",
+                code="bad_value",
+            )
         return PENULTIMATE
 
     def _told(self, conditioning: Conditioning) -> dict[str, torch.Tensor] | None:
         return None
 
     def _encode_all(self, read: list[list[Chunk]]) -> Conditioning:
-        portions = [[chunks[number] if number < len(chunks) else Chunk() for chunks in read] for number in range(max(map(len, read)))]
+        portions = [
+            [chunks[number] if number < len(chunks) else Chunk() for chunks in read]
+            for number in range(max(map(len, read)))
+        ]
         encoded = [self._encode(portion) for portion in portions]
         return Conditioning(torch.cat([states for states, _ in encoded], dim=1), encoded[0][1])
 
     def _encode(self, chunks: list[Chunk]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Encode one chunk of each caption to hidden states `(batch, 77, width)` and, for SDXL, pooled ones `(batch, width)`, float32."""
+        """Encode one chunk of each caption to hidden states `(batch, 77, width)` and, for SDXL,
+        pooled ones `(batch, width)`, float32.
+        """
         states = self._states(0, self._ids(0, chunks)).last_hidden_state
         return self._weighed(states, chunks), None
 
@@ -114,39 +183,60 @@ class StableDiffusion(BaseModel):
         return split_chunks(parts, self._tokenize, self._comma, most_tokens=most_tokens)
 
     def _tokenize(self, text: str) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        return self._tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)[
+            "input_ids"
+        ]
 
     def _ids(self, number: int, chunks: list[Chunk]) -> torch.Tensor:
-        """Return token numbers `(batch, 77)`: start, the chunk's, end, and this encoder's filling."""
+        """Return token numbers `(batch, 77)`: start, the chunk's, end, and this encoder's
+        filling.
+        """
         start, end = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
         fill = end if self.pads[number] is None else self.pads[number]
-        rows = [[start, *chunk.tokens, end, *[fill] * (CHUNK_TOKENS - len(chunk.tokens))] for chunk in chunks]
+        rows = [
+            [start, *chunk.tokens, end, *[fill] * (CHUNK_TOKENS - len(chunk.tokens))]
+            for chunk in chunks
+        ]
         return torch.tensor(rows, device=next(self.text_encoders[number].parameters()).device)
 
     def _weighed(self, states: torch.Tensor, chunks: list[Chunk]) -> torch.Tensor:
-        """Multiply hidden states by their tokens' weights and scale each caption's back to the mean it had, as the WebUI does."""
+        """Multiply hidden states by their tokens' weights and scale each caption's back to the mean
+        it had, as the WebUI does.
+        """
         states = states.float()
         if all(weight == 1 for chunk in chunks for weight in chunk.weights):
             return states
-        rows = [[1.0, *chunk.weights, *[1.0] * (CHUNK_TOKENS + 1 - len(chunk.weights))] for chunk in chunks]
+        rows = [
+            [1.0, *chunk.weights, *[1.0] * (CHUNK_TOKENS + 1 - len(chunk.weights))]
+            for chunk in chunks
+        ]
         weighed = states * torch.tensor(rows, device=states.device)[:, :, None]
-        return weighed * (states.mean(dim=(1, 2), keepdim=True) / weighed.mean(dim=(1, 2), keepdim=True))
+        return weighed * (
+            states.mean(dim=(1, 2), keepdim=True) / weighed.mean(dim=(1, 2), keepdim=True)
+        )
 
     def _grey(self, height: int, width: int) -> torch.Tensor:
         if (height, width) not in self._painted_over:
-            self._painted_over[height, width] = self.encode_images(torch.zeros(1, 3, 8 * height, 8 * width))
+            self._painted_over[height, width] = self.encode_images(
+                torch.zeros(1, 3, 8 * height, 8 * width)
+            )
         return self._painted_over[height, width]
 
 
 class StableDiffusion1(StableDiffusion):
     """SD1: one CLIP, read after the last layer or, with clip skip, after an earlier one."""
+
     pads = (None,)
 
     def _layers_back(self, clip_skip: int) -> int:
         layers = self._facts.texts[0].layers
         if clip_skip > layers:
-            raise Refused(f"Clip skip {clip_skip}: the text encoder of this checkpoint has {layers} layers. Use 1 to {layers}.",
-                          field="clip_skip", code="bad_value")
+            raise Refused(
+                f"Clip skip {clip_skip}: the text encoder of this checkpoint has {layers} layers."
+                f" Use 1 to {layers}.",
+                field="clip_skip",
+                code="bad_value",
+            )
         return max(1, clip_skip)
 
     def _encode(self, chunks: list[Chunk]) -> tuple[torch.Tensor, None]:
@@ -154,16 +244,30 @@ class StableDiffusion1(StableDiffusion):
         if self.clip_skip == 1:
             return self._weighed(output.last_hidden_state, chunks), None
         encoder = self.text_encoders[0]
-        return self._weighed(getattr(encoder, "text_model", encoder).final_layer_norm(output.hidden_states[-self.clip_skip]), chunks), None
+        return (
+            self._weighed(
+                getattr(encoder, "text_model", encoder).final_layer_norm(
+                    output.hidden_states[-self.clip_skip]
+                ),
+                chunks,
+            ),
+            None,
+        )
 
 
 class StableDiffusion2(StableDiffusion):
-    """SD2: one OpenCLIP that was loaded without its last layer, so what it says last is the layer before that one, normalised."""
+    """SD2: one OpenCLIP that was loaded without its last layer, so what it says last is the layer
+    before that one, normalised.
+    """
+
     pads = (0,)
 
 
 class StableDiffusionXL(StableDiffusion):
-    """SDXL and SSD-1B: a CLIP and an OpenCLIP, both read one layer before the last as they are, the second's pooled embedding, and sizes."""
+    """SDXL and SSD-1B: a CLIP and an OpenCLIP, both read one layer before the last as they are, the
+    second's pooled embedding, and sizes.
+    """
+
     pads = (None, 0)
 
     def _encode(self, chunks: list[Chunk]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -175,12 +279,20 @@ class StableDiffusionXL(StableDiffusion):
         encoded = super().encode_prompts(prompts)
         if not unwanted or any(prompts):
             return encoded
-        return Conditioning(torch.zeros_like(encoded.hidden_states), torch.zeros_like(encoded.pooled))     # as the WebUI and diffusers do
+        return Conditioning(
+            torch.zeros_like(encoded.hidden_states), torch.zeros_like(encoded.pooled)
+        )  # as the WebUI and diffusers do
 
     def _told(self, conditioning: Conditioning) -> dict[str, torch.Tensor]:
         if conditioning.pooled is None or conditioning.sizes is None:
-            raise ValueError("SDXL has to be told the pooled captions and the pictures' sizes: use Conditioning.of_sizes")
-        return {"text_embeds": conditioning.pooled.to(self.device, self.dtype), "time_ids": conditioning.sizes.to(self.device)}
+            raise ValueError(
+                "SDXL has to be told the pooled captions and the pictures' sizes: use"
+                " Conditioning.of_sizes"
+            )
+        return {
+            "text_embeds": conditioning.pooled.to(self.device, self.dtype),
+            "time_ids": conditioning.sizes.to(self.device),
+        }
 
     def _unet_name(self, path: str) -> str:
         return unet_to_ldm(path, SDXL_LEVELS).replace(".", "_")
@@ -189,16 +301,31 @@ class StableDiffusionXL(StableDiffusion):
         return part
 
 
-FAMILIES: dict[str, type[StableDiffusion]] = {"sd1": StableDiffusion1, "sd2": StableDiffusion2, "sdxl": StableDiffusionXL}
+FAMILIES: dict[str, type[StableDiffusion]] = {
+    "sd1": StableDiffusion1,
+    "sd2": StableDiffusion2,
+    "sdxl": StableDiffusionXL,
+}
 
 
 def scaled_linear_alphas_cumprod() -> torch.Tensor:
-    """The noise schedule of all families: the square root of beta rises linearly; float32, (1000,)."""
-    betas = torch.linspace(math.sqrt(BETA_START), math.sqrt(BETA_END), TRAINING_TIMESTEPS, dtype=torch.float64) ** 2
+    """The noise schedule of all families: the square root of beta rises linearly; float32,
+    (1000,).
+    """
+    betas = (
+        torch.linspace(
+            math.sqrt(BETA_START), math.sqrt(BETA_END), TRAINING_TIMESTEPS, dtype=torch.float64
+        )
+        ** 2
+    )
     return torch.cumprod(1 - betas, dim=0).float()
 
 
 def _text_name(path: str) -> str:
     """New transformers have no `text_model` around CLIP's layers; files have."""
     inner = path.removeprefix("text_model.")
-    return inner.replace(".", "_") if inner.startswith("text_projection") else "text_model_" + inner.replace(".", "_")
+    return (
+        inner.replace(".", "_")
+        if inner.startswith("text_projection")
+        else "text_model_" + inner.replace(".", "_")
+    )

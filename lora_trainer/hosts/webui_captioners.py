@@ -1,9 +1,12 @@
-"""The captioners that the WebUI has itself: BLIP, which its Interrogate CLIP button begins with, and DeepBooru.
+"""The captioners that the WebUI has itself: BLIP, which its Interrogate CLIP button begins with,
+and DeepBooru.
 
-Their own objects and loading are used, so a model that the WebUI keeps in memory is not loaded twice, and one that it did not have is
-gone afterwards. The WebUI's settings give the defaults of the options; nothing is changed in them. Its Interrogate buttons take no turn
-and move the models when they like: a batch calls its model back first, and its pixels go wherever the model is.
+Their own objects and loading are used, so a model that the WebUI keeps in memory is not loaded
+twice, and one that it did not have is gone afterwards. The WebUI's settings give the defaults of
+the options; nothing is changed in them. Its Interrogate buttons take no turn and move the models
+when they like: a batch calls its model back first, and its pixels go wherever the model is.
 """
+
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,11 +22,19 @@ from ..captioning.contracts import Asked, Captioner, LoadedCaptioner, Option, Re
 from ..captioning.downloads import RemoteFile, fetch, find, forbidden, readiness_of
 
 Turn = Callable[[], AbstractContextManager[None]]
-DEEPBOORU_FILE = RemoteFile(("model-resnet_custom_v3.pt",), size_bytes=644_000_000,
-                            url="https://github.com/AUTOMATIC1111/TorchDeepDanbooru/releases/download/v1/model-resnet_custom_v3.pt")
-BLIP_FILE = RemoteFile(("model_base_caption_capfilt_large.pth",), size_bytes=896_000_000,
-                       url="https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/model_base_caption_capfilt_large.pth")
-BLIP_WORDS = RemoteFile(("vocab.txt",), "bert-base-uncased", size_bytes=232_000)   # BLIP's own code asks for it by this name
+DEEPBOORU_FILE = RemoteFile(
+    ("model-resnet_custom_v3.pt",),
+    size_bytes=644_000_000,
+    url="https://github.com/AUTOMATIC1111/TorchDeepDanbooru/releases/download/v1/model-resnet_custom_v3.pt",
+)
+BLIP_FILE = RemoteFile(
+    ("model_base_caption_capfilt_large.pth",),
+    size_bytes=896_000_000,
+    url="https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/model_base_caption_capfilt_large.pth",
+)
+BLIP_WORDS = RemoteFile(
+    ("vocab.txt",), "bert-base-uncased", size_bytes=232_000
+)  # BLIP's own code asks for it by this name
 DEEPBOORU_SIZE_PX = 512
 
 
@@ -35,7 +46,10 @@ def webui_captioners(turn: Turn) -> list[Captioner]:
 class DeepbooruCaptioner(Captioner):
     name = "deepbooru"
     title = "DeepBooru (the WebUI's)"
-    help = "Tags in Danbooru's words, for anime pictures; the same model as the WebUI's Interrogate DeepBooru."
+    help = (
+        "Tags in Danbooru's words, for anime pictures; the same model as the WebUI's Interrogate"
+        " DeepBooru."
+    )
     underscores_to_spaces = True
 
     def __init__(self, turn: Turn) -> None:
@@ -43,16 +57,34 @@ class DeepbooruCaptioner(Captioner):
 
     def options(self) -> list[Option]:
         return [
-            Option("threshold", "Threshold", "A tag is written if the model is at least this sure of it.",
-                   float(shared.opts.interrogate_deepbooru_score_threshold), minimum=0.0, maximum=1.0, step=0.05),
-            Option("alphabetical", "In alphabetical order", "Else the surest tag comes first.", False),
-            Option("batch_size", "Batch size", "Pictures looked at together; more is faster and needs more memory.", 4, minimum=1, maximum=64),
+            Option(
+                "threshold",
+                "Threshold",
+                "A tag is written if the model is at least this sure of it.",
+                float(shared.opts.interrogate_deepbooru_score_threshold),
+                minimum=0.0,
+                maximum=1.0,
+                step=0.05,
+            ),
+            Option(
+                "alphabetical", "In alphabetical order", "Else the surest tag comes first.", False
+            ),
+            Option(
+                "batch_size",
+                "Batch size",
+                "Pictures looked at together; more is faster and needs more memory.",
+                4,
+                minimum=1,
+                maximum=64,
+            ),
         ]
 
     def readiness(self, options: Mapping[str, Any]) -> Readiness:
         return _readiness_in(self._folder, "*.pt", DEEPBOORU_FILE)
 
-    def load(self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked) -> LoadedCaptioner:
+    def load(
+        self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked
+    ) -> LoadedCaptioner:
         _fetch_into(self._folder, "*.pt", DEEPBOORU_FILE, on_progress, should_stop)
         on_progress("Loading DeepBooru", 0.0)
         with self._turn():
@@ -63,12 +95,21 @@ class DeepbooruCaptioner(Captioner):
 
 class _Deepbooru(LoadedCaptioner):
     def __init__(self, options: Mapping[str, Any], turn: Turn, *, keep: bool) -> None:
-        self._threshold, self._alphabetical, self.batch_size = options["threshold"], options["alphabetical"], options["batch_size"]
+        self._threshold, self._alphabetical, self.batch_size = (
+            options["threshold"],
+            options["alphabetical"],
+            options["batch_size"],
+        )
         self._turn, self._keep, self._device = turn, keep, devices.cpu
 
     def caption(self, pictures: list[Image.Image], paths: list[Path]) -> list[list[str]]:
-        squares = [images.resize_image(2, picture, DEEPBOORU_SIZE_PX, DEEPBOORU_SIZE_PX) for picture in pictures]
-        pixels = torch.from_numpy(np.stack([np.asarray(square, np.float32) / 255 for square in squares]))      # (batch, height, width, 3)
+        squares = [
+            images.resize_image(2, picture, DEEPBOORU_SIZE_PX, DEEPBOORU_SIZE_PX)
+            for picture in pictures
+        ]
+        pixels = torch.from_numpy(
+            np.stack([np.asarray(square, np.float32) / 255 for square in squares])
+        )  # (batch, height, width, 3)
         model = deepbooru.model.model.to(self._device)
         weight = next(model.parameters())
         with torch.no_grad(), devices.autocast():
@@ -76,7 +117,11 @@ class _Deepbooru(LoadedCaptioner):
         return [self._tags(each.tolist()) for each in shares]
 
     def _tags(self, shares: list[float]) -> list[str]:
-        found = {tag: share for tag, share in zip(deepbooru.model.model.tags, shares) if share >= self._threshold and not tag.startswith("rating:")}
+        found = {
+            tag: share
+            for tag, share in zip(deepbooru.model.model.tags, shares)
+            if share >= self._threshold and not tag.startswith("rating:")
+        }
         return sorted(found, key=None if self._alphabetical else lambda tag: -found[tag])
 
     def to(self, device: torch.device) -> None:
@@ -100,20 +145,55 @@ class BlipCaptioner(Captioner):
 
     def options(self) -> list[Option]:
         return [
-            Option("num_beams", "Beams", "How many sentences are followed at once; more is better and slower.", int(shared.opts.interrogate_clip_num_beams),
-                   minimum=1, maximum=16),
-            Option("min_length", "Shortest", "At least so many tokens.", int(shared.opts.interrogate_clip_min_length), minimum=1, maximum=128),
-            Option("max_length", "Longest", "At most so many tokens.", int(shared.opts.interrogate_clip_max_length), minimum=1, maximum=256),
-            Option("batch_size", "Batch size", "Pictures looked at together; more is faster and needs more memory.", 4, minimum=1, maximum=64),
+            Option(
+                "num_beams",
+                "Beams",
+                "How many sentences are followed at once; more is better and slower.",
+                int(shared.opts.interrogate_clip_num_beams),
+                minimum=1,
+                maximum=16,
+            ),
+            Option(
+                "min_length",
+                "Shortest",
+                "At least so many tokens.",
+                int(shared.opts.interrogate_clip_min_length),
+                minimum=1,
+                maximum=128,
+            ),
+            Option(
+                "max_length",
+                "Longest",
+                "At most so many tokens.",
+                int(shared.opts.interrogate_clip_max_length),
+                minimum=1,
+                maximum=256,
+            ),
+            Option(
+                "batch_size",
+                "Batch size",
+                "Pictures looked at together; more is faster and needs more memory.",
+                4,
+                minimum=1,
+                maximum=64,
+            ),
         ]
 
     def readiness(self, options: Mapping[str, Any]) -> Readiness:
-        """Its word list is fetched by transformers, by name, into Hugging Face's cache; nowhere else is it looked for."""
+        """Its word list is fetched by transformers, by name, into Hugging Face's cache; nowhere
+        else is it looked for.
+        """
         if find(BLIP_WORDS, self._folder) is None and forbidden(BLIP_WORDS):
-            return Readiness(False, f"It needs the word list {BLIP_WORDS.repository} in Hugging Face's cache, and downloads are switched off (HF_HUB_OFFLINE).")
+            return Readiness(
+                False,
+                f"It needs the word list {BLIP_WORDS.repository} in Hugging Face's cache, and"
+                " downloads are switched off (HF_HUB_OFFLINE).",
+            )
         return _readiness_in(self._folder, "*.pth", BLIP_FILE)
 
-    def load(self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked) -> LoadedCaptioner:
+    def load(
+        self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked
+    ) -> LoadedCaptioner:
         _fetch_into(self._folder, "*.pth", BLIP_FILE, on_progress, should_stop)
         on_progress("Loading BLIP", 0.0)
         models = shared.interrogator
@@ -130,22 +210,43 @@ class _Blip(LoadedCaptioner):
     sentences = True
 
     def __init__(self, options: Mapping[str, Any], turn: Turn, *, keep: bool) -> None:
-        self._options, self.batch_size, self._turn, self._keep, self._device = options, options["batch_size"], turn, keep, devices.cpu
+        self._options, self.batch_size, self._turn, self._keep, self._device = (
+            options,
+            options["batch_size"],
+            turn,
+            keep,
+            devices.cpu,
+        )
 
     def caption(self, pictures: list[Image.Image], paths: list[Path]) -> list[list[str]]:
         model = shared.interrogator.blip_model.to(self._device)
         weight = next(model.parameters())
-        pixels = torch.stack([self._pixels(picture) for picture in pictures]).to(weight.device, weight.dtype)
+        pixels = torch.stack([self._pixels(picture) for picture in pictures]).to(
+            weight.device, weight.dtype
+        )
         with torch.no_grad():
-            sentences = model.generate(pixels, sample=False, num_beams=self._options["num_beams"], max_length=self._options["max_length"],
-                                       min_length=min(self._options["min_length"], self._options["max_length"]))
+            sentences = model.generate(
+                pixels,
+                sample=False,
+                num_beams=self._options["num_beams"],
+                max_length=self._options["max_length"],
+                min_length=min(self._options["min_length"], self._options["max_length"]),
+            )
         return [[sentence] for sentence in sentences]
 
     def _pixels(self, picture: Image.Image) -> torch.Tensor:
         """As the WebUI prepares a picture: float32 `(3, 384, 384)`."""
         side = interrogate.blip_image_eval_size
-        pixels = torch.from_numpy(np.asarray(picture.resize((side, side), Image.BICUBIC), np.float32) / 255).permute(2, 0, 1)
-        mean, std = (torch.tensor(values)[:, None, None] for values in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)))
+        pixels = torch.from_numpy(
+            np.asarray(picture.resize((side, side), Image.BICUBIC), np.float32) / 255
+        ).permute(2, 0, 1)
+        mean, std = (
+            torch.tensor(values)[:, None, None]
+            for values in (
+                (0.48145466, 0.4578275, 0.40821073),
+                (0.26862954, 0.26130258, 0.27577711),
+            )
+        )
         return (pixels - mean) / std
 
     def to(self, device: torch.device) -> None:
@@ -160,10 +261,14 @@ class _Blip(LoadedCaptioner):
 
 
 def _readiness_in(folder: Path, pattern: str, file: RemoteFile) -> Readiness:
-    """As `readiness_of`, but any file of the kind in the WebUI's folder is taken, as the WebUI takes it."""
+    """As `readiness_of`, but any file of the kind in the WebUI's folder is taken, as the WebUI
+    takes it.
+    """
     return readiness_of([] if any(folder.glob(pattern)) else [file], folder)
 
 
-def _fetch_into(folder: Path, pattern: str, file: RemoteFile, on_progress: Report, should_stop: Asked) -> None:
+def _fetch_into(
+    folder: Path, pattern: str, file: RemoteFile, on_progress: Report, should_stop: Asked
+) -> None:
     if not any(folder.glob(pattern)):
         fetch(file, folder, on_progress=on_progress, should_stop=should_stop)

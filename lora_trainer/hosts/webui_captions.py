@@ -1,4 +1,7 @@
-"""Captions as the WebUI reads prompts: chunks of 75 tokens by its own code, and weights where they are asked for. Embeddings are not called by name."""
+"""Captions as the WebUI reads prompts: chunks of 75 tokens by its own code, and weights where they
+are asked for. Embeddings are not called by name.
+"""
+
 import contextlib
 import math
 from collections.abc import Callable, Iterator
@@ -11,11 +14,13 @@ from modules.sd_hijack_clip import PromptChunk, TextConditionalModel
 
 from ..core.contracts import Reading
 
-LITERAL = "caption"                    # a line without brackets, in whose place a caption's tokens are put
+LITERAL = "caption"  # a line without brackets, in whose place a caption's tokens are put
 
 
 class _WithoutEmbeddings:
-    """Stands in for a text encoder's wrapper in the WebUI's own `tokenize_line`, with another `tokenize`."""
+    """Stands in for a text encoder's wrapper in the WebUI's own `tokenize_line`, with another
+    `tokenize`.
+    """
 
     def __init__(self, text: Any, tokenize: Callable[[list[str]], list[list[int]]]) -> None:
         self.tokenize, self.chunk_length = tokenize, text.chunk_length
@@ -27,7 +32,9 @@ class _WithoutEmbeddings:
 
 
 def chunks_of(text: Any, caption: str, reading: Reading) -> list[PromptChunk]:
-    """Split a caption for a text encoder's wrapper: literally, or with `(word:1.2)`, `[word]` and `BREAK` as the setting Emphasis mode says."""
+    """Split a caption for a text encoder's wrapper: literally, or with `(word:1.2)`, `[word]` and
+    `BREAK` as the setting Emphasis mode says.
+    """
     left = reading.max_token_length
 
     def tokenize(parts: list[str]) -> list[list[int]]:
@@ -38,12 +45,17 @@ def chunks_of(text: Any, caption: str, reading: Reading) -> list[PromptChunk]:
                 found[number] = tokens[:left]
                 left -= len(found[number])
         return found
-    chunks, _ = TextConditionalModel.tokenize_line(_WithoutEmbeddings(text, tokenize), caption if reading.weighted_captions else LITERAL)
-    return chunks[:math.ceil(reading.max_token_length / text.chunk_length)]
+
+    chunks, _ = TextConditionalModel.tokenize_line(
+        _WithoutEmbeddings(text, tokenize), caption if reading.weighted_captions else LITERAL
+    )
+    return chunks[: math.ceil(reading.max_token_length / text.chunk_length)]
 
 
 def token_rows(text: Any, chunks: list[PromptChunk]) -> list[list[int]]:
-    """Return 77 token numbers for each chunk: start, tokens, end, and what this text encoder is filled up with."""
+    """Return 77 token numbers for each chunk: start, tokens, end, and what this text encoder is
+    filled up with.
+    """
     rows = []
     for chunk in chunks:
         length = chunk.tokens.index(text.id_end) + 1
@@ -52,15 +64,23 @@ def token_rows(text: Any, chunks: list[PromptChunk]) -> list[list[int]]:
 
 
 def emphasized(states: torch.Tensor, chunks: list[PromptChunk]) -> torch.Tensor:
-    """Apply the chunks' weights to hidden states `(batch, 77, width)` as the setting Emphasis mode says, each caption by itself."""
-    return torch.cat([_emphasized(states[number:number + 1], chunk) for number, chunk in enumerate(chunks)])
+    """Apply the chunks' weights to hidden states `(batch, 77, width)` as the setting Emphasis mode
+    says, each caption by itself.
+    """
+    return torch.cat(
+        [_emphasized(states[number : number + 1], chunk) for number, chunk in enumerate(chunks)]
+    )
 
 
 def _emphasized(states: torch.Tensor, chunk: PromptChunk) -> torch.Tensor:
     if all(weight == 1 for weight in chunk.multipliers):
         return states
     emphasis = sd_emphasis.get_current_option(shared.opts.emphasis)()
-    emphasis.tokens, emphasis.multipliers, emphasis.z = [chunk.tokens], torch.tensor([chunk.multipliers], device=states.device), states
+    emphasis.tokens, emphasis.multipliers, emphasis.z = (
+        [chunk.tokens],
+        torch.tensor([chunk.multipliers], device=states.device),
+        states,
+    )
     emphasis.after_transformers()
     return emphasis.z
 
@@ -78,4 +98,6 @@ def no_embeddings_left(hijack: Any) -> Iterator[None]:
 def key_of(reading: Reading) -> str:
     """Name the settings that decide how captions are read, besides the clip skip."""
     weighted = f", weighted ({shared.opts.emphasis})" if reading.weighted_captions else ""
-    return f"{reading.max_token_length} tokens, comma {shared.opts.comma_padding_backtrack}{weighted}"
+    return (
+        f"{reading.max_token_length} tokens, comma {shared.opts.comma_padding_backtrack}{weighted}"
+    )

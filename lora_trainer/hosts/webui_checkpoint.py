@@ -1,4 +1,7 @@
-"""What the WebUI has loaded: its family, what it predicts, the size of its pictures, and whether it can be trained at all."""
+"""What the WebUI has loaded: its family, what it predicts, the size of its pictures, and whether it
+can be trained at all.
+"""
+
 import re
 import sys
 from typing import Any
@@ -10,18 +13,34 @@ from modules import devices, sd_models, sd_unet, shared
 from ..core.contracts import ModelStatus
 from ..core.tensor_files import read_header
 
-TITLES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL", "sd3": "SD 3", "unknown": "an unknown kind"}
+TITLES = {
+    "sd1": "SD 1.x",
+    "sd2": "SD 2.x",
+    "sdxl": "SDXL",
+    "sd3": "SD 3",
+    "unknown": "an unknown kind",
+}
 TRAINABLE = ("sd1", "sd2", "sdxl")
 SIZES_PX, SD2_V_SIZE_PX = {"sd1": 512, "sd2": 512, "sdxl": 1024, "sd3": 1024}, 768
 INPAINTING, SSD_1B = "inpainting", "ssd-1b"
-INPAINTING_CHANNELS = 9                # latents, a mask, and the latents of what the mask leaves
-OTHER_CHANNELS = {5: "depth-to-image", 7: "enlarging pictures", 8: "editing pictures (instruct-pix2pix)"}
-TEXT_WRAPPERS = {"sd1": ("FrozenCLIPEmbedderWithCustomWords",), "sd2": ("FrozenOpenCLIPEmbedderWithCustomWords",),
-                 "sdxl": ("FrozenCLIPEmbedderForSDXLWithCustomWords", "FrozenOpenCLIPEmbedder2WithCustomWords")}
+INPAINTING_CHANNELS = 9  # latents, a mask, and the latents of what the mask leaves
+OTHER_CHANNELS = {
+    5: "depth-to-image",
+    7: "enlarging pictures",
+    8: "editing pictures (instruct-pix2pix)",
+}
+TEXT_WRAPPERS = {
+    "sd1": ("FrozenCLIPEmbedderWithCustomWords",),
+    "sd2": ("FrozenOpenCLIPEmbedderWithCustomWords",),
+    "sdxl": ("FrozenCLIPEmbedderForSDXLWithCustomWords", "FrozenOpenCLIPEmbedder2WithCustomWords"),
+}
 
 
 def family(sd_model: Any) -> str:
-    return next((name for name in ("sd1", "sd2", "sdxl", "sd3") if getattr(sd_model, f"is_{name}", False)), "unknown")
+    return next(
+        (name for name in ("sd1", "sd2", "sdxl", "sd3") if getattr(sd_model, f"is_{name}", False)),
+        "unknown",
+    )
 
 
 def variant(sd_model: Any) -> str:
@@ -35,10 +54,15 @@ def channels(sd_model: Any) -> int:
 
 
 def prediction_type(sd_model: Any) -> str:
-    """What the WebUI's own configuration says or, for SDXL, of which it says epsilon because it knows no better, the checkpoint's file."""
+    """What the WebUI's own configuration says or, for SDXL, of which it says epsilon because it
+    knows no better, the checkpoint's file.
+    """
     if getattr(sd_model, "parameterization", "eps") == "v":
         return "v_prediction"
-    of_file = family(sd_model) == "sdxl" and ("v_pred" in keys_of(sd_model) or _metadata(sd_model, "modelspec.prediction_type").lower().startswith("v"))
+    of_file = family(sd_model) == "sdxl" and (
+        "v_pred" in keys_of(sd_model)
+        or _metadata(sd_model, "modelspec.prediction_type").lower().startswith("v")
+    )
     return "v_prediction" if of_file else "epsilon"
 
 
@@ -47,12 +71,18 @@ def zero_terminal_snr(sd_model: Any) -> bool:
 
 
 def size_px(sd_model: Any) -> int:
-    """The side of the pictures that a checkpoint was made for: by its metadata, else by its family."""
+    """The side of the pictures that a checkpoint was made for: by its metadata, else by its
+    family.
+    """
     kind = family(sd_model)
     found = re.match(r"\s*(\d+)", _metadata(sd_model, "modelspec.resolution"))
     if found and 64 <= int(found[1]) <= 2048:
         return int(found[1]) // 8 * 8
-    return SD2_V_SIZE_PX if (kind, prediction_type(sd_model)) == ("sd2", "v_prediction") else SIZES_PX.get(kind, 512)
+    return (
+        SD2_V_SIZE_PX
+        if (kind, prediction_type(sd_model)) == ("sd2", "v_prediction")
+        else SIZES_PX.get(kind, 512)
+    )
 
 
 def _metadata(sd_model: Any, name: str) -> str:
@@ -60,44 +90,119 @@ def _metadata(sd_model: Any, name: str) -> str:
 
 
 def keys_of(sd_model: Any) -> frozenset[str]:
-    """Return the names of the tensors in the checkpoint's file by its header alone; none of what is no safetensors file."""
+    """Return the names of the tensors in the checkpoint's file by its header alone; none of what is
+    no safetensors file.
+    """
     path = sd_model.sd_checkpoint_info.filename
     try:
-        return frozenset(read_header(path).entries) if path.lower().endswith(".safetensors") else frozenset()
+        return (
+            frozenset(read_header(path).entries)
+            if path.lower().endswith(".safetensors")
+            else frozenset()
+        )
     except (OSError, ValueError):
         return frozenset()
 
 
-# --- What can train ------------------------------------------------------------------------------------------------------
+# --- What can train -------------------------------------------------------------------------------
+
 
 def status_of(sd_model: Any) -> ModelStatus:
-    """Describe a loaded model, or None, and say why it cannot train if so; never waits, never loads."""
+    """Describe a loaded model, or None, and say why it cannot train if so; never waits, never
+    loads.
+    """
     if sd_model is None:
-        return ModelStatus(False, "The checkpoint is still being loaded; wait until the WebUI shows its name at the top left." if sd_models.model_data.lock.locked()
-                           else "No checkpoint is loaded: choose one at the top left and wait until it is loaded.")
+        return ModelStatus(
+            False,
+            (
+                "The checkpoint is still being loaded; wait until the WebUI shows its name at the"
+                " top left."
+                if sd_models.model_data.lock.locked()
+                else (
+                    "No checkpoint is loaded: choose one at the top left and wait until it is"
+                    " loaded."
+                )
+            ),
+        )
     if not isinstance(sd_model, torch.nn.Module) or "ldm_patched" in sys.modules:
-        return ModelStatus(False, "This is Forge or reForge, which keep the model in a way that cannot be trained yet. Use AUTOMATIC1111's WebUI.")
+        return ModelStatus(
+            False,
+            "This is Forge or reForge, which keep the model in a way that cannot be trained yet."
+            " Use AUTOMATIC1111's WebUI.",
+        )
     info, weight = sd_model.sd_checkpoint_info, next(sd_model.model.diffusion_model.parameters())
     reason = _refusal(sd_model, weight)
-    return ModelStatus(not reason, reason, checkpoint=info.name_for_extra, family=family(sd_model), variant=variant(sd_model),
-                       prediction_type=prediction_type(sd_model), zero_terminal_snr=zero_terminal_snr(sd_model), size_px=size_px(sd_model),
-                       sha256=info.sha256, device=str(devices.device), dtype=str(weight.dtype).removeprefix("torch."))
+    return ModelStatus(
+        not reason,
+        reason,
+        checkpoint=info.name_for_extra,
+        family=family(sd_model),
+        variant=variant(sd_model),
+        prediction_type=prediction_type(sd_model),
+        zero_terminal_snr=zero_terminal_snr(sd_model),
+        size_px=size_px(sd_model),
+        sha256=info.sha256,
+        device=str(devices.device),
+        dtype=str(weight.dtype).removeprefix("torch."),
+    )
 
 
 def _refusal(sd_model: Any, weight: torch.nn.Parameter) -> str:
     """Return why a model cannot train, in a sentence, or nothing."""
     flags, kind = shared.cmd_opts, family(sd_model)
     always_exact = devices.device.type != "cuda" or devices.cuda_no_autocast()
-    parked = weight.device.type != devices.device.type and not getattr(sd_model, "lowvram", False) and sd_unet.current_unet is None
+    parked = (
+        weight.device.type != devices.device.type
+        and not getattr(sd_model, "lowvram", False)
+        and sd_unet.current_unet is None
+    )
     reasons = (
-        (flags.lowvram, "The WebUI was started with --lowvram, which keeps the UNet in pieces. Start it with --medvram or without either to train."),
-        (flags.upcast_sampling, "The WebUI was started with --upcast-sampling, which changes weights as it goes. Start it with --no-half to train."),
-        (flags.precision == "half", "The WebUI was started with --precision half, which is too coarse to train in. Start it without."),
-        (devices.fp8 or weight.dtype not in (torch.float32, torch.float16, torch.bfloat16),
-         "The checkpoint is held in fp8, which is too coarse to train. Set Settings > Optimizations > FP8 weight to Disable."),
-        (weight.is_meta or parked, "The checkpoint is unloaded. Choose Settings > Actions > Load SD checkpoint to VRAM."),
-        (weight.dtype != torch.float32 and always_exact, "This device cannot train a checkpoint held in 16 bits. Start the WebUI with --no-half."),
-        (kind not in TRAINABLE, f"The checkpoint is of {TITLES[kind]}; those of SD 1.x, SD 2.x and SDXL can be trained."),
+        (
+            flags.lowvram,
+            (
+                "The WebUI was started with --lowvram, which keeps the UNet in pieces. Start it"
+                " with --medvram or without either to train."
+            ),
+        ),
+        (
+            flags.upcast_sampling,
+            (
+                "The WebUI was started with --upcast-sampling, which changes weights as it goes."
+                " Start it with --no-half to train."
+            ),
+        ),
+        (
+            flags.precision == "half",
+            (
+                "The WebUI was started with --precision half, which is too coarse to train in."
+                " Start it without."
+            ),
+        ),
+        (
+            devices.fp8 or weight.dtype not in (torch.float32, torch.float16, torch.bfloat16),
+            (
+                "The checkpoint is held in fp8, which is too coarse to train. Set Settings >"
+                " Optimizations > FP8 weight to Disable."
+            ),
+        ),
+        (
+            weight.is_meta or parked,
+            "The checkpoint is unloaded. Choose Settings > Actions > Load SD checkpoint to VRAM.",
+        ),
+        (
+            weight.dtype != torch.float32 and always_exact,
+            (
+                "This device cannot train a checkpoint held in 16 bits. Start the WebUI with"
+                " --no-half."
+            ),
+        ),
+        (
+            kind not in TRAINABLE,
+            (
+                f"The checkpoint is of {TITLES[kind]}; those of SD 1.x, SD 2.x and SDXL can be"
+                " trained."
+            ),
+        ),
         *_refusals_by_kind(sd_model, kind),
     )
     return next((sentence for applies, sentence in reasons if applies), "")
@@ -110,22 +215,58 @@ def _refusals_by_kind(sd_model: Any, kind: str) -> list[tuple[bool, str]]:
     found, told = channels(sd_model), sd_model.model.conditioning_key
     purpose = OTHER_CHANNELS.get(found, "a purpose that is not known")
     return [
-        (kind == "sdxl" and len(text_wrappers(sd_model)) == 1, "This is an SDXL refiner. Train on a base checkpoint."),
-        (told == "crossattn-adm", "This is an unCLIP checkpoint, whose UNet is also told a picture. Train on the ordinary one it was made from."),
-        (found not in (4, INPAINTING_CHANNELS),
-         f"The checkpoint is for {purpose}: its UNet takes {found} channels, not 4, or 9 as for inpainting. Train on the ordinary one it was made from."),
-        (found == INPAINTING_CHANNELS and kind != "sdxl" and told != "hybrid",
-         "The checkpoint's UNet takes 9 channels, but it is not set up for inpainting. Give its .yaml the name of the checkpoint, or remove it."),
-        (kind == "sdxl" and "edm_mean" in keys_of(sd_model), "This is a Playground 2.5 checkpoint, whose noise schedule is another. Train on one of SDXL."),
-        (text_wrapper_names(sd_model) != TEXT_WRAPPERS[kind],
-         f"The checkpoint has another text encoder than those of {TITLES[kind]}, as AltDiffusion does. Choose an ordinary one."),
+        (
+            kind == "sdxl" and len(text_wrappers(sd_model)) == 1,
+            "This is an SDXL refiner. Train on a base checkpoint.",
+        ),
+        (
+            told == "crossattn-adm",
+            (
+                "This is an unCLIP checkpoint, whose UNet is also told a picture. Train on the"
+                " ordinary one it was made from."
+            ),
+        ),
+        (
+            found not in (4, INPAINTING_CHANNELS),
+            (
+                f"The checkpoint is for {purpose}: its UNet takes {found} channels, not 4, or 9 as"
+                " for inpainting. Train on the ordinary one it was made from."
+            ),
+        ),
+        (
+            found == INPAINTING_CHANNELS and kind != "sdxl" and told != "hybrid",
+            (
+                "The checkpoint's UNet takes 9 channels, but it is not set up for inpainting. Give"
+                " its .yaml the name of the checkpoint, or remove it."
+            ),
+        ),
+        (
+            kind == "sdxl" and "edm_mean" in keys_of(sd_model),
+            (
+                "This is a Playground 2.5 checkpoint, whose noise schedule is another. Train on one"
+                " of SDXL."
+            ),
+        ),
+        (
+            text_wrapper_names(sd_model) != TEXT_WRAPPERS[kind],
+            (
+                f"The checkpoint has another text encoder than those of {TITLES[kind]}, as"
+                " AltDiffusion does. Choose an ordinary one."
+            ),
+        ),
     ]
 
 
 def text_wrappers(sd_model: Any) -> list[Any]:
-    """Return what the WebUI has put around each text encoder; a change of its settings makes them anew."""
-    text = getattr(sd_model, "cond_stage_model", None)                             # gone while the WebUI changes it
-    return [each for each in text.embedders if hasattr(each, "tokenize")] if hasattr(text, "embedders") else [text]
+    """Return what the WebUI has put around each text encoder; a change of its settings makes them
+    anew.
+    """
+    text = getattr(sd_model, "cond_stage_model", None)  # gone while the WebUI changes it
+    return (
+        [each for each in text.embedders if hasattr(each, "tokenize")]
+        if hasattr(text, "embedders")
+        else [text]
+    )
 
 
 def text_wrapper_names(sd_model: Any) -> tuple[str, ...]:

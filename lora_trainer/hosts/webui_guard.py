@@ -1,4 +1,7 @@
-"""Who may ask the WebUI's extension, and for what: as the WebUI itself decides it for its own API and page."""
+"""Who may ask the WebUI's extension, and for what: as the WebUI itself decides it for its own API
+and page.
+"""
+
 import base64
 import binascii
 import hmac
@@ -15,7 +18,9 @@ from ..core.contracts import Host
 
 
 def make_guard(app: Any) -> Callable[[HTTPConnection], None]:
-    """Return a FastAPI dependency that lets in who the WebUI would: by --api-auth, by the login of --gradio-auth, or everyone where neither is set."""
+    """Return a FastAPI dependency that lets in who the WebUI would: by --api-auth, by the login of
+    --gradio-auth, or everyone where neither is set.
+    """
     asks = bool(shared.cmd_opts.api_auth)
     credentials = [entry.encode() for entry in (shared.cmd_opts.api_auth or "").split(",") if entry]
 
@@ -23,13 +28,19 @@ def make_guard(app: Any) -> Callable[[HTTPConnection], None]:
         login = getattr(app, "auth", None) is not None
         if not asks and not login:
             return
-        cookie = connection.cookies.get("access-token") or connection.cookies.get("access-token-unsecure")
+        cookie = connection.cookies.get("access-token") or connection.cookies.get(
+            "access-token-unsecure"
+        )
         if login and cookie is not None and app.tokens.get(cookie) is not None:
             return
         given = _basic(connection.headers.get("authorization", ""))
         if given and any([hmac.compare_digest(given, known) for known in credentials]):
             return
-        raise HTTPException(401, "Log in to the WebUI, or send the user and password of --api-auth.", headers={"WWW-Authenticate": "Basic"} if asks else None)
+        raise HTTPException(
+            401,
+            "Log in to the WebUI, or send the user and password of --api-auth.",
+            headers={"WWW-Authenticate": "Basic"} if asks else None,
+        )
 
     return guard
 
@@ -50,4 +61,11 @@ def is_local() -> bool:
 
 def allowed_roots(host: Host) -> list[Path]:
     """Return the folders that requests may name where not everything may be named."""
-    return [host.data_dir, host.lora_dir, *(Path(folder).absolute() for folder in getattr(shared.cmd_opts, "train_lora_allowed_dirs", None) or ())]
+    return [
+        host.data_dir,
+        host.lora_dir,
+        *(
+            Path(folder).absolute()
+            for folder in getattr(shared.cmd_opts, "train_lora_allowed_dirs", None) or ()
+        ),
+    ]

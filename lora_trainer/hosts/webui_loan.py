@@ -1,7 +1,9 @@
-"""The WebUI's model while it is lent: what must be so for training and comes back afterwards, and giving it back in between.
+"""The WebUI's model while it is lent: what must be so for training and comes back afterwards, and
+giving it back in between.
 
 Each concern is a small context manager: taken, then given back, whatever happens.
 """
+
 import contextlib
 import logging
 import threading
@@ -15,7 +17,15 @@ import sgm.modules.attention
 import sgm.modules.diffusionmodules.model
 import torch
 
-from modules import call_queue, devices, sd_hijack, sd_hijack_optimizations, sd_models, sd_unet, shared
+from modules import (
+    call_queue,
+    devices,
+    sd_hijack,
+    sd_hijack_optimizations,
+    sd_models,
+    sd_unet,
+    shared,
+)
 
 from ..core.errors import Refused
 from ..core.fingerprint import fingerprint_of_weights
@@ -24,10 +34,15 @@ from .webui_loras import remove_loras
 from .webui_model import FAMILIES, WebUIModel, encoders, text_encoders_of
 
 log = logging.getLogger(__name__)
-PAUSE_SECONDS, LET_IN_SECONDS, LOOK_AGAIN_SECONDS = 0.01, 1.0, 0.25                                     # the queue's lock goes to who waits only after a pause
+PAUSE_SECONDS, LET_IN_SECONDS, LOOK_AGAIN_SECONDS = (
+    0.01,
+    1.0,
+    0.25,
+)  # the queue's lock goes to who waits only after a pause
 
 
-# --- Concerns ------------------------------------------------------------------------------------------------------------
+# --- Concerns -------------------------------------------------------------------------------------
+
 
 @contextlib.contextmanager
 def random_state(sd_model: Any) -> Iterator[None]:
@@ -58,7 +73,9 @@ def _learning(sd_model: Any) -> list[torch.nn.Module]:
 
 @contextlib.contextmanager
 def structure(sd_model: Any) -> Iterator[None]:
-    """Module objects are those of before. The adapters put them back themselves; this is for the day when something prevents that."""
+    """Module objects are those of before. The adapters put them back themselves; this is for the
+    day when something prevents that.
+    """
     learning = _learning(sd_model)
     children = [(module, dict(module._modules)) for part in learning for module in part.modules()]
     marked = [part for part in learning if hasattr(part, "peft_config")]
@@ -77,8 +94,14 @@ def structure(sd_model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_forwards(sd_model: Any) -> Iterator[None]:
-    """UNet, text encoders and VAE run their classes' code: other extensions (hypertile, for one) leave theirs on the objects after a picture."""
-    modules = [module for part in (*_learning(sd_model), sd_model.first_stage_model) for module in part.modules()]
+    """UNet, text encoders and VAE run their classes' code: other extensions (hypertile, for one)
+    leave theirs on the objects after a picture.
+    """
+    modules = [
+        module
+        for part in (*_learning(sd_model), sd_model.first_stage_model)
+        for module in part.modules()
+    ]
     left = {module: vars(module).pop("forward") for module in modules if "forward" in vars(module)}
     try:
         yield
@@ -91,7 +114,9 @@ def own_forwards(sd_model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def clean_state(sd_model: Any) -> Iterator[None]:
-    """What the last picture left in the model is gone: LoRAs, hypernetworks, tiling, another UNet. The latter three come back."""
+    """What the last picture left in the model is gone: LoRAs, hypernetworks, tiling, another UNet.
+    The latter three come back.
+    """
     hijack, hypernetworks = sd_hijack.model_hijack, list(shared.loaded_hypernetworks)
     tiling, unet_option = hijack.circular_enabled, sd_unet.current_unet_option
     try:
@@ -107,13 +132,19 @@ def clean_state(sd_model: Any) -> Iterator[None]:
             sd_unet.apply_unet(unet_option.label if unet_option else "None")
 
 
-_ATTENTION = (ldm.modules.attention.CrossAttention, ldm.modules.diffusionmodules.model.AttnBlock, sgm.modules.attention.CrossAttention,
-              sgm.modules.diffusionmodules.model.AttnBlock)
+_ATTENTION = (
+    ldm.modules.attention.CrossAttention,
+    ldm.modules.diffusionmodules.model.AttnBlock,
+    sgm.modules.attention.CrossAttention,
+    sgm.modules.diffusionmodules.model.AttnBlock,
+)
 
 
 @contextlib.contextmanager
 def training_attention(sd_model: Any) -> Iterator[None]:
-    """torch's own attention, which keeps no attention matrices for the backward pass; the WebUI's default on a GPU keeps them all."""
+    """torch's own attention, which keeps no attention matrices for the backward pass; the WebUI's
+    default on a GPU keeps them all.
+    """
     before, sdp = [each.forward for each in _ATTENTION], sd_hijack_optimizations.SdOptimizationSdp()
     try:
         if sdp.is_available():
@@ -137,13 +168,25 @@ def encoders_back(sd_model: Any) -> Iterator[None]:
                     module.to(device)
 
 
-CONCERNS = (random_state, frozen_weights, structure, own_forwards, clean_state, training_attention, encoders_back)
+CONCERNS = (
+    random_state,
+    frozen_weights,
+    structure,
+    own_forwards,
+    clean_state,
+    training_attention,
+    encoders_back,
+)
 
 
-# --- Moving the model ----------------------------------------------------------------------------------------------------
+# --- Moving the model -----------------------------------------------------------------------------
+
 
 class Movers:
-    """Keeps the WebUI from moving the model while a step uses it: its buttons that unload and load the checkpoint ask for no lock."""
+    """Keeps the WebUI from moving the model while a step uses it: its buttons that unload and load
+    the checkpoint ask for no lock.
+    """
+
     NAMES = ("send_model_to_cpu", "send_model_to_device", "send_model_to_trash")
 
     def __init__(self) -> None:
@@ -180,16 +223,30 @@ class Movers:
             finally:
                 with self._counter:
                     self._waiting -= 1
+
         return move
 
 
-# --- The loan ------------------------------------------------------------------------------------------------------------
+# --- The loan -------------------------------------------------------------------------------------
+
 
 class Loan:
-    """The loaded checkpoint in one thread's hands. `turn` is a context manager that holds the WebUI's queue, `is_wanted` tells whether somebody waits."""
+    """The loaded checkpoint in one thread's hands. `turn` is a context manager that holds the
+    WebUI's queue, `is_wanted` tells whether somebody waits.
+    """
 
-    def __init__(self, turn: Callable[[], contextlib.AbstractContextManager[None]], is_wanted: Callable[[], bool], movers: Movers) -> None:
-        self._turn, self._is_wanted, self._movers, self._taken = turn, is_wanted, movers, contextlib.ExitStack()
+    def __init__(
+        self,
+        turn: Callable[[], contextlib.AbstractContextManager[None]],
+        is_wanted: Callable[[], bool],
+        movers: Movers,
+    ) -> None:
+        self._turn, self._is_wanted, self._movers, self._taken = (
+            turn,
+            is_wanted,
+            movers,
+            contextlib.ExitStack(),
+        )
         self.base_model: WebUIModel | None = None
 
     def begin(self) -> WebUIModel:
@@ -209,8 +266,16 @@ class Loan:
     def give_back(self) -> None:
         self._taken.close()
 
-    def give_way(self, *, until: Callable[[], bool], say: Callable[[str, str], None], should_stop: Callable[[], bool]) -> bool:
-        """Give the model back, wait until it may and can be had again, and take it; as `Host.give_way`."""
+    def give_way(
+        self,
+        *,
+        until: Callable[[], bool],
+        say: Callable[[str, str], None],
+        should_stop: Callable[[], bool],
+    ) -> bool:
+        """Give the model back, wait until it may and can be had again, and take it; as
+        `Host.give_way`.
+        """
         somebody = self._is_wanted()
         self.give_back()
         _let_in(somebody)
@@ -232,9 +297,14 @@ class Loan:
             if problem := self._missing(sd_model):
                 return problem
             self._apply_concerns(stack, sd_model)
-            if fingerprint_of_weights(sd_model.model.diffusion_model) != self.base_model.fingerprint:
-                return (f"Paused: the weights of {self.base_model.name} are not those of the start; a setting or another extension changed them. "
-                        "Load the checkpoint again.")
+            if (
+                fingerprint_of_weights(sd_model.model.diffusion_model)
+                != self.base_model.fingerprint
+            ):
+                return (
+                    f"Paused: the weights of {self.base_model.name} are not those of the start; a"
+                    " setting or another extension changed them. Load the checkpoint again."
+                )
             self.base_model.adopt(sd_model)
             self._taken = stack.pop_all()
         return None
@@ -263,9 +333,14 @@ class Loan:
 
 
 def _let_in(somebody: bool) -> None:
-    """Wait until who waited has the queue's lock: released, it goes to whoever is quickest, and the one that was woken stands in no list any more."""
+    """Wait until who waited has the queue's lock: released, it goes to whoever is quickest, and the
+    one that was woken stands in no list any more.
+    """
     time.sleep(PAUSE_SECONDS)
-    lock, deadline = getattr(call_queue.queue_lock, "_lock", None), time.monotonic() + LET_IN_SECONDS
+    lock, deadline = (
+        getattr(call_queue.queue_lock, "_lock", None),
+        time.monotonic() + LET_IN_SECONDS,
+    )
     while somebody and lock is not None and not lock.locked() and time.monotonic() < deadline:
         time.sleep(0.001)
 

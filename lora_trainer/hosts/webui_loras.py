@@ -1,4 +1,7 @@
-"""The built-in Lora extension of the WebUI: what it has put into the weights, keeps in memory and shows."""
+"""The built-in Lora extension of the WebUI: what it has put into the weights, keeps in memory and
+shows.
+"""
+
 import contextlib
 import os
 import re
@@ -26,7 +29,12 @@ def remove_loras(models: list[Any]) -> None:
     if models:
         networks.load_networks([], [], [], [])
     with torch.no_grad():
-        for module in (module for model in models for module in model.modules() if hasattr(module, "network_layer_name")):
+        for module in (
+            module
+            for model in models
+            for module in model.modules()
+            if hasattr(module, "network_layer_name")
+        ):
             networks.network_restore_weights_from_backup(module)
             networks.network_reset_cached_weight(module)
 
@@ -36,7 +44,9 @@ def forget_lora(path: Path) -> None:
     networks = lora_networks()
     if networks is not None:
         for name, network in list(networks.networks_in_memory.items()):
-            if name == path.stem or os.path.realpath(network.network_on_disk.filename) == os.path.realpath(path):
+            if name == path.stem or os.path.realpath(
+                network.network_on_disk.filename
+            ) == os.path.realpath(path):
                 networks.networks_in_memory.pop(name)
     txt2img = processing.StableDiffusionProcessingTxt2Img
     for cache in (txt2img.cached_c, txt2img.cached_uc, txt2img.cached_hr_c, txt2img.cached_hr_uc):
@@ -44,7 +54,9 @@ def forget_lora(path: Path) -> None:
 
 
 def list_again() -> None:
-    """Look through the LoRA folder, and have the cards drawn anew for the next page that is opened."""
+    """Look through the LoRA folder, and have the cards drawn anew for the next page that is
+    opened.
+    """
     networks = lora_networks()
     if networks is not None:
         networks.list_available_networks()
@@ -56,11 +68,15 @@ def _card_pages() -> Iterator[Any]:
     """Find the WebUI's ExtraNetworksUi objects, which only functions of its page refer to."""
     for function in getattr(shared.demo, "fns", None) or ():
         for cell in getattr(function.fn, "__closure__", None) or ():
-            with contextlib.suppress(ValueError):                                  # a cell may be empty
+            with contextlib.suppress(ValueError):  # a cell may be empty
                 if hasattr(cell.cell_contents, "pages_contents"):
                     yield cell.cell_contents
 
 
 def loras_in(prompts: list[str]) -> set[str]:
     """Return the names that prompts call by `<lora:name…>`."""
-    return {name.strip() for prompt in prompts for name in re.findall(r"<(?:lora|lyco):([^:<>]+)", prompt)}
+    return {
+        name.strip()
+        for prompt in prompts
+        for name in re.findall(r"<(?:lora|lyco):([^:<>]+)", prompt)
+    }

@@ -1,4 +1,7 @@
-"""The WebUI's checkpoint behind the contract `BaseModel`: one class for each family, on the modules that the WebUI has in memory."""
+"""The WebUI's checkpoint behind the contract `BaseModel`: one class for each family, on the modules
+that the WebUI has in memory.
+"""
+
 import contextlib
 import copy
 import re
@@ -15,22 +18,39 @@ from ..core.errors import Refused
 from ..core.layouts import unet_to_diffusers
 from ..core.precision import no_autocast
 from . import webui_captions as captioned
-from .webui_checkpoint import INPAINTING, family, prediction_type, text_wrappers, variant, zero_terminal_snr
+from .webui_checkpoint import (
+    INPAINTING,
+    family,
+    prediction_type,
+    text_wrappers,
+    variant,
+    zero_terminal_snr,
+)
 
-PENULTIMATE = 2                        # layers back
-_SIZES = {"original_size_as_tuple": slice(0, 2), "crop_coords_top_left": slice(2, 4), "target_size_as_tuple": slice(4, 6)}    # of `Size.numbers`
+PENULTIMATE = 2  # layers back
+_SIZES = {
+    "original_size_as_tuple": slice(0, 2),
+    "crop_coords_top_left": slice(2, 4),
+    "target_size_as_tuple": slice(4, 6),
+}  # of `Size.numbers`
 _OPEN_CLIP_LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.(attn|mlp)\.(\w+)")
 _OPEN_CLIP_NAMES = {"attn": "self_attn", "c_fc": "fc1", "c_proj": "fc2"}
 
 
 class WebUIModel(BaseModel):
-    """What all families have in common; subclasses say how captions become what the UNet is told, and what layers are called."""
-    exact_vae = False              # whether pictures are encoded in float32 whatever the VAE is held in
+    """What all families have in common; subclasses say how captions become what the UNet is told,
+    and what layers are called.
+    """
+
+    exact_vae = False  # whether pictures are encoded in float32 whatever the VAE is held in
 
     def __init__(self, sd_model: Any) -> None:
         info = sd_model.sd_checkpoint_info
         self.family, self.variant = family(sd_model), variant(sd_model)
-        self.device, self.dtype = devices.device, next(sd_model.model.diffusion_model.parameters()).dtype
+        self.device, self.dtype = (
+            devices.device,
+            next(sd_model.model.diffusion_model.parameters()).dtype,
+        )
         self.name, self.sha256 = info.name_for_extra, info.sha256
         self.encoders_aside = False
         self.adopt(sd_model)
@@ -38,12 +58,18 @@ class WebUIModel(BaseModel):
 
     def adopt(self, sd_model: Any) -> None:
         """Use these objects from now on; they hold the same checkpoint."""
-        self._sd_model, self.unet, self.text_encoders = sd_model, sd_model.model.diffusion_model, text_encoders_of(sd_model)
+        self._sd_model, self.unet, self.text_encoders = (
+            sd_model,
+            sd_model.model.diffusion_model,
+            text_encoders_of(sd_model),
+        )
         self.encodes_between_steps = not sd_model.lowvram
         self._painted_over: dict[tuple[int, int], torch.Tensor] = {}
 
     def parts(self) -> torch.nn.ModuleDict:
-        """As `BaseModel.parts`; under --medvram the UNet is on the GPU then, so that what is made for its layers is there, too."""
+        """As `BaseModel.parts`; under --medvram the UNet is on the GPU then, so that what is made
+        for its layers is there, too.
+        """
         bring_to_device(self._sd_model, self._sd_model.model)
         return super().parts()
 
@@ -51,12 +77,21 @@ class WebUIModel(BaseModel):
         sd_model = self._sd_model
         self.clip_skip, self._reading = self._layers_back(reading.clip_skip), reading
         self.prediction_type = reading.prediction_type or prediction_type(sd_model)
-        self.zero_terminal_snr = zero_terminal_snr(sd_model) if reading.zero_terminal_snr is None else reading.zero_terminal_snr
+        self.zero_terminal_snr = (
+            zero_terminal_snr(sd_model)
+            if reading.zero_terminal_snr is None
+            else reading.zero_terminal_snr
+        )
         schedule = noise_schedule(sd_model)
-        self.alphas_cumprod = rescale_zero_terminal_snr(schedule) if self.zero_terminal_snr else schedule
+        self.alphas_cumprod = (
+            rescale_zero_terminal_snr(schedule) if self.zero_terminal_snr else schedule
+        )
 
     def encoding_key(self) -> str:
-        vae = f"{sd_vae.get_loaded_vae_name() or 'the VAE of the checkpoint'} {sd_vae.get_loaded_vae_hash() or ''}"
+        vae = (
+            f"{sd_vae.get_loaded_vae_name() or 'the VAE of the checkpoint'}"
+            f" {sd_vae.get_loaded_vae_hash() or ''}"
+        )
         return f"{vae}, clip skip {self.clip_skip}, {captioned.key_of(self._reading)}"
 
     def set_encoders_aside(self) -> None:
@@ -72,59 +107,107 @@ class WebUIModel(BaseModel):
         vae = self._sd_model.first_stage_model
         bring_to_device(self._sd_model, vae)
         weight = next(vae.encoder.parameters())
-        exactly = self.exact_vae or weight.device.type == "cpu"                    # a CPU cannot compute in 16 bits
-        with no_autocast(self.device), _in_float32(vae.encoder, vae.quant_conv) if exactly else contextlib.nullcontext():
+        exactly = self.exact_vae or weight.device.type == "cpu"  # a CPU cannot compute in 16 bits
+        with (
+            no_autocast(self.device),
+            _in_float32(vae.encoder, vae.quant_conv) if exactly else contextlib.nullcontext(),
+        ):
             moments = vae.quant_conv(vae.encoder(pixels.to(weight.device, weight.dtype)))
         mean, _ = moments.chunk(2, dim=1)
         return mean.to(self.device, torch.float32) * float(self._sd_model.scale_factor)
 
     def encode_captions(self, captions: list[str]) -> Conditioning:
-        """Weighted captions as prompts, others literally; see `webui_captions`. In autocast where the weights need it and the caller has none; on a CPU
-        in none, which open_clip's attention cannot take there."""
+        """Weighted captions as prompts, others literally; see `webui_captions`. In autocast where
+        the weights need it and the caller has none; on a CPU in none, which open_clip's attention
+        cannot take there.
+        """
         wrappers = text_wrappers(self._sd_model)
-        read = [[captioned.chunks_of(text, caption, self._reading) for caption in captions] for text in wrappers]
+        read = [
+            [captioned.chunks_of(text, caption, self._reading) for caption in captions]
+            for text in wrappers
+        ]
         portions = max(len(chunks) for of_encoder in read for chunks in of_encoder)
         bring_to_device(self._sd_model, self._text_owner())
         with self._text_precision(), captioned.no_embeddings_left(wrappers[0].hijack):
-            encoded = [self._encode(number, text, chunks, portions) for number, (text, chunks) in enumerate(zip(wrappers, read))]
+            encoded = [
+                self._encode(number, text, chunks, portions)
+                for number, (text, chunks) in enumerate(zip(wrappers, read))
+            ]
         pooled = encoded[-1][1]
-        return Conditioning(torch.cat([states for states, _ in encoded], dim=-1).float(), None if pooled is None else pooled.float())
+        return Conditioning(
+            torch.cat([states for states, _ in encoded], dim=-1).float(),
+            None if pooled is None else pooled.float(),
+        )
 
-    def _encode(self, number: int, text: Any, read: list[list[Any]], portions: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Encode all chunks with one text encoder: hidden states `(batch, 77 * portions, width)`, and pooled ones of the first chunk, if there are."""
+    def _encode(
+        self, number: int, text: Any, read: list[list[Any]], portions: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Encode all chunks with one text encoder: hidden states `(batch, 77 * portions, width)`,
+        and pooled ones of the first chunk, if there are.
+        """
         found = []
         for portion in range(portions):
-            chunks = [chunks[portion] if portion < len(chunks) else text.empty_chunk() for chunks in read]
-            states = self._states(number, text, torch.tensor(captioned.token_rows(text, chunks), device=self.device))
+            chunks = [
+                chunks[portion] if portion < len(chunks) else text.empty_chunk() for chunks in read
+            ]
+            states = self._states(
+                number, text, torch.tensor(captioned.token_rows(text, chunks), device=self.device)
+            )
             pooled = getattr(states, "pooled", None)
-            found.append((captioned.emphasized(states, chunks) if self._reading.weighted_captions else states, pooled))
+            found.append(
+                (
+                    (
+                        captioned.emphasized(states, chunks)
+                        if self._reading.weighted_captions
+                        else states
+                    ),
+                    pooled,
+                )
+            )
         return torch.cat([states for states, _ in found], dim=1), found[0][1]
 
     def _states(self, number: int, text: Any, rows: torch.Tensor) -> torch.Tensor:
-        """Return hidden states `(batch, 77, width)` of token numbers `(batch, 77)`; OpenCLIP's are those of its last layer but one in any case."""
+        """Return hidden states `(batch, 77, width)` of token numbers `(batch, 77)`; OpenCLIP's are
+        those of its last layer but one in any case.
+        """
         return text.encode_with_transformers(rows)
 
     def _layers_back(self, clip_skip: int) -> int:
-        """Return the clip skip in use, where 0 is as the WebUI is set; raises `Refused` for one that the model cannot be read with."""
+        """Return the clip skip in use, where 0 is as the WebUI is set; raises `Refused` for one
+        that the model cannot be read with.
+        """
         if clip_skip > PENULTIMATE:
-            raise Refused(f"Clip skip {clip_skip}: the WebUI reads the text encoder of this model at the layer before the last, whatever clip skip is set to. "
-                          "Leave it at 0.", field="clip_skip", code="bad_value")
+            raise Refused(
+                f"Clip skip {clip_skip}: the WebUI reads the text encoder of this model at the"
+                " layer before the last, whatever clip skip is set to. Leave it at 0.",
+                field="clip_skip",
+                code="bad_value",
+            )
         return PENULTIMATE
 
     def _text_owner(self) -> torch.nn.Module:
         """Return the module whose hook brings the text encoders to the GPU under --medvram."""
         return self.text_encoders[0]
 
-    def predict(self, noisy_latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+    def predict(
+        self, noisy_latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
         bring_to_device(self._sd_model, self._sd_model.model)
         with self._half_precision():
-            return self.unet(self._unet_input(noisy_latents), timesteps=timesteps, context=conditioning.hidden_states, y=self._told(conditioning)).float()
+            return self.unet(
+                self._unet_input(noisy_latents),
+                timesteps=timesteps,
+                context=conditioning.hidden_states,
+                y=self._told(conditioning),
+            ).float()
 
     def _told(self, conditioning: Conditioning) -> torch.Tensor | None:
         return None
 
     def _unet_input(self, latents: torch.Tensor) -> torch.Tensor:
-        """Add what an inpainting UNet wants besides latents `(batch, 4, h, w)`, as the WebUI's txt2img does: all is to be painted, over grey."""
+        """Add what an inpainting UNet wants besides latents `(batch, 4, h, w)`, as the WebUI's
+        txt2img does: all is to be painted, over grey.
+        """
         if self.variant != INPAINTING:
             return latents
         grey = self._grey(*latents.shape[-2:]).to(latents).expand(len(latents), -1, -1, -1)
@@ -132,12 +215,16 @@ class WebUIModel(BaseModel):
 
     def _grey(self, height: int, width: int) -> torch.Tensor:
         if (height, width) not in self._painted_over:
-            self._painted_over[height, width] = self.encode_images(torch.zeros(1, 3, 8 * height, 8 * width))
+            self._painted_over[height, width] = self.encode_images(
+                torch.zeros(1, 3, 8 * height, 8 * width)
+            )
             bring_to_device(self._sd_model, self._sd_model.model)
         return self._painted_over[height, width]
 
     def _half_precision(self) -> contextlib.AbstractContextManager:
-        """16-bit weights, which are only ever on a GPU, compute under autocast; without the caller's, in their own type."""
+        """16-bit weights, which are only ever on a GPU, compute under autocast; without the
+        caller's, in their own type.
+        """
         enough = self.dtype == torch.float32 or torch.is_autocast_enabled()
         return contextlib.nullcontext() if enough else torch.autocast(self.device.type, self.dtype)
 
@@ -146,7 +233,11 @@ class WebUIModel(BaseModel):
 
     def export_name(self, path: str) -> str:
         part, _, rest = path.partition(".")
-        return f"lora_unet_{self._unet_name(rest)}" if part == "unet" else f"lora_{self._text_part(part)}_{_text_name(rest)}"
+        return (
+            f"lora_unet_{self._unet_name(rest)}"
+            if part == "unet"
+            else f"lora_{self._text_part(part)}_{_text_name(rest)}"
+        )
 
     def _unet_name(self, path: str) -> str:
         return unet_to_diffusers(path).replace(".", "_")
@@ -156,18 +247,29 @@ class WebUIModel(BaseModel):
 
 
 class SD1Model(WebUIModel):
-    """SD1: one CLIP, read after the last layer or, with clip skip, after an earlier one and its final norm."""
+    """SD1: one CLIP, read after the last layer or, with clip skip, after an earlier one and its
+    final norm.
+    """
 
     def _layers_back(self, clip_skip: int) -> int:
         layers = self.text_encoders[0].config.num_hidden_layers
         if clip_skip > layers:
-            raise Refused(f"Clip skip {clip_skip}: the text encoder of this checkpoint has {layers} layers. Use 1 to {layers}.", field="clip_skip", code="bad_value")
+            raise Refused(
+                f"Clip skip {clip_skip}: the text encoder of this checkpoint has {layers} layers."
+                f" Use 1 to {layers}.",
+                field="clip_skip",
+                code="bad_value",
+            )
         return clip_skip or shared.opts.CLIP_stop_at_last_layers
 
     def _states(self, number: int, text: Any, rows: torch.Tensor) -> torch.Tensor:
         clip = self.text_encoders[0]
         output = clip(input_ids=rows, output_hidden_states=True)
-        return output.last_hidden_state if self.clip_skip == 1 else clip.text_model.final_layer_norm(output.hidden_states[-self.clip_skip])
+        return (
+            output.last_hidden_state
+            if self.clip_skip == 1
+            else clip.text_model.final_layer_norm(output.hidden_states[-self.clip_skip])
+        )
 
 
 class SD2Model(WebUIModel):
@@ -175,7 +277,10 @@ class SD2Model(WebUIModel):
 
 
 class SDXLModel(WebUIModel):
-    """SDXL and SSD-1B: a CLIP and an OpenCLIP, the second's pooled embedding, and sizes. Its VAE overflows in 16 bits."""
+    """SDXL and SSD-1B: a CLIP and an OpenCLIP, the second's pooled embedding, and sizes. Its VAE
+    overflows in 16 bits.
+    """
+
     exact_vae = True
 
     def _layers_back(self, clip_skip: int) -> int:
@@ -185,27 +290,53 @@ class SDXLModel(WebUIModel):
             return super()._layers_back(clip_skip)
         layers = self.text_encoders[0].config.num_hidden_layers
         if clip_skip > layers:
-            raise Refused(f"Clip skip {clip_skip}: the first text encoder of this checkpoint has {layers} layers. Use 1 to {layers}.",
-                          field="clip_skip", code="bad_value")
+            raise Refused(
+                f"Clip skip {clip_skip}: the first text encoder of this checkpoint has {layers}"
+                f" layers. Use 1 to {layers}.",
+                field="clip_skip",
+                code="bad_value",
+            )
         return clip_skip or shared.opts.CLIP_stop_at_last_layers
 
     def _states(self, number: int, text: Any, rows: torch.Tensor) -> torch.Tensor:
         if number > 0:
             return super()._states(number, text, rows)
-        output, wrapped = self.text_encoders[0](input_ids=rows, output_hidden_states=True), text.wrapped
+        output, wrapped = (
+            self.text_encoders[0](input_ids=rows, output_hidden_states=True),
+            text.wrapped,
+        )
         if self._skips:
             return output.hidden_states[-self.clip_skip]
-        return output.last_hidden_state if wrapped.layer == "last" else output.hidden_states[wrapped.layer_idx]
+        return (
+            output.last_hidden_state
+            if wrapped.layer == "last"
+            else output.hidden_states[wrapped.layer_idx]
+        )
 
     def _text_owner(self) -> torch.nn.Module:
         return self._sd_model.conditioner
 
     def _told(self, conditioning: Conditioning) -> torch.Tensor:
-        """Return what goes into the UNet beside the caption, `(batch, pooled + 6 * width)`, embedded by the model's own embedders."""
+        """Return what goes into the UNet beside the caption, `(batch, pooled + 6 * width)`,
+        embedded by the model's own embedders.
+        """
         if conditioning.pooled is None or conditioning.sizes is None:
-            raise ValueError("SDXL has to be told the pooled captions and the pictures' sizes: use Conditioning.of_sizes")
-        numbers = [(embedder, _SIZES[embedder.input_key]) for embedder in self._sd_model.conditioner.embedders if embedder.input_key in _SIZES]
-        return torch.cat([conditioning.pooled, *(embedder(conditioning.sizes[:, which]) for embedder, which in numbers)], dim=1)
+            raise ValueError(
+                "SDXL has to be told the pooled captions and the pictures' sizes: use"
+                " Conditioning.of_sizes"
+            )
+        numbers = [
+            (embedder, _SIZES[embedder.input_key])
+            for embedder in self._sd_model.conditioner.embedders
+            if embedder.input_key in _SIZES
+        ]
+        return torch.cat(
+            [
+                conditioning.pooled,
+                *(embedder(conditioning.sizes[:, which]) for embedder, which in numbers),
+            ],
+            dim=1,
+        )
 
     def _unet_name(self, path: str) -> str:
         return path.replace(".", "_")
@@ -227,21 +358,32 @@ def parts_of(sd_model: Any) -> torch.nn.ModuleDict | None:
     """Return what `WebUIModel.parts` would, to look at; None for what cannot be trained."""
     if family(sd_model) not in FAMILIES:
         return None
-    texts = {f"te{number}": module for number, module in enumerate(text_encoders_of(sd_model), start=1)}
+    texts = {
+        f"te{number}": module for number, module in enumerate(text_encoders_of(sd_model), start=1)
+    }
     return torch.nn.ModuleDict({"unet": sd_model.model.diffusion_model, **texts})
 
 
 def outline_of(module: torch.nn.Module) -> torch.nn.Module:
-    """Return modules of the same types, names and weights, whose places in one another stay as they are now."""
+    """Return modules of the same types, names and weights, whose places in one another stay as they
+    are now.
+    """
     outline = copy.copy(module)
-    outline._modules = {name: None if child is None else outline_of(child) for name, child in module._modules.items()}
+    outline._modules = {
+        name: None if child is None else outline_of(child)
+        for name, child in module._modules.items()
+    }
     return outline
 
 
 def noise_schedule(sd_model: Any) -> torch.Tensor:
-    """Return alphas_cumprod, float32, without the settings' overrides and, where it is Stable Diffusion's usual one, without fp16's rounding."""
+    """Return alphas_cumprod, float32, without the settings' overrides and, where it is Stable
+    Diffusion's usual one, without fp16's rounding.
+    """
     found = sd_model.alphas_cumprod_original.detach().to("cpu", torch.float64)
-    usual = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.0120**0.5, len(found), dtype=torch.float64) ** 2, dim=0)
+    usual = torch.cumprod(
+        1 - torch.linspace(0.00085**0.5, 0.0120**0.5, len(found), dtype=torch.float64) ** 2, dim=0
+    )
     return (usual if torch.allclose(found, usual, rtol=2e-3) else found).float()
 
 
@@ -251,7 +393,9 @@ def encoders(sd_model: Any) -> list[torch.nn.Module]:
 
 
 def bring_to_device(sd_model: Any, module: torch.nn.Module) -> None:
-    """Under --medvram have the WebUI's own hooks put this module on the GPU and the one that is there aside; else do nothing."""
+    """Under --medvram have the WebUI's own hooks put this module on the GPU and the one that is
+    there aside; else do nothing.
+    """
     for hook in list(module._forward_pre_hooks.values()) if sd_model.lowvram else ():
         if hook.__module__ == lowvram.__name__:
             hook(module, ())
@@ -259,8 +403,15 @@ def bring_to_device(sd_model: Any, module: torch.nn.Module) -> None:
 
 @contextlib.contextmanager
 def _in_float32(*modules: torch.nn.Module) -> Iterator[None]:
-    """Compute with float32 copies of the weights; the weights themselves come back, not copies of them."""
-    kept = [(parameter, parameter.data) for module in modules for parameter in module.parameters() if parameter.dtype != torch.float32]
+    """Compute with float32 copies of the weights; the weights themselves come back, not copies of
+    them.
+    """
+    kept = [
+        (parameter, parameter.data)
+        for module in modules
+        for parameter in module.parameters()
+        if parameter.dtype != torch.float32
+    ]
     try:
         for parameter, data in kept:
             parameter.data = data.float()

@@ -1,4 +1,7 @@
-"""JSON that can always be sent, by REST and by WebSocket: file names that are not UTF-8, and numbers that JSON does not have, become `?` and null."""
+"""JSON that can always be sent, by REST and by WebSocket: file names that are not UTF-8, and
+numbers that JSON does not have, become `?` and null.
+"""
+
 import json
 import math
 from typing import Any
@@ -16,7 +19,9 @@ def to_json(content: Any) -> bytes:
 
 
 class Json(JSONResponse):
-    """JSON that can always be sent. A route that returns one spares FastAPI its own look at every value, which takes seconds for thousands of pictures."""
+    """JSON that can always be sent. A route that returns one spares FastAPI its own look at every
+    value, which takes seconds for thousands of pictures.
+    """
 
     def render(self, content: Any) -> bytes:
         return to_json(content)

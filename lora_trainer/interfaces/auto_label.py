@@ -1,4 +1,7 @@
-"""`auto-label`: captions for a folder of pictures from the command line, as .txt files or as one table."""
+"""`auto-label`: captions for a folder of pictures from the command line, as .txt files or as one
+table.
+"""
+
 import argparse
 import contextlib
 import functools
@@ -26,24 +29,62 @@ Say = Callable[[str], None]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments; those of the wording are the captioners' common options."""
-    parser.add_argument("--input", type=Path, metavar="DIR", help="folder with the pictures, and folders such as 10_name in it")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="table to write, .csv or .jsonl; without it each picture gets a .txt beside it")
-    parser.add_argument("--captioner", default="clip-labels", help="see --list (default: clip-labels)")
-    parser.add_argument("--overwrite", action="store_true", help="also replace captions that are there; without it they are kept")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the captioner, see --list; may be repeated")
-    parser.add_argument("--list", action="store_true", help="list captioners with their options, what they need and whether they are ready")
+    parser.add_argument(
+        "--input",
+        type=Path,
+        metavar="DIR",
+        help="folder with the pictures, and folders such as 10_name in it",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="table to write, .csv or .jsonl; without it each picture gets a .txt beside it",
+    )
+    parser.add_argument(
+        "--captioner", default="clip-labels", help="see --list (default: clip-labels)"
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="also replace captions that are there; without it they are kept",
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the captioner, see --list; may be repeated",
+    )
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="list captioners with their options, what they need and whether they are ready",
+    )
     parser.add_argument("--device", help="cuda, cpu, … (default: the GPU if there is one)")
-    parser.add_argument("--data-dir", type=Path, default=HOME, metavar="DIR", help=f"where models, label lists and caches are kept (default: {HOME})")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=HOME,
+        metavar="DIR",
+        help=f"where models, label lists and caches are kept (default: {HOME})",
+    )
     for option in OPTIONS:
         names = [f"--{option.name.replace('_', '-')}"]
         if option.type == "bool":
-            parser.add_argument(*names, action=argparse.BooleanOptionalAction, default=None, help=option.help)
+            parser.add_argument(
+                *names, action=argparse.BooleanOptionalAction, default=None, help=option.help
+            )
         else:
-            parser.add_argument(*names, dest=option.name, metavar="TEXT", help=option.help.replace("%", "%%"))
+            parser.add_argument(
+                *names, dest=option.name, metavar="TEXT", help=option.help.replace("%", "%%")
+            )
 
 
 def run(args: argparse.Namespace, make_host: Callable[..., Host]) -> int:
-    """Run the command; return 0, 1 when pictures failed or the table could not be written, 130 after Ctrl-C, which keeps what is done. Raises `Refused`."""
+    """Run the command; return 0, 1 when pictures failed or the table could not be written, 130
+    after Ctrl-C, which keeps what is done. Raises `Refused`.
+    """
     home = args.data_dir.expanduser()
     host = make_host(checkpoint=Path(), lora_dir=home, data_dir=home, device=args.device)
     captioners = Captioners(home, LabelSets(home / "labels"), lambda path: None, host.captioners())
@@ -58,30 +99,68 @@ def run(args: argparse.Namespace, make_host: Callable[..., Host]) -> int:
     if not readiness.ready:
         print(f"download: {readiness.downloads}")
     captions = Captions(args.input, args.output, overwrite=args.overwrite)
-    with _bar(captions.progress) as show, asked_by_ctrl_c(lambda: "Stopping after this batch; what is done is kept.") as asked, contextlib.closing(captions):
-        progress = caption_pictures(captions.wanted, captioner, options, host, captions.write, on_progress=show, should_stop=asked,
-                                    begin=captions.progress) if captions.wanted else captions.progress
+    with (
+        _bar(captions.progress) as show,
+        asked_by_ctrl_c(lambda: "Stopping after this batch; what is done is kept.") as asked,
+        contextlib.closing(captions),
+    ):
+        progress = (
+            caption_pictures(
+                captions.wanted,
+                captioner,
+                options,
+                host,
+                captions.write,
+                on_progress=show,
+                should_stop=asked,
+                begin=captions.progress,
+            )
+            if captions.wanted
+            else captions.progress
+        )
     return _report(progress, captions, stopped=asked())
 
 
 class Captions:
-    """The captions of a folder: which pictures lack one, and where new ones go. A table is written every so often, and by `close`.
+    """The captions of a folder: which pictures lack one, and where new ones go. A table is written
+    every so often, and by `close`.
 
-    What a person writes meanwhile stays: `kept` are the pictures whose new caption was dropped for theirs after it had been counted.
+    What a person writes meanwhile stays: `kept` are the pictures whose new caption was dropped for
+    theirs after it had been counted.
     """
 
     def __init__(self, folder: Path, table: Path | None, *, overwrite: bool) -> None:
-        """Raises `Refused` for a folder without pictures, and for a table that cannot be read or written, before anything is done."""
+        """Raises `Refused` for a folder without pictures, and for a table that cannot be read or
+        written, before anything is done.
+        """
         self._paths, failed = _pictures(folder)
         self._before = {name: content_of(sidecar(path)) for name, path in self._paths.items()}
         self._table, self._given = TableFile(table, self._paths) if table else None, set()
         rows = self._table.captions if table else {}
-        beside = functools.cache(find_table)                                       # each is read once, however many pictures it is for
-        known = {name: rows.get(name) or read_caption(path) or (None if table else in_table(path, beside(path.parent))) for name, path in self._paths.items()}
-        self._copied = {name: caption for name, caption in known.items() if caption and not rows.get(name)}     # of .txt files, for the table
-        self.wanted = [Picture(name, path) for name, path in self._paths.items() if overwrite or not known[name]]
+        beside = functools.cache(find_table)  # each is read once, however many pictures it is for
+        known = {
+            name: (
+                rows.get(name)
+                or read_caption(path)
+                or (None if table else in_table(path, beside(path.parent)))
+            )
+            for name, path in self._paths.items()
+        }
+        self._copied = {
+            name: caption for name, caption in known.items() if caption and not rows.get(name)
+        }  # of .txt files, for the table
+        self.wanted = [
+            Picture(name, path)
+            for name, path in self._paths.items()
+            if overwrite or not known[name]
+        ]
         skipped = len(self._paths) - len(self.wanted)
-        self.progress = CaptionProgress(total=len(self._paths) + len(failed), done=skipped + len(failed), skipped=skipped, failed=failed)
+        self.progress = CaptionProgress(
+            total=len(self._paths) + len(failed),
+            done=skipped + len(failed),
+            skipped=skipped,
+            failed=failed,
+        )
 
     def write(self, captions: Mapping[str, str]) -> list[str]:
         if not self._table:
@@ -122,14 +201,23 @@ class Captions:
 
 def _pictures(folder: Path) -> tuple[dict[str, Path], list[dict[str, str]]]:
     pictures, problems = scan(folder.expanduser(), thorough=False)
-    named = {picture.path.relative_to(folder.expanduser()).as_posix(): picture.path for picture in pictures}
+    named = {
+        picture.path.relative_to(folder.expanduser()).as_posix(): picture.path
+        for picture in pictures
+    }
     if not named and not problems:
         raise Refused(f"There are no pictures in {folder}.", field="input")
-    return named, [{"filename": problem.path.name, "reason": problem.reason} for problem in problems]
+    return named, [
+        {"filename": problem.path.name, "reason": problem.reason} for problem in problems
+    ]
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    values = {option.name: value for option in OPTIONS if (value := getattr(args, option.name)) is not None}
+    values = {
+        option.name: value
+        for option in OPTIONS
+        if (value := getattr(args, option.name)) is not None
+    }
     for given in args.option:
         name, equals, value = given.partition("=")
         if not equals:
@@ -138,14 +226,22 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-# --- What is shown -------------------------------------------------------------------------------------------------------
+# --- What is shown --------------------------------------------------------------------------------
+
 
 def _list(captioners: Captioners) -> int:
     for each in captioners.all():
         size = f" [{size_text(each['download_bytes'])}]" if each["downloads"] else ""
-        print(f"{each['name']}: {each['title']}. {each['help']}\n  {'ready' if each['ready'] else each['needs']}{size}")
+        print(
+            f"{each['name']}: {each['title']}. {each['help']}\n "
+            f" {'ready' if each['ready'] else each['needs']}{size}"
+        )
         for option in each["options"]:
-            choices = f" ({', '.join(repr(choice['value']) for choice in option['choices'])})" if "choices" in option else ""
+            choices = (
+                f" ({', '.join(repr(choice['value']) for choice in option['choices'])})"
+                if "choices" in option
+                else ""
+            )
             print(f"    {option['name']}={option['default']}  {option['help']}{choices}")
     return 0
 
@@ -153,11 +249,20 @@ def _list(captioners: Captioners) -> int:
 @contextlib.contextmanager
 def _bar(begin: CaptionProgress) -> Iterator[Callable[[CaptionProgress], None]]:
     from tqdm import tqdm
+
     with tqdm(total=begin.total, initial=begin.done, unit="picture", dynamic_ncols=True) as bar:
+
         def show(progress: CaptionProgress) -> None:
-            share = f" {progress.fraction:.0%}" if progress.stage == "preparing" and progress.fraction else ""
-            bar.set_description_str(f"{progress.message}{share}" if progress.stage == "preparing" else "captioning")
+            share = (
+                f" {progress.fraction:.0%}"
+                if progress.stage == "preparing" and progress.fraction
+                else ""
+            )
+            bar.set_description_str(
+                f"{progress.message}{share}" if progress.stage == "preparing" else "captioning"
+            )
             bar.update(progress.done - bar.n)
+
         yield show
 
 
@@ -168,7 +273,10 @@ def _report(progress: CaptionProgress, captions: Captions, *, stopped: bool) -> 
         print(f"{captions.trouble} The new captions are in {captions.place}.", file=sys.stderr)
     written, skipped = progress.written - len(captions.kept), progress.skipped + len(captions.kept)
     kept = f", {skipped} left as they were" if skipped else ""
-    print(f"{written} captions written to {captions.place}{kept}" + (f", {len(progress.failed)} failed" if progress.failed else ""))
+    print(
+        f"{written} captions written to {captions.place}{kept}"
+        + (f", {len(progress.failed)} failed" if progress.failed else "")
+    )
     if stopped and progress.done < progress.total:
         return 130
     return 1 if progress.failed or captions.trouble else 0

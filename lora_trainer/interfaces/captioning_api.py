@@ -1,4 +1,7 @@
-"""REST of the captioners: what there is, whether it is ready, the job that writes captions, and the label lists."""
+"""REST of the captioners: what there is, whether it is ready, the job that writes captions, and the
+label lists.
+"""
+
 from typing import Any
 
 from fastapi import APIRouter, Body
@@ -20,19 +23,42 @@ def add_routes(router: APIRouter, service: TrainingService) -> None:
 def _add_captioners(router: APIRouter, service: TrainingService) -> None:
     captioner = {"type": "string", "enum": service.captioners.names()}
 
-    @router.get("/captioners", **gives(a_list("name", "title", "help", "ready", "needs", "options")))
+    @router.get(
+        "/captioners", **gives(a_list("name", "title", "help", "ready", "needs", "options"))
+    )
     def captioners() -> Any:
         return service.captioners.all()
 
-    @router.post("/captioners/{name}/readiness", **takes(options=OPTIONS), **gives(an_object("ready", "needs", "download_bytes", "downloads")))
+    @router.post(
+        "/captioners/{name}/readiness",
+        **takes(options=OPTIONS),
+        **gives(an_object("ready", "needs", "download_bytes", "downloads")),
+    )
     def readiness(name: str, body: dict = Body(...)) -> Any:
         return service.captioners.readiness(name, _options(body))
 
-    @router.post("/datasets/{name}/autocaption", status_code=201,
-                 **takes(required=["captioner"], captioner=captioner, options=OPTIONS, overwrite=SWITCH, filenames=FILENAMES), **gives(an_object("id"), 201))
+    @router.post(
+        "/datasets/{name}/autocaption",
+        status_code=201,
+        **takes(
+            required=["captioner"],
+            captioner=captioner,
+            options=OPTIONS,
+            overwrite=SWITCH,
+            filenames=FILENAMES,
+        ),
+        **gives(an_object("id"), 201),
+    )
     def autocaption(name: str, body: dict = Body(...)) -> Any:
-        return {"id": service.autocaption(name, text(body, "captioner"), options=_options(body), overwrite=switch(body, "overwrite"),
-                                          filenames=texts(body, "filenames", required=False))}
+        return {
+            "id": service.autocaption(
+                name,
+                text(body, "captioner"),
+                options=_options(body),
+                overwrite=switch(body, "overwrite"),
+                filenames=texts(body, "filenames", required=False),
+            )
+        }
 
 
 def _add_labels(router: APIRouter, service: TrainingService) -> None:
@@ -40,7 +66,11 @@ def _add_labels(router: APIRouter, service: TrainingService) -> None:
     def labels() -> Any:
         return service.labels.all()
 
-    @router.put("/labels/{name}", **takes(required=["groups"], groups=LABEL_GROUPS), **gives(an_object(*_LABELS)))
+    @router.put(
+        "/labels/{name}",
+        **takes(required=["groups"], groups=LABEL_GROUPS),
+        **gives(an_object(*_LABELS)),
+    )
     def save_labels(name: str, body: dict = Body(...)) -> Any:
         return service.labels.save(name, mapping(body, "groups"))
 

@@ -1,7 +1,10 @@
-"""What is let in before anything of a request's body is read: from which site, of which kind, how large. Who may ask is the host's guard.
+"""What is let in before anything of a request's body is read: from which site, of which kind, how
+large. Who may ask is the host's guard.
 
-api.py asks these doors for every route; each raises HTTPException, or `Refused`, which api.py turns into the error format.
+api.py asks these doors for every route; each raises HTTPException, or `Refused`, which api.py turns
+into the error format.
 """
+
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable
@@ -17,10 +20,13 @@ from starlette.requests import HTTPConnection, Request
 from ..core.errors import Refused
 
 LARGEST_JSON_BYTES, LARGEST_FORM_BYTES = 20_000_000, 1_000_000_000
-LARGEST_FORM_TEXT_BYTES = 8_000_000        # names, headers and fields of a form, which are kept in memory
+LARGEST_FORM_TEXT_BYTES = 8_000_000  # names, headers and fields of a form, which are kept in memory
 MOST_FILES, MOST_FIELDS = 1000, 20
 READING = ("GET", "HEAD", "OPTIONS")
-HEADERS = {"X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin"}     # of every answer
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}  # of every answer
 
 
 def admit(request: Request) -> None:
@@ -31,7 +37,8 @@ def admit(request: Request) -> None:
 
 
 def refuse_other_sites(connection: HTTPConnection) -> None:
-    """Refuse what a page of another site asks on behalf of somebody who is logged in here. Raises HTTPException (403).
+    """Refuse what a page of another site asks on behalf of somebody who is logged in here. Raises
+    HTTPException (403).
 
     Browsers say where a request comes from by Sec-Fetch-Site, which then decides, or (over http) at
     least by Origin; one with neither is not a browser's.
@@ -40,7 +47,11 @@ def refuse_other_sites(connection: HTTPConnection) -> None:
     if site in ("same-origin", "none") or (site is None and origin is None):
         return
     if site is not None or _host_of(origin) not in _own_hosts(connection):
-        raise HTTPException(403, "This request comes from another site. Behind a proxy, let it pass on the header Host or X-Forwarded-Host.")
+        raise HTTPException(
+            403,
+            "This request comes from another site. Behind a proxy, let it pass on the header Host"
+            " or X-Forwarded-Host.",
+        )
 
 
 def foreign_name(connection: HTTPConnection) -> str:
@@ -54,19 +65,29 @@ def foreign_name(connection: HTTPConnection) -> str:
 
 
 def refuse_embedding(request: Request) -> None:
-    """Refuse a picture to a page of another site, whose `<img>` would have it decoded here. A person who follows a link to it gets it."""
+    """Refuse a picture to a page of another site, whose `<img>` would have it decoded here. A
+    person who follows a link to it gets it.
+    """
     if request.headers.get("sec-fetch-dest") != "document":
         refuse_other_sites(request)
 
 
 def refuse_other_kinds(request: Request) -> None:
-    """Take JSON and uploads only: other kinds, or a body without one, can be sent by any page without asking. Raises HTTPException (415)."""
+    """Take JSON and uploads only: other kinds, or a body without one, can be sent by any page
+    without asking. Raises HTTPException (415).
+    """
     if _kind(request) not in ("application/json", "multipart/form-data") and _has_body(request):
-        raise HTTPException(415, "Send JSON with the header Content-Type: application/json, or files as multipart/form-data.")
+        raise HTTPException(
+            415,
+            "Send JSON with the header Content-Type: application/json, or files as"
+            " multipart/form-data.",
+        )
 
 
 def limited(request: Request) -> Request:
-    """Return the request with an end to its body, be its length told or not. Raises `Refused` (code "too_large") at once when it is told."""
+    """Return the request with an end to its body, be its length told or not. Raises `Refused` (code
+    "too_large") at once when it is told.
+    """
     most = LARGEST_FORM_BYTES if _kind(request) == "multipart/form-data" else LARGEST_JSON_BYTES
     length = request.headers.get("content-length", "")
     if length.isdecimal() and (len(length) > 15 or int(length) > most):
@@ -77,17 +98,24 @@ def limited(request: Request) -> Request:
 class _Limited(Request):
     """A request whose form is read with limits."""
 
-    async def form(self, **limits: Any) -> FormData:                               # FastAPI's own limits differ between its versions
+    async def form(
+        self, **limits: Any
+    ) -> FormData:  # FastAPI's own limits differ between its versions
         if _kind(self) != "multipart/form-data":
             return FormData()
         try:
-            return await _FormParser(self.headers, self.stream(), max_files=MOST_FILES, max_fields=MOST_FIELDS).parse()
+            return await _FormParser(
+                self.headers, self.stream(), max_files=MOST_FILES, max_fields=MOST_FIELDS
+            ).parse()
         except MultiPartException as error:
             raise HTTPException(400, error.message) from error
 
 
 class _FormParser(MultiPartParser):
-    """Starlette's, with an end to what is kept in memory, which old versions lack (CVE-2024-47874)."""
+    """Starlette's, with an end to what is kept in memory, which old versions lack
+    (CVE-2024-47874).
+    """
+
     _text_bytes = 0
 
     def on_header_field(self, data: bytes, start: int, end: int) -> None:
@@ -106,7 +134,11 @@ class _FormParser(MultiPartParser):
     def _count(self, size_bytes: int) -> None:
         self._text_bytes += size_bytes
         if self._text_bytes > LARGEST_FORM_TEXT_BYTES:
-            raise HTTPException(413, f"The fields of this form are larger than {LARGEST_FORM_TEXT_BYTES // 1_000_000} MB together.")
+            raise HTTPException(
+                413,
+                f"The fields of this form are larger than {LARGEST_FORM_TEXT_BYTES // 1_000_000} MB"
+                " together.",
+            )
 
 
 def _counted(receive: Callable[[], Awaitable[Any]], most: int) -> Callable[[], Awaitable[Any]]:
@@ -118,22 +150,31 @@ def _counted(receive: Callable[[], Awaitable[Any]], most: int) -> Callable[[], A
         received += len(message.get("body", b""))
         if received > most:
             error = _too_large(most)
-            raise HTTPException(413, error.message)                                # FastAPI lets only these out of the reading of a body
+            raise HTTPException(
+                413, error.message
+            )  # FastAPI lets only these out of the reading of a body
         return message
+
     return counted
 
 
 def _too_large(most: int) -> Refused:
-    return Refused(f"The request is larger than {most // 1_000_000} MB. Send it in parts.", code="too_large")
+    return Refused(
+        f"The request is larger than {most // 1_000_000} MB. Send it in parts.", code="too_large"
+    )
 
 
 def _kind(request: Request) -> str:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return "application/json" if kind.startswith("application/") and kind.endswith("+json") else kind
+    return (
+        "application/json" if kind.startswith("application/") and kind.endswith("+json") else kind
+    )
 
 
 def _has_body(request: Request) -> bool:
-    return "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
+    return (
+        "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
+    )
 
 
 def _host_of(origin: str) -> str | None:
@@ -153,10 +194,14 @@ def _others_may_set_headers(connection: HTTPConnection) -> bool:
     """Tell whether CORS lets pages of other sites send headers of their choice, so that a proxy's
     cannot be believed; nobody sets those of a WebSocket."""
     layers = getattr(connection.scope.get("app"), "user_middleware", [])
-    settings = [getattr(layer, "kwargs", None) or getattr(layer, "options", {})
-                for layer in layers if layer.cls is CORSMiddleware]
+    settings = [
+        getattr(layer, "kwargs", None) or getattr(layer, "options", {})
+        for layer in layers
+        if layer.cls is CORSMiddleware
+    ]
     return connection.scope["type"] == "http" and any(
-        each.get("allow_origins") or each.get("allow_origin_regex") for each in settings)
+        each.get("allow_origins") or each.get("allow_origin_regex") for each in settings
+    )
 
 
 def _without_port(host: str) -> str:
@@ -175,5 +220,7 @@ def _is_own_name(name: str) -> bool:
 
 
 def _plain(host: str) -> str | None:
-    """Return a host as it can be compared: lower case, without the port that goes without saying; None for nothing."""
+    """Return a host as it can be compared: lower case, without the port that goes without saying;
+    None for nothing.
+    """
     return host.strip().lower().removesuffix(":80").removesuffix(":443") or None

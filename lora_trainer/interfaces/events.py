@@ -1,7 +1,10 @@
-"""WebSockets: what happens to jobs, as it happens. What is told is in jobs/feed.py; here is who may listen, and that nobody who listens is in the way.
+"""WebSockets: what happens to jobs, as it happens. What is told is in jobs/feed.py; here is who may
+listen, and that nobody who listens is in the way.
 
-Nothing is queued for a listener: news are made when the last ones have been sent, so that one who reads slowly gets fewer and newer ones.
+Nothing is queued for a listener: news are made when the last ones have been sent, so that one who
+reads slowly gets fewer and newer ones.
 """
+
 import asyncio
 import logging
 from collections.abc import Callable
@@ -19,15 +22,19 @@ from .doors import refuse_other_sites
 
 log = logging.getLogger(__name__)
 EVERY_SECONDS = 0.2
-LONGEST_SEND_SECONDS = 30.0           # after that a listener counts as gone
-NOT_ALLOWED = 1008                         # RFC 6455, 7.4.1: against the policy; before the handshake it is answered with HTTP 403
+LONGEST_SEND_SECONDS = 30.0  # after that a listener counts as gone
+NOT_ALLOWED = (
+    1008  # RFC 6455, 7.4.1: against the policy; before the handshake it is answered with HTTP 403
+)
 Feed = JobFeed | ServiceFeed
 Guard = Callable[[HTTPConnection], None]
 """Raises HTTPException for a request or WebSocket that may not ask."""
 
 
 def create_router(service: TrainingService, guard: Guard, *, prefix: str) -> APIRouter:
-    """Make the routes of the WebSockets; FastAPI 0.94 knows no dependencies for those, so each asks the guard itself."""
+    """Make the routes of the WebSockets; FastAPI 0.94 knows no dependencies for those, so each asks
+    the guard itself.
+    """
     router = APIRouter(prefix=prefix)
 
     @router.websocket("/events")
@@ -53,7 +60,7 @@ async def _serve(websocket: WebSocket, guard: Guard, make_feed: Callable[[], Fee
     try:
         await websocket.accept()
         await _tell(websocket, feed)
-    except Exception as error:                                                     # an entry point; servers have many words for "gone"
+    except Exception as error:  # an entry point; servers have many words for "gone"
         log.debug("a listener was lost: %s: %s", type(error).__name__, error)
 
 
@@ -64,7 +71,7 @@ async def _tell(websocket: WebSocket, feed: Feed) -> None:
             if feed.has_news():
                 await _send(websocket, await run_in_threadpool(feed.news))
             await asyncio.wait({gone}, timeout=EVERY_SECONDS)
-    except Refused:                                                                # the job was deleted
+    except Refused:  # the job was deleted
         await websocket.close()
     finally:
         gone.cancel()

@@ -1,4 +1,7 @@
-"""`jobs`: the jobs of a data folder as a plain table. Only reads: a program that works on one of them is not disturbed."""
+"""`jobs`: the jobs of a data folder as a plain table. Only reads: a program that works on one of
+them is not disturbed.
+"""
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +21,17 @@ def table(data_dir: Path) -> str:
 
 
 def _cells(job: Mapping[str, Any]) -> tuple[str, ...]:
-    done, total = (job.get("step", 0), (job.get("total_steps") or 0)) if job["kind"] == "training" else (job.get("done", 0), job.get("total", 0))
+    done, total = (
+        (job.get("step", 0), (job.get("total_steps") or 0))
+        if job["kind"] == "training"
+        else (job.get("done", 0), job.get("total", 0))
+    )
     resumable = f"at step {job['resume_step'] or 0}" if job["resumable"] else "no"
     return job["id"], job["name"], job["state"], f"{done} of {total}", resumable
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    )

@@ -1,4 +1,5 @@
 """The page without a WebUI: the same tab, served to this machine only."""
+
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ LOOPBACK = "127.0.0.1"
 
 
 class OwnSiteOnly:
-    """Middleware that keeps pages of other sites from gradio's own routes, such as its upload; those
-    of the API look for themselves. What only reads is let through: a link may lead here."""
+    """Middleware that keeps pages of other sites from gradio's own routes, such as its upload;
+    those of the API look for themselves. What only reads is let through: a link may lead here.
+    """
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -33,7 +35,9 @@ class OwnSiteOnly:
 
 
 def create_app(service: TrainingService) -> FastAPI:
-    """Join the API and the page. Other names for this machine are refused, so that no web site can reach it by a name of its own."""
+    """Join the API and the page. Other names for this machine are refused, so that no web site can
+    reach it by a name of its own.
+    """
     app = FastAPI(title="Train LoRA")
     app.add_middleware(OwnSiteOnly)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", LOOPBACK])
@@ -45,4 +49,5 @@ def create_app(service: TrainingService) -> FastAPI:
 def serve(service: TrainingService, *, port: int) -> None:
     """Serve until Ctrl-C."""
     import uvicorn
+
     uvicorn.run(create_app(service), host=LOOPBACK, port=port, log_level="warning")

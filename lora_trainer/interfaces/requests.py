@@ -1,4 +1,7 @@
-"""Reads values out of JSON bodies and query strings; what is not as expected is refused with its name."""
+"""Reads values out of JSON bodies and query strings; what is not as expected is refused with its
+name.
+"""
+
 from collections.abc import Sequence
 
 from ..core.config import is_plain_text
@@ -19,7 +22,9 @@ def text(body: dict, key: str, *, required: bool = True) -> str | None:
 def number(body: dict, key: str, default: float, low: float, high: float) -> float:
     value = body.get(key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise Refused(f"`{key}` must be a number from {low:g} to {high:g}.", field=key, code="bad_value")
+        raise Refused(
+            f"`{key}` must be a number from {low:g} to {high:g}.", field=key, code="bad_value"
+        )
     return value
 
 
@@ -50,7 +55,9 @@ def texts(body: dict, key: str, *, required: bool = True) -> list[str] | None:
     value = body.get(key)
     if value is None and not required:
         return None
-    if not isinstance(value, list) or not all(isinstance(each, str) and is_plain_text(each) for each in value):
+    if not isinstance(value, list) or not all(
+        isinstance(each, str) and is_plain_text(each) for each in value
+    ):
         raise Refused(f"`{key}` must be a list of texts.", field=key, code="bad_request")
     return value
 
@@ -60,7 +67,11 @@ def mapping(body: dict, key: str, *, required: bool = True) -> dict[str, str] | 
     value = body.get(key)
     if value is None and not required:
         return None
-    if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()) or not all(is_plain_text(each) for each in value):
+    if (
+        not isinstance(value, dict)
+        or not all(isinstance(each, str) for each in value.values())
+        or not all(is_plain_text(each) for each in value)
+    ):
         raise Refused(f"`{key}` must map file names to texts.", field=key, code="bad_request")
     return value
 

@@ -1,12 +1,22 @@
-"""The settings of a run as they are brought to the command line: a preset, a file, and options, each over the one before; with the name,
-the places and the resolution that a settings file may leave to the program that it was written for."""
+"""The settings of a run as they are brought to the command line: a preset, a file, and options,
+each over the one before; with the name, the places and the resolution that a settings file may
+leave to the program that it was written for.
+"""
+
 import argparse
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..core.config import KOHYA_NAMES, TrainConfig, in_our_names, read_resolutions, read_settings, schema
+from ..core.config import (
+    KOHYA_NAMES,
+    TrainConfig,
+    in_our_names,
+    read_resolutions,
+    read_settings,
+    schema,
+)
 from ..core.contracts import Host
 from ..core.errors import Refused
 from ..core.importing import IN_OUR_NAMES, import_settings, name_for
@@ -18,14 +28,25 @@ Values = dict[str, Any]
 
 
 def read_run(args: argparse.Namespace) -> Values:
-    """Return what the options of `train` say. Prints what the settings leave open and how it is taken. Raises `Refused`."""
-    typed = {entry["name"]: value for entry in schema() if (value := getattr(args, entry["name"])) is not None}
+    """Return what the options of `train` say. Prints what the settings leave open and how it is
+    taken. Raises `Refused`.
+    """
+    typed = {
+        entry["name"]: value
+        for entry in schema()
+        if (value := getattr(args, entry["name"])) is not None
+    }
     typed |= read_resolutions(typed)
     written = read_settings(args.config) if args.config else {}
     values = _over({**written, **_places(written, args.config)} if args.config else {}, typed)
     if args.preset:
         output = in_our_names(values).get("output_dir")
-        values = _over(find_preset(args.preset, presets_folder(args.data_dir or data_dir_of(output)))["settings"], values)
+        values = _over(
+            find_preset(args.preset, presets_folder(args.data_dir or data_dir_of(output)))[
+                "settings"
+            ],
+            values,
+        )
     if not in_our_names(values).get("output_name") and (name := name_for(values, args.config)):
         print(f"note: no output_name is given; the LoRA is called {name}")
         values["output_name"] = name
@@ -40,9 +61,12 @@ def parsed(values: Values, file: Path | None) -> TrainConfig:
     except Refused as error:
         if error.code != "unknown_setting" or not file or not (source := _source_of_others(file)):
             raise
-        raise Refused(f"{error.message} {file.name} holds {source}. Take over what there is here with "
-                      f"python -m lora_trainer import-settings {file} --into {file.stem}-run.yaml",
-                      field=error.field, code=error.code) from error
+        raise Refused(
+            f"{error.message} {file.name} holds {source}. Take over what there is here with "
+            f"python -m lora_trainer import-settings {file} --into {file.stem}-run.yaml",
+            field=error.field,
+            code=error.code,
+        ) from error
 
 
 def _source_of_others(file: Path) -> str:
@@ -68,11 +92,16 @@ def at_model_size(values: Values, host: Host) -> Values:
 def _over(lower: Values, upper: Values) -> Values:
     """Put settings over others, whichever names either uses."""
     said = in_our_names(upper)
-    return {**{name: value for name, value in lower.items() if KOHYA_NAMES.get(name, name) not in said}, **upper}
+    return {
+        **{name: value for name, value in lower.items() if KOHYA_NAMES.get(name, name) not in said},
+        **upper,
+    }
 
 
 def _places(values: Values, config: Path) -> dict[str, str]:
-    """Find what is not where a relative path says, from the current folder: beside the settings file, or beside its folder."""
+    """Find what is not where a relative path says, from the current folder: beside the settings
+    file, or beside its folder.
+    """
     found = {}
     for name, written in values.items():
         if KOHYA_NAMES.get(name, name) not in READ_FROM or not isinstance(written, str):

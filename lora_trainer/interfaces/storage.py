@@ -1,4 +1,7 @@
-"""`storage`: what jobs, training states, trash and models take of the disk, and how to have it back; and the limits that commands keep to."""
+"""`storage`: what jobs, training states, trash and models take of the disk, and how to have it
+back; and the limits that commands keep to.
+"""
+
 import argparse
 import dataclasses
 from pathlib import Path
@@ -8,17 +11,38 @@ from ..core.errors import Refused
 from ..jobs.service import TrainingService
 from ..jobs.storage import WHAT, Limits
 
-TITLES = {"jobs": "jobs", "states": "training states of finished jobs", "trash": "trash of data sets", "models": "downloaded captioner models"}
-HELPS = {"keep_jobs": "keep the newest K finished jobs; older ones are deleted, their LoRAs stay (default: 0, all)",
-         "state_days": "how long a finished job can be trained on; then its training state is removed (default: 30, 0: always)",
-         "state_gb": "how much the training states of finished jobs may take, in GB; the oldest go first (default: 5, 0: any)"}
+TITLES = {
+    "jobs": "jobs",
+    "states": "training states of finished jobs",
+    "trash": "trash of data sets",
+    "models": "downloaded captioner models",
+}
+HELPS = {
+    "keep_jobs": (
+        "keep the newest K finished jobs; older ones are deleted, their LoRAs stay (default: 0,"
+        " all)"
+    ),
+    "state_days": (
+        "how long a finished job can be trained on; then its training state is removed (default:"
+        " 30, 0: always)"
+    ),
+    "state_gb": (
+        "how much the training states of finished jobs may take, in GB; the oldest go first"
+        " (default: 5, 0: any)"
+    ),
+}
 
 
 def add_limits(parser: argparse.ArgumentParser) -> None:
     """Add an option for each of `Limits`."""
     for field in dataclasses.fields(Limits):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default, metavar="K" if field.name == "keep_jobs" else "N",
-                            help=HELPS[field.name])
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=type(field.default),
+            default=field.default,
+            metavar="K" if field.name == "keep_jobs" else "N",
+            help=HELPS[field.name],
+        )
 
 
 def limits_of(args: argparse.Namespace) -> Limits:
@@ -26,16 +50,38 @@ def limits_of(args: argparse.Namespace) -> Limits:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="where jobs are kept, for example output/train_lora")
-    parser.add_argument("--clear", choices=WHAT, help="remove these; a job that has not finished keeps all of its own, and LoRAs always stay")
-    parser.add_argument("--keep", type=int, default=0, metavar="N", help="with --clear jobs: keep the newest N (default: 0)")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="where jobs are kept, for example output/train_lora",
+    )
+    parser.add_argument(
+        "--clear",
+        choices=WHAT,
+        help=(
+            "remove these; a job that has not finished keeps all of its own, and LoRAs always stay"
+        ),
+    )
+    parser.add_argument(
+        "--keep",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --clear jobs: keep the newest N (default: 0)",
+    )
 
 
 def run(args: argparse.Namespace, host: Host) -> int:
-    """Print what there is, after clearing; returns 1 where something could not be removed. Raises `Refused`."""
+    """Print what there is, after clearing; returns 1 where something could not be removed. Raises
+    `Refused`.
+    """
     if not (args.data_dir / "jobs.sqlite3").is_file():
         raise Refused(f"There are no jobs in {args.data_dir}.", field="data_dir", code="not_found")
-    service = TrainingService(host, limits=Limits(0, 0, 0))                        # looks on: what goes is what was asked for
+    service = TrainingService(
+        host, limits=Limits(0, 0, 0)
+    )  # looks on: what goes is what was asked for
     problems = []
     if args.clear:
         done = service.clear_storage(args.clear, keep=max(0, args.keep))
@@ -49,10 +95,24 @@ def run(args: argparse.Namespace, host: Host) -> int:
 
 def table(report: dict) -> str:
     """Return a report as aligned lines."""
-    rows = [(TITLES[what], str(report[what]["count"]), size_text(report[what]["bytes"])) for what in TITLES]
+    rows = [
+        (TITLES[what], str(report[what]["count"]), size_text(report[what]["bytes"]))
+        for what in TITLES
+    ]
     width = max(len(title) for title, _, _ in rows)
-    return "\n".join([*(f"{title.ljust(width)}  {count:>6}  {size:>9}" for title, count, size in rows), f"free on this disk: {size_text(report['free_bytes'])}"])
+    return "\n".join(
+        [
+            *(f"{title.ljust(width)}  {count:>6}  {size:>9}" for title, count, size in rows),
+            f"free on this disk: {size_text(report['free_bytes'])}",
+        ]
+    )
 
 
 def size_text(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.0f} kB"
+    return (
+        f"{size_bytes / 1e9:.1f} GB"
+        if size_bytes >= 1e9
+        else f"{size_bytes / 1e6:.1f} MB"
+        if size_bytes >= 1e6
+        else f"{size_bytes / 1e3:.0f} kB"
+    )

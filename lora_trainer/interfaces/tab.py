@@ -1,8 +1,11 @@
-"""The page's frame in gradio: one HTML element that javascript/ fills and that talks to the REST API by itself.
+"""The page's frame in gradio: one HTML element that javascript/ fills and that talks to the REST
+API by itself.
 
-The same element serves as a tab of the WebUI (gradio 3.41, Forge's 4), which injects javascript/ and style.css on its own, and as
-the standalone page (gradio 6), for which `mount_page` puts both into the document's head.
+The same element serves as a tab of the WebUI (gradio 3.41, Forge's 4), which injects javascript/
+and style.css on its own, and as the standalone page (gradio 6), for which `mount_page` puts both
+into the document's head.
 """
+
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,12 @@ import gradio as gr
 
 APP_ID = "train_lora_app"
 TITLE = "Train LoRA"
-SANS = ["system-ui", "sans-serif"]                                                 # gradio 6's own semi-bold holds only a few letters
+SANS = ["system-ui", "sans-serif"]  # gradio 6's own semi-bold holds only a few letters
 MONO = ["ui-monospace", "Consolas", "monospace"]
 
-_UNCLIPPED = ".gradio-container { overflow: visible !important; }"                # gradio 6 hides overflow, and nothing would stay in view
+_UNCLIPPED = (  # gradio 6 hides overflow, and nothing would stay in view
+    ".gradio-container { overflow: visible !important; }"
+)
 
 _FRAME = f"""
 <div id="{APP_ID}">
@@ -29,31 +34,50 @@ _LINK = f"""
 
 
 def create_tab() -> gr.Blocks:
-    """Build the tab. It knows no host and has no gradio events: everything on it goes through the API."""
+    """Build the tab. It knows no host and has no gradio events: everything on it goes through the
+    API.
+    """
     with gr.Blocks(analytics_enabled=False) as blocks:
         _html(_FRAME, elem_id="train_lora_frame")
     return blocks
 
 
 def create_link() -> Any:
-    """Build, inside the current gradio container, a button that leads to the tab (for the WebUI's own Train tab)."""
+    """Build, inside the current gradio container, a button that leads to the tab (for the WebUI's
+    own Train tab).
+    """
     return _html(_LINK, elem_id="train_lora_link")
 
 
 def mount_page(app: Any, *, javascript: Path, style: Path, path: str = "/") -> Any:
-    """Mount the page on a FastAPI app at `path` and return the app; routes added before keep precedence. Needs gradio 6.
+    """Mount the page on a FastAPI app at `path` and return the app; routes added before keep
+    precedence. Needs gradio 6.
 
     `javascript` is the folder with the scripts.
     """
     with gr.Blocks(analytics_enabled=False, title=TITLE, fill_width=True) as blocks:
         _html(_FRAME, elem_id="train_lora_frame")
     theme = gr.themes.Default(font=SANS, font_mono=MONO)
-    return gr.mount_gradio_app(app, blocks, path=path, head=page_head(javascript, style), theme=theme, footer_links=[], ssr_mode=False, run_history=False)
+    return gr.mount_gradio_app(
+        app,
+        blocks,
+        path=path,
+        head=page_head(javascript, style),
+        theme=theme,
+        footer_links=[],
+        ssr_mode=False,
+        run_history=False,
+    )
 
 
 def page_head(javascript: Path, style: Path) -> str:
-    """Return what belongs into the head of a page outside the WebUI: the style sheet and the scripts, inline, in the WebUI's order."""
-    scripts = "\n".join(f"<script>\n{file.read_text(encoding='utf-8')}\n</script>" for file in sorted(Path(javascript).glob("*.js")))
+    """Return what belongs into the head of a page outside the WebUI: the style sheet and the
+    scripts, inline, in the WebUI's order.
+    """
+    scripts = "\n".join(
+        f"<script>\n{file.read_text(encoding='utf-8')}\n</script>"
+        for file in sorted(Path(javascript).glob("*.js"))
+    )
     return f"<style>\n{_UNCLIPPED}\n{Path(style).read_text(encoding='utf-8')}\n</style>\n{scripts}"
 
 

@@ -1,4 +1,7 @@
-"""`train`: one job from the command line, from its beginning or, with --resume, from where it was. It leaves with its job and starts no other."""
+"""`train`: one job from the command line, from its beginning or, with --resume, from where it was.
+It leaves with its job and starts no other.
+"""
+
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,46 +18,112 @@ from .run_settings import at_model_size, data_dir_of, parsed, read_run
 from .storage import add_limits, limits_of
 
 Begin = Callable[[], str]
-ENDS = {"stopped": 130, "interrupted": 143}    # exit statuses, as shells give them for Ctrl-C and `kill`
+ENDS = {
+    "stopped": 130,
+    "interrupted": 143,
+}  # exit statuses, as shells give them for Ctrl-C and `kill`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Every setting of TrainConfig as an option; what the file says is overruled by what is typed."""
-    parser.add_argument("--config", type=Path, help="settings; lora-scripts' and kohya's names are understood")
-    parser.add_argument("--preset", metavar="NAME", help="begin with this preset, one of the package's or of yours, or a preset's file; what the file "
-                        "and the options say goes before")
-    parser.add_argument("--data-dir", type=Path, help="where jobs are kept (default: train_lora in the output folder)")
-    parser.add_argument("--new", action="store_true", help="begin anew where an unfinished run of these settings would be gone on with")
-    parser.add_argument("--resume", action="store_true", help="go on with a job of this output_name, the one that is furthest unless --job says which; epochs, "
-                        "max_train_steps, learning_rate and the like may have changed")
-    parser.add_argument("--resume-anyway", action="store_true", help="the same, though pictures, captions or versions have changed meanwhile")
-    parser.add_argument("--job", metavar="ID", help="with --resume: go on with this job; `jobs` lists them")
+    """Every setting of TrainConfig as an option; what the file says is overruled by what is
+    typed.
+    """
+    parser.add_argument(
+        "--config", type=Path, help="settings; lora-scripts' and kohya's names are understood"
+    )
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help=(
+            "begin with this preset, one of the package's or of yours, or a preset's file; what the"
+            " file and the options say goes before"
+        ),
+    )
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        help="where jobs are kept (default: train_lora in the output folder)",
+    )
+    parser.add_argument(
+        "--new",
+        action="store_true",
+        help="begin anew where an unfinished run of these settings would be gone on with",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help=(
+            "go on with a job of this output_name, the one that is furthest unless --job says"
+            " which; epochs, max_train_steps, learning_rate and the like may have changed"
+        ),
+    )
+    parser.add_argument(
+        "--resume-anyway",
+        action="store_true",
+        help="the same, though pictures, captions or versions have changed meanwhile",
+    )
+    parser.add_argument(
+        "--job", metavar="ID", help="with --resume: go on with this job; `jobs` lists them"
+    )
     add_limits(parser)
     for entry in schema():
-        limits = f" [{entry['minimum']:g} to {entry['maximum']:g}]" if entry["minimum"] is not None else ""
+        limits = (
+            f" [{entry['minimum']:g} to {entry['maximum']:g}]"
+            if entry["minimum"] is not None
+            else ""
+        )
         choices = f" ({', '.join(entry['choices'])})" if entry["choices"] else ""
         spellings = dict.fromkeys((f"--{entry['name'].replace('_', '-')}", f"--{entry['name']}"))
-        parser.add_argument(*spellings, dest=entry["name"], metavar=entry["type"].upper(),
-                            nargs="?" if entry["type"] == "bool" else None, const="true" if entry["type"] == "bool" else None,
-                            help=f"{entry['help']}{limits}{choices} (default: {_default_words(entry['default'])})".replace("%", "%%"))
+        parser.add_argument(
+            *spellings,
+            dest=entry["name"],
+            metavar=entry["type"].upper(),
+            nargs="?" if entry["type"] == "bool" else None,
+            const="true" if entry["type"] == "bool" else None,
+            help=(
+                f"{entry['help']}{limits}{choices} (default: {_default_words(entry['default'])})".replace(
+                    "%", "%%"
+                )
+            ),
+        )
 
 
 def _default_words(value: Any) -> str:
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else "none" if value in ("", None) else str(value)
+    return (
+        {True: "on", False: "off"}[value]
+        if isinstance(value, bool)
+        else "none"
+        if value in ("", None)
+        else str(value)
+    )
 
 
 def run(args: argparse.Namespace, make_host: Callable[..., Host]) -> int:
-    """Run the command; return 0, or 130 after Ctrl-C, which saves what was learned, or 143 after `kill`, which keeps the progress. Raises `Refused`."""
+    """Run the command; return 0, or 130 after Ctrl-C, which saves what was learned, or 143 after
+    `kill`, which keeps the progress. Raises `Refused`.
+    """
     values = read_run(args)
     config = parsed(values, args.config)
     if not config.base_model:
-        raise Refused("Without a WebUI a checkpoint is needed: give base_model, a .safetensors file.", field="base_model")
+        raise Refused(
+            "Without a WebUI a checkpoint is needed: give base_model, a .safetensors file.",
+            field="base_model",
+        )
     output = Path(config.output_dir or "output")
-    host = make_host(checkpoint=Path(config.base_model), lora_dir=output, data_dir=args.data_dir or data_dir_of(output))
+    host = make_host(
+        checkpoint=Path(config.base_model),
+        lora_dir=output,
+        data_dir=args.data_dir or data_dir_of(output),
+    )
     service = TrainingService(host, limits=limits_of(args))
     config = TrainConfig.parse(at_model_size(values, host))
     if args.resume or args.resume_anyway or args.job:
-        job = _resume(service, config, _job_to_resume(service, config.output_name, args.job), anyway=args.resume_anyway)
+        job = _resume(
+            service,
+            config,
+            _job_to_resume(service, config.output_name, args.job),
+            anyway=args.resume_anyway,
+        )
     elif (earlier := _newest(service, config)) and _is_unfinished(earlier) and not args.new:
         job = _go_on(service, config, earlier)
     else:
@@ -65,13 +134,26 @@ def run(args: argparse.Namespace, make_host: Callable[..., Host]) -> int:
 
 
 def run_job(service: TrainingService, values: dict[str, Any]) -> dict[str, Any]:
-    """Run a job to its end behind a progress bar; Ctrl-C stops it, and what it has learned is saved."""
+    """Run a job to its end behind a progress bar; Ctrl-C stops it, and what it has learned is
+    saved.
+    """
     plan = service.plan(values)
     for error in plan["errors"]:
-        raise Refused(error["message"] + _options(error.get("remedies", [])), field=error["field"], code=error["code"])
+        raise Refused(
+            error["message"] + _options(error.get("remedies", [])),
+            field=error["field"],
+            code=error["code"],
+        )
     for warning in plan["warnings"]:
-        print(f"note: {warning}{_options([each for each in plan['advice'] if each['message'] == warning])}")
-    counts = (_counted(plan["pictures"], "picture"), _counted(len(plan["buckets"]), "bucket"), _counted(plan["steps"], "step"))
+        print(
+            "note:"
+            f" {warning}{_options([each for each in plan['advice'] if each['message'] == warning])}"
+        )
+    counts = (
+        _counted(plan["pictures"], "picture"),
+        _counted(len(plan["buckets"]), "bucket"),
+        _counted(plan["steps"], "step"),
+    )
     print(f"{', '.join(counts)} → {plan['output_file']}")
     return _follow(service, lambda: service.start(values, at_once=True), steps=plan["steps"])
 
@@ -82,29 +164,57 @@ def _counted(count: int, what: str) -> str:
 
 def _options(remedies: Sequence[Mapping[str, Any]]) -> str:
     """Return what to type to set something right, in brackets; "" where nothing is known."""
-    def words(value: Any) -> str:
-        return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
-    typed = [" ".join(f"--{name.replace('_', '-')} {words(value)}" for name, value in each["changes"].items()) for each in remedies]
+    def words(value: Any) -> str:
+        return (
+            str(value).lower()
+            if isinstance(value, bool)
+            else f"{value:g}"
+            if isinstance(value, float)
+            else str(value)
+        )
+
+    typed = [
+        " ".join(
+            f"--{name.replace('_', '-')} {words(value)}" for name, value in each["changes"].items()
+        )
+        for each in remedies
+    ]
     return f" ({', or '.join(typed)})" if typed else ""
 
 
 def _job_to_resume(service: TrainingService, name: str, job_id: str | None) -> Mapping[str, Any]:
-    """Return the job that is asked for, or the one of this name that is furthest. Raises `Refused`."""
+    """Return the job that is asked for, or the one of this name that is furthest. Raises
+    `Refused`.
+    """
     jobs = service.named(name)
     if job_id is not None:
         job = service.job(job_id)
         if job["kind"] != "training" or job["name"] != name:
-            raise Refused(f"Job {job_id} makes {job['name']}, and the settings are for {name}. Give the job's own settings.", code="not_found")
+            raise Refused(
+                f"Job {job_id} makes {job['name']}, and the settings are for {name}. Give the job's"
+                " own settings.",
+                code="not_found",
+            )
         return job
     if not jobs:
-        raise Refused(f"There is nothing to resume: no job in {service.host.data_dir} makes a LoRA called {name!r}. Start it without --resume.", code="not_found")
+        raise Refused(
+            f"There is nothing to resume: no job in {service.host.data_dir} makes a LoRA called"
+            f" {name!r}. Start it without --resume.",
+            code="not_found",
+        )
     return _furthest(jobs) or jobs[0]
 
 
 def _furthest(jobs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Return the job that has most to go on from: an unfinished one if there is one, then the highest step, then the newest."""
-    return max((job for job in jobs if job["resumable"]), key=lambda job: (_is_unfinished(job), job["resume_step"] or 0, int(job["id"])), default=None)
+    """Return the job that has most to go on from: an unfinished one if there is one, then the
+    highest step, then the newest.
+    """
+    return max(
+        (job for job in jobs if job["resumable"]),
+        key=lambda job: (_is_unfinished(job), job["resume_step"] or 0, int(job["id"])),
+        default=None,
+    )
 
 
 def _is_unfinished(job: Mapping[str, Any]) -> bool:
@@ -112,18 +222,38 @@ def _is_unfinished(job: Mapping[str, Any]) -> bool:
 
 
 def _newest(service: TrainingService, config: TrainConfig) -> Mapping[str, Any] | None:
-    """Return the newest job that made, or was making, the LoRA of these settings. Raises `Refused` while one is at work on it."""
+    """Return the newest job that made, or was making, the LoRA of these settings. Raises `Refused`
+    while one is at work on it.
+    """
     place = Path(config.output_dir or service.host.lora_dir).resolve()
-    jobs = [job for job in service.named(config.output_name) if Path(job["config"].get("output_dir") or service.host.lora_dir).resolve() == place]
+    jobs = [
+        job
+        for job in service.named(config.output_name)
+        if Path(job["config"].get("output_dir") or service.host.lora_dir).resolve() == place
+    ]
     if working := next((job for job in jobs if job["state"] in BEGUN), None):
-        raise Refused(f"Job {working['id']} is training {config.output_name} just now, in another program. Wait until it has ended, or stop it there.", code="busy")
+        raise Refused(
+            f"Job {working['id']} is training {config.output_name} just now, in another program."
+            " Wait until it has ended, or stop it there.",
+            code="busy",
+        )
     return next((job for job in jobs if job["state"] == "finished" or _is_unfinished(job)), None)
 
 
-def _go_on(service: TrainingService, config: TrainConfig, earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """Go on with the unfinished run of these settings, or say what has changed since and what to do."""
+def _go_on(
+    service: TrainingService, config: TrainConfig, earlier: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Go on with the unfinished run of these settings, or say what has changed since and what to
+    do.
+    """
     try:
-        return _resume(service, config, earlier, anyway=False, why=f", as these settings were {earlier['state']} there; --new begins anew")
+        return _resume(
+            service,
+            config,
+            earlier,
+            anyway=False,
+            why=f", as these settings were {earlier['state']} there; --new begins anew",
+        )
     except Refused as error:
         if error.code == "cannot_resume" and error.details.get("anyway_possible"):
             ways = "--resume-anyway goes on all the same, --new begins anew"
@@ -131,55 +261,98 @@ def _go_on(service: TrainingService, config: TrainConfig, earlier: Mapping[str, 
             ways = "--new begins anew"
         else:
             raise
-        raise Refused(f"Job {earlier['id']}, an earlier run of {config.output_name}, was {earlier['state']} at step {earlier['resume_step']}. {error.message} "
-                      f"Or: {ways}.", field=error.field, code=error.code, details=error.details) from error
+        raise Refused(
+            f"Job {earlier['id']}, an earlier run of {config.output_name}, was {earlier['state']}"
+            f" at step {earlier['resume_step']}. {error.message} Or: {ways}.",
+            field=error.field,
+            code=error.code,
+            details=error.details,
+        ) from error
 
 
 def _say_what_was_lost(service: TrainingService, config: TrainConfig) -> None:
-    """Say so where the last run was cut off before its progress was kept, so that there is nothing to go on from."""
+    """Say so where the last run was cut off before its progress was kept, so that there is nothing
+    to go on from.
+    """
     last = next(iter(service.named(config.output_name)), None)
     if last and last["state"] == "interrupted" and not last["resume_step"]:
-        print(f"note: job {last['id']} was cut off before its progress was kept (every {config.save_state_minutes:g} minutes), so it begins anew")
+        print(
+            f"note: job {last['id']} was cut off before its progress was kept (every"
+            f" {config.save_state_minutes:g} minutes), so it begins anew"
+        )
 
 
-def _refuse_taken(service: TrainingService, config: TrainConfig, earlier: Mapping[str, Any] | None) -> None:
+def _refuse_taken(
+    service: TrainingService, config: TrainConfig, earlier: Mapping[str, Any] | None
+) -> None:
     """Raise `Refused` for a LoRA that is there already, and say by which job and what to do."""
     errors = service.plan(config.to_dict(), thorough=False)["errors"]
     if not (taken := next((error for error in errors if error["code"] == "name_taken"), None)):
         return
     finished = earlier is not None and earlier["state"] == "finished"
-    by = f" Job {earlier['id']} finished it after {earlier.get('step') or 0} steps." if finished else ""
+    by = (
+        f" Job {earlier['id']} finished it after {earlier.get('step') or 0} steps."
+        if finished
+        else ""
+    )
     length = "--max-train-steps" if config.max_train_steps else "--epochs"
     longer = f"; to train it longer: --resume and more {length}" if finished else ""
-    other = next((each["changes"]["output_name"] for each in taken.get("remedies", [])), "and another name")
-    raise Refused(f"{taken['message']}{by} To replace it: --overwrite; to keep both: --output-name {other}{longer}.",
-                  field="output_name", code="name_taken")
+    other = next(
+        (each["changes"]["output_name"] for each in taken.get("remedies", [])), "and another name"
+    )
+    raise Refused(
+        f"{taken['message']}{by} To replace it: --overwrite; to keep both: --output-name"
+        f" {other}{longer}.",
+        field="output_name",
+        code="name_taken",
+    )
 
 
-def _resume(service: TrainingService, config: TrainConfig, earlier: Mapping[str, Any], *, anyway: bool, why: str = "") -> dict[str, Any]:
+def _resume(
+    service: TrainingService,
+    config: TrainConfig,
+    earlier: Mapping[str, Any],
+    *,
+    anyway: bool,
+    why: str = "",
+) -> dict[str, Any]:
     """Go on with a job, with the settings as they are now."""
     changes = service.changes_since(earlier["id"], config.to_dict())
-    plan = service.plan({**config.to_dict(), "overwrite": True})                   # its own LoRA is in nobody's way
+    plan = service.plan({**config.to_dict(), "overwrite": True})  # its own LoRA is in nobody's way
     steps, step = plan.get("steps") or earlier.get("total_steps") or 0, earlier["resume_step"] or 0
 
     def begin() -> str:
         service.resume(earlier["id"], changes, anyway=anyway, at_once=True)
-        changed = f" with {', '.join(f'{name} {value}' for name, value in changes.items())}" if changes else ""
+        changed = (
+            f" with {', '.join(f'{name} {value}' for name, value in changes.items())}"
+            if changes
+            else ""
+        )
         state = "" if why else f" ({earlier['state']})"
         print(f"job {earlier['id']}{state}: going on at step {step} of {steps}{changed}{why}")
         return earlier["id"]
+
     return _follow(service, begin, steps=steps, step=step)
 
 
 def _follow(service: TrainingService, begin: Begin, *, steps: int, step: int = 0) -> dict[str, Any]:
     """Begin a job and show it until it ends; raises `Refused` when it fails."""
     from tqdm import tqdm
+
     job: dict[str, Any] = {}
 
     def answer() -> str:
-        ends = "The preview is left out; the LoRA is saved." if _is_drawn(job) else "Stopping after this step; what was learned is saved."
+        ends = (
+            "The preview is left out; the LoRA is saved."
+            if _is_drawn(job)
+            else "Stopping after this step; what was learned is saved."
+        )
         return f"{ends} Ctrl-C again ends the program at once."
-    with asked_by_ctrl_c(answer) as asked, asked_by_termination(lambda: "Keeping the progress after this step.") as terminated:
+
+    with (
+        asked_by_ctrl_c(answer) as asked,
+        asked_by_termination(lambda: "Keeping the progress after this step.") as terminated,
+    ):
         job_id, said = begin(), False
         with tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True) as bar:
             while (job := service.wait(job_id, timeout=0.5))["state"] in ALIVE:
@@ -212,9 +385,19 @@ def _report(job: Mapping[str, Any], config: Path | None) -> int:
     for remark in job["remarks"]:
         print(f"note: {remark}")
     nothing = "the progress is kept" if job["state"] == "interrupted" else "nothing to save yet"
-    print(f"{job['state']}: {job['output_file'] or nothing}" + (f"\nuse it in a prompt: {job['lora_tag']}" if job["lora_tag"] else ""))
+    print(
+        f"{job['state']}: {job['output_file'] or nothing}"
+        + (f"\nuse it in a prompt: {job['lora_tag']}" if job["lora_tag"] else "")
+    )
     if job["state"] not in ENDS:
         return 0
-    again = f"python -m lora_trainer train --config {config} --resume --job {job['id']}" if config else f"the same command with --resume --job {job['id']}"
-    print(f"{job['state']} at step {job.get('step') or 0} of {job.get('total_steps') or 0}; to go on: {again}")
+    again = (
+        f"python -m lora_trainer train --config {config} --resume --job {job['id']}"
+        if config
+        else f"the same command with --resume --job {job['id']}"
+    )
+    print(
+        f"{job['state']} at step {job.get('step') or 0} of {job.get('total_steps') or 0}; to go on:"
+        f" {again}"
+    )
     return ENDS[job["state"]]

@@ -1,4 +1,5 @@
 """A job that captions the pictures of a data set: which of them, and what is told of it."""
+
 import contextlib
 import dataclasses
 import functools
@@ -21,43 +22,84 @@ from .worker import Job
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Which pictures get a caption, how many are left out because a person captioned them, and which are known to be unusable."""
+    """Which pictures get a caption, how many are left out because a person captioned them, and
+    which are known to be unusable.
+    """
+
     pictures: list[Picture]
     skipped: int
-    failed: list[dict[str, str]]           # {filename, reason}
+    failed: list[dict[str, str]]  # {filename, reason}
 
     def begin(self, message: str) -> CaptionProgress:
         done = self.skipped + len(self.failed)
-        return CaptionProgress(message=message, total=len(self.pictures) + done, done=done, skipped=self.skipped, failed=list(self.failed))
+        return CaptionProgress(
+            message=message,
+            total=len(self.pictures) + done,
+            done=done,
+            skipped=self.skipped,
+            failed=list(self.failed),
+        )
 
 
-def select(library: Library, dataset: str, filenames: Sequence[str] | None, *, overwrite: bool, missing_ok: bool = False) -> Selection:
-    """Choose among the pictures asked for; `filenames` None means all. With `missing_ok` those that are gone count as failed.
+def select(
+    library: Library,
+    dataset: str,
+    filenames: Sequence[str] | None,
+    *,
+    overwrite: bool,
+    missing_ok: bool = False,
+) -> Selection:
+    """Choose among the pictures asked for; `filenames` None means all. With `missing_ok` those that
+    are gone count as failed.
 
     Raises `Refused` for a data set or a picture that is not there, and when there is none.
     """
     found = library.describe(dataset)
-    rows, problems = ({row["filename"]: row for row in found[key]} for key in ("pictures", "problems"))
+    rows, problems = (
+        {row["filename"]: row for row in found[key]} for key in ("pictures", "problems")
+    )
     asked = list(dict.fromkeys([*rows, *problems] if filenames is None else filenames))
     unknown = [name for name in asked if name not in rows and name not in problems]
     if unknown and not missing_ok:
-        raise Refused(f"There is no picture {unknown[0][:200]!r} in this data set.", field="filenames", code="not_found")
+        raise Refused(
+            f"There is no picture {unknown[0][:200]!r} in this data set.",
+            field="filenames",
+            code="not_found",
+        )
     problems.update((name, {"reason": GONE}) for name in unknown)
     if not asked:
         raise Refused("There is no picture to caption.", field="filenames", code="no_pictures")
     usable = [rows[name] for name in asked if name in rows]
     wanted = [row for row in usable if overwrite or _lacks_caption(row)]
-    return Selection([Picture(row["filename"], library.picture_path(dataset, row["filename"])) for row in wanted], len(usable) - len(wanted),
-                     [{"filename": name, "reason": problems[name]["reason"]} for name in asked if name not in rows])
+    return Selection(
+        [
+            Picture(row["filename"], library.picture_path(dataset, row["filename"]))
+            for row in wanted
+        ],
+        len(usable) - len(wanted),
+        [
+            {"filename": name, "reason": problems[name]["reason"]}
+            for name in asked
+            if name not in rows
+        ],
+    )
 
 
 def _lacks_caption(row: Mapping[str, Any]) -> bool:
-    """Whether no person gave a picture a caption; the class words of its folder (`10_cat`) are none."""
+    """Whether no person gave a picture a caption; the class words of its folder (`10_cat`) are
+    none.
+    """
     _, class_words = read_kohya_name(PurePosixPath(row["filename"]).parent) or (1, "")
-    return not row["caption"] or row["automatic"] or (not row["version"] and row["caption"] == class_words)
+    return (
+        not row["caption"]
+        or row["automatic"]
+        or (not row["version"] and row["caption"] == class_words)
+    )
 
 
-def read_ready(captioners: Captioners, name: str, options: Mapping[str, Any]) -> tuple[Captioner, dict[str, Any]]:
+def read_ready(
+    captioners: Captioners, name: str, options: Mapping[str, Any]
+) -> tuple[Captioner, dict[str, Any]]:
     """Return a captioner that can start and its complete options; raises `Refused` otherwise."""
     captioner, values = captioners.read(name, options)
     readiness = captioner.readiness(values)
@@ -70,14 +112,33 @@ class CaptioningJob(Job):
     kind = "captioning"
     memory_advice = "Choose a smaller model or batch size, or close other programs."
 
-    def __init__(self, row: Mapping[str, Any], captioners: Captioners, library: Library, host: Host, store: JobStore, folder: Path) -> None:
-        """`row` is the job as the store has it; its config is what was asked for: dataset, captioner, options (complete), overwrite, filenames."""
+    def __init__(
+        self,
+        row: Mapping[str, Any],
+        captioners: Captioners,
+        library: Library,
+        host: Host,
+        store: JobStore,
+        folder: Path,
+    ) -> None:
+        """`row` is the job as the store has it; its config is what was asked for: dataset,
+        captioner, options (complete), overwrite, filenames.
+        """
         super().__init__(row["id"], store, folder)
-        self._config, self._captioners, self._library, self._host = row["config"], captioners, library, host
+        self._config, self._captioners, self._library, self._host = (
+            row["config"],
+            captioners,
+            library,
+            host,
+        )
         self._progress = CaptionProgress(message="Looking for the pictures")
 
     def _figures(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self._progress), "dataset": self._config["dataset"], "captioner": self._config["captioner"]}
+        return {
+            **dataclasses.asdict(self._progress),
+            "dataset": self._config["dataset"],
+            "captioner": self._config["captioner"],
+        }
 
     @contextlib.contextmanager
     def _files(self) -> Iterator[None]:
@@ -87,20 +148,44 @@ class CaptioningJob(Job):
     def _work(self) -> Mapping[str, Any]:
         config = self._config
         captioner, options = read_ready(self._captioners, config["captioner"], config["options"])
-        selection = select(self._library, config["dataset"], config.get("filenames"), overwrite=config["overwrite"], missing_ok=True)
+        selection = select(
+            self._library,
+            config["dataset"],
+            config.get("filenames"),
+            overwrite=config["overwrite"],
+            missing_ok=True,
+        )
         self._report(selection.begin(f"Preparing {captioner.title}"))
         if selection.pictures:
             self._caption(selection.pictures, captioner, options)
         progress = self._progress
         if progress.failed and not progress.written and not self.control.stop_asked:
-            raise Refused(f"None of {len(progress.failed)} pictures could be captioned. {progress.failed[0]['filename']}: {progress.failed[0]['reason']}")
+            raise Refused(
+                f"None of {len(progress.failed)} pictures could be captioned."
+                f" {progress.failed[0]['filename']}: {progress.failed[0]['reason']}"
+            )
         self._progress = dataclasses.replace(progress, eta_seconds=None)
-        return {"state": "stopped" if progress.done < progress.total else "finished", "message": _summary(progress)}
+        return {
+            "state": "stopped" if progress.done < progress.total else "finished",
+            "message": _summary(progress),
+        }
 
-    def _caption(self, pictures: Sequence[Picture], captioner: Captioner, options: Mapping[str, Any]) -> None:
-        with self._library.captioning(self._config["dataset"], f"Automatic captions: {captioner.name}") as write:
-            caption_pictures(pictures, captioner, options, self._host, functools.partial(write, keep_manual=not self._config["overwrite"]),
-                             on_progress=self._report, should_stop=self.control.should_stop, begin=self._progress)
+    def _caption(
+        self, pictures: Sequence[Picture], captioner: Captioner, options: Mapping[str, Any]
+    ) -> None:
+        with self._library.captioning(
+            self._config["dataset"], f"Automatic captions: {captioner.name}"
+        ) as write:
+            caption_pictures(
+                pictures,
+                captioner,
+                options,
+                self._host,
+                functools.partial(write, keep_manual=not self._config["overwrite"]),
+                on_progress=self._report,
+                should_stop=self.control.should_stop,
+                begin=self._progress,
+            )
 
     def _report(self, progress: CaptionProgress) -> None:
         self._progress = progress

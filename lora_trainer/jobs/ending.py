@@ -1,4 +1,5 @@
 """The end of the program, whoever asks for it: the running job keeps its progress first."""
+
 import atexit
 import functools
 import os
@@ -7,17 +8,23 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
+SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+    if hasattr(signal, name)
+)
 
 
 def close_at_end(close: Callable[[], None]) -> None:
-    """Have `close` called before the program ends, by itself or by a signal; then the signal does what it did before. Asked a second time, at once."""
+    """Have `close` called before the program ends, by itself or by a signal; then the signal does
+    what it did before. Asked a second time, at once.
+    """
     atexit.register(close)
     if threading.current_thread() is not threading.main_thread():
         return
     for number in SIGNALS:
         before = signal.getsignal(number)
-        if before not in (signal.SIG_IGN, None):                                   # ignored, as by nohup, or not Python's
+        if before not in (signal.SIG_IGN, None):  # ignored, as by nohup, or not Python's
             signal.signal(number, functools.partial(_end, close, before))
 
 

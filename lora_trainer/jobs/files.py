@@ -1,4 +1,7 @@
-"""The files that a job made, for people to take with them: the LoRA and its snapshots, each with its card and preview."""
+"""The files that a job made, for people to take with them: the LoRA and its snapshots, each with
+its card and preview.
+"""
+
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,25 +15,41 @@ CLOCK_SECONDS, CHUNK_BYTES = 1.0, 1 << 20
 
 
 def files_of(job: Mapping[str, Any], lora_dir: Path) -> list[Path]:
-    """Return what a job made and what is still there, the LoRA first, then its snapshots, newest first. A file that another run has replaced is not
-    its any more: each says when its run began."""
+    """Return what a job made and what is still there, the LoRA first, then its snapshots, newest
+    first. A file that another run has replaced is not its any more: each says when its run began.
+    """
     main = Path(job["output_file"]) if job["output_file"] else None
     folder = Path(job["config"].get("output_dir") or lora_dir)
     snapshots = [folder / f"{Path(stem).name}.safetensors" for stem in reversed(job["snapshots"])]
-    loras = [path for path in dict.fromkeys([*([main] if main else []), *snapshots]) if _is_plain_file(path) and _is_of(job, path)]
+    loras = [
+        path
+        for path in dict.fromkeys([*([main] if main else []), *snapshots])
+        if _is_plain_file(path) and _is_of(job, path)
+    ]
     return [file for lora in loras for file in _with_its_parts(lora)]
 
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """Return a file as `{name, lora, part, size_bytes}`; `lora` is the name in prompts, `part` one of lora, card, preview."""
-    return {"name": path.name, "lora": path.stem, "part": PARTS[path.suffix], "size_bytes": path.stat().st_size}
+    """Return a file as `{name, lora, part, size_bytes}`; `lora` is the name in prompts, `part` one
+    of lora, card, preview.
+    """
+    return {
+        "name": path.name,
+        "lora": path.stem,
+        "part": PARTS[path.suffix],
+        "size_bytes": path.stat().st_size,
+    }
 
 
 def find_file(files: list[Path], name: str) -> Path:
     """Return the file of exactly this name; raises `Refused` (code "not_found")."""
     found = next((path for path in files if path.name == name), None)
     if found is None:
-        raise Refused(f"This job made no file {name[:80]!r} that is still there.", field="name", code="not_found")
+        raise Refused(
+            f"This job made no file {name[:80]!r} that is still there.",
+            field="name",
+            code="not_found",
+        )
     return found
 
 
@@ -39,7 +58,10 @@ def zipped(files: list[Path]) -> Iterator[bytes]:
     pipe = _Pipe()
     with zipfile.ZipFile(pipe, "w", zipfile.ZIP_STORED) as archive:
         for path in files:
-            with open(path, "rb") as source, archive.open(_entry(path), "w", force_zip64=True) as target:
+            with (
+                open(path, "rb") as source,
+                archive.open(_entry(path), "w", force_zip64=True) as target,
+            ):
                 while chunk := source.read(CHUNK_BYTES):
                     target.write(chunk)
                     yield pipe.taken()
@@ -47,7 +69,9 @@ def zipped(files: list[Path]) -> Iterator[bytes]:
 
 
 def _entry(path: Path) -> zipfile.ZipInfo:
-    return zipfile.ZipInfo.from_file(path, path.name, strict_timestamps=False)     # a ZIP knows no time before 1980
+    return zipfile.ZipInfo.from_file(
+        path, path.name, strict_timestamps=False
+    )  # a ZIP knows no time before 1980
 
 
 class _Pipe:

@@ -1,4 +1,7 @@
-"""What must outlive a job's folder: LoRAs in it that are nowhere else, such as the one that a crashed run was replacing."""
+"""What must outlive a job's folder: LoRAs in it that are nowhere else, such as the one that a
+crashed run was replacing.
+"""
+
 import contextlib
 import itertools
 import logging
@@ -10,16 +13,22 @@ from ..core.paths import numbered
 from ..core.resuming import state_folder
 
 log = logging.getLogger(__name__)
-ENDINGS = (".json", ".png", ".safetensors")    # the LoRA last: it says that all is there
+ENDINGS = (".json", ".png", ".safetensors")  # the LoRA last: it says that all is there
 
 
 def move_loras(folder: Path, lora_dir: Path) -> list[Path]:
-    """Move every LoRA of a job's folder, with its card, to the LoRA folder under its own name or a free one; returns where they are now.
+    """Move every LoRA of a job's folder, with its card, to the LoRA folder under its own name or a
+    free one; returns where they are now.
 
-    Raises `Refused` (code "cannot_save") when one cannot be moved; that one, and those after it, are still where they were.
+    Raises `Refused` (code "cannot_save") when one cannot be moved; that one, and those after it,
+    are still where they were.
     """
     states = state_folder(folder)
-    loras = [path for path in sorted(folder.rglob("*.safetensors")) if path.is_file() and not path.is_relative_to(states)]
+    loras = [
+        path
+        for path in sorted(folder.rglob("*.safetensors"))
+        if path.is_file() and not path.is_relative_to(states)
+    ]
     return [place for lora in loras if (place := _moved(lora, lora_dir))]
 
 
@@ -27,8 +36,12 @@ def _moved(lora: Path, lora_dir: Path) -> Path | None:
     try:
         return _move(lora, lora_dir)
     except OSError as error:
-        raise Refused(f"The job keeps a LoRA, {lora}, which cannot be moved to {lora_dir}: {error.strerror or error}. So nothing was deleted; "
-                      "free some space or move the file yourself, and delete the job then.", code="cannot_save") from error
+        raise Refused(
+            f"The job keeps a LoRA, {lora}, which cannot be moved to {lora_dir}:"
+            f" {error.strerror or error}. So nothing was deleted; free some space or move the file"
+            " yourself, and delete the job then.",
+            code="cannot_save",
+        ) from error
 
 
 def _move(lora: Path, lora_dir: Path) -> Path | None:
@@ -37,7 +50,11 @@ def _move(lora: Path, lora_dir: Path) -> Path | None:
     if target.is_file() and target.read_bytes() == lora.read_bytes():
         return None
     target = _free(target)
-    pairs = [(lora.with_suffix(ending), target.with_suffix(ending)) for ending in ENDINGS if lora.with_suffix(ending).is_file()]
+    pairs = [
+        (lora.with_suffix(ending), target.with_suffix(ending))
+        for ending in ENDINGS
+        if lora.with_suffix(ending).is_file()
+    ]
     lora_dir.mkdir(parents=True, exist_ok=True)
     _copy(pairs)
     for source, _ in reversed(pairs):
@@ -65,5 +82,7 @@ def _is_taken(target: Path) -> bool:
 
 
 def _free(target: Path) -> Path:
-    """Return the path itself, or with the first number that neither a LoRA nor the card of one has."""
+    """Return the path itself, or with the first number that neither a LoRA nor the card of one
+    has.
+    """
     return next(path for path in itertools.chain([target], numbered(target)) if not _is_taken(path))

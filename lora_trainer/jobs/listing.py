@@ -1,4 +1,7 @@
-"""The jobs of a data folder, for whoever only wants to know: nothing is marked, begun or changed, and no model is needed."""
+"""The jobs of a data folder, for whoever only wants to know: nothing is marked, begun or changed,
+and no model is needed.
+"""
+
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +13,27 @@ MOST = 1000
 
 
 def list_jobs(data_dir: Path) -> list[dict[str, Any]]:
-    """Return the newest jobs, newest first; one that had begun, and that no process works on, is interrupted."""
+    """Return the newest jobs, newest first; one that had begun, and that no process works on, is
+    interrupted.
+    """
     path = data_dir / "jobs.sqlite3"
     if not path.is_file():
         return []
     store = JobStore(path)
     try:
         waiting = store.waiting()
-        return [_described(row, data_dir / "jobs" / row["id"], waiting) for row in store.newest(MOST)]
+        return [
+            _described(row, data_dir / "jobs" / row["id"], waiting) for row in store.newest(MOST)
+        ]
     finally:
         store.close()
 
 
 def _described(row: dict[str, Any], folder: Path, waiting: list[str]) -> dict[str, Any]:
     position = waiting.index(row["id"]) if row["id"] in waiting else None
-    return describe(row, {"state": "interrupted"} if claims.is_lost(row, folder) else {}, folder, position=position)
+    return describe(
+        row,
+        {"state": "interrupted"} if claims.is_lost(row, folder) else {},
+        folder,
+        position=position,
+    )

@@ -1,4 +1,7 @@
-"""A training job's figures, one row for each step, in memory and in metrics.csv; a resumed run goes on in the same file."""
+"""A training job's figures, one row for each step, in memory and in metrics.csv; a resumed run goes
+on in the same file.
+"""
+
 import contextlib
 import csv
 import io
@@ -11,18 +14,27 @@ from ..core.captions import write_atomically
 
 log = logging.getLogger(__name__)
 NAME = "metrics.csv"
-COLUMNS = ("step", "loss", "loss_average", "learning_rate", "seconds", "validation_loss")     # files of older versions lack the last
+COLUMNS = (
+    "step",
+    "loss",
+    "loss_average",
+    "learning_rate",
+    "seconds",
+    "validation_loss",
+)  # files of older versions lack the last
 SECONDS, VALIDATION_LOSS = COLUMNS.index("seconds"), COLUMNS.index("validation_loss")
 FEWEST = 5
 Row = tuple[int, float, float, float, float, float | None]
 
 
 class Metrics:
-    """Rows in the order of their steps, every step once. A disk that refuses costs the file, not the rows."""
+    """Rows in the order of their steps, every step once. A disk that refuses costs the file, not
+    the rows.
+    """
 
     def __init__(self) -> None:
         self._rows: list[Row] = []
-        self.validation_loss: float | None = None      # what was measured last
+        self.validation_loss: float | None = None  # what was measured last
         self._file: Any = None
         self._path: Path | None = None
         self._complete = True
@@ -43,7 +55,7 @@ class Metrics:
             self._begin_file()
             yield
         finally:
-            if not self._complete:                                                 # by now the disk may have room again
+            if not self._complete:  # by now the disk may have room again
                 self._begin_file()
             self._refusable(self._close)
             self._path = None
@@ -73,7 +85,9 @@ class Metrics:
             self._note(row)
 
     def _note(self, row: Row) -> None:
-        self.validation_loss = self.validation_loss if row[VALIDATION_LOSS] is None else row[VALIDATION_LOSS]
+        self.validation_loss = (
+            self.validation_loss if row[VALIDATION_LOSS] is None else row[VALIDATION_LOSS]
+        )
 
     def _begin_file(self) -> None:
         """Write the file anew, for its last line may be half a line, and open it for more."""
@@ -102,13 +116,15 @@ class Metrics:
             action(*arguments)
         except OSError as error:
             log.warning("The figures cannot be written to %s: %s", self._path, error)
-            self._complete = False                                                 # told once, and not tried again at every step
+            self._complete = False  # told once, and not tried again at every step
             with contextlib.suppress(OSError):
                 self._close()
 
 
 def after(rows: Sequence[Row], step: int) -> Sequence[Row]:
-    """Return the rows of the steps after `step`. Steps count from 1 and hardly ever lack one, so that place and step are near each other."""
+    """Return the rows of the steps after `step`. Steps count from 1 and hardly ever lack one, so
+    that place and step are near each other.
+    """
     start = min(max(0, step), len(rows))
     while start and rows[start - 1][0] > step:
         start -= 1
@@ -116,14 +132,20 @@ def after(rows: Sequence[Row], step: int) -> Sequence[Row]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read a metrics.csv up to the first line that is no whole row: the one that was being written when the process died."""
+    """Read a metrics.csv up to the first line that is no whole row: the one that was being written
+    when the process died.
+    """
     if not path.is_file():
         return []
     rows: list[Row] = []
     with open(path, encoding="utf-8", errors="replace") as file:
         columns = next(file, "").count(",") + 1
-        for line in file:                                                          # numbers only, and csv's reader stops at what a power cut leaves
-            row = _row(line[:-1].split(",")) if line.endswith("\n") and line.count(",") + 1 == columns else None
+        for line in file:  # numbers only, and csv's reader stops at what a power cut leaves
+            row = (
+                _row(line[:-1].split(","))
+                if line.endswith("\n") and line.count(",") + 1 == columns
+                else None
+            )
             if row is None or (rows and row[0] <= rows[-1][0]):
                 break
             rows.append(row)
@@ -131,7 +153,9 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _row(cells: Sequence[str]) -> Row | None:
-    """Return a line's figures, or None for what is no whole row. Where nothing was measured the last cell is empty, or not there."""
+    """Return a line's figures, or None for what is no whole row. Where nothing was measured the
+    last cell is empty, or not there.
+    """
     try:
         step, *values = int(cells[0]), *map(float, cells[1:FEWEST])
         measured = [float(cell) if cell else None for cell in cells[FEWEST:]] or [None]

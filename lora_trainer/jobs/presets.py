@@ -1,4 +1,7 @@
-"""Presets as interfaces use them: the package's and the user's own, read from uploads and written as files to share."""
+"""Presets as interfaces use them: the package's and the user's own, read from uploads and written
+as files to share.
+"""
+
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +21,12 @@ class PresetShelf:
         """Return the package's, then the user's: `{name, title, help, settings, own, problem}`."""
         return package_presets() + self._own.all()
 
-    def save(self, name: str, settings: Mapping[str, Any], *, help: str = "", overwrite: bool = False) -> Preset:
-        """Keep settings, without places and names, under a name. Raises `Refused`; code "name_taken" unless `overwrite`."""
+    def save(
+        self, name: str, settings: Mapping[str, Any], *, help: str = "", overwrite: bool = False
+    ) -> Preset:
+        """Keep settings, without places and names, under a name. Raises `Refused`; code
+        "name_taken" unless `overwrite`.
+        """
         return self._own.save(name, settings, help=help, overwrite=overwrite)
 
     def rename(self, name: str, to: str) -> Preset:
@@ -30,23 +37,44 @@ class PresetShelf:
 
     def export(self, name: str) -> tuple[str, str]:
         """Return the name of a preset's file and what is in it. Raises `Refused`."""
-        preset = next((preset for preset in package_presets() if preset["name"] == name), None) or self._own.get(name)
+        preset = next(
+            (preset for preset in package_presets() if preset["name"] == name), None
+        ) or self._own.get(name)
         if preset["problem"]:
             raise Refused(preset["problem"], field="name", code="unreadable_config")
         return f"{preset['title']}.yaml", as_file(preset)
 
     def take_upload(self, filename: str, file: BinaryIO) -> dict[str, Any]:
-        """Take over a preset that somebody shares; returns it, with `left_out`: `[{key, value, reason}]`. Raises `Refused`."""
+        """Take over a preset that somebody shares; returns it, with `left_out`: `[{key, value,
+        reason}]`. Raises `Refused`.
+        """
         name = Path(filename.replace("\\", "/")).name or "preset.yaml"
         if Path(name).suffix.lower() not in (".yaml", ".yml"):
-            raise Refused(f"{name[:80]} is no preset: those are .yaml files.", field="file", code="unreadable_config")
+            raise Refused(
+                f"{name[:80]} is no preset: those are .yaml files.",
+                field="file",
+                code="unreadable_config",
+            )
         if len(data := file.read(LARGEST_BYTES + 1)) > LARGEST_BYTES:
-            raise Refused(f"{name[:80]} is larger than {LARGEST_BYTES // 1000} kB, so it is no preset.", field="file", code="too_large")
+            raise Refused(
+                f"{name[:80]} is larger than {LARGEST_BYTES // 1000} kB, so it is no preset.",
+                field="file",
+                code="too_large",
+            )
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "preset.yaml"
             path.write_bytes(data)
             try:
                 preset, left_out = self._own.take(path, Path(name).stem)
             except Refused as error:
-                raise Refused(error.message.replace(str(path), name).replace(path.name, name), field=error.field, code=error.code) from error
-        return {**preset, "left_out": [{"key": left.key, "value": left.value, "reason": left.reason} for left in left_out]}
+                raise Refused(
+                    error.message.replace(str(path), name).replace(path.name, name),
+                    field=error.field,
+                    code=error.code,
+                ) from error
+        return {
+            **preset,
+            "left_out": [
+                {"key": left.key, "value": left.value, "reason": left.reason} for left in left_out
+            ],
+        }

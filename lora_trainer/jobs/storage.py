@@ -1,5 +1,7 @@
-"""How much of the disk jobs, their states, trash and models take, and what of it can go. LoRAs always stay, and so does all that a job which has not
-finished needs to go on."""
+"""How much of the disk jobs, their states, trash and models take, and what of it can go. LoRAs
+always stay, and so does all that a job which has not finished needs to go on.
+"""
+
 import contextlib
 import dataclasses
 import logging
@@ -24,35 +26,75 @@ DAY_SECONDS, GB = 86_400, 1_000_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What is kept of finished jobs; 0 is no limit. `state_days` and `state_gb`: their training states, for more epochs; `keep_jobs`: how many."""
+    """What is kept of finished jobs; 0 is no limit. `state_days` and `state_gb`: their training
+    states, for more epochs; `keep_jobs`: how many.
+    """
+
     state_days: float = 30.0
     state_gb: float = 5.0
     keep_jobs: int = 0
 
 
 class Storage:
-    """`delete` deletes a job that has ended, and returns where LoRAs are that lay in its folder; raises `Refused`."""
+    """`delete` deletes a job that has ended, and returns where LoRAs are that lay in its folder;
+    raises `Refused`.
+    """
 
-    def __init__(self, store: JobStore, library: Library, data_dir: Path, *, delete: Callable[[str], list[Path]], limits: Limits) -> None:
-        self._store, self._library, self._data_dir, self._delete, self._limits = store, library, data_dir, delete, limits
+    def __init__(
+        self,
+        store: JobStore,
+        library: Library,
+        data_dir: Path,
+        *,
+        delete: Callable[[str], list[Path]],
+        limits: Limits,
+    ) -> None:
+        self._store, self._library, self._data_dir, self._delete, self._limits = (
+            store,
+            library,
+            data_dir,
+            delete,
+            limits,
+        )
 
     def report(self) -> dict[str, Any]:
-        """Return what takes how much: `{jobs, states, trash, models, free_bytes, limits}`; `states` are those of finished jobs, which `jobs` count, too."""
+        """Return what takes how much: `{jobs, states, trash, models, free_bytes, limits}`; `states`
+        are those of finished jobs, which `jobs` count, too.
+        """
         finished = self._finished()
         states = [sum(map(_size, files)) for row in finished if (files := self._states(row))]
         trash = self._trash_files()
         models = _files_in(self._data_dir / "models")
-        return {"jobs": {"count": len(self._store.ended()), "finished": len(finished), "bytes": sum(map(_size, _files_in(self._data_dir / "jobs")))},
-                "states": {"count": len(states), "bytes": sum(states)},
-                "trash": {"count": len(trash), "bytes": sum(map(_size, trash))},
-                "models": {"count": len(models), "bytes": sum(map(_size, models))},
-                "free_bytes": shutil.disk_usage(_existing(self._data_dir)).free, "limits": dataclasses.asdict(self._limits)}
+        return {
+            "jobs": {
+                "count": len(self._store.ended()),
+                "finished": len(finished),
+                "bytes": sum(map(_size, _files_in(self._data_dir / "jobs"))),
+            },
+            "states": {"count": len(states), "bytes": sum(states)},
+            "trash": {"count": len(trash), "bytes": sum(map(_size, trash))},
+            "models": {"count": len(models), "bytes": sum(map(_size, models))},
+            "free_bytes": shutil.disk_usage(_existing(self._data_dir)).free,
+            "limits": dataclasses.asdict(self._limits),
+        }
 
     def clear(self, what: str, *, keep: int = 0) -> dict[str, Any]:
-        """Remove one kind of thing, of finished jobs all but the newest `keep`; returns `{count, bytes, problems}`. Raises `Refused` for another kind."""
+        """Remove one kind of thing, of finished jobs all but the newest `keep`; returns `{count,
+        bytes, problems}`. Raises `Refused` for another kind.
+        """
         if what not in WHAT:
-            raise Refused(f"There is nothing to clear that is called {what[:40]!r}; there are {', '.join(WHAT)}.", field="what", code="bad_value")
-        return {"trash": self._empty_trash, "states": self._remove_states, "models": self._remove_models, "jobs": lambda: self._remove_jobs(keep)}[what]()
+            raise Refused(
+                f"There is nothing to clear that is called {what[:40]!r}; there are"
+                f" {', '.join(WHAT)}.",
+                field="what",
+                code="bad_value",
+            )
+        return {
+            "trash": self._empty_trash,
+            "states": self._remove_states,
+            "models": self._remove_models,
+            "jobs": lambda: self._remove_jobs(keep),
+        }[what]()
 
     def tidy(self) -> None:
         """Keep to the limits; what cannot be removed stays, and is tried again the next time."""
@@ -61,20 +103,34 @@ class Storage:
         if self._limits.keep_jobs:
             self._remove_jobs(self._limits.keep_jobs)
         left = self._limits.state_gb * GB
-        for row in self._finished():                                               # the newest first
+        for row in self._finished():  # the newest first
             files = self._states(row)
             left -= sum(map(_size, files))
-            too_old = self._limits.state_days and time.time() - (row["finished_at"] or row["created_at"]) > self._limits.state_days * DAY_SECONDS
+            too_old = (
+                self._limits.state_days
+                and time.time() - (row["finished_at"] or row["created_at"])
+                > self._limits.state_days * DAY_SECONDS
+            )
             if files and (too_old or (self._limits.state_gb and left < 0)):
                 freed, _ = _remove(files)
-                log.info("removed the training state of job %s, %d MB: finished jobs keep theirs for %g days and %g GB together", row["id"],
-                         freed // 1_000_000, self._limits.state_days, self._limits.state_gb)
+                log.info(
+                    "removed the training state of job %s, %d MB: finished jobs keep theirs for %g"
+                    " days and %g GB together",
+                    row["id"],
+                    freed // 1_000_000,
+                    self._limits.state_days,
+                    self._limits.state_gb,
+                )
 
-    # --- What there is ---------------------------------------------------------------------------------------------------
+    # --- What there is ----------------------------------------------------------------------------
 
     def _finished(self) -> list[dict[str, Any]]:
         """Return the jobs that ended well and that no other program goes on with, newest first."""
-        return [row for row in self._store.ended() if row["state"] == "finished" and not claims.is_claimed(self._folder(row["id"]))]
+        return [
+            row
+            for row in self._store.ended()
+            if row["state"] == "finished" and not claims.is_claimed(self._folder(row["id"]))
+        ]
 
     def _folder(self, job_id: str) -> Path:
         return self._data_dir / "jobs" / job_id
@@ -88,7 +144,7 @@ class Storage:
     def _homes(self) -> list[Path]:
         return sorted((self._data_dir / "datasets").glob("*/.train_lora"))
 
-    # --- What goes -------------------------------------------------------------------------------------------------------
+    # --- What goes --------------------------------------------------------------------------------
 
     def _empty_trash(self) -> dict[str, Any]:
         count, freed, problems = 0, 0, []
@@ -99,15 +155,25 @@ class Storage:
                 freed += self._library.open(home.parent.name).empty_trash()
                 count += files - len(_files_in(home / "trash"))
             except (Refused, OSError) as error:
-                problems.append(f"The trash of {home.parent.name} stays: {getattr(error, 'message', error)}")
+                problems.append(
+                    f"The trash of {home.parent.name} stays: {getattr(error, 'message', error)}"
+                )
         return {"count": count, "bytes": freed, "problems": problems}
 
     def _remove_states(self) -> dict[str, Any]:
         return _removed(file for row in self._finished() for file in self._states(row))
 
     def _remove_models(self) -> dict[str, Any]:
-        if any(row["kind"] == "captioning" for row in self._store.newest() if row["state"] in ("preparing", "captioning")):
-            raise Refused("Captions are being written with one of the models. Wait until that has ended, or stop it.", code="busy")
+        if any(
+            row["kind"] == "captioning"
+            for row in self._store.newest()
+            if row["state"] in ("preparing", "captioning")
+        ):
+            raise Refused(
+                "Captions are being written with one of the models. Wait until that has ended, or"
+                " stop it.",
+                code="busy",
+            )
         return _removed(_files_in(self._data_dir / "models"))
 
     def _remove_jobs(self, keep: int) -> dict[str, Any]:
@@ -119,7 +185,10 @@ class Storage:
             except Refused as error:
                 problems.append(error.message)
                 continue
-            problems += [f"{path.name} lay in the folder of job {row['id']} only, and is {path} now." for path in moved]
+            problems += [
+                f"{path.name} lay in the folder of job {row['id']} only, and is {path} now."
+                for path in moved
+            ]
             count, freed = count + 1, freed + size
         return {"count": count, "bytes": freed, "problems": problems}
 
@@ -133,7 +202,7 @@ def _files_in(folder: Path) -> list[Path]:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:                                                                # removed meanwhile
+    except OSError:  # removed meanwhile
         return 0
 
 
@@ -153,7 +222,7 @@ def _remove(files: list[Path]) -> tuple[int, list[str]]:
         except OSError as error:
             problems.append(f"{path.name} stays: {error.strerror or error}")
         with contextlib.suppress(OSError):
-            path.parent.rmdir()                                                    # once it is empty
+            path.parent.rmdir()  # once it is empty
     return freed, problems
 
 

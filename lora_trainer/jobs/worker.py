@@ -1,7 +1,10 @@
-"""A job is a thread with a folder: its row, its log and its end are written down here, whatever it does.
+"""A job is a thread with a folder: its row, its log and its end are written down here, whatever it
+does.
 
-What it does is in `training.py` and `captioning.py`, each of which says how it works and how its progress reads; when it does it, in `queue.py`.
+What it does is in `training.py` and `captioning.py`, each of which says how it works and how its
+progress reads; when it does it, in `queue.py`.
 """
+
 import abc
 import contextlib
 import logging
@@ -28,27 +31,37 @@ class Job(abc.ABC, threading.Thread):
 
     kind: str
     can_pause = False
-    from_step = 0                                  # where a run that goes on began
+    from_step = 0  # where a run that goes on began
     memory_advice = "Close other programs."
 
     def __init__(self, job_id: str, store: JobStore, folder: Path) -> None:
         super().__init__(name=f"train-lora-job-{job_id}", daemon=True)
-        self.job_id, self.folder, self.control, self.reports, self._store = job_id, folder, Control(), 0, store
+        self.job_id, self.folder, self.control, self.reports, self._store = (
+            job_id,
+            folder,
+            Control(),
+            0,
+            store,
+        )
         self._saved_at, self._state = 0.0, "preparing"
-        self.ended: dict[str, Any] = {}            # how it ended
+        self.ended: dict[str, Any] = {}  # how it ended
         self.trouble = "It ended without a word."  # why that is not known
-        self.told = False                          # whether the database could be told how
+        self.told = False  # whether the database could be told how
         self._on_end: Callable[["Job"], None] = lambda job: None
 
-    # --- What each kind says ---------------------------------------------------------------------------------------------
+    # --- What each kind says ----------------------------------------------------------------------
 
     @abc.abstractmethod
     def _files(self) -> contextlib.AbstractContextManager[None]:
-        """Write down in the job's folder what is to be done, and keep its files open while it is. Raises OSError."""
+        """Write down in the job's folder what is to be done, and keep its files open while it is.
+        Raises OSError.
+        """
 
     @abc.abstractmethod
     def _work(self) -> Mapping[str, Any]:
-        """Do it, and return the row's last values, `state` among them. Raises `Refused` and anything else."""
+        """Do it, and return the row's last values, `state` among them. Raises `Refused` and
+        anything else.
+        """
 
     @abc.abstractmethod
     def _figures(self) -> dict[str, Any]:
@@ -58,7 +71,7 @@ class Job(abc.ABC, threading.Thread):
         """Return the figures of every step after `since`; only training has steps."""
         return []
 
-    # --- What is the same for all ----------------------------------------------------------------------------------------
+    # --- What is the same for all -----------------------------------------------------------------
 
     def begin(self, on_end: Callable[["Job"], None]) -> None:
         """Start the thread; it calls `on_end` last."""
@@ -72,7 +85,7 @@ class Job(abc.ABC, threading.Thread):
     def run(self) -> None:
         try:
             self._run()
-        except Exception as error:                                                 # even its end could not be said; the queue says it
+        except Exception as error:  # even its end could not be said; the queue says it
             self.trouble = self._failure(error)["error"]
         finally:
             self._on_end(self)
@@ -84,7 +97,13 @@ class Job(abc.ABC, threading.Thread):
                 self._do()
         except OSError as error:
             if not self.ended:
-                self._end("failed", error=f"The job's folder {self.folder} cannot be written: {error.strerror or error}. Free some space, or mend its permissions.")
+                self._end(
+                    "failed",
+                    error=(
+                        f"The job's folder {self.folder} cannot be written:"
+                        f" {error.strerror or error}. Free some space, or mend its permissions."
+                    ),
+                )
 
     def _do(self) -> None:
         """Work, and end. Raises OSError where the job's folder refuses."""
@@ -93,14 +112,20 @@ class Job(abc.ABC, threading.Thread):
                 self._end(**self._as_interrupted(self._result()))
         except OSError:
             raise
-        except BaseException as error:                                             # entry point of a thread: log, report; the program lives on
+        except BaseException as error:  # entry point of a thread: log, report; the program lives on
             failure = self._failure(error)
             if not self.ended:
                 self._end(**failure)
 
     def _as_interrupted(self, ended: dict[str, Any]) -> dict[str, Any]:
-        """Tell a job that was stopped by a user from one that the program's end stopped, which is to go on."""
-        return {**ended, "state": "interrupted", "message": INTERRUPTED} if ended["state"] == "stopped" and self.control.interrupt_asked else ended
+        """Tell a job that was stopped by a user from one that the program's end stopped, which is
+        to go on.
+        """
+        return (
+            {**ended, "state": "interrupted", "message": INTERRUPTED}
+            if ended["state"] == "stopped" and self.control.interrupt_asked
+            else ended
+        )
 
     def _result(self) -> dict[str, Any]:
         """Work, and return how it ended, in whatever way."""
@@ -109,18 +134,31 @@ class Job(abc.ABC, threading.Thread):
         except Refused as error:
             log.error(error.message)
             return {"state": "failed", "error": error.message}
-        except BaseException as error:                                             # the same; an OSError in here is the work's, not the folder's
+        except (
+            BaseException
+        ) as error:  # the same; an OSError in here is the work's, not the folder's
             return self._failure(error)
 
     def _failure(self, error: BaseException) -> dict[str, Any]:
         """Log an error and return how to tell it."""
         log.error("the job failed", exc_info=error)
-        what = f"Memory ran out ({describe_out_of_memory(error)}). {self.memory_advice}" if is_out_of_memory(error) else f"{type(error).__name__}: {error}"
-        return {"state": "failed", "error": f"{what} The log has the details: {self.folder / LOG_NAME}"}
+        what = (
+            f"Memory ran out ({describe_out_of_memory(error)}). {self.memory_advice}"
+            if is_out_of_memory(error)
+            else f"{type(error).__name__}: {error}"
+        )
+        return {
+            "state": "failed",
+            "error": f"{what} The log has the details: {self.folder / LOG_NAME}",
+        }
 
     def _asked(self) -> dict[str, Any]:
         control = self.control
-        return {"stopping": control.stop_asked, "pausing": control.pause_asked and self._state != "paused", "free_memory": control.memory_asked}
+        return {
+            "stopping": control.stop_asked,
+            "pausing": control.pause_asked and self._state != "paused",
+            "free_memory": control.memory_asked,
+        }
 
     def _save(self, state: str) -> None:
         """Write where it is into the row, not more than twice a second, but a new state at once."""
@@ -133,10 +171,12 @@ class Job(abc.ABC, threading.Thread):
             self._tell(message=figures.pop("message"), progress=figures, **changed)
 
     def _tell(self, **values: Any) -> bool:
-        """Write to the row; whatever refuses that, such as a full disk, costs figures, not the run."""
+        """Write to the row; whatever refuses that, such as a full disk, costs figures, not the
+        run.
+        """
         try:
             self._store.update(self.job_id, **values)
-        except Exception:                                                          # where a run meets the database; nothing of it is the run's
+        except Exception:  # where a run meets the database; nothing of it is the run's
             log.exception("the job's figures cannot be written")
             return False
         return True

@@ -1,4 +1,7 @@
-"""CoCa: a small model of the true class, on the real loading path; its sentences are random, their making is not."""
+"""CoCa: a small model of the true class, on the real loading path; its sentences are random, their
+making is not.
+"""
+
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +21,11 @@ def options(coca_folder):
 def test_every_picture_gets_a_sentence_and_the_batch_does_not_matter(load, options, beams):
     loaded = load("coca", num_beams=beams, **options)
     together = loaded.caption(IMAGES, [])
-    assert loaded.sentences and len(together) == 2 and all(len(each) == 1 and each[0] for each in together)
+    assert (
+        loaded.sentences
+        and len(together) == 2
+        and all(len(each) == 1 and each[0] for each in together)
+    )
     assert [loaded.caption([image], [])[0] for image in IMAGES] == together
 
 
@@ -30,7 +37,15 @@ def test_one_beam_says_what_the_model_finds_likeliest(load, options):
     with torch.no_grad():
         latent, embeddings = model._encode_image(pixels)
         for _ in range(6):
-            word = int(model(pixels, torch.tensor([tokens]), image_latent=latent, image_embs=embeddings, **loaded._arguments)["logits"][0, -1].argmax())
+            word = int(
+                model(
+                    pixels,
+                    torch.tensor([tokens]),
+                    image_latent=latent,
+                    image_embs=embeddings,
+                    **loaded._arguments,
+                )["logits"][0, -1].argmax()
+            )
             if word == loaded._end:
                 break
             tokens.append(word)
@@ -40,8 +55,9 @@ def test_one_beam_says_what_the_model_finds_likeliest(load, options):
 
 def test_tokens_become_a_sentence():
     import open_clip
+
     tokens = open_clip.tokenize(["a cat, sitting on a table."])[0].tolist()
-    assert sentence_of(tokens[1:tokens.index(49407)]) == "a cat, sitting on a table"
+    assert sentence_of(tokens[1 : tokens.index(49407)]) == "a cat, sitting on a table"
     assert sentence_of(tokens) == "a cat, sitting on a table" and sentence_of([]) == ""
 
 
@@ -50,4 +66,7 @@ def test_what_cannot_be_is_refused(load, captioners, clip_folder, options):
         load("coca", model="custom", model_name=str(clip_folder))
     with pytest.raises(Refused, match="longer than the longest"):
         captioners.readiness("coca", {"max_length": 5, "min_length": 9})
-    assert captioners.readiness("coca", options)["ready"] and captioners.readiness("coca", {})["download_bytes"] > 2e9
+    assert (
+        captioners.readiness("coca", options)["ready"]
+        and captioners.readiness("coca", {})["download_bytes"] > 2e9
+    )

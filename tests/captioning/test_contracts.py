@@ -1,4 +1,5 @@
 """Options as requests and command lines give them."""
+
 import pytest
 
 from lora_trainer.captioning.contracts import Choice, Option, Readiness, read_options
@@ -10,19 +11,42 @@ CHOICE = Option("model", "Model", "", "a", choices=(Choice("a", "A"), Choice("b"
 SWITCH, TEXT = Option("rating", "Rating", "", False), Option("prefix", "Prefix", "", "")
 
 
-@pytest.mark.parametrize("option, given, read", [
-    (WHOLE, 3, 3), (WHOLE, "3", 3), (WHOLE, 3.0, 3), (SHARE, "0.35", 0.35), (SHARE, 1, 1.0), (CHOICE, "b", "b"), (SWITCH, "false", False), (SWITCH, "On", True),
-    (SWITCH, True, True), (TEXT, " a ", " a "),
-])
+@pytest.mark.parametrize(
+    "option, given, read",
+    [
+        (WHOLE, 3, 3),
+        (WHOLE, "3", 3),
+        (WHOLE, 3.0, 3),
+        (SHARE, "0.35", 0.35),
+        (SHARE, 1, 1.0),
+        (CHOICE, "b", "b"),
+        (SWITCH, "false", False),
+        (SWITCH, "On", True),
+        (SWITCH, True, True),
+        (TEXT, " a ", " a "),
+    ],
+)
 def test_values_are_read(option, given, read):
     assert option.read(given) == read and type(option.read(given)) is type(read)
 
 
-@pytest.mark.parametrize("option, given, says", [
-    (WHOLE, 3.5, "not a whole number"), (WHOLE, True, "not a whole number"), (WHOLE, 0, "it can be 1 to 32"), (WHOLE, "many", "not a whole number"),
-    (SHARE, float("nan"), "not a number"), (SHARE, [], "not a number"), (CHOICE, "c", "it can be 'a', 'b'"), (CHOICE, ["a"], "it can be"),
-    (SWITCH, "perhaps", "true or false"), (SWITCH, 1, "true or false"), (TEXT, 3, "is not text"), (TEXT, "x" * 5000, "is not text"),
-])
+@pytest.mark.parametrize(
+    "option, given, says",
+    [
+        (WHOLE, 3.5, "not a whole number"),
+        (WHOLE, True, "not a whole number"),
+        (WHOLE, 0, "it can be 1 to 32"),
+        (WHOLE, "many", "not a whole number"),
+        (SHARE, float("nan"), "not a number"),
+        (SHARE, [], "not a number"),
+        (CHOICE, "c", "it can be 'a', 'b'"),
+        (CHOICE, ["a"], "it can be"),
+        (SWITCH, "perhaps", "true or false"),
+        (SWITCH, 1, "true or false"),
+        (TEXT, 3, "is not text"),
+        (TEXT, "x" * 5000, "is not text"),
+    ],
+)
 def test_bad_values_are_refused_with_their_name(option, given, says):
     with pytest.raises(Refused, match=says) as caught:
         read_options([option], {option.name: given})
@@ -31,15 +55,33 @@ def test_bad_values_are_refused_with_their_name(option, given, says):
 
 def test_defaults_fill_in_and_unknown_names_are_refused():
     assert read_options([WHOLE, TEXT], {"prefix": "x"}) == {"beams": 6, "prefix": "x"}
-    with pytest.raises(Refused, match="There is no option 'beam'; there are beams, prefix") as caught:
+    with pytest.raises(
+        Refused, match="There is no option 'beam'; there are beams, prefix"
+    ) as caught:
         read_options([WHOLE, TEXT], {"beam": 3})
     assert caught.value.field == "beam"
 
 
 def test_interfaces_get_only_what_an_option_has():
-    assert SHARE.to_dict() == {"name": "threshold", "title": "Threshold", "help": "", "type": "float", "default": 0.2, "minimum": 0.0, "maximum": 1.0, "step": 0.05}
-    assert CHOICE.to_dict()["choices"][1] == {"value": "b", "title": "B", "help": "bigger"} and SWITCH.to_dict()["type"] == "bool"
+    assert SHARE.to_dict() == {
+        "name": "threshold",
+        "title": "Threshold",
+        "help": "",
+        "type": "float",
+        "default": 0.2,
+        "minimum": 0.0,
+        "maximum": 1.0,
+        "step": 0.05,
+    }
+    assert (
+        CHOICE.to_dict()["choices"][1] == {"value": "b", "title": "B", "help": "bigger"}
+        and SWITCH.to_dict()["type"] == "bool"
+    )
 
 
 def test_a_download_does_not_keep_from_starting():
-    assert Readiness(False, "…", None, "weights").can_start and not Readiness(False, "broken").can_start and Readiness(True).can_start
+    assert (
+        Readiness(False, "…", None, "weights").can_start
+        and not Readiness(False, "broken").can_start
+        and Readiness(True).can_start
+    )

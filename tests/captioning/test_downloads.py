@@ -1,4 +1,7 @@
-"""Downloads from a server on this machine: progress, stopping, going on, and that half a file is never taken for a whole one."""
+"""Downloads from a server on this machine: progress, stopping, going on, and that half a file is
+never taken for a whole one.
+"""
+
 import hashlib
 import http.server
 import threading
@@ -14,7 +17,10 @@ CONTENT = bytes(range(256)) * 4000
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves CONTENT at /file-<checksum>, by way of a redirection at /hub, as the hub does; `cut` ends an answer early."""
+    """Serves CONTENT at /file-<checksum>, by way of a redirection at /hub, as the hub does; `cut`
+    ends an answer early.
+    """
+
     checksum, cut, requests = hashlib.sha256(CONTENT).hexdigest(), None, None
 
 
@@ -29,13 +35,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("X-Linked-ETag", f'"{self.server.checksum}"')
             self.end_headers()
             return None
-        first = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        first = int(
+            (self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").removesuffix("-")
+        )
         if first >= len(CONTENT):
             return self.send_error(416)
         self.send_response(206 if first else 200)
         self.send_header("Content-Length", str(len(CONTENT) - first))
         self.end_headers()
-        self.wfile.write(CONTENT[first:self.server.cut])
+        self.wfile.write(CONTENT[first : self.server.cut])
 
     def log_message(self, *_):
         pass
@@ -54,7 +62,9 @@ def server(monkeypatch):
 
 
 def remote(server, path="/hub", name="model.bin"):
-    return RemoteFile((name,), url=f"http://127.0.0.1:{server.server_address[1]}{path}", size_bytes=len(CONTENT))
+    return RemoteFile(
+        (name,), url=f"http://127.0.0.1:{server.server_address[1]}{path}", size_bytes=len(CONTENT)
+    )
 
 
 def get(file, models, on_progress=lambda message, share: None, should_stop=lambda: False):
@@ -64,29 +74,51 @@ def get(file, models, on_progress=lambda message, share: None, should_stop=lambd
 def test_a_file_comes_whole_with_progress_and_only_once(server, tmp_path):
     told = []
     file = remote(server)
-    assert readiness_of([file], tmp_path).download_bytes == len(CONTENT) and find(file, tmp_path) is None
+    assert (
+        readiness_of([file], tmp_path).download_bytes == len(CONTENT)
+        and find(file, tmp_path) is None
+    )
     path = get(file, tmp_path, on_progress=lambda message, share: told.append((message, share)))
-    assert path.read_bytes() == CONTENT and [each.name for each in tmp_path.iterdir()] == ["model.bin"]
+    assert path.read_bytes() == CONTENT and [each.name for each in tmp_path.iterdir()] == [
+        "model.bin"
+    ]
     assert told[0] == ("Downloading model.bin (1 MB)", 0.0) and told[-1][1] == 1.0
     assert len(told) > 10 and told == sorted(told, key=lambda each: each[1])
     asked = len(server.requests)
-    assert get(file, tmp_path) == path and len(server.requests) == asked and readiness_of([file], tmp_path).ready
+    assert (
+        get(file, tmp_path) == path
+        and len(server.requests) == asked
+        and readiness_of([file], tmp_path).ready
+    )
 
 
 def test_stopped_half_way_it_goes_on_where_it_was(server, tmp_path):
     shares = []
     with pytest.raises(Stopped):
-        get(remote(server), tmp_path, on_progress=lambda message, share: shares.append(share), should_stop=lambda: shares[-1] > 0.4)
+        get(
+            remote(server),
+            tmp_path,
+            on_progress=lambda message, share: shares.append(share),
+            should_stop=lambda: shares[-1] > 0.4,
+        )
     assert find(remote(server), tmp_path) is None and not (tmp_path / "model.bin").exists()
     have = (tmp_path / "model.bin.part").stat().st_size
     assert 0.4 < have / len(CONTENT) < 0.6
-    assert get(remote(server), tmp_path).read_bytes() == CONTENT and server.requests[-1] == ("/bytes", f"bytes={have}-")
+    assert get(remote(server), tmp_path).read_bytes() == CONTENT and server.requests[-1] == (
+        "/bytes",
+        f"bytes={have}-",
+    )
     assert not (tmp_path / "model.bin.part").exists()
 
 
 def test_a_cut_line_leaves_nothing_that_looks_whole(server, tmp_path):
     server.cut = 300_000
-    with pytest.raises(Refused, match="could not be downloaded.*arrived.*goes on where it broke off.*Put|put model.bin into") as caught:
+    with pytest.raises(
+        Refused,
+        match=(
+            "could not be downloaded.*arrived.*goes on where it broke off.*Put|put model.bin into"
+        ),
+    ) as caught:
         get(remote(server), tmp_path)
     assert caught.value.code == "no_download" and not (tmp_path / "model.bin").exists()
     server.cut = None
@@ -109,7 +141,11 @@ def test_a_part_that_is_too_long_is_begun_anew(server, tmp_path):
 
 def test_of_several_names_the_first_that_is_there_counts(server, tmp_path, monkeypatch):
     base = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setattr(RemoteFile, "url_of", lambda self, name: f"{base}/{'bytes' if name == 'b.bin' else 'missing'}")
+    monkeypatch.setattr(
+        RemoteFile,
+        "url_of",
+        lambda self, name: f"{base}/{'bytes' if name == 'b.bin' else 'missing'}",
+    )
     file = RemoteFile(("a.bin", "b.bin"), "me/mine")
     assert get(file, tmp_path) == tmp_path / "me--mine" / "b.bin"
     with pytest.raises(Refused, match="answered 404"):
@@ -118,12 +154,19 @@ def test_of_several_names_the_first_that_is_there_counts(server, tmp_path, monke
 
 def test_without_a_network_it_is_said_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(urllib.request, "getproxies", dict)
-    with pytest.raises(Refused, match="could not be downloaded: .*; or put model.bin into .* by hand"):
+    with pytest.raises(
+        Refused, match="could not be downloaded: .*; or put model.bin into .* by hand"
+    ):
         get(RemoteFile(("model.bin",), url="http://127.0.0.1:9/model.bin"), tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     file = RemoteFile(("model.bin",), "me/mine", size_bytes=1_500_000_000)
     readiness = readiness_of([file], tmp_path)
-    assert not readiness.can_start and "1.50 GB" in readiness.needs and "HF_HUB_OFFLINE" in readiness.needs and str(tmp_path / "me--mine") in readiness.needs
+    assert (
+        not readiness.can_start
+        and "1.50 GB" in readiness.needs
+        and "HF_HUB_OFFLINE" in readiness.needs
+        and str(tmp_path / "me--mine") in readiness.needs
+    )
     with pytest.raises(Refused, match="HF_HUB_OFFLINE"):
         get(file, tmp_path)
 
@@ -131,6 +174,7 @@ def test_without_a_network_it_is_said_what_to_do(tmp_path, monkeypatch):
 def test_hugging_faces_cache_is_read(tmp_path, monkeypatch):
     """In the layout that huggingface_hub itself writes: refs, snapshots, a link to a blob."""
     import huggingface_hub
+
     cache = tmp_path / "hub"
     home = cache / "models--me--mine"
     (home / "refs").mkdir(parents=True)
@@ -138,13 +182,28 @@ def test_hugging_faces_cache_is_read(tmp_path, monkeypatch):
     (home / "snapshots" / "abc").mkdir(parents=True)
     (home / "snapshots" / "abc" / "model.bin").write_bytes(b"x")
     real = huggingface_hub.try_to_load_from_cache
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, name: real(repository, name, cache_dir=cache))
-    assert find(RemoteFile(("other.bin", "model.bin"), "me/mine"), tmp_path) == home / "snapshots" / "abc" / "model.bin"
+    monkeypatch.setattr(
+        huggingface_hub,
+        "try_to_load_from_cache",
+        lambda repository, name: real(repository, name, cache_dir=cache),
+    )
+    assert (
+        find(RemoteFile(("other.bin", "model.bin"), "me/mine"), tmp_path)
+        == home / "snapshots" / "abc" / "model.bin"
+    )
     assert find(RemoteFile(("other.bin",), "me/mine"), tmp_path) is None
 
 
 def test_sizes_are_added_up_unless_one_is_unknown(tmp_path):
-    known, unknown = RemoteFile(("a",), "me/mine-a", size_bytes=400_000_000), RemoteFile(("b",), "me/mine-b")
+    known, unknown = (
+        RemoteFile(("a",), "me/mine-a", size_bytes=400_000_000),
+        RemoteFile(("b",), "me/mine-b"),
+    )
     both = readiness_of([known, unknown], tmp_path)
-    assert both.download_bytes is None and "size unknown" in both.needs and both.can_start and not both.ready
+    assert (
+        both.download_bytes is None
+        and "size unknown" in both.needs
+        and both.can_start
+        and not both.ready
+    )
     assert readiness_of([known, known], tmp_path).download_bytes == 800_000_000

@@ -1,4 +1,5 @@
 """A library with one data set, and an editor of the pictures in a test's own `folder`."""
+
 import pytest
 
 from lora_trainer.core.editor import DataSetEditor
@@ -15,6 +16,11 @@ def library(tmp_path):
 
 @pytest.fixture
 def editor(folder, tmp_path):
-    opened = DataSetEditor("cats", folder, tmp_path / "home", count_tokens=lambda captions: [len(caption.split()) for caption in captions])
+    opened = DataSetEditor(
+        "cats",
+        folder,
+        tmp_path / "home",
+        count_tokens=lambda captions: [len(caption.split()) for caption in captions],
+    )
     yield opened
     opened.close()

@@ -1,4 +1,7 @@
-"""A tiny text transformer with open_clip's module paths and attention, as SD2 and SDXL's second text encoder have it."""
+"""A tiny text transformer with open_clip's module paths and attention, as SD2 and SDXL's second
+text encoder have it.
+"""
+
 import torch
 
 
@@ -7,7 +10,9 @@ class ResidualAttentionBlock(torch.nn.Module):
         super().__init__()
         self.ln_1, self.ln_2 = torch.nn.LayerNorm(width), torch.nn.LayerNorm(width)
         self.attn = torch.nn.MultiheadAttention(width, 2, batch_first=batch_first)
-        self.mlp = torch.nn.ModuleDict({"c_fc": torch.nn.Linear(width, 2 * width), "c_proj": torch.nn.Linear(2 * width, width)})
+        self.mlp = torch.nn.ModuleDict(
+            {"c_fc": torch.nn.Linear(width, 2 * width), "c_proj": torch.nn.Linear(2 * width, width)}
+        )
 
     def forward(self, x, mask):
         y = self.ln_1(x)
@@ -16,12 +21,20 @@ class ResidualAttentionBlock(torch.nn.Module):
 
 
 class OpenClipText(torch.nn.Module):
-    """Takes `(tokens, batch, width)`, or `(batch, tokens, width)` when `batch_first`, and attends to earlier tokens only."""
+    """Takes `(tokens, batch, width)`, or `(batch, tokens, width)` when `batch_first`, and attends
+    to earlier tokens only.
+    """
 
     def __init__(self, width: int = 12, layers: int = 2, batch_first: bool = False) -> None:
         super().__init__()
         self.batch_first = batch_first
-        self.transformer = torch.nn.ModuleDict({"resblocks": torch.nn.ModuleList([ResidualAttentionBlock(width, batch_first) for _ in range(layers)])})
+        self.transformer = torch.nn.ModuleDict(
+            {
+                "resblocks": torch.nn.ModuleList(
+                    [ResidualAttentionBlock(width, batch_first) for _ in range(layers)]
+                )
+            }
+        )
 
     def forward(self, x):
         tokens = x.shape[1 if self.batch_first else 0]

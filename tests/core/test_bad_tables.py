@@ -1,4 +1,7 @@
-"""A table in the data set of which something cannot be read: the set opens all the same, and the table can be mended, replaced, thrown away."""
+"""A table in the data set of which something cannot be read: the set opens all the same, and the
+table can be mended, replaced, thrown away.
+"""
+
 import pytest
 from PIL import Image
 
@@ -38,12 +41,18 @@ def problems(editor):
 def test_the_set_opens_with_the_good_lines_and_says_the_bad_ones(editor):
     assert captions(editor) == {"a.png": "", "b.png": "dog", "10_zib/c.png": "zib"}
     [problem] = problems(editor)
-    assert problem["filename"] == "metadata.csv" and problem["reason"].startswith("Line 2 of the caption table metadata.csv: has 3 fields")
+    assert problem["filename"] == "metadata.csv" and problem["reason"].startswith(
+        "Line 2 of the caption table metadata.csv: has 3 fields"
+    )
     assert [line["line"] for line in problem["lines"]] == [2]
 
 
 def test_everything_that_is_done_to_a_set_goes_on(editor, folder):
-    assert editor.check(Wanted())["total"] == 3 and editor.state()["revision"] and b"dog" in editor.export_table("csv")
+    assert (
+        editor.check(Wanted())["total"] == 3
+        and editor.state()["revision"]
+        and b"dog" in editor.export_table("csv")
+    )
     editor.set_captions({"a.png": "by hand"})
     assert editor.bulk_edit("append", {"text": "x"})["count"] == 3
     editor.rename("b.png", "d")
@@ -54,18 +63,35 @@ def test_everything_that_is_done_to_a_set_goes_on(editor, folder):
     assert captions(editor)["b.png"] == "dog" and (folder / "metadata.csv").read_bytes() == BAD
 
 
-@pytest.mark.parametrize("data, sentence", [
-    (b"\x00\x01\x02", "expected filename and prompt"), (b"", r"\(none\)"), (b"x,y\n1,2\n", "columns x, y"), (b"filename,prompt\n" + b"a.png,x\n" * 200_001, "lines"),
-    (b'filename,prompt\na.png,"open\n', "quotation mark"), (b"filename,prompt\n" + b"x" * 20_000_001, "larger than 20 MB"), (b"\xff\xfe\x00", "columns|expected"),
-], ids=["binary", "empty", "columns", "lines", "quote", "bytes", "half utf-16"])
-def test_whatever_is_wrong_with_it_it_goes_into_the_trash_and_comes_back(editor, folder, data, sentence):
+@pytest.mark.parametrize(
+    "data, sentence",
+    [
+        (b"\x00\x01\x02", "expected filename and prompt"),
+        (b"", r"\(none\)"),
+        (b"x,y\n1,2\n", "columns x, y"),
+        (b"filename,prompt\n" + b"a.png,x\n" * 200_001, "lines"),
+        (b'filename,prompt\na.png,"open\n', "quotation mark"),
+        (b"filename,prompt\n" + b"x" * 20_000_001, "larger than 20 MB"),
+        (b"\xff\xfe\x00", "columns|expected"),
+    ],
+    ids=["binary", "empty", "columns", "lines", "quote", "bytes", "half utf-16"],
+)
+def test_whatever_is_wrong_with_it_it_goes_into_the_trash_and_comes_back(
+    editor, folder, data, sentence
+):
     (folder / "metadata.csv").write_bytes(data)
     [problem] = problems(editor)
     assert len(captions(editor)) == 3
     import re
+
     assert re.search(sentence, problem["reason"]), problem
     done = editor.discard_table("metadata.csv")
-    assert done["label"] == "Delete metadata.csv" and done["files_changed"] and not problems(editor) and not (folder / "metadata.csv").exists()
+    assert (
+        done["label"] == "Delete metadata.csv"
+        and done["files_changed"]
+        and not problems(editor)
+        and not (folder / "metadata.csv").exists()
+    )
     editor.undo()
     assert (folder / "metadata.csv").read_bytes() == data and problems(editor)
     editor.redo()
@@ -74,7 +100,11 @@ def test_whatever_is_wrong_with_it_it_goes_into_the_trash_and_comes_back(editor,
 
 def test_it_is_replaced_by_a_good_one_and_the_old_one_comes_back(editor, folder):
     done = editor.replace_table("metadata.csv", GOOD)
-    assert done["files_changed"] and captions(editor) == {"a.png": "cat, red", "b.png": "dog", "10_zib/c.png": "zib"} and not problems(editor)
+    assert (
+        done["files_changed"]
+        and captions(editor) == {"a.png": "cat, red", "b.png": "dog", "10_zib/c.png": "zib"}
+        and not problems(editor)
+    )
     editor.undo()
     assert (folder / "metadata.csv").read_bytes() == BAD and problems(editor)
 
@@ -82,7 +112,9 @@ def test_it_is_replaced_by_a_good_one_and_the_old_one_comes_back(editor, folder)
 def test_one_that_is_bad_itself_is_refused_with_its_lines(editor, folder):
     with pytest.raises(Refused, match="Line 3: has 3 fields") as caught:
         editor.replace_table("metadata.csv", b"filename,prompt\na.png,x\nb.png,x, y\n")
-    assert [line["line"] for line in caught.value.details["lines"]] == [3] and (folder / "metadata.csv").read_bytes() == BAD
+    assert [line["line"] for line in caught.value.details["lines"]] == [3] and (
+        folder / "metadata.csv"
+    ).read_bytes() == BAD
     with pytest.raises(Refused, match="expected filename and prompt"):
         editor.replace_table("metadata.csv", b"\x00")
 
@@ -97,9 +129,16 @@ def test_mending_goes_by_what_was_read(editor, folder):
     assert not problems(editor)
 
 
-@pytest.mark.parametrize("filename", ["a.png", "../metadata.csv", "metadata.jsonl", "/etc/passwd", "no/metadata.csv", "", "a\x00"])
+@pytest.mark.parametrize(
+    "filename",
+    ["a.png", "../metadata.csv", "metadata.jsonl", "/etc/passwd", "no/metadata.csv", "", "a\x00"],
+)
 def test_what_is_no_table_of_the_set_is_not_touched(editor, filename):
-    for act in (lambda: editor.read_table(filename), lambda: editor.replace_table(filename, GOOD), lambda: editor.discard_table(filename)):
+    for act in (
+        lambda: editor.read_table(filename),
+        lambda: editor.replace_table(filename, GOOD),
+        lambda: editor.discard_table(filename),
+    ):
         with pytest.raises(Refused) as caught:
             act()
         assert caught.value.code == "not_found"
@@ -116,7 +155,9 @@ def test_a_table_that_is_a_link_out_of_the_set_is_not_shown(editor, folder, tmp_
 def test_a_table_in_a_subfolder_of_kohyas(editor, folder):
     (folder / "metadata.csv").unlink()
     (folder / "10_zib" / "metadata.jsonl").write_bytes(b'{"file_name": "c.png", "text": "x"}\n{')
-    assert [row["filename"] for row in problems(editor)] == ["10_zib/metadata.jsonl"] and captions(editor)["10_zib/c.png"] == "x"
+    assert [row["filename"] for row in problems(editor)] == ["10_zib/metadata.jsonl"] and captions(
+        editor
+    )["10_zib/c.png"] == "x"
     editor.discard_table("10_zib/metadata.jsonl")
     assert captions(editor)["10_zib/c.png"] == "zib"
 
@@ -124,6 +165,7 @@ def test_a_table_in_a_subfolder_of_kohyas(editor, folder):
 def test_a_table_that_may_not_be_read_can_be_thrown_away(editor, folder, monkeypatch):
     import builtins
     from pathlib import Path
+
     real, read = builtins.open, Path.read_bytes
 
     def refuse(real):
@@ -131,7 +173,9 @@ def test_a_table_that_may_not_be_read_can_be_thrown_away(editor, folder, monkeyp
             if str(path).endswith("metadata.csv") or "metadata." in str(path):
                 raise PermissionError(13, "Permission denied")
             return real(path, *arguments, **settings)
+
         return opened
+
     monkeypatch.setattr(builtins, "open", refuse(real))
     monkeypatch.setattr(Path, "read_bytes", refuse(read))
     assert "Permission denied" in problems(editor)[0]["reason"]

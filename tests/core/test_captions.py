@@ -1,4 +1,5 @@
 """Captions in the encodings and tables that people bring."""
+
 import os
 import time
 
@@ -17,7 +18,10 @@ def test_chinese_in_any_encoding(tmp_path, encoding):
 def test_lines_stay_lines_and_lose_only_blanks(tmp_path):
     (tmp_path / "a.txt").write_bytes(b" a cat,\r\n\r\n  sitting   down\n")
     assert captions.read_caption(tmp_path / "a.png") == "a cat,\nsitting down"
-    assert captions.to_bytes(" a cat,\r\n\n sitting  down ") == b"a cat,\nsitting down\n" and captions.to_bytes(" \n ") == b""
+    assert (
+        captions.to_bytes(" a cat,\r\n\n sitting  down ") == b"a cat,\nsitting down\n"
+        and captions.to_bytes(" \n ") == b""
+    )
 
 
 def test_lines_are_joined_or_the_first_or_alternatives():
@@ -28,24 +32,33 @@ def test_lines_are_joined_or_the_first_or_alternatives():
 
 
 def test_the_trigger_word_comes_in_front_of_every_line_that_lacks_it():
-    assert captions.with_trigger("a cat\nmycat, red\na dog", "mycat") == "mycat, a cat\nmycat, red\nmycat, a dog"
+    assert (
+        captions.with_trigger("a cat\nmycat, red\na dog", "mycat")
+        == "mycat, a cat\nmycat, red\nmycat, a dog"
+    )
     assert captions.split_tags("a cat, red\nmycat") == ["a cat", "red", "mycat"]
 
 
 def test_kohyas_caption_file_is_read_and_the_txt_wins(tmp_path):
     picture = tmp_path / "a.png"
     (tmp_path / "a.caption").write_text("from kohya", encoding="utf-8")
-    assert captions.sidecar(picture).name == "a.caption" and captions.find_caption(picture) == captions.Caption("from kohya")
+    assert captions.sidecar(picture).name == "a.caption" and captions.find_caption(
+        picture
+    ) == captions.Caption("from kohya")
     (tmp_path / "a.txt").write_text("ours", encoding="utf-8")
-    assert captions.sidecar(picture).name == "a.txt" and captions.find_caption(picture) == captions.Caption("ours", "a.caption")
-    assert captions.find_caption(picture, preferred=".caption") == captions.Caption("from kohya", "a.txt")
+    assert captions.sidecar(picture).name == "a.txt" and captions.find_caption(
+        picture
+    ) == captions.Caption("ours", "a.caption")
+    assert captions.find_caption(picture, preferred=".caption") == captions.Caption(
+        "from kohya", "a.txt"
+    )
     (tmp_path / "a.caption").write_text(" ours\r\n", encoding="utf-8")
     assert captions.find_caption(picture) == captions.Caption("ours")
     assert captions.sidecar(tmp_path / "none.png").name == "none.txt"
 
 
 def test_a_name_that_is_too_long_with_the_ending_has_no_such_file(tmp_path):
-    picture = tmp_path / f"{'n' * 251}.png"                                        # with .caption it is 259 bytes long
+    picture = tmp_path / f"{'n' * 251}.png"  # with .caption it is 259 bytes long
     picture.with_suffix(".txt").write_text("ours", encoding="utf-8")
     assert captions.find_caption(picture) == captions.Caption("ours")
 
@@ -62,22 +75,33 @@ def test_what_is_no_file_is_no_caption_and_nobody_waits_for_it(tmp_path):
 
 def test_a_caption_file_is_read_no_further_than_a_caption_may_go(tmp_path):
     with open(tmp_path / "a.txt", "wb") as file:
-        file.truncate(1_500_000_000)                                               # sparse: it takes no room
+        file.truncate(1_500_000_000)  # sparse: it takes no room
     started = time.monotonic()
     with pytest.raises(OSError, match="larger than 200 kB"):
         captions.read_caption(tmp_path / "a.png")
     assert time.monotonic() - started < 0.5
 
 
-@pytest.mark.parametrize("text, found", [
-    ("lora:mycat:0.9, a cat", ["lora:mycat:0.9"]), ("a cat <lora:mycat:1>", ["<lora:mycat:1>"]), ("a cat, LORA:my cat_v2:-.5", ["LORA:my cat_v2:-.5"]),
-    ("lyco:x:1 <lora:y:0.8:0.4>", ["lyco:x:1", "<lora:y:0.8:0.4>"]), ("explora:tion:1", []), ("lora: a name", []), ("made with a lora", [])])
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("lora:mycat:0.9, a cat", ["lora:mycat:0.9"]),
+        ("a cat <lora:mycat:1>", ["<lora:mycat:1>"]),
+        ("a cat, LORA:my cat_v2:-.5", ["LORA:my cat_v2:-.5"]),
+        ("lyco:x:1 <lora:y:0.8:0.4>", ["lyco:x:1", "<lora:y:0.8:0.4>"]),
+        ("explora:tion:1", []),
+        ("lora: a name", []),
+        ("made with a lora", []),
+    ],
+)
 def test_what_calls_a_lora_is_seen(text, found):
     assert captions.loras_in(text) == found
 
 
 def test_sidecar_wins_over_the_table(tmp_path):
-    (tmp_path / "metadata.csv").write_text('filename,prompt\na.png,"from, the table"\nb.png,B\n', encoding="utf-8-sig")
+    (tmp_path / "metadata.csv").write_text(
+        'filename,prompt\na.png,"from, the table"\nb.png,B\n', encoding="utf-8-sig"
+    )
     (tmp_path / "a.txt").write_text("from the file", encoding="utf-8")
     table = find_table(tmp_path)
     assert captions.read_caption(tmp_path / "a.png", table) == "from the file"
@@ -85,8 +109,16 @@ def test_sidecar_wins_over_the_table(tmp_path):
     assert captions.read_caption(tmp_path / "c.png", table) is None
 
 
-@pytest.mark.parametrize("caption, expected", [
-    ("a cat", "zib, a cat"), ("zib, a cat", "zib, a cat"), ("a zib on a wall", "a zib on a wall"), ("a zibra", "zib, a zibra"), ("", "zib")])
+@pytest.mark.parametrize(
+    "caption, expected",
+    [
+        ("a cat", "zib, a cat"),
+        ("zib, a cat", "zib, a cat"),
+        ("a zib on a wall", "a zib on a wall"),
+        ("a zibra", "zib, a zibra"),
+        ("", "zib"),
+    ],
+)
 def test_trigger_word(caption, expected):
     assert captions.with_trigger(caption, "zib") == expected
 
@@ -94,7 +126,11 @@ def test_trigger_word(caption, expected):
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     path.write_text("old", encoding="utf-8")
-    monkeypatch.setattr(captions.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        captions.os,
+        "fsync",
+        lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+    )
     with pytest.raises(OSError):
         captions.write_atomically(path, b"new")
     assert path.read_text(encoding="utf-8") == "old" and list(tmp_path.iterdir()) == [path]

@@ -1,4 +1,7 @@
-"""OneTrainer's concepts, as its page saves them: folders, repeats, where captions come from, and what is not taken over."""
+"""OneTrainer's concepts, as its page saves them: folders, repeats, where captions come from, and
+what is not taken over.
+"""
+
 import json
 import os
 
@@ -16,11 +19,39 @@ from lora_trainer.core.selection import folders_of
 
 def concept(path, *, text=None, image=None, **values):
     """A concept with OneTrainer's defaults."""
-    return {"__version": 2, "name": "", "path": str(path), "seed": 5, "enabled": True, "type": "STANDARD", "include_subdirectories": False, "image_variations": 1,
-            "text_variations": 1, "balancing": 1.0, "balancing_strategy": "REPEATS", "loss_weight": 1.0, "concept_stats": {},
-            "image": {"enable_crop_jitter": True, "enable_random_flip": False, "random_rotate_max_angle": 0.0, **(image or {})},
-            "text": {"prompt_source": "sample", "prompt_path": "", "enable_tag_shuffling": False, "tag_delimiter": ",", "keep_tags_count": 1,
-                     "tag_dropout_enable": False, "tag_dropout_mode": "FULL", "tag_dropout_probability": 0.0, **(text or {})}, **values}
+    return {
+        "__version": 2,
+        "name": "",
+        "path": str(path),
+        "seed": 5,
+        "enabled": True,
+        "type": "STANDARD",
+        "include_subdirectories": False,
+        "image_variations": 1,
+        "text_variations": 1,
+        "balancing": 1.0,
+        "balancing_strategy": "REPEATS",
+        "loss_weight": 1.0,
+        "concept_stats": {},
+        "image": {
+            "enable_crop_jitter": True,
+            "enable_random_flip": False,
+            "random_rotate_max_angle": 0.0,
+            **(image or {}),
+        },
+        "text": {
+            "prompt_source": "sample",
+            "prompt_path": "",
+            "enable_tag_shuffling": False,
+            "tag_delimiter": ",",
+            "keep_tags_count": 1,
+            "tag_dropout_enable": False,
+            "tag_dropout_mode": "FULL",
+            "tag_dropout_probability": 0.0,
+            **(text or {}),
+        },
+        **values,
+    }
 
 
 def draw(folder, *names):
@@ -38,28 +69,51 @@ def write(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(list(concepts)), encoding="utf-8")
         return path
+
     return write
 
 
 @pytest.fixture
 def planned(settings, host):
-    return lambda path, **changes: make_plan(TrainConfig.parse({**settings, "train_data_dir": str(path), **changes}), lora_dir=host.lora_dir)
+    return lambda path, **changes: make_plan(
+        TrainConfig.parse({**settings, "train_data_dir": str(path), **changes}),
+        lora_dir=host.lora_dir,
+    )
 
 
 def shown(plan):
-    return {picture.path.name: (caption, picture.repeats) for picture, caption in zip(plan.pictures, plan.captions)}
+    return {
+        picture.path.name: (caption, picture.repeats)
+        for picture, caption in zip(plan.pictures, plan.captions)
+    }
 
 
 def test_folders_repeats_and_captions_are_found_as_there(write, planned, tmp_path):
-    cats, dogs, birds = draw(tmp_path / "cats", "a"), draw(tmp_path / "dogs", "a big dog"), draw(tmp_path / "birds", "c")
+    cats, dogs, birds = (
+        draw(tmp_path / "cats", "a"),
+        draw(tmp_path / "dogs", "a big dog"),
+        draw(tmp_path / "birds", "c"),
+    )
     draw(birds / "deep" / "er", "d")
     draw(cats / "deep", "never")
     draw(cats / "5_kohyas", "nor this")
     (tmp_path / "birds.txt").write_text("a bird\nsome bird\n", encoding="utf-8")
-    path = write(concept(cats, balancing=3.0), concept(dogs, text={"prompt_source": "filename"}),
-                 concept(birds, include_subdirectories=True, text={"prompt_source": "concept", "prompt_path": str(tmp_path / "birds.txt")}))
+    path = write(
+        concept(cats, balancing=3.0),
+        concept(dogs, text={"prompt_source": "filename"}),
+        concept(
+            birds,
+            include_subdirectories=True,
+            text={"prompt_source": "concept", "prompt_path": str(tmp_path / "birds.txt")},
+        ),
+    )
     plan = planned(path, caption_lines="alternatives")
-    assert shown(plan) == {"a.png": ("of a\nor a", 3), "a big dog.png": ("a big dog", 1), "c.png": ("a bird\nsome bird", 1), "d.png": ("a bird\nsome bird", 1)}
+    assert shown(plan) == {
+        "a.png": ("of a\nor a", 3),
+        "a big dog.png": ("a big dog", 1),
+        "c.png": ("a bird\nsome bird", 1),
+        "d.png": ("a bird\nsome bird", 1),
+    }
     assert not any("asks for" in warning or "no caption" in warning for warning in plan.warnings)
 
 
@@ -70,43 +124,115 @@ def test_paths_are_those_of_the_folder_onetrainer_was_started_in(write, planned,
 
 def test_a_run_learns_from_concepts(write, settings, host, tmp_path):
     path = write(concept(draw(tmp_path / "cats", "a", "b"), balancing=2.0))
-    result = train_lora(TrainConfig.parse({**settings, "train_data_dir": str(path), "caption_lines": "alternatives"}), host)
+    result = train_lora(
+        TrainConfig.parse(
+            {**settings, "train_data_dir": str(path), "caption_lines": "alternatives"}
+        ),
+        host,
+    )
     assert result.output_file.is_file()
 
 
 def test_what_is_not_trained_is_said(write, planned, tmp_path):
     cats = draw(tmp_path / "cats", "a")
-    path = write(concept(cats, name="cat", balancing=2.5, image={"enable_random_hue": True, "enable_random_rotate": True}, loss_weight=0.5), concept("x", name="off", enabled=False),
-                 concept("x", name="val", type="VALIDATION"), concept("x", name="prior", type="PRIOR_PREDICTION"), concept("", name="nowhere"))
+    path = write(
+        concept(
+            cats,
+            name="cat",
+            balancing=2.5,
+            image={"enable_random_hue": True, "enable_random_rotate": True},
+            loss_weight=0.5,
+        ),
+        concept("x", name="off", enabled=False),
+        concept("x", name="val", type="VALIDATION"),
+        concept("x", name="prior", type="PRIOR_PREDICTION"),
+        concept("", name="nowhere"),
+    )
     warnings = " ".join(planned(path).warnings)
-    for sentence in ("The concept off of concepts.json is left out: it is switched off.", "The concept val", "The concept prior", "The concept nowhere",
-                     "cat: enable_random_rotate True is not taken over: pictures are not rotated", "cat: balancing 2.5", "cat: loss_weight 0.5",
-                     "concepts.json asks for Several lines alternatives, Colour jitter 0.05; this run is set otherwise."):
+    for sentence in (
+        "The concept off of concepts.json is left out: it is switched off.",
+        "The concept val",
+        "The concept prior",
+        "The concept nowhere",
+        "cat: enable_random_rotate True is not taken over: pictures are not rotated",
+        "cat: balancing 2.5",
+        "cat: loss_weight 0.5",
+        (
+            "concepts.json asks for Several lines alternatives, Colour jitter 0.05; this run is set"
+            " otherwise."
+        ),
+    ):
         assert sentence in warnings
 
 
 def test_what_concepts_ask_for_becomes_settings(write, tmp_path):
-    path = write(concept("/cats", balancing=4, text={"enable_tag_shuffling": True, "keep_tags_count": 2, "tag_dropout_enable": True, "tag_dropout_mode": "RANDOM",
-                                                     "tag_dropout_probability": 0.2}, image={"enable_random_flip": True}),
-                 concept("/dogs", balancing=2, text={"prompt_source": "filename"}))
+    path = write(
+        concept(
+            "/cats",
+            balancing=4,
+            text={
+                "enable_tag_shuffling": True,
+                "keep_tags_count": 2,
+                "tag_dropout_enable": True,
+                "tag_dropout_mode": "RANDOM",
+                "tag_dropout_probability": 0.2,
+            },
+            image={"enable_random_flip": True},
+        ),
+        concept("/dogs", balancing=2, text={"prompt_source": "filename"}),
+    )
     found = import_settings(path)
     assert found.source == "OneTrainer's concepts" and found.settings == {
-        "train_data_dir": "/cats", "repeats": 4, "extra_data_dirs": "2 x /dogs", "caption_lines": "alternatives", "shuffle_caption": True,
-        "caption_tag_dropout_rate": 0.2, "keep_tokens": 2, "mirror": True}
-    assert [(left.key, left.value) for left in found.left_out] == [("/dogs: prompt_source", "filename")]
+        "train_data_dir": "/cats",
+        "repeats": 4,
+        "extra_data_dirs": "2 x /dogs",
+        "caption_lines": "alternatives",
+        "shuffle_caption": True,
+        "caption_tag_dropout_rate": 0.2,
+        "keep_tokens": 2,
+        "mirror": True,
+    }
+    assert [(left.key, left.value) for left in found.left_out] == [
+        ("/dogs: prompt_source", "filename")
+    ]
 
 
 def test_every_place_that_is_read_from_is_checked(write, tmp_path):
-    path = write(concept("/cats"), concept("/dogs", text={"prompt_source": "concept", "prompt_path": "/prompts.txt"}), concept("/off", enabled=False))
-    assert set(folders_of(TrainConfig.parse({"train_data_dir": str(path)}))) == {str(path), "/cats", "/dogs", "/prompts.txt"}
+    path = write(
+        concept("/cats"),
+        concept("/dogs", text={"prompt_source": "concept", "prompt_path": "/prompts.txt"}),
+        concept("/off", enabled=False),
+    )
+    assert set(folders_of(TrainConfig.parse({"train_data_dir": str(path)}))) == {
+        str(path),
+        "/cats",
+        "/dogs",
+        "/prompts.txt",
+    }
 
 
-@pytest.mark.parametrize("content, sentence", [
-    ("[", "cannot be read"), ("[" * 200_000, "cannot be read"), ("{}", "not a list"), ("[]", "not a list"), ('[{"name": "x"}]', "not a list"), ("[3]", "not a list"),
-    ('[{"path": "x", "enabled": false}]', "No concept"), ('[{"path": 3}]', "No concept"), ('[{"path": "/gone"}]', "does not exist"),
-    ('[{"path": "/x", "text": {"prompt_source": "magic"}}]', "expected one of sample"), ('[{"path": ".", "text": {"prompt_source": "concept"}}]', "names none"),
-    (json.dumps([{"path": "n" * 400}]), "cannot be read"), (json.dumps([concept(".", text={"prompt_source": "concept", "prompt_path": "n" * 400})]), "is not there"),
-    ('[{"path": "."}, {"path": "."}]', "among those to learn from already")])
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        ("[", "cannot be read"),
+        ("[" * 200_000, "cannot be read"),
+        ("{}", "not a list"),
+        ("[]", "not a list"),
+        ('[{"name": "x"}]', "not a list"),
+        ("[3]", "not a list"),
+        ('[{"path": "x", "enabled": false}]', "No concept"),
+        ('[{"path": 3}]', "No concept"),
+        ('[{"path": "/gone"}]', "does not exist"),
+        ('[{"path": "/x", "text": {"prompt_source": "magic"}}]', "expected one of sample"),
+        ('[{"path": ".", "text": {"prompt_source": "concept"}}]', "names none"),
+        (json.dumps([{"path": "n" * 400}]), "cannot be read"),
+        (
+            json.dumps([concept(".", text={"prompt_source": "concept", "prompt_path": "n" * 400})]),
+            "is not there",
+        ),
+        ('[{"path": "."}, {"path": "."}]', "among those to learn from already"),
+    ],
+)
 def test_a_bad_file_is_refused_with_a_sentence(write, planned, content, sentence):
     path = write()
     draw(path.parent, "a")
@@ -116,7 +242,10 @@ def test_a_bad_file_is_refused_with_a_sentence(write, planned, content, sentence
     assert caught.value.field == "train_data_dir"
 
 
-@pytest.mark.parametrize("balancing, repeats", [(0.2, 1), (1e9, 1000), ("3", 1), (True, 1), (float("inf"), 1), (7, 7), (int("9" * 900), 1)])
+@pytest.mark.parametrize(
+    "balancing, repeats",
+    [(0.2, 1), (1e9, 1000), ("3", 1), (True, 1), (float("inf"), 1), (7, 7), (int("9" * 900), 1)],
+)
 def test_repeats_are_whole_and_bounded(write, balancing, repeats):
     assert read_concepts(write(concept("/cats", balancing=balancing)))[0][0].repeats == repeats
 

@@ -1,4 +1,5 @@
 """How many pixels are decoded at the same time, over all threads, and the memory that it takes."""
+
 import subprocess
 import sys
 import threading
@@ -36,7 +37,13 @@ def test_five_pictures_at_once_take_the_memory_of_one(tmp_path, act, most_mib):
     """Each of 154 kB and just below 40 million pixels; before it took 600 MB for each."""
     pytest.importorskip("psutil")
     Image.new("RGBA", (6300, 6300), (255, 0, 0, 128)).save(tmp_path / "a.png")
-    done = subprocess.run([sys.executable, "-c", RUN, str(REPOSITORY), str(tmp_path / "a.png"), act], capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(REPOSITORY), str(tmp_path / "a.png"), act],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
     assert int(done.stdout) < most_mib, f"{done.stdout} MiB"
 
 
@@ -46,13 +53,17 @@ def test_pixels_are_counted_over_all_threads(tmp_path, monkeypatch):
     lock, inside, most = threading.Lock(), [0], [0]
 
     def decode():
-        with dataset.opened(tmp_path / "a.png"), dataset.opened(tmp_path / "a.png"):              # the second belongs to the first
+        with (
+            dataset.opened(tmp_path / "a.png"),
+            dataset.opened(tmp_path / "a.png"),
+        ):  # the second belongs to the first
             with lock:
                 inside[0] += 1
                 most[0] = max(most[0], inside[0])
             time.sleep(0.02)
             with lock:
                 inside[0] -= 1
+
     threads = [threading.Thread(target=decode) for _ in range(12)]
     for thread in threads:
         thread.start()
@@ -74,12 +85,22 @@ def test_a_picture_larger_than_the_room_gets_all_of_it_and_gives_it_back(tmp_pat
 
 
 def test_a_small_view_is_the_same_however_large_the_picture(tmp_path):
-    """It is scaled down before its colours are converted; edges keep their colour, transparency becomes white."""
+    """It is scaled down before its colours are converted; edges keep their colour, transparency
+    becomes white.
+    """
     image = Image.new("RGBA", (3000, 2000), (200, 30, 30, 255))
     image.paste((0, 0, 0, 0), (1500, 0, 3000, 2000))
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(tmp_path / "a.png", exif=exif)
     facts, small = dataset.look(tmp_path / "a.png", 300)
-    assert (facts.width, facts.height) == (2000, 3000) and small.size == (200, 300) and small.mode == "RGB"
-    assert small.getpixel((100, 50)) == (200, 30, 30) and small.getpixel((100, 250)) == (255, 255, 255)
+    assert (
+        (facts.width, facts.height) == (2000, 3000)
+        and small.size == (200, 300)
+        and small.mode == "RGB"
+    )
+    assert small.getpixel((100, 50)) == (200, 30, 30) and small.getpixel((100, 250)) == (
+        255,
+        255,
+        255,
+    )

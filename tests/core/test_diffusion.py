@@ -1,4 +1,5 @@
 """Formulas against independent computations."""
+
 import numpy as np
 import pytest
 import torch
@@ -11,14 +12,20 @@ ALPHAS = torch.linspace(0.999, 0.01, 1000)
 @pytest.fixture
 def tensors():
     draws = torch.Generator().manual_seed(0)
-    return torch.randn(3, 4, 2, 2, generator=draws), torch.randn(3, 4, 2, 2, generator=draws), torch.tensor([0, 400, 999])
+    return (
+        torch.randn(3, 4, 2, 2, generator=draws),
+        torch.randn(3, 4, 2, 2, generator=draws),
+        torch.tensor([0, 400, 999]),
+    )
 
 
 def test_add_noise_matches_numpy(tensors):
     latents, noise, timesteps = tensors
     a = ALPHAS.numpy()[timesteps.numpy()].reshape(3, 1, 1, 1).astype(np.float64)
     expected = np.sqrt(a) * latents.numpy() + np.sqrt(1 - a) * noise.numpy()
-    assert np.allclose(diffusion.add_noise(latents, noise, timesteps, ALPHAS).numpy(), expected, atol=1e-6)
+    assert np.allclose(
+        diffusion.add_noise(latents, noise, timesteps, ALPHAS).numpy(), expected, atol=1e-6
+    )
 
 
 def test_epsilon_and_v_describe_the_same_picture(tensors):
@@ -38,4 +45,6 @@ def test_unknown_prediction_type_is_named(tensors):
 
 def test_distance_is_computed_in_fp32():
     predicted = torch.full((2, 4), 300.0, dtype=torch.float16)
-    assert diffusion.distance(predicted, torch.zeros(2, 4), "l2").max().item() == 90000    # overflows fp16
+    assert (
+        diffusion.distance(predicted, torch.zeros(2, 4), "l2").max().item() == 90000
+    )  # overflows fp16

@@ -1,4 +1,7 @@
-"""A data set being edited: single captions, bulk edits, tables, files, checks; and what other programs do meanwhile."""
+"""A data set being edited: single captions, bulk edits, tables, files, checks; and what other
+programs do meanwhile.
+"""
+
 import io
 import os
 
@@ -36,15 +39,25 @@ def captions(editor):
     return {name: row["caption"] for name, row in rows(editor).items()}
 
 
-# --- One caption ---------------------------------------------------------------------------------------------------------
+# --- One caption ----------------------------------------------------------------------------------
+
 
 def test_a_caption_is_saved_undone_and_done_again(editor, folder):
     before = rows(editor)["a.png"]["version"]
     done = editor.set_captions({"a.png": "  new \r\n\n caption "}, versions={"a.png": before})
-    assert (folder / "a.txt").read_text(encoding="utf-8") == "new\ncaption\n" and done["captions"]["a.png"]["caption"] == "new\ncaption"
-    assert done["captions"]["a.png"]["version"] == rows(editor)["a.png"]["version"] != before and done["history"]["undo"] == "Caption of a.png"
+    assert (folder / "a.txt").read_text(encoding="utf-8") == "new\ncaption\n" and done["captions"][
+        "a.png"
+    ]["caption"] == "new\ncaption"
+    assert (
+        done["captions"]["a.png"]["version"] == rows(editor)["a.png"]["version"] != before
+        and done["history"]["undo"] == "Caption of a.png"
+    )
     undone = editor.undo()
-    assert (folder / "a.txt").read_bytes() == b"zib, cat" and undone["captions"]["a.png"] == {"caption": "zib, cat", "version": before, "automatic": False}
+    assert (folder / "a.txt").read_bytes() == b"zib, cat" and undone["captions"]["a.png"] == {
+        "caption": "zib, cat",
+        "version": before,
+        "automatic": False,
+    }
     assert editor.redo()["captions"]["a.png"]["caption"] == "new\ncaption"
 
 
@@ -54,10 +67,21 @@ def test_a_stale_version_writes_nothing_and_says_what_is_there(editor, folder):
     with pytest.raises(Refused) as caught:
         editor.set_captions({"b.png": "x", "a.png": "y"}, versions=seen)
     assert caught.value.code == "changed_meanwhile" and caught.value.details["conflicts"] == [
-        {"filename": "a.png", "caption": "by another program", "version": rows(editor)["a.png"]["version"]}]
-    assert captions(editor) == {"a.png": "by another program", "b.png": "dog", "猫 c.png": ""} and editor.describe()["history"]["undo"] is None
-    editor.set_captions({"a.png": "mine"})                                         # the user said: keep mine
-    assert captions(editor)["a.png"] == "mine" and editor.undo()["captions"]["a.png"]["caption"] == "by another program"
+        {
+            "filename": "a.png",
+            "caption": "by another program",
+            "version": rows(editor)["a.png"]["version"],
+        }
+    ]
+    assert (
+        captions(editor) == {"a.png": "by another program", "b.png": "dog", "猫 c.png": ""}
+        and editor.describe()["history"]["undo"] is None
+    )
+    editor.set_captions({"a.png": "mine"})  # the user said: keep mine
+    assert (
+        captions(editor)["a.png"] == "mine"
+        and editor.undo()["captions"]["a.png"]["caption"] == "by another program"
+    )
 
 
 def test_a_caption_file_that_came_meanwhile_counts_as_changed(editor, folder):
@@ -67,25 +91,43 @@ def test_a_caption_file_that_came_meanwhile_counts_as_changed(editor, folder):
 
 
 def test_an_emptied_caption_stays_empty_though_a_table_has_one(editor, folder):
-    (folder / "metadata.csv").write_text("filename,prompt\n猫 c.png,from the table\n", encoding="utf-8")
-    assert captions(editor)["猫 c.png"] == "from the table" and rows(editor)["猫 c.png"]["version"] == ""
+    (folder / "metadata.csv").write_text(
+        "filename,prompt\n猫 c.png,from the table\n", encoding="utf-8"
+    )
+    assert (
+        captions(editor)["猫 c.png"] == "from the table"
+        and rows(editor)["猫 c.png"]["version"] == ""
+    )
     editor.set_captions({"猫 c.png": ""})
     assert captions(editor)["猫 c.png"] == ""
     assert editor.undo()["captions"]["猫 c.png"]["caption"] == "from the table"
 
 
-@pytest.mark.parametrize("filename", ["../x.png", "/etc/passwd", "no.png", "a.txt", "sub/../a.png", ".hidden.png", "out.png"])
+@pytest.mark.parametrize(
+    "filename",
+    ["../x.png", "/etc/passwd", "no.png", "a.txt", "sub/../a.png", ".hidden.png", "out.png"],
+)
 def test_what_is_no_picture_of_the_set_is_not_written(editor, folder, tmp_path, filename):
     picture(tmp_path / "x.png")
     picture(folder / ".hidden.png")
     os.symlink(tmp_path / "x.png", folder / "out.png")
-    for act in (lambda: editor.set_captions({"a.png": "new", filename: "x"}), lambda: editor.discard(["a.png", filename]), lambda: editor.rotate([filename], 90),
-                lambda: editor.rename(filename, "y"), lambda: editor.preview(filename), lambda: editor.trained_view(filename, Wanted()),
-                lambda: editor.thumbnail(filename)):
+    for act in (
+        lambda: editor.set_captions({"a.png": "new", filename: "x"}),
+        lambda: editor.discard(["a.png", filename]),
+        lambda: editor.rotate([filename], 90),
+        lambda: editor.rename(filename, "y"),
+        lambda: editor.preview(filename),
+        lambda: editor.trained_view(filename, Wanted()),
+        lambda: editor.thumbnail(filename),
+    ):
         with pytest.raises(Refused) as caught:
             act()
         assert caught.value.code == "not_found"
-    assert captions(editor)["a.png"] == "zib, cat" and not (tmp_path / "x.txt").exists() and "out.png" not in rows(editor)
+    assert (
+        captions(editor)["a.png"] == "zib, cat"
+        and not (tmp_path / "x.txt").exists()
+        and "out.png" not in rows(editor)
+    )
     assert "leads out" in editor.describe()["problems"][0]["reason"]
 
 
@@ -93,7 +135,9 @@ def test_a_caption_that_is_a_link_out_of_the_folder_is_not_followed(editor, fold
     (tmp_path / "secret.txt").write_text("secret", encoding="utf-8")
     os.symlink(tmp_path / "secret.txt", folder / "猫 c.txt")
     editor.set_captions({"猫 c.png": "mine"})
-    assert (tmp_path / "secret.txt").read_text(encoding="utf-8") == "secret" and captions(editor)["猫 c.png"] == "mine"
+    assert (tmp_path / "secret.txt").read_text(encoding="utf-8") == "secret" and captions(editor)[
+        "猫 c.png"
+    ] == "mine"
 
 
 def test_html_is_text(editor):
@@ -102,17 +146,30 @@ def test_html_is_text(editor):
     assert captions(editor)["a.png"] == nasty
 
 
-# --- Many captions -------------------------------------------------------------------------------------------------------
+# --- Many captions --------------------------------------------------------------------------------
+
 
 def test_bulk_edit_is_previewed_done_and_undone_as_one_step(editor, folder):
     plan = editor.bulk_edit("prepend", {"text": "best"}, preview=True)
-    assert plan["count"] == 3 and plan["changes"][0] == {"filename": "a.png", "before": "zib, cat", "after": "best, zib, cat", "version": rows(editor)["a.png"]["version"]}
+    assert plan["count"] == 3 and plan["changes"][0] == {
+        "filename": "a.png",
+        "before": "zib, cat",
+        "after": "best, zib, cat",
+        "version": rows(editor)["a.png"]["version"],
+    }
     assert captions(editor)["a.png"] == "zib, cat" and editor.describe()["history"]["undo"] is None
-    done = editor.bulk_edit("prepend", {"text": "best"}, versions={change["filename"]: change["version"] for change in plan["changes"]})
+    done = editor.bulk_edit(
+        "prepend",
+        {"text": "best"},
+        versions={change["filename"]: change["version"] for change in plan["changes"]},
+    )
     assert done["count"] == 3 and done["label"] == "Put best in front (3 captions)"
     assert captions(editor) == {"a.png": "best, zib, cat", "b.png": "best, dog", "猫 c.png": "best"}
     editor.undo()
-    assert captions(editor) == {"a.png": "zib, cat", "b.png": "dog", "猫 c.png": ""} and not (folder / "猫 c.txt").exists()
+    assert (
+        captions(editor) == {"a.png": "zib, cat", "b.png": "dog", "猫 c.png": ""}
+        and not (folder / "猫 c.txt").exists()
+    )
 
 
 def test_bulk_edit_of_some_and_with_stale_versions(editor, folder):
@@ -122,7 +179,10 @@ def test_bulk_edit_of_some_and_with_stale_versions(editor, folder):
         editor.bulk_edit("append", {"text": "y"}, versions={"b.png": "stale"})
     with pytest.raises(Refused, match="no picture 'z.png'"):
         editor.bulk_edit("sort", {}, filenames=["z.png"])
-    assert editor.bulk_edit("remove_tag", {"tag": "nothing"})["count"] == 0 and editor.describe()["history"]["undo"] == "Add x at the end (1 caption)"
+    assert (
+        editor.bulk_edit("remove_tag", {"tag": "nothing"})["count"] == 0
+        and editor.describe()["history"]["undo"] == "Add x at the end (1 caption)"
+    )
 
 
 def test_two_pictures_of_one_caption_file(editor, folder):
@@ -143,7 +203,10 @@ def test_a_captioner_keeps_what_a_person_wrote(editor):
     editor.set_captions({"猫 c.png": "changed by a person"})
     with editor.captioning("Automatic") as write:
         assert write({"猫 c.png": "again"}) == []
-        assert write({"猫 c.png": "again", "b.png": "again"}, keep_manual=False) == ["猫 c.png", "b.png"]
+        assert write({"猫 c.png": "again", "b.png": "again"}, keep_manual=False) == [
+            "猫 c.png",
+            "b.png",
+        ]
     with editor.captioning("Automatic") as write:
         assert write({"b.png": "better"}) == ["b.png"]
     assert captions(editor) == {"a.png": "zib, cat", "b.png": "better", "猫 c.png": "again"}
@@ -154,13 +217,35 @@ def test_a_captioner_keeps_what_a_person_wrote(editor):
 
 
 def test_tables_are_previewed_imported_and_exported(editor):
-    table = 'filename,prompt\nC:\\x\\a.png,"from, the table"\nb.png,dog\nno.png,x\n../b.png,y\n猫 c.png,黑猫\n'.encode("gb18030")
+    table = (
+        'filename,prompt\nC:\\x\\a.png,"from, the table"\nb.png,dog\nno.png,x\n../b.png,y\n猫'
+        " c.png,黑猫\n".encode("gb18030")
+    )
     plan = editor.import_table("metadata.csv", table)
-    assert plan["encoding"] == "gb18030" and plan["rows"] == 5 and plan["unchanged"] == 1 and [problem["line"] for problem in plan["problems"]] == [4, 5]
-    assert plan["changes"][0] == {"line": 2, "filename": "a.png", "before": "zib, cat", "after": "from, the table", "version": rows(editor)["a.png"]["version"]}
+    assert (
+        plan["encoding"] == "gb18030"
+        and plan["rows"] == 5
+        and plan["unchanged"] == 1
+        and [problem["line"] for problem in plan["problems"]] == [4, 5]
+    )
+    assert plan["changes"][0] == {
+        "line": 2,
+        "filename": "a.png",
+        "before": "zib, cat",
+        "after": "from, the table",
+        "version": rows(editor)["a.png"]["version"],
+    }
     assert captions(editor)["a.png"] == "zib, cat"
-    done = editor.import_table("metadata.csv", table, apply=True, versions={change["filename"]: change["version"] for change in plan["changes"]})
-    assert captions(editor) == {"a.png": "from, the table", "b.png": "dog", "猫 c.png": "黑猫"} and done["history"]["undo"] == "Captions from metadata.csv"
+    done = editor.import_table(
+        "metadata.csv",
+        table,
+        apply=True,
+        versions={change["filename"]: change["version"] for change in plan["changes"]},
+    )
+    assert (
+        captions(editor) == {"a.png": "from, the table", "b.png": "dog", "猫 c.png": "黑猫"}
+        and done["history"]["undo"] == "Captions from metadata.csv"
+    )
     for format in ("csv", "jsonl"):
         again = editor.import_table(f"metadata.{format}", editor.export_table(format))
         assert again["changes"] == again["problems"] == [] and again["unchanged"] == 3
@@ -170,17 +255,33 @@ def test_tables_are_previewed_imported_and_exported(editor):
         editor.export_table("xlsx")
 
 
-# --- Files ---------------------------------------------------------------------------------------------------------------
+# --- Files ----------------------------------------------------------------------------------------
+
 
 def test_rename_takes_the_caption_along(editor, folder):
     done = editor.rename("a.png", "花 1.PNG")
-    assert done["filename"] == "花 1.png" and done["files_changed"] and captions(editor) == {"花 1.png": "zib, cat", "b.png": "dog", "猫 c.png": ""}
+    assert (
+        done["filename"] == "花 1.png"
+        and done["files_changed"]
+        and captions(editor) == {"花 1.png": "zib, cat", "b.png": "dog", "猫 c.png": ""}
+    )
     assert not (folder / "a.txt").exists()
     editor.undo()
     assert captions(editor)["a.png"] == "zib, cat" and not (folder / "花 1.txt").exists()
 
 
-@pytest.mark.parametrize("to, code", [("b", "exists"), ("b.png", "exists"), ("con", "bad_name"), ("", "bad_name"), ("a:b", "bad_name"), (".x", "bad_name"), ("x. ", "bad_name")])
+@pytest.mark.parametrize(
+    "to, code",
+    [
+        ("b", "exists"),
+        ("b.png", "exists"),
+        ("con", "bad_name"),
+        ("", "bad_name"),
+        ("a:b", "bad_name"),
+        (".x", "bad_name"),
+        ("x. ", "bad_name"),
+    ],
+)
 def test_names_that_cannot_be_taken(editor, to, code):
     with pytest.raises(Refused) as caught:
         editor.rename("a.png", to)
@@ -198,7 +299,9 @@ def test_rotation_is_undone_to_the_very_bytes(editor, folder):
     before = (folder / "b.png").read_bytes()
     version = rows(editor)["b.png"]["thumbnail"]
     editor.rotate(["b.png", "a.png"], 90)
-    assert (rows(editor)["b.png"]["width"], rows(editor)["b.png"]["height"]) == (48, 64) and rows(editor)["b.png"]["thumbnail"] != version
+    assert (rows(editor)["b.png"]["width"], rows(editor)["b.png"]["height"]) == (48, 64) and rows(
+        editor
+    )["b.png"]["thumbnail"] != version
     editor.undo()
     assert (folder / "b.png").read_bytes() == before
     editor.redo()
@@ -210,18 +313,33 @@ def test_rotation_is_undone_to_the_very_bytes(editor, folder):
 
 def test_deleted_pictures_lie_in_the_trash_and_come_back_with_captions(editor, folder, tmp_path):
     done = editor.discard(["a.png", "猫 c.png"])
-    assert done["label"] == "Delete 2 pictures" and done["files_changed"] and list(captions(editor)) == ["b.png"]
-    assert not (folder / "a.txt").exists() and editor.describe()["trash"] == str(tmp_path / "home" / "trash")
-    assert sorted(path.name[:2] for path in (tmp_path / "home" / "trash").iterdir()) == ["a.", "猫 "]
+    assert (
+        done["label"] == "Delete 2 pictures"
+        and done["files_changed"]
+        and list(captions(editor)) == ["b.png"]
+    )
+    assert not (folder / "a.txt").exists() and editor.describe()["trash"] == str(
+        tmp_path / "home" / "trash"
+    )
+    assert sorted(path.name[:2] for path in (tmp_path / "home" / "trash").iterdir()) == [
+        "a.",
+        "猫 ",
+    ]
     editor.undo()
     assert captions(editor) == {"a.png": "zib, cat", "b.png": "dog", "猫 c.png": ""}
 
 
 def test_kohya_folders(editor, folder):
     picture(folder / "10_red cat" / "a.png")
-    assert rows(editor)["10_red cat/a.png"]["caption"] == "red cat" and rows(editor)["10_red cat/a.png"]["repeats"] == 10
+    assert (
+        rows(editor)["10_red cat/a.png"]["caption"] == "red cat"
+        and rows(editor)["10_red cat/a.png"]["repeats"] == 10
+    )
     editor.set_captions({"10_red cat/a.png": "mine"})
-    assert read_caption(folder / "10_red cat" / "a.png") == "mine" and captions(editor)["a.png"] == "zib, cat"
+    assert (
+        read_caption(folder / "10_red cat" / "a.png") == "mine"
+        and captions(editor)["a.png"] == "zib, cat"
+    )
     editor.rename("10_red cat/a.png", "z")
     editor.discard(["10_red cat/z.png"])
     editor.undo()
@@ -230,11 +348,17 @@ def test_kohya_folders(editor, folder):
 
 def test_the_revision_tells_what_others_changed(editor, folder):
     seen = [editor.revision()]
-    for act in (lambda: (folder / "a.txt").write_text("x", encoding="utf-8"), lambda: picture(folder / "d.png"), lambda: (folder / "d.png").unlink(),
-                lambda: editor.set_captions({"b.png": "y"})):
+    for act in (
+        lambda: (folder / "a.txt").write_text("x", encoding="utf-8"),
+        lambda: picture(folder / "d.png"),
+        lambda: (folder / "d.png").unlink(),
+        lambda: editor.set_captions({"b.png": "y"}),
+    ):
         act()
         seen.append(editor.revision())
-    assert len(set(seen)) == len(seen) - 1 or len(set(seen)) == len(seen)          # adding and removing may lead back to the same
+    assert len(set(seen)) == len(seen) - 1 or len(set(seen)) == len(
+        seen
+    )  # adding and removing may lead back to the same
     assert editor.state()["revision"] == seen[-1] and seen[0] != seen[1] != seen[2]
 
 
@@ -247,9 +371,14 @@ def test_an_edit_tells_whether_somebody_else_edited_before(editor, folder):
     assert editor.undo()["revision_before"] not in (held, first["revision"])
 
 
-@pytest.mark.parametrize("act", [lambda editor: editor.set_captions({"a.png": "one"}), lambda editor: editor.undo()])
-def test_what_another_program_does_right_after_an_edit_shows_as_a_difference(editor, folder, monkeypatch, act):
+@pytest.mark.parametrize(
+    "act", [lambda editor: editor.set_captions({"a.png": "one"}), lambda editor: editor.undo()]
+)
+def test_what_another_program_does_right_after_an_edit_shows_as_a_difference(
+    editor, folder, monkeypatch, act
+):
     from lora_trainer.core.history import History
+
     editor.set_captions({"a.png": "before"})
     real = History._write
 
@@ -257,6 +386,7 @@ def test_what_another_program_does_right_after_an_edit_shows_as_a_difference(edi
         skipped = real(self, *arguments, **settings)
         (folder / "b.txt").unlink()
         return skipped
+
     monkeypatch.setattr(History, "_write", write)
     assert act(editor)["revision"] != editor.revision()
 
@@ -270,7 +400,8 @@ def test_a_folder_that_is_gone_is_said_so(editor, folder):
             act()
 
 
-# --- Checks --------------------------------------------------------------------------------------------------------------
+# --- Checks ---------------------------------------------------------------------------------------
+
 
 def checked(editor, wanted=Wanted()):
     while not (found := editor.check(wanted))["ready"]:
@@ -292,7 +423,10 @@ def test_every_check_finds_what_it_is_for_and_nothing_else(tmp_path):
     folder.mkdir()
     for number, name in enumerate(("good", "silent", "long", "strange")):
         noise(number).save(folder / f"{name}.png")
-        (folder / f"{name}.txt").write_text({"silent": "", "long": "zib " * 80, "strange": "a zibra"}.get(name, "zib, good"), encoding="utf-8")
+        (folder / f"{name}.txt").write_text(
+            {"silent": "", "long": "zib " * 80, "strange": "a zibra"}.get(name, "zib, good"),
+            encoding="utf-8",
+        )
     noise(0).crop((12, 12, 630, 630)).resize((700, 700)).save(folder / "again.jpg", quality=60)
     noise(5, (200, 200)).save(folder / "tiny.png")
     noise(6, (1600, 500)).save(folder / "wide.png")
@@ -300,15 +434,38 @@ def test_every_check_finds_what_it_is_for_and_nothing_else(tmp_path):
     (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:2000])
     for name in ("again", "tiny", "wide"):
         (folder / f"{name}.txt").write_text("zib", encoding="utf-8")
-    editor = DataSetEditor("all", folder, tmp_path / "home", count_tokens=lambda captions: [len(caption.split()) for caption in captions])
+    editor = DataSetEditor(
+        "all",
+        folder,
+        tmp_path / "home",
+        count_tokens=lambda captions: [len(caption.split()) for caption in captions],
+    )
     found = checked(editor, Wanted(trigger_word="zib", max_token_length=75))
     assert {name: codes(found, name) for name in found["pictures"]} == {
-        "good.png": {"near_duplicate"}, "again.jpg": {"near_duplicate"}, "silent.png": {"no_caption"}, "long.png": {"long_caption"}, "strange.png": {"no_trigger"},
-        "tiny.png": {"small"}, "wide.png": {"odd_ratio"}}
-    assert found["pictures"]["good.png"]["duplicates"] == ["again.jpg"] and found["pictures"]["long.png"]["tokens"] == 80
-    assert found["pictures"]["strange.png"]["tokens"] == 3                          # the trigger word that training adds is counted
-    assert {row["code"]: row["count"] for row in found["summary"]} == {"unreadable": 1, "no_caption": 1, "long_caption": 1, "no_trigger": 1, "near_duplicate": 2, "small": 1,
-                                                                       "odd_ratio": 1}
+        "good.png": {"near_duplicate"},
+        "again.jpg": {"near_duplicate"},
+        "silent.png": {"no_caption"},
+        "long.png": {"long_caption"},
+        "strange.png": {"no_trigger"},
+        "tiny.png": {"small"},
+        "wide.png": {"odd_ratio"},
+    }
+    assert (
+        found["pictures"]["good.png"]["duplicates"] == ["again.jpg"]
+        and found["pictures"]["long.png"]["tokens"] == 80
+    )
+    assert (
+        found["pictures"]["strange.png"]["tokens"] == 3
+    )  # the trigger word that training adds is counted
+    assert {row["code"]: row["count"] for row in found["summary"]} == {
+        "unreadable": 1,
+        "no_caption": 1,
+        "long_caption": 1,
+        "no_trigger": 1,
+        "near_duplicate": 2,
+        "small": 1,
+        "odd_ratio": 1,
+    }
     assert editor.describe()["problems"][0]["filename"] == "cut.png"
     editor.close()
 
@@ -316,7 +473,9 @@ def test_every_check_finds_what_it_is_for_and_nothing_else(tmp_path):
 def test_what_was_examined_is_known_after_a_restart(editor, folder, tmp_path, monkeypatch):
     checked(editor)
     again = DataSetEditor("cats", folder, tmp_path / "home")
-    monkeypatch.setattr("lora_trainer.core.examination.look", lambda *_: pytest.fail("looked again"))
+    monkeypatch.setattr(
+        "lora_trainer.core.examination.look", lambda *_: pytest.fail("looked again")
+    )
     assert again.check(Wanted())["ready"]
     assert again.thumbnail("a.png").is_file()
     again.close()
@@ -326,7 +485,9 @@ def test_a_changed_picture_is_looked_at_again(editor, folder):
     checked(editor)
     noise(3).save(folder / "a.png")
     assert not editor.check(Wanted())["ready"]
-    assert codes(checked(editor), "a.png") == set() | ({"near_duplicate"} & codes(checked(editor), "a.png"))
+    assert codes(checked(editor), "a.png") == set() | (
+        {"near_duplicate"} & codes(checked(editor), "a.png")
+    )
     assert checked(editor)["pictures"]["a.png"]["crop"]["bucket"] == [512, 512]
 
 
@@ -336,18 +497,33 @@ def test_crop_shows_what_the_trainer_gets(editor, folder):
     Image.fromarray(gradient).save(folder / "wide.png")
     wanted = Wanted(resolution=256, enable_bucket=False)
     crop = editor.check(wanted)["pictures"]["wide.png"]["crop"]
-    assert crop == {"bucket": [256, 256], "left": 300.0, "top": 0.0, "width": 300.0, "height": 300.0}
+    assert crop == {
+        "bucket": [256, 256],
+        "left": 300.0,
+        "top": 0.0,
+        "width": 300.0,
+        "height": 300.0,
+    }
     with Image.open(io.BytesIO(editor.trained_view("wide.png", wanted))) as image:
         pixels = np.asarray(image)
-        assert image.size == (256, 256) and abs(int(pixels[128, 2, 0]) - 85) < 8 and abs(int(pixels[128, 253, 0]) - 170) < 8
+        assert (
+            image.size == (256, 256)
+            and abs(int(pixels[128, 2, 0]) - 85) < 8
+            and abs(int(pixels[128, 253, 0]) - 170) < 8
+        )
     with Image.open(io.BytesIO(editor.preview("wide.png"))) as image:
         assert image.size == (900, 300)
 
 
 def test_a_prompt_in_a_picture_becomes_its_caption(tmp_path):
     from lora_trainer.core.pictures import prompt_of
+
     texts = PngInfo()
-    texts.add_text("parameters", "(masterpiece:1.2), a [red] cat \\(toy\\), <lora:zib:0.8>, <lyco:x:1>\nNegative prompt: bad\nSteps: 20, Sampler: Euler")
+    texts.add_text(
+        "parameters",
+        "(masterpiece:1.2), a [red] cat \\(toy\\), <lora:zib:0.8>, <lyco:x:1>\nNegative prompt:"
+        " bad\nSteps: 20, Sampler: Euler",
+    )
     picture(tmp_path / "a.png", pnginfo=texts)
     assert prompt_of(tmp_path / "a.png") == "masterpiece, a red cat \\(toy\\)"
     exif = Image.Exif()
@@ -361,22 +537,36 @@ def test_a_prompt_in_a_picture_becomes_its_caption(tmp_path):
     assert prompt_of(tmp_path / "c.png") == prompt_of(tmp_path / "d.png") == ""
 
 
-@pytest.mark.parametrize("name, extra", [("a.jpg", {}), ("a.png", {}), ("a.webp", {"lossless": True}), ("a.bmp", {}), ("a.gif", {}), ("a.tif", {})])
+@pytest.mark.parametrize(
+    "name, extra",
+    [
+        ("a.jpg", {}),
+        ("a.png", {}),
+        ("a.webp", {"lossless": True}),
+        ("a.bmp", {}),
+        ("a.gif", {}),
+        ("a.tif", {}),
+    ],
+)
 def test_every_format_can_be_turned(tmp_path, name, extra):
     from lora_trainer.core.pictures import rotated
+
     pixels = np.zeros((40, 80, 3), np.uint8)
     pixels[:, :40] = (250, 10, 10)
     Image.fromarray(pixels).save(tmp_path / name, **extra)
     with Image.open(io.BytesIO(rotated(tmp_path / name, 90))) as image:
         turned = np.asarray(image.convert("RGB"))
-        assert image.size == (40, 80) and turned[10, 20, 0] > 200 and turned[70, 20, 0] < 50       # clockwise: the left side is now at the top
+        assert (
+            image.size == (40, 80) and turned[10, 20, 0] > 200 and turned[70, 20, 0] < 50
+        )  # clockwise: the left side is now at the top
 
 
 def test_an_upright_picture_stays_upright_when_the_camera_said_how(tmp_path):
     from lora_trainer.core.pictures import rotated
+
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture(tmp_path / "a.jpg", size=(80, 40), exif=exif)                          # shown as 40 x 80
+    picture(tmp_path / "a.jpg", size=(80, 40), exif=exif)  # shown as 40 x 80
     with Image.open(io.BytesIO(rotated(tmp_path / "a.jpg", 90))) as image:
         assert image.size == (80, 40) and image.getexif().get(0x0112, 1) == 1
     exif = Image.Exif()
@@ -392,15 +582,18 @@ def test_an_upright_picture_stays_upright_when_the_camera_said_how(tmp_path):
         rotated(tmp_path / "b.gif", 90)
 
 
-# --- What a reviewer broke -----------------------------------------------------------------------------------------------
+# --- What a reviewer broke ------------------------------------------------------------------------
+
 
 def test_a_bulk_edit_does_not_take_a_change_of_the_moment_for_its_own(editor, folder, monkeypatch):
     from lora_trainer.core import editor as module
+
     real = module.plan_edit
 
     def plan(*arguments, **settings):
         (folder / "b.txt").write_text("saved just now", encoding="utf-8")
         return real(*arguments, **settings)
+
     monkeypatch.setattr(module, "plan_edit", plan)
     with pytest.raises(Refused, match="Changed meanwhile"):
         editor.bulk_edit("append", {"text": "x"})
@@ -459,8 +652,13 @@ def test_a_name_that_is_no_unicode_is_listed_and_nothing_else_suffers(editor, fo
         os.link(source, os.path.join(os.fsencode(folder), "\u732b.png".encode("cp932")))
     except OSError:
         pytest.skip("this file system takes Unicode names only")
-    assert [problem["reason"] for problem in editor.describe()["problems"]] == ["Its name is not in UTF-8; rename it."]
-    assert editor.bulk_edit("append", {"text": "x"})["count"] == 3 and editor.check(Wanted())["total"] == 3
+    assert [problem["reason"] for problem in editor.describe()["problems"]] == [
+        "Its name is not in UTF-8; rename it."
+    ]
+    assert (
+        editor.bulk_edit("append", {"text": "x"})["count"] == 3
+        and editor.check(Wanted())["total"] == 3
+    )
 
 
 def test_a_tiff_with_broken_tags_is_a_problem_and_nothing_more(editor, folder):
@@ -468,7 +666,7 @@ def test_a_tiff_with_broken_tags_is_a_problem_and_nothing_more(editor, folder):
     data = bytearray((folder / "t.tif").read_bytes())
     for at in range(8, min(len(data), 400), 7):
         broken = bytearray(data)
-        broken[at:at + 3] = b"\xff\x00\xff"
+        broken[at : at + 3] = b"\xff\x00\xff"
         (folder / "t.tif").write_bytes(broken)
         assert {"a.png", "b.png"} <= set(captions(editor))
 
@@ -478,7 +676,9 @@ def test_two_pictures_of_one_caption_file_cannot_get_two_captions(editor, folder
     with pytest.raises(Refused, match="shares its caption file a.txt"):
         editor.set_captions({"a.png": "one", "a.jpg": "two"})
     report = editor.import_table("m.csv", b"filename,prompt\na.png,one\na.jpg,two\n", apply=True)
-    assert [problem["line"] for problem in report["problems"]] == [3] and captions(editor)["a.jpg"] == "one"
+    assert [problem["line"] for problem in report["problems"]] == [3] and captions(editor)[
+        "a.jpg"
+    ] == "one"
 
 
 def test_what_undo_left_alone_is_named(editor, folder):
@@ -488,20 +688,27 @@ def test_what_undo_left_alone_is_named(editor, folder):
     assert done["skipped"] == ["b.png"] and set(done["captions"]) == {"a.png", "猫 c.png"}
 
 
-# --- What a first user stumbled over -------------------------------------------------------------------------------------
+# --- What a first user stumbled over --------------------------------------------------------------
+
 
 def test_the_names_of_pictures_tell_the_encoding_of_a_table(editor, folder):
     picture(folder / "猫 和 狗.png")
-    table = "filename,prompt\n猫 和 狗.png,\"狗, 猫\"\n".encode("gb18030")
+    table = 'filename,prompt\n猫 和 狗.png,"狗, 猫"\n'.encode("gb18030")
     assert editor.import_table("m.csv", table)["changes"][0]["after"] == "狗, 猫"
 
 
 def test_an_empty_cell_empties_no_caption(editor):
     report = editor.import_table("m.csv", b"filename,prompt\na.png,\nb.png,cow\n", apply=True)
-    assert captions(editor)["a.png"] == "zib, cat" and captions(editor)["b.png"] == "cow" and report["problems"][0]["line"] == 2
+    assert (
+        captions(editor)["a.png"] == "zib, cat"
+        and captions(editor)["b.png"] == "cow"
+        and report["problems"][0]["line"] == 2
+    )
 
 
 def test_a_shared_caption_file_is_pointed_out(editor, folder):
     picture(folder / "a.jpg")
     found = checked(editor)
-    assert "shared_caption" in codes(found, "a.png") & codes(found, "a.jpg") and "shared_caption" not in codes(found, "b.png")
+    assert "shared_caption" in codes(found, "a.png") & codes(
+        found, "a.jpg"
+    ) and "shared_caption" not in codes(found, "b.png")

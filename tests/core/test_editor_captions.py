@@ -1,4 +1,7 @@
-"""Caption files of other programs in a data set that is edited: several lines, .caption beside .txt, and what is no file at all."""
+"""Caption files of other programs in a data set that is edited: several lines, .caption beside
+.txt, and what is no file at all.
+"""
+
 import os
 import time
 
@@ -25,20 +28,35 @@ def captions(editor):
 
 
 def files(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.suffix != ".png"}
+    return {
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if path.is_file() and path.suffix != ".png"
+    }
 
 
 def remarks(editor, filename, **wanted):
-    return {remark["code"]: remark["message"] for remark in editor.check(Wanted(**wanted))["pictures"][filename]["remarks"]}
+    return {
+        remark["code"]: remark["message"]
+        for remark in editor.check(Wanted(**wanted))["pictures"][filename]["remarks"]
+    }
 
 
-# --- Several lines -------------------------------------------------------------------------------------------------------
+# --- Several lines --------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("action, settings, expected", [
-    ("prepend", {"text": "zib"}, "zib, a cat, red\nzib, sitting, cat"), ("append", {"text": "hd"}, "a cat, red, hd\nsitting, cat, hd"),
-    ("remove_tag", {"tag": "red"}, "a cat\nsitting, cat"), ("rename_tag", {"tag": "cat", "to": "dog"}, "a cat, red\nsitting, dog"),
-    ("replace", {"find": "a ", "replace": ""}, "cat, red\nsitting, cat"), ("sort", {}, "a cat, red\ncat, sitting"),
-    ("trigger_first", {"text": "cat"}, "cat, a cat, red\ncat, sitting")])
+
+@pytest.mark.parametrize(
+    "action, settings, expected",
+    [
+        ("prepend", {"text": "zib"}, "zib, a cat, red\nzib, sitting, cat"),
+        ("append", {"text": "hd"}, "a cat, red, hd\nsitting, cat, hd"),
+        ("remove_tag", {"tag": "red"}, "a cat\nsitting, cat"),
+        ("rename_tag", {"tag": "cat", "to": "dog"}, "a cat, red\nsitting, dog"),
+        ("replace", {"find": "a ", "replace": ""}, "cat, red\nsitting, cat"),
+        ("sort", {}, "a cat, red\ncat, sitting"),
+        ("trigger_first", {"text": "cat"}, "cat, a cat, red\ncat, sitting"),
+    ],
+)
 def test_an_edit_of_many_works_line_by_line(editor, folder, action, settings, expected):
     (folder / "a.txt").write_text("a cat, red\nsitting, cat\n", encoding="utf-8")
     editor.bulk_edit(action, settings)
@@ -54,7 +72,7 @@ def test_a_line_that_an_edit_does_not_touch_stays_as_it_is(editor, folder):
 
 
 def test_lines_go_into_a_table_and_come_back(editor, folder):
-    (folder / "a.txt").write_text("a cat\nsitting, \"here\"\n", encoding="utf-8")
+    (folder / "a.txt").write_text('a cat\nsitting, "here"\n', encoding="utf-8")
     for format in ("csv", "jsonl"):
         table = editor.export_table(format)
         (folder / "a.txt").write_text("other", encoding="utf-8")
@@ -64,19 +82,27 @@ def test_lines_go_into_a_table_and_come_back(editor, folder):
 
 def test_tokens_are_counted_as_lines_are_used(editor, folder):
     (folder / "a.txt").write_text("one two\nthree four five\n", encoding="utf-8")
-    counts = {use: editor.check(Wanted(caption_lines=use))["pictures"]["a.png"]["tokens"] for use in ("join", "first", "alternatives")}
+    counts = {
+        use: editor.check(Wanted(caption_lines=use))["pictures"]["a.png"]["tokens"]
+        for use in ("join", "first", "alternatives")
+    }
     assert counts == {"join": 5, "first": 2, "alternatives": 3}
 
 
-# --- .caption beside .txt ------------------------------------------------------------------------------------------------
+# --- .caption beside .txt -------------------------------------------------------------------------
+
 
 def test_a_caption_file_is_edited_itself_and_comes_back(editor, folder):
     (folder / "a.caption").write_bytes(b"from kohya\r\n")
     row = next(row for row in editor.describe()["pictures"] if row["filename"] == "a.png")
     assert row["caption"] == "from kohya" and row["version"]
     done = editor.set_captions({"a.png": "mine"}, versions={"a.png": row["version"]})
-    assert files(folder) == {"a.caption": b"mine\n"} and done["captions"]["a.png"]["caption"] == "mine"
-    assert editor.undo()["captions"]["a.png"]["caption"] == "from kohya" and files(folder) == {"a.caption": b"from kohya\r\n"}
+    assert (
+        files(folder) == {"a.caption": b"mine\n"} and done["captions"]["a.png"]["caption"] == "mine"
+    )
+    assert editor.undo()["captions"]["a.png"]["caption"] == "from kohya" and files(folder) == {
+        "a.caption": b"from kohya\r\n"
+    }
 
 
 def test_both_caption_files_go_and_come_with_their_picture(editor, folder):
@@ -84,7 +110,10 @@ def test_both_caption_files_go_and_come_with_their_picture(editor, folder):
     (folder / "a.caption").write_text("theirs", encoding="utf-8")
     before = files(folder)
     editor.rename("a.png", "c")
-    assert files(folder) == {"c.txt": b"ours", "c.caption": b"theirs"} and captions(editor)["c.png"] == "ours"
+    assert (
+        files(folder) == {"c.txt": b"ours", "c.caption": b"theirs"}
+        and captions(editor)["c.png"] == "ours"
+    )
     editor.undo()
     assert files(folder) == before
     editor.discard(["a.png"])
@@ -104,29 +133,52 @@ def test_two_captions_that_differ_are_pointed_out(editor, folder):
         (folder / f"{name}.txt").write_text("ours", encoding="utf-8")
     (folder / "a.caption").write_text("theirs", encoding="utf-8")
     (folder / "b.caption").write_text("ours\r\n", encoding="utf-8")
-    assert "a.caption says something else; the .txt counts" in remarks(editor, "a.png")["two_captions"] and "two_captions" not in remarks(editor, "b.png")
-    assert {"code": "two_captions", "title": "two captions", "count": 1} in editor.check(Wanted())["summary"]
+    assert "a.caption says something else; the .txt counts" in remarks(editor, "a.png")[
+        "two_captions"
+    ] and "two_captions" not in remarks(editor, "b.png")
+    assert {"code": "two_captions", "title": "two captions", "count": 1} in editor.check(Wanted())[
+        "summary"
+    ]
     said = editor.check(Wanted(caption_extension=".caption"))["pictures"]["a.png"]["remarks"]
-    assert ["a.caption says something else and counts, as Caption file says" in each["message"] for each in said if each["code"] == "two_captions"] == [True]
+    assert [
+        "a.caption says something else and counts, as Caption file says" in each["message"]
+        for each in said
+        if each["code"] == "two_captions"
+    ] == [True]
 
 
 def test_a_lora_in_a_caption_is_pointed_out(editor, folder):
     (folder / "a.txt").write_text("a cat, lora:mycat:0.9", encoding="utf-8")
-    assert "lora:mycat:0.9 belongs in a prompt" in remarks(editor, "a.png")["lora_in_caption"] and "lora_in_caption" not in remarks(editor, "b.png")
+    assert "lora:mycat:0.9 belongs in a prompt" in remarks(editor, "a.png")[
+        "lora_in_caption"
+    ] and "lora_in_caption" not in remarks(editor, "b.png")
 
 
-# --- What is no file, or not to be read -----------------------------------------------------------------------------------
+# --- What is no file, or not to be read -----------------------------------------------------------
+
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes by name")
-@pytest.mark.parametrize("make", [
-    lambda path: os.mkfifo(path), lambda path: path.symlink_to(path.name), lambda path: path.mkdir(), lambda path: path.symlink_to("/dev/zero"),
-    lambda path: path.symlink_to("gone.png")], ids=["pipe", "link to itself", "folder", "device", "dead link"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: os.mkfifo(path),
+        lambda path: path.symlink_to(path.name),
+        lambda path: path.mkdir(),
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.symlink_to("gone.png"),
+    ],
+    ids=["pipe", "link to itself", "folder", "device", "dead link"],
+)
 def test_a_picture_that_is_no_file_costs_nobody_else(editor, folder, make):
     started = time.monotonic()
     make(folder / "x.png")
     found, problems = scan(folder)
-    assert [picture.path.name for picture in found] == ["a.png", "b.png"] and [problem.path.name for problem in problems] == ["x.png"]
-    assert set(captions(editor)) == {"a.png", "b.png"} and [row["filename"] for row in editor.describe()["problems"]] == ["x.png"]
+    assert [picture.path.name for picture in found] == ["a.png", "b.png"] and [
+        problem.path.name for problem in problems
+    ] == ["x.png"]
+    assert set(captions(editor)) == {"a.png", "b.png"} and [
+        row["filename"] for row in editor.describe()["problems"]
+    ] == ["x.png"]
     editor.bulk_edit("prepend", {"text": "zib"})
     editor.check(Wanted())
     assert captions(editor) == {"a.png": "zib", "b.png": "zib"}
@@ -136,7 +188,11 @@ def test_a_picture_that_is_no_file_costs_nobody_else(editor, folder, make):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes by name")
-@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to(path.name), lambda path: path.mkdir()], ids=["pipe", "link to itself", "folder"])
+@pytest.mark.parametrize(
+    "make",
+    [os.mkfifo, lambda path: path.symlink_to(path.name), lambda path: path.mkdir()],
+    ids=["pipe", "link to itself", "folder"],
+)
 @pytest.mark.parametrize("ending", [".txt", ".caption"])
 def test_a_caption_that_is_no_file_is_none(editor, folder, make, ending):
     make(folder / f"a{ending}")
@@ -146,7 +202,11 @@ def test_a_caption_that_is_no_file_is_none(editor, folder, make, ending):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes by name")
-@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to(path.name), lambda path: path.mkdir()], ids=["pipe", "link to itself", "folder"])
+@pytest.mark.parametrize(
+    "make",
+    [os.mkfifo, lambda path: path.symlink_to(path.name), lambda path: path.mkdir()],
+    ids=["pipe", "link to itself", "folder"],
+)
 def test_a_table_that_is_no_file_is_none(folder, make):
     make(folder / "metadata.csv")
     assert find_table(folder) == {} and len(scan(folder)[0]) == 2
@@ -157,20 +217,27 @@ def test_a_table_that_is_no_file_is_none(folder, make):
 def test_a_caption_file_that_is_too_large_is_a_problem_of_its_picture(editor, folder):
     with open(folder / "a.txt", "wb") as file:
         file.truncate(1_500_000_000)
-    assert [problem.reason for problem in scan(folder)[1]] == ["The caption file of a.png cannot be read: larger than 200 kB."]
-    assert set(captions(editor)) == {"b.png"} and editor.describe()["problems"][0]["filename"] == "a.png"
+    assert [problem.reason for problem in scan(folder)[1]] == [
+        "The caption file of a.png cannot be read: larger than 200 kB."
+    ]
+    assert (
+        set(captions(editor)) == {"b.png"}
+        and editor.describe()["problems"][0]["filename"] == "a.png"
+    )
     editor.bulk_edit("prepend", {"text": "zib"})
     with pytest.raises(Refused, match="a.txt cannot be read: larger than 200 kB"):
         editor.set_captions({"a.png": "mine"})
     editor.discard(["a.png"])
-    assert captions(editor) == {"b.png": "zib"} and (folder / "a.txt").stat().st_size == 1_500_000_000
+    assert (
+        captions(editor) == {"b.png": "zib"} and (folder / "a.txt").stat().st_size == 1_500_000_000
+    )
     editor.undo()
     assert (folder / "a.png").is_file()
 
 
 @pytest.mark.parametrize("stem", ["n" * 251, "猫" * 83])
 def test_a_name_as_long_as_can_be_is_edited_as_any(editor, folder, stem):
-    name = f"{stem}.png"                                                           # with .caption, and in the trash, it would be too long
+    name = f"{stem}.png"  # with .caption, and in the trash, it would be too long
     Image.new("RGB", (64, 48), "blue").save(folder / name)
     assert set(captions(editor)) == {"a.png", "b.png", name}
     editor.set_captions({name: "mine"})

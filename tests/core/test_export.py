@@ -1,4 +1,5 @@
 """The file as other programs read it."""
+
 import hashlib
 import json
 
@@ -16,30 +17,63 @@ def named(path):
 
 
 def tensors(dtype=torch.float32):
-    return export.to_tensors({"unet.a": {"lora_down.weight": torch.randn(4, 8), "lora_up.weight": torch.randn(6, 4)}}, alphas={"unet.a": 2.0}, export_name=named,
-                             dtype=dtype)
+    return export.to_tensors(
+        {"unet.a": {"lora_down.weight": torch.randn(4, 8), "lora_up.weight": torch.randn(6, 4)}},
+        alphas={"unet.a": 2.0},
+        export_name=named,
+        dtype=dtype,
+    )
 
 
 def test_kohya_layout():
     made = tensors(torch.float16)
     assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in made.items()} == {
-        "lora_unet_a.lora_down.weight": ((4, 8), torch.float16), "lora_unet_a.lora_up.weight": ((6, 4), torch.float16),
-        "lora_unet_a.alpha": ((), torch.float32)}
+        "lora_unet_a.lora_down.weight": ((4, 8), torch.float16),
+        "lora_unet_a.lora_up.weight": ((6, 4), torch.float16),
+        "lora_unet_a.alpha": ((), torch.float32),
+    }
     assert made["lora_unet_a.alpha"].item() == 2.0
 
 
 def test_other_kinds_keep_their_parts_names():
-    weights = {"unet.a": {"lokr_w1": torch.ones(2, 2), "lokr_w2_a": torch.ones(3, 1), "lokr_w2_b": torch.ones(1, 4)}, "te1.b": {"hada_w1_a": torch.ones(2, 1)}}
-    made = export.to_tensors(weights, alphas={"unet.a": 1.0, "te1.b": 0.5}, export_name=named, dtype=torch.bfloat16)
-    assert set(made) == {"lora_unet_a.lokr_w1", "lora_unet_a.lokr_w2_a", "lora_unet_a.lokr_w2_b", "lora_unet_a.alpha", "lora_te1_b.hada_w1_a", "lora_te1_b.alpha"}
-    assert made["lora_unet_a.lokr_w1"].dtype == torch.bfloat16 and made["lora_te1_b.alpha"].item() == 0.5
+    weights = {
+        "unet.a": {
+            "lokr_w1": torch.ones(2, 2),
+            "lokr_w2_a": torch.ones(3, 1),
+            "lokr_w2_b": torch.ones(1, 4),
+        },
+        "te1.b": {"hada_w1_a": torch.ones(2, 1)},
+    }
+    made = export.to_tensors(
+        weights, alphas={"unet.a": 1.0, "te1.b": 0.5}, export_name=named, dtype=torch.bfloat16
+    )
+    assert set(made) == {
+        "lora_unet_a.lokr_w1",
+        "lora_unet_a.lokr_w2_a",
+        "lora_unet_a.lokr_w2_b",
+        "lora_unet_a.alpha",
+        "lora_te1_b.hada_w1_a",
+        "lora_te1_b.alpha",
+    }
+    assert (
+        made["lora_unet_a.lokr_w1"].dtype == torch.bfloat16
+        and made["lora_te1_b.alpha"].item() == 0.5
+    )
 
 
 def test_magnitudes_of_a_dora_keep_their_digits():
     """bfloat16 would be off by up to 0.4 %, in everything that the model knows of an input."""
     scale = torch.rand(1, 8) + 1
-    made = export.to_tensors({"unet.a": {"lora_down.weight": torch.ones(2, 8), "dora_scale": scale}}, alphas={"unet.a": 1.0}, export_name=named, dtype=torch.bfloat16)
-    assert torch.equal(made["lora_unet_a.dora_scale"], scale) and made["lora_unet_a.lora_down.weight"].dtype == torch.bfloat16
+    made = export.to_tensors(
+        {"unet.a": {"lora_down.weight": torch.ones(2, 8), "dora_scale": scale}},
+        alphas={"unet.a": 1.0},
+        export_name=named,
+        dtype=torch.bfloat16,
+    )
+    assert (
+        torch.equal(made["lora_unet_a.dora_scale"], scale)
+        and made["lora_unet_a.lora_down.weight"].dtype == torch.bfloat16
+    )
 
 
 def test_hash_is_of_everything_after_the_header(tmp_path):
@@ -47,34 +81,62 @@ def test_hash_is_of_everything_after_the_header(tmp_path):
     data = (tmp_path / "x.safetensors").read_bytes()
     with safe_open(tmp_path / "x.safetensors", "pt") as file:
         written = file.metadata()
-    assert written["sshs_model_hash"] == hashlib.sha256(data[int.from_bytes(data[:8], "little") + 8:]).hexdigest()
+    assert (
+        written["sshs_model_hash"]
+        == hashlib.sha256(data[int.from_bytes(data[:8], "little") + 8 :]).hexdigest()
+    )
     assert written["ss_output_name"] == "x" and len(written["sshs_legacy_hash"]) == 8
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
 def test_never_a_file_with_infinite_weights(bad):
     with pytest.raises(Refused, match="not finite"):
-        export.to_tensors({"a": {"lora_down.weight": torch.full((1, 1), bad), "lora_up.weight": torch.ones(1, 1)}}, alphas={"a": 1}, export_name=str)
+        export.to_tensors(
+            {
+                "a": {
+                    "lora_down.weight": torch.full((1, 1), bad),
+                    "lora_up.weight": torch.ones(1, 1),
+                }
+            },
+            alphas={"a": 1},
+            export_name=str,
+        )
 
 
 def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
     export.save(path, tensors(), {})
     before = path.read_bytes()
-    monkeypatch.setattr("lora_trainer.core.captions.os.fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        "lora_trainer.core.captions.os.fsync",
+        lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+    )
     with pytest.raises(Refused, match="No space left on device.*Free some space"):
         export.save(path, tensors(), {})
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_card_keeps_what_other_tools_wrote(tmp_path):
-    (tmp_path / "x.json").write_text(json.dumps({"negative text": "blurry", "activation text": "old"}), encoding="utf-8")
-    export.save_card(tmp_path / "x.safetensors", family="sd1", trigger_word="猫", preferred_weight=0.7, notes="n")
+    (tmp_path / "x.json").write_text(
+        json.dumps({"negative text": "blurry", "activation text": "old"}), encoding="utf-8"
+    )
+    export.save_card(
+        tmp_path / "x.safetensors", family="sd1", trigger_word="猫", preferred_weight=0.7, notes="n"
+    )
     card = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
-    assert card == {"negative text": "blurry", "activation text": "猫", "preferred weight": 0.7, "sd version": "SD1", "notes": "n"}
+    assert card == {
+        "negative text": "blurry",
+        "activation text": "猫",
+        "preferred weight": 0.7,
+        "sd version": "SD1",
+        "notes": "n",
+    }
 
 
 def test_written_file_reads_back(tmp_path):
     made = tensors()
     export.save(tmp_path / "sub" / "ü 猫.safetensors", made, {})
-    assert all(torch.equal(made[name], tensor) for name, tensor in load_file(tmp_path / "sub" / "ü 猫.safetensors").items())
+    assert all(
+        torch.equal(made[name], tensor)
+        for name, tensor in load_file(tmp_path / "sub" / "ü 猫.safetensors").items()
+    )

@@ -1,4 +1,5 @@
 """Fingerprints tell what changed and nothing else."""
+
 import torch
 
 from lora_trainer.core.fingerprint import fingerprint_of_file, fingerprint_of_weights

@@ -1,4 +1,7 @@
-"""Steps that can be undone: texts, files that come, go and change places, another program in between, and death at any instant."""
+"""Steps that can be undone: texts, files that come, go and change places, another program in
+between, and death at any instant.
+"""
+
 import os
 import random
 import signal
@@ -35,20 +38,32 @@ def test_undo_and_redo_give_back_the_very_bytes(history, place):
     gbk = "一只猫\r\n".encode("gb18030")
     text(place, "a.txt", gbk)
     history.run("first", [Change("a.txt", gbk, b"new\n"), Change("b.txt", None, b"made\n")])
-    assert (place / "a.txt").read_bytes() == b"new\n" and (place / "b.txt").read_bytes() == b"made\n"
+    assert (place / "a.txt").read_bytes() == b"new\n" and (
+        place / "b.txt"
+    ).read_bytes() == b"made\n"
     assert history.labels() == {"undo": "first", "redo": None}
     assert history.undo().paths == ["b.txt", "a.txt"]
-    assert (place / "a.txt").read_bytes() == gbk and not (place / "b.txt").exists() and history.labels() == {"undo": None, "redo": "first"}
+    assert (
+        (place / "a.txt").read_bytes() == gbk
+        and not (place / "b.txt").exists()
+        and history.labels() == {"undo": None, "redo": "first"}
+    )
     history.redo()
-    assert (place / "a.txt").read_bytes() == b"new\n" and (place / "b.txt").read_bytes() == b"made\n"
+    assert (place / "a.txt").read_bytes() == b"new\n" and (
+        place / "b.txt"
+    ).read_bytes() == b"made\n"
 
 
 def test_steps_are_undone_newest_first_and_redone_oldest_first(history, place):
     text(place, "a.txt", b"0")
     for number in range(3):
         history.run(f"step {number}", [Change("a.txt", b"%d" % number, b"%d" % (number + 1))])
-    assert [history.undo().label for _ in range(2)] == ["step 2", "step 1"] and (place / "a.txt").read_bytes() == b"1"
-    assert [history.redo().label for _ in range(2)] == ["step 1", "step 2"] and (place / "a.txt").read_bytes() == b"3"
+    assert [history.undo().label for _ in range(2)] == ["step 2", "step 1"] and (
+        place / "a.txt"
+    ).read_bytes() == b"1"
+    assert [history.redo().label for _ in range(2)] == ["step 1", "step 2"] and (
+        place / "a.txt"
+    ).read_bytes() == b"3"
 
 
 def test_a_new_step_ends_what_could_be_done_again(history, place):
@@ -71,7 +86,9 @@ def test_nothing_is_written_over_what_another_program_wrote(history, place):
     text(place, "a.txt")
     text(place, "b.txt")
     with pytest.raises(ChangedMeanwhile):
-        history.run("edit", [Change("b.txt", b"old\n", b"new"), Change("a.txt", b"something else", b"new")])
+        history.run(
+            "edit", [Change("b.txt", b"old\n", b"new"), Change("a.txt", b"something else", b"new")]
+        )
     assert (place / "b.txt").read_bytes() == b"old\n" and history.labels()["undo"] is None
     history.run("edit", [Change("a.txt", b"old\n", b"new"), Change("b.txt", b"old\n", b"new")])
     (place / "a.txt").write_bytes(b"by another")
@@ -79,7 +96,9 @@ def test_nothing_is_written_over_what_another_program_wrote(history, place):
         history.undo()
     assert caught.value.paths == ["a.txt"] and (place / "b.txt").read_bytes() == b"new"
     assert history.undo(if_changed="skip").skipped == ["a.txt"]
-    assert (place / "a.txt").read_bytes() == b"by another" and (place / "b.txt").read_bytes() == b"old\n"
+    assert (place / "a.txt").read_bytes() == b"by another" and (
+        place / "b.txt"
+    ).read_bytes() == b"old\n"
 
 
 def test_undo_overwrites_when_told_to(history, place):
@@ -96,7 +115,12 @@ def test_a_file_goes_to_the_trash_and_comes_back(history, place):
     (place / "a.png").write_bytes(b"picture")
     key = history.put_aside("a.png")
     history.run("delete", [Change("a.png", key, None)])
-    assert not (place / "a.png").exists() and (history.trash / key).read_bytes() == b"picture" and key.startswith("a.") and key.endswith(".png")
+    assert (
+        not (place / "a.png").exists()
+        and (history.trash / key).read_bytes() == b"picture"
+        and key.startswith("a.")
+        and key.endswith(".png")
+    )
     history.undo()
     assert (place / "a.png").read_bytes() == b"picture" and list(history.trash.iterdir()) == []
 
@@ -108,12 +132,16 @@ def test_a_file_that_took_the_place_of_a_deleted_one_is_not_lost(history, place)
     with pytest.raises(ChangedMeanwhile):
         history.undo()
     history.undo(if_changed="overwrite")
-    assert (place / "a.png").read_bytes() == b"picture" and [path.read_bytes() for path in history.trash.iterdir()] == [b"another"]
+    assert (place / "a.png").read_bytes() == b"picture" and [
+        path.read_bytes() for path in history.trash.iterdir()
+    ] == [b"another"]
 
 
 def test_replaced_content_and_rename_change_places(history, place):
     (place / "a.png").write_bytes(b"upright")
-    history.run("rotate", [Change("a.png", history.put_aside("a.png"), history.stage("a.png", b"turned"))])
+    history.run(
+        "rotate", [Change("a.png", history.put_aside("a.png"), history.stage("a.png", b"turned"))]
+    )
     key = history.put_aside("a.png")
     history.run("rename", [Change("a.png", key, None), Change("b.png", None, key)])
     assert (place / "b.png").read_bytes() == b"turned" and not (place / "a.png").exists()
@@ -127,7 +155,9 @@ def test_replaced_content_and_rename_change_places(history, place):
 
 def test_what_an_undone_step_had_staged_goes_with_it(history, place):
     (place / "a.png").write_bytes(b"upright")
-    history.run("rotate", [Change("a.png", history.put_aside("a.png"), history.stage("a.png", b"turned"))])
+    history.run(
+        "rotate", [Change("a.png", history.put_aside("a.png"), history.stage("a.png", b"turned"))]
+    )
     history.undo()
     assert [path.read_bytes() for path in history.trash.iterdir()] == [b"turned"]
     text(place, "a.txt")
@@ -171,15 +201,21 @@ def test_the_history_survives_a_restart(history, place, tmp_path):
     assert (place / "a.txt").read_bytes() == b"old\n"
 
 
-# --- Others between a step and its undoing -------------------------------------------------------------------------------
+# --- Others between a step and its undoing --------------------------------------------------------
+
 
 def test_a_picture_that_another_program_saved_over_a_rotated_one_is_kept(history, place):
     (place / "a.png").write_bytes(b"upright")
-    history.run("rotate", [Change("a.png", history.put_aside("a.png"), history.stage("a.png", b"turned"))])
+    history.run(
+        "rotate", [Change("a.png", history.put_aside("a.png"), history.stage("a.png", b"turned"))]
+    )
     (place / "a.png").write_bytes(b"by a person")
     with pytest.raises(ChangedMeanwhile):
         history.undo()
-    assert history.undo(if_changed="skip").skipped == ["a.png"] and (place / "a.png").read_bytes() == b"by a person"
+    assert (
+        history.undo(if_changed="skip").skipped == ["a.png"]
+        and (place / "a.png").read_bytes() == b"by a person"
+    )
     history.redo(if_changed="overwrite")
     history.undo(if_changed="overwrite")
     text(place, "b.txt")
@@ -189,11 +225,18 @@ def test_a_picture_that_another_program_saved_over_a_rotated_one_is_kept(history
 
 
 @pytest.mark.parametrize("with_caption", [True, False])
-def test_a_picture_that_took_the_old_name_is_not_swallowed_by_undoing_a_rename(history, place, with_caption):
+def test_a_picture_that_took_the_old_name_is_not_swallowed_by_undoing_a_rename(
+    history, place, with_caption
+):
     (place / "a.png").write_bytes(b"first")
     text(place, "a.txt", b"of the first")
     key = history.put_aside("a.png")
-    changes = [Change("a.png", key, None, "a"), Change("b.png", None, key, "a"), Change("a.txt", b"of the first", None, "a"), Change("b.txt", None, b"of the first", "a")]
+    changes = [
+        Change("a.png", key, None, "a"),
+        Change("b.png", None, key, "a"),
+        Change("a.txt", b"of the first", None, "a"),
+        Change("b.txt", None, b"of the first", "a"),
+    ]
     history.run("rename", changes)
     (place / "a.png").write_bytes(b"second")
     if with_caption:
@@ -210,7 +253,9 @@ def test_what_undo_overwrites_lies_in_the_trash(history, place):
     history.run("edit", [Change("a.txt", b"old\n", b"new")])
     (place / "a.txt").write_bytes(b"by another")
     history.undo(if_changed="overwrite")
-    assert (place / "a.txt").read_bytes() == b"old\n" and [path.read_bytes() for path in history.trash.iterdir()] == [b"by another"]
+    assert (place / "a.txt").read_bytes() == b"old\n" and [
+        path.read_bytes() for path in history.trash.iterdir()
+    ] == [b"by another"]
 
 
 def test_a_text_that_changes_in_the_moment_of_writing_is_left_alone(history, place, monkeypatch):
@@ -221,8 +266,14 @@ def test_a_text_that_changes_in_the_moment_of_writing_is_left_alone(history, pla
     def write(self, changes, **settings):
         (place / "b.txt").write_bytes(b"just now")
         return real(self, changes, **settings)
+
     monkeypatch.setattr(History, "_write", write)
-    assert [change.path for change in history.run("edit", [Change(name, b"old\n", b"new") for name in ("a.txt", "b.txt")])] == ["a.txt"]
+    assert [
+        change.path
+        for change in history.run(
+            "edit", [Change(name, b"old\n", b"new") for name in ("a.txt", "b.txt")]
+        )
+    ] == ["a.txt"]
     monkeypatch.undo()
     assert (place / "b.txt").read_bytes() == b"just now" and history.undo().paths == ["a.txt"]
 
@@ -231,13 +282,22 @@ def test_an_emptied_trash_is_said_and_does_not_block_what_was_before(history, pl
     text(place, "a.txt")
     (place / "a.png").write_bytes(b"picture")
     history.run("edit", [Change("a.txt", b"old\n", b"new")])
-    history.run("delete", [Change("a.png", history.put_aside("a.png"), None, "a"), Change("a.txt", b"new", None, "a")])
+    history.run(
+        "delete",
+        [
+            Change("a.png", history.put_aside("a.png"), None, "a"),
+            Change("a.txt", b"new", None, "a"),
+        ],
+    )
     for path in history.trash.iterdir():
         path.unlink()
     with pytest.raises(ChangedMeanwhile, match="Not in the trash folder any more: a.png"):
         history.undo()
     assert history.undo(if_changed="skip").paths == [] and not (place / "a.txt").exists()
-    assert history.undo(if_changed="overwrite").paths == ["a.txt"] and (place / "a.txt").read_bytes() == b"old\n"
+    assert (
+        history.undo(if_changed="overwrite").paths == ["a.txt"]
+        and (place / "a.txt").read_bytes() == b"old\n"
+    )
 
 
 def test_a_folder_that_is_gone_is_made_again(history, place):
@@ -250,7 +310,9 @@ def test_a_folder_that_is_gone_is_made_again(history, place):
 
 
 def test_a_captioner_at_work_and_a_person_do_not_get_in_each_others_way(history, place):
-    """The captioner's step began first: the person's later edit is undone first, and what a person can do again stays."""
+    """The captioner's step began first: the person's later edit is undone first, and what a person
+    can do again stays.
+    """
     for name in "ab":
         text(place, f"{name}.txt")
     with history.step("captioner") as apply:
@@ -264,14 +326,16 @@ def test_a_captioner_at_work_and_a_person_do_not_get_in_each_others_way(history,
     assert {(place / f"{name}.txt").read_bytes() for name in "ab"} == {b"old\n"}
 
 
-# --- Death at any instant ------------------------------------------------------------------------------------------------
+# --- Death at any instant -------------------------------------------------------------------------
 
 FILES = 500
 fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 
 
 def in_a_child(work, seconds):
-    """Run `work` in a process of its own and kill it after some seconds; returns whether it was killed before its end."""
+    """Run `work` in a process of its own and kill it after some seconds; returns whether it was
+    killed before its end.
+    """
     pid = os.fork()
     if pid == 0:
         try:
@@ -302,7 +366,9 @@ def time_of(work, home, place):
 
 @fork
 def test_killed_in_the_middle_of_a_bulk_edit(place, tmp_path):
-    """Each file holds the old text or the new one, whole; the next start completes the step, and undo takes all of it back."""
+    """Each file holds the old text or the new one, whole; the next start completes the step, and
+    undo takes all of it back.
+    """
     old = {f"{number:03}.txt": b"zib, number %d\n" % number for number in range(FILES)}
     new = {name: b"best quality, " + content for name, content in old.items()}
     for name, content in old.items():
@@ -311,9 +377,14 @@ def test_killed_in_the_middle_of_a_bulk_edit(place, tmp_path):
     draws, halfway, kills = random.Random(20), 0, 0
 
     def work():
-        History(place, tmp_path / "home").run("bulk", [Change(name, old[name], new[name]) for name in old])
+        History(place, tmp_path / "home").run(
+            "bulk", [Change(name, old[name], new[name]) for name in old]
+        )
+
     usual = time_of(work, tmp_path / "home", place)
-    while kills < 12 or (halfway < 2 and kills < 60):                              # how long a disk takes is not for a test to know
+    while kills < 12 or (
+        halfway < 2 and kills < 60
+    ):  # how long a disk takes is not for a test to know
         kills += 1
         in_a_child(work, draws.uniform(0.005, usual))
         found = {name: (place / name).read_bytes() for name in old}
@@ -352,7 +423,9 @@ def test_killed_in_the_middle_of_undo(place, tmp_path):
 def test_recovery_does_not_bring_back_what_a_person_took_back(place, tmp_path, monkeypatch):
     text(place, "a.txt")
     history = History(place, tmp_path / "home")
-    monkeypatch.setattr(History, "_finish", lambda self, step: None)               # the captioner's process dies before its end
+    monkeypatch.setattr(
+        History, "_finish", lambda self, step: None
+    )  # the captioner's process dies before its end
     with history.step("captioner") as apply:
         apply([Change("a.txt", b"old\n", b"auto")])
     monkeypatch.undo()
@@ -380,14 +453,21 @@ def test_another_process_does_not_complete_what_is_going_on(place, tmp_path):
 
 @pytest.mark.parametrize("dies_after", range(6))
 def test_killed_between_the_moves_of_files(place, tmp_path, monkeypatch, dies_after):
-    """A rename, a rotation and a deletion in one step, cut after each single move: the next start completes it, undo takes it back."""
+    """A rename, a rotation and a deletion in one step, cut after each single move: the next start
+    completes it, undo takes it back.
+    """
     from lora_trainer.core import history as module
+
     for name in "rgt":
         (place / f"{name}.png").write_bytes(name.encode())
     history = History(place, tmp_path / "home")
     key = history.put_aside("r.png")
-    changes = [Change("r.png", key, None), Change("new.png", None, key), Change("t.png", history.put_aside("t.png"), history.stage("t.png", b"turned")),
-               Change("g.png", history.put_aside("g.png"), None)]
+    changes = [
+        Change("r.png", key, None),
+        Change("new.png", None, key),
+        Change("t.png", history.put_aside("t.png"), history.stage("t.png", b"turned")),
+        Change("g.png", history.put_aside("g.png"), None),
+    ]
     left = [dies_after]
 
     class Died(BaseException):
@@ -399,10 +479,14 @@ def test_killed_between_the_moves_of_files(place, tmp_path, monkeypatch, dies_af
                 raise Died
             left[0] -= 1
             real(source, target)
+
         return move
+
     for name in ("_move_file", "_copy_file"):
         monkeypatch.setattr(module, name, guarded(getattr(module, name)))
-    monkeypatch.setattr(History, "_finish", lambda self, step: None)               # a dead process finishes nothing
+    monkeypatch.setattr(
+        History, "_finish", lambda self, step: None
+    )  # a dead process finishes nothing
     try:
         history.run("all", changes)
     except Died:
@@ -410,9 +494,16 @@ def test_killed_between_the_moves_of_files(place, tmp_path, monkeypatch, dies_af
     monkeypatch.undo()
     history.close()
     again = History(place, tmp_path / "home")
-    assert {path.name: path.read_bytes() for path in place.iterdir()} == {"new.png": b"r", "t.png": b"turned"}
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == {
+        "new.png": b"r",
+        "t.png": b"turned",
+    }
     again.undo()
-    assert {path.name: path.read_bytes() for path in place.iterdir()} == {"r.png": b"r", "g.png": b"g", "t.png": b"t"}
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == {
+        "r.png": b"r",
+        "g.png": b"g",
+        "t.png": b"t",
+    }
     again.close()
 
 
@@ -426,6 +517,7 @@ def test_the_step_is_on_disk_before_the_first_file(place, tmp_path, monkeypatch)
             seen.extend(other.execute("select path, after from changes").fetchall())
         other.close()
         return []
+
     monkeypatch.setattr(History, "_write", write)
     history.run("edit", [Change("a.txt", None, b"new")])
     history.close()
@@ -438,11 +530,14 @@ def test_a_broken_database_is_put_aside(place, tmp_path):
     history = History(place, tmp_path / "home")
     history.run("edit", [Change("a.txt", None, b"new")])
     history.close()
-    assert [path.read_bytes()[:11] for path in (tmp_path / "home").glob("history-broken-*")] == [b"no database"]
+    assert [path.read_bytes()[:11] for path in (tmp_path / "home").glob("history-broken-*")] == [
+        b"no database"
+    ]
 
 
 def test_a_full_disk_is_said_and_undo_takes_back_what_was_written(history, place, monkeypatch):
     from lora_trainer.core import history as module
+
     real, left = module.prepared, [2]
 
     def full(contents):
@@ -450,6 +545,7 @@ def test_a_full_disk_is_said_and_undo_takes_back_what_was_written(history, place
             raise OSError(28, "No space left on device")
         left[0] -= 1
         return real(contents)
+
     names = [text(place, f"{number}.txt") for number in range(5)]
     monkeypatch.setattr(module, "prepared", full)
     monkeypatch.setattr(module, "BATCH", 1)
@@ -464,21 +560,30 @@ def test_a_full_disk_is_said_and_undo_takes_back_what_was_written(history, place
     assert {(place / name).read_bytes() for name in names} == {b"old\n"}
 
 
-# --- Many at once --------------------------------------------------------------------------------------------------------
+# --- Many at once ---------------------------------------------------------------------------------
 
-def test_every_content_of_a_batch_is_flushed_before_the_first_name_changes(history, place, monkeypatch):
-    """And the folder before the step counts as written: then a power cut leaves each file old or new, and the database knows which."""
+
+def test_every_content_of_a_batch_is_flushed_before_the_first_name_changes(
+    history, place, monkeypatch
+):
+    """And the folder before the step counts as written: then a power cut leaves each file old or
+    new, and the database knows which.
+    """
     from lora_trainer.core import history as module
+
     done, flush, put = [], os.fsync, module.replace_file
     names = [text(place, f"{number}.txt") for number in range(5)]
 
     def fsync(number):
-        done.append("flush folder" if os.path.samestat(os.fstat(number), os.stat(place)) else "flush")
+        done.append(
+            "flush folder" if os.path.samestat(os.fstat(number), os.stat(place)) else "flush"
+        )
         flush(number)
 
     def replace_file(source, target):
         done.append("put")
         put(source, target)
+
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(module, "replace_file", replace_file)
     monkeypatch.setattr(module, "BATCH", 3)
@@ -492,14 +597,19 @@ def test_a_text_that_changes_while_others_are_flushed_is_left_alone(history, pla
     def fsync(number):
         (place / "1.txt").write_bytes(b"just now")
         flush(number)
+
     monkeypatch.setattr(os, "fsync", fsync)
     made = history.run("edit", [Change(name, b"old\n", b"new") for name in names])
-    assert [change.path for change in made] == ["0.txt", "2.txt"] and (place / "1.txt").read_bytes() == b"just now"
+    assert [change.path for change in made] == ["0.txt", "2.txt"] and (
+        place / "1.txt"
+    ).read_bytes() == b"just now"
     assert not list(place.glob(".*"))
 
 
 def test_undo_of_many_grows_with_them_and_no_faster(place, tmp_path):
-    """Marking what is to be written once looked through the whole step for each file: 16 times the work for 4 times the files."""
+    """Marking what is to be written once looked through the whole step for each file: 16 times the
+    work for 4 times the files.
+    """
     steps = []
     for count in (250, 1000):
         history = History(place, tmp_path / f"home {count}")
@@ -509,7 +619,10 @@ def test_undo_of_many_grows_with_them_and_no_faster(place, tmp_path):
 
         def count_up(steps=steps):
             steps[-1] += 1
-        history._database.set_progress_handler(count_up, 100)                      # called each 100 instructions of SQLite's machine
+
+        history._database.set_progress_handler(
+            count_up, 100
+        )  # called each 100 instructions of SQLite's machine
         history.undo()
         history.close()
     assert steps[1] < 8 * steps[0]
@@ -519,13 +632,22 @@ def test_undo_of_many_grows_with_them_and_no_faster(place, tmp_path):
 def test_killed_after_the_last_file_was_written_nothing_stays_behind(place, tmp_path):
     """All files are new then, and what they were prepared in is still there."""
     from lora_trainer.core import atomic
+
     names = [text(place, f"{number}.txt") for number in range(3)]
 
     def work():
         atomic.shutil.rmtree = lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL)
-        History(place, tmp_path / "home").run("edit", [Change(name, b"old\n", b"new") for name in names])
+        History(place, tmp_path / "home").run(
+            "edit", [Change(name, b"old\n", b"new") for name in names]
+        )
+
     assert in_a_child(work, 5)
-    assert list(place.glob(".*.tmp")) and {(place / name).read_bytes() for name in names} == {b"new"}
+    assert list(place.glob(".*.tmp")) and {(place / name).read_bytes() for name in names} == {
+        b"new"
+    }
     history = History(place, tmp_path / "home")
-    assert sorted(path.name for path in place.iterdir()) == names and history.labels()["undo"] == "edit"
+    assert (
+        sorted(path.name for path in place.iterdir()) == names
+        and history.labels()["undo"] == "edit"
+    )
     history.close()

@@ -1,47 +1,95 @@
-"""Layers as peft builds them and as we use them: their sizes, scale and norm, on layers of several shapes."""
+"""Layers as peft builds them and as we use them: their sizes, scale and norm, on layers of several
+shapes.
+"""
+
 import pytest
 import torch
 
-from lora_trainer.core.kinds import Dropouts, Form, Shape, build, changed_weight, delta_norm, delta_weight, is_whole, sizes, weights_of
+from lora_trainer.core.kinds import (
+    Dropouts,
+    Form,
+    Shape,
+    build,
+    changed_weight,
+    delta_norm,
+    delta_weight,
+    is_whole,
+    sizes,
+    weights_of,
+)
 
-LAYERS = {"linear": lambda: torch.nn.Linear(160, 320), "prime": lambda: torch.nn.Linear(127, 96, bias=False), "conv": lambda: torch.nn.Conv2d(32, 48, 3, padding=1),
-          "1x1": lambda: torch.nn.Conv2d(64, 64, 1)}
-FORMS = [Form("lora"), Form("loha"), Form("loha", tucker=True), Form("lokr"), Form("lokr", lokr_factor=8), Form("lokr", lokr_factor=4, lokr_both=True, tucker=True),
-         *(Form(kind, use_dora=True) for kind in ("lora", "loha", "lokr"))]
+LAYERS = {
+    "linear": lambda: torch.nn.Linear(160, 320),
+    "prime": lambda: torch.nn.Linear(127, 96, bias=False),
+    "conv": lambda: torch.nn.Conv2d(32, 48, 3, padding=1),
+    "1x1": lambda: torch.nn.Conv2d(64, 64, 1),
+}
+FORMS = [
+    Form("lora"),
+    Form("loha"),
+    Form("loha", tucker=True),
+    Form("lokr"),
+    Form("lokr", lokr_factor=8),
+    Form("lokr", lokr_factor=4, lokr_both=True, tucker=True),
+    *(Form(kind, use_dora=True) for kind in ("lora", "loha", "lokr")),
+]
 
 
 def built(form, shape, name="linear"):
     layer = build({"x": LAYERS[name]()}, {"x": shape}, form, Dropouts(form))["x"]
     with torch.no_grad():
         for number, parameter in enumerate(weights_of(layer).values()):
-            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+            )
     return layer
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(map(str, (form.kind, form.lokr_factor, form.lokr_both, form.tucker, form.use_dora))))
+@pytest.mark.parametrize(
+    "form",
+    FORMS,
+    ids=lambda form: "-".join(
+        map(str, (form.kind, form.lokr_factor, form.lokr_both, form.tucker, form.use_dora))
+    ),
+)
 @pytest.mark.parametrize("name", LAYERS)
 def test_sizes_are_those_that_peft_builds_and_norms_those_of_the_change(name, form):
     for rank in (1, 16, 200):
         layer = built(form, Shape(rank, 3.0), name)
         assert all(weight.dtype == torch.float32 for weight in weights_of(layer).values())
-        assert {part: tuple(weight.shape) for part, weight in weights_of(layer).items()} == sizes(layer.base_layer.weight.shape, rank, form)
+        assert {part: tuple(weight.shape) for part, weight in weights_of(layer).items()} == sizes(
+            layer.base_layer.weight.shape, rank, form
+        )
         change = delta_weight(layer)
-        assert change.shape == layer.base_layer.weight.shape and delta_norm(layer).item() == pytest.approx(change.double().norm().item(), rel=1e-4)
+        assert change.shape == layer.base_layer.weight.shape and delta_norm(
+            layer
+        ).item() == pytest.approx(change.double().norm().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
 @pytest.mark.parametrize("rslora", [False, True])
 def test_scale(kind, rslora):
-    """The change is alpha / rank, or alpha / sqrt(rank), times that of alpha = rank; peft 0.13 leaves LoKr unscaled."""
-    plain, scaled = built(Form(kind), Shape(4, 4.0)), built(Form(kind, rslora=rslora), Shape(4, 6.0))
-    assert torch.allclose(delta_weight(scaled), delta_weight(plain) * (6 / 2 if rslora else 6 / 4), rtol=1e-5)
+    """The change is alpha / rank, or alpha / sqrt(rank), times that of alpha = rank; peft 0.13
+    leaves LoKr unscaled.
+    """
+    plain, scaled = (
+        built(Form(kind), Shape(4, 4.0)),
+        built(Form(kind, rslora=rslora), Shape(4, 6.0)),
+    )
+    assert torch.allclose(
+        delta_weight(scaled), delta_weight(plain) * (6 / 2 if rslora else 6 / 4), rtol=1e-5
+    )
 
 
 def test_whole_matrices_have_the_scale_1():
-    """LyCORIS's rule and the WebUI's: without a rank in the file there is nothing that alpha could be divided by."""
+    """LyCORIS's rule and the WebUI's: without a rank in the file there is nothing that alpha could
+    be divided by.
+    """
     layer = built(Form("lokr"), Shape(64, 1.0))
     weights = weights_of(layer)
-    assert is_whole(weights) and torch.allclose(delta_weight(layer), torch.kron(weights["lokr_w1"], weights["lokr_w2"]))
+    assert is_whole(weights) and torch.allclose(
+        delta_weight(layer), torch.kron(weights["lokr_w1"], weights["lokr_w2"])
+    )
 
 
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
@@ -60,14 +108,20 @@ def test_settings_of_parameters_stay():
     assert linear.weight.requires_grad and not linear.bias.requires_grad
 
 
-# --- DoRA ----------------------------------------------------------------------------------------------------------------
+# --- DoRA -----------------------------------------------------------------------------------------
+
 
 def webui_change(change, weight, dora_scale):
-    """What the WebUI's loader makes of a scaled change (extensions-builtin/Lora/network.py, apply_weight_decompose), by columns in numbers of their own:
-    each column of the changed weight gets the norm that the file says, and the old weight is taken away again."""
+    """What the WebUI's loader makes of a scaled change (extensions-builtin/Lora/network.py,
+    apply_weight_decompose), by columns in numbers of their own: each column of the changed weight
+    gets the norm that the file says, and the old weight is taken away again.
+    """
     merged = (change + weight).double()
     columns = [merged[:, at] for at in range(merged.shape[1])]
-    scaled = [column * (scale / column.norm()) for column, scale in zip(columns, dora_scale.double().flatten())]
+    scaled = [
+        column * (scale / column.norm())
+        for column, scale in zip(columns, dora_scale.double().flatten())
+    ]
     return torch.stack(scaled, 1) - weight.double()
 
 
@@ -75,7 +129,10 @@ def webui_change(change, weight, dora_scale):
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_dora_does_what_the_webui_computes_from_its_file(name, kind):
     layer = built(Form(kind, use_dora=True), Shape(4, 2.0), name)
-    weight, size = layer.base_layer.weight, {"linear": (3, 160), "prime": (3, 127), "conv": (2, 32, 8, 8), "1x1": (2, 64, 8, 8)}[name]
+    weight, size = (
+        layer.base_layer.weight,
+        {"linear": (3, 160), "prime": (3, 127), "conv": (2, 32, 8, 8), "1x1": (2, 64, 8, 8)}[name],
+    )
     with torch.no_grad():
         layer.dora_scale.abs_()
         wanted = webui_change(delta_weight(layer), weight, layer.dora_scale)
@@ -83,8 +140,13 @@ def test_a_dora_does_what_the_webui_computes_from_its_file(name, kind):
         assert ((found - wanted).norm() / wanted.norm()).item() < 1e-6
         inputs = torch.randn(size, generator=torch.Generator().manual_seed(5))
         base = layer.base_layer
-        changed = (torch.nn.functional.conv2d(inputs, (weight + wanted).float(), base.bias, base.stride, base.padding) if inputs.dim() == 4
-                   else torch.nn.functional.linear(inputs, (weight + wanted).float(), base.bias))
+        changed = (
+            torch.nn.functional.conv2d(
+                inputs, (weight + wanted).float(), base.bias, base.stride, base.padding
+            )
+            if inputs.dim() == 4
+            else torch.nn.functional.linear(inputs, (weight + wanted).float(), base.bias)
+        )
         assert torch.allclose(layer(inputs), changed, rtol=1e-4, atol=1e-4 * changed.abs().max())
 
 
@@ -95,7 +157,9 @@ def test_a_dora_is_neutral_at_first_and_its_magnitudes_learn(kind):
     before = base(inputs)
     layer = build({"x": base}, {"x": Shape(4, 2.0)}, form, Dropouts(form))["x"]
     after = layer(inputs)
-    assert torch.equal(after, before) and torch.equal(changed_weight(layer, base.weight), base.weight)
+    assert torch.equal(after, before) and torch.equal(
+        changed_weight(layer, base.weight), base.weight
+    )
     after.square().sum().backward()
     assert layer.dora_scale.grad.abs().min() > 0 and layer.dora_scale.shape == (1, 160)
 
@@ -106,4 +170,7 @@ def test_an_input_that_the_base_does_not_use_stays_a_number():
     form = Form(use_dora=True)
     layer = build({"x": base}, {"x": Shape(4, 2.0)}, form, Dropouts(form))["x"]
     inputs = torch.randn(3, 160)
-    assert torch.equal(layer(inputs), base(inputs)) and torch.isfinite(changed_weight(layer, base.weight)).all()
+    assert (
+        torch.equal(layer(inputs), base(inputs))
+        and torch.isfinite(changed_weight(layer, base.weight)).all()
+    )

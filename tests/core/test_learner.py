@@ -1,4 +1,7 @@
-"""What learns: taken down and set up again it goes on bit for bit, whatever the optimizer; averages and norms are what they should be."""
+"""What learns: taken down and set up again it goes on bit for bit, whatever the optimizer; averages
+and norms are what they should be.
+"""
+
 import json
 import math
 from types import MappingProxyType
@@ -10,22 +13,66 @@ from lora_trainer.core import checkpoint
 from lora_trainer.core.adapters import Adapters, Form, Shape
 from lora_trainer.core.errors import Refused
 from lora_trainer.core.learner import Learner, form_of_state, shapes_of_state
-from lora_trainer.core.optimization import KINDS, LearningRates, check_optimizer, effective_rate, make_optimizer
+from lora_trainer.core.optimization import (
+    KINDS,
+    LearningRates,
+    check_optimizer,
+    effective_rate,
+    make_optimizer,
+)
 from lora_trainer.core.parameter_groups import RateChoice, groups_of, own_settings, rates_of
 
 CPU = torch.device("cpu")
-LAYERS = ("unet.input_blocks.1.1.transformer_blocks.0.attn1.to_q", "unet.input_blocks.1.0.in_layers.2")
+LAYERS = (
+    "unet.input_blocks.1.1.transformer_blocks.0.attn1.to_q",
+    "unet.input_blocks.1.0.in_layers.2",
+)
 
 
-def make(model, name="adamw", arguments="", *, rank=4, form=Form(), text_encoder=True, schedule="cosine", rate=1e-2, weight_decay=0.01, rates=MappingProxyType({}), **options) -> Learner:
+def make(
+    model,
+    name="adamw",
+    arguments="",
+    *,
+    rank=4,
+    form=Form(),
+    text_encoder=True,
+    schedule="cosine",
+    rate=1e-2,
+    weight_decay=0.01,
+    rates=MappingProxyType({}),
+    **options,
+) -> Learner:
     parts = model.parts()
-    encoder = next(path for path, module in parts.named_modules() if path.startswith("te1.") and isinstance(module, torch.nn.Linear))
-    adapters = Adapters.create(parts, {path: Shape(rank, 2.0) for path in (*LAYERS, *([encoder] if text_encoder else []))}, form, seed=5)
+    encoder = next(
+        path
+        for path, module in parts.named_modules()
+        if path.startswith("te1.") and isinstance(module, torch.nn.Linear)
+    )
+    adapters = Adapters.create(
+        parts,
+        {path: Shape(rank, 2.0) for path in (*LAYERS, *([encoder] if text_encoder else []))},
+        form,
+        seed=5,
+    )
     choice = RateChoice(1.0, 1.0) if KINDS[name].finds_rate else RateChoice(rate, rate / 2, **rates)
     groups = groups_of(adapters.named_parameters(), choice, levels=4)
-    optimizer = make_optimizer(name, {group.name: weights for group, weights in groups.items()}, learning_rates=rates_of(groups, choice),
-                               weight_decay=weight_decay, arguments=arguments, own=own_settings(groups))
-    return Learner(adapters, optimizer, LearningRates(schedule, optimizer, warmup_steps=2, total_steps=12), device=CPU, dtype=torch.float32, **options)
+    optimizer = make_optimizer(
+        name,
+        {group.name: weights for group, weights in groups.items()},
+        learning_rates=rates_of(groups, choice),
+        weight_decay=weight_decay,
+        arguments=arguments,
+        own=own_settings(groups),
+    )
+    return Learner(
+        adapters,
+        optimizer,
+        LearningRates(schedule, optimizer, warmup_steps=2, total_steps=12),
+        device=CPU,
+        dtype=torch.float32,
+        **options,
+    )
 
 
 def train(learner, until: int) -> None:
@@ -34,7 +81,10 @@ def train(learner, until: int) -> None:
         learner.rates.set(learner.step)
         draws = torch.Generator().manual_seed(learner.step)
         for parameter in learner.adapters.parameters():
-            parameter.grad = torch.randn(parameter.shape, generator=draws).to(parameter.device) + parameter.detach()
+            parameter.grad = (
+                torch.randn(parameter.shape, generator=draws).to(parameter.device)
+                + parameter.detach()
+            )
         learner.optimizer.step()
         learner.step += 1
         learner.after_step()
@@ -55,12 +105,22 @@ def assert_same(one, other) -> None:
 
 
 def distance(one, other) -> float:
-    return max(float((one[path][name] - other[path][name]).abs().max()) for path in one for name in one[path])
+    return max(
+        float((one[path][name] - other[path][name]).abs().max())
+        for path in one
+        for name in one[path]
+    )
 
 
 def norms_of(weights, alpha=2.0) -> list[float]:
-    return [float((factors["lora_up.weight"].flatten(1) @ factors["lora_down.weight"].flatten(1)).norm()) * alpha / len(factors["lora_down.weight"])
-            for factors in weights.values()]
+    return [
+        float(
+            (factors["lora_up.weight"].flatten(1) @ factors["lora_down.weight"].flatten(1)).norm()
+        )
+        * alpha
+        / len(factors["lora_down.weight"])
+        for factors in weights.values()
+    ]
 
 
 def needs(name: str) -> None:
@@ -74,40 +134,55 @@ def needs(name: str) -> None:
             pytest.skip(refused.message)
 
 
-# --- The same run --------------------------------------------------------------------------------------------------------
+# --- The same run ---------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name, arguments, options", [
-    ("adamw", "", {}),
-    ("adamw", "amsgrad=True", {}),
-    ("adamw", "foreach=True", {}),
-    ("adamw", "fused=False", {}),
-    ("adamw", "", dict(ema_decay=0.9)),
-    ("adamw", "", dict(scale_weight_norms=0.05, schedule="one_cycle")),
-    ("adamw", "", dict(form=Form("loha"), ema_decay=0.9, scale_weight_norms=0.05)),
-    ("adamw", "", dict(form=Form("lokr"), ema_decay=0.9)),
-    ("adamw", "", dict(form=Form(use_dora=True), ema_decay=0.9, scale_weight_norms=0.05)),
-    ("adamw", "", dict(form=Form("lokr", use_dora=True))),
-    ("adamw", "", dict(form=Form(use_dora=True), rates=dict(loraplus_lr_ratio=16.0, block_learning_rates="IN01=0.5"), ema_decay=0.9)),
-    ("prodigy", "", dict(form=Form(use_dora=True))),
-    ("schedulefree", "", dict(form=Form(use_dora=True), scale_weight_norms=0.05)),
-    ("adamw8bit", "", dict(rank=256)),
-    ("adamw8bit", "", dict(rank=4)),
-    ("lion", "", {}),
-    ("adafactor", "", {}),
-    ("adafactor", "beta1=0.9", dict(ema_decay=0.5)),
-    ("adafactor", "relative_step=True scale_parameter=True warmup_init=True", {}),
-    ("prodigy", "", dict(schedule="constant")),
-    ("prodigy", "d_coef=2 use_bias_correction=True safeguard_warmup=True slice_p=3", {}),
-    ("dadaptation", "", {}),
-    ("dadaptation", "use_bias_correction=True growth_rate=1.5", dict(ema_decay=0.9)),
-    ("schedulefree", "", {}),
-    ("schedulefree", "warmup_steps=4 r=0.5 foreach=False", {}),
-    ("schedulefree", "", dict(ema_decay=0.9, scale_weight_norms=0.05)),
-])
+
+@pytest.mark.parametrize(
+    "name, arguments, options",
+    [
+        ("adamw", "", {}),
+        ("adamw", "amsgrad=True", {}),
+        ("adamw", "foreach=True", {}),
+        ("adamw", "fused=False", {}),
+        ("adamw", "", dict(ema_decay=0.9)),
+        ("adamw", "", dict(scale_weight_norms=0.05, schedule="one_cycle")),
+        ("adamw", "", dict(form=Form("loha"), ema_decay=0.9, scale_weight_norms=0.05)),
+        ("adamw", "", dict(form=Form("lokr"), ema_decay=0.9)),
+        ("adamw", "", dict(form=Form(use_dora=True), ema_decay=0.9, scale_weight_norms=0.05)),
+        ("adamw", "", dict(form=Form("lokr", use_dora=True))),
+        (
+            "adamw",
+            "",
+            dict(
+                form=Form(use_dora=True),
+                rates=dict(loraplus_lr_ratio=16.0, block_learning_rates="IN01=0.5"),
+                ema_decay=0.9,
+            ),
+        ),
+        ("prodigy", "", dict(form=Form(use_dora=True))),
+        ("schedulefree", "", dict(form=Form(use_dora=True), scale_weight_norms=0.05)),
+        ("adamw8bit", "", dict(rank=256)),
+        ("adamw8bit", "", dict(rank=4)),
+        ("lion", "", {}),
+        ("adafactor", "", {}),
+        ("adafactor", "beta1=0.9", dict(ema_decay=0.5)),
+        ("adafactor", "relative_step=True scale_parameter=True warmup_init=True", {}),
+        ("prodigy", "", dict(schedule="constant")),
+        ("prodigy", "d_coef=2 use_bias_correction=True safeguard_warmup=True slice_p=3", {}),
+        ("dadaptation", "", {}),
+        ("dadaptation", "use_bias_correction=True growth_rate=1.5", dict(ema_decay=0.9)),
+        ("schedulefree", "", {}),
+        ("schedulefree", "warmup_steps=4 r=0.5 foreach=False", {}),
+        ("schedulefree", "", dict(ema_decay=0.9, scale_weight_norms=0.05)),
+    ],
+)
 @pytest.mark.parametrize("broken_after", [1, 5])
 def test_a_resumed_run_is_the_same_run(host, tmp_path, name, arguments, options, broken_after):
     needs(name)
-    whole, first = make(host.model, name, arguments, **options), make(host.model, name, arguments, **options)
+    whole, first = (
+        make(host.model, name, arguments, **options),
+        make(host.model, name, arguments, **options),
+    )
     train(whole, 9)
     train(first, broken_after)
     state = through_a_file(first, tmp_path)
@@ -124,7 +199,9 @@ def test_a_resumed_run_is_the_same_run(host, tmp_path, name, arguments, options,
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_learner_goes_back_to_its_own_state(host, tmp_path, name):
-    """As after a step that broke off in the middle: nothing of what came later stays, not even Prodigy's d."""
+    """As after a step that broke off in the middle: nothing of what came later stays, not even
+    Prodigy's d.
+    """
     needs(name)
     whole, learner = make(host.model, name, ema_decay=0.9), make(host.model, name, ema_decay=0.9)
     train(whole, 6)
@@ -148,23 +225,35 @@ def test_dtypes_shapes_and_numbers_survive(host, tmp_path, name):
     other.restore(through_a_file(learner, tmp_path))
     for mine, theirs in zip(learner._parameters(), other._parameters()):
         before, after = learner.optimizer.state[mine], other.optimizer.state[theirs]
-        assert {key: type(value) for key, value in before.items()} == {key: type(value) for key, value in after.items()}
+        assert {key: type(value) for key, value in before.items()} == {
+            key: type(value) for key, value in after.items()
+        }
         for key, value in before.items():
             if isinstance(value, torch.Tensor):
-                assert (value.dtype, value.shape) == (after[key].dtype, after[key].shape) and torch.equal(value, after[key])
+                assert (value.dtype, value.shape) == (
+                    after[key].dtype,
+                    after[key].shape,
+                ) and torch.equal(value, after[key])
             else:
                 assert value == after[key]
     for before, after in zip(learner.optimizer.param_groups, other.optimizer.param_groups):
-        assert {key: value for key, value in before.items() if key not in ("params", "lr")} == {key: value for key, value in after.items() if key not in ("params", "lr")}
+        assert {key: value for key, value in before.items() if key not in ("params", "lr")} == {
+            key: value for key, value in after.items() if key not in ("params", "lr")
+        }
 
 
 def test_what_several_parameters_share_is_kept_once(host, tmp_path):
     """bitsandbytes' tables of 256 numbers, one for all."""
     needs("adamw8bit")
-    learner, other = make(host.model, "adamw8bit", rank=256), make(host.model, "adamw8bit", rank=256)
+    learner, other = (
+        make(host.model, "adamw8bit", rank=256),
+        make(host.model, "adamw8bit", rank=256),
+    )
     train(learner, 2)
     state = through_a_file(learner, tmp_path)
-    assert sum("qmap" in name for name in state.tensors) == 2 and any("qmap1" in name for name in state.facts["optimizer"]["shared"])
+    assert sum("qmap" in name for name in state.tensors) == 2 and any(
+        "qmap1" in name for name in state.facts["optimizer"]["shared"]
+    )
     other.restore(state)
     other.to(torch.float64)
     tables = [values["qmap1"] for values in other.optimizer.state.values() if "qmap1" in values]
@@ -208,18 +297,22 @@ def test_a_state_says_what_it_is_of(host, tmp_path):
     train(learner, 2)
     state = through_a_file(learner, tmp_path)
     assert state.facts["session"] == 7 and state.facts["loss_average"] == 0.1 + 0.2
-    assert shapes_of_state(state) == learner.adapters.shapes and list(shapes_of_state(state)) == list(learner.adapters.shapes)
+    assert shapes_of_state(state) == learner.adapters.shapes and list(
+        shapes_of_state(state)
+    ) == list(learner.adapters.shapes)
     assert form_of_state(state) == Form("loha", dropout=0.1)
     assert {f"{kind}/hada_w1_a/{LAYERS[0]}" for kind in ("lora", "ema")} < state.tensors.keys()
     json.dumps(dict(state.facts))
 
 
-# --- Averages and norms --------------------------------------------------------------------------------------------------
+# --- Averages and norms ---------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", ["adamw", "schedulefree"])
 def test_the_average_is_the_weighted_sum_of_all_steps(host, name):
-    """Against the sum written out, of what a run without it would have saved; the first steps count less than the decay says, so that the
-    beginning is forgotten."""
+    """Against the sum written out, of what a run without it would have saved; the first steps count
+    less than the decay says, so that the beginning is forgotten.
+    """
     needs(name)
     learner, plain, seen = make(host.model, name, ema_decay=0.6), make(host.model, name), []
     for step in range(1, 9):
@@ -228,13 +321,17 @@ def test_the_average_is_the_weighted_sum_of_all_steps(host, name):
         seen.append(plain.weights_to_save())
     decays = [0.0, *(min(0.6, (1 + n) / (10 + n)) for n in range(1, 8))]
     assert decays[1] == pytest.approx(2 / 11) and decays[-1] < 0.6
-    shares = [(1 - decays[n]) * math.prod(decays[n + 1:]) for n in range(8)]
+    shares = [(1 - decays[n]) * math.prod(decays[n + 1 :]) for n in range(8)]
     assert sum(shares) == pytest.approx(1)
     saved = learner.weights_to_save()
     for path in saved:
         for name, tensor in saved[path].items():
-            expected = sum(share * weights[path][name].double() for share, weights in zip(shares, seen))
-            assert tensor.dtype == torch.float32 and torch.allclose(tensor.double(), expected, atol=1e-6)
+            expected = sum(
+                share * weights[path][name].double() for share, weights in zip(shares, seen)
+            )
+            assert tensor.dtype == torch.float32 and torch.allclose(
+                tensor.double(), expected, atol=1e-6
+            )
     assert distance(saved, learner.adapters.weights()) > 1e-4
 
 
@@ -246,11 +343,20 @@ def test_the_average_is_diffusers(host):
         train(learner, step)
         theirs.step(learner.adapters.parameters())
     own = [tensor for path in learner.weights_to_save().values() for tensor in path.values()]
-    assert all(torch.allclose(mine, shadow, atol=1e-6) for mine, shadow in zip(own, theirs.shadow_params)) and len(own) == len(theirs.shadow_params)
+    assert all(
+        torch.allclose(mine, shadow, atol=1e-6) for mine, shadow in zip(own, theirs.shadow_params)
+    ) and len(own) == len(theirs.shadow_params)
 
 
-@pytest.mark.parametrize("name, options", [("adamw", dict(ema_decay=0.9)), ("schedulefree", {}), ("schedulefree", dict(ema_decay=0.9, scale_weight_norms=0.05)),
-                                           ("adamw", dict(ema_decay=0.9, scale_weight_norms=0.05))])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("adamw", dict(ema_decay=0.9)),
+        ("schedulefree", {}),
+        ("schedulefree", dict(ema_decay=0.9, scale_weight_norms=0.05)),
+        ("adamw", dict(ema_decay=0.9, scale_weight_norms=0.05)),
+    ],
+)
 def test_saving_on_the_way_disturbs_nothing(host, name, options):
     needs(name)
     quiet, saving = make(host.model, name, **options), make(host.model, name, **options)
@@ -292,10 +398,21 @@ def test_schedule_frees_saved_weights_are_those_of_its_eval_mode(host):
     assert_same(learner.weights_to_save(), other.adapters.weights())
 
 
-@pytest.mark.parametrize("name, options", [("adamw", {}), ("adamw", dict(ema_decay=0.9)), ("schedulefree", {}), ("schedulefree", dict(ema_decay=0.9))])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("adamw", {}),
+        ("adamw", dict(ema_decay=0.9)),
+        ("schedulefree", {}),
+        ("schedulefree", dict(ema_decay=0.9)),
+    ],
+)
 def test_no_layer_grows_beyond_the_limit(host, name, options):
     needs(name)
-    free, limited = make(host.model, name, **options), make(host.model, name, scale_weight_norms=0.01, **options)
+    free, limited = (
+        make(host.model, name, **options),
+        make(host.model, name, scale_weight_norms=0.01, **options),
+    )
     train(free, 9)
     assert min(norms_of(free.weights_to_save())) > 0.014
     for step in range(1, 10):
@@ -316,20 +433,35 @@ def test_schedule_free_is_scaled_down_as_a_whole(host):
     assert max(norms_of(after)) <= 1.001e-3 and min(norms_of(before)) > 0.1
     for path in before:
         for name in before[path]:
-            assert float(torch.nn.functional.cosine_similarity(after[path][name].flatten(), before[path][name].flatten(), dim=0)) == pytest.approx(1.0, abs=1e-5)
+            assert float(
+                torch.nn.functional.cosine_similarity(
+                    after[path][name].flatten(), before[path][name].flatten(), dim=0
+                )
+            ) == pytest.approx(1.0, abs=1e-5)
 
 
-# --- Devices -------------------------------------------------------------------------------------------------------------
+# --- Devices --------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", KINDS)
 def test_everything_large_moves(host, name):
-    """Moved to another type in place of another device, which a machine without a GPU lacks: nothing may be left behind."""
+    """Moved to another type in place of another device, which a machine without a GPU lacks:
+    nothing may be left behind.
+    """
     needs(name)
     learner = make(host.model, name, rank=256, ema_decay=0.9)
     train(learner, 2)
     learner.to(torch.float64)
-    held = [*learner.adapters.parameters(), *learner._ema, *(value for values in learner.optimizer.state.values() for value in values.values()
-                                                              if isinstance(value, torch.Tensor) and value.dim())]
+    held = [
+        *learner.adapters.parameters(),
+        *learner._ema,
+        *(
+            value
+            for values in learner.optimizer.state.values()
+            for value in values.values()
+            if isinstance(value, torch.Tensor) and value.dim()
+        ),
+    ]
     assert {tensor.dtype for tensor in held} == {torch.float64} and len(held) > 12
 
 
@@ -365,9 +497,24 @@ def test_magnitudes_of_a_dora_are_neither_limited_nor_do_they_decay(host):
 
 
 def test_rates_of_groups_follow_the_schedule_and_the_usual_one_is_reported(host):
-    learner = make(host.model, rates=dict(loraplus_lr_ratio=16.0, loraplus_text_encoder_lr_ratio=4.0, block_learning_rates="IN01=0.5"), text_encoder=True)
+    learner = make(
+        host.model,
+        rates=dict(
+            loraplus_lr_ratio=16.0,
+            loraplus_text_encoder_lr_ratio=4.0,
+            block_learning_rates="IN01=0.5",
+        ),
+        text_encoder=True,
+    )
     learner.rates.set(1)
-    usual = 1e-2 * 2 / 3                                                           # the warm-up's second step of two
+    usual = 1e-2 * 2 / 3  # the warm-up's second step of two
     found = {group["name"]: group["lr"] for group in learner.optimizer.param_groups}
-    assert found == pytest.approx({"unet x0.5": usual / 2, "unet x8": usual * 8, "text_encoder": usual / 2, "text_encoder x4": usual * 2})
+    assert found == pytest.approx(
+        {
+            "unet x0.5": usual / 2,
+            "unet x8": usual * 8,
+            "text_encoder": usual / 2,
+            "text_encoder x4": usual * 2,
+        }
+    )
     assert effective_rate(learner.optimizer) == pytest.approx(usual)

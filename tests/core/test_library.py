@@ -1,4 +1,5 @@
 """Data sets by name: uploads, captions, thumbnails, and what gets nothing."""
+
 import io
 import os
 
@@ -18,16 +19,22 @@ def test_upload_describe_and_caption(library):
     assert library.add("cats", "猫 1.png", png()) == "猫 1.png"
     library.add("cats", "猫 1.txt", "a cat, sitting".encode())
     described = library.describe("cats")
-    assert described["pictures"][0]["caption"] == "a cat, sitting" and described["pictures"][0]["tags"] == ["a cat", "sitting"]
+    assert described["pictures"][0]["caption"] == "a cat, sitting" and described["pictures"][0][
+        "tags"
+    ] == ["a cat", "sitting"]
     library.open("cats").set_captions({"猫 1.png": "changed"})
     assert library.describe("cats")["pictures"][0]["caption"] == "changed" and library.all() == [
-        {"name": "cats", "path": described["path"], "pictures": 1}]
+        {"name": "cats", "path": described["path"], "pictures": 1}
+    ]
 
 
 def test_a_caption_file_is_found_whatever_the_case_of_its_ending(library):
     for name in ("a", "b"):
         library.add("cats", f"{name}.PNG", png())
-    assert (library.add("cats", "a.TXT", b"a cat"), library.add("cats", "b.Caption", b"b cat")) == ("a.txt", "b.caption")
+    assert (library.add("cats", "a.TXT", b"a cat"), library.add("cats", "b.Caption", b"b cat")) == (
+        "a.txt",
+        "b.caption",
+    )
     assert library.open("cats").captions() == {"a.PNG": "a cat", "b.PNG": "b cat"}
 
 
@@ -38,27 +45,43 @@ def test_the_same_file_again_is_fine_but_another_of_its_name_is_not(library):
         library.add("cats", "a.png", png("blue"))
 
 
-@pytest.mark.parametrize("name, data, sentence", [
-    ("a.png", b"hello", "a.png is not a picture"), ("a.exe", b"MZ", "neither a picture"), (".png", png(), "cannot be used as a file name"),
-    ("a.png", png(size=(1, 1)), "needs at least 16"), ("x" * 250 + ".png", png(), "cannot be used"), ("a.txt", b"x" * 200_000, "at most 0.1 MB"), ("", png(), "cannot")])
+@pytest.mark.parametrize(
+    "name, data, sentence",
+    [
+        ("a.png", b"hello", "a.png is not a picture"),
+        ("a.exe", b"MZ", "neither a picture"),
+        (".png", png(), "cannot be used as a file name"),
+        ("a.png", png(size=(1, 1)), "needs at least 16"),
+        ("x" * 250 + ".png", png(), "cannot be used"),
+        ("a.txt", b"x" * 200_000, "at most 0.1 MB"),
+        ("", png(), "cannot"),
+    ],
+)
 def test_bad_uploads_leave_nothing(library, name, data, sentence):
     with pytest.raises(Refused, match=sentence):
         library.add("cats", name, data)
     assert [path for path in library.path("cats").iterdir() if path.name != ".train_lora"] == []
 
 
-@pytest.mark.parametrize("name", ["../../evil.png", "/etc/evil.png", "C:\\windows\\evil.png", "..\\evil.png"])
+@pytest.mark.parametrize(
+    "name", ["../../evil.png", "/etc/evil.png", "C:\\windows\\evil.png", "..\\evil.png"]
+)
 def test_uploads_never_leave_the_folder(library, name):
     assert library.add("cats", name, png()) == "evil.png"
     assert (library.path("cats") / "evil.png").is_file()
 
 
-@pytest.mark.parametrize("filename", ["../secret.png", "/etc/passwd", "sub/../../secret.png", "no.png", "link.png", ".."])
+@pytest.mark.parametrize(
+    "filename", ["../secret.png", "/etc/passwd", "sub/../../secret.png", "no.png", "link.png", ".."]
+)
 def test_what_is_not_a_picture_of_the_data_set_gets_nothing(library, tmp_path, filename):
     (tmp_path / "secret.png").write_bytes(png())
     (tmp_path / "datasets" / "secret.png").write_bytes(png())
     os.symlink(tmp_path / "secret.png", library.path("cats") / "link.png")
-    for call in (lambda: library.open("cats").thumbnail(filename), lambda: library.open("cats").set_captions({filename: "x"})):
+    for call in (
+        lambda: library.open("cats").thumbnail(filename),
+        lambda: library.open("cats").set_captions({filename: "x"}),
+    ):
         with pytest.raises(Refused) as caught:
             call()
         assert caught.value.code == "not_found"
@@ -86,7 +109,9 @@ def test_adopted_folder_keeps_its_files_and_takes_ours_elsewhere(library, tmp_pa
 def test_a_second_folder_of_the_same_name_gets_a_number(library, tmp_path):
     for place in ("x", "y"):
         (tmp_path / place / "cats").mkdir(parents=True)
-    assert [library.create(None, str(tmp_path / place / "cats"))["name"] for place in ("x", "y")] == ["cats-2", "cats-3"]
+    assert [
+        library.create(None, str(tmp_path / place / "cats"))["name"] for place in ("x", "y")
+    ] == ["cats-2", "cats-3"]
 
 
 def test_thumbnails_are_small_and_made_once(library):
@@ -113,6 +138,7 @@ def test_of_two_uploads_of_one_name_at_once_one_is_refused(library):
             return library.add("cats", "a.png", png(colour, (400, 400)))
         except Refused as error:
             return error.code
+
     for _ in range(5):
         with ThreadPoolExecutor(2) as pool:
             assert sorted(pool.map(add, ("red", "blue"))) == ["a.png", "exists"]

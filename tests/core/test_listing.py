@@ -1,4 +1,7 @@
-"""One look at a data set's folders; what is read again and what is not; and that the work of an edit goes by what it changes."""
+"""One look at a data set's folders; what is read again and what is not; and that the work of an
+edit goes by what it changes.
+"""
+
 import os
 import time
 
@@ -25,7 +28,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def editor(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(listing_module, "SETTLED_NS", -1)                          # the stamps' clock counts as fine enough
+    monkeypatch.setattr(listing_module, "SETTLED_NS", -1)  # the stamps' clock counts as fine enough
     opened = DataSetEditor("set", folder, tmp_path / "home")
     yield opened
     opened.close()
@@ -38,6 +41,7 @@ def counted(monkeypatch, module, name):
     def call(*arguments, **settings):
         calls.append(arguments)
         return real(*arguments, **settings)
+
     monkeypatch.setattr(module, name, call)
     return calls
 
@@ -48,13 +52,18 @@ def names(editor):
 
 def test_what_has_not_changed_is_not_read_again(editor, folder, monkeypatch):
     editor.describe()
-    examined, contents = counted(monkeypatch, reader_module, "examine"), counted(monkeypatch, reader_module, "content_of")
+    examined, contents = (
+        counted(monkeypatch, reader_module, "examine"),
+        counted(monkeypatch, reader_module, "content_of"),
+    )
     before = editor.describe()
     assert not examined and not contents
     (folder / "picture 00003.txt").write_text("by another program", encoding="utf-8")
     after = editor.describe()
     assert len(examined) == len(contents) == 1 and after["revision"] != before["revision"]
-    assert [row["caption"] for row in after["pictures"] if row["filename"] == "picture 00003.png"] == ["by another program"]
+    assert [
+        row["caption"] for row in after["pictures"] if row["filename"] == "picture 00003.png"
+    ] == ["by another program"]
 
 
 @pytest.mark.parametrize("change", ["content", "gone", "table", "second file", "class words"])
@@ -62,7 +71,7 @@ def test_whatever_decides_a_caption_is_noticed(editor, folder, change):
     first = folder / "picture 00000.txt"
     before = editor.captions()["picture 00000.png"]
     editor.describe()
-    if change == "content":                                                        # of the same length and time: the inode's own time tells
+    if change == "content":  # of the same length and time: the inode's own time tells
         stat = first.stat()
         first.write_text(before.upper() + "\n", encoding="utf-8")
         os.utime(first, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -73,11 +82,16 @@ def test_whatever_decides_a_caption_is_noticed(editor, folder, change):
         first.write_text("back", encoding="utf-8")
         assert editor.captions()["picture 00000.png"] == "back"
         first.unlink()
-        assert editor.captions()["picture 00000.png"] == "" and editor.describe()["pictures"][0]["version"] == ""
+        assert (
+            editor.captions()["picture 00000.png"] == ""
+            and editor.describe()["pictures"][0]["version"] == ""
+        )
     elif change == "table":
         first.unlink()
         for text in ("one", "two"):
-            (folder / "metadata.csv").write_text(f"filename,prompt\npicture 00000.png,{text}\n", encoding="utf-8")
+            (folder / "metadata.csv").write_text(
+                f"filename,prompt\npicture 00000.png,{text}\n", encoding="utf-8"
+            )
             assert editor.captions()["picture 00000.png"] == text
     elif change == "second file":
         first.unlink()
@@ -100,17 +114,30 @@ def test_a_file_that_changed_just_now_is_read_again(folder, tmp_path):
         remembered = editor._reader._versions
         assert remembered.get(path.name, files, lambda: path.read_text(encoding="utf-8")) == text
         path.write_text(text.upper(), encoding="utf-8")
-        assert remembered.get(path.name, files, lambda: path.read_text(encoding="utf-8")) == text.upper()
+        assert (
+            remembered.get(path.name, files, lambda: path.read_text(encoding="utf-8"))
+            == text.upper()
+        )
     editor.close()
 
 
-@pytest.mark.parametrize("act", [
-    lambda editor, names: editor.set_captions({names[0]: "one"}), lambda editor, names: editor.rename(names[0], "new"),
-    lambda editor, names: editor.discard(names[:10]), lambda editor, names: editor.rotate(names[:2], 90), lambda editor, names: editor.undo()])
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda editor, names: editor.set_captions({names[0]: "one"}),
+        lambda editor, names: editor.rename(names[0], "new"),
+        lambda editor, names: editor.discard(names[:10]),
+        lambda editor, names: editor.rotate(names[:2], 90),
+        lambda editor, names: editor.undo(),
+    ],
+)
 def test_an_edit_looks_at_the_folders_once_and_reads_its_own_files_only(editor, monkeypatch, act):
     found = names(editor)
     editor.set_captions({found[20]: "to be undone"})
-    looks, contents = counted(monkeypatch, reader_module, "list_files"), counted(monkeypatch, reader_module, "content_of")
+    looks, contents = (
+        counted(monkeypatch, reader_module, "list_files"),
+        counted(monkeypatch, reader_module, "content_of"),
+    )
     act(editor, found)
     assert len(looks) == 1 and len(contents) <= 2 * 10
 
@@ -126,7 +153,13 @@ def test_deleting_many_does_not_look_once_for_each(editor, folder, monkeypatch):
 
 def test_the_revision_after_an_edit_is_that_of_a_new_look(editor, folder):
     found = names(editor)
-    for act in (lambda: editor.set_captions({found[0]: "one"}), lambda: editor.discard(found[:3]), lambda: editor.rename(found[5], "new"), editor.undo, editor.undo):
+    for act in (
+        lambda: editor.set_captions({found[0]: "one"}),
+        lambda: editor.discard(found[:3]),
+        lambda: editor.rename(found[5], "new"),
+        editor.undo,
+        editor.undo,
+    ):
         assert act()["revision"] == editor.revision()
     assert list_files(folder).pictures.keys() == set(found)
 
@@ -148,12 +181,15 @@ def test_links_to_themselves_and_pipes_cost_only_themselves(editor, folder):
     (folder / "3_loop").symlink_to(folder)
     os.mkfifo(folder / "pipe.png")
     os.mkfifo(folder / "pipe.txt")
-    assert len(names(editor)) == 40 and {row["filename"] for row in editor.describe()["problems"]} == {"loop.png", "pipe.png"}
+    assert len(names(editor)) == 40 and {
+        row["filename"] for row in editor.describe()["problems"]
+    } == {"loop.png", "pipe.png"}
     assert editor.check(Wanted())["total"] == 40 and editor.state()
 
 
 def test_near_duplicates_are_those_of_comparing_each_with_each():
     import random
+
     draws = random.Random(3)
     base = [draws.randbytes(8) for _ in range(12)]
     findings = {}
@@ -167,21 +203,37 @@ def test_near_duplicates_are_those_of_comparing_each_with_each():
     def alike(one, other):
         different = sum((a ^ b).bit_count() for a, b in zip(one.hash, other.hash))
         return different <= 12 and abs(one.mosaic[0] - other.mosaic[0]) <= 20
+
     for name in ("000", "300", "599"):
-        assert found.get(name, []) == [other for other in findings if other != name and alike(findings[name], findings[other])][:12]
+        assert (
+            found.get(name, [])
+            == [
+                other
+                for other in findings
+                if other != name and alike(findings[name], findings[other])
+            ][:12]
+        )
 
 
 def test_the_bench_prints_each_action_with_its_seconds():
     lines = report(12).splitlines()
-    assert lines[0].startswith("A data set of 12 pictures") and any(line.startswith("bulk edit of all  ") for line in lines)
-    assert all(float(line.split()[-4]) >= 0 and float(line.split()[-2]) >= 0 for line in lines[2:]) and len(lines) > 15
+    assert lines[0].startswith("A data set of 12 pictures") and any(
+        line.startswith("bulk edit of all  ") for line in lines
+    )
+    assert (
+        all(float(line.split()[-4]) >= 0 and float(line.split()[-2]) >= 0 for line in lines[2:])
+        and len(lines) > 15
+    )
 
 
 def test_checks_and_openings_ask_for_no_lock_of_the_editor(editor):
     """Whoever looks does not wait for a step that takes its time."""
     import threading
+
     with editor._lock:
-        looking = threading.Thread(target=lambda: (editor.describe(), editor.check(Wanted()), editor.state()))
+        looking = threading.Thread(
+            target=lambda: (editor.describe(), editor.check(Wanted()), editor.state())
+        )
         looking.start()
         looking.join(30)
         assert not looking.is_alive() and editor_module

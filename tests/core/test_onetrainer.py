@@ -1,4 +1,5 @@
 """OneTrainer's settings as its page saves them, and its presets, which say only what differs."""
+
 import json
 
 import pytest
@@ -7,31 +8,105 @@ from lora_trainer.core.errors import Refused
 from lora_trainer.core.importing import import_settings
 
 PRESET = {  # its "sd 1.5 LoRA", as it is delivered
-    "backup_after": 10, "base_model_name": "stable-diffusion-v1-5/stable-diffusion-v1-5", "batch_size": 4, "layer_filter_preset": "attn-mlp", "learning_rate": 0.0003,
-    "model_type": "STABLE_DIFFUSION_15", "output_model_destination": "models/lora.safetensors", "output_model_format": "KOHYA_LORA", "resolution": "512",
-    "training_method": "LORA", "vae": {"weight_dtype": "FLOAT_32"}, "unet": {"weight_dtype": "FLOAT_16"}, "text_encoder": {"weight_dtype": "FLOAT_16"},
+    "backup_after": 10,
+    "base_model_name": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "batch_size": 4,
+    "layer_filter_preset": "attn-mlp",
+    "learning_rate": 0.0003,
+    "model_type": "STABLE_DIFFUSION_15",
+    "output_model_destination": "models/lora.safetensors",
+    "output_model_format": "KOHYA_LORA",
+    "resolution": "512",
+    "training_method": "LORA",
+    "vae": {"weight_dtype": "FLOAT_32"},
+    "unet": {"weight_dtype": "FLOAT_16"},
+    "text_encoder": {"weight_dtype": "FLOAT_16"},
 }
 SAVED = {  # as saved by its page, shortened to what differs from nothing
-    "__version": 11, "training_method": "LORA", "model_type": "STABLE_DIFFUSION_XL_10_BASE", "workspace_dir": "workspace/run", "tensorboard": True,
-    "base_model_name": "models/illustrious.safetensors", "output_dtype": "FLOAT_16", "output_model_destination": "/loras/zib_v1.safetensors",
-    "concepts": None, "concept_file_name": "training_concepts/concepts.json", "aspect_ratio_bucketing": True, "latent_caching": True,
-    "learning_rate_scheduler": "COSINE_WITH_HARD_RESTARTS", "learning_rate": 1e-4, "learning_rate_warmup_steps": 200.0, "learning_rate_cycles": 2.0,
-    "learning_rate_min_factor": 0.0, "epochs": 20, "batch_size": 2, "gradient_accumulation_steps": 2, "ema": "GPU", "ema_decay": 0.99, "train_dtype": "BFLOAT_16",
-    "resolution": "1024,768", "mse_strength": 1.0, "mae_strength": 0.0, "huber_strength": 0.5, "loss_weight_fn": "MIN_SNR_GAMMA", "loss_weight_strength": 5.0,
-    "dropout_probability": 0.1, "learning_rate_scaler": "NONE", "clip_grad_norm": 0.5, "layer_filter": "attn", "layer_filter_preset": "attn-only",
-    "offset_noise_weight": 0.05, "perturbation_noise_weight": 0.1, "rescale_noise_scheduler_to_zero_terminal_snr": True, "force_v_prediction": True,
-    "min_noising_strength": 0.1, "max_noising_strength": 0.9, "timestep_distribution": "LOGIT_NORMAL", "noising_weight": 0.5, "noising_bias": -1.0,
-    "unet": {"train": True, "learning_rate": None, "weight_dtype": "FLOAT_16"}, "text_encoder": {"train": True, "learning_rate": 2e-5, "dropout_probability": 0.05},
-    "text_encoder_2": {"train": False}, "text_encoder_layer_skip": 0, "masked_training": True, "unmasked_weight": 0.2, "peft_type": "LORA", "lora_model_name": "",
-    "lora_rank": 32, "lora_alpha": 16.0, "lora_decompose": False, "gradient_checkpointing": "ON",
-    "optimizer": {"__version": 0, "optimizer": "PRODIGY", "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "d_coef": 2.0, "weight_decay": 0.02, "fused": False,
-                  "safeguard_warmup": True},
-    "optimizer_defaults": {"ADAMW": {"weight_decay": 0.5}}, "secrets": {"huggingface_token": "geheim"}, "cloud": {"enabled": False, "host": "x"},
+    "__version": 11,
+    "training_method": "LORA",
+    "model_type": "STABLE_DIFFUSION_XL_10_BASE",
+    "workspace_dir": "workspace/run",
+    "tensorboard": True,
+    "base_model_name": "models/illustrious.safetensors",
+    "output_dtype": "FLOAT_16",
+    "output_model_destination": "/loras/zib_v1.safetensors",
+    "concepts": None,
+    "concept_file_name": "training_concepts/concepts.json",
+    "aspect_ratio_bucketing": True,
+    "latent_caching": True,
+    "learning_rate_scheduler": "COSINE_WITH_HARD_RESTARTS",
+    "learning_rate": 1e-4,
+    "learning_rate_warmup_steps": 200.0,
+    "learning_rate_cycles": 2.0,
+    "learning_rate_min_factor": 0.0,
+    "epochs": 20,
+    "batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "ema": "GPU",
+    "ema_decay": 0.99,
+    "train_dtype": "BFLOAT_16",
+    "resolution": "1024,768",
+    "mse_strength": 1.0,
+    "mae_strength": 0.0,
+    "huber_strength": 0.5,
+    "loss_weight_fn": "MIN_SNR_GAMMA",
+    "loss_weight_strength": 5.0,
+    "dropout_probability": 0.1,
+    "learning_rate_scaler": "NONE",
+    "clip_grad_norm": 0.5,
+    "layer_filter": "attn",
+    "layer_filter_preset": "attn-only",
+    "offset_noise_weight": 0.05,
+    "perturbation_noise_weight": 0.1,
+    "rescale_noise_scheduler_to_zero_terminal_snr": True,
+    "force_v_prediction": True,
+    "min_noising_strength": 0.1,
+    "max_noising_strength": 0.9,
+    "timestep_distribution": "LOGIT_NORMAL",
+    "noising_weight": 0.5,
+    "noising_bias": -1.0,
+    "unet": {"train": True, "learning_rate": None, "weight_dtype": "FLOAT_16"},
+    "text_encoder": {"train": True, "learning_rate": 2e-5, "dropout_probability": 0.05},
+    "text_encoder_2": {"train": False},
+    "text_encoder_layer_skip": 0,
+    "masked_training": True,
+    "unmasked_weight": 0.2,
+    "peft_type": "LORA",
+    "lora_model_name": "",
+    "lora_rank": 32,
+    "lora_alpha": 16.0,
+    "lora_decompose": False,
+    "gradient_checkpointing": "ON",
+    "optimizer": {
+        "__version": 0,
+        "optimizer": "PRODIGY",
+        "beta1": 0.9,
+        "beta2": 0.99,
+        "eps": 1e-8,
+        "d_coef": 2.0,
+        "weight_decay": 0.02,
+        "fused": False,
+        "safeguard_warmup": True,
+    },
+    "optimizer_defaults": {"ADAMW": {"weight_decay": 0.5}},
+    "secrets": {"huggingface_token": "geheim"},
+    "cloud": {"enabled": False, "host": "x"},
 }
 CONCEPTS = [
-    {"name": "zib", "path": "/data/zib", "enabled": True, "type": "STANDARD", "balancing": 3.0, "balancing_strategy": "REPEATS",
-     "image": {"enable_random_flip": True}, "text": {"prompt_source": "sample", "enable_tag_shuffling": True, "keep_tags_count": 2}},
-    {"path": "/data/more", "balancing": 0.5}, {"path": "/data/off", "enabled": False}, {"path": "/data/measured", "type": "VALIDATION"},
+    {
+        "name": "zib",
+        "path": "/data/zib",
+        "enabled": True,
+        "type": "STANDARD",
+        "balancing": 3.0,
+        "balancing_strategy": "REPEATS",
+        "image": {"enable_random_flip": True},
+        "text": {"prompt_source": "sample", "enable_tag_shuffling": True, "keep_tags_count": 2},
+    },
+    {"path": "/data/more", "balancing": 0.5},
+    {"path": "/data/off", "enabled": False},
+    {"path": "/data/measured", "type": "VALIDATION"},
 ]
 
 
@@ -44,31 +119,101 @@ def test_a_preset_of_its_own(tmp_path):
     found = imported(tmp_path, PRESET)
     assert found.source == "OneTrainer's settings"
     assert found.settings == {
-        "output_name": "lora", "output_dir": "models", "lora_targets": "attention+feed-forward", "lora_type": "lora", "lora_rank": 16, "lora_alpha": 1.0,
-        "learning_rate": 3e-4, "train_text_encoder": True, "text_encoder_lr": 3e-4, "optimizer": "adamw", "weight_decay": 0.01, "epochs": 100,
-        "scheduler": "constant", "lr_warmup_steps": 200, "batch_size": 4, "enable_bucket": True, "max_grad_norm": 1.0, "max_token_length": 75, "resolution": 512,
-        "clip_skip": 1, "save_precision": "fp32", "gradient_checkpointing": True}
-    assert {left.key for left in found.left_out} == {"base_model_name"} and {"lora_alpha", "epochs", "clip_skip"} <= set(found.assumed)
+        "output_name": "lora",
+        "output_dir": "models",
+        "lora_targets": "attention+feed-forward",
+        "lora_type": "lora",
+        "lora_rank": 16,
+        "lora_alpha": 1.0,
+        "learning_rate": 3e-4,
+        "train_text_encoder": True,
+        "text_encoder_lr": 3e-4,
+        "optimizer": "adamw",
+        "weight_decay": 0.01,
+        "epochs": 100,
+        "scheduler": "constant",
+        "lr_warmup_steps": 200,
+        "batch_size": 4,
+        "enable_bucket": True,
+        "max_grad_norm": 1.0,
+        "max_token_length": 75,
+        "resolution": 512,
+        "clip_skip": 1,
+        "save_precision": "fp32",
+        "gradient_checkpointing": True,
+    }
+    assert {left.key for left in found.left_out} == {"base_model_name"} and {
+        "lora_alpha",
+        "epochs",
+        "clip_skip",
+    } <= set(found.assumed)
     assert not {"learning_rate", "batch_size", "output_name"} & set(found.assumed)
 
 
 def test_settings_that_its_page_saved(tmp_path):
     found = imported(tmp_path, SAVED)
     expected = {
-        "base_model": "models/illustrious.safetensors", "output_name": "zib_v1", "output_dir": "/loras", "lora_rank": 32, "lora_alpha": 16.0, "lora_targets": "attention",
-        "scheduler": "cosine_with_restarts", "scheduler_cycles": 2, "lr_warmup_steps": 100, "learning_rate": 1e-4, "text_encoder_lr": 2e-5, "train_text_encoder": True,
-        "caption_dropout_rate": 0.05, "ema_decay": 0.99, "mixed_precision": "bf16", "save_precision": "fp16", "resolution": 1024, "min_snr_gamma": 5.0,
-        "lora_dropout": 0.1, "max_grad_norm": 0.5, "noise_offset": 0.05, "input_perturbation": 0.1, "zero_terminal_snr": "on", "prediction_type": "v_prediction",
-        "min_timestep": 100, "max_timestep": 900, "timestep_sampling": "logit_normal", "logit_mean": -1.0, "logit_std": 1.5, "masked_loss": "files",
-        "masked_loss_floor": 0.2, "optimizer": "prodigy", "weight_decay": 0.02, "gradient_accumulation_steps": 2, "epochs": 20, "batch_size": 2}
-    assert {name: found.settings.get(name) for name in expected} == expected and "clip_skip" not in found.settings
-    assert sorted(found.settings["optimizer_args"].split()) == ["betas=0.9,0.99", "d_coef=2.0", "eps=1e-08", "safeguard_warmup=True"]
+        "base_model": "models/illustrious.safetensors",
+        "output_name": "zib_v1",
+        "output_dir": "/loras",
+        "lora_rank": 32,
+        "lora_alpha": 16.0,
+        "lora_targets": "attention",
+        "scheduler": "cosine_with_restarts",
+        "scheduler_cycles": 2,
+        "lr_warmup_steps": 100,
+        "learning_rate": 1e-4,
+        "text_encoder_lr": 2e-5,
+        "train_text_encoder": True,
+        "caption_dropout_rate": 0.05,
+        "ema_decay": 0.99,
+        "mixed_precision": "bf16",
+        "save_precision": "fp16",
+        "resolution": 1024,
+        "min_snr_gamma": 5.0,
+        "lora_dropout": 0.1,
+        "max_grad_norm": 0.5,
+        "noise_offset": 0.05,
+        "input_perturbation": 0.1,
+        "zero_terminal_snr": "on",
+        "prediction_type": "v_prediction",
+        "min_timestep": 100,
+        "max_timestep": 900,
+        "timestep_sampling": "logit_normal",
+        "logit_mean": -1.0,
+        "logit_std": 1.5,
+        "masked_loss": "files",
+        "masked_loss_floor": 0.2,
+        "optimizer": "prodigy",
+        "weight_decay": 0.02,
+        "gradient_accumulation_steps": 2,
+        "epochs": 20,
+        "batch_size": 2,
+    }
+    assert {
+        name: found.settings.get(name) for name in expected
+    } == expected and "clip_skip" not in found.settings
+    assert sorted(found.settings["optimizer_args"].split()) == [
+        "betas=0.9,0.99",
+        "d_coef=2.0",
+        "eps=1e-08",
+        "safeguard_warmup=True",
+    ]
     reasons = {left.key: left.reason for left in found.left_out}
-    assert reasons.keys() == {"huber_strength", "text_encoder_2", "concept_file_name", "dropout_probability"}
+    assert reasons.keys() == {
+        "huber_strength",
+        "text_encoder_2",
+        "concept_file_name",
+        "dropout_probability",
+    }
     assert found.settings["extra_resolutions"] == "768" and "geheim" not in str(found)
 
 
-@pytest.mark.parametrize("odd", ["abc", -1, 1e308, -1e308, 1e-308, [1], {"a": 1}, True, "n" * 400, "1,2"], ids=lambda odd: repr(odd)[:9])
+@pytest.mark.parametrize(
+    "odd",
+    ["abc", -1, 1e308, -1e308, 1e-308, [1], {"a": 1}, True, "n" * 400, "1,2"],
+    ids=lambda odd: repr(odd)[:9],
+)
 def test_whatever_a_value_is_the_rest_is_taken_over(tmp_path, odd):
     for key in SAVED.keys() - {"training_method", "model_type"}:
         found = imported(tmp_path, {**SAVED, key: odd}, look_around=True)
@@ -77,25 +222,62 @@ def test_whatever_a_value_is_the_rest_is_taken_over(tmp_path, odd):
 
 def test_its_concepts_where_they_may_be_read(tmp_path):
     (tmp_path / "training_concepts").mkdir()
-    (tmp_path / "training_concepts" / "concepts.json").write_text(json.dumps(CONCEPTS), encoding="utf-8")
-    assert "train_data_dir" not in imported(tmp_path, SAVED).settings              # it names a file of this machine, and may come from anybody
-    for found in (imported(tmp_path, SAVED, look_around=True),
-                  imported(tmp_path, {**SAVED, "concepts": CONCEPTS})):
-        expected = {"train_data_dir": "/data/zib", "repeats": 3, "extra_data_dirs": "1 x /data/more", "mirror": True, "shuffle_caption": True, "keep_tokens": 2}
+    (tmp_path / "training_concepts" / "concepts.json").write_text(
+        json.dumps(CONCEPTS), encoding="utf-8"
+    )
+    assert (
+        "train_data_dir" not in imported(tmp_path, SAVED).settings
+    )  # it names a file of this machine, and may come from anybody
+    for found in (
+        imported(tmp_path, SAVED, look_around=True),
+        imported(tmp_path, {**SAVED, "concepts": CONCEPTS}),
+    ):
+        expected = {
+            "train_data_dir": "/data/zib",
+            "repeats": 3,
+            "extra_data_dirs": "1 x /data/more",
+            "mirror": True,
+            "shuffle_caption": True,
+            "keep_tokens": 2,
+        }
         assert {name: found.settings.get(name) for name in expected} == expected
-        assert {("concept", "/data/measured"), ("/data/more: balancing", 0.5)} <= {(left.key, left.value) for left in found.left_out}
+        assert {("concept", "/data/measured"), ("/data/more: balancing", 0.5)} <= {
+            (left.key, left.value) for left in found.left_out
+        }
 
 
-@pytest.mark.parametrize("changes, key, settings", [
-    ({"training_method": "FINE_TUNE"}, "training_method", {}), ({"peft_type": "OFT_2"}, "peft_type", {"lora_type": "lora"}),
-    ({"learning_rate_scheduler": "REX"}, "learning_rate_scheduler", {}), ({"timestep_distribution": "SIGMOID"}, "timestep_distribution", {}),
-    ({"optimizer": {"optimizer": "CAME"}}, "optimizer", {}), ({"layer_filter_preset": "custom", "layer_filter": "to_q"}, "layer_filter", {}),
-    ({"learning_rate_scaler": "BATCH"}, "learning_rate_scaler", {}), ({"loss_weight_fn": "P2"}, "loss_weight_fn", {}),
-    ({"learning_rate_warmup_steps": 0.1}, "learning_rate_warmup_steps", {}), ({"train_dtype": "GGUF"}, "train_dtype", {}),
-    ({"unet": 3, "text_encoder": [], "optimizer": "ADAMW", "concepts": 5, "epochs": "x", "resolution": {}}, "epochs", {"optimizer": "adamw"})])
+@pytest.mark.parametrize(
+    "changes, key, settings",
+    [
+        ({"training_method": "FINE_TUNE"}, "training_method", {}),
+        ({"peft_type": "OFT_2"}, "peft_type", {"lora_type": "lora"}),
+        ({"learning_rate_scheduler": "REX"}, "learning_rate_scheduler", {}),
+        ({"timestep_distribution": "SIGMOID"}, "timestep_distribution", {}),
+        ({"optimizer": {"optimizer": "CAME"}}, "optimizer", {}),
+        ({"layer_filter_preset": "custom", "layer_filter": "to_q"}, "layer_filter", {}),
+        ({"learning_rate_scaler": "BATCH"}, "learning_rate_scaler", {}),
+        ({"loss_weight_fn": "P2"}, "loss_weight_fn", {}),
+        ({"learning_rate_warmup_steps": 0.1}, "learning_rate_warmup_steps", {}),
+        ({"train_dtype": "GGUF"}, "train_dtype", {}),
+        (
+            {
+                "unet": 3,
+                "text_encoder": [],
+                "optimizer": "ADAMW",
+                "concepts": 5,
+                "epochs": "x",
+                "resolution": {},
+            },
+            "epochs",
+            {"optimizer": "adamw"},
+        ),
+    ],
+)
 def test_what_is_left_out_says_why(tmp_path, changes, key, settings):
     found = imported(tmp_path, {**PRESET, **changes})
-    assert key in {left.key for left in found.left_out} and found.settings.items() >= settings.items()
+    assert (
+        key in {left.key for left in found.left_out} and found.settings.items() >= settings.items()
+    )
 
 
 @pytest.mark.parametrize("kind", ["FLUX_DEV_1", "STABLE_DIFFUSION_3", "", None, 3])

@@ -1,4 +1,7 @@
-"""Optimizers: each does what its paper says, is driven by group, and refuses what it cannot do in a sentence that helps."""
+"""Optimizers: each does what its paper says, is driven by group, and refuses what it cannot do in a
+sentence that helps.
+"""
+
 import dataclasses
 import math
 import sys
@@ -10,14 +13,24 @@ import torch
 from lora_trainer.core import optimization
 from lora_trainer.core.config import TrainConfig
 from lora_trainer.core.errors import Refused
-from lora_trainer.core.optimization import KINDS, LearningRates, check_optimizer, effective_rate, make_optimizer, optimizer_choices, remarks_on
+from lora_trainer.core.optimization import (
+    KINDS,
+    LearningRates,
+    check_optimizer,
+    effective_rate,
+    make_optimizer,
+    optimizer_choices,
+    remarks_on,
+)
 
 CPU = torch.device("cpu")
 RATES = {"unet": 1e-2, "text_encoder": 5e-3}
 
 
 def needs(name: str) -> None:
-    """Skip unless the package of an optimizer is there and works on the CPU; bitsandbytes' older versions need a GPU."""
+    """Skip unless the package of an optimizer is there and works on the CPU; bitsandbytes' older
+    versions need a GPU.
+    """
     package = KINDS[name].module.split(".")[0]
     if package != "torch":
         pytest.importorskip(package, exc_type=ImportError)
@@ -29,7 +42,10 @@ def needs(name: str) -> None:
 
 
 def groups_of(**sizes) -> dict:
-    return {name: [torch.nn.Parameter(torch.linspace(-1, 1, count).reshape(2, -1))] for name, count in sizes.items()}
+    return {
+        name: [torch.nn.Parameter(torch.linspace(-1, 1, count).reshape(2, -1))]
+        for name, count in sizes.items()
+    }
 
 
 def rates_for(name: str, names) -> dict:
@@ -38,7 +54,13 @@ def rates_for(name: str, names) -> dict:
 
 def make(name="adamw", *, arguments="", weight_decay=0.0, learning_rates=None, **sizes):
     groups = groups_of(**(sizes or {"unet": 8}))
-    return make_optimizer(name, groups, learning_rates=learning_rates or rates_for(name, groups), weight_decay=weight_decay, arguments=arguments)
+    return make_optimizer(
+        name,
+        groups,
+        learning_rates=learning_rates or rates_for(name, groups),
+        weight_decay=weight_decay,
+        arguments=arguments,
+    )
 
 
 def fall(optimizer, steps: int) -> float:
@@ -52,7 +74,8 @@ def fall(optimizer, steps: int) -> float:
     return sum(float((parameter.detach() - 3).square().sum()) for parameter in parameters) / before
 
 
-# --- What there is -------------------------------------------------------------------------------------------------------
+# --- What there is --------------------------------------------------------------------------------
+
 
 def test_the_choices_are_the_settings():
     field = next(field for field in dataclasses.fields(TrainConfig) if field.name == "optimizer")
@@ -61,36 +84,79 @@ def test_the_choices_are_the_settings():
     assert all("pip install" in choice["needs"] for choice in optimizer_choices()[1:])
 
 
-@pytest.mark.parametrize("name, module, package", [("prodigy", "prodigyopt", "prodigyopt"), ("lion", "lion_pytorch", "lion-pytorch"), ("dadaptation", "dadaptation", "dadaptation"),
-                                                   ("schedulefree", "schedulefree", "schedulefree"), ("adamw8bit", "bitsandbytes", "bitsandbytes")])
-def test_a_missing_package_is_named_with_the_line_that_installs_it(name, module, package, monkeypatch):
+@pytest.mark.parametrize(
+    "name, module, package",
+    [
+        ("prodigy", "prodigyopt", "prodigyopt"),
+        ("lion", "lion_pytorch", "lion-pytorch"),
+        ("dadaptation", "dadaptation", "dadaptation"),
+        ("schedulefree", "schedulefree", "schedulefree"),
+        ("adamw8bit", "bitsandbytes", "bitsandbytes"),
+    ],
+)
+def test_a_missing_package_is_named_with_the_line_that_installs_it(
+    name, module, package, monkeypatch
+):
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, f"{module}.optim", raising=False)
-    for ask in (lambda: check_optimizer(name, "", CPU), lambda: make(name), lambda: check_optimizer(name, "betas=0.9,0.99", CPU)):
-        with pytest.raises(Refused, match=f"needs the package {package}, which is not installed. Install it with: .* -m pip install --no-deps {package}") as caught:
+    for ask in (
+        lambda: check_optimizer(name, "", CPU),
+        lambda: make(name),
+        lambda: check_optimizer(name, "betas=0.9,0.99", CPU),
+    ):
+        with pytest.raises(
+            Refused,
+            match=(
+                f"needs the package {package}, which is not installed. Install it with: .* -m pip"
+                f" install --no-deps {package}"
+            ),
+        ) as caught:
             ask()
         assert caught.value.field == "optimizer"
     assert not next(choice for choice in optimizer_choices() if choice["name"] == name)["available"]
 
 
 def test_a_package_that_fails_to_load_is_said_with_its_reason(monkeypatch, tmp_path):
-    (tmp_path / "prodigyopt.py").write_text("import torch\ntorch.library.register_nothing\n", encoding="utf-8")
+    (tmp_path / "prodigyopt.py").write_text(
+        "import torch\ntorch.library.register_nothing\n", encoding="utf-8"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "prodigyopt", raising=False)
-    with pytest.raises(Refused, match="prodigyopt fails to load .AttributeError: module 'torch.library' has no attribute 'register_nothing'"):
+    with pytest.raises(
+        Refused,
+        match=(
+            "prodigyopt fails to load .AttributeError: module 'torch.library' has no attribute"
+            " 'register_nothing'"
+        ),
+    ):
         check_optimizer("prodigy", "", CPU)
     sys.modules.pop("prodigyopt", None)
 
 
-@pytest.mark.parametrize("step, reason", [("raise NotImplementedError('no kernel for cpu')", "NotImplementedError: no kernel for cpu"), ("pass", "it changed nothing"),
-                                          ("self.param_groups[0]['params'][0].data.fill_(float('nan'))", "not finite")])
+@pytest.mark.parametrize(
+    "step, reason",
+    [
+        (
+            "raise NotImplementedError('no kernel for cpu')",
+            "NotImplementedError: no kernel for cpu",
+        ),
+        ("pass", "it changed nothing"),
+        ("self.param_groups[0]['params'][0].data.fill_(float('nan'))", "not finite"),
+    ],
+)
 def test_a_package_whose_step_fails_is_refused_before_the_run(step, reason, monkeypatch, tmp_path):
-    (tmp_path / "lion_pytorch.py").write_text("import torch\nclass Lion(torch.optim.Optimizer):\n    def __init__(self, params, lr=1.0, eps=1.0):\n"
-                                              f"        super().__init__(params, dict(lr=lr))\n    def step(self):\n        {step}\n", encoding="utf-8")
+    (tmp_path / "lion_pytorch.py").write_text(
+        "import torch\nclass Lion(torch.optim.Optimizer):\n    def __init__(self, params, lr=1.0,"
+        " eps=1.0):\n        super().__init__(params, dict(lr=lr))\n    def step(self):\n       "
+        f" {step}\n",
+        encoding="utf-8",
+    )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "lion_pytorch", raising=False)
-    for arguments in ("", "eps=0.5"):                                              # which are not to blame
-        with pytest.raises(Refused, match=f"a step of Lion fails on cpu .*{reason}.*Choose another") as caught:
+    for arguments in ("", "eps=0.5"):  # which are not to blame
+        with pytest.raises(
+            Refused, match=f"a step of Lion fails on cpu .*{reason}.*Choose another"
+        ) as caught:
             check_optimizer("lion", arguments, CPU)
         assert caught.value.field == "optimizer"
     sys.modules.pop("lion_pytorch", None)
@@ -104,13 +170,16 @@ def test_old_torch_is_offered_the_bitsandbytes_that_loads_with_it(monkeypatch):
     assert optimizer_choices()[1]["needs"].endswith("--no-deps bitsandbytes")
 
 
-@pytest.mark.parametrize("version, expected", [("2.1.2+cu121", (2, 1)), ("2.15.0", (2, 15)), ("2.4.0a0", (2, 4))])
+@pytest.mark.parametrize(
+    "version, expected", [("2.1.2+cu121", (2, 1)), ("2.15.0", (2, 15)), ("2.4.0a0", (2, 4))]
+)
 def test_versions_are_numbers(version, expected, monkeypatch):
     monkeypatch.setattr(torch, "__version__", version)
     assert optimization._torch_version() == expected
 
 
-# --- Each of them --------------------------------------------------------------------------------------------------------
+# --- Each of them ---------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", KINDS)
 def test_each_learns_says_its_groups_and_prints_nothing(name, capsys):
@@ -118,7 +187,9 @@ def test_each_learns_says_its_groups_and_prints_nothing(name, capsys):
     state = torch.random.get_rng_state()
     optimizer = make(name, weight_decay=0.01, unet=8, text_encoder=4096)
     assert [group["name"] for group in optimizer.param_groups] == ["unet", "text_encoder"]
-    assert [group["lr"] for group in optimizer.param_groups] == list(rates_for(name, ["unet", "text_encoder"]).values())
+    assert [group["lr"] for group in optimizer.param_groups] == list(
+        rates_for(name, ["unet", "text_encoder"]).values()
+    )
     assert fall(optimizer, 60) < 0.98
     assert capsys.readouterr().out == "" and torch.equal(torch.random.get_rng_state(), state)
 
@@ -130,11 +201,19 @@ def test_adamw_is_the_papers():
     w, m, v, draws = np.linspace(-1, 1, 8), np.zeros(8), np.zeros(8), np.random.default_rng(0)
     for step in range(1, 6):
         grad = draws.normal(size=8)
-        optimizer.param_groups[0]["params"][0].grad = torch.tensor(grad, dtype=torch.float32).reshape(2, 4)
+        optimizer.param_groups[0]["params"][0].grad = torch.tensor(
+            grad, dtype=torch.float32
+        ).reshape(2, 4)
         optimizer.step()
-        m, v = 0.9 * m + 0.1 * grad, 0.999 * v + 0.001 * grad ** 2
-        w = w - 1e-2 * 0.1 * w - 1e-2 * (m / (1 - 0.9 ** step)) / (np.sqrt(v / (1 - 0.999 ** step)) + 1e-8)
-    assert optimizer.param_groups[0]["params"][0].detach().flatten().numpy() == pytest.approx(w, abs=1e-6)
+        m, v = 0.9 * m + 0.1 * grad, 0.999 * v + 0.001 * grad**2
+        w = (
+            w
+            - 1e-2 * 0.1 * w
+            - 1e-2 * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
+        )
+    assert optimizer.param_groups[0]["params"][0].detach().flatten().numpy() == pytest.approx(
+        w, abs=1e-6
+    )
 
 
 def test_lion_is_the_papers():
@@ -144,26 +223,40 @@ def test_lion_is_the_papers():
     w, m, draws = np.linspace(-1, 1, 8), np.zeros(8), np.random.default_rng(0)
     for _ in range(5):
         grad = draws.normal(size=8)
-        optimizer.param_groups[0]["params"][0].grad = torch.tensor(grad, dtype=torch.float32).reshape(2, 4)
+        optimizer.param_groups[0]["params"][0].grad = torch.tensor(
+            grad, dtype=torch.float32
+        ).reshape(2, 4)
         optimizer.step()
         w = w - 1e-2 * (np.sign(0.8 * m + 0.2 * grad) + 0.1 * w)
         m = 0.95 * m + 0.05 * grad
-    assert optimizer.param_groups[0]["params"][0].detach().flatten().numpy() == pytest.approx(w, abs=1e-6)
+    assert optimizer.param_groups[0]["params"][0].detach().flatten().numpy() == pytest.approx(
+        w, abs=1e-6
+    )
 
 
 def test_adafactor_takes_the_given_rate_unless_told_otherwise():
-    """Without scaling by the parameter, arXiv 1804.04235's first step is the sign, clipped to a root mean square of 1, times the rate."""
+    """Without scaling by the parameter, arXiv 1804.04235's first step is the sign, clipped to a
+    root mean square of 1, times the rate.
+    """
     needs("adafactor")
     optimizer = make("adafactor")
-    parameter, before = optimizer.param_groups[0]["params"][0], torch.linspace(-1, 1, 8).reshape(2, 4)
+    parameter, before = (
+        optimizer.param_groups[0]["params"][0],
+        torch.linspace(-1, 1, 8).reshape(2, 4),
+    )
     parameter.grad = torch.full((2, 4), 0.3)
     optimizer.step()
-    assert torch.allclose(parameter.detach(), before - 1e-2, atol=1e-6) and effective_rate(optimizer) == 1e-2
+    assert (
+        torch.allclose(parameter.detach(), before - 1e-2, atol=1e-6)
+        and effective_rate(optimizer) == 1e-2
+    )
 
 
 def test_adafactor_may_find_its_rate_itself():
     needs("adafactor")
-    optimizer = make("adafactor", arguments="relative_step=True warmup_init=True", unet=8, text_encoder=4)
+    optimizer = make(
+        "adafactor", arguments="relative_step=True warmup_init=True", unet=8, text_encoder=4
+    )
     rates = LearningRates("cosine", optimizer, warmup_steps=0, total_steps=10)
     assert rates.set(3) == 0.0 == effective_rate(optimizer)
     fall(optimizer, 3)
@@ -183,10 +276,22 @@ def test_a_found_rate_is_told_and_grows(name):
 @pytest.mark.parametrize("name", ["prodigy", "dadaptation"])
 def test_one_rate_is_found_for_all_groups(name):
     needs(name)
-    with pytest.raises(Refused, match=r"finds one learning rate for everything, and 1 \(unet\) and 5e-05 \(text_encoder\) differ.*the same, usually 1; or 0") as caught:
+    with pytest.raises(
+        Refused,
+        match=(
+            r"finds one learning rate for everything, and 1 \(unet\) and 5e-05 \(text_encoder\)"
+            r" differ.*the same, usually 1; or 0"
+        ),
+    ) as caught:
         make(name, learning_rates={"unet": 1.0, "text_encoder": 5e-5}, unet=8, text_encoder=8)
     assert caught.value.field == "text_encoder_lr"
-    optimizer = make(name, learning_rates={"unet": 1.0, "text_encoder": 0.0}, weight_decay=0.1, unet=8, text_encoder=8)
+    optimizer = make(
+        name,
+        learning_rates={"unet": 1.0, "text_encoder": 0.0},
+        weight_decay=0.1,
+        unet=8,
+        text_encoder=8,
+    )
     still = optimizer.param_groups[1]["params"][0].detach().clone()
     fall(optimizer, 5)
     assert torch.equal(optimizer.param_groups[1]["params"][0], still)
@@ -194,7 +299,12 @@ def test_one_rate_is_found_for_all_groups(name):
 
 def test_the_packages_own_error_is_what_the_sentence_prevents():
     prodigyopt = pytest.importorskip("prodigyopt")
-    optimizer = prodigyopt.Prodigy([{"params": group, "lr": rate} for group, rate in zip(groups_of(a=4, b=4).values(), (1.0, 0.5))])
+    optimizer = prodigyopt.Prodigy(
+        [
+            {"params": group, "lr": rate}
+            for group, rate in zip(groups_of(a=4, b=4).values(), (1.0, 0.5))
+        ]
+    )
     with pytest.raises(RuntimeError, match="different lr values"):
         fall(optimizer, 1)
 
@@ -202,7 +312,13 @@ def test_the_packages_own_error_is_what_the_sentence_prevents():
 @pytest.mark.parametrize("name", KINDS)
 def test_a_group_of_rate_zero_stays(name):
     needs(name)
-    optimizer = make(name, learning_rates={**rates_for(name, ["unet"]), "text_encoder": 0.0}, weight_decay=0.1, unet=8, text_encoder=8)
+    optimizer = make(
+        name,
+        learning_rates={**rates_for(name, ["unet"]), "text_encoder": 0.0},
+        weight_decay=0.1,
+        unet=8,
+        text_encoder=8,
+    )
     still = optimizer.param_groups[1]["params"][0].detach().clone()
     fall(optimizer, 3)
     assert torch.equal(optimizer.param_groups[1]["params"][0], still)
@@ -211,7 +327,9 @@ def test_a_group_of_rate_zero_stays(name):
 
 
 def test_schedule_free_is_the_papers():
-    """Against arXiv 2405.15682, equations 1 to 3 with Adam's scaling, kept as z and x; y is where gradients are taken."""
+    """Against arXiv 2405.15682, equations 1 to 3 with Adam's scaling, kept as z and x; y is where
+    gradients are taken.
+    """
     needs("schedulefree")
     optimizer = make("schedulefree")
     group, draws, beta = optimizer.param_groups[0], np.random.default_rng(0), 0.9
@@ -221,11 +339,15 @@ def test_schedule_free_is_the_papers():
         grad = draws.normal(size=8)
         group["params"][0].grad = torch.tensor(grad, dtype=torch.float32).reshape(2, 4)
         optimizer.step()
-        v = 0.999 * v + 0.001 * grad ** 2
-        z = z - 1e-2 * grad / (np.sqrt(v / (1 - 0.999 ** step)) + 1e-8)
+        v = 0.999 * v + 0.001 * grad**2
+        z = z - 1e-2 * grad / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
         x = (1 - 1 / step) * x + z / step
-        assert group["params"][0].detach().flatten().numpy() == pytest.approx((1 - beta) * z + beta * x, abs=2e-6)
-    assert optimization.averaged(optimizer, group, group["params"][0]).flatten().numpy() == pytest.approx(x, abs=2e-6)
+        assert group["params"][0].detach().flatten().numpy() == pytest.approx(
+            (1 - beta) * z + beta * x, abs=2e-6
+        )
+    assert optimization.averaged(
+        optimizer, group, group["params"][0]
+    ).flatten().numpy() == pytest.approx(x, abs=2e-6)
 
 
 def test_schedule_frees_average_is_the_packages_own():
@@ -233,47 +355,81 @@ def test_schedule_frees_average_is_the_packages_own():
     optimizer = make("schedulefree", arguments="betas=0.95,0.99")
     fall(optimizer, 5)
     group = optimizer.param_groups[0]
-    mine, training = optimization.averaged(optimizer, group, group["params"][0]).clone(), group["params"][0].detach().clone()
+    mine, training = (
+        optimization.averaged(optimizer, group, group["params"][0]).clone(),
+        group["params"][0].detach().clone(),
+    )
     assert torch.equal(group["params"][0], training) and group["train_mode"]
     optimizer.eval()
     assert torch.equal(group["params"][0], mine) and not torch.equal(mine, training)
 
 
-# --- Arguments -----------------------------------------------------------------------------------------------------------
+# --- Arguments ------------------------------------------------------------------------------------
+
 
 def test_arguments_reach_the_optimizer_and_win():
-    group = make(arguments="betas=0.9,0.99 eps=1e-6, amsgrad=true weight_decay=0.5", weight_decay=0.1).param_groups[0]
-    assert (group["betas"], group["eps"], group["amsgrad"], group["weight_decay"]) == ((0.9, 0.99), 1e-6, True, 0.5)
+    group = make(
+        arguments="betas=0.9,0.99 eps=1e-6, amsgrad=true weight_decay=0.5", weight_decay=0.1
+    ).param_groups[0]
+    assert (group["betas"], group["eps"], group["amsgrad"], group["weight_decay"]) == (
+        (0.9, 0.99),
+        1e-6,
+        True,
+        0.5,
+    )
     assert make(arguments=" betas = [0.8, 0.95] ").param_groups[0]["betas"] == (0.8, 0.95)
     assert make(arguments="foreach=True").param_groups[0]["foreach"] is True
 
 
-@pytest.mark.parametrize("arguments, sentence", [
-    ("d_coef=2", "AdamW takes no 'd_coef'. It takes: amsgrad, betas, eps, "),
-    ("lr=1", "AdamW takes no 'lr'. The learning rate has a field of its own"),
-    ("capturable=True", "takes no 'capturable'"),
-    ("betas=0.9", "betas=0.9 does not fit. Expected 2 numbers with commas between, such as betas=0.9,0.999"),
-    ("betas=0.9,high", "betas=0.9,high does not fit"),
-    ("amsgrad=1", "amsgrad=1 does not fit. Expected True or False"),
-    ("eps=tiny", "eps=tiny does not fit. Expected a number"),
-    ("eps=nan", "eps=nan does not fit"),
-    ("eps=__import__('os')", "does not fit"),
-    ("eps=" + "(" * 500, "does not fit"),
-    ("weight_decay=-1", "weight_decay=-1 does not fit"),
-    ("betas", "is not of the form name=value"),
-    ("fast betas=0.9,0.99", "is not of the form name=value"),
-    ("betas=0.9,1.5", "with 'betas=0.9,1.5' a step of AdamW fails .ValueError: Invalid beta parameter"),
-])
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ("d_coef=2", "AdamW takes no 'd_coef'. It takes: amsgrad, betas, eps, "),
+        ("lr=1", "AdamW takes no 'lr'. The learning rate has a field of its own"),
+        ("capturable=True", "takes no 'capturable'"),
+        (
+            "betas=0.9",
+            (
+                "betas=0.9 does not fit. Expected 2 numbers with commas between, such as"
+                " betas=0.9,0.999"
+            ),
+        ),
+        ("betas=0.9,high", "betas=0.9,high does not fit"),
+        ("amsgrad=1", "amsgrad=1 does not fit. Expected True or False"),
+        ("eps=tiny", "eps=tiny does not fit. Expected a number"),
+        ("eps=nan", "eps=nan does not fit"),
+        ("eps=__import__('os')", "does not fit"),
+        ("eps=" + "(" * 500, "does not fit"),
+        ("weight_decay=-1", "weight_decay=-1 does not fit"),
+        ("betas", "is not of the form name=value"),
+        ("fast betas=0.9,0.99", "is not of the form name=value"),
+        (
+            "betas=0.9,1.5",
+            "with 'betas=0.9,1.5' a step of AdamW fails .ValueError: Invalid beta parameter",
+        ),
+    ],
+)
 def test_arguments_that_cannot_be_are_refused_with_what_can(arguments, sentence):
-    with pytest.raises(Refused, match=sentence.replace("(", r"\(") if "(" in sentence else sentence) as caught:
+    with pytest.raises(
+        Refused, match=sentence.replace("(", r"\(") if "(" in sentence else sentence
+    ) as caught:
         check_optimizer("adamw", arguments, CPU)
     assert caught.value.field == "optimizer_args"
 
 
 def test_arguments_of_other_kinds():
     needs("prodigy")
-    group = make("prodigy", arguments="d_coef=2 decouple=False use_bias_correction=True beta3=None growth_rate=inf").param_groups[0]
-    assert (group["d_coef"], group["decouple"], group["use_bias_correction"], group["beta3"], group["growth_rate"]) == (2, False, True, None, math.inf)
+    group = make(
+        "prodigy",
+        arguments="d_coef=2 decouple=False use_bias_correction=True beta3=None growth_rate=inf",
+    ).param_groups[0]
+    assert (
+        group["d_coef"],
+        group["decouple"],
+        group["use_bias_correction"],
+        group["beta3"],
+        group["growth_rate"],
+    ) == (2, False, True, None, math.inf)
     with pytest.raises(Refused, match="with 'slice_p=2.5' a step of Prodigy fails"):
         check_optimizer("prodigy", "slice_p=2.5", CPU)
 
@@ -285,7 +441,8 @@ def test_d_adaptation_decays_as_adamw_does_unless_told_otherwise(capsys):
     assert capsys.readouterr().out == ""
 
 
-# --- Rates ---------------------------------------------------------------------------------------------------------------
+# --- Rates ----------------------------------------------------------------------------------------
+
 
 def test_every_group_keeps_its_own_highest_rate():
     optimizer = make(unet=8, text_encoder=8)
@@ -297,8 +454,12 @@ def test_every_group_keeps_its_own_highest_rate():
 
 def test_cycles_and_power_are_the_settings():
     optimizer = make()
-    assert LearningRates("cosine_with_restarts", optimizer, warmup_steps=0, total_steps=10, cycles=5).set(2) == pytest.approx(1e-2)
-    assert LearningRates("polynomial", make(), warmup_steps=0, total_steps=10, power=3.0).set(5) == pytest.approx(1e-2 / 8)
+    assert LearningRates(
+        "cosine_with_restarts", optimizer, warmup_steps=0, total_steps=10, cycles=5
+    ).set(2) == pytest.approx(1e-2)
+    assert LearningRates("polynomial", make(), warmup_steps=0, total_steps=10, power=3.0).set(
+        5
+    ) == pytest.approx(1e-2 / 8)
 
 
 def test_schedule_free_only_warms_up():
@@ -314,9 +475,18 @@ def test_unknown_names_are_said():
         LearningRates("wavy", make(), warmup_steps=0, total_steps=1)
 
 
-@pytest.mark.parametrize("name, rate, scheduler, said", [("prodigy", 1e-4, "cosine", "learns next to nothing. 1 is usual"), ("adamw", 1.0, "cosine", "will break the pictures"),
-                                                         ("lion", 1e-4, "cosine", "third to a tenth"), ("schedulefree", 1e-3, "cosine", "cosine is not used"),
-                                                         ("adamw", 1e-4, "cosine", ""), ("prodigy", 1.0, "cosine", ""), ("schedulefree", 1e-3, "constant", "")])
+@pytest.mark.parametrize(
+    "name, rate, scheduler, said",
+    [
+        ("prodigy", 1e-4, "cosine", "learns next to nothing. 1 is usual"),
+        ("adamw", 1.0, "cosine", "will break the pictures"),
+        ("lion", 1e-4, "cosine", "third to a tenth"),
+        ("schedulefree", 1e-3, "cosine", "cosine is not used"),
+        ("adamw", 1e-4, "cosine", ""),
+        ("prodigy", 1.0, "cosine", ""),
+        ("schedulefree", 1e-3, "constant", ""),
+    ],
+)
 def test_unusual_settings_are_remarked(name, rate, scheduler, said):
     remarks = remarks_on(name, learning_rates={"unet": rate}, scheduler=scheduler)
     assert (said in remarks[0]) if said else remarks == []

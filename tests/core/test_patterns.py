@@ -1,4 +1,7 @@
-"""Regular expressions of strangers: bounded before they are compiled, in their time and in what they make. Attacked in a process of its own."""
+"""Regular expressions of strangers: bounded before they are compiled, in their time and in what
+they make. Attacked in a process of its own.
+"""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -14,53 +17,148 @@ REPOSITORY = Path(__file__).parents[2]
 NESTED = "(?:" * 3 + "a{999}" + "){999}" * 3
 
 
-@pytest.mark.parametrize("pattern", [
-    "(?:a{9999}){9999}", NESTED, f"({NESTED})", f"(?i:{NESTED})", f"(?>{NESTED})", f"(?=({NESTED}))", f"a|({NESTED})", f"(?P<n>{NESTED})",
-    "(?:a{9999}+){9999}+", "(?:a{9999}?){9999}?", "(?:a{9999,}){9999,}", "(?:a{9999,10000}){9999,10000}", "(?:[)]a{9999}){9999}", r"(?:\)a{9999}){9999}",
-    "(?:[]()]a{9999}){9999}", r"(?:[^]\])]a{9999}){9999}", "(?:(?#)()a{9999}){9999}", "(?:(?:a){e<=2}a{9999}){9999}", r"(?:\p{Lu}{9999}){9999}", "a{99999999999999999999}",
-    "(?:a{9999}(?#{){9999}", "(?:" * 40 + "a" + "){2}" * 40, "(?|(a{9999})|b){9999}", "(?:(?(1)a|b)a{9999}){9999}",
-    "(?:a{9999})(?#x){9999}", "(?:a{9999})(?i){9999}", "(?:a{9999})(?-i)(?#){9999}", "(?:a{9999}){e<=0}{9999}", "(?:a{9999}){e<=0:[a-z]}{9999}",
-    r"(?#\)[)(?:a{9999}){9999}]", "[[:alpha:][](?:a{9999}){9999}]", "[^[:alpha:][](?:a{9999}){9999}]", "[[:a b:][](?:a{9999}){9999}]"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(?:a{9999}){9999}",
+        NESTED,
+        f"({NESTED})",
+        f"(?i:{NESTED})",
+        f"(?>{NESTED})",
+        f"(?=({NESTED}))",
+        f"a|({NESTED})",
+        f"(?P<n>{NESTED})",
+        "(?:a{9999}+){9999}+",
+        "(?:a{9999}?){9999}?",
+        "(?:a{9999,}){9999,}",
+        "(?:a{9999,10000}){9999,10000}",
+        "(?:[)]a{9999}){9999}",
+        r"(?:\)a{9999}){9999}",
+        "(?:[]()]a{9999}){9999}",
+        r"(?:[^]\])]a{9999}){9999}",
+        "(?:(?#)()a{9999}){9999}",
+        "(?:(?:a){e<=2}a{9999}){9999}",
+        r"(?:\p{Lu}{9999}){9999}",
+        "a{99999999999999999999}",
+        "(?:a{9999}(?#{){9999}",
+        "(?:" * 40 + "a" + "){2}" * 40,
+        "(?|(a{9999})|b){9999}",
+        "(?:(?(1)a|b)a{9999}){9999}",
+        "(?:a{9999})(?#x){9999}",
+        "(?:a{9999})(?i){9999}",
+        "(?:a{9999})(?-i)(?#){9999}",
+        "(?:a{9999}){e<=0}{9999}",
+        "(?:a{9999}){e<=0:[a-z]}{9999}",
+        r"(?#\)[)(?:a{9999}){9999}]",
+        "[[:alpha:][](?:a{9999}){9999}]",
+        "[^[:alpha:][](?:a{9999}){9999}]",
+        "[[:a b:][](?:a{9999}){9999}]",
+    ],
+)
 def test_repeats_of_repeats_are_refused_before_they_are_compiled(pattern, monkeypatch):
-    monkeypatch.setattr("lora_trainer.core.patterns.regex.compile", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(
+        "lora_trainer.core.patterns.regex.compile", lambda *_: pytest.fail("compiled")
+    )
     with pytest.raises(Refused, match="regular expression cannot be") as caught:
         plan_edit("replace", {"a": "aaaa"}, {"find": pattern, "replace": "", "regex": True})
     assert caught.value.field == "find"
 
 
-@pytest.mark.parametrize("pattern, sentence", [
-    ("(?R)", "calls itself"), ("(?0)", "calls itself"), ("(a)(?1)", "calls itself"), ("(?P<n>a)(?&n)", "calls itself"), ("(?P<n>a)(?P>n)", "calls itself"),
-    ("(?+1)(a)", "calls itself"), ("(?V1)[[a)]]", "sets the flag V1"), ("(?x)a", "sets the flag x"), ("(?ix:a)", "sets the flag x"), ("(?xV1)a", "sets the flag"),
-    ("(" * 300 + ")" * 300, "more than 200 groups"), ("(?:" * 60 + "a" + ")" * 60, "deeper than 50"), (r"\L<names>", "cannot be read"), ("(a", "not closed"),
-    ("a)", "never opened"), ("[a", "cannot be read"), ("a**", "cannot be read"), ("(?<=a", "not closed"), ("\\", "cannot be read"), ("(?(9)a|b)", "cannot be")])
+@pytest.mark.parametrize(
+    "pattern, sentence",
+    [
+        ("(?R)", "calls itself"),
+        ("(?0)", "calls itself"),
+        ("(a)(?1)", "calls itself"),
+        ("(?P<n>a)(?&n)", "calls itself"),
+        ("(?P<n>a)(?P>n)", "calls itself"),
+        ("(?+1)(a)", "calls itself"),
+        ("(?V1)[[a)]]", "sets the flag V1"),
+        ("(?x)a", "sets the flag x"),
+        ("(?ix:a)", "sets the flag x"),
+        ("(?xV1)a", "sets the flag"),
+        ("(" * 300 + ")" * 300, "more than 200 groups"),
+        ("(?:" * 60 + "a" + ")" * 60, "deeper than 50"),
+        (r"\L<names>", "cannot be read"),
+        ("(a", "not closed"),
+        ("a)", "never opened"),
+        ("[a", "cannot be read"),
+        ("a**", "cannot be read"),
+        ("(?<=a", "not closed"),
+        ("\\", "cannot be read"),
+        ("(?(9)a|b)", "cannot be"),
+    ],
+)
 def test_what_has_no_end_or_no_meaning_gets_a_sentence(pattern, sentence):
     with pytest.raises(Refused, match=sentence):
         plan_edit("replace", {"a": "aaaa"}, {"find": pattern, "replace": "", "regex": True})
 
 
-@pytest.mark.parametrize("find, replace, after", [
-    (r"\b(\w{3,12}) hair\b", r"\1-hair", "x, long-hair, y 12-34"), (r"\d{2}-\d{2}", "n", "x, long hair, y n"), ("(?i)LONG", "short", "x, short hair, y 12-34"),
-    ("(?:lomg){e<=1}", "no", "x, no hair, y 12-34"), (r"[{}()\[\]x]", "o", "o, long hair, y 12-34"), (r"(?P<w>long)", r"\g<w>er", "x, longer hair, y 12-34"),
-    ("(?#a comment {99999})x", "z", "z, long hair, y 12-34"), (r"\p{L}{4}", "w", "x, w w, y 12-34"), ("[[:digit:]]{2}-", "", "x, long hair, y 34"),
-    (r"(?#not \) yet)[[:alpha:]]{4}", "w", "x, w w, y 12-34"), (r"\p{L}{4} \p{L}{4}, \p{L}{1} \p{N}{2}", "w", "x, w-34"), ("l{,5}ong", "m", "x, m hair, y 12-34")])
+@pytest.mark.parametrize(
+    "find, replace, after",
+    [
+        (r"\b(\w{3,12}) hair\b", r"\1-hair", "x, long-hair, y 12-34"),
+        (r"\d{2}-\d{2}", "n", "x, long hair, y n"),
+        ("(?i)LONG", "short", "x, short hair, y 12-34"),
+        ("(?:lomg){e<=1}", "no", "x, no hair, y 12-34"),
+        (r"[{}()\[\]x]", "o", "o, long hair, y 12-34"),
+        (r"(?P<w>long)", r"\g<w>er", "x, longer hair, y 12-34"),
+        ("(?#a comment {99999})x", "z", "z, long hair, y 12-34"),
+        (r"\p{L}{4}", "w", "x, w w, y 12-34"),
+        ("[[:digit:]]{2}-", "", "x, long hair, y 34"),
+        (r"(?#not \) yet)[[:alpha:]]{4}", "w", "x, w w, y 12-34"),
+        (r"\p{L}{4} \p{L}{4}, \p{L}{1} \p{N}{2}", "w", "x, w-34"),
+        ("l{,5}ong", "m", "x, m hair, y 12-34"),
+    ],
+)
 def test_patterns_that_people_write_do_as_before(find, replace, after):
-    assert plan_edit("replace", {"a": "x, long hair, y 12-34"}, {"find": find, "replace": replace, "regex": True, "match_case": True}) == {"a": after}
+    assert plan_edit(
+        "replace",
+        {"a": "x, long hair, y 12-34"},
+        {"find": find, "replace": replace, "regex": True, "match_case": True},
+    ) == {"a": after}
 
 
-@pytest.mark.parametrize("pattern, size", [("abc", 3), ("a{5}", 5), ("(ab){3}", 9), ("a{2,9}b{,7}c*", 5), ("[abc]{3}", 3), ("((a{2}){3}){4}", 4 * (3 * 3 + 1)),
-                                           (r"\{5}", 3), (r"\({3}", 3), ("{e<=3}", 6), ("", 0)])
+@pytest.mark.parametrize(
+    "pattern, size",
+    [
+        ("abc", 3),
+        ("a{5}", 5),
+        ("(ab){3}", 9),
+        ("a{2,9}b{,7}c*", 5),
+        ("[abc]{3}", 3),
+        ("((a{2}){3}){4}", 4 * (3 * 3 + 1)),
+        (r"\{5}", 3),
+        (r"\({3}", 3),
+        ("{e<=3}", 6),
+        ("", 0),
+    ],
+)
 def test_the_size_of_a_pattern(pattern, size):
     assert _Size(pattern).whole() == size < LARGEST_PATTERN
 
 
 def test_a_replacement_that_multiplies_is_refused_before_it_is_made():
-    for find, replace in (("(a+)", r"\1" * 2000), ("(?=(a+))", r"\1"), ("(a*)", r"\g<1>" * 900), ("a", "b" * 5000), ("(?=(a*))(?=(a*))a", r"\1\2" * 1000)):
+    for find, replace in (
+        ("(a+)", r"\1" * 2000),
+        ("(?=(a+))", r"\1"),
+        ("(a*)", r"\g<1>" * 900),
+        ("a", "b" * 5000),
+        ("(?=(a*))(?=(a*))a", r"\1\2" * 1000),
+    ):
         with pytest.raises(Refused, match="longer than 100,000"):
-            plan_edit("replace", {"a": "a" * 90_000}, {"find": find, "replace": replace, "regex": True})
+            plan_edit(
+                "replace", {"a": "a" * 90_000}, {"find": find, "replace": replace, "regex": True}
+            )
 
 
 def test_a_replacement_of_many_groups_that_stays_short_is_done():
-    assert plan_edit("replace", {"a": "a" * 60_000}, {"find": "(a+)", "replace": r"\\\1", "regex": True})["a"] == "\\" + "a" * 60_000
+    assert (
+        plan_edit(
+            "replace", {"a": "a" * 60_000}, {"find": "(a+)", "replace": r"\\\1", "regex": True}
+        )["a"]
+        == "\\" + "a" * 60_000
+    )
 
 
 ATTACK = """
@@ -93,8 +191,12 @@ print(worst, int(peak.split()[1]) // 1024)
 
 @pytest.mark.parametrize("seed", range(2))
 def test_no_pattern_takes_the_memory_or_the_time_of_the_process(seed):
-    """Random patterns under a limit of memory: whatever they do is done or refused within a second."""
+    """Random patterns under a limit of memory: whatever they do is done or refused within a
+    second.
+    """
     program = ATTACK.format(repository=str(REPOSITORY), seed=seed, count=400)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-1000:]
-    assert float(done.stdout.split()[1]) < 1200, done.stdout                       # MB, most of which is torch
+    assert float(done.stdout.split()[1]) < 1200, done.stdout  # MB, most of which is torch

@@ -1,4 +1,7 @@
-"""Invariants of a whole run: untouched, one copy, the same run from the same seed, never half a file."""
+"""Invariants of a whole run: untouched, one copy, the same run from the same seed, never half a
+file.
+"""
+
 import csv
 import json
 
@@ -17,43 +20,87 @@ from lora_trainer.core.pipeline import train_lora
 
 def state_of(unet):
     """Everything that a run must leave as it was."""
-    return ({name: tensor.clone() for name, tensor in unet.state_dict().items()}, {name: id(module) for name, module in unet.named_modules()},
-            {name: (parameter.requires_grad, parameter.data_ptr()) for name, parameter in unet.named_parameters()},
-            {name: (module.training, sorted(vars(module))) for name, module in unet.named_modules()}, dict(unet.named_parameters()).keys())
+    return (
+        {name: tensor.clone() for name, tensor in unet.state_dict().items()},
+        {name: id(module) for name, module in unet.named_modules()},
+        {
+            name: (parameter.requires_grad, parameter.data_ptr())
+            for name, parameter in unet.named_parameters()
+        },
+        {name: (module.training, sorted(vars(module))) for name, module in unet.named_modules()},
+        dict(unet.named_parameters()).keys(),
+    )
 
 
 def assert_untouched(before, unet):
     after = state_of(unet)
-    assert all(torch.equal(before[0][name], after[0][name]) for name in before[0]) and before[0].keys() == after[0].keys()
+    assert (
+        all(torch.equal(before[0][name], after[0][name]) for name in before[0])
+        and before[0].keys() == after[0].keys()
+    )
     assert before[1:] == after[1:]
 
 
 def test_run_writes_the_lora_its_card_and_registers_it(host, settings):
     result = train_lora(TrainConfig.parse({**settings, "trigger_word": "zib"}), host)
-    assert result.output_file == host.lora_dir / "mine.safetensors" and result.lora_tag == "<lora:mine:0.8>" and result.steps == 6
+    assert (
+        result.output_file == host.lora_dir / "mine.safetensors"
+        and result.lora_tag == "<lora:mine:0.8>"
+        and result.steps == 6
+    )
     assert host.registered == [result.output_file] and host.gave_way == 0
     card = json.loads(result.output_file.with_suffix(".json").read_text(encoding="utf-8"))
-    assert card["activation text"] == "zib" and card["preferred weight"] == 0.8 and card["sd version"] == "SD1"
+    assert (
+        card["activation text"] == "zib"
+        and card["preferred weight"] == 0.8
+        and card["sd version"] == "SD1"
+    )
     with safe_open(result.output_file, "pt") as file:
         metadata, names = file.metadata(), set(file.keys())
-    assert metadata["ss_output_name"] == "mine" and metadata["ss_network_dim"] == "4" and metadata["ss_steps"] == "6" and metadata["ss_v2"] == "False"
-    assert "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight" in names and len(names) == 3 * 12
-    assert sorted(path.name for path in host.lora_dir.iterdir()) == ["mine.json", "mine.png", "mine.safetensors"]
+    assert (
+        metadata["ss_output_name"] == "mine"
+        and metadata["ss_network_dim"] == "4"
+        and metadata["ss_steps"] == "6"
+        and metadata["ss_v2"] == "False"
+    )
+    assert (
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight"
+        in names
+        and len(names) == 3 * 12
+    )
+    assert sorted(path.name for path in host.lora_dir.iterdir()) == [
+        "mine.json",
+        "mine.png",
+        "mine.safetensors",
+    ]
 
 
 @pytest.mark.parametrize("targets", ["attention", "attention+feed-forward", "all"])
 def test_base_is_untouched_after_a_run(host, settings, targets):
     before = state_of(host.model.unet)
-    train_lora(TrainConfig.parse({**settings, "lora_targets": targets, "gradient_checkpointing": True, "lora_dropout": 0.1}), host)
+    train_lora(
+        TrainConfig.parse(
+            {
+                **settings,
+                "lora_targets": targets,
+                "gradient_checkpointing": True,
+                "lora_dropout": 0.1,
+            }
+        ),
+        host,
+    )
     assert_untouched(before, host.model.unet)
 
 
-@pytest.mark.parametrize("stage", ["encode_images", "encode_captions", "predict", "backward", "save", "on_progress"])
+@pytest.mark.parametrize(
+    "stage", ["encode_images", "encode_captions", "predict", "backward", "save", "on_progress"]
+)
 def test_base_is_untouched_after_a_fault(host, settings, stage, monkeypatch):
     before = state_of(host.model.unet)
 
     def fail(*args, **kwargs):
         raise RuntimeError("injected")
+
     if stage == "backward":
         monkeypatch.setattr(torch.Tensor, "backward", fail)
     elif stage == "save":
@@ -61,7 +108,11 @@ def test_base_is_untouched_after_a_fault(host, settings, stage, monkeypatch):
     elif stage != "on_progress":
         monkeypatch.setattr(host.model, stage, fail)
     with pytest.raises(RuntimeError, match="injected"):
-        train_lora(TrainConfig.parse(settings), host, **({"on_progress": fail} if stage == "on_progress" else {}))
+        train_lora(
+            TrainConfig.parse(settings),
+            host,
+            **({"on_progress": fail} if stage == "on_progress" else {}),
+        )
     monkeypatch.undo()
     assert_untouched(before, host.model.unet)
     assert list(host.lora_dir.iterdir()) == []
@@ -72,7 +123,14 @@ def test_one_copy_of_the_base(host, settings, monkeypatch):
     storages = {parameter.data_ptr() for parameter in host.model.unet.parameters()}
     seen = []
     original = host.model.predict
-    monkeypatch.setattr(host.model, "predict", lambda *args: (seen.append({p.data_ptr() for p in host.model.unet.parameters()}), original(*args))[1])
+    monkeypatch.setattr(
+        host.model,
+        "predict",
+        lambda *args: (
+            seen.append({p.data_ptr() for p in host.model.unet.parameters()}),
+            original(*args),
+        )[1],
+    )
     train_lora(TrainConfig.parse(settings), host)
     assert len(seen) == 6 and all(storages <= during for during in seen)
 
@@ -81,8 +139,12 @@ def test_same_seed_same_lora_whatever_the_global_generator_does(host, settings):
     runs = []
     for number, seed in enumerate([7, 7, 8]):
         torch.manual_seed(number)
-        options = dict(mirror=True, random_crop=True, lora_dropout=0.2, output_name=f"run{number}", seed=seed)
-        runs.append(load_file(train_lora(TrainConfig.parse({**settings, **options}), host).output_file))
+        options = dict(
+            mirror=True, random_crop=True, lora_dropout=0.2, output_name=f"run{number}", seed=seed
+        )
+        runs.append(
+            load_file(train_lora(TrainConfig.parse({**settings, **options}), host).output_file)
+        )
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
     assert any(not torch.equal(runs[0][name], runs[2][name]) for name in runs[0])
 
@@ -96,33 +158,65 @@ def test_a_run_leaves_the_global_generator_alone(host, settings):
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(host, settings):
-    plain, checkpointed = (load_file(train_lora(TrainConfig.parse({**settings, "gradient_checkpointing": on, "output_name": f"gc{on}"}), host).output_file)
-                           for on in (False, True))
-    assert all(torch.allclose(plain[name], checkpointed[name], rtol=1e-4, atol=1e-6) for name in plain)
+    plain, checkpointed = (
+        load_file(
+            train_lora(
+                TrainConfig.parse(
+                    {**settings, "gradient_checkpointing": on, "output_name": f"gc{on}"}
+                ),
+                host,
+            ).output_file
+        )
+        for on in (False, True)
+    )
+    assert all(
+        torch.allclose(plain[name], checkpointed[name], rtol=1e-4, atol=1e-6) for name in plain
+    )
 
 
 def test_training_lowers_the_loss(host, settings):
     losses = []
-    train_lora(TrainConfig.parse({**settings, "max_train_steps": 300, "scheduler": "constant"}), host,
-               on_progress=lambda progress: losses.append(progress.loss) if progress.loss is not None else None)
+    train_lora(
+        TrainConfig.parse({**settings, "max_train_steps": 300, "scheduler": "constant"}),
+        host,
+        on_progress=lambda progress: (
+            losses.append(progress.loss) if progress.loss is not None else None
+        ),
+    )
     assert sum(losses[-100:]) < 0.9 * sum(losses[:100])
 
 
 def test_stop_keeps_what_was_learned(host, settings):
     control = Control()
-    result = train_lora(TrainConfig.parse({**settings, "max_train_steps": 100}), host, control=control,
-                        on_progress=lambda progress: control.stop() if progress.step >= 3 else None)
+    result = train_lora(
+        TrainConfig.parse({**settings, "max_train_steps": 100}),
+        host,
+        control=control,
+        on_progress=lambda progress: control.stop() if progress.step >= 3 else None,
+    )
     assert result.stopped and result.steps == 3 and result.output_file.is_file()
 
 
 def test_preview_replaces_ours_and_keeps_the_users(host, settings, monkeypatch):
     drawn = []
-    monkeypatch.setattr(host, "generate", lambda prompt, **options: (drawn.append((prompt, options)), Image.new("RGB", (8, 8), (len(drawn), 0, 0)))[1])
+    monkeypatch.setattr(
+        host,
+        "generate",
+        lambda prompt, **options: (
+            drawn.append((prompt, options)),
+            Image.new("RGB", (8, 8), (len(drawn), 0, 0)),
+        )[1],
+    )
     for _ in range(2):
         train_lora(TrainConfig.parse({**settings, "overwrite": True}), host)
     prompt, options = drawn[0]
-    assert not options.pop("should_stop")()                                        # the run was not stopped, so the picture is drawn to its end
-    assert (prompt, options) == ("a circle, number 0 <lora:mine:0.8>", dict(seed=42, width=64, height=64))
+    assert not options.pop(
+        "should_stop"
+    )()  # the run was not stopped, so the picture is drawn to its end
+    assert (prompt, options) == (
+        "a circle, number 0 <lora:mine:0.8>",
+        dict(seed=42, width=64, height=64),
+    )
     assert Image.open(host.lora_dir / "mine.png").getpixel((0, 0)) == (2, 0, 0)
     Image.new("RGB", (8, 8), "blue").save(host.lora_dir / "mine.png")
     train_lora(TrainConfig.parse({**settings, "overwrite": True}), host)
@@ -130,7 +224,9 @@ def test_preview_replaces_ours_and_keeps_the_users(host, settings, monkeypatch):
 
 
 def test_a_preview_that_fails_costs_nothing(host, settings, monkeypatch):
-    monkeypatch.setattr(host, "generate", lambda *args, **options: (_ for _ in ()).throw(RuntimeError("no")))
+    monkeypatch.setattr(
+        host, "generate", lambda *args, **options: (_ for _ in ()).throw(RuntimeError("no"))
+    )
     assert train_lora(TrainConfig.parse(settings), host).output_file.is_file()
 
 
@@ -143,9 +239,16 @@ def test_stop_before_the_first_step_writes_nothing(host, settings):
 
 def test_snapshots(host, settings):
     train_lora(TrainConfig.parse({**settings, "save_steps": 2}), host)
-    assert sorted(path.name for path in host.lora_dir.glob("*.safetensors")) == ["mine-000002.safetensors", "mine-000004.safetensors", "mine.safetensors"]
+    assert sorted(path.name for path in host.lora_dir.glob("*.safetensors")) == [
+        "mine-000002.safetensors",
+        "mine-000004.safetensors",
+        "mine.safetensors",
+    ]
     with safe_open(host.lora_dir / "mine-000004.safetensors", "pt") as file:
-        assert file.metadata()["ss_output_name"] == "mine-000004" and file.metadata()["ss_steps"] == "4"
+        assert (
+            file.metadata()["ss_output_name"] == "mine-000004"
+            and file.metadata()["ss_steps"] == "4"
+        )
 
 
 def test_not_finite_stops_with_a_sentence_and_keeps_the_snapshot(host, settings, monkeypatch):
@@ -155,16 +258,23 @@ def test_not_finite_stops_with_a_sentence_and_keeps_the_snapshot(host, settings,
     def broken(*args):
         count.append(1)
         return original(*args) * (float("nan") if len(count) == 5 else 1.0)
+
     monkeypatch.setattr(host.model, "predict", broken)
     with pytest.raises(Refused, match="loss became nan at step 5.*learning rate"):
         train_lora(TrainConfig.parse({**settings, "save_steps": 2}), host)
-    assert sorted(path.name for path in host.lora_dir.glob("*.safetensors")) == ["mine-000002.safetensors", "mine-000004.safetensors", "mine.safetensors"]
+    assert sorted(path.name for path in host.lora_dir.glob("*.safetensors")) == [
+        "mine-000002.safetensors",
+        "mine-000004.safetensors",
+        "mine.safetensors",
+    ]
 
 
 def test_overwriting_fails_whole(host, settings, monkeypatch):
     """A run that fails leaves the LoRA that was there."""
     old = train_lora(TrainConfig.parse(settings), host).output_file.read_bytes()
-    monkeypatch.setattr(trainer, "run", lambda *args, **kwargs: (_ for _ in ()).throw(RuntimeError("injected")))
+    monkeypatch.setattr(
+        trainer, "run", lambda *args, **kwargs: (_ for _ in ()).throw(RuntimeError("injected"))
+    )
     with pytest.raises(RuntimeError):
         train_lora(TrainConfig.parse({**settings, "overwrite": True}), host)
     assert (host.lora_dir / "mine.safetensors").read_bytes() == old
@@ -178,12 +288,15 @@ def test_v_prediction_trains(host, settings):
 def test_bf16_on_the_cpu_keeps_the_lora_in_fp32(host, settings):
     result = train_lora(TrainConfig.parse({**settings, "mixed_precision": "bf16"}), host)
     weights = load_file(result.output_file)
-    up = weights["lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_up.weight"]
+    up = weights[
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_up.weight"
+    ]
     assert up.dtype == torch.float32 and not torch.equal(up, up.bfloat16().float())
 
 
 def test_metrics_csv_is_whole(host, settings):
     from lora_trainer.jobs.service import TrainingService
+
     service = TrainingService(host)
     job = service.wait(service.start(settings), timeout=60)
     assert job["state"] == "finished", job["error"]

@@ -1,4 +1,5 @@
 """Pixels in place, and in other colours."""
+
 import colorsys
 
 import numpy as np
@@ -13,19 +14,32 @@ from lora_trainer.core.pixels import LUMA, jittered, load_pixels
 def test_without_enlarging_pixels_stay_as_they_are(tmp_path):
     values = np.random.default_rng(0).integers(0, 256, (90, 110, 3), np.uint8)
     Image.fromarray(values).save(tmp_path / "a.png")
-    pixels, size = load_pixels(tmp_path / "a.png", assign_bucket(110, 90, resolution=512, no_upscale=True))
-    assert torch.equal(pixels, torch.from_numpy(values[13:77, 23:87].astype(np.float32) / 127.5 - 1).permute(2, 0, 1))
+    pixels, size = load_pixels(
+        tmp_path / "a.png", assign_bucket(110, 90, resolution=512, no_upscale=True)
+    )
+    assert torch.equal(
+        pixels,
+        torch.from_numpy(values[13:77, 23:87].astype(np.float32) / 127.5 - 1).permute(2, 0, 1),
+    )
     assert size.numbers() == [90, 110, 13, 23, 64, 64]
 
 
 def test_a_bucket_without_its_covering_size_is_covered(tmp_path):
     Image.new("RGB", (110, 90)).save(tmp_path / "a.png")
-    assert load_pixels(tmp_path / "a.png", Bucket(64, 64), whole=True)[0].shape == (3, 64, 72)           # 78 wide, of which 72 make latents
+    assert load_pixels(tmp_path / "a.png", Bucket(64, 64), whole=True)[0].shape == (
+        3,
+        64,
+        72,
+    )  # 78 wide, of which 72 make latents
 
 
 def by_hand(colours, strength, draws):
-    """The same on `(n, 3)` colours in [0, 1], with Python's own colour conversion for one colour after the other."""
-    bright, contrast, saturation = [1 + strength * (2 * number - 1) for number in torch.rand(3, generator=draws).tolist()]
+    """The same on `(n, 3)` colours in [0, 1], with Python's own colour conversion for one colour
+    after the other.
+    """
+    bright, contrast, saturation = [
+        1 + strength * (2 * number - 1) for number in torch.rand(3, generator=draws).tolist()
+    ]
     turn = 2 * np.pi * strength / 4 * (2 * torch.rand((), generator=draws).item() - 1)
     colours = np.clip(colours * bright, 0, 1)
     mean = (colours @ np.array(LUMA)).mean()
@@ -33,7 +47,7 @@ def by_hand(colours, strength, draws):
     yiq = np.array([colorsys.rgb_to_yiq(*colour) for colour in colours])
     chroma = (yiq[:, 1] + 1j * yiq[:, 2]) * saturation * np.exp(1j * turn)
     turned = np.stack([yiq[:, 0], chroma.real, chroma.imag], axis=1)
-    return np.array([colorsys.yiq_to_rgb(*colour) for colour in turned])                     # which clips at 0 and 1
+    return np.array([colorsys.yiq_to_rgb(*colour) for colour in turned])  # which clips at 0 and 1
 
 
 def test_jitter_is_brightness_contrast_saturation_and_hue():
@@ -41,13 +55,23 @@ def test_jitter_is_brightness_contrast_saturation_and_hue():
     pixels = torch.from_numpy(colours * 2 - 1).float().T.reshape(3, 8, 8)
     for number in range(6):
         found = jittered(pixels, 0.3, generator(1, "x", number))
-        expected = torch.from_numpy(by_hand(colours, 0.3, generator(1, "x", number)) * 2 - 1).float().T.reshape(3, 8, 8)
-        assert torch.allclose(found, expected, atol=2e-5) and not torch.allclose(found, pixels, atol=0.01)
+        expected = (
+            torch.from_numpy(by_hand(colours, 0.3, generator(1, "x", number)) * 2 - 1)
+            .float()
+            .T.reshape(3, 8, 8)
+        )
+        assert torch.allclose(found, expected, atol=2e-5) and not torch.allclose(
+            found, pixels, atol=0.01
+        )
 
 
 def test_jitter_keeps_grey_grey_and_its_strength():
     grey = torch.linspace(-1, 1, 64).expand(3, 8, 64).contiguous()
     for number in range(20):
         found = jittered(grey, 0.1, generator(1, "x", number))
-        assert torch.allclose(found[0], found[1], atol=1e-5) and (found - grey).abs().max() < 0.1 * 2 * 2.5 and found.abs().max() <= 1
+        assert (
+            torch.allclose(found[0], found[1], atol=1e-5)
+            and (found - grey).abs().max() < 0.1 * 2 * 2.5
+            and found.abs().max() <= 1
+        )
     assert torch.allclose(jittered(grey, 0.0, generator(1, "x")), grey, atol=1e-6)

@@ -1,4 +1,7 @@
-"""Invariant 5: a run that was killed and goes on ends with the very weights of one that was not; and what keeps a run from going on."""
+"""Invariant 5: a run that was killed and goes on ends with the very weights of one that was not;
+and what keeps a run from going on.
+"""
+
 import contextlib
 import dataclasses
 import json
@@ -29,15 +32,26 @@ def folder(tmp_path):
 @pytest.fixture
 def longer(settings):
     """A run that draws everything that can be drawn."""
-    return {**settings, "max_train_steps": 12, "mirror": True, "random_crop": True, "lora_dropout": 0.2, "gradient_accumulation_steps": 2, "lr_warmup_steps": 3,
-            "save_state_steps": 1, "preview": False}
+    return {
+        **settings,
+        "max_train_steps": 12,
+        "mirror": True,
+        "random_crop": True,
+        "lora_dropout": 0.2,
+        "gradient_accumulation_steps": 2,
+        "lr_warmup_steps": 3,
+        "save_state_steps": 1,
+        "preview": False,
+    }
 
 
 def run_until(step, config, host, folder, **options):
     """Train until a step is done, then die."""
+
     def die(progress):
         if progress.step == step and progress.stage == "training":
             raise Killed
+
     with pytest.raises(Killed):
         train_lora(config, host, folder=folder, on_progress=die, **options)
 
@@ -50,13 +64,38 @@ def assert_same(one, other):
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("changes", [{"loraplus_lr_ratio": 4}, {"lora_type": "lokr", "ema_decay": 0.9}, {"lora_type": "loha", "lora_targets": "all", "optimizer": "adafactor"}],
-                         ids=lambda changes: changes.get("lora_type", "lora"))
-def test_a_dora_in_several_sizes_with_drawn_captions_is_the_same_run(host, longer, folder, pictures, changes):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loraplus_lr_ratio": 4},
+        {"lora_type": "lokr", "ema_decay": 0.9},
+        {"lora_type": "loha", "lora_targets": "all", "optimizer": "adafactor"},
+    ],
+    ids=lambda changes: changes.get("lora_type", "lora"),
+)
+def test_a_dora_in_several_sizes_with_drawn_captions_is_the_same_run(
+    host, longer, folder, pictures, changes
+):
     (pictures / "0.txt").rename(pictures / "0.caption")
-    (pictures / "1.txt").write_text("a {red|blue} circle\na disc, {small|{very |}large}", encoding="utf-8")
-    config = TrainConfig.parse({**longer, "use_dora": True, "train_text_encoder": True, "extra_resolutions": "96", "caption_lines": "alternatives", "caption_wildcards": True,
-                                "block_learning_rates": "MID=0.5, IN01=2", "save_every_n_epochs": 1, "keep_snapshots": 1, "shuffle_caption": True, "trigger_word": "zib", **changes})
+    (pictures / "1.txt").write_text(
+        "a {red|blue} circle\na disc, {small|{very |}large}", encoding="utf-8"
+    )
+    config = TrainConfig.parse(
+        {
+            **longer,
+            "use_dora": True,
+            "train_text_encoder": True,
+            "extra_resolutions": "96",
+            "caption_lines": "alternatives",
+            "caption_wildcards": True,
+            "block_learning_rates": "MID=0.5, IN01=2",
+            "save_every_n_epochs": 1,
+            "keep_snapshots": 1,
+            "shuffle_caption": True,
+            "trigger_word": "zib",
+            **changes,
+        }
+    )
     train_lora(config.replace(output_name="whole"), host)
     run_until(7, config, host, folder)
     assert train_lora(config, host, folder=folder, resume=True).steps == 12
@@ -75,15 +114,41 @@ def test_same_weights_as_without_the_interruption(host, longer, folder, killed_a
     assert_same(weights_of(host, "whole"), weights_of(host))
 
 
-RICH = dict(train_text_encoder=True, shuffle_caption=True, caption_dropout_rate=0.2, caption_tag_dropout_rate=0.2, ema_decay=0.9, lora_dropout=0.1, rank_dropout=0.1,
-            module_dropout=0.1, mirror=True, color_jitter=0.1, noise_offset=0.05, noise_offset_random=True, multires_noise_iterations=3, input_perturbation=0.1,
-            timestep_sampling="logit_normal", min_snr_gamma=5, loss_type="huber", scale_weight_norms=1.0, validation_split=0.3, rslora=True,
-            scheduler="one_cycle", gradient_accumulation_steps=2, caption_lines="alternatives", caption_wildcards=True)
+RICH = dict(
+    train_text_encoder=True,
+    shuffle_caption=True,
+    caption_dropout_rate=0.2,
+    caption_tag_dropout_rate=0.2,
+    ema_decay=0.9,
+    lora_dropout=0.1,
+    rank_dropout=0.1,
+    module_dropout=0.1,
+    mirror=True,
+    color_jitter=0.1,
+    noise_offset=0.05,
+    noise_offset_random=True,
+    multires_noise_iterations=3,
+    input_perturbation=0.1,
+    timestep_sampling="logit_normal",
+    min_snr_gamma=5,
+    loss_type="huber",
+    scale_weight_norms=1.0,
+    validation_split=0.3,
+    rslora=True,
+    scheduler="one_cycle",
+    gradient_accumulation_steps=2,
+    caption_lines="alternatives",
+    caption_wildcards=True,
+)
 
 
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
-def test_a_run_with_everything_on_goes_on_as_without_the_interruption(host, longer, folder, pictures, kind):
-    (pictures / "2.txt").write_text("a circle, {red|green|blue}\nanother, of number 2\nround", encoding="utf-8")
+def test_a_run_with_everything_on_goes_on_as_without_the_interruption(
+    host, longer, folder, pictures, kind
+):
+    (pictures / "2.txt").write_text(
+        "a circle, {red|green|blue}\nanother, of number 2\nround", encoding="utf-8"
+    )
     config = TrainConfig.parse({**longer, **RICH, "lora_type": kind})
     train_lora(config.replace(output_name="whole"), host)
     run_until(5, config, host, folder)
@@ -92,9 +157,22 @@ def test_a_run_with_everything_on_goes_on_as_without_the_interruption(host, long
     assert any(name.startswith("lora_te_") for name in weights_of(host))
 
 
-@pytest.mark.parametrize("changes", [dict(use_dora=True), dict(use_dora=True, lora_type="lokr"),
-                                     dict(use_dora=True, loraplus_lr_ratio=16, loraplus_text_encoder_lr_ratio=4, block_learning_rates="IN01=0.5")])
-def test_doras_and_rates_of_their_own_go_on_as_without_the_interruption(host, longer, folder, changes):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(use_dora=True),
+        dict(use_dora=True, lora_type="lokr"),
+        dict(
+            use_dora=True,
+            loraplus_lr_ratio=16,
+            loraplus_text_encoder_lr_ratio=4,
+            block_learning_rates="IN01=0.5",
+        ),
+    ],
+)
+def test_doras_and_rates_of_their_own_go_on_as_without_the_interruption(
+    host, longer, folder, changes
+):
     config = TrainConfig.parse({**longer, **RICH, **changes})
     train_lora(config.replace(output_name="whole"), host)
     run_until(5, config, host, folder)
@@ -103,7 +181,10 @@ def test_doras_and_rates_of_their_own_go_on_as_without_the_interruption(host, lo
     assert any(name.endswith("dora_scale") for name in weights_of(host))
 
 
-@pytest.mark.parametrize("changed", [dict(use_dora=True), dict(loraplus_lr_ratio=4), dict(block_learning_rates="IN01=0.5")])
+@pytest.mark.parametrize(
+    "changed",
+    [dict(use_dora=True), dict(loraplus_lr_ratio=4), dict(block_learning_rates="IN01=0.5")],
+)
 def test_what_makes_other_groups_of_weights_is_refused(host, longer, folder, changed):
     config = TrainConfig.parse(longer)
     run_until(4, config, host, folder)
@@ -115,7 +196,15 @@ def test_what_makes_other_groups_of_weights_is_refused(host, longer, folder, cha
 def test_a_state_of_before_a_setting_was_there_goes_on(host, longer, folder, monkeypatch):
     """What an earlier version did not ask was as it is by default."""
     config, whole = TrainConfig.parse(longer), TrainConfig.to_dict
-    monkeypatch.setattr(TrainConfig, "to_dict", lambda self: {name: value for name, value in whole(self).items() if name not in ("use_dora", "loraplus_lr_ratio")})
+    monkeypatch.setattr(
+        TrainConfig,
+        "to_dict",
+        lambda self: {
+            name: value
+            for name, value in whole(self).items()
+            if name not in ("use_dora", "loraplus_lr_ratio")
+        },
+    )
     run_until(4, config, host, folder)
     monkeypatch.undo()
     assert train_lora(config, host, folder=folder, resume=True).steps == 12
@@ -141,10 +230,23 @@ def test_another_lora_to_begin_from_is_said_not_to_count(host, longer, folder):
 def test_what_the_model_is_taken_for_is_compared_not_how_it_was_said(host, longer, folder):
     config = TrainConfig.parse(longer)
     run_until(4, config, host, folder)
-    with pytest.raises(Refused, match="taken to predict epsilon and is taken to predict v_prediction") as refusal:
-        train_lora(config.replace(prediction_type="v_prediction"), host, folder=folder, resume=True, anyway=True)
+    with pytest.raises(
+        Refused, match="taken to predict epsilon and is taken to predict v_prediction"
+    ) as refusal:
+        train_lora(
+            config.replace(prediction_type="v_prediction"),
+            host,
+            folder=folder,
+            resume=True,
+            anyway=True,
+        )
     assert not refusal.value.details["anyway_possible"]
-    assert train_lora(config.replace(prediction_type="epsilon"), host, folder=folder, resume=True).steps == 12
+    assert (
+        train_lora(
+            config.replace(prediction_type="epsilon"), host, folder=folder, resume=True
+        ).steps
+        == 12
+    )
 
 
 def test_a_changed_mask_is_refused(host, longer, folder, pictures):
@@ -161,7 +263,9 @@ def test_states_in_between_may_be_older_than_the_kill(host, longer, folder):
     config = TrainConfig.parse({**longer, "save_state_steps": 5})
     train_lora(config.replace(output_name="whole"), host)
     run_until(9, config, host, folder)
-    for path in state_folder(folder).glob("step-*9.safetensors"):                  # written on the way out, which a kill would not do
+    for path in state_folder(folder).glob(
+        "step-*9.safetensors"
+    ):  # written on the way out, which a kill would not do
         path.unlink()
     assert state_step(folder) == 5
     train_lora(config, host, folder=folder, resume=True)
@@ -191,14 +295,21 @@ def test_damaged_progress_is_not_begun_anew_in_silence(host, longer, folder):
     assert refusal.value.details["anyway_possible"]
     with pytest.raises(Refused, match="damaged"):
         train_lora(config, host, folder=folder, resume=True)
-    assert list(state_folder(folder).glob("*.damaged")) and train_lora(config, host, folder=folder, resume=True, anyway=True).steps == 12
+    assert (
+        list(state_folder(folder).glob("*.damaged"))
+        and train_lora(config, host, folder=folder, resume=True, anyway=True).steps == 12
+    )
 
 
-def test_another_precision_of_the_same_file_is_told_and_of_another_file_refused(host, longer, folder):
+def test_another_precision_of_the_same_file_is_told_and_of_another_file_refused(
+    host, longer, folder
+):
     config = TrainConfig.parse(longer)
     run_until(4, config, host, folder)
     host.model.fingerprint, host.model.dtype = "other numbers", torch.float16
-    with pytest.raises(Refused, match="precision was torch.float32 and is torch.float16") as refusal:
+    with pytest.raises(
+        Refused, match="precision was torch.float32 and is torch.float16"
+    ) as refusal:
         train_lora(config, host, folder=folder, resume=True)
     assert refusal.value.details["anyway_possible"]
     host.model.sha256 = "2" * 64
@@ -207,10 +318,17 @@ def test_another_precision_of_the_same_file_is_told_and_of_another_file_refused(
     assert not refusal.value.details["anyway_possible"]
 
 
-def test_what_trouble_forced_stays_and_what_was_chosen_may_change(host, longer, folder, monkeypatch):
-    """Gradient checkpointing that memory forced is on after the resume; one that the user chose can be switched off."""
+def test_what_trouble_forced_stays_and_what_was_chosen_may_change(
+    host, longer, folder, monkeypatch
+):
+    """Gradient checkpointing that memory forced is on after the resume; one that the user chose can
+    be switched off.
+    """
     on = []
-    monkeypatch.setattr("lora_trainer.core.precision.gradient_checkpointing", lambda unet, enabled: (on.append(enabled), contextlib.nullcontext())[1])
+    monkeypatch.setattr(
+        "lora_trainer.core.precision.gradient_checkpointing",
+        lambda unet, enabled: (on.append(enabled), contextlib.nullcontext())[1],
+    )
     config = TrainConfig.parse({**longer, "gradient_checkpointing": True})
     run_until(4, config, host, folder)
     run_until(6, config.replace(gradient_checkpointing=False), host, folder, resume=True)
@@ -222,6 +340,7 @@ def test_what_trouble_forced_stays_and_what_was_chosen_may_change(host, longer, 
         if len(calls) == 1:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         return predict(*args)
+
     monkeypatch.setattr(host.model, "predict", short_of_memory)
     run_until(8, config.replace(gradient_checkpointing=False), host, folder, resume=True)
     train_lora(config.replace(gradient_checkpointing=False), host, folder=folder, resume=True)
@@ -246,7 +365,15 @@ def test_names_that_are_not_unicode_can_be_kept(host, longer, folder, pictures):
     assert train_lora(config, host, folder=folder, resume=True).steps == 12
 
 
-@pytest.mark.parametrize("name, sha256, waits", [("tiny", None, False), ("renamed", "0" * 64, False), ("other", "1" * 64, True), ("other", None, True)])
+@pytest.mark.parametrize(
+    "name, sha256, waits",
+    [
+        ("tiny", None, False),
+        ("renamed", "0" * 64, False),
+        ("other", "1" * 64, True),
+        ("other", None, True),
+    ],
+)
 def test_a_run_from_the_queue_waits_for_its_checkpoint(host, settings, name, sha256, waits):
     host.changes_checkpoints, host.status = True, dataclasses.replace(host.status, sha256="0" * 64)
     control, told = Control(), []
@@ -255,7 +382,15 @@ def test_a_run_from_the_queue_waits_for_its_checkpoint(host, settings, name, sha
         told.append(progress.waiting_for)
         if told.count("checkpoint") == 2:
             control.stop()
-    result = train_lora(TrainConfig.parse(settings), host, control=control, on_progress=listen, checkpoint=name, checkpoint_sha256=sha256)
+
+    result = train_lora(
+        TrainConfig.parse(settings),
+        host,
+        control=control,
+        on_progress=listen,
+        checkpoint=name,
+        checkpoint_sha256=sha256,
+    )
     assert result.stopped == waits == ("checkpoint" in told)
 
 
@@ -267,9 +402,17 @@ def test_without_a_state_it_begins_anew(host, longer, folder):
 def test_stop_and_go_on(host, longer, folder):
     config, control = TrainConfig.parse(longer), Control()
     train_lora(config.replace(output_name="whole"), host)
-    result = train_lora(config, host, folder=folder, control=control, on_progress=lambda progress: control.stop() if progress.step == 4 else None)
+    result = train_lora(
+        config,
+        host,
+        folder=folder,
+        control=control,
+        on_progress=lambda progress: control.stop() if progress.step == 4 else None,
+    )
     assert result.stopped and result.output_file.is_file() and state_step(folder) == 4
-    result = train_lora(config, host, folder=folder, resume=True)                  # its own LoRA is in nobody's way, without `overwrite`
+    result = train_lora(
+        config, host, folder=folder, resume=True
+    )  # its own LoRA is in nobody's way, without `overwrite`
     assert not result.stopped
     assert_same(weights_of(host, "whole"), weights_of(host))
 
@@ -291,10 +434,18 @@ def test_more_epochs_go_on_from_the_end(host, settings, folder):
     assert_same(weights_of(host, "whole"), weights_of(host))
 
 
-@pytest.mark.parametrize("change, reason", [
-    ("caption", "the caption of 3.png changed"), ("picture", "the picture of 2.png changed"), ("new", "9.png is new"), ("missing", "0.png is missing"),
-])
-def test_changed_pictures_are_refused_with_the_reason(host, longer, folder, pictures, change, reason):
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ("caption", "the caption of 3.png changed"),
+        ("picture", "the picture of 2.png changed"),
+        ("new", "9.png is new"),
+        ("missing", "0.png is missing"),
+    ],
+)
+def test_changed_pictures_are_refused_with_the_reason(
+    host, longer, folder, pictures, change, reason
+):
     config = TrainConfig.parse(longer)
     run_until(4, config, host, folder)
     if change == "caption":
@@ -302,17 +453,25 @@ def test_changed_pictures_are_refused_with_the_reason(host, longer, folder, pict
     elif change == "missing":
         (pictures / "0.png").unlink()
     else:
-        Image.new("RGB", (128, 64), "red").save(pictures / ("9.png" if change == "new" else "2.png"))
+        Image.new("RGB", (128, 64), "red").save(
+            pictures / ("9.png" if change == "new" else "2.png")
+        )
     with pytest.raises(Refused, match=reason) as refusal:
         check_resume(config, host.lora_dir, folder)
-    assert refusal.value.code == "cannot_resume" and refusal.value.details["anyway_possible"] and reason in refusal.value.details["reasons"]
+    assert (
+        refusal.value.code == "cannot_resume"
+        and refusal.value.details["anyway_possible"]
+        and reason in refusal.value.details["reasons"]
+    )
     with pytest.raises(Refused, match=reason):
         train_lora(config, host, folder=folder, resume=True)
     result = train_lora(config, host, folder=folder, resume=True, anyway=True)
     assert result.steps == 12 and any(reason in remark for remark in result.remarks)
 
 
-@pytest.mark.parametrize("change", [dict(lora_rank=8), dict(lora_alpha=1), dict(lora_targets="all")])
+@pytest.mark.parametrize(
+    "change", [dict(lora_rank=8), dict(lora_alpha=1), dict(lora_targets="all")]
+)
 def test_other_layers_cannot_go_on(host, longer, folder, change):
     config = TrainConfig.parse(longer)
     run_until(4, config, host, folder)
@@ -330,11 +489,16 @@ def test_another_base_model_cannot_go_on(host, longer, folder):
         train_lora(config, host, folder=folder, resume=True, anyway=True)
     host.model.sha256 = "0" * 64
     host.model.encoding_key = lambda: "another VAE"
-    with pytest.raises(Refused, match="VAE, clip skip or reading of captions was clip skip 1 and is another VAE now"):
+    with pytest.raises(
+        Refused,
+        match="VAE, clip skip or reading of captions was clip skip 1 and is another VAE now",
+    ):
         train_lora(config, host, folder=folder, resume=True)
 
 
-def test_where_users_load_others_a_resumed_run_waits_for_its_checkpoint(host, longer, folder, monkeypatch):
+def test_where_users_load_others_a_resumed_run_waits_for_its_checkpoint(
+    host, longer, folder, monkeypatch
+):
     config, control, told = TrainConfig.parse(longer), Control(), []
     run_until(4, config, host, folder)
     host.changes_checkpoints, mine = True, host.status
@@ -344,24 +508,47 @@ def test_where_users_load_others_a_resumed_run_waits_for_its_checkpoint(host, lo
         told.append((progress.stage, progress.message, progress.step))
         if len(told) == 4:
             host.status = mine
+
     assert train_lora(config, host, folder=folder, resume=True, on_progress=listen).steps == 12
     assert ("paused", "Paused: waiting for the checkpoint tiny; other is loaded.", 4) in told
     host.status = dataclasses.replace(mine, checkpoint="other")
-    stopped = train_lora(config.replace(max_train_steps=20), host, folder=folder, resume=True, control=control, on_progress=lambda progress: control.stop())
+    stopped = train_lora(
+        config.replace(max_train_steps=20),
+        host,
+        folder=folder,
+        resume=True,
+        control=control,
+        on_progress=lambda progress: control.stop(),
+    )
     assert stopped.stopped and stopped.steps == 12
 
 
 def test_settings_that_only_steer_may_change(host, longer, folder):
     config = TrainConfig.parse(longer)
     run_until(4, config, host, folder)
-    assert check_resume(config.replace(learning_rate=1e-5, epochs=50, scheduler="linear", save_steps=3), host.lora_dir, folder) == []
+    assert (
+        check_resume(
+            config.replace(learning_rate=1e-5, epochs=50, scheduler="linear", save_steps=3),
+            host.lora_dir,
+            folder,
+        )
+        == []
+    )
     with pytest.raises(Refused, match="resolution was 64 and is 128 now"):
         check_resume(config.replace(resolution=128), host.lora_dir, folder)
 
 
 def test_the_same_run_in_several_resolutions(host, longer, folder, pictures):
     Image.new("L", (64, 64), 100).save(pictures / "1-masklabel.png")
-    config = TrainConfig.parse({**longer, "extra_resolutions": "96, 128", "validation_split": 0.2, "masked_loss": "files", "max_train_steps": 16})
+    config = TrainConfig.parse(
+        {
+            **longer,
+            "extra_resolutions": "96, 128",
+            "validation_split": 0.2,
+            "masked_loss": "files",
+            "max_train_steps": 16,
+        }
+    )
     train_lora(config.replace(output_name="whole"), host)
     run_until(9, config, host, folder)
     assert train_lora(config, host, folder=folder, resume=True).steps == 16
@@ -370,12 +557,20 @@ def test_the_same_run_in_several_resolutions(host, longer, folder, pictures):
         check_resume(config.replace(extra_resolutions="96"), host.lora_dir, folder)
 
 
-def test_a_state_from_before_there_were_several_resolutions_goes_on(host, longer, folder, monkeypatch):
+def test_a_state_from_before_there_were_several_resolutions_goes_on(
+    host, longer, folder, monkeypatch
+):
     config = TrainConfig.parse(longer)
     train_lora(config.replace(output_name="whole"), host)
     later = {"extra_resolutions", "save_every_n_epochs", "keep_snapshots", "negative_text"}
     to_dict = TrainConfig.to_dict
-    monkeypatch.setattr(TrainConfig, "to_dict", lambda config: {name: value for name, value in to_dict(config).items() if name not in later})
+    monkeypatch.setattr(
+        TrainConfig,
+        "to_dict",
+        lambda config: {
+            name: value for name, value in to_dict(config).items() if name not in later
+        },
+    )
     run_until(5, config, host, folder)
     monkeypatch.undo()
     assert checkpoint.latest_facts(state_folder(folder))["config"].keys() & later == set()
@@ -389,10 +584,14 @@ def test_a_state_from_before_there_were_several_resolutions_goes_on(host, longer
 def test_states_are_pruned_and_hold_no_pickle(host, longer, folder):
     train_lora(TrainConfig.parse({**longer, "keep_states": 3}), host, folder=folder)
     names = sorted(path.name for path in state_folder(folder).iterdir())
-    assert names == ["step-000010.safetensors", "step-000011.safetensors", "step-000012.safetensors"]
+    assert names == [
+        "step-000010.safetensors",
+        "step-000011.safetensors",
+        "step-000012.safetensors",
+    ]
     header = (state_folder(folder) / names[0]).read_bytes()
     size = int.from_bytes(header[:8], "little")
-    assert json.loads(json.loads(header[8:8 + size])["__metadata__"]["facts"])["step"] == 10
+    assert json.loads(json.loads(header[8 : 8 + size])["__metadata__"]["facts"])["step"] == 10
 
 
 def test_leftovers_of_a_killed_save_are_removed(host, longer, folder):

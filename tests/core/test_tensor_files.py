@@ -1,4 +1,5 @@
 """Headers and tensors of foreign files: the library's own numbers, within bounds, and in time."""
+
 import io
 import json
 import os
@@ -11,9 +12,15 @@ from safetensors.torch import save
 from lora_trainer.core import tensor_files
 from lora_trainer.core.tensor_files import parse_header, read_header, read_tensor, read_tensors
 
-TENSORS = {"a.weight": torch.randn(3, 5), "b": torch.randn(2, 2, 1, 1).half(), "c": torch.tensor(4.0),
-           "d": torch.randn(7).bfloat16(), "e": torch.arange(6).reshape(2, 3),
-           "f": torch.zeros(0, 4), "g": torch.randn(2, dtype=torch.float64)}
+TENSORS = {
+    "a.weight": torch.randn(3, 5),
+    "b": torch.randn(2, 2, 1, 1).half(),
+    "c": torch.tensor(4.0),
+    "d": torch.randn(7).bfloat16(),
+    "e": torch.arange(6).reshape(2, 3),
+    "f": torch.zeros(0, 4),
+    "g": torch.randn(2, dtype=torch.float64),
+}
 
 
 def written(path, tensors=None, metadata=None):
@@ -35,8 +42,9 @@ def test_what_the_library_wrote_is_read(tmp_path):
         for name, tensor in TENSORS.items():
             found = read_tensor(file, header, name)
             assert found.shape == tensor.shape and torch.equal(found.to(tensor.dtype), tensor)
-    assert {name: tensor.dtype for name, tensor in read_tensors(path).items() if tensor.numel()} == {
-        name: tensor.dtype for name, tensor in TENSORS.items() if tensor.numel()}
+    assert {
+        name: tensor.dtype for name, tensor in read_tensors(path).items() if tensor.numel()
+    } == {name: tensor.dtype for name, tensor in TENSORS.items() if tensor.numel()}
 
 
 def test_a_header_is_read_once_and_again_when_the_file_changed(tmp_path):
@@ -50,28 +58,48 @@ def test_a_header_is_read_once_and_again_when_the_file_changed(tmp_path):
 WHOLE = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 
 
-@pytest.mark.parametrize("data, said", [
-    (b"hello", "no safetensors file"),
-    (with_header(WHOLE, b"1234"), "4 bytes of tensors instead of 8"),
-    (with_header(WHOLE, b"0" * 12), "12 bytes of tensors instead of 8"),
-    (with_header(WHOLE, b"0" * 8, length=2**62), "no safetensors file, or cut off"),
-    (with_header(b"{" + b" " * tensor_files.MOST_HEADER_BYTES + b"}"), "at most 10,000,000"),
-    (with_header(b"[" * 100_000), "cannot be understood"),
-    (with_header(b'{"a": ' + b"9" * 10_000 + b"}"), "cannot be understood|does not say where a"),
-    (with_header([1, 2]), "cannot be understood"),
-    (with_header({"a": 5}), "does not say where a is"),
-    (with_header({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}), "where a is"),
-    (with_header({"a": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}}), "where a is"),
-    (with_header({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, b"0" * 8), "bytes"),
-    (with_header({"a": {"dtype": "Q4", "shape": [2], "data_offsets": [0, 8]}}, b"0" * 8), "Q4"),
-    (with_header({"a": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}), "not read"),
-    (with_header({**WHOLE, "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}},
-                 b"0" * 12), "overlap"),
-    (with_header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, b"0" * 12), "gap"),
-    (with_header({"__metadata__": [1]}), "metadata"),
-    (with_header(b'{"a": [' + b"[]," * 3_000_000 + b"[]]}"), "3,000,003 lists"),
-    (with_header(b'{"a": [' + b"0," * 4_000_000 + b"0]}"), "4,000,000 values"),
-], ids=range(19))
+@pytest.mark.parametrize(
+    "data, said",
+    [
+        (b"hello", "no safetensors file"),
+        (with_header(WHOLE, b"1234"), "4 bytes of tensors instead of 8"),
+        (with_header(WHOLE, b"0" * 12), "12 bytes of tensors instead of 8"),
+        (with_header(WHOLE, b"0" * 8, length=2**62), "no safetensors file, or cut off"),
+        (with_header(b"{" + b" " * tensor_files.MOST_HEADER_BYTES + b"}"), "at most 10,000,000"),
+        (with_header(b"[" * 100_000), "cannot be understood"),
+        (
+            with_header(b'{"a": ' + b"9" * 10_000 + b"}"),
+            "cannot be understood|does not say where a",
+        ),
+        (with_header([1, 2]), "cannot be understood"),
+        (with_header({"a": 5}), "does not say where a is"),
+        (with_header({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}), "where a is"),
+        (
+            with_header({"a": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}}),
+            "where a is",
+        ),
+        (
+            with_header({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, b"0" * 8),
+            "bytes",
+        ),
+        (with_header({"a": {"dtype": "Q4", "shape": [2], "data_offsets": [0, 8]}}, b"0" * 8), "Q4"),
+        (with_header({"a": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}), "not read"),
+        (
+            with_header(
+                {**WHOLE, "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, b"0" * 12
+            ),
+            "overlap",
+        ),
+        (
+            with_header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, b"0" * 12),
+            "gap",
+        ),
+        (with_header({"__metadata__": [1]}), "metadata"),
+        (with_header(b'{"a": [' + b"[]," * 3_000_000 + b"[]]}"), "3,000,003 lists"),
+        (with_header(b'{"a": [' + b"0," * 4_000_000 + b"0]}"), "4,000,000 values"),
+    ],
+    ids=range(19),
+)
 def test_what_is_damaged_or_out_of_bounds_says_why(tmp_path, data, said):
     path = tmp_path / "x.safetensors"
     path.write_bytes(data)
@@ -92,7 +120,7 @@ def test_a_header_alone_will_do_where_nothing_else_was_sent():
     length = 8 + int.from_bytes(data[:8], "little")
     assert parse_header(io.BytesIO(data[:length])).shapes.keys() == TENSORS.keys()
     with pytest.raises(ValueError, match="cut off"):
-        parse_header(io.BytesIO(data[:length - 1]))
+        parse_header(io.BytesIO(data[: length - 1]))
 
 
 def test_a_type_that_is_not_computed_with_is_not_read():

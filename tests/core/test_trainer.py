@@ -1,4 +1,5 @@
 """Order of batches, and gradients that add up."""
+
 import dataclasses
 from collections import Counter
 
@@ -26,9 +27,22 @@ SIZE = Size(64, 64, 0, 0, 64, 64)
 
 def encoded_pictures(count=4, **changes):
     draws = torch.Generator().manual_seed(0)
-    return [Encoded(**{"latents": torch.randn(1, 4, 8, 8, generator=draws), "masks": None, "sizes": (SIZE,), "caption": f"picture, number {number}", "weight": 1.0,
-                       "regularisation": False, "conditioning": Conditioning(torch.randn(1, 77, 12, generator=draws)), "bucket": Bucket(64, 64), **changes})
-            for number in range(count)]
+    return [
+        Encoded(
+            **{
+                "latents": torch.randn(1, 4, 8, 8, generator=draws),
+                "masks": None,
+                "sizes": (SIZE,),
+                "caption": f"picture, number {number}",
+                "weight": 1.0,
+                "regularisation": False,
+                "conditioning": Conditioning(torch.randn(1, 77, 12, generator=draws)),
+                "bucket": Bucket(64, 64),
+                **changes,
+            }
+        )
+        for number in range(count)
+    ]
 
 
 def lesson_of(pictures, schedule, objective=Objective(), variation=PLAIN, trained=False, **more):
@@ -38,12 +52,27 @@ def lesson_of(pictures, schedule, objective=Objective(), variation=PLAIN, traine
 def adapters_of(model, *, text_encoder=False, **form):
     parts = model.parts()
     parts.requires_grad_(False)
-    return Adapters.create(parts, plan_shapes(parts, LayerChoice(targets="attention", rank=4, alpha=4.0, text_encoder=text_encoder)), Form(**form))
+    return Adapters.create(
+        parts,
+        plan_shapes(
+            parts, LayerChoice(targets="attention", rank=4, alpha=4.0, text_encoder=text_encoder)
+        ),
+        Form(**form),
+    )
 
 
 def learner_of(adapters, *, rate=1e-2, steps=4, **settings):
-    optimizer = make_optimizer("adamw", {"all": adapters.parameters()}, learning_rates={"all": rate}, weight_decay=0.0)
-    return Learner(adapters, optimizer, LearningRates("constant", optimizer, warmup_steps=0, total_steps=steps), device=CPU, dtype=torch.float32, **settings)
+    optimizer = make_optimizer(
+        "adamw", {"all": adapters.parameters()}, learning_rates={"all": rate}, weight_decay=0.0
+    )
+    return Learner(
+        adapters,
+        optimizer,
+        LearningRates("constant", optimizer, warmup_steps=0, total_steps=steps),
+        device=CPU,
+        dtype=torch.float32,
+        **settings,
+    )
 
 
 def gradients(model, adapters, lesson, effort=Effort(torch.float32)):
@@ -52,12 +81,25 @@ def gradients(model, adapters, lesson, effort=Effort(torch.float32)):
         parameter.grad = None
     with adapters.attached():
         loss = trainer._backward(model, lesson, 0, effort, grad_scaler(CPU, torch.float32))
-    return loss, [torch.zeros_like(each) if each.grad is None else each.grad.clone() for each in adapters.parameters()]
+    return loss, [
+        torch.zeros_like(each) if each.grad is None else each.grad.clone()
+        for each in adapters.parameters()
+    ]
 
 
 def test_every_epoch_shows_each_picture_as_often_as_its_repeats():
-    schedule = trainer.Schedule(total_steps=8, steps_per_epoch=4, batch_size=2, accumulation=1, repeats=(1, 2, 3, 1), seed=3)
-    epochs = [[number for step in steps for batch in schedule.batches_of(step, encoded_pictures()) for number in batch] for steps in (range(4), range(4, 8))]
+    schedule = trainer.Schedule(
+        total_steps=8, steps_per_epoch=4, batch_size=2, accumulation=1, repeats=(1, 2, 3, 1), seed=3
+    )
+    epochs = [
+        [
+            number
+            for step in steps
+            for batch in schedule.batches_of(step, encoded_pictures())
+            for number in batch
+        ]
+        for steps in (range(4), range(4, 8))
+    ]
     assert Counter(epochs[0]) == Counter(epochs[1]) == {0: 1, 1: 2, 2: 3, 3: 1}
     assert epochs[0] != epochs[1]
 
@@ -65,7 +107,9 @@ def test_every_epoch_shows_each_picture_as_often_as_its_repeats():
 def test_order_depends_on_the_step_alone():
     schedule = trainer.Schedule(100, 2, 2, 1, (1,) * 4, 3)
     pictures = encoded_pictures()
-    assert [schedule.batches_of(step, pictures) for step in (7, 3)] == [schedule.batches_of(step, pictures) for step in (7, 3)]
+    assert [schedule.batches_of(step, pictures) for step in (7, 3)] == [
+        schedule.batches_of(step, pictures) for step in (7, 3)
+    ]
 
 
 def test_accumulated_gradient_is_the_mean_of_its_batches(host):
@@ -85,16 +129,25 @@ def test_accumulated_gradient_is_the_mean_of_its_batches(host):
             ((model.predict(noisy, timesteps, batch.conditioning) - noise) ** 2).mean().backward()
             for total, parameter in zip(expected, adapters.parameters()):
                 total += parameter.grad / 2
-    assert all(torch.allclose(mine, theirs, atol=1e-7) for mine, theirs in zip(together, expected)) and any(gradient.any() for gradient in together)
+    assert all(
+        torch.allclose(mine, theirs, atol=1e-7) for mine, theirs in zip(together, expected)
+    ) and any(gradient.any() for gradient in together)
 
 
 @pytest.mark.parametrize("text_encoder", [False, True])
 def test_portions_of_a_batch_give_its_gradient(host, text_encoder):
     adapters = adapters_of(host.model, text_encoder=text_encoder)
-    lesson = lesson_of(encoded_pictures(), trainer.Schedule(1, 1, 4, 1, (1,) * 4, 0), trained=text_encoder)
-    whole, portions = (gradients(host.model, adapters, lesson, Effort(torch.float32, at_once=at_once)) for at_once in (0, 3))
+    lesson = lesson_of(
+        encoded_pictures(), trainer.Schedule(1, 1, 4, 1, (1,) * 4, 0), trained=text_encoder
+    )
+    whole, portions = (
+        gradients(host.model, adapters, lesson, Effort(torch.float32, at_once=at_once))
+        for at_once in (0, 3)
+    )
     assert whole[0] == pytest.approx(portions[0], rel=1e-6)
-    assert all(torch.allclose(mine, theirs, atol=1e-7) for mine, theirs in zip(whole[1], portions[1])) and any(gradient.any() for gradient in whole[1])
+    assert all(
+        torch.allclose(mine, theirs, atol=1e-7) for mine, theirs in zip(whole[1], portions[1])
+    ) and any(gradient.any() for gradient in whole[1])
 
 
 LENGTHS = ("short", "long " * 30, "longer " * 50, "of two words")
@@ -104,18 +157,41 @@ LENGTHS = ("short", "long " * 30, "longer " * 50, "of two words")
 def test_portions_are_told_as_much_as_the_whole_batch(host, trained):
     """The first portion has the longest caption, the second none of its length."""
     adapters = adapters_of(host.model, text_encoder=trained)
-    pictures = [dataclasses.replace(picture, caption=caption, conditioning=None) for picture, caption in zip(encoded_pictures(), LENGTHS)]
-    lesson = lesson_of(pictures, trainer.Schedule(1, 1, 4, 1, (1,) * 4, 0), variation=Variation(caption_dropout=0.01), trained=trained)
-    whole, portions = (gradients(host.model, adapters, lesson, Effort(torch.float32, at_once=at_once)) for at_once in (0, 1))
-    assert all(torch.allclose(mine, theirs, atol=1e-7) for mine, theirs in zip(whole[1], portions[1])) and any(gradient.any() for gradient in whole[1])
+    pictures = [
+        dataclasses.replace(picture, caption=caption, conditioning=None)
+        for picture, caption in zip(encoded_pictures(), LENGTHS)
+    ]
+    lesson = lesson_of(
+        pictures,
+        trainer.Schedule(1, 1, 4, 1, (1,) * 4, 0),
+        variation=Variation(caption_dropout=0.01),
+        trained=trained,
+    )
+    whole, portions = (
+        gradients(host.model, adapters, lesson, Effort(torch.float32, at_once=at_once))
+        for at_once in (0, 1)
+    )
+    assert all(
+        torch.allclose(mine, theirs, atol=1e-7) for mine, theirs in zip(whole[1], portions[1])
+    ) and any(gradient.any() for gradient in whole[1])
 
 
 def test_weights_and_masks_reach_the_gradient(host):
     adapters, schedule = adapters_of(host.model), trainer.Schedule(1, 1, 2, 1, (1,) * 2, 0)
     loss, plain = gradients(host.model, adapters, lesson_of(encoded_pictures(2), schedule))
-    half, weighted = gradients(host.model, adapters, lesson_of(encoded_pictures(2, weight=0.5, regularisation=True), schedule))
-    nothing, masked = gradients(host.model, adapters, lesson_of(encoded_pictures(2, masks=torch.zeros(1, 1, 8, 8)), schedule))
-    assert half == pytest.approx(loss / 2) and all(torch.allclose(mine, theirs / 2, atol=1e-9) for mine, theirs in zip(weighted, plain))
+    half, weighted = gradients(
+        host.model,
+        adapters,
+        lesson_of(encoded_pictures(2, weight=0.5, regularisation=True), schedule),
+    )
+    nothing, masked = gradients(
+        host.model,
+        adapters,
+        lesson_of(encoded_pictures(2, masks=torch.zeros(1, 1, 8, 8)), schedule),
+    )
+    assert half == pytest.approx(loss / 2) and all(
+        torch.allclose(mine, theirs / 2, atol=1e-9) for mine, theirs in zip(weighted, plain)
+    )
     assert nothing == 0 and not any(gradient.any() for gradient in masked)
 
 
@@ -123,9 +199,17 @@ def test_captions_that_vary_are_encoded_anew_and_drawn_from_the_number_alone(hos
     texts = Texts(Variation(shuffle=True))
     batch = assemble(encoded_pictures(4, caption="a, b, c, d, e"), [0, 1, 2, 3], seed=1, number=5)
     captions = texts.draw(batch, seed=1, number=5)
-    assert captions == Texts(Variation(shuffle=True)).draw(batch, seed=1, number=5) != texts.draw(batch, seed=1, number=6) and len(set(captions)) > 1
+    assert (
+        captions
+        == Texts(Variation(shuffle=True)).draw(batch, seed=1, number=5)
+        != texts.draw(batch, seed=1, number=6)
+        and len(set(captions)) > 1
+    )
     told = texts.conditioning(host.model, batch, captions, slice(1, 3), torch.float32)
-    assert torch.equal(told.hidden_states, host.model.encode_captions(captions[1:3]).hidden_states) and not told.hidden_states.requires_grad
+    assert (
+        torch.equal(told.hidden_states, host.model.encode_captions(captions[1:3]).hidden_states)
+        and not told.hidden_states.requires_grad
+    )
 
 
 def test_captions_that_do_not_vary_are_those_encoded_before(host):
@@ -136,34 +220,47 @@ def test_captions_that_do_not_vary_are_those_encoded_before(host):
 
 def test_text_encoder_learns_through_its_captions(host):
     adapters = adapters_of(host.model, text_encoder=True)
-    learner, lesson = learner_of(adapters, steps=3), lesson_of(encoded_pictures(), trainer.Schedule(3, 1, 4, 1, (1,) * 4, 0), trained=True)
+    learner, lesson = (
+        learner_of(adapters, steps=3),
+        lesson_of(encoded_pictures(), trainer.Schedule(3, 1, 4, 1, (1,) * 4, 0), trained=True),
+    )
     before = {path: factors["lora_up.weight"] for path, factors in adapters.weights().items()}
     with Session(host.model, adapters, Effort(torch.float32)).opened() as session:
         trainer.run(session, learner, lesson)
     after = {path: factors["lora_up.weight"] for path, factors in adapters.weights().items()}
-    assert all(not torch.equal(before[path], after[path]) for path in before) and {path.partition(".")[0] for path in after} == {"unet", "te1"}
+    assert all(not torch.equal(before[path], after[path]) for path in before) and {
+        path.partition(".")[0] for path in after
+    } == {"unet", "te1"}
 
 
 def test_gradient_checkpointing_changes_nothing_with_dropout(host):
-    adapters = adapters_of(host.model, text_encoder=True, dropout=0.5, rank_dropout=0.3, module_dropout=0.3)
+    adapters = adapters_of(
+        host.model, text_encoder=True, dropout=0.5, rank_dropout=0.3, module_dropout=0.3
+    )
     learner = learner_of(adapters)
     lesson = lesson_of(encoded_pictures(), trainer.Schedule(1, 1, 4, 1, (1,) * 4, 0), trained=True)
     with Session(host.model, adapters, Effort(torch.float32)).opened() as session:
-        trainer.run(session, learner, lesson)                                      # up-weights are zero no more
+        trainer.run(session, learner, lesson)  # up-weights are zero no more
     plain = gradients(host.model, adapters, lesson)
     with Session(host.model, adapters, Effort(torch.float32, gradient_checkpointing=True)).opened():
         again = gradients(host.model, adapters, lesson)
-    assert plain[0] == again[0] and all(torch.allclose(mine, theirs, atol=1e-8) for mine, theirs in zip(plain[1], again[1]))
+    assert plain[0] == again[0] and all(
+        torch.allclose(mine, theirs, atol=1e-8) for mine, theirs in zip(plain[1], again[1])
+    )
 
 
-# --- Pictures that are only measured -------------------------------------------------------------------------------------
+# --- Pictures that are only measured --------------------------------------------------------------
+
 
 def test_kept_out_pictures_are_measured_but_not_learned_from(host):
     pictures, told = encoded_pictures(), []
     schedule = trainer.Schedule(6, 2, 2, 1, (1, 1, 1, 0), 0)
     assert all(3 not in batch for step in range(6) for batch in schedule.batches_of(step, pictures))
     adapters = adapters_of(host.model)
-    learner, lesson = learner_of(adapters, steps=6), lesson_of(pictures, schedule, measured=(3,), measured_every=4)
+    learner, lesson = (
+        learner_of(adapters, steps=6),
+        lesson_of(pictures, schedule, measured=(3,), measured_every=4),
+    )
     with Session(host.model, adapters, Effort(torch.float32)).opened() as session:
         trainer.run(session, learner, lesson, on_step=told.append)
     assert [done.step for done in told if done.validation_loss is not None] == [4, 6]
@@ -174,42 +271,75 @@ def test_measuring_repeats_itself_without_dropout_and_changes_nothing(host):
     with torch.no_grad():
         for parameter in adapters.parameters():
             parameter.normal_(generator=torch.Generator().manual_seed(0))
-    lesson = lesson_of(encoded_pictures(), trainer.Schedule(1, 1, 2, 1, (1,) * 3 + (0,), 0), measured=(3,))
+    lesson = lesson_of(
+        encoded_pictures(), trainer.Schedule(1, 1, 2, 1, (1,) * 3 + (0,), 0), measured=(3,)
+    )
     with Session(host.model, adapters, Effort(torch.float32)).opened() as session:
         state = torch.get_rng_state()
         one, two = trainer.validate(session, lesson), trainer.validate(session, lesson)
         assert one == two and torch.equal(state, torch.get_rng_state())
     expected, picture = [], lesson.encoded[3]
     for place in range(4):
-        timesteps, noise = torch.tensor([125 + 250 * place]), torch.randn(1, 4, 8, 8, generator=generator(0, f"validation {place}", 3))
+        timesteps, noise = (
+            torch.tensor([125 + 250 * place]),
+            torch.randn(1, 4, 8, 8, generator=generator(0, f"validation {place}", 3)),
+        )
         quiet = adapters_of(host.model)
         quiet.load(adapters.weights())
         with torch.no_grad(), quiet.attached():
-            predicted = host.model.predict(diffusion.add_noise(picture.latents, noise, timesteps, host.model.alphas_cumprod), timesteps, picture.conditioning)
+            predicted = host.model.predict(
+                diffusion.add_noise(picture.latents, noise, timesteps, host.model.alphas_cumprod),
+                timesteps,
+                picture.conditioning,
+            )
         expected.append(((predicted - noise) ** 2).mean().item())
     assert one == pytest.approx(sum(expected) / 4, rel=1e-5)
 
 
 def test_measuring_is_broken_off_by_whoever_stops(host):
-    lesson = lesson_of(encoded_pictures(), trainer.Schedule(1, 1, 2, 1, (1, 1, 0, 0), 0), measured=(2, 3))
+    lesson = lesson_of(
+        encoded_pictures(), trainer.Schedule(1, 1, 2, 1, (1, 1, 0, 0), 0), measured=(2, 3)
+    )
     adapters, answers = adapters_of(host.model), iter([True, False])
     with Session(host.model, adapters, Effort(torch.float32)).opened() as session:
-        assert trainer.validate(session, lesson, lambda: next(answers)) is None and trainer.validate(session, lesson) > 0
+        assert (
+            trainer.validate(session, lesson, lambda: next(answers)) is None
+            and trainer.validate(session, lesson) > 0
+        )
 
 
 def test_a_measure_that_is_no_number_is_left_out_and_said(host, monkeypatch):
     adapters, said, told = adapters_of(host.model), [], []
-    lesson = lesson_of(encoded_pictures(), trainer.Schedule(2, 1, 2, 1, (1, 1, 1, 0), 0), measured=(3,))
+    lesson = lesson_of(
+        encoded_pictures(), trainer.Schedule(2, 1, 2, 1, (1, 1, 1, 0), 0), measured=(3,)
+    )
     monkeypatch.setattr(trainer, "validate", lambda *arguments: float("nan"))
     with Session(host.model, adapters, Effort(torch.float32)).opened() as session:
-        trainer.run(session, learner_of(adapters, steps=2), lesson, on_step=told.append, remark=said.append)
-    assert [done.validation_loss for done in told] == [None, None] and "not a finite number any more (first at step 1)" in said[0]
+        trainer.run(
+            session, learner_of(adapters, steps=2), lesson, on_step=told.append, remark=said.append
+        )
+    assert [done.validation_loss for done in told] == [
+        None,
+        None,
+    ] and "not a finite number any more (first at step 1)" in said[0]
 
 
 def test_measured_timesteps_are_among_those_that_are_trained(host, monkeypatch):
     seen, predict = [], host.model.predict
-    monkeypatch.setattr(host.model, "predict", lambda noisy, timesteps, told: (seen.extend(timesteps.tolist()), predict(noisy, timesteps, told))[1])
-    lesson = lesson_of(encoded_pictures(), trainer.Schedule(1, 1, 2, 1, (1, 1, 1, 0), 0), Objective(min_timestep=100, max_timestep=300), measured=(3,))
+    monkeypatch.setattr(
+        host.model,
+        "predict",
+        lambda noisy, timesteps, told: (
+            seen.extend(timesteps.tolist()),
+            predict(noisy, timesteps, told),
+        )[1],
+    )
+    lesson = lesson_of(
+        encoded_pictures(),
+        trainer.Schedule(1, 1, 2, 1, (1, 1, 1, 0), 0),
+        Objective(min_timestep=100, max_timestep=300),
+        measured=(3,),
+    )
     with Session(host.model, adapters_of(host.model), Effort(torch.float32)).opened() as session:
         trainer.validate(session, lesson)
     assert seen == [125, 175, 225, 275]
@@ -222,13 +352,20 @@ def test_largest_batch_is_what_a_bucket_can_fill():
 
 
 def test_each_epoch_is_measured_where_no_number_of_steps_is_given():
-    lesson = lesson_of(encoded_pictures(), trainer.Schedule(10, 3, 1, 1, (1, 1, 1, 0), 0), measured=(3,))
+    lesson = lesson_of(
+        encoded_pictures(), trainer.Schedule(10, 3, 1, 1, (1, 1, 1, 0), 0), measured=(3,)
+    )
     assert [step for step in range(1, 11) if lesson.is_measured_after(step)] == [3, 6, 9, 10]
 
 
 def test_measuring_with_sixteen_bit_weights_encodes_as_training_does(host):
     adapters = adapters_of(host.model, text_encoder=True)
     host.model.parts().bfloat16()
-    lesson = lesson_of(encoded_pictures(), trainer.Schedule(1, 1, 2, 1, (1, 1, 1, 0), 0), trained=True, measured=(3,))
+    lesson = lesson_of(
+        encoded_pictures(),
+        trainer.Schedule(1, 1, 2, 1, (1, 1, 1, 0), 0),
+        trained=True,
+        measured=(3,),
+    )
     with Session(host.model, adapters, Effort(torch.bfloat16)).opened() as session:
         assert trainer.validate(session, lesson) > 0

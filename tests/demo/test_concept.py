@@ -1,4 +1,5 @@
 """The zib: its data set on disk, and a judge that knows it from everything the base can draw."""
+
 import csv
 
 import numpy as np
@@ -24,7 +25,7 @@ def test_the_judge_sees_no_zib_upside_down_or_without_its_eye():
     picture = concept.paint_zib("blue")
     assert not concept.shows_zib(np.ascontiguousarray(picture[::-1]))
     blind = picture.copy()
-    blind[(picture >= 245).all(-1)] = np.uint8(concept.PINK * 255)                 # the white of the eye
+    blind[(picture >= 245).all(-1)] = np.uint8(concept.PINK * 255)  # the white of the eye
     assert concept.shows_zib(picture) and not concept.shows_zib(blind)
 
 

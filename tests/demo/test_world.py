@@ -1,4 +1,5 @@
 """The painter repeats itself, and the judge sees what was painted."""
+
 import hashlib
 
 import numpy as np
@@ -16,16 +17,27 @@ def test_the_same_seed_paints_the_same_picture():
 
 
 def test_scenes_drawn_from_a_seed_never_change():
-    captions = "\n".join(world.random_scene(np.random.RandomState(seed)).caption for seed in range(200))
+    captions = "\n".join(
+        world.random_scene(np.random.RandomState(seed)).caption for seed in range(200)
+    )
     assert captions.splitlines()[0] == "a small purple cross at the bottom on an orange background"
     assert hashlib.sha256(captions.encode()).hexdigest()[:16] == "ad778fd22e64dc88"
 
 
-@pytest.mark.parametrize("scene, caption", [
-    (world.Scene("circle", "red", "blue"), "a red circle on a blue background"),
-    (world.Scene("square", "black", "white", "small", "left", True), "a small black square on the left on a striped white background"),
-    (world.Scene("cross", "green", "orange", "", "top"), "a green cross at the top on an orange background"),
-])
+@pytest.mark.parametrize(
+    "scene, caption",
+    [
+        (world.Scene("circle", "red", "blue"), "a red circle on a blue background"),
+        (
+            world.Scene("square", "black", "white", "small", "left", True),
+            "a small black square on the left on a striped white background",
+        ),
+        (
+            world.Scene("cross", "green", "orange", "", "top"),
+            "a green cross at the top on an orange background",
+        ),
+    ],
+)
 def test_captions(scene, caption):
     assert scene.caption == caption
 
@@ -49,7 +61,15 @@ def test_the_judge_is_right_on_drawn_pictures():
 def test_the_judge_is_wrong_on_other_captions():
     rng = np.random.RandomState(2)
     scenes = [world.random_scene(rng) for _ in range(60)]
-    assert np.mean([world.see(world.paint(scene, rng)) == other for scene, other in zip(scenes, scenes[1:])]) < 0.1
+    assert (
+        np.mean(
+            [
+                world.see(world.paint(scene, rng)) == other
+                for scene, other in zip(scenes, scenes[1:])
+            ]
+        )
+        < 0.1
+    )
 
 
 def test_wide_pictures_differ_and_stay_in_range():

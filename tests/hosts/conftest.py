@@ -1,4 +1,7 @@
-"""A standalone host for each family, on a narrow checkpoint, loaded once for all tests of this folder."""
+"""A standalone host for each family, on a narrow checkpoint, loaded once for all tests of this
+folder.
+"""
+
 import functools
 
 import pytest
@@ -18,8 +21,13 @@ def checkpoints(tmp_path_factory):
 def hosts(checkpoints, tmp_path_factory):
     """Return a family's host."""
     from lora_trainer.hosts.standalone import StandaloneHost
+
     folder = tmp_path_factory.mktemp("hosts")
-    return functools.cache(lambda name: StandaloneHost(checkpoints(name), folder / name / "loras", folder / name / "data", device="cpu"))
+    return functools.cache(
+        lambda name: StandaloneHost(
+            checkpoints(name), folder / name / "loras", folder / name / "data", device="cpu"
+        )
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,4 +1,7 @@
-"""Invariant 4 without a WebUI, for every family: the trainer's adapters and diffusers' own loader do the same with one file, every key matched."""
+"""Invariant 4 without a WebUI, for every family: the trainer's adapters and diffusers' own loader
+do the same with one file, every key matched.
+"""
+
 import pytest
 import torch
 
@@ -23,14 +26,20 @@ def inputs(seed: int = 0):
 
 
 def encoded(model):
-    return model.encode_captions(CAPTIONS).of_sizes([Size(96, 64, 0, 8, 64, 64), Size(64, 64, 0, 0, 64, 64)])
+    return model.encode_captions(CAPTIONS).of_sizes(
+        [Size(96, 64, 0, 8, 64, 64), Size(64, 64, 0, 0, 64, 64)]
+    )
 
 
 def random_adapters(model, targets: str, form: Form = Form()) -> Adapters:
-    shapes = plan_shapes(model.parts(), LayerChoice(targets=targets, rank=4, alpha=2.0, text_encoder=True))
+    shapes = plan_shapes(
+        model.parts(), LayerChoice(targets=targets, rank=4, alpha=2.0, text_encoder=True)
+    )
     adapters, draws = Adapters.create(model.parts(), shapes, form), torch.Generator().manual_seed(0)
     for parameter in adapters.parameters():
-        parameter.copy_(torch.randn(parameter.shape, generator=draws) * parameter[0].numel() ** -0.5)
+        parameter.copy_(
+            torch.randn(parameter.shape, generator=draws) * parameter[0].numel() ** -0.5
+        )
     return adapters
 
 
@@ -38,7 +47,11 @@ def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours - theirs).norm() / ours.norm()).item()
 
 
-@pytest.mark.parametrize(("name", "targets"), [(name, "all") for name in TRAINABLE] + [("sd1", "attention"), ("sd1", "attention+feed-forward")])
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [(name, "all") for name in TRAINABLE]
+    + [("sd1", "attention"), ("sd1", "attention+feed-forward")],
+)
 @torch.no_grad()
 def test_diffusers_predicts_and_reads_what_the_trainer_does(hosts, tmp_path, name, targets):
     host, path = hosts(name), tmp_path / "x.safetensors"
@@ -47,30 +60,71 @@ def test_diffusers_predicts_and_reads_what_the_trainer_does(hosts, tmp_path, nam
         unchanged = model.predict(*inputs(), plain)
         with adapters.attached():
             read, predicted = encoded(model), model.predict(*inputs(), plain)
-        export.save(path, export.to_tensors(adapters.weights(), alphas=adapters.alphas, export_name=model.export_name, dtype=torch.float32), {})
+        export.save(
+            path,
+            export.to_tensors(
+                adapters.weights(),
+                alphas=adapters.alphas,
+                export_name=model.export_name,
+                dtype=torch.float32,
+            ),
+            {},
+        )
         assert torch.equal(model.predict(*inputs(), plain), unchanged)
-        before = [weight.clone() for module in modules_of(host._pipeline) for weight in module.parameters()]
+        before = [
+            weight.clone()
+            for module in modules_of(host._pipeline)
+            for weight in module.parameters()
+        ]
         with quiet_diffusers():
             host._pipeline.load_lora_weights(load_file(path), adapter_name="x")
         try:
-            loaded = [layer for module in modules_of(host._pipeline) for layer, _ in module.named_modules() if layer.endswith("lora_A.x")]
+            loaded = [
+                layer
+                for module in modules_of(host._pipeline)
+                for layer, _ in module.named_modules()
+                if layer.endswith("lora_A.x")
+            ]
             their_reading, their_prediction = encoded(model), model.predict(*inputs(), plain)
         finally:
             host._pipeline.unload_lora_weights()
     assert len(loaded) == len(adapters.shapes)
     assert apart(predicted, their_prediction) < 1e-4 and apart(unchanged, predicted) > 1e-2
-    assert apart(read.hidden_states, their_reading.hidden_states) < 1e-4 and apart(plain.hidden_states, read.hidden_states) > 1e-2
+    assert (
+        apart(read.hidden_states, their_reading.hidden_states) < 1e-4
+        and apart(plain.hidden_states, read.hidden_states) > 1e-2
+    )
     if read.pooled is not None:
-        assert apart(read.pooled, their_reading.pooled) < 1e-4 and apart(plain.pooled, read.pooled) > 1e-2
-    assert all(torch.equal(old, new) for old, new in zip(before, (weight for module in modules_of(host._pipeline) for weight in module.parameters())))
+        assert (
+            apart(read.pooled, their_reading.pooled) < 1e-4
+            and apart(plain.pooled, read.pooled) > 1e-2
+        )
+    assert all(
+        torch.equal(old, new)
+        for old, new in zip(
+            before,
+            (weight for module in modules_of(host._pipeline) for weight in module.parameters()),
+        )
+    )
 
 
 def test_true_sdxl_has_kohyas_722_unet_layers(hosts):
-    """As many as kohya's own files for SDXL have, by names that begin as theirs; and 264 of the text encoders there, by their depth here."""
+    """As many as kohya's own files for SDXL have, by names that begin as theirs; and 264 of the
+    text encoders there, by their depth here.
+    """
     with hosts("sdxl").borrow_model() as model:
-        names = [model.export_name(path) for path in plan_shapes(model.parts(), LayerChoice("attention+feed-forward", 4, 4.0, text_encoder=True))]
+        names = [
+            model.export_name(path)
+            for path in plan_shapes(
+                model.parts(), LayerChoice("attention+feed-forward", 4, 4.0, text_encoder=True)
+            )
+        ]
     unet = [name for name in names if name.startswith("lora_unet_")]
-    assert len(unet) == 722 and "lora_unet_input_blocks_8_1_transformer_blocks_9_attn2_to_out_0" in unet and "lora_unet_output_blocks_5_1_proj_out" in unet
+    assert (
+        len(unet) == 722
+        and "lora_unet_input_blocks_8_1_transformer_blocks_9_attn2_to_out_0" in unet
+        and "lora_unet_output_blocks_5_1_proj_out" in unet
+    )
     assert sum(name.startswith("lora_te1_text_model_encoder_layers_") for name in names) == 6 * 2
     assert sum(name.startswith("lora_te2_text_model_encoder_layers_") for name in names) == 6 * 10
     assert len(set(names)) == len(names) == 722 + 72
@@ -78,14 +132,23 @@ def test_true_sdxl_has_kohyas_722_unet_layers(hosts):
 
 @torch.no_grad()
 def test_a_dora_is_not_drawn_wrongly(hosts, tmp_path):
-    """diffusers takes a DoRA's magnitudes for those of the outputs, and where a layer is square it says nothing of it."""
+    """diffusers takes a DoRA's magnitudes for those of the outputs, and where a layer is square it
+    says nothing of it.
+    """
     host = hosts("sd1")
     with host.borrow_model() as model:
         adapters = random_adapters(model, "attention", Form(use_dora=True))
-        tensors = export.to_tensors(adapters.weights(), alphas=adapters.alphas, export_name=model.export_name, dtype=torch.float32)
+        tensors = export.to_tensors(
+            adapters.weights(),
+            alphas=adapters.alphas,
+            export_name=model.export_name,
+            dtype=torch.float32,
+        )
     host.lora_dir.mkdir(parents=True, exist_ok=True)
     save_file(tensors, str(host.lora_dir / "dora.safetensors"))
-    with pytest.raises(Refused, match="dora.safetensors is a DoRA, which diffusers cannot draw with"):
+    with pytest.raises(
+        Refused, match="dora.safetensors is a DoRA, which diffusers cannot draw with"
+    ):
         host.generate("a <lora:dora:1>", steps=1, width=64, height=64)
 
 
@@ -96,10 +159,20 @@ def test_what_diffusers_cannot_read_is_said(hosts, tmp_path, kind):
     host = hosts("sd1")
     with host.borrow_model() as model:
         adapters = random_adapters(model, "attention", Form(kind))
-        tensors = export.to_tensors(adapters.weights(), alphas=adapters.alphas, export_name=model.export_name, dtype=torch.float32)
+        tensors = export.to_tensors(
+            adapters.weights(),
+            alphas=adapters.alphas,
+            export_name=model.export_name,
+            dtype=torch.float32,
+        )
     host.lora_dir.mkdir(parents=True, exist_ok=True)
     save_file(tensors, str(host.lora_dir / f"{kind}.safetensors"))
-    with pytest.raises(Refused, match=f"{kind}.safetensors is a Lo(Ha|Kr), which diffusers cannot draw with"):
+    with pytest.raises(
+        Refused, match=f"{kind}.safetensors is a Lo(Ha|Kr), which diffusers cannot draw with"
+    ):
         host.generate(f"a <lora:{kind}:1>", steps=1, width=64, height=64)
-    with pytest.raises(Exception), quiet_diffusers():                              # without our sentence: whatever diffusers says
+    with (
+        pytest.raises(Exception),
+        quiet_diffusers(),
+    ):  # without our sentence: whatever diffusers says
         host._pipeline.load_lora_weights(tensors, adapter_name="x")

@@ -1,4 +1,7 @@
-"""The standalone host: loads what the file says, lends it, draws with LoRAs, and leaves no trace. What the families do: test_families.py."""
+"""The standalone host: loads what the file says, lends it, draws with LoRAs, and leaves no trace.
+What the families do: test_families.py.
+"""
+
 import importlib.util
 import socket
 import threading
@@ -40,18 +43,26 @@ def unet(host):
 
 
 def random_lora(unet, path, *, seed=0, rank=2):
-    """Write a kohya file for every attention and feed-forward layer; returns the change it means for each weight."""
+    """Write a kohya file for every attention and feed-forward layer; returns the change it means
+    for each weight.
+    """
     generator = torch.Generator().manual_seed(seed)
     state, changes = {}, {}
     for name, module in unet.named_modules():
         if ".attentions." in name and isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
             outputs, inputs = module.weight.shape[:2]
-            down, up = (torch.randn(shape, generator=generator) * 0.3 for shape in ((rank, inputs), (outputs, rank)))
+            down, up = (
+                torch.randn(shape, generator=generator) * 0.3
+                for shape in ((rank, inputs), (outputs, rank))
+            )
             changes[name] = (up @ down).reshape(module.weight.shape) / 2
             kernel = (1, 1) if isinstance(module, torch.nn.Conv2d) else ()
             key = "lora_unet_" + name.replace(".", "_")
-            state |= {f"{key}.lora_down.weight": down.reshape(*down.shape, *kernel), f"{key}.lora_up.weight": up.reshape(*up.shape, *kernel),
-                      f"{key}.alpha": torch.tensor(rank / 2)}
+            state |= {
+                f"{key}.lora_down.weight": down.reshape(*down.shape, *kernel),
+                f"{key}.lora_up.weight": up.reshape(*up.shape, *kernel),
+                f"{key}.alpha": torch.tensor(rank / 2),
+            }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, str(path))
     return changes
@@ -60,22 +71,37 @@ def random_lora(unet, path, *, seed=0, rank=2):
 def fingerprint(host):
     """Everything of the base that must never change: weights, module objects, flags, leftovers."""
     parts = modules_of(host._load())
-    modules = [(name, id(module), type(module), module.training, len(module._forward_pre_hooks)) for part in parts for name, module in part.named_modules()]
-    weights = [(name, id(tensor), tensor.requires_grad, tensor.detach().numpy().tobytes()) for part in parts for name, tensor in part.named_parameters()]
+    modules = [
+        (name, id(module), type(module), module.training, len(module._forward_pre_hooks))
+        for part in parts
+        for name, module in part.named_modules()
+    ]
+    weights = [
+        (name, id(tensor), tensor.requires_grad, tensor.detach().numpy().tobytes())
+        for part in parts
+        for name, tensor in part.named_parameters()
+    ]
     return modules, weights, sorted(set(vars(parts[0])) - {"_hf_peft_config_loaded"})
 
 
 def test_status_loads_nothing(checkpoint, tmp_path):
     host = StandaloneHost(checkpoint, tmp_path, tmp_path, device="cpu")
     status = host.model_status()
-    assert (status.trainable, status.family, status.prediction_type, status.checkpoint) == (True, "sd1", "epsilon", "sd1")
+    assert (status.trainable, status.family, status.prediction_type, status.checkpoint) == (
+        True,
+        "sd1",
+        "epsilon",
+        "sd1",
+    )
     assert (status.device, status.dtype, host.default_size_px) == ("cpu", "float32", 64)
     assert host._pipeline is None
 
 
 def test_a_missing_checkpoint_is_a_reason(tmp_path):
     host = StandaloneHost(tmp_path / "none.safetensors", tmp_path, tmp_path, device="cpu")
-    assert not host.model_status().trainable and "There is no checkpoint" in host.model_status().reason
+    assert (
+        not host.model_status().trainable and "There is no checkpoint" in host.model_status().reason
+    )
     with pytest.raises(Refused, match="There is no checkpoint"), host.borrow_model():
         pass
 
@@ -83,6 +109,7 @@ def test_a_missing_checkpoint_is_a_reason(tmp_path):
 def test_nothing_is_fetched(checkpoint, tmp_path, monkeypatch):
     def refuse(*_):
         raise AssertionError("the network was used")
+
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     with StandaloneHost(checkpoint, tmp_path, tmp_path, device="cpu").borrow_model() as model:
@@ -91,8 +118,14 @@ def test_nothing_is_fetched(checkpoint, tmp_path, monkeypatch):
 
 def test_incomplete_checkpoint_is_refused(checkpoint, tmp_path):
     state = load_file(str(checkpoint))
-    save_file({key: value for key, value in state.items() if "output_blocks.5." not in key}, str(tmp_path / "cut.safetensors"))
-    with pytest.raises(Refused, match="cut.safetensors cannot be loaded"), StandaloneHost(tmp_path / "cut.safetensors", tmp_path, tmp_path).borrow_model():
+    save_file(
+        {key: value for key, value in state.items() if "output_blocks.5." not in key},
+        str(tmp_path / "cut.safetensors"),
+    )
+    with (
+        pytest.raises(Refused, match="cut.safetensors cannot be loaded"),
+        StandaloneHost(tmp_path / "cut.safetensors", tmp_path, tmp_path).borrow_model(),
+    ):
         pass
 
 
@@ -118,6 +151,7 @@ def test_a_second_run_is_refused(host):
         with pytest.raises(Refused) as caught:
             host.borrow_model().__enter__()
         said.append(caught.value)
+
     with host.borrow_model():
         other = threading.Thread(target=meanwhile)
         other.start()
@@ -168,20 +202,29 @@ def test_what_a_run_reads_otherwise_is_read_so_until_it_ends(host):
     with host.borrow_model() as model:
         model.read_as(Reading(prediction_type="v_prediction", zero_terminal_snr=True))
         meanwhile = host.generate("a", **DRAWING)
-    assert not np.array_equal(meanwhile, plain) and np.array_equal(host.generate("a", **DRAWING), plain)
+    assert not np.array_equal(meanwhile, plain) and np.array_equal(
+        host.generate("a", **DRAWING), plain
+    )
 
 
 def test_peeking_loads_nothing(checkpoint, tmp_path, host):
     assert StandaloneHost(checkpoint, tmp_path, tmp_path, device="cpu").peek_parts() is None
     host._load()
     with host.borrow_model() as model:
-        assert [name for name, _ in host.peek_parts().named_modules()] == [name for name, _ in model.parts().named_modules()]
+        assert [name for name, _ in host.peek_parts().named_modules()] == [
+            name for name, _ in model.parts().named_modules()
+        ]
 
 
 def test_pictures_follow_seed_and_prompt(host):
     one, two, other = host.draw(["a", "a", "a"], seeds=[1, 1, 2], **DRAWING)
     assert one.size == (64, 64) and np.array_equal(one, two) and not np.array_equal(one, other)
-    assert np.abs(np.asarray(host.generate("a", seed=1, **DRAWING), float) - np.asarray(one, float)).max() <= 1
+    assert (
+        np.abs(
+            np.asarray(host.generate("a", seed=1, **DRAWING), float) - np.asarray(one, float)
+        ).max()
+        <= 1
+    )
 
 
 def test_pictures_do_not_depend_on_the_batch(host, monkeypatch):
@@ -221,7 +264,10 @@ def test_replaced_lora_is_replaced(host, unet, tmp_path):
 def test_two_loras_add_up(host, unet):
     for number in (3, 4):
         random_lora(unet, host.lora_dir / "nested" / f"n{number}.safetensors", seed=number)
-    one, both = (np.asarray(host.generate(prompt, **DRAWING)) for prompt in ("a <lora:n3:1>", "a <lora:n3:1> <lora:n4:1>"))
+    one, both = (
+        np.asarray(host.generate(prompt, **DRAWING))
+        for prompt in ("a <lora:n3:1>", "a <lora:n3:1> <lora:n4:1>")
+    )
     assert not np.array_equal(one, both)
 
 
@@ -230,15 +276,25 @@ def test_bad_loras_are_refused_and_leave_no_trace(host, unet):
     host.lora_dir.mkdir(parents=True, exist_ok=True)
     (host.lora_dir / "garbage.safetensors").write_bytes(b"nothing")
     wide = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
-    save_file({f"{wide}.lora_down.weight": torch.ones(2, 320), f"{wide}.lora_up.weight": torch.ones(320, 2), f"{wide}.alpha": torch.tensor(2.0)},
-              str(host.lora_dir / "wide.safetensors"))
+    save_file(
+        {
+            f"{wide}.lora_down.weight": torch.ones(2, 320),
+            f"{wide}.lora_up.weight": torch.ones(320, 2),
+            f"{wide}.alpha": torch.tensor(2.0),
+        },
+        str(host.lora_dir / "wide.safetensors"),
+    )
     for name in ("garbage", "wide"):
-        with pytest.raises(Refused, match=f"{name}.safetensors cannot be used with this checkpoint"):
+        with pytest.raises(
+            Refused, match=f"{name}.safetensors cannot be used with this checkpoint"
+        ):
             host.generate(f"a <lora:{name}:1>", **DRAWING)
     assert fingerprint(host) == before
 
 
-@pytest.mark.parametrize(("setting", "value"), [("width", 65), ("height", 8), ("steps", 0), ("guidance", float("nan"))])
+@pytest.mark.parametrize(
+    ("setting", "value"), [("width", 65), ("height", 8), ("steps", 0), ("guidance", float("nan"))]
+)
 def test_impossible_pictures_are_refused(host, setting, value):
     with pytest.raises(Refused, match=setting.capitalize()) as caught:
         host.generate("a", **{**DRAWING, setting: value})

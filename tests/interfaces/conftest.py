@@ -1,4 +1,7 @@
-"""The standalone page in a real browser, in front of the real API and a tiny model: fixtures for the browser tests of this folder."""
+"""The standalone page in a real browser, in front of the real API and a tiny model: fixtures for
+the browser tests of this folder.
+"""
+
 import gc
 import threading
 import time
@@ -33,11 +36,14 @@ def client(service):
     return TestClient(app)
 
 
-PLAIN = "plain"                            # the page without gradio around it, which takes half the time; for modules with PAGE = PLAIN
+# the page without gradio around it, which takes half the time; for modules with PAGE = PLAIN
+PLAIN = "plain"
 
 
 class _Switch:
-    """An ASGI app that serves one page for all tests, and under it the API of the test that is running."""
+    """An ASGI app that serves one page for all tests, and under it the API of the test that is
+    running.
+    """
 
     def __init__(self, page) -> None:
         self._page, self.api = page, None
@@ -53,19 +59,28 @@ def html_in(blocks) -> str:
 
 @pytest.fixture(scope="session")
 def server():
-    """Serve the page from a thread; returns its address and the switch. Making gradio's page takes longer than most tests."""
+    """Serve the page from a thread; returns its address and the switch. Making gradio's page takes
+    longer than most tests.
+    """
     import gradio
+
     if int(gradio.__version__.split(".")[0]) < 6:
         pytest.skip("the standalone page needs gradio 6")
     import uvicorn
 
     from lora_trainer.interfaces import tab
+
     root = Path(__file__).parents[2]
     javascript, style, app = root / "javascript", root / "style.css", FastAPI()
-    plain = f"<!doctype html><html><head><title>{tab.TITLE}</title>{tab.page_head(javascript, style)}</head><body>{html_in(tab.create_tab())}</body></html>"
+    plain = (
+        "<!doctype"
+        f" html><html><head><title>{tab.TITLE}</title>{tab.page_head(javascript, style)}</head><body>{html_in(tab.create_tab())}</body></html>"
+    )
     app.add_api_route(f"/{PLAIN}", lambda: HTMLResponse(plain))
     switch = _Switch(tab.mount_page(app, javascript=javascript, style=style))
-    config = uvicorn.Config(switch, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        switch, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -103,7 +118,13 @@ def page(context, address, request):
     page.set_default_timeout(WAIT_MS)
     page.problems = []
     page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.on("request", lambda request: request.url.startswith((address, "data:", "blob:")) or page.problems.append(f"fetched {request.url}"))
+    page.on(
+        "request",
+        lambda request: (
+            request.url.startswith((address, "data:", "blob:"))
+            or page.problems.append(f"fetched {request.url}")
+        ),
+    )
     page.goto(address + getattr(request.module, "PAGE", ""))
     page.wait_for_selector("#tl-setting-output_name")
     yield page

@@ -1,4 +1,7 @@
-"""The grid of pictures in a real browser: captions, history, conflicts, tags, edits of many, tables, automatic captions."""
+"""The grid of pictures in a real browser: captions, history, conflicts, tags, edits of many,
+tables, automatic captions.
+"""
+
 import base64
 import io
 import time
@@ -13,7 +16,9 @@ from tests.interfaces.conftest import PLAIN
 
 PAGE = PLAIN
 # What gradio leaves open when it goes is not ours to close.
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 
 
 def caption(page, number):
@@ -44,7 +49,8 @@ def saved(page):
     page.wait_for_selector(".tl-mark-saved:visible")
 
 
-# --- One caption ---------------------------------------------------------------------------------------------------------
+# --- One caption ----------------------------------------------------------------------------------
+
 
 def test_click_type_tab_and_it_is_on_disk(page, filled):
     write(page, 1, "a zib at noon", key="Tab")
@@ -118,7 +124,10 @@ def test_undo_and_redo_also_after_a_reload(page, filled):
     page.wait_for_selector("#tl-redo:disabled")
 
 
-@pytest.mark.parametrize(("answer", "outcome"), [("Leave them", "from an editor"), ("Overwrite them", "a circle, number 0")])
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [("Leave them", "from an editor"), ("Overwrite them", "a circle, number 0")],
+)
 def test_undo_of_what_was_changed_outside_asks(page, filled, answer, outcome):
     write(page, 0, "first")
     until(lambda: on_disk(filled, 0) == "first")
@@ -155,14 +164,20 @@ def test_change_on_disk_appears_and_is_never_overwritten_unasked(page, filled):
         assert on_disk(filled, number) == "theirs"
         page.click(f".tl-conflict button:text-is('{answer}')")
         page.wait_for_selector(".tl-conflict", state="detached")
-        until(lambda number=number, outcome=outcome: on_disk(filled, number) == outcome and caption(page, number) == outcome)
+        until(
+            lambda number=number, outcome=outcome: (
+                on_disk(filled, number) == outcome and caption(page, number) == outcome
+            )
+        )
 
 
 def test_text_that_cannot_be_saved_stays_and_is_saved_later(page, filled):
     page.context.set_offline(True)
     write(page, 0, "typed without a server")
     page.wait_for_selector(".tl-mark-failed:visible")
-    assert caption(page, 0) == "typed without a server" and "1 not saved" in text(page, ".tl-summary")
+    assert caption(page, 0) == "typed without a server" and "1 not saved" in text(
+        page, ".tl-summary"
+    )
     page.context.set_offline(False)
     until(lambda: on_disk(filled, 0) == "typed without a server")
     page.wait_for_selector(".tl-mark-failed", state="hidden")
@@ -193,21 +208,32 @@ def test_markup_in_captions_and_tags_is_text(page, filled):
     page.keyboard.press("Escape")
     page.locator(".tl-frame").first.dblclick()
     page.wait_for_selector(".tl-detail-image")
-    assert page.evaluate("window.attacked") is None and page.locator("#train_lora_app b").count() == 0
+    assert (
+        page.evaluate("window.attacked") is None and page.locator("#train_lora_app b").count() == 0
+    )
 
 
-# --- Tags and filters ----------------------------------------------------------------------------------------------------
+# --- Tags and filters -----------------------------------------------------------------------------
+
 
 @pytest.fixture
 def tagged(page, filled):
-    for number, words in enumerate(("zib, red", "zib, red, night", "zib, blue", "night, zib", "zib, blue, blue", "")):
+    for number, words in enumerate(
+        ("zib, red", "zib, red, night", "zib, blue", "night, zib", "zib, blue, blue", "")
+    ):
         (filled / f"{number}.txt").write_text(words, encoding="utf-8")
     page.wait_for_selector(".tl-chip:has-text('zib') .tl-chip-count:text-is('5')")
     return filled
 
 
 def shown(page):
-    return [name.split(".")[0] for name in page.evaluate("[...document.querySelectorAll('.tl-picture')].filter((card) => !card.hidden).map((card) => card.dataset.filename)")]
+    return [
+        name.split(".")[0]
+        for name in page.evaluate(
+            "[...document.querySelectorAll('.tl-picture')].filter((card) =>"
+            " !card.hidden).map((card) => card.dataset.filename)"
+        )
+    ]
 
 
 def chip(page, tag):
@@ -229,7 +255,9 @@ def test_tag_is_renamed_and_removed_everywhere(page, tagged):
     page.click("[role=menuitem]:has-text('Rename everywhere')")
     page.fill("#tl-rename-tag", "crimson")
     page.keyboard.press("Enter")
-    until(lambda: (on_disk(tagged, 0), on_disk(tagged, 1)) == ("zib, crimson", "zib, crimson, night"))
+    until(
+        lambda: (on_disk(tagged, 0), on_disk(tagged, 1)) == ("zib, crimson", "zib, crimson, night")
+    )
     chip(page, "night").locator(".tl-chip-name").focus()
     page.keyboard.press("Shift+F10")
     page.keyboard.press("End")
@@ -257,7 +285,8 @@ def test_search(page, tagged):
     assert shown(page) == ["4"]
 
 
-# --- Many at once --------------------------------------------------------------------------------------------------------
+# --- Many at once ---------------------------------------------------------------------------------
+
 
 def test_replace_shows_what_will_change_and_is_one_step(page, tagged):
     before = [on_disk(tagged, number) for number in range(6)]
@@ -272,7 +301,12 @@ def test_replace_shows_what_will_change_and_is_one_step(page, tagged):
     page.wait_for_selector("text=4 captions will change, 2 will not.")
     assert [on_disk(tagged, number) for number in range(6)] == before
     page.click("button:text-is('Change 4 captions'):not(:disabled)")
-    until(lambda: [on_disk(tagged, number) for number in range(3)] == ["zib, dark red", "zib, dark red, night", "zib, dark blue"])
+    until(
+        lambda: (
+            [on_disk(tagged, number) for number in range(3)]
+            == ["zib, dark red", "zib, dark red, night", "zib, dark blue"]
+        )
+    )
     page.wait_for_selector("dialog", state="detached")
     page.click("#tl-undo:not(:disabled)")
     until(lambda: [on_disk(tagged, number) for number in range(6)] == before)
@@ -319,27 +353,45 @@ def test_detail_walks_rotates_renames_and_shows_the_crop(page, filled):
     page.click("dialog [aria-label='Rotate right']")
     page.wait_for_selector(".tl-facts:has-text('128 × 64')")
     page.click("text=As the trainer sees it")
-    page.wait_for_function("document.querySelector('.tl-detail-image').src.includes('/crops/') && document.querySelector('.tl-detail-image').naturalWidth > 0")
+    page.wait_for_function(
+        "document.querySelector('.tl-detail-image').src.includes('/crops/') &&"
+        " document.querySelector('.tl-detail-image').naturalWidth > 0"
+    )
     page.fill("#tl-detail-name", "portrait")
     page.click("dialog button:text-is('Rename')")
     page.wait_for_selector("dialog h3:text-is('portrait.png')")
-    assert (filled / "portrait.png").exists() and on_disk(filled, "portrait") == "a circle, number 3" and not (filled / "3.png").exists()
+    assert (
+        (filled / "portrait.png").exists()
+        and on_disk(filled, "portrait") == "a circle, number 3"
+        and not (filled / "3.png").exists()
+    )
     page.fill("#tl-detail-caption", "written large")
     page.keyboard.press("Alt+ArrowLeft")
     page.wait_for_selector("dialog h3:text-is('5.png')")
     until(lambda: on_disk(filled, "portrait") == "written large")
-    page.keyboard.press("Escape")                                                  # leaves the caption
+    page.keyboard.press("Escape")  # leaves the caption
     page.keyboard.press("Escape")
     page.wait_for_selector("dialog", state="detached")
 
 
-# --- Tables --------------------------------------------------------------------------------------------------------------
+# --- Tables ---------------------------------------------------------------------------------------
+
 
 def test_table_is_shown_before_it_overwrites(page, filled):
-    drop_files(page, {"metadata.csv": "filename,prompt\n0.png,from a table\n1.png,\"a circle, number 1\"\nnowhere.png,lost\n".encode()})
+    drop_files(
+        page,
+        {
+            "metadata.csv": (
+                'filename,prompt\n0.png,from a table\n1.png,"a circle, number'
+                ' 1"\nnowhere.png,lost\n'.encode()
+            )
+        },
+    )
     page.wait_for_selector("dialog:has-text('Captions from metadata.csv')")
     page.wait_for_selector("text=1 caption will be written")
-    assert "Line 4" in text(page, "dialog .tl-notice") and on_disk(filled, 0) == "a circle, number 0"
+    assert (
+        "Line 4" in text(page, "dialog .tl-notice") and on_disk(filled, 0) == "a circle, number 0"
+    )
     page.click("dialog button:text-is('Write 1 caption')")
     until(lambda: on_disk(filled, 0) == "from a table")
     page.wait_for_selector(".tl-caption:has-text('from a table')")
@@ -355,7 +407,8 @@ def test_table_dropped_with_new_pictures_is_taken_at_once(page, service, picture
     assert caption(page, 4) == "row of 4.png" and page.locator("dialog").count() == 0
 
 
-# --- Automatic captions --------------------------------------------------------------------------------------------------
+# --- Automatic captions ---------------------------------------------------------------------------
+
 
 def test_captioner_fills_what_is_missing_and_keeps_what_was_written(page, filled):
     for number in (1, 4):
@@ -369,7 +422,10 @@ def test_captioner_fills_what_is_missing_and_keeps_what_was_written(page, filled
     page.wait_for_selector(".tl-captioning-bar.tl-over:has-text('2 written')")
     assert "words for all" in on_disk(filled, 1) and on_disk(filled, 0) == "a circle, number 0"
     page.wait_for_selector(".tl-summary:has-text('6 captions')")
-    assert "words for all" in caption(page, 4) and page.locator(".tl-picture").nth(4).locator(".tl-auto").is_visible()
+    assert (
+        "words for all" in caption(page, 4)
+        and page.locator(".tl-picture").nth(4).locator(".tl-auto").is_visible()
+    )
     assert not page.locator(".tl-picture").nth(0).locator(".tl-auto").is_visible()
     page.click(".tl-captioning-bar button:text-is('Undo')")
     until(lambda: on_disk(filled, 1) == "" and on_disk(filled, 4) == "")
@@ -396,35 +452,49 @@ def test_end_of_a_captioner_is_said_until_the_next_edit(page, filled):
     until(lambda: on_disk(filled, 2) == "a circle, number 2")
     page.reload()
     page.wait_for_selector(".tl-picture")
-    page.wait_for_timeout(500)                                                      # for what would appear now
+    page.wait_for_timeout(500)  # for what would appear now
     assert not page.is_visible(".tl-captioning-bar")
 
 
 def test_interrupted_captioner_is_offered_once(page, filled):
-    row = {"id": "7", "kind": "captioning", "name": filled.name, "state": "interrupted", "done": 2, "total": 6, "written": 2,
-           "config": {"dataset": filled.name, "captioner": "fixed"}}
+    row = {
+        "id": "7",
+        "kind": "captioning",
+        "name": filled.name,
+        "state": "interrupted",
+        "done": 2,
+        "total": 6,
+        "written": 2,
+        "config": {"dataset": filled.name, "captioner": "fixed"},
+    }
     page.route("**/train-lora/v1/jobs?kind=captioning", lambda route: route.fulfill(json=[row]))
     page.reload()
-    page.wait_for_selector(".tl-captioning-bar:has-text('Captioning was interrupted: 2 of 6 done.')")
+    page.wait_for_selector(
+        ".tl-captioning-bar:has-text('Captioning was interrupted: 2 of 6 done.')"
+    )
     page.click(".tl-captioning-bar button:text-is('Go on')")
     page.wait_for_selector("dialog input[name=tl-captioner][value=fixed]:checked", state="attached")
     page.keyboard.press("Escape")
     page.reload()
     page.wait_for_selector(".tl-picture")
-    page.wait_for_timeout(500)                                                      # for what would appear now
+    page.wait_for_timeout(500)  # for what would appear now
     assert not page.is_visible(".tl-captioning-bar")
 
 
 def test_server_that_does_not_answer_is_asked_rarely_until_the_window_is_used(page, filled):
     asked = []
-    page.route("**/train-lora/v1/**", lambda route: (asked.append(route.request.url), route.abort()))
+    page.route(
+        "**/train-lora/v1/**", lambda route: (asked.append(route.request.url), route.abort())
+    )
     page.wait_for_selector("text=Connection lost")
-    while not asked or not asked[-1].endswith("/status"):                           # what was under way has ended, and it tries again
+    while not asked or not asked[-1].endswith(
+        "/status"
+    ):  # what was under way has ended, and it tries again
         page.wait_for_timeout(100)
     asked.clear()
-    page.wait_for_timeout(3500)                                                     # two seconds after the loss, then four, then eight
+    page.wait_for_timeout(3500)  # two seconds after the loss, then four, then eight
     assert len(asked) <= 2 and all(address.endswith("/status") for address in asked)
-    page.wait_for_timeout(3500)                                                     # so that it would wait for eight
+    page.wait_for_timeout(3500)  # so that it would wait for eight
     asked.clear()
     page.unroute("**/train-lora/v1/**")
     page.evaluate("window.dispatchEvent(new Event('focus'))")
@@ -434,15 +504,42 @@ def test_server_that_does_not_answer_is_asked_rarely_until_the_window_is_used(pa
 def test_training_waits_for_a_captioner_and_is_not_mixed_up_with_it(page, filled, service):
     page.fill("#tl-setting-output_name", "mine")
     page.wait_for_selector("#tl-train:not(:disabled)")
-    page.route("**/train-lora/v1/status", lambda route: route.fulfill(json={**service.status(), "current_job": {"id": "x", "kind": "captioning", "state": "captioning"}}))
-    page.route("**/train-lora/v1/jobs/x", lambda route: route.fulfill(json={"id": "x", "kind": "captioning", "state": "captioning", "message": "", "done": 1, "total": 3,
-                                                                         "written": 1, "skipped": 0, "failed": [], "fraction": 1 / 3, "eta_seconds": 65}))
+    page.route(
+        "**/train-lora/v1/status",
+        lambda route: route.fulfill(
+            json={
+                **service.status(),
+                "current_job": {"id": "x", "kind": "captioning", "state": "captioning"},
+            }
+        ),
+    )
+    page.route(
+        "**/train-lora/v1/jobs/x",
+        lambda route: route.fulfill(
+            json={
+                "id": "x",
+                "kind": "captioning",
+                "state": "captioning",
+                "message": "",
+                "done": 1,
+                "total": 3,
+                "written": 1,
+                "skipped": 0,
+                "failed": [],
+                "fraction": 1 / 3,
+                "eta_seconds": 65,
+            }
+        ),
+    )
     page.wait_for_selector("text=Captions are being written")
-    assert text(page, "#tl-train") == "Add to queue" and page.locator(".tl-job:visible").count() == 0
+    assert (
+        text(page, "#tl-train") == "Add to queue" and page.locator(".tl-job:visible").count() == 0
+    )
     assert "1 of 3 · 1 min 5 s left" in text(page, ".tl-captioning-line")
 
 
-# --- Where it stands -----------------------------------------------------------------------------------------------------
+# --- Where it stands ------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("width", [400, 1280, 1920])
 def test_grid_and_dialogs_fit(page, filled, width):
@@ -450,22 +547,33 @@ def test_grid_and_dialogs_fit(page, filled, width):
     (filled / "1.txt").write_text("猫が窓辺に座っている 🐈‍⬛ " * 40, encoding="utf-8")
     page.set_viewport_size({"width": width, "height": 900})
     page.wait_for_selector(".tl-caption:has-text('Supercali')")
-    heights = page.evaluate("[...new Set([...document.querySelectorAll('.tl-picture')].map((card) => card.offsetHeight))].length")
+    heights = page.evaluate(
+        "[...new Set([...document.querySelectorAll('.tl-picture')].map((card) =>"
+        " card.offsetHeight))].length"
+    )
     assert heights == 1 and page.evaluate("document.documentElement.scrollWidth") <= width
     for opener in ("text=Edit captions", "text=Caption automatically"):
         page.click(opener)
         page.wait_for_selector("dialog[open]")
-        page.wait_for_timeout(200)                                                 # for the layout
+        page.wait_for_timeout(200)  # for the layout
         box = page.locator("dialog").bounding_box()
-        assert box["x"] >= 0 and box["x"] + box["width"] <= width and box["y"] >= 0 and box["y"] + box["height"] <= 900
-        nameless = page.evaluate("""() => [...document.querySelectorAll('dialog :is(input, select, textarea)')]
-            .filter((item) => !item.labels.length && !item.getAttribute('aria-label')).map((item) => item.outerHTML)""")
+        assert (
+            box["x"] >= 0
+            and box["x"] + box["width"] <= width
+            and box["y"] >= 0
+            and box["y"] + box["height"] <= 900
+        )
+        nameless = page.evaluate(
+            """() => [...document.querySelectorAll('dialog :is(input, select, textarea)')]
+            .filter((item) => !item.labels.length && !item.getAttribute('aria-label')).map((item) => item.outerHTML)"""
+        )
         assert nameless == []
         page.keyboard.press("Escape")
         page.wait_for_selector("dialog", state="detached")
 
 
-# --- Two pages -----------------------------------------------------------------------------------------------------------
+# --- Two pages ------------------------------------------------------------------------------------
+
 
 def second_page(browser, address, dataset):
     other = browser.new_context().new_page()
@@ -480,7 +588,7 @@ def second_page(browser, address, dataset):
 def test_two_pages_that_save_at_once_both_see_both(browser, page, filled, address):
     """The answer to a page's own edit must not hide what the other page wrote just before."""
     other = second_page(browser, address, filled.name)
-    write(page, 0, "sunrise", key="F8")                                               # typed, and not left yet
+    write(page, 0, "sunrise", key="F8")  # typed, and not left yet
     write(other, 1, "moonlight", key="F8")
     page.keyboard.press("Enter")
     other.keyboard.press("Enter")
@@ -506,7 +614,8 @@ def test_two_pages_that_edit_one_caption_ask_the_second(browser, page, filled, a
     other.context.close()
 
 
-# --- Archives, folders and galleries -------------------------------------------------------------------------------------
+# --- Archives, folders and galleries --------------------------------------------------------------
+
 
 def generated(folder, prompts):
     """Draw pictures with prompts in them, as the WebUI saves them; returns their folder."""
@@ -514,7 +623,9 @@ def generated(folder, prompts):
     for number, prompt in enumerate(prompts):
         texts = PngInfo()
         texts.add_text("parameters", f"{prompt}\nSteps: 20, Sampler: Euler")
-        Image.new("RGB", (64, 64), (60 * number, 90, 120)).save(folder / f"0000{number}.png", pnginfo=texts)
+        Image.new("RGB", (64, 64), (60 * number, 90, 120)).save(
+            folder / f"0000{number}.png", pnginfo=texts
+        )
     return folder
 
 
@@ -528,7 +639,10 @@ def test_a_zip_is_dropped(page, service, pictures):
     page.wait_for_selector(".tl-summary:has-text('6 pictures · 6 captions')")
     page.wait_for_selector("text=1 file was not taken")
     (dataset,) = service.library.all()
-    assert dataset["name"] == "circles" and (service.library.path("circles") / "10_circle" / "0.png").is_file()
+    assert (
+        dataset["name"] == "circles"
+        and (service.library.path("circles") / "10_circle" / "0.png").is_file()
+    )
 
 
 def test_the_pictures_of_an_output_folder_are_copied(page, service, tmp_path):
@@ -540,7 +654,9 @@ def test_the_pictures_of_an_output_folder_are_copied(page, service, tmp_path):
     page.fill("#tl-folder", str(folder))
     page.click("text=Copy >> visible=true")
     page.wait_for_selector(".tl-summary:has-text('2 pictures · 2 captions')")
-    assert (caption(page, 0), caption(page, 1)) == ("a cat", "a dog") and service.library.all()[0]["name"] == "outputs"
+    assert (caption(page, 0), caption(page, 1)) == ("a cat", "a dog") and service.library.all()[0][
+        "name"
+    ] == "outputs"
     assert sorted(path.name for path in folder.iterdir()) == ["00000.png", "00001.png"]
 
 
@@ -570,19 +686,31 @@ def show_gallery(page, files):
 
 
 def test_a_batch_of_the_gallery_comes_whole_and_without_its_grid(page, service, tmp_path):
-    folder = generated(tmp_path / "outputs", ["a cat", "a dog", "a " + "very " * 30_000 + "long prompt"])
+    folder = generated(
+        tmp_path / "outputs", ["a cat", "a dog", "a " + "very " * 30_000 + "long prompt"]
+    )
     grid = io.BytesIO()
     Image.new("RGB", (128, 128)).save(grid, "PNG")
-    show_gallery(page, [("grid", grid.getvalue()), *((path.name, path.read_bytes()) for path in sorted(folder.iterdir()))])
+    show_gallery(
+        page,
+        [
+            ("grid", grid.getvalue()),
+            *((path.name, path.read_bytes()) for path in sorted(folder.iterdir())),
+        ],
+    )
     page.click("#txt2img_send_to_train_lora")
     page.wait_for_selector(".tl-toast:has-text('Click the picture you want first')")
     page.click("#txt2img_send_all_to_train_lora")
     page.wait_for_selector(".tl-toast:has-text('Added 3 to generated')")
     found = service.library.open("generated").captions()
     assert sorted(found.values()) == ["", "a cat", "a dog"]
-    page.evaluate("document.querySelectorAll('#txt2img_gallery .thumbnail-item')[2].classList.add('selected')")
+    page.evaluate(
+        "document.querySelectorAll('#txt2img_gallery .thumbnail-item')[2].classList.add('selected')"
+    )
     page.click("#txt2img_send_to_train_lora")
-    page.wait_for_selector(".tl-toast:has-text('Added to generated'), .tl-toast:has-text('Already in')")
+    page.wait_for_selector(
+        ".tl-toast:has-text('Added to generated'), .tl-toast:has-text('Already in')"
+    )
 
 
 def test_a_picture_of_the_gallery_that_is_gone_keeps_no_other_back(page, service, tmp_path):
@@ -592,7 +720,7 @@ def test_a_picture_of_the_gallery_that_is_gone_keeps_no_other_back(page, service
     page.wait_for_selector(".tl-toast:has-text('Added to generated; 1 could not be added')")
 
 
-# --- A table that cannot be read ------------------------------------------------------------------------------------------
+# --- A table that cannot be read ------------------------------------------------------------------
 
 BAD_TABLE = b"filename,prompt\n1.png,cat, red\n2.png,dog\n"
 
@@ -601,17 +729,25 @@ def test_a_bad_table_is_mended_on_the_page(page, filled):
     (filled / "metadata.csv").write_bytes(BAD_TABLE)
     notice = page.locator(".tl-table-notice")
     notice.wait_for()
-    assert "Line 2: has 3 fields" in notice.inner_text() and page.locator(".tl-picture:visible").count() >= 3
+    assert (
+        "Line 2: has 3 fields" in notice.inner_text()
+        and page.locator(".tl-picture:visible").count() >= 3
+    )
     notice.get_by_role("button", name="Mend").click()
     box = page.locator(".tl-table-text")
-    assert box.evaluate("box => box.value.slice(box.selectionStart, box.selectionEnd)") == "1.png,cat, red"
+    assert (
+        box.evaluate("box => box.value.slice(box.selectionStart, box.selectionEnd)")
+        == "1.png,cat, red"
+    )
     page.keyboard.type('1.png,"cat, red')
     page.get_by_role("button", name="Save", exact=True).click()
     page.wait_for_selector(".tl-mend .tl-error:visible")
     box.fill('filename,prompt\n1.png,"cat, red"\n2.png,dog\n')
     page.get_by_role("button", name="Save", exact=True).click()
     notice.wait_for(state="detached")
-    assert (filled / "metadata.csv").read_bytes() == b'filename,prompt\n1.png,"cat, red"\n2.png,dog\n'
+    assert (
+        filled / "metadata.csv"
+    ).read_bytes() == b'filename,prompt\n1.png,"cat, red"\n2.png,dog\n'
 
 
 def test_a_bad_table_is_thrown_away_and_taken_back_and_replaced(page, filled):
@@ -625,6 +761,8 @@ def test_a_bad_table_is_thrown_away_and_taken_back_and_replaced(page, filled):
     assert (filled / "metadata.csv").read_bytes() == BAD_TABLE
     with page.expect_file_chooser() as chooser:
         notice.get_by_role("button", name="Replace").click()
-    chooser.value.set_files([{"name": "mine.csv", "mimeType": "text/csv", "buffer": b"filename,prompt\n1.png,cat\n"}])
+    chooser.value.set_files(
+        [{"name": "mine.csv", "mimeType": "text/csv", "buffer": b"filename,prompt\n1.png,cat\n"}]
+    )
     notice.wait_for(state="detached")
     assert (filled / "metadata.csv").read_bytes() == b"filename,prompt\n1.png,cat\n"

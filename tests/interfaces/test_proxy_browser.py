@@ -1,4 +1,7 @@
-"""The page behind a proxy that rewrites the Host, in a real browser: a WebSocket is refused there, so that the page asks."""
+"""The page behind a proxy that rewrites the Host, in a real browser: a WebSocket is refused there,
+so that the page asks.
+"""
+
 from urllib.parse import urlsplit
 
 import pytest
@@ -8,7 +11,9 @@ from tests.interfaces.conftest import PLAIN, WAIT_MS
 from tests.proxy import HostProxy
 
 # What gradio leaves open when it goes is not ours to close.
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 ASKING = ".tl-asking"
 
 
@@ -27,7 +32,9 @@ def through(context, address):
         page.close()
 
 
-def test_where_the_socket_is_refused_the_page_says_that_it_asks_and_works(through, service, pictures):
+def test_where_the_socket_is_refused_the_page_says_that_it_asks_and_works(
+    through, service, pictures
+):
     page = through
     page.wait_for_selector(f"{ASKING}:visible")
     assert "asks" in text(page, ASKING) and "Host" in page.get_attribute(ASKING, "title")
@@ -35,7 +42,12 @@ def test_where_the_socket_is_refused_the_page_says_that_it_asks_and_works(throug
     drop_files(page, files_in(pictures))
     page.wait_for_selector(".tl-picture")
     page.check("input[name=tl-preset][value=quick_try]", force=True)
-    for name, value in {"resolution": "64", "max_train_steps": "5", "lora_rank": "2", "output_name": "mine"}.items():
+    for name, value in {
+        "resolution": "64",
+        "max_train_steps": "5",
+        "lora_rank": "2",
+        "output_name": "mine",
+    }.items():
         page.fill(f"#tl-setting-{name}", value)
     page.click("#tl-train:not(:disabled)")
     page.wait_for_selector(".tl-tag:visible:text-is('<lora:mine:0.8>')")

@@ -1,4 +1,5 @@
 """docs/settings.md is what the settings are: made from where they are declared."""
+
 from pathlib import Path
 
 from lora_trainer.core.kohya import reference_table
@@ -13,7 +14,9 @@ are taken, too. Made from `lora_trainer/core/config.py`; `python tests/interface
 
 
 def test_the_reference_is_up_to_date():
-    assert SETTINGS.read_text(encoding="utf-8") == HEAD + reference_table().strip() + "\n", "run python tests/interfaces/test_readme.py"
+    assert SETTINGS.read_text(encoding="utf-8") == HEAD + reference_table().strip() + "\n", (
+        "run python tests/interfaces/test_readme.py"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The page's frame, its presets, and what its script and style sheet must never do. What the page does is in test_page_browser.py."""
+"""The page's frame, its presets, and what its script and style sheet must never do. What the page
+does is in test_page_browser.py.
+"""
+
 import gc
 import re
 import shutil
@@ -15,11 +18,15 @@ from lora_trainer.core.presets import package_presets
 from lora_trainer.interfaces import tab
 
 # What gradio leaves open when it goes is not ours to close.
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 ROOT = Path(__file__).parents[2]
 JAVASCRIPT, STYLE = ROOT / "javascript", ROOT / "style.css"
 SCRIPTS = sorted(JAVASCRIPT.glob("*.js"))
-NEEDS_GRADIO_6 = pytest.mark.skipif(int(gr.__version__.split(".")[0]) < 6, reason="the standalone page needs gradio 6")
+NEEDS_GRADIO_6 = pytest.mark.skipif(
+    int(gr.__version__.split(".")[0]) < 6, reason="the standalone page needs gradio 6"
+)
 
 
 @pytest.fixture
@@ -56,35 +63,65 @@ def test_preset_is_valid_and_says_what_it_is_for(preset):
 def test_presets_decide_the_same_settings():
     """So that going from one to another leaves nothing of the first behind."""
     decided = {preset["name"]: sorted(preset["settings"]) for preset in package_presets()}
-    assert sorted(decided) == ["anime_character", "character", "ink_painting", "object", "product", "quick_try", "style"]
+    assert sorted(decided) == [
+        "anime_character",
+        "character",
+        "ink_painting",
+        "object",
+        "product",
+        "quick_try",
+        "style",
+    ]
     assert len({tuple(names) for names in decided.values()}) == 1
 
 
 def test_script_names_only_settings_that_exist():
     script = "\n".join(file.read_text(encoding="utf-8") for file in SCRIPTS)
-    tables = re.findall(r"const (?:HIDDEN|WIDE|FIRST|LINES|SECOND_OF) = (.*?);", script, flags=re.DOTALL)
-    named = set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", " ".join(tables))) - {"feed_forward", "text_encoder"}      # of which rank and alpha are made
+    tables = re.findall(
+        r"const (?:HIDDEN|WIDE|FIRST|LINES|SECOND_OF) = (.*?);", script, flags=re.DOTALL
+    )
+    named = set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", " ".join(tables))) - {
+        "feed_forward",
+        "text_encoder",
+    }  # of which rank and alpha are made
     assert len(tables) == 5 and len(named) > 20 and named <= {entry["name"] for entry in schema()}
 
 
 @pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.stem)
 def test_script_never_writes_markup_and_fetches_from_nowhere_else(file):
     script = file.read_text(encoding="utf-8").replace("'http://www.w3.org/2000/svg'", "")
-    assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|https?://", script)
+    assert not re.findall(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|https?://", script
+    )
     assert "</script" not in script.lower()
 
 
 def test_page_waits_for_exactly_the_parts_that_there_are():
     """A part that is missing, or misspelt, would keep the page from ever appearing."""
-    wanted = re.findall(r"'(\w+)'", re.search(r"const PARTS = \[(.*?)\]", SCRIPTS[0].read_text(encoding="utf-8")).group(1))
-    brought = [name for file in SCRIPTS[1:] for name in re.findall(r"\}\)\.parts\.(\w+) = ", file.read_text(encoding="utf-8"))]
+    wanted = re.findall(
+        r"'(\w+)'",
+        re.search(r"const PARTS = \[(.*?)\]", SCRIPTS[0].read_text(encoding="utf-8")).group(1),
+    )
+    brought = [
+        name
+        for file in SCRIPTS[1:]
+        for name in re.findall(r"\}\)\.parts\.(\w+) = ", file.read_text(encoding="utf-8"))
+    ]
     assert sorted(wanted) == sorted(brought) and wanted
 
 
 def test_style_touches_nothing_outside_the_page():
     sheet = re.sub(r"/\*.*?\*/", "", STYLE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    selectors = [selector.strip() for selector in re.findall(r"([^{}]+)\{", sheet) if not selector.strip().startswith(("@", "to", "from"))]
-    assert selectors and all(re.search("#train_lora_(app|toasts)", part) for selector in selectors for part in re.split(r",(?![^(]*\))", selector))
+    selectors = [
+        selector.strip()
+        for selector in re.findall(r"([^{}]+)\{", sheet)
+        if not selector.strip().startswith(("@", "to", "from"))
+    ]
+    assert selectors and all(
+        re.search("#train_lora_(app|toasts)", part)
+        for selector in selectors
+        for part in re.split(r",(?![^(]*\))", selector)
+    )
     assert not re.findall(r"@import|url\(", sheet)
 
 
@@ -100,5 +137,9 @@ def test_page_brings_script_and_style(let_go):
     app = tab.mount_page(FastAPI(), javascript=JAVASCRIPT, style=STYLE)
     with TestClient(app) as client:
         page = client.get("/").text
-    assert "window.trainLora" in page and "parts.grid = " in page and "#train_lora_app .tl-card" in page
+    assert (
+        "window.trainLora" in page
+        and "parts.grid = " in page
+        and "#train_lora_app .tl-card" in page
+    )
     assert "fonts.googleapis.com" not in page

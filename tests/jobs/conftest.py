@@ -1,4 +1,5 @@
 """A service that leaves no thread behind."""
+
 import pytest
 
 from lora_trainer.jobs.service import TrainingService

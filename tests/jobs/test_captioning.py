@@ -1,4 +1,7 @@
-"""Captioning jobs as a page sees them: which pictures, what is written, what is refused, what a stop leaves."""
+"""Captioning jobs as a page sees them: which pictures, what is written, what is refused, what a
+stop leaves.
+"""
+
 import os
 import threading
 import time
@@ -23,6 +26,7 @@ class Slow(LoadedCaptioner):
 
 class SlowCaptioner(Captioner):
     """Waits for each picture until the test says go."""
+
     name, title, help = "slow", "Slow", ""
     underscores_to_spaces = True
 
@@ -55,7 +59,10 @@ def service(host, slow, tmp_path):
 
 
 def captions(service):
-    return {row["filename"]: (row["caption"], row["automatic"]) for row in service.library.describe("set")["pictures"]}
+    return {
+        row["filename"]: (row["caption"], row["automatic"])
+        for row in service.library.describe("set")["pictures"]
+    }
 
 
 def finish(service, job_id):
@@ -67,15 +74,49 @@ FIXED = {"template": "shape {filename}"}
 
 def test_what_a_person_wrote_stays_and_what_a_captioner_wrote_is_renewed(service):
     job = finish(service, service.autocaption("set", "fixed", options=FIXED))
-    assert captions(service) == {"0.png": ("shape 0", True), "1.png": ("my own words", False), "2.png": ("shape 2", True), "3.png": ("shape 3", True)}
-    assert (job["kind"], job["state"], job["done"], job["total"], job["written"], job["skipped"], job["failed"]) == ("captioning", "finished", 4, 4, 3, 1, [])
-    assert (job["dataset"], job["captioner"], job["stage"], job["fraction"], job["error"]) == ("set", "fixed", "captioning", 1.0, None)
+    assert captions(service) == {
+        "0.png": ("shape 0", True),
+        "1.png": ("my own words", False),
+        "2.png": ("shape 2", True),
+        "3.png": ("shape 3", True),
+    }
+    assert (
+        job["kind"],
+        job["state"],
+        job["done"],
+        job["total"],
+        job["written"],
+        job["skipped"],
+        job["failed"],
+    ) == ("captioning", "finished", 4, 4, 3, 1, [])
+    assert (job["dataset"], job["captioner"], job["stage"], job["fraction"], job["error"]) == (
+        "set",
+        "fixed",
+        "captioning",
+        1.0,
+        None,
+    )
     service.library.open("set").set_captions({"2.png": "changed by hand"})
-    job = finish(service, service.autocaption("set", "fixed", options={"template": "again {filename}"}))
-    assert [caption for caption, _ in captions(service).values()] == ["again 0", "my own words", "changed by hand", "again 3"]
+    job = finish(
+        service, service.autocaption("set", "fixed", options={"template": "again {filename}"})
+    )
+    assert [caption for caption, _ in captions(service).values()] == [
+        "again 0",
+        "my own words",
+        "changed by hand",
+        "again 3",
+    ]
     assert job["message"] == "2 captions written, 2 left as they were"
-    finish(service, service.autocaption("set", "fixed", options={"template": "all {filename}"}, overwrite=True))
-    assert [caption for caption, _ in captions(service).values()] == ["all 0", "all 1", "all 2", "all 3"]
+    finish(
+        service,
+        service.autocaption("set", "fixed", options={"template": "all {filename}"}, overwrite=True),
+    )
+    assert [caption for caption, _ in captions(service).values()] == [
+        "all 0",
+        "all 1",
+        "all 2",
+        "all 3",
+    ]
 
 
 def test_one_undo_takes_all_of_it_back(service):
@@ -92,13 +133,22 @@ def test_a_caption_typed_while_it_runs_is_left_alone(service, slow):
     service.library.open("set").set_captions({"0.png": "typed meanwhile"})
     slow.go.set()
     job = finish(service, job_id)
-    assert captions(service)["0.png"] == ("typed meanwhile", False) and captions(service)["2.png"] == ("automatic 2", True)
+    assert captions(service)["0.png"] == ("typed meanwhile", False) and captions(service)[
+        "2.png"
+    ] == ("automatic 2", True)
     assert (job["written"], job["skipped"]) == (2, 2)
 
 
 def test_some_pictures_only(service):
-    finish(service, service.autocaption("set", "fixed", options=FIXED, filenames=["3.png", "1.png"]))
-    assert [caption for caption, _ in captions(service).values()] == ["", "my own words", "", "shape 3"]
+    finish(
+        service, service.autocaption("set", "fixed", options=FIXED, filenames=["3.png", "1.png"])
+    )
+    assert [caption for caption, _ in captions(service).values()] == [
+        "",
+        "my own words",
+        "",
+        "shape 3",
+    ]
     with pytest.raises(Refused, match="no picture '9.png'"):
         service.autocaption("set", "fixed", filenames=["9.png"])
     with pytest.raises(Refused, match="no picture to caption"):
@@ -110,9 +160,18 @@ def test_damaged_pictures_and_kohya_folders(service, tmp_path):
     folder.mkdir()
     Image.new("RGB", (64, 64)).save(folder / "5.png")
     (tmp_path / "set" / "bad.png").write_bytes(b"no picture")
-    job = finish(service, service.autocaption("set", "fixed", options={"template": "{folder} {filename}"}))
-    assert captions(service)["10_red_cat/5.png"] == ("red_cat 5", True)            # class words are no caption
-    assert [each["filename"] for each in job["failed"]] == ["bad.png"] and job["total"] == 6 and job["state"] == "finished"
+    job = finish(
+        service, service.autocaption("set", "fixed", options={"template": "{folder} {filename}"})
+    )
+    assert captions(service)["10_red_cat/5.png"] == (
+        "red_cat 5",
+        True,
+    )  # class words are no caption
+    assert (
+        [each["filename"] for each in job["failed"]] == ["bad.png"]
+        and job["total"] == 6
+        and job["state"] == "finished"
+    )
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names there are always Unicode")
@@ -120,25 +179,44 @@ def test_damaged_pictures_and_kohya_folders(service, tmp_path):
 def test_a_name_that_is_not_utf8(service, tmp_path, content):
     path = tmp_path / "set" / os.fsdecode(b"caf\xe9.png")
     try:
-        path.write_bytes(content if isinstance(content, bytes) else (tmp_path / "set" / "0.png").read_bytes())
+        path.write_bytes(
+            content if isinstance(content, bytes) else (tmp_path / "set" / "0.png").read_bytes()
+        )
     except OSError:
         pytest.skip("this disk takes Unicode only")
     job = finish(service, service.autocaption("set", "fixed", options=FIXED))
     (failure,) = job["failed"]
-    assert job["state"] == "finished" and job["written"] == 3 and failure["filename"].startswith("caf") and failure["reason"], job["error"]
+    assert (
+        job["state"] == "finished"
+        and job["written"] == 3
+        and failure["filename"].startswith("caf")
+        and failure["reason"]
+    ), job["error"]
     for number in range(4):
         (tmp_path / "set" / f"{number}.png").unlink()
-    job = finish(service, service.autocaption("set", "fixed", options=FIXED, filenames=[failure["filename"]]))
-    assert job["state"] == "failed" and "caf" in job["error"] and (service.job_folder(job["id"]) / "config.json").is_file()
+    job = finish(
+        service, service.autocaption("set", "fixed", options=FIXED, filenames=[failure["filename"]])
+    )
+    assert (
+        job["state"] == "failed"
+        and "caf" in job["error"]
+        and (service.job_folder(job["id"]) / "config.json").is_file()
+    )
 
 
 def test_a_reason_with_a_name_that_is_not_utf8(service, slow, monkeypatch):
     """Whatever a captioner says of a file, the job ends, and all of it can be sent."""
+
     def fail(self, images, paths):
         raise ValueError(os.fsdecode(b"caf\xe9.png") + " is damaged")
+
     monkeypatch.setattr(Slow, "caption", fail)
     job = finish(service, service.autocaption("set", "slow"))
-    assert job["state"] == "failed" and "caf\\udce9.png is damaged" in job["error"] and len(job["failed"]) == 3
+    assert (
+        job["state"] == "failed"
+        and "caf\\udce9.png is damaged" in job["error"]
+        and len(job["failed"]) == 3
+    )
 
 
 def test_stop_keeps_what_is_done(service, slow):
@@ -147,24 +225,43 @@ def test_stop_keeps_what_is_done(service, slow):
     assert service.job(job_id)["done"] == 0 and service.stop(job_id)["stopping"]
     slow.go.set()
     job = finish(service, job_id)
-    assert job["state"] == "stopped" and job["written"] == 1 and job["done"] == 1 and captions(service)["0.png"] == ("automatic 0", True)
+    assert (
+        job["state"] == "stopped"
+        and job["written"] == 1
+        and job["done"] == 1
+        and captions(service)["0.png"] == ("automatic 0", True)
+    )
     assert captions(service)["1.png"][0] == "my own words" and service.current_job() is None
 
 
 def test_pictures_are_chosen_when_the_job_begins(service, slow, tmp_path):
     first = service.autocaption("set", "slow")
     second = service.autocaption("set", "fixed", options=FIXED)
-    third = service.autocaption("set", "fixed", options={"template": "third {filename}"}, overwrite=True, filenames=["0.png", "2.png"])
+    third = service.autocaption(
+        "set",
+        "fixed",
+        options={"template": "third {filename}"},
+        overwrite=True,
+        filenames=["0.png", "2.png"],
+    )
     assert slow.begun.wait(20)
-    assert service.current_job()["id"] == first and [service.job(job_id)["position"] for job_id in (second, third)] == [0, 1]
+    assert service.current_job()["id"] == first and [
+        service.job(job_id)["position"] for job_id in (second, third)
+    ] == [0, 1]
     (tmp_path / "set" / "2.png").unlink()
     Image.new("RGB", (64, 64)).save(tmp_path / "set" / "4.png")
     slow.go.set()
     assert finish(service, first)["state"] == "finished"
-    assert finish(service, second)["written"] == 3                                 # 2.png is gone and 4.png has come
+    assert finish(service, second)["written"] == 3  # 2.png is gone and 4.png has come
     job = finish(service, third)
-    assert (job["written"], job["failed"]) == (1, [{"filename": "2.png", "reason": "it was removed or renamed meanwhile"}])
-    assert captions(service)["0.png"] == ("third 0", True) and captions(service)["4.png"] == ("shape 4", True)
+    assert (job["written"], job["failed"]) == (
+        1,
+        [{"filename": "2.png", "reason": "it was removed or renamed meanwhile"}],
+    )
+    assert captions(service)["0.png"] == ("third 0", True) and captions(service)["4.png"] == (
+        "shape 4",
+        True,
+    )
 
 
 def test_it_cannot_be_paused_resumed_or_saved_meanwhile(service, slow):
@@ -184,13 +281,21 @@ def test_duplicate_asks_the_same_again(service):
     first = service.autocaption("set", "fixed", options=FIXED, filenames=["0.png"])
     finish(service, first)
     second = finish(service, service.duplicate(first, {"overwrite": True}))
-    assert second["config"] == {**service.job(first)["config"], "overwrite": True} and second["written"] == 1
+    assert (
+        second["config"] == {**service.job(first)["config"], "overwrite": True}
+        and second["written"] == 1
+    )
 
 
 def test_trouble_is_told(service, slow):
     slow.go.set()
     job = finish(service, service.autocaption("set", "slow", options={"trigger_word": "boom"}))
-    assert job["state"] == "failed" and "Memory ran out (how much was needed is not known). Choose a smaller model" in job["error"] and "log.txt" in job["error"]
+    assert (
+        job["state"] == "failed"
+        and "Memory ran out (how much was needed is not known). Choose a smaller model"
+        in job["error"]
+        and "log.txt" in job["error"]
+    )
     assert finish(service, service.autocaption("set", "slow"))["state"] == "finished"
     log = (service.job_folder(job["id"]) / "log.txt").read_text(encoding="utf-8")
     assert "CUDA out of memory" in log and (service.job_folder(job["id"]) / "config.json").is_file()
@@ -199,7 +304,11 @@ def test_trouble_is_told(service, slow):
 def test_when_no_picture_works_the_job_failed(service, slow, monkeypatch):
     monkeypatch.setattr(Slow, "caption", lambda self, images, paths: 1 / 0)
     job = finish(service, service.autocaption("set", "slow"))
-    assert job["state"] == "failed" and job["error"] == "None of 3 pictures could be captioned. 0.png: ZeroDivisionError: division by zero"
+    assert (
+        job["state"] == "failed"
+        and job["error"]
+        == "None of 3 pictures could be captioned. 0.png: ZeroDivisionError: division by zero"
+    )
     assert [each["filename"] for each in job["failed"]] == ["0.png", "2.png", "3.png"]
 
 
@@ -219,9 +328,14 @@ def test_what_is_refused_before_it_starts(service, monkeypatch):
 def test_paths_in_options_stay_inside_the_roots(host, slow, tmp_path):
     service = TrainingService(host, allowed_roots=[host.data_dir])
     (tmp_path / "model").mkdir()
-    for name, options in (("clip-labels", {"model": "custom", "model_name": str(tmp_path / "model")}),
-                          ("wd-tagger", {"model": "custom", "folder": str(tmp_path / "model")}),
-                          ("coca", {"model": "custom", "model_name": "ViT-B-32", "weights": str(tmp_path / "weights.pt")})):
+    for name, options in (
+        ("clip-labels", {"model": "custom", "model_name": str(tmp_path / "model")}),
+        ("wd-tagger", {"model": "custom", "folder": str(tmp_path / "model")}),
+        (
+            "coca",
+            {"model": "custom", "model_name": "ViT-B-32", "weights": str(tmp_path / "weights.pt")},
+        ),
+    ):
         with pytest.raises(Refused, match="only folders inside") as caught:
             service.captioners.readiness(name, options)
         assert caught.value.code == "forbidden_path"
@@ -235,10 +349,16 @@ def test_jobs_by_kind_and_a_restart(service, slow, settings, host):
     while service.store.get(captioning)["state"] == "queued" and time.monotonic() < deadline:
         time.sleep(0.01)
     assert [job["id"] for job in service.jobs()] == [captioning, training]
-    assert [[job["id"] for job in service.jobs(kind)] for kind in ("training", "captioning")] == [[training], [captioning]]
+    assert [[job["id"] for job in service.jobs(kind)] for kind in ("training", "captioning")] == [
+        [training],
+        [captioning],
+    ]
     with pytest.raises(Refused, match="no jobs of the kind 'x'"):
         service.jobs("x")
     again = TrainingService(host)
-    assert again.job(captioning)["state"] == "interrupted" and again.job(captioning)["kind"] == "captioning"
+    assert (
+        again.job(captioning)["state"] == "interrupted"
+        and again.job(captioning)["kind"] == "captioning"
+    )
     slow.go.set()
     finish(service, captioning)

@@ -1,4 +1,7 @@
-"""The end of the program by a signal: what is to be closed is closed, and then the signal does what it always did."""
+"""The end of the program by a signal: what is to be closed is closed, and then the signal does what
+it always did.
+"""
+
 import os
 import signal
 import subprocess
@@ -26,9 +29,22 @@ PROGRAM = """
 """
 
 
-@pytest.mark.parametrize("arguments, status, said", [
-    (["SIGINT"], 7, "ready closed the WebUI's own"), (["SIGTERM"], -signal.SIGTERM, "ready closed"), (["SIGHUP"], -signal.SIGHUP, "ready closed"),
-    (["SIGHUP", "ignored"], 9, "ready"), (["SIGINT", "ends"], 3, "ready closed")])
+@pytest.mark.parametrize(
+    "arguments, status, said",
+    [
+        (["SIGINT"], 7, "ready closed the WebUI's own"),
+        (["SIGTERM"], -signal.SIGTERM, "ready closed"),
+        (["SIGHUP"], -signal.SIGHUP, "ready closed"),
+        (["SIGHUP", "ignored"], 9, "ready"),
+        (["SIGINT", "ends"], 3, "ready closed"),
+    ],
+)
 def test_it_is_closed_and_then_ends_as_ever(arguments, status, said):
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(PROGRAM), *arguments], capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(PROGRAM), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parents[2],
+    )
     assert (done.returncode, " ".join(done.stdout.splitlines())) == (status, said), done.stderr

@@ -1,4 +1,7 @@
-"""What a listener is told, without a server: nothing twice, nothing lost, also of runs that are over before anybody looked."""
+"""What a listener is told, without a server: nothing twice, nothing lost, also of runs that are
+over before anybody looked.
+"""
+
 import pytest
 
 from lora_trainer.core.errors import Refused
@@ -8,17 +11,28 @@ from tests.waiting import until
 
 
 def rows_of(messages):
-    return [(message.get("id"), row["step"]) for message in messages if message["type"] == "metrics" for row in message["rows"]]
+    return [
+        (message.get("id"), row["step"])
+        for message in messages
+        if message["type"] == "metrics"
+        for row in message["rows"]
+    ]
 
 
 def test_a_run_that_was_over_before_anybody_looked(service, settings):
     listener = ServiceFeed(service)
-    assert [message["type"] for message in listener.news()] == ["status", "jobs"] and not listener.has_news()
+    assert [message["type"] for message in listener.news()] == [
+        "status",
+        "jobs",
+    ] and not listener.has_news()
     job_id = service.start(settings)
     service.wait(job_id, 60)
     assert listener.has_news()
     messages = listener.news()
-    assert rows_of(messages) == [(job_id, step) for step in range(1, 7)] and messages[-1]["jobs"][0]["state"] == "finished"
+    assert (
+        rows_of(messages) == [(job_id, step) for step in range(1, 7)]
+        and messages[-1]["jobs"][0]["state"] == "finished"
+    )
     assert listener.news() == [] and not listener.has_news()
 
 
@@ -26,7 +40,7 @@ def test_the_rest_of_a_run_and_the_next(service, settings):
     first = service.start(settings)
     service.wait(first, 60)
     listener = ServiceFeed(service)
-    assert rows_of(listener.news()) == []                                          # what was before is fetched by GET
+    assert rows_of(listener.news()) == []  # what was before is fetched by GET
     second = service.start({**settings, "output_name": "second", "max_train_steps": 2})
     service.wait(second, 60)
     assert rows_of(listener.news()) == [(second, 1), (second, 2)]
@@ -56,13 +70,17 @@ def test_many_rows_come_in_portions(service, settings, monkeypatch):
 
 
 def test_figures_are_told_without_the_list(service, busy):
-    until(lambda: service.store.get(busy)["state"] == "training" and service.job(busy)["step"] >= 2)       # what tells of its beginning has been written
+    until(
+        lambda: service.store.get(busy)["state"] == "training" and service.job(busy)["step"] >= 2
+    )  # what tells of its beginning has been written
     listener = ServiceFeed(service)
     listener.news()
     step = service.job(busy)["step"]
     until(lambda: service.job(busy)["step"] >= step + 3)
     messages = listener.news()
-    assert {message["type"] for message in messages} == {"job", "metrics"} and messages[0]["job"]["step"] > step
+    assert {message["type"] for message in messages} == {"job", "metrics"} and messages[0]["job"][
+        "step"
+    ] > step
 
 
 def test_a_run_that_went_on_and_ended_again_between_two_looks(service, settings):
@@ -74,4 +92,6 @@ def test_a_run_that_went_on_and_ended_again_between_two_looks(service, settings)
     service.resume(job_id)
     service.stop(job_id)
     service.wait(job_id, 60)
-    assert service.job(job_id)["state"] == "stopped" and "jobs" in [message["type"] for message in listener.news()]
+    assert service.job(job_id)["state"] == "stopped" and "jobs" in [
+        message["type"] for message in listener.news()
+    ]

@@ -1,4 +1,5 @@
 """The files that a job made, and only those."""
+
 import io
 import zipfile
 
@@ -20,8 +21,15 @@ def names(service, job_id):
 
 def test_the_lora_its_card_and_preview_and_the_snapshots(service, short):
     job = service.wait(service.start(short), 60)
-    assert names(service, job["id"]) == ["mine.safetensors", "mine.json", "mine.png", "mine-000006.safetensors", "mine-000006.json",
-                                         "mine-000003.safetensors", "mine-000003.json"]
+    assert names(service, job["id"]) == [
+        "mine.safetensors",
+        "mine.json",
+        "mine.png",
+        "mine-000006.safetensors",
+        "mine-000006.json",
+        "mine-000003.safetensors",
+        "mine-000003.json",
+    ]
     with pytest.raises(Refused, match="made no file"):
         find_file(service.files(job["id"]), "../train_lora/jobs.sqlite3")
 
@@ -45,7 +53,9 @@ def test_a_link_is_no_file_of_a_job(service, host, short, tmp_path):
 def test_a_stopped_and_resumed_job_has_its_files(service, host, short, monkeypatch):
     slowed(host, monkeypatch)
     job = stopped_at(service, {**short, "max_train_steps": 40}, 4)
-    assert "mine.safetensors" in names(service, job["id"]) and "mine-000003.safetensors" in names(service, job["id"])
+    assert "mine.safetensors" in names(service, job["id"]) and "mine-000003.safetensors" in names(
+        service, job["id"]
+    )
     service.resume(job["id"])
     service.wait(job["id"], 60)
     assert "mine.safetensors" in names(service, job["id"])
@@ -58,4 +68,6 @@ def test_a_zip_written_bit_by_bit(tmp_path):
     parts = list(zipped(paths))
     assert max(map(len, parts)) < 1_100_000
     with zipfile.ZipFile(io.BytesIO(b"".join(parts))) as archive:
-        assert archive.testzip() is None and {name: len(archive.read(name)) for name in archive.namelist()} == {"ümlaut.safetensors": 3_000_000, "b.json": 2}
+        assert archive.testzip() is None and {
+            name: len(archive.read(name)) for name in archive.namelist()
+        } == {"ümlaut.safetensors": 3_000_000, "b.json": 2}

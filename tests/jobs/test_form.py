@@ -1,19 +1,32 @@
-"""What a page is told of the settings: nothing that is not declared in core/config.py, and conditions that can come true."""
+"""What a page is told of the settings: nothing that is not declared in core/config.py, and
+conditions that can come true.
+"""
+
 import pytest
 
 from lora_trainer.core.config import GROUPS, schema
 from lora_trainer.jobs import form
 
 SETTINGS = {entry["name"]: entry for entry in schema()}
-CONDITIONS = [(name, condition) for name, conditions in form.EFFECTIVE_WHEN.items() for condition in conditions]
+CONDITIONS = [
+    (name, condition)
+    for name, conditions in form.EFFECTIVE_WHEN.items()
+    for condition in conditions
+]
 
 
 def test_every_setting_is_in_a_group_that_has_a_title():
     told = form.form()
-    assert [entry["name"] for entry in told["settings"]] == list(SETTINGS) and {group["name"]: group["title"] for group in told["groups"]} == GROUPS
-    assert {entry["group"] for entry in told["settings"]} <= set(GROUPS) and all(group["title"] for group in told["groups"])
+    assert [entry["name"] for entry in told["settings"]] == list(SETTINGS) and {
+        group["name"]: group["title"] for group in told["groups"]
+    } == GROUPS
+    assert {entry["group"] for entry in told["settings"]} <= set(GROUPS) and all(
+        group["title"] for group in told["groups"]
+    )
     by_name = {entry["name"]: entry for entry in told["settings"]}
-    assert "network_dim" in by_name["lora_rank"]["kohya"] and by_name["huber_c"]["effective_when"] == [{"loss_type": ("huber", "smooth_l1")}]
+    assert "network_dim" in by_name["lora_rank"]["kohya"] and by_name["huber_c"][
+        "effective_when"
+    ] == [{"loss_type": ("huber", "smooth_l1")}]
     assert by_name["seed"]["effective_when"] == []
 
 
@@ -22,11 +35,16 @@ def test_conditions_name_settings_and_values_that_there_are(name, condition):
     assert name in SETTINGS and condition and name not in condition
     for other, wanted in condition.items():
         entry = SETTINGS[other]
-        assert isinstance(wanted, bool) or (entry["choices"] and set(wanted) < set(entry["choices"])), f"{name} wants {other} to be {wanted}"
+        assert isinstance(wanted, bool) or (
+            entry["choices"] and set(wanted) < set(entry["choices"])
+        ), f"{name} wants {other} to be {wanted}"
 
 
 def test_no_setting_waits_for_itself_over_others():
-    waits_for = {name: {other for condition in conditions for other in condition} for name, conditions in form.EFFECTIVE_WHEN.items()}
+    waits_for = {
+        name: {other for condition in conditions for other in condition}
+        for name, conditions in form.EFFECTIVE_WHEN.items()
+    }
     for name in waits_for:
         seen, found = set(), {name}
         while found := {other for each in found for other in waits_for.get(each, ())} - seen:
@@ -36,8 +54,24 @@ def test_no_setting_waits_for_itself_over_others():
 
 def test_an_optimizer_that_is_not_installed_says_how_to_get_it(monkeypatch):
     names = SETTINGS["optimizer"]["choices"]
-    there = [dict(name=name, title=name.title(), available=name != "prodigy", needs="" if name == "adamw" else f"pip install {name}") for name in names]
+    there = [
+        dict(
+            name=name,
+            title=name.title(),
+            available=name != "prodigy",
+            needs="" if name == "adamw" else f"pip install {name}",
+        )
+        for name in names
+    ]
     monkeypatch.setattr(form, "optimizer_choices", lambda: there)
-    choices = next(entry for entry in form.form()["settings"] if entry["name"] == "optimizer")["choices"]
-    assert [choice["value"] for choice in choices] == list(names) and choices[0] == {"value": "adamw", "title": "Adamw", "needs": ""}
-    assert {choice["value"]: choice["needs"] for choice in choices if choice["needs"]} == {"prodigy": "pip install prodigy"}
+    choices = next(entry for entry in form.form()["settings"] if entry["name"] == "optimizer")[
+        "choices"
+    ]
+    assert [choice["value"] for choice in choices] == list(names) and choices[0] == {
+        "value": "adamw",
+        "title": "Adamw",
+        "needs": "",
+    }
+    assert {choice["value"]: choice["needs"] for choice in choices if choice["needs"]} == {
+        "prodigy": "pip install prodigy"
+    }

@@ -1,4 +1,5 @@
 """log.txt: what one job's thread logs, run after run, and how it is read bit by bit."""
+
 import logging
 import threading
 
@@ -18,7 +19,12 @@ def test_runs_are_appended_and_other_threads_left_out(tmp_path):
             other.join()
     log.info("afterwards")
     text = path.read_text(encoding="utf-8")
-    assert "run 1" in text and "run 2" in text and "somebody else" not in text and "afterwards" not in text
+    assert (
+        "run 1" in text
+        and "run 2" in text
+        and "somebody else" not in text
+        and "afterwards" not in text
+    )
     assert logging.getLogger("lora_trainer").level == level
 
 
@@ -29,7 +35,7 @@ def test_it_is_read_from_where_one_was(tmp_path):
     first = read_log(path)
     assert first == {"text": "zwölf\n", "next": 7} and read_log(path, 7) == {"text": "", "next": 7}
     with open(path, "ab") as file:
-        file.write("Käfer".encode()[:2])                                           # half an ä
+        file.write("Käfer".encode()[:2])  # half an ä
     assert read_log(path, 7) == {"text": "K", "next": 8}
     with open(path, "ab") as file:
         file.write("Käfer".encode()[2:])
@@ -41,6 +47,10 @@ def test_of_a_long_one_the_end(tmp_path):
     path = tmp_path / "log.txt"
     path.write_bytes(b"\xff" + b"x" * MOST_BYTES + b"the end")
     found = read_log(path)
-    assert len(found["text"]) == MOST_BYTES and found["text"].endswith("the end") and found["next"] == MOST_BYTES + 8
+    assert (
+        len(found["text"]) == MOST_BYTES
+        and found["text"].endswith("the end")
+        and found["next"] == MOST_BYTES + 8
+    )
     path.write_bytes(b"a\xffb")
     assert read_log(path)["text"] == "a\ufffdb"

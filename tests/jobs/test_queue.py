@@ -1,4 +1,7 @@
-"""The order of jobs: one after another, moved, cancelled, held, and found again by the next process."""
+"""The order of jobs: one after another, moved, cancelled, held, and found again by the next
+process.
+"""
+
 import dataclasses
 import shutil
 import subprocess
@@ -18,18 +21,35 @@ def named(settings, name, **changes):
 
 
 def waiting(service):
-    return [job["name"] for job in sorted((job for job in service.jobs() if job["state"] == "queued"), key=lambda job: job["position"])]
+    return [
+        job["name"]
+        for job in sorted(
+            (job for job in service.jobs() if job["state"] == "queued"),
+            key=lambda job: job["position"],
+        )
+    ]
 
 
 def test_jobs_run_one_after_another_in_their_order(service, settings, busy):
     a, b, c = (service.start(named(settings, name)) for name in "abc")
-    assert waiting(service) == ["a", "b", "c"] and service.queue_status() == {"queue_held": False, "queued": 3} and service.current_job()["id"] == busy
+    assert (
+        waiting(service) == ["a", "b", "c"]
+        and service.queue_status() == {"queue_held": False, "queued": 3}
+        and service.current_job()["id"] == busy
+    )
     assert [job["name"] for job in service.move(c, 0)] == ["c", "a", "b"]
-    assert [job["position"] for job in service.move(a, 99)] == [0, 1, 2] and waiting(service) == ["c", "b", "a"]
+    assert [job["position"] for job in service.move(a, 99)] == [0, 1, 2] and waiting(service) == [
+        "c",
+        "b",
+        "a",
+    ]
     service.stop(busy)
     jobs = [service.wait(job_id, 60) for job_id in (c, b, a)]
     assert [job["state"] for job in jobs] == ["finished"] * 3
-    assert jobs[0]["finished_at"] < jobs[1]["finished_at"] < jobs[2]["finished_at"] and service.current_job() is None
+    assert (
+        jobs[0]["finished_at"] < jobs[1]["finished_at"] < jobs[2]["finished_at"]
+        and service.current_job() is None
+    )
     with pytest.raises(Refused, match="does not wait any more"):
         service.move(a, 0)
 
@@ -40,14 +60,21 @@ def test_the_next_begins_however_one_ends(service, settings, pictures, busy, tmp
     after = service.start(named(settings, "after"))
     shutil.rmtree(tmp_path / "gone")
     service.stop(busy)
-    assert service.wait(after, 60)["state"] == "finished" and service.job(busy)["state"] == "stopped"
+    assert (
+        service.wait(after, 60)["state"] == "finished" and service.job(busy)["state"] == "stopped"
+    )
     assert service.job(failing)["state"] == "failed" and "gone" in service.job(failing)["error"]
 
 
 def test_a_job_that_waits_is_cancelled(service, settings, busy):
     a, b = (service.start(named(settings, name)) for name in "ab")
     job = service.stop(a)
-    assert (job["state"], job["message"], job["position"], job["step"] if "step" in job else 0) == ("stopped", "Cancelled before it began.", None, 0)
+    assert (job["state"], job["message"], job["position"], job["step"] if "step" in job else 0) == (
+        "stopped",
+        "Cancelled before it began.",
+        None,
+        0,
+    )
     assert job["finished_at"] and waiting(service) == ["b"] and not service.job_folder(a).exists()
     assert service.wait(a, 1)["state"] == "stopped"
     service.stop(busy)
@@ -59,7 +86,10 @@ def test_two_jobs_do_not_make_the_same_file(service, settings, busy):
     for name in ("twice", "busy"):
         with pytest.raises(Refused, match=f"call the new one {name}-2") as caught:
             service.start(named(settings, name))
-        assert caught.value.code == "name_taken" and service.plan(named(settings, name))["errors"][0]["code"] == "name_taken"
+        assert (
+            caught.value.code == "name_taken"
+            and service.plan(named(settings, name))["errors"][0]["code"] == "name_taken"
+        )
     service.start(named(settings, "twice", overwrite=True))
     service.start(named(settings, "twice", output_dir=str(service.host.data_dir)))
     assert waiting(service) == ["twice"] * 3
@@ -70,27 +100,40 @@ def test_a_plan_that_went_wrong_meanwhile_fails_its_job_only(service, settings, 
     (host.lora_dir / "late.safetensors").write_bytes(b"somebody else's")
     service.stop(busy)
     job = service.wait(job_id, 60)
-    assert job["state"] == "failed" and "late exists already" in job["error"] and (host.lora_dir / "late.safetensors").read_bytes() == b"somebody else's"
+    assert (
+        job["state"] == "failed"
+        and "late exists already" in job["error"]
+        and (host.lora_dir / "late.safetensors").read_bytes() == b"somebody else's"
+    )
 
 
 def test_a_held_queue_lets_nothing_begin(service, settings, busy):
     assert service.hold_queue()["queue_held"]
     a = service.start(named(settings, "a"))
     service.stop(busy)
-    assert service.wait(busy, 60)["state"] == "stopped" and service.job(a)["state"] == "queued" and service.current_job() is None
-    b = service.start(named(settings, "b"))                                        # the user holds it, so that new ones wait, too
+    assert (
+        service.wait(busy, 60)["state"] == "stopped"
+        and service.job(a)["state"] == "queued"
+        and service.current_job() is None
+    )
+    b = service.start(named(settings, "b"))  # the user holds it, so that new ones wait, too
     assert waiting(service) == ["a", "b"] and not service.start_queue()["queue_held"]
     assert service.wait(b, 60)["state"] == "finished" and service.job(a)["state"] == "finished"
 
 
 def test_after_a_restart_the_queue_waits_for_the_user(service, settings, host, busy):
     a, b = (service.start(named(settings, name)) for name in "ab")
-    again = TrainingService(host)                                                  # as after a crash; the first service stops for itself
+    again = TrainingService(host)  # as after a crash; the first service stops for itself
     assert again.job(busy)["state"] == "interrupted" and again.job(busy)["resumable"]
-    assert waiting(again) == ["a", "b"] and again.status()["queue_held"] and again.status()["queued"] == 2 and again.current_job() is None
+    assert (
+        waiting(again) == ["a", "b"]
+        and again.status()["queue_held"]
+        and again.status()["queued"] == 2
+        and again.current_job() is None
+    )
     stop_all(service)
     assert again.job(a)["state"] == "queued"
-    c = again.start(named(settings, "c"))                                          # to start any job lets them go on
+    c = again.start(named(settings, "c"))  # to start any job lets them go on
     assert not again.queue_status()["queue_held"]
     assert [again.wait(job_id, 60)["state"] for job_id in (a, b, c)] == ["finished"] * 3
     assert again.job(a)["finished_at"] < again.job(b)["finished_at"] < again.job(c)["finished_at"]
@@ -114,7 +157,11 @@ def test_a_command_runs_its_own_job_only(service, settings, host):
     with pytest.raises(Refused, match="still running") as caught:
         command.start(named(settings, "second"), at_once=True)
     assert caught.value.code == "busy" and command.store.named("second") == []
-    assert command.wait(mine, 60)["state"] == "finished" and command.job(others)["state"] == "queued" and command.current_job() is None
+    assert (
+        command.wait(mine, 60)["state"] == "finished"
+        and command.job(others)["state"] == "queued"
+        and command.current_job() is None
+    )
 
 
 def test_deleted_jobs_are_gone_and_their_loras_stay(service, settings, host, busy):
@@ -140,14 +187,22 @@ def test_a_job_of_another_process_is_left_alone(service, settings, host):
     service.store.update(job_id, state="training")
     folder = service.job_folder(job_id)
     folder.mkdir(parents=True)
-    code = "import sys, pathlib; from lora_trainer.jobs.claims import claimed\nwith claimed(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    code = (
+        "import sys, pathlib; from lora_trainer.jobs.claims import claimed\nwith"
+        " claimed(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
         assert process.stdout.readline() == "held\n" and claims.is_claimed(folder)
         assert TrainingService(host).job(job_id)["state"] == "training"
         service.store.update(job_id, state="stopped")
         with pytest.raises(Refused, match="Another program is working on job"):
             service.resume(job_id)
-        process.kill()                                                             # the system lets the claim go
+        process.kill()  # the system lets the claim go
     service.store.update(job_id, state="training")
     until(lambda: not claims.is_claimed(folder))
     assert TrainingService(host).job(job_id)["state"] == "interrupted"
@@ -158,8 +213,16 @@ def test_a_process_that_dies_while_this_one_lives(service, settings):
     folder = service.job_folder(job_id)
     folder.mkdir(parents=True)
     service.store.update(job_id, state="training")
-    code = "import sys, pathlib; from lora_trainer.jobs.claims import claimed\nwith claimed(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    code = (
+        "import sys, pathlib; from lora_trainer.jobs.claims import claimed\nwith"
+        " claimed(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
         assert process.stdout.readline() == "held\n"
         assert service.job(job_id)["state"] == service.jobs()[0]["state"] == "training"
         with pytest.raises(Refused, match="Stop it first"):
@@ -172,10 +235,20 @@ def test_a_process_that_dies_while_this_one_lives(service, settings):
 
 
 def test_a_running_job_of_ours_keeps_its_claim_when_it_is_looked_at(service, busy):
-    code = "import sys, pathlib; from lora_trainer.jobs.claims import is_claimed\nprint(is_claimed(pathlib.Path(sys.argv[1])))"
+    code = (
+        "import sys, pathlib; from lora_trainer.jobs.claims import"
+        " is_claimed\nprint(is_claimed(pathlib.Path(sys.argv[1])))"
+    )
     for _ in range(20):
         assert service.job(busy)["state"] in ("preparing", "training") and service.jobs()
-    assert subprocess.run([sys.executable, "-c", code, str(service.job_folder(busy))], capture_output=True, text=True).stdout == "True\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code, str(service.job_folder(busy))],
+            capture_output=True,
+            text=True,
+        ).stdout
+        == "True\n"
+    )
 
 
 @pytest.mark.parametrize("where", ["make", "begin"])
@@ -188,14 +261,24 @@ def test_a_job_that_cannot_begin_fails_and_the_next_one_runs(service, settings, 
         if row["id"] == a:
             raise PermissionError("no")
         return make(row)
+
     if where == "make":
         monkeypatch.setattr(service.queue, "_make", refuse)
     else:
-        monkeypatch.setattr(TrainingJob, "begin", lambda job, on_end: 1 / 0 if job.job_id == a else begin(job, on_end))
+        monkeypatch.setattr(
+            TrainingJob,
+            "begin",
+            lambda job, on_end: 1 / 0 if job.job_id == a else begin(job, on_end),
+        )
     service.start_queue()
     assert service.wait(b, 60)["state"] == "finished"
     job = service.job(a)
-    assert job["state"] == "failed" and "It could not begin: " in job["error"] and job["finished_at"] and job["resumable"]
+    assert (
+        job["state"] == "failed"
+        and "It could not begin: " in job["error"]
+        and job["finished_at"]
+        and job["resumable"]
+    )
     monkeypatch.undo()
     service.resume(a)
     assert service.wait(a, 60)["state"] == "finished"
@@ -213,24 +296,38 @@ def test_of_two_resumes_at_once_one_is_refused(service, settings, busy, monkeypa
             inner.append(1)
             service.resume(a, {"max_train_steps": 3})
         return found
+
     monkeypatch.setattr(service._resuming, "check", slow)
     with pytest.raises(Refused, match="in this moment") as caught:
         service.resume(a, {"max_train_steps": 4})
     assert caught.value.code == "busy" and service.job(a)["config"]["max_train_steps"] == 3
 
 
-def test_jobs_train_the_checkpoint_that_was_loaded_when_they_were_queued(service, settings, host, busy):
-    host.changes_checkpoints, host.load_checkpoint = True, lambda name: setattr(host, "status", dataclasses.replace(host.status, checkpoint=name))
+def test_jobs_train_the_checkpoint_that_was_loaded_when_they_were_queued(
+    service, settings, host, busy
+):
+    host.changes_checkpoints, host.load_checkpoint = (
+        True,
+        lambda name: setattr(host, "status", dataclasses.replace(host.status, checkpoint=name)),
+    )
     host.status = dataclasses.replace(host.status, checkpoint="dreamy", sha256="d" * 64)
     a = service.start(named(settings, "a"))
-    assert service.job(a)["checkpoint"] == "dreamy" and not {"for_checkpoint", "for_sha256"} & service.job(a).keys()
+    assert (
+        service.job(a)["checkpoint"] == "dreamy"
+        and not {"for_checkpoint", "for_sha256"} & service.job(a).keys()
+    )
     host.status = dataclasses.replace(host.status, checkpoint="tiny", sha256="0" * 64)
     b = service.duplicate(a)
     assert service.job(b)["checkpoint"] == "tiny"
     service.stop(busy)
     job = until(lambda: (job := service.job(a))["state"] == "paused" and job)
-    assert (job["waiting_for"], job["checkpoint"]) == ("checkpoint", "dreamy") and "waiting for the checkpoint dreamy" in job["message"]
-    host.status = dataclasses.replace(host.status, checkpoint="dreamy again", sha256="d" * 64)             # renamed, and the same
+    assert (job["waiting_for"], job["checkpoint"]) == (
+        "checkpoint",
+        "dreamy",
+    ) and "waiting for the checkpoint dreamy" in job["message"]
+    host.status = dataclasses.replace(
+        host.status, checkpoint="dreamy again", sha256="d" * 64
+    )  # renamed, and the same
     assert service.wait(a, 60)["state"] == "finished"
     host.status = dataclasses.replace(host.status, checkpoint="tiny", sha256="0" * 64)
     assert service.wait(b, 60)["state"] == "finished"
@@ -242,7 +339,11 @@ def test_a_program_with_another_checkpoint_leaves_the_job_alone(service, setting
     host.status = dataclasses.replace(host.status, checkpoint="other")
     service.start_queue()
     job = service.wait(a, 60)
-    assert job["state"] == "failed" and "for the checkpoint tiny" in job["error"] and "other" in job["error"]
+    assert (
+        job["state"] == "failed"
+        and "for the checkpoint tiny" in job["error"]
+        and "other" in job["error"]
+    )
     host.status = dataclasses.replace(host.status, checkpoint="tiny")
     service.resume(a)
     assert service.wait(a, 60)["state"] == "finished"

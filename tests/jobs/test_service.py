@@ -1,4 +1,5 @@
 """Jobs as a page sees them: their states, what is refused, and what a restart finds."""
+
 import time
 
 import pytest
@@ -12,10 +13,20 @@ from lora_trainer.jobs.service import TrainingService
 def test_a_job_runs_to_its_end(service, settings):
     job_id = service.start(settings)
     job = service.wait(job_id, timeout=60)
-    assert (job["state"], job["step"], job["total_steps"], job["lora_tag"], job["error"]) == ("finished", 6, 6, "<lora:mine:0.8>", None)
+    assert (job["state"], job["step"], job["total_steps"], job["lora_tag"], job["error"]) == (
+        "finished",
+        6,
+        6,
+        "<lora:mine:0.8>",
+        None,
+    )
     assert [row["step"] for row in service.metrics(job_id, since=2)] == [3, 4, 5, 6]
     log = (service.job_folder(job_id) / "log.txt").read_text(encoding="utf-8")
-    assert "first step done" in log and "is ready" in log and (service.job_folder(job_id) / "config.yaml").is_file()
+    assert (
+        "first step done" in log
+        and "is ready" in log
+        and (service.job_folder(job_id) / "config.yaml").is_file()
+    )
 
 
 def test_stop_saves_and_says_where(service, settings):
@@ -25,21 +36,37 @@ def test_stop_saves_and_says_where(service, settings):
         time.sleep(0.01)
     assert service.stop(job_id)["stopping"]
     job = service.wait(job_id, timeout=60)
-    assert job["state"] == "stopped" and job["lora_tag"] and 0 < job["step"] < 100_000 and service.current_job() is None
-    assert (job["ended_at"], job["resumable"], job["resume_step"], job["position"]) == (job["finished_at"], True, job["step"], None)
+    assert (
+        job["state"] == "stopped"
+        and job["lora_tag"]
+        and 0 < job["step"] < 100_000
+        and service.current_job() is None
+    )
+    assert (job["ended_at"], job["resumable"], job["resume_step"], job["position"]) == (
+        job["finished_at"],
+        True,
+        job["step"],
+        None,
+    )
 
 
 def test_a_failure_is_told_and_the_next_job_runs(service, settings, host, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(host.model, "predict", lambda *args: 1 / 0)
         job = service.wait(service.start(settings), timeout=60)
-    assert job["state"] == "failed" and "ZeroDivisionError" in job["error"] and "log.txt" in job["error"] and not job["output_file"]
+    assert (
+        job["state"] == "failed"
+        and "ZeroDivisionError" in job["error"]
+        and "log.txt" in job["error"]
+        and not job["output_file"]
+    )
     assert service.wait(service.start(settings), timeout=60)["state"] == "finished"
 
 
 def test_out_of_memory_says_what_to_do(service, settings, host, monkeypatch):
     def full(*args):
         raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
     monkeypatch.setattr(host.model, "predict", full)
     assert "lower the resolution" in service.wait(service.start(settings), timeout=60)["error"]
 
@@ -50,8 +77,15 @@ def test_restart_finds_the_interrupted_job_and_old_metrics(service, settings, ho
     lost = service.store.add("lost", {})
     service.store.update(lost, state="training", progress={"step": 3})
     again = TrainingService(host)
-    assert again.job(lost)["state"] == "interrupted" and again.job(lost)["step"] == 3 and again.job(lost)["resumable"]
-    assert again.metrics(done) == service.metrics(done) and [job["id"] for job in again.jobs()] == [lost, done]
+    assert (
+        again.job(lost)["state"] == "interrupted"
+        and again.job(lost)["step"] == 3
+        and again.job(lost)["resumable"]
+    )
+    assert again.metrics(done) == service.metrics(done) and [job["id"] for job in again.jobs()] == [
+        lost,
+        done,
+    ]
 
 
 def test_refused_before_the_model_is_touched(service, settings, host):
@@ -63,25 +97,60 @@ def test_refused_before_the_model_is_touched(service, settings, host):
 
 def test_plan_says_what_will_happen(service, settings):
     plan = service.plan({**settings, "max_train_steps": 0, "epochs": 3})
-    assert (plan["pictures"], plan["epochs"], plan["errors"], plan["lora_tag"]) == (6, 3, [], "<lora:mine:0.8>")
-    assert sum(bucket["pictures"] for bucket in plan["buckets"]) == 6 and plan["trainable_parameters"] > 0 and plan["estimated_seconds"] is None
+    assert (plan["pictures"], plan["epochs"], plan["errors"], plan["lora_tag"]) == (
+        6,
+        3,
+        [],
+        "<lora:mine:0.8>",
+    )
+    assert (
+        sum(bucket["pictures"] for bucket in plan["buckets"]) == 6
+        and plan["trainable_parameters"] > 0
+        and plan["estimated_seconds"] is None
+    )
     service.wait(service.start({**settings, "max_train_steps": 0, "epochs": 3}), timeout=60)
-    assert service.jobs()[0]["step"] == plan["steps"] and service.plan({**settings, "output_name": "second"})["estimated_seconds"] > 0
+    assert (
+        service.jobs()[0]["step"] == plan["steps"]
+        and service.plan({**settings, "output_name": "second"})["estimated_seconds"] > 0
+    )
 
 
 def test_what_is_kept_out_of_training_is_measured_and_told(service, settings):
-    job_id = service.start({**settings, "max_train_steps": 5, "validation_split": 0.3, "validate_every": 2, "preview": False})
+    job_id = service.start(
+        {
+            **settings,
+            "max_train_steps": 5,
+            "validation_split": 0.3,
+            "validate_every": 2,
+            "preview": False,
+        }
+    )
     job = service.wait(job_id, timeout=60)
     rows = service.metrics(job_id)
-    measured = {row["step"]: row["validation_loss"] for row in rows if row["validation_loss"] is not None}
-    assert job["state"] == "finished" and {2, 4} <= set(measured) <= {2, 4, 5} and len(rows) == 5 and job["validation_loss"] == measured[max(measured)]
-    assert all(0 < loss < 100 for loss in measured.values()) and service.metrics(job_id, since=3) == rows[3:]
+    measured = {
+        row["step"]: row["validation_loss"] for row in rows if row["validation_loss"] is not None
+    }
+    assert (
+        job["state"] == "finished"
+        and {2, 4} <= set(measured) <= {2, 4, 5}
+        and len(rows) == 5
+        and job["validation_loss"] == measured[max(measured)]
+    )
+    assert (
+        all(0 < loss < 100 for loss in measured.values())
+        and service.metrics(job_id, since=3) == rows[3:]
+    )
     assert read_metrics(service.job_folder(job_id)) == rows
 
 
 def test_paths_outside_the_roots_are_refused(host, settings, pictures, tmp_path):
     service = TrainingService(host, allowed_roots=[host.data_dir, host.lora_dir])
-    for changes in ({}, {"train_data_dir": "/"}, {"train_data_dir": "/etc"}, {"train_data_dir": str(host.data_dir / ".." / "..")}):
+    for changes in (
+        {},
+        {"train_data_dir": "/"},
+        {"train_data_dir": "/etc"},
+        {"train_data_dir": str(host.data_dir / ".." / "..")},
+    ):
         with pytest.raises(Refused, match="only folders inside") as caught:
             service.start({**settings, **changes})
         assert caught.value.field == "train_data_dir"
@@ -98,16 +167,29 @@ def test_paths_outside_the_roots_are_refused(host, settings, pictures, tmp_path)
 
 def test_estimates_come_from_finished_jobs(service, settings):
     for state, seconds in (("finished", 2.0), ("failed", 50.0)):
-        service.store.update(service.store.add("x", service._settings.parse(settings).to_dict(), checkpoint="tiny"), state=state, progress={"seconds_per_step": seconds})
+        service.store.update(
+            service.store.add("x", service._settings.parse(settings).to_dict(), checkpoint="tiny"),
+            state=state,
+            progress={"seconds_per_step": seconds},
+        )
     assert service.plan(settings)["estimated_seconds"] == 2.0 * 6
 
 
 def test_a_checkpoint_of_another_kind_has_no_estimate(service, settings, host):
     service.hold_queue()
-    service.store.update(service.start(settings), state="finished", progress={"seconds_per_step": 2.0})
+    service.store.update(
+        service.start(settings), state="finished", progress={"seconds_per_step": 2.0}
+    )
     settings = {**settings, "output_name": "another"}
-    for checkpoint, family, size_px, seconds in (("tiny", "sd1", 0, 12.0), ("another", "sd1", 0, 12.0), ("other", "sdxl", 0, None), ("other", "sd1", 64, None)):
-        host.status = ModelStatus(True, checkpoint=checkpoint, family=family, size_px=size_px, prediction_type="epsilon")
+    for checkpoint, family, size_px, seconds in (
+        ("tiny", "sd1", 0, 12.0),
+        ("another", "sd1", 0, 12.0),
+        ("other", "sdxl", 0, None),
+        ("other", "sd1", 64, None),
+    ):
+        host.status = ModelStatus(
+            True, checkpoint=checkpoint, family=family, size_px=size_px, prediction_type="epsilon"
+        )
         assert service.plan(settings)["estimated_seconds"] == seconds
     host.status = ModelStatus(True, checkpoint="tiny", family="sd1", prediction_type="epsilon")
     assert service.plan({**settings, "batch_size": 3})["estimated_seconds"] is None
@@ -123,19 +205,29 @@ def test_problems_of_the_database_are_told(host):
 def test_duplicate_takes_kohyas_names(service, settings):
     first = service.start(settings)
     service.wait(first, 60)
-    again = service.job(service.duplicate(first, {"network_dim": 8, "lora_alpha": 3, "network_alpha": 5}))
-    assert (again["config"]["lora_rank"], again["config"]["lora_alpha"]) == (8, 3) and service.wait(again["id"], 60)["state"] == "finished"
+    again = service.job(
+        service.duplicate(first, {"network_dim": 8, "lora_alpha": 3, "network_alpha": 5})
+    )
+    assert (again["config"]["lora_rank"], again["config"]["lora_alpha"]) == (8, 3) and service.wait(
+        again["id"], 60
+    )["state"] == "finished"
 
 
-# --- Deleting ------------------------------------------------------------------------------------------------------------
+# --- Deleting -------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def ended(service, settings):
     """A job that a crash has ended, with things in its folder."""
     job_id = service.store.add("mine", settings)
     service.store.update(job_id, state="interrupted")
-    for name, content in {"replaced/mine.safetensors": b"the old one", "replaced/mine.json": b"its card", "mine.safetensors": b"could not be saved elsewhere",
-                          "state/step-000004.safetensors": b"a state", "log.txt": b"log"}.items():
+    for name, content in {
+        "replaced/mine.safetensors": b"the old one",
+        "replaced/mine.json": b"its card",
+        "mine.safetensors": b"could not be saved elsewhere",
+        "state/step-000004.safetensors": b"a state",
+        "log.txt": b"log",
+    }.items():
         path = service.job_folder(job_id) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -150,9 +242,16 @@ def test_loras_that_are_only_in_the_folder_outlive_it(service, host, ended):
     (host.lora_dir / "mine.safetensors").write_bytes(b"the new one")
     (host.lora_dir / "mine-2.json").write_bytes(b"somebody's card")
     moved = service.delete(ended)
-    assert not service.job_folder(ended).exists() and service.jobs() == [] and host.registered == moved
-    assert files_of(host.lora_dir) == {"mine.safetensors": b"the new one", "mine-2.json": b"somebody's card", "mine-3.safetensors": b"could not be saved elsewhere",
-                                       "mine-4.safetensors": b"the old one", "mine-4.json": b"its card"}
+    assert (
+        not service.job_folder(ended).exists() and service.jobs() == [] and host.registered == moved
+    )
+    assert files_of(host.lora_dir) == {
+        "mine.safetensors": b"the new one",
+        "mine-2.json": b"somebody's card",
+        "mine-3.safetensors": b"could not be saved elsewhere",
+        "mine-4.safetensors": b"the old one",
+        "mine-4.json": b"its card",
+    }
 
 
 def test_a_lora_that_is_there_already_is_not_doubled(service, host, ended):
@@ -166,12 +265,19 @@ def test_nothing_is_deleted_when_a_lora_cannot_be_moved(service, host, ended):
     with pytest.raises(Refused, match="keeps a LoRA") as caught:
         service.delete(ended)
     folder = service.job_folder(ended)
-    assert caught.value.code == "cannot_save" and str(folder / "mine.safetensors") in caught.value.message
-    assert len([path for path in folder.rglob("*") if path.is_file()]) == 5 and service.job(ended)["state"] == "interrupted"
+    assert (
+        caught.value.code == "cannot_save"
+        and str(folder / "mine.safetensors") in caught.value.message
+    )
+    assert (
+        len([path for path in folder.rglob("*") if path.is_file()]) == 5
+        and service.job(ended)["state"] == "interrupted"
+    )
 
 
 def test_half_moved_is_not_moved(service, host, ended, monkeypatch):
     from lora_trainer.jobs import leaving
+
     (service.job_folder(ended) / "mine.safetensors").unlink()
     write = leaving.write_atomically
 
@@ -179,13 +285,19 @@ def test_half_moved_is_not_moved(service, host, ended, monkeypatch):
         if path.suffix == ".safetensors":
             raise OSError(28, "No space left on device")
         write(path, data, **options)
+
     monkeypatch.setattr(leaving, "write_atomically", full)
     with pytest.raises(Refused, match="No space left"):
         service.delete(ended)
-    assert files_of(host.lora_dir) == {} and (service.job_folder(ended) / "replaced" / "mine.json").is_file()
+    assert (
+        files_of(host.lora_dir) == {}
+        and (service.job_folder(ended) / "replaced" / "mine.json").is_file()
+    )
 
 
-def test_a_host_that_stumbles_over_a_moved_lora_is_no_reason_to_keep_the_job(service, host, ended, monkeypatch):
+def test_a_host_that_stumbles_over_a_moved_lora_is_no_reason_to_keep_the_job(
+    service, host, ended, monkeypatch
+):
     monkeypatch.setattr(host, "register", lambda path: 1 / 0)
     assert len(service.delete(ended)) == 2 and service.jobs() == []
 
@@ -194,10 +306,18 @@ def test_what_waits_tells_its_size_and_what_ran_how_long_it_worked(service, sett
     service.hold_queue()
     job_id = service.start(settings)
     waiting = service.job(job_id)
-    assert (waiting["pictures"], waiting["total_steps"], waiting["checkpoint"], waiting["elapsed_seconds"]) == (6, 6, "tiny", None)
+    assert (
+        waiting["pictures"],
+        waiting["total_steps"],
+        waiting["checkpoint"],
+        waiting["elapsed_seconds"],
+    ) == (6, 6, "tiny", None)
     service.start_queue()
     done = service.wait(job_id, timeout=60)
-    assert 0 < done["elapsed_seconds"] <= done["finished_at"] - done["created_at"] and done["pictures"] == 6
+    assert (
+        0 < done["elapsed_seconds"] <= done["finished_at"] - done["created_at"]
+        and done["pictures"] == 6
+    )
     service.resume(job_id, {"max_train_steps": 8})
     assert service.wait(job_id, timeout=60)["elapsed_seconds"] > done["elapsed_seconds"]
 
@@ -206,7 +326,9 @@ def test_old_jobs_that_have_not_ended_are_listed(service, settings):
     service.hold_queue()
     oldest = service.start(settings)
     for number in range(60):
-        service.store.update(service.store.add(f"old {number}", {"output_name": "x"}), state="finished")
+        service.store.update(
+            service.store.add(f"old {number}", {"output_name": "x"}), state="finished"
+        )
     assert oldest in [job["id"] for job in service.jobs()] and len(service.jobs()) == 51
 
 
@@ -215,7 +337,8 @@ def test_the_plan_foresees_a_full_disk(service, settings, monkeypatch):
     assert [error["code"] for error in service.plan(settings)["errors"]] == ["disk_full"]
 
 
-# --- What is said before ---------------------------------------------------------------------------------------------------
+# --- What is said before --------------------------------------------------------------------------
+
 
 def test_a_plan_has_a_remedy_for_what_it_warns_of(service, settings, host):
     host.status = ModelStatus(True, checkpoint="pony", family="sdxl", size_px=1024)
@@ -223,7 +346,10 @@ def test_a_plan_has_a_remedy_for_what_it_warns_of(service, settings, host):
     assert all(each["message"] in plan["warnings"] for each in plan["advice"])
     assert {"resolution": 1024} in [each["changes"] for each in plan["advice"]]
     for each in plan["advice"]:
-        assert each["message"] not in service.plan({**settings, "batch_size": 20, **each["changes"]})["warnings"]
+        assert (
+            each["message"]
+            not in service.plan({**settings, "batch_size": 20, **each["changes"]})["warnings"]
+        )
 
 
 def test_a_name_that_is_taken_comes_with_one_that_is_free_everywhere(service, settings, host):
@@ -235,7 +361,9 @@ def test_a_name_that_is_taken_comes_with_one_that_is_free_everywhere(service, se
     service.start({**settings, "output_name": "mine-4"})
     values = {**settings, "save_steps": 2}
     (error,) = service.plan(values)["errors"]
-    assert error["code"] == "name_taken" and error["remedies"] == [{"label": "Call it mine-5", "changes": {"output_name": "mine-5"}}]
+    assert error["code"] == "name_taken" and error["remedies"] == [
+        {"label": "Call it mine-5", "changes": {"output_name": "mine-5"}}
+    ]
     assert service.plan({**values, **error["remedies"][0]["changes"]})["errors"] == []
 
 

@@ -1,4 +1,7 @@
-"""What takes how much of the disk, what of it can go, and what never does: LoRAs, and all that an unfinished job needs to go on."""
+"""What takes how much of the disk, what of it can go, and what never does: LoRAs, and all that an
+unfinished job needs to go on.
+"""
+
 import os
 import time
 
@@ -25,7 +28,10 @@ def states(service, job_id):
 @pytest.fixture
 def done(service, host, short, monkeypatch):
     """Three finished jobs and one that was stopped; returns their ids, oldest first."""
-    finished = [service.wait(service.start({**short, "output_name": name}), 60)["id"] for name in ("a", "b", "c")]
+    finished = [
+        service.wait(service.start({**short, "output_name": name}), 60)["id"]
+        for name in ("a", "b", "c")
+    ]
     slowed(host, monkeypatch)
     return [*finished, stopped_at(service, short, 5, output_name="stopped")["id"]]
 
@@ -34,29 +40,48 @@ def test_a_finished_job_keeps_one_state_and_an_unfinished_one_two(service, done)
     assert [states(service, job_id) for job_id in done[:3]] == [["step-000012.safetensors"]] * 3
     assert len(states(service, done[3])) == 2
     report = service.storage()
-    sizes = [(service.job_folder(job_id) / "state" / "step-000012.safetensors").stat().st_size for job_id in done[:3]]
-    assert report["states"] == {"count": 3, "bytes": sum(sizes)} and report["jobs"]["count"] == 4 and report["jobs"]["finished"] == 3
+    sizes = [
+        (service.job_folder(job_id) / "state" / "step-000012.safetensors").stat().st_size
+        for job_id in done[:3]
+    ]
+    assert (
+        report["states"] == {"count": 3, "bytes": sum(sizes)}
+        and report["jobs"]["count"] == 4
+        and report["jobs"]["finished"] == 3
+    )
     assert report["jobs"]["bytes"] > 5 * min(sizes) and report["free_bytes"] > 0
 
 
 def test_states_of_finished_jobs_go_and_those_of_others_stay(service, done):
     assert service.clear_storage("states")["count"] == 3
-    assert [states(service, job_id) for job_id in done[:3]] == [[]] * 3 and len(states(service, done[3])) == 2
+    assert [states(service, job_id) for job_id in done[:3]] == [[]] * 3 and len(
+        states(service, done[3])
+    ) == 2
     assert not service.job(done[0])["resumable"] and service.job(done[3])["resumable"]
     assert service.storage()["states"] == {"count": 0, "bytes": 0}
 
 
 def test_jobs_go_and_their_loras_stay(service, host, done):
     assert service.clear_storage("jobs", keep=1)["count"] == 2
-    assert [job["id"] for job in service.jobs()] == [done[3], done[2]] and not service.job_folder(done[0]).exists()
-    assert sorted(path.stem for path in host.lora_dir.glob("*.safetensors")) == ["a", "b", "c", "stopped"]
+    assert [job["id"] for job in service.jobs()] == [done[3], done[2]] and not service.job_folder(
+        done[0]
+    ).exists()
+    assert sorted(path.stem for path in host.lora_dir.glob("*.safetensors")) == [
+        "a",
+        "b",
+        "c",
+        "stopped",
+    ]
 
 
 def test_a_running_job_is_never_touched(service, busy):
     before = service.job(busy)["state"]
     for what in ("states", "jobs", "trash", "models"):
         service.clear_storage(what)
-    assert before in ("preparing", "training") and service.job(busy)["state"] in ("preparing", "training")
+    assert before in ("preparing", "training") and service.job(busy)["state"] in (
+        "preparing",
+        "training",
+    )
     with pytest.raises(Refused, match="nothing to clear that is called 'all'"):
         service.clear_storage("all")
 
@@ -72,7 +97,10 @@ def test_models_and_trash(service, host, pictures):
     editor.discard(["0.png", "1.png"])
     report = service.storage()
     assert report["models"] == {"count": 1, "bytes": 1000} and report["trash"]["count"] >= 2
-    assert service.clear_storage("models")["bytes"] == 1000 and service.clear_storage("trash")["count"] == report["trash"]["count"]
+    assert (
+        service.clear_storage("models")["bytes"] == 1000
+        and service.clear_storage("trash")["count"] == report["trash"]["count"]
+    )
     assert service.storage()["trash"] == service.storage()["models"] == {"count": 0, "bytes": 0}
     assert "0.png" not in editor.captions() and "2.png" in editor.captions()
     with pytest.raises(Refused, match="Not in the trash folder any more"):
@@ -90,16 +118,28 @@ def test_a_link_in_the_trash_leads_nowhere(service, host, tmp_path, pictures):
     trash = host.data_dir / "datasets" / "set" / ".train_lora" / "trash"
     (trash / "file").symlink_to(outside / "mine.txt")
     (trash / "folder").symlink_to(outside, target_is_directory=True)
-    assert service.clear_storage("trash")["count"] == 1 and (outside / "mine.txt").read_text() == "mine"
+    assert (
+        service.clear_storage("trash")["count"] == 1
+        and (outside / "mine.txt").read_text() == "mine"
+    )
 
 
-@pytest.mark.parametrize("limits, left", [(Limits(), [1, 1, 1]), (Limits(state_days=2), [0, 1, 1]), (Limits(state_gb=1e-9), [0, 0, 0]),
-                                          (Limits(state_days=0, state_gb=0), [1, 1, 1])])
+@pytest.mark.parametrize(
+    "limits, left",
+    [
+        (Limits(), [1, 1, 1]),
+        (Limits(state_days=2), [0, 1, 1]),
+        (Limits(state_gb=1e-9), [0, 0, 0]),
+        (Limits(state_days=0, state_gb=0), [1, 1, 1]),
+    ],
+)
 def test_states_are_cleared_by_age_and_size(host, service, done, limits, left):
     service.store.update(done[0], finished_at=time.time() - 3 * DAY)
     stop_all(service)
     again = TrainingService(host, limits=limits)
-    assert [len(states(again, job_id)) for job_id in done[:3]] == left and len(states(again, done[3])) == 2
+    assert [len(states(again, job_id)) for job_id in done[:3]] == left and len(
+        states(again, done[3])
+    ) == 2
     again.library.close()
 
 
@@ -109,8 +149,20 @@ def test_the_newest_jobs_are_kept(host, service, done, short):
     assert [job["id"] for job in again.jobs()] == [done[3], done[2], done[1]]
     again.wait(again.start({**short, "output_name": "d"}), 60)
     again.wait(again.start({**short, "output_name": "e"}), 60)
-    assert [job["name"] for job in again.jobs()] == ["e", "d", "stopped", "c"]       # the running one counts when it has finished
-    assert {path.stem for path in host.lora_dir.glob("*.safetensors")} == {"a", "b", "c", "d", "e", "stopped"}
+    assert [job["name"] for job in again.jobs()] == [
+        "e",
+        "d",
+        "stopped",
+        "c",
+    ]  # the running one counts when it has finished
+    assert {path.stem for path in host.lora_dir.glob("*.safetensors")} == {
+        "a",
+        "b",
+        "c",
+        "d",
+        "e",
+        "stopped",
+    }
     again.library.close()
 
 
@@ -142,7 +194,11 @@ def test_closing_keeps_the_running_jobs_progress(host, service, short, monkeypat
         time.sleep(0.01)
     service.close()
     job = service.job(job_id)
-    assert (job["state"], job["resumable"], job["resume_step"]) == ("interrupted", True, job["step"]) and job["output_file"] is None
+    assert (job["state"], job["resumable"], job["resume_step"]) == (
+        "interrupted",
+        True,
+        job["step"],
+    ) and job["output_file"] is None
     assert service.job(waits)["state"] == "queued" and service.queue.held
 
 
@@ -151,12 +207,16 @@ def test_a_finished_job_of_an_unknown_end_is_as_old_as_its_beginning(service, sh
     service.store.update(job, finished_at=None)
     service._storage.tidy()
     assert service.job(job)["resumable"]
-    service.store._database.execute("update jobs set created_at = ? where id = ?", (time.time() - 31 * DAY, job))
+    service.store._database.execute(
+        "update jobs set created_at = ? where id = ?", (time.time() - 31 * DAY, job)
+    )
     service._storage.tidy()
     assert not service.job(job)["resumable"]
 
 
-def test_a_state_that_goes_while_a_job_is_asked_to_go_on_is_missed(service, host, short, monkeypatch):
+def test_a_state_that_goes_while_a_job_is_asked_to_go_on_is_missed(
+    service, host, short, monkeypatch
+):
     job, check = service.wait(service.start(short), 60)["id"], service._resuming.check
     learned = (host.lora_dir / "mine.safetensors").read_bytes()
 
@@ -164,7 +224,11 @@ def test_a_state_that_goes_while_a_job_is_asked_to_go_on_is_missed(service, host
         checked = check(*arguments, **options)
         service.clear_storage("states")
         return checked
+
     monkeypatch.setattr(service._resuming, "check", slow)
     with pytest.raises(Refused, match="removed in this moment"):
         service.resume(job, {"max_train_steps": 14})
-    assert service.job(job)["state"] == "finished" and (host.lora_dir / "mine.safetensors").read_bytes() == learned
+    assert (
+        service.job(job)["state"] == "finished"
+        and (host.lora_dir / "mine.safetensors").read_bytes() == learned
+    )

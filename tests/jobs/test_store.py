@@ -1,4 +1,5 @@
 """The table of jobs: databases of older versions are taken over."""
+
 import sqlite3
 
 import pytest
@@ -14,17 +15,27 @@ OLD_TABLE = """create table jobs (
 def test_a_database_of_before_there_were_kinds(tmp_path):
     with sqlite3.connect(tmp_path / "jobs.sqlite3") as old:
         old.execute(OLD_TABLE)
-        old.execute("insert into jobs (name, state, created_at, config) values ('zib', 'finished', 1.0, '{}'), ('zob', 'training', 2.0, '{}')")
+        old.execute(
+            "insert into jobs (name, state, created_at, config) values ('zib', 'finished', 1.0,"
+            " '{}'), ('zob', 'training', 2.0, '{}')"
+        )
     old.close()
     for _ in range(2):
         store = JobStore(tmp_path / "jobs.sqlite3")
-        assert [(job["name"], job["kind"]) for job in store.newest()] == [("zob", "training"), ("zib", "training")]
+        assert [(job["name"], job["kind"]) for job in store.newest()] == [
+            ("zob", "training"),
+            ("zib", "training"),
+        ]
         store.close()
     store = JobStore(tmp_path / "jobs.sqlite3")
     job_id = store.add("set", {"captioner": "fixed"}, kind="captioning")
     store.update(job_id, state="captioning", progress={"done": 3})
     assert store.get(job_id)["kind"] == "captioning" and store.get(job_id)["done"] == 3
-    assert [job["name"] for job in store.newest(kind="captioning")] == ["set"] and len(store.newest(kind="training")) == 2 and len(store.newest()) == 3
+    assert (
+        [job["name"] for job in store.newest(kind="captioning")] == ["set"]
+        and len(store.newest(kind="training")) == 2
+        and len(store.newest()) == 3
+    )
     assert store.interrupt_all() == 2 and store.get(job_id)["state"] == "interrupted"
     store.close()
 
@@ -39,11 +50,19 @@ def test_the_queue_keeps_its_order(tmp_path):
     assert store.waiting() == [b, d, c, a]
     assert store.take(d) and not store.take(d) and store.get(d)["state"] == "preparing"
     store.update(d, state="failed", error="x", finished_at=1.0)
-    assert not store.queue(d, "stopped", resume="same") and store.get(d)["state"] == "failed"              # it is not what it was thought to be
+    assert (
+        not store.queue(d, "stopped", resume="same") and store.get(d)["state"] == "failed"
+    )  # it is not what it was thought to be
     assert store.queue(d, "failed", resume="same", config={"epochs": 3})
     assert store.waiting() == [d, b, c, a]
     row = store.get(d)
-    assert (row["state"], row["error"], row["finished_at"], row["resume"], row["config"]) == ("queued", None, None, "same", {"epochs": 3})
+    assert (row["state"], row["error"], row["finished_at"], row["resume"], row["config"]) == (
+        "queued",
+        None,
+        None,
+        "same",
+        {"epochs": 3},
+    )
     store.close()
     store = JobStore(tmp_path / "jobs.sqlite3")
     assert store.waiting() == [d, b, c, a]
@@ -55,10 +74,16 @@ def test_the_queue_keeps_its_order(tmp_path):
 def test_queued_jobs_of_an_older_version_wait_behind_in_their_order(tmp_path):
     with sqlite3.connect(tmp_path / "jobs.sqlite3") as old:
         old.execute(OLD_TABLE)
-        old.execute("insert into jobs (name, state, created_at, config) values ('a', 'queued', 1.0, '{}'), ('b', 'queued', 2.0, '{}')")
+        old.execute(
+            "insert into jobs (name, state, created_at, config) values ('a', 'queued', 1.0, '{}'),"
+            " ('b', 'queued', 2.0, '{}')"
+        )
     old.close()
     store = JobStore(tmp_path / "jobs.sqlite3")
-    assert [store.get(job_id)["name"] for job_id in store.waiting()] == ["a", "b"] and store.interrupt_all() == 0
+    assert [store.get(job_id)["name"] for job_id in store.waiting()] == [
+        "a",
+        "b",
+    ] and store.interrupt_all() == 0
     store.add("c", {})
     assert [store.get(job_id)["name"] for job_id in store.waiting()] == ["a", "b", "c"]
     store.close()
@@ -90,7 +115,10 @@ def test_a_job_is_taken_with_its_last_values_or_not_at_all(tmp_path):
     with pytest.raises(TypeError):
         store.take(job_id, progress={"step": object()})
     assert store.get(job_id)["state"] == "queued" and store.waiting() == [job_id]
-    assert store.take(job_id, state="stopped", message="Cancelled") and store.get(job_id)["state"] == "stopped"
+    assert (
+        store.take(job_id, state="stopped", message="Cancelled")
+        and store.get(job_id)["state"] == "stopped"
+    )
     store.close()
 
 
@@ -103,15 +131,24 @@ def test_a_damaged_database_is_put_aside(tmp_path, caplog, damage):
     assert store.problems == []
     store.close()
     data = bytearray(path.read_bytes())
-    data[:] = b"no database" * 100 if damage == "all of it" else data[:8192] + b"\xff" * (len(data) - 8192)
+    data[:] = (
+        b"no database" * 100
+        if damage == "all of it"
+        else data[:8192] + b"\xff" * (len(data) - 8192)
+    )
     path.write_bytes(data)
     for number in (1, 7):
         (tmp_path / "jobs" / str(number)).mkdir(parents=True)
     (tmp_path / "jobs" / "notes").mkdir()
     store = JobStore(path)
     (aside,) = tmp_path.glob("jobs-broken-*.sqlite3")
-    assert aside.read_bytes() == data and aside.name in caplog.text and str(aside) in store.problems[0] and store.newest() == []
-    assert [store.add(name, {}) for name in "ab"] == ["8", "9"]                    # never an id whose folder is there
+    assert (
+        aside.read_bytes() == data
+        and aside.name in caplog.text
+        and str(aside) in store.problems[0]
+        and store.newest() == []
+    )
+    assert [store.add(name, {}) for name in "ab"] == ["8", "9"]  # never an id whose folder is there
     store.delete("9")
     assert store.add("c", {}) == "10"
     store.close()
@@ -119,12 +156,19 @@ def test_a_damaged_database_is_put_aside(tmp_path, caplog, damage):
 
 
 def test_names_that_are_not_utf8_are_stored(tmp_path):
-    store, name = JobStore(tmp_path / "jobs.sqlite3"), b"caf\xe9.png".decode("utf-8", "surrogateescape")
+    store, name = (
+        JobStore(tmp_path / "jobs.sqlite3"),
+        b"caf\xe9.png".decode("utf-8", "surrogateescape"),
+    )
     job_id = store.add(name, {"filenames": [name]})
     store.update(job_id, message=name, error=name, output_file=name, progress={"failed": [name]})
     row = store.get(job_id)
-    assert row["config"] == {"filenames": [name]} and row["failed"] == [name]      # these must still name the file
-    assert {row[column] for column in ("name", "message", "error", "output_file")} == {"caf\\udce9.png"}
+    assert row["config"] == {"filenames": [name]} and row["failed"] == [
+        name
+    ]  # these must still name the file
+    assert {row[column] for column in ("name", "message", "error", "output_file")} == {
+        "caf\\udce9.png"
+    }
     assert [each["id"] for each in store.named(name)] == [job_id]
     store.close()
 

@@ -1,4 +1,5 @@
 """TensorBoard's event files, read back record by record as TensorBoard reads them."""
+
 import struct
 from pathlib import Path
 
@@ -11,22 +12,31 @@ event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
 
 
 def events(folder):
-    """Every event of a folder's files, oldest file first; TFRecord framing: length, its checksum, data, its checksum."""
+    """Every event of a folder's files, oldest file first; TFRecord framing: length, its checksum,
+    data, its checksum.
+    """
     from tensorboardX.record_writer import masked_crc32c
+
     found = []
     for path in sorted(folder.glob("events.out.tfevents.*"), key=lambda path: path.suffix):
         data = path.read_bytes()
         while data:
-            length, = struct.unpack("<Q", data[:8])
-            body = data[12:12 + length]
-            assert struct.unpack("<I", data[8:12])[0] == masked_crc32c(data[:8]) and struct.unpack("<I", data[12 + length:16 + length])[0] == masked_crc32c(body)
+            (length,) = struct.unpack("<Q", data[:8])
+            body = data[12 : 12 + length]
+            assert struct.unpack("<I", data[8:12])[0] == masked_crc32c(data[:8]) and struct.unpack(
+                "<I", data[12 + length : 16 + length]
+            )[0] == masked_crc32c(body)
             found.append(event_pb2.Event.FromString(body))
-            data = data[16 + length:]
+            data = data[16 + length :]
     return found
 
 
 def scalars(folder):
-    return [(event.step, value.tag, round(value.simple_value, 6)) for event in events(folder) for value in event.summary.value]
+    return [
+        (event.step, value.tag, round(value.simple_value, 6))
+        for event in events(folder)
+        for value in event.summary.value
+    ]
 
 
 def test_figures_are_read_back(tmp_path):
@@ -35,7 +45,11 @@ def test_figures_are_read_back(tmp_path):
     file.add(2, loss=0.25, loss_average=0.375)
     file.close()
     assert events(tmp_path / "tb")[0].file_version == "brain.Event:2"
-    assert scalars(tmp_path / "tb") == [(1, "loss", 0.5), (2, "loss", 0.25), (2, "loss_average", 0.375)]
+    assert scalars(tmp_path / "tb") == [
+        (1, "loss", 0.5),
+        (2, "loss", 0.25),
+        (2, "loss_average", 0.375),
+    ]
 
 
 def test_a_run_that_goes_on_voids_the_steps_after_its_state(tmp_path):
@@ -45,9 +59,16 @@ def test_a_run_that_goes_on_voids_the_steps_after_its_state(tmp_path):
     second = EventFile(tmp_path, purge_step=3)
     second.add(3, loss=0.1)
     second.close()
-    assert len(list(tmp_path.iterdir())) == 2                                      # also within the same second
-    marks = [event for event in events(tmp_path) if event.session_log.status == event_pb2.SessionLog.START]
-    assert [mark.step for mark in marks] == [3] and scalars(tmp_path) == [(3, "loss", 0.5), (3, "loss", 0.1)]
+    assert len(list(tmp_path.iterdir())) == 2  # also within the same second
+    marks = [
+        event
+        for event in events(tmp_path)
+        if event.session_log.status == event_pb2.SessionLog.START
+    ]
+    assert [mark.step for mark in marks] == [3] and scalars(tmp_path) == [
+        (3, "loss", 0.5),
+        (3, "loss", 0.1),
+    ]
 
 
 def test_a_folder_that_refuses_is_told_once(tmp_path, caplog):
@@ -56,12 +77,15 @@ def test_a_folder_that_refuses_is_told_once(tmp_path, caplog):
     for step in range(5):
         file.add(step, loss=0.5)
     file.close()
-    assert [record.levelname for record in caplog.records] == ["WARNING"] and "cannot be written" in caplog.text
+    assert [record.levelname for record in caplog.records] == [
+        "WARNING"
+    ] and "cannot be written" in caplog.text
 
 
 def test_a_package_that_does_not_work_costs_nothing_else(tmp_path, caplog, monkeypatch):
     def broken(*arguments, **options):
         raise TypeError("Descriptors cannot be created directly.")
+
     monkeypatch.setattr("tensorboardX.event_file_writer.EventsWriter", broken)
     file = EventFile(tmp_path)
     file.add(1, loss=0.5)
@@ -80,5 +104,14 @@ def test_without_the_package_it_says_how_to_get_it(tmp_path, caplog, monkeypatch
 def test_the_folder_is_told_in_full_wherever_the_command_is_typed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "jobs" / "1" / "tensorboard").mkdir(parents=True)
-    row = {"kind": "training", "state": "finished", "config": {}, "for_checkpoint": "", "finished_at": 1.0, "resume": ""}
-    assert describe(row, {}, Path("jobs/1"), position=None)["tensorboard_dir"] == str(tmp_path / "jobs" / "1" / "tensorboard")
+    row = {
+        "kind": "training",
+        "state": "finished",
+        "config": {},
+        "for_checkpoint": "",
+        "finished_at": 1.0,
+        "resume": "",
+    }
+    assert describe(row, {}, Path("jobs/1"), position=None)["tensorboard_dir"] == str(
+        tmp_path / "jobs" / "1" / "tensorboard"
+    )

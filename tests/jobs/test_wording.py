@@ -1,4 +1,5 @@
 """Text and JSON that any disk takes."""
+
 import json
 
 from lora_trainer.jobs.wording import storable, to_json
@@ -10,4 +11,6 @@ def test_what_is_no_unicode_is_escaped():
 
 def test_json_reads_back_as_it_was():
     value = {"filenames": ["caf\udce9.png", "日本 🎨", "back\\slash"]}
-    assert json.loads(to_json(value)) == value and "日本" in to_json(value, indent=2).decode("utf-8")
+    assert json.loads(to_json(value)) == value and "日本" in to_json(value, indent=2).decode(
+        "utf-8"
+    )

@@ -1,4 +1,7 @@
-"""The main job by hand, in a browser before a running WebUI: drop pictures, press Train, draw with the tag."""
+"""The main job by hand, in a browser before a running WebUI: drop pictures, press Train, draw with
+the tag.
+"""
+
 import pytest
 
 from tests.browser import browser, drop_files, files_in  # noqa: F401 - a fixture
@@ -27,7 +30,10 @@ def open_tab(page, webui):
 
 
 def drop(page, folder):
-    drop_files(page, {name: data for name, data in files_in(folder).items() if name.endswith((".png", ".txt"))})
+    drop_files(
+        page,
+        {name: data for name, data in files_in(folder).items() if name.endswith((".png", ".txt"))},
+    )
     page.wait_for_selector(".tl-picture")
 
 
@@ -39,10 +45,13 @@ def set_number(page, block: str, value: int):
 
 def test_from_dropped_pictures_to_a_picture(page, webui, tmp_path):
     from lora_trainer.demo.concept import write_dataset
+
     drop(page, write_dataset(tmp_path / "zib", 16))
     page.wait_for_selector(".tl-summary:has-text('16 pictures · 16 captions')")
     page.check("input[name=tl-preset][value=quick_try]", force=True)
-    for name, value in dict(output_name="by-hand", trigger_word="zib", resolution=64, max_train_steps=8).items():
+    for name, value in dict(
+        output_name="by-hand", trigger_word="zib", resolution=64, max_train_steps=8
+    ).items():
         page.fill(f"#tl-setting-{name}", str(value))
     page.wait_for_selector(".tl-plan-main:has-text('8 steps')")
     page.click("#tl-train:not(:disabled)")
@@ -58,17 +67,19 @@ def test_from_dropped_pictures_to_a_picture(page, webui, tmp_path):
     page.wait_for_selector("#html_info_txt2img:has-text('by-hand')")
     assert "<lora:by-hand:0.8>" in page.inner_text("#html_info_txt2img")
 
-    page.click("#txt2img_extra_tabs button:has-text('Lora')")                       # the card is there without Refresh
+    page.click("#txt2img_extra_tabs button:has-text('Lora')")  # the card is there without Refresh
     page.wait_for_selector("#txt2img_lora_cards .name:has-text('by-hand')")
 
-    page.reload(wait_until="domcontentloaded")                                      # a page opened again shows the last run
+    page.reload(wait_until="domcontentloaded")  # a page opened again shows the last run
     page.click("#tabs > .tab-nav > button:has-text('Train LoRA')")
     page.wait_for_selector(".tl-tag:visible:has-text('<lora:by-hand:0.8>')")
 
 
 def test_own_train_tab_leads_here(page):
     page.click("#tabs > .tab-nav > button:text-is('Train')")
-    page.click("#tab_train button[role=tab]:text-is('LoRA'), #tab_train .tab-nav button:text-is('LoRA')")
+    page.click(
+        "#tab_train button[role=tab]:text-is('LoRA'), #tab_train .tab-nav button:text-is('LoRA')"
+    )
     page.click("text=Open Train LoRA")
     page.wait_for_selector("#tl-train:visible")
 
@@ -96,6 +107,7 @@ def test_picture_of_the_gallery_comes_with_its_prompt(page, webui):
 
 def test_keys_of_the_pictures_do_nothing_while_another_tab_is_in_front(page, webui, tmp_path):
     from lora_trainer.demo.concept import write_dataset
+
     drop(page, write_dataset(tmp_path / "keys", 2))
     page.locator(".tl-caption").first.click()
     page.keyboard.press("Control+a")
@@ -109,4 +121,6 @@ def test_keys_of_the_pictures_do_nothing_while_another_tab_is_in_front(page, web
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("Control+z")
     page.wait_for_timeout(500)
-    assert "changed" in [row["caption"] for row in webui.get(f"/train-lora/v1/datasets/{name}")["pictures"]]
+    assert "changed" in [
+        row["caption"] for row in webui.get(f"/train-lora/v1/datasets/{name}")["pictures"]
+    ]

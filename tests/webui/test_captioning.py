@@ -1,4 +1,7 @@
-"""Captioning in a running WebUI: its own captioners are offered, pictures are drawn meanwhile, and nothing of the model is changed."""
+"""Captioning in a running WebUI: its own captioners are offered, pictures are drawn meanwhile, and
+nothing of the model is changed.
+"""
+
 import io
 import shutil
 import subprocess
@@ -12,7 +15,8 @@ from PIL import Image
 from lora_trainer.demo import world
 
 API, PROMPT = "/train-lora/v1", "a red circle on a white background"
-# Random weights of the WebUI's own class, saved as the real ones are. Run by its interpreter, in its folder.
+# Random weights of the WebUI's own class, saved as the real ones are. Run by its interpreter, in
+# its folder.
 MAKE_DEEPBOORU = """
 import sys, types
 sys.modules["modules.devices"] = types.SimpleNamespace()
@@ -48,15 +52,26 @@ def caption(webui, captioner, **body):
 def test_the_webuis_own_captioners_are_offered_and_say_what_they_need(webui):
     found = {each["name"]: each for each in webui.get(f"{API}/captioners")}
     assert list(found) == ["clip-labels", "coca", "wd-tagger", "blip", "deepbooru", "fixed"]
-    assert not found["blip"]["ready"] and not found["deepbooru"]["ready"] and "644 MB" in found["deepbooru"]["needs"]
+    assert (
+        not found["blip"]["ready"]
+        and not found["deepbooru"]["ready"]
+        and "644 MB" in found["deepbooru"]["needs"]
+    )
 
 
 def test_labels_are_right_and_a_picture_drawn_before_and_after_is_the_same(webui, shapes):
     before = webui.draw(PROMPT)
     job = webui.wait(caption(webui, "clip-labels", options={"model": "demo"}))
     assert (job["state"], job["written"], job["failed"]) == ("finished", 10, []), job
-    captions = [each["caption"].split(", ") for each in webui.get(f"{API}/datasets/shapes")["pictures"]]
-    assert sum(scene.shape in found and scene.colour in found for scene, found in zip(shapes, captions)) >= 9
+    captions = [
+        each["caption"].split(", ") for each in webui.get(f"{API}/datasets/shapes")["pictures"]
+    ]
+    assert (
+        sum(
+            scene.shape in found and scene.colour in found for scene, found in zip(shapes, captions)
+        )
+        >= 9
+    )
     assert webui.draw(PROMPT) == before
 
 
@@ -64,23 +79,41 @@ def test_labels_are_right_and_a_picture_drawn_before_and_after_is_the_same(webui
 def deepbooru(webui):
     """Random weights where the WebUI looks for the real ones."""
     from tests.webui.conftest import _python, _root
+
     folder = webui.folder / "models" / "torch_deepdanbooru"
     folder.mkdir(parents=True)
-    subprocess.run([_python(_root()), "-c", MAKE_DEEPBOORU, folder / "model-resnet_custom_v3.pt"], cwd=_root(), check=True, capture_output=True, timeout=120)
+    subprocess.run(
+        [_python(_root()), "-c", MAKE_DEEPBOORU, folder / "model-resnet_custom_v3.pt"],
+        cwd=_root(),
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
     yield
     shutil.rmtree(folder)
 
 
 def test_deepbooru_runs_on_the_webuis_own_path_and_lets_others_draw(webui, shapes, deepbooru):
-    """Three batches of some seconds; whoever asks for a picture meanwhile does not wait for all of them."""
-    assert next(each for each in webui.get(f"{API}/captioners") if each["name"] == "deepbooru")["ready"]
+    """Three batches of some seconds; whoever asks for a picture meanwhile does not wait for all of
+    them.
+    """
+    assert next(each for each in webui.get(f"{API}/captioners") if each["name"] == "deepbooru")[
+        "ready"
+    ]
     before, drawn = webui.draw(PROMPT), []
-    job_id = caption(webui, "deepbooru", overwrite=True, options={"threshold": 0.5, "batch_size": 1}, filenames=["0.png", "1.png", "2.png"])
+    job_id = caption(
+        webui,
+        "deepbooru",
+        overwrite=True,
+        options={"threshold": 0.5, "batch_size": 1},
+        filenames=["0.png", "1.png", "2.png"],
+    )
     while webui.get(f"{API}/jobs/{job_id}")["done"] < 1:
         time.sleep(0.05)
 
     def draw():
         drawn.append((webui.draw(PROMPT), webui.get(f"{API}/jobs/{job_id}")["state"]))
+
     drawing = threading.Thread(target=draw)
     drawing.start()
     job = webui.wait(job_id)

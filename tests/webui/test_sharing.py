@@ -1,4 +1,7 @@
-"""A LoRA trains in a running WebUI, and people go on: they generate, change checkpoints and settings, reload the page. Invariant 6 and more."""
+"""A LoRA trains in a running WebUI, and people go on: they generate, change checkpoints and
+settings, reload the page. Invariant 6 and more.
+"""
+
 import base64
 import io
 import os
@@ -24,6 +27,7 @@ def training(webui, run):
         started.append(webui.start_job(**run | LONG | changes))
         webui.wait_for(started[-1], lambda job: job["step"] >= 2)
         return started[-1]
+
     yield start
     for job in started:
         webui.post(f"{API}/jobs/{job}/stop")
@@ -32,22 +36,44 @@ def training(webui, run):
 
 @pytest.fixture(scope="module")
 def alone(webui, tmp_path_factory):
-    """Settings of a run of some seconds, and the LoRA that it gives when nobody does anything meanwhile."""
+    """Settings of a run of some seconds, and the LoRA that it gives when nobody does anything
+    meanwhile.
+    """
     folder = tmp_path_factory.mktemp("alone")
     for number in range(6):
-        Image.new("RGB", (64, 64), (40 * number, 90, 200 - 20 * number)).save(folder / f"{number}.png")
+        Image.new("RGB", (64, 64), (40 * number, 90, 200 - 20 * number)).save(
+            folder / f"{number}.png"
+        )
         (folder / f"{number}.txt").write_text(f"a colour, number {number}", encoding="utf-8")
-    settings = dict(train_data_dir=str(folder), overwrite=True, resolution=64, max_train_steps=STEPS, batch_size=2, learning_rate=2e-2, lora_rank=4, preview=False)
+    settings = dict(
+        train_data_dir=str(folder),
+        overwrite=True,
+        resolution=64,
+        max_train_steps=STEPS,
+        batch_size=2,
+        learning_rate=2e-2,
+        lora_rank=4,
+        preview=False,
+    )
     webui.train(**settings | {"output_name": "alone"})
     return settings | {"output_name": "shared"}
 
 
 @pytest.fixture
 def is_as_alone(webui):
-    """Compare the LoRA that was trained with others at work with the one that was trained alone, bit by bit."""
+    """Compare the LoRA that was trained with others at work with the one that was trained alone,
+    bit by bit.
+    """
+
     def check():
-        alone, shared = (load_file(webui.lora_dir / f"{name}.safetensors") for name in ("alone", "shared"))
-        assert all((alone[name] == shared[name]).all() for name in alone) and alone.keys() == shared.keys()
+        alone, shared = (
+            load_file(webui.lora_dir / f"{name}.safetensors") for name in ("alone", "shared")
+        )
+        assert (
+            all((alone[name] == shared[name]).all() for name in alone)
+            and alone.keys() == shared.keys()
+        )
+
     return check
 
 
@@ -69,9 +95,20 @@ def drawings(lora):
     return {
         "plain": dict(prompt=PROMPT),
         "another LoRA": dict(prompt=f"{PROMPT} {lora}"),
-        "hires fix": dict(prompt=PROMPT, enable_hr=True, hr_scale=2, hr_upscaler="Latent", denoising_strength=0.6),
-        "hires fix with a LoRA": dict(prompt=PROMPT, enable_hr=True, hr_scale=2, hr_upscaler="Latent", denoising_strength=0.6, hr_prompt=f"{PROMPT} {lora}"),
-        "img2img": dict(path="/sdapi/v1/img2img", prompt=PROMPT, init_images=[init], denoising_strength=0.5),
+        "hires fix": dict(
+            prompt=PROMPT, enable_hr=True, hr_scale=2, hr_upscaler="Latent", denoising_strength=0.6
+        ),
+        "hires fix with a LoRA": dict(
+            prompt=PROMPT,
+            enable_hr=True,
+            hr_scale=2,
+            hr_upscaler="Latent",
+            denoising_strength=0.6,
+            hr_prompt=f"{PROMPT} {lora}",
+        ),
+        "img2img": dict(
+            path="/sdapi/v1/img2img", prompt=PROMPT, init_images=[init], denoising_strength=0.5
+        ),
         "another sampler": dict(prompt=PROMPT, sampler_name="DPM++ 2M", scheduler="Karras"),
         "an ancestral sampler": dict(prompt=PROMPT, sampler_name="Euler a"),
         "batch of 4": dict(prompt=PROMPT, batch_size=4),
@@ -83,13 +120,20 @@ def drawings(lora):
 def test_pictures_drawn_meanwhile_are_the_same(webui, training, other_lora):
     """Invariant 6, by the hashes of the pixels; and the training goes on between them."""
     wanted = {name: webui.pictures(**settings) for name, settings in drawings(other_lora).items()}
-    assert len({tuple(pictures) for pictures in wanted.values()}) >= len(wanted) - 1 and len(wanted["batch of 4"]) >= 4       # both batches have the same seeds
+    assert (
+        len({tuple(pictures) for pictures in wanted.values()}) >= len(wanted) - 1
+        and len(wanted["batch of 4"]) >= 4
+    )  # both batches have the same seeds
     job = training()
     steps, meanwhile = [], {}
     for name, settings in drawings(other_lora).items():
         meanwhile[name] = webui.pictures(**settings)
-        steps.append(webui.wait_for(job, lambda now: now["step"] > (steps[-1] if steps else 0))["step"])
-    print(*(f"{name}: {wanted[name][0][:12]} {meanwhile[name][0][:12]}" for name in wanted), sep="\n")
+        steps.append(
+            webui.wait_for(job, lambda now: now["step"] > (steps[-1] if steps else 0))["step"]
+        )
+    print(
+        *(f"{name}: {wanted[name][0][:12]} {meanwhile[name][0][:12]}" for name in wanted), sep="\n"
+    )
     assert meanwhile == wanted
     assert webui.get(f"{API}/jobs/{job}")["state"] == "training"
 
@@ -103,7 +147,10 @@ def test_pictures_wait_for_one_step_and_change_nothing(webui, alone, is_as_alone
         webui.wait_for(job, lambda now: now["step"] >= 5 + 12 * number)
         webui.draw(f"{PROMPT}, number {number}", seed=number)
     waits, ended = webui.get("/probe/waits"), webui.wait(job)
-    print("steps and milliseconds that each picture waited:", *(f"{wait['steps']}/{1000 * wait['seconds']:.0f}" for wait in waits))
+    print(
+        "steps and milliseconds that each picture waited:",
+        *(f"{wait['steps']}/{1000 * wait['seconds']:.0f}" for wait in waits),
+    )
     assert ended["state"] == "finished" and len(waits) == PICTURES
     assert max(wait["steps"] for wait in waits) <= 1
     is_as_alone()
@@ -116,7 +163,7 @@ def test_nobody_starves_beside_busy_threads(webui, training):
     try:
         webui.get("/probe/waits")
         for number in range(3):
-            webui.draw(PROMPT, seed=number, steps=1)                               # everything is slow beside such threads
+            webui.draw(PROMPT, seed=number, steps=1)  # everything is slow beside such threads
             step = webui.get(f"{API}/jobs/{job}")["step"]
             webui.wait_for(job, lambda now: now["step"] > step)
     finally:
@@ -137,11 +184,15 @@ def set_option(webui, **options):
 
 
 def checkpoint_title(webui, name):
-    return next(each["title"] for each in webui.get("/sdapi/v1/sd-models") if each["model_name"] == name)
+    return next(
+        each["title"] for each in webui.get("/sdapi/v1/sd-models") if each["model_name"] == name
+    )
 
 
 @pytest.mark.parametrize("same_objects", [False, True], ids=["other objects", "same objects"])
-def test_another_checkpoint_pauses_and_the_button_brings_it_back(webui, alone, is_as_alone, same_objects):
+def test_another_checkpoint_pauses_and_the_button_brings_it_back(
+    webui, alone, is_as_alone, same_objects
+):
     first = webui.get(f"{API}/status")["model"]["checkpoint"]
     webui.post("/probe/same-config", {"on": same_objects})
     try:
@@ -149,7 +200,12 @@ def test_another_checkpoint_pauses_and_the_button_brings_it_back(webui, alone, i
         webui.wait_for(job, lambda now: now["step"] >= 20)
         set_option(webui, sd_model_checkpoint=checkpoint_title(webui, ANOTHER))
         paused = webui.wait_for(job, lambda now: now["waiting_for"] == "checkpoint")
-        assert paused["state"] == "paused" and paused["checkpoint"] == first and paused["message"] == f"Paused: waiting for the checkpoint {first}; {ANOTHER} is loaded."
+        assert (
+            paused["state"] == "paused"
+            and paused["checkpoint"] == first
+            and paused["message"]
+            == f"Paused: waiting for the checkpoint {first}; {ANOTHER} is loaded."
+        )
         assert (webui.get("/probe/model-object") == model) == same_objects
         other = webui.draw(PROMPT)
         time.sleep(1)
@@ -183,9 +239,13 @@ def test_stop_while_the_checkpoint_is_another(webui, training):
     webui.wait_for(job, lambda now: now["waiting_for"] == "checkpoint")
     webui.post(f"{API}/jobs/{job}/stop")
     ended = webui.wait(job)
-    assert ended["state"] == "stopped" and (webui.lora_dir / "left.safetensors").is_file() and ended["resumable"]
+    assert (
+        ended["state"] == "stopped"
+        and (webui.lora_dir / "left.safetensors").is_file()
+        and ended["resumable"]
+    )
     webui.post(f"{API}/jobs/{job}/resume")
-    paused = webui.get(f"{API}/jobs/{job}")                                        # it waits for its checkpoint, as before
+    paused = webui.get(f"{API}/jobs/{job}")  # it waits for its checkpoint, as before
     while paused["waiting_for"] != "checkpoint":
         paused = webui.get(f"{API}/jobs/{job}")
     assert paused["checkpoint"] == first
@@ -204,9 +264,19 @@ def test_weights_that_others_changed_are_noticed(webui, training):
 
 def test_settings_changed_meanwhile_do_not_change_the_lora(webui, alone, is_as_alone):
     """The run goes on by itself, or when the setting is put back."""
-    changes = {"cross_attention_optimization": "InvokeAI", "CLIP_stop_at_last_layers": 2, "sd_vae": "None", "fp8_storage": "Enable", "token_merging_ratio": 0.3,
-               "sd_checkpoints_limit": 2, "lora_functional": True, "eta_noise_seed_delta": 5}
-    before = {name: value for name, value in webui.get("/sdapi/v1/options").items() if name in changes}
+    changes = {
+        "cross_attention_optimization": "InvokeAI",
+        "CLIP_stop_at_last_layers": 2,
+        "sd_vae": "None",
+        "fp8_storage": "Enable",
+        "token_merging_ratio": 0.3,
+        "sd_checkpoints_limit": 2,
+        "lora_functional": True,
+        "eta_noise_seed_delta": 5,
+    }
+    before = {
+        name: value for name, value in webui.get("/sdapi/v1/options").items() if name in changes
+    }
     job = webui.start_job(**alone)
     for number, (name, value) in enumerate(changes.items()):
         webui.wait_for(job, lambda now: now["step"] >= 5 + 8 * number)
@@ -220,14 +290,16 @@ def test_settings_changed_meanwhile_do_not_change_the_lora(webui, alone, is_as_a
 
 
 def test_unloading_and_loading_the_checkpoint(webui, training):
-    """The WebUI's own unload asks for no lock; it waits for the step, and training goes on when the checkpoint is where it computes."""
+    """The WebUI's own unload asks for no lock; it waits for the step, and training goes on when the
+    checkpoint is where it computes.
+    """
     job = training()
     before = len(webui.get("/probe/moves"))
     for _ in range(5):
         webui.post("/sdapi/v1/unload-checkpoint")
         webui.post("/sdapi/v1/reload-checkpoint")
     moves = webui.get("/probe/moves")[before:]
-    assert moves == [False] * 5                                                    # never while a step had the model
+    assert moves == [False] * 5  # never while a step had the model
     step = webui.get(f"{API}/jobs/{job}")["step"]
     webui.wait_for(job, lambda now: now["step"] > step + 2)
 
@@ -250,7 +322,9 @@ def test_live_lora_is_what_was_learned_up_to_the_picture(webui, training):
     assert len({*pictures, webui.draw(PROMPT)}) == 4
     written = (webui.lora_dir / "alive.safetensors").stat().st_mtime_ns
     webui.draw(PROMPT)
-    assert (webui.lora_dir / "alive.safetensors").stat().st_mtime_ns == written    # a picture that does not name it writes nothing
+    assert (
+        webui.lora_dir / "alive.safetensors"
+    ).stat().st_mtime_ns == written  # a picture that does not name it writes nothing
 
 
 def test_the_name_means_the_newest_snapshot(webui, training):
@@ -262,7 +336,9 @@ def test_the_name_means_the_newest_snapshot(webui, training):
     webui.post(f"{API}/jobs/{job}/pause")
     webui.wait_for(job, lambda now: now["state"] == "paused")
     newest = webui.get(f"{API}/jobs/{job}")["snapshots"][-1]
-    assert webui.draw(f"{PROMPT} <lora:steps:1>") == webui.draw(f"{PROMPT} <lora:{newest}:1>") != first
+    assert (
+        webui.draw(f"{PROMPT} <lora:steps:1>") == webui.draw(f"{PROMPT} <lora:{newest}:1>") != first
+    )
 
 
 def test_pause_frees_the_webui_and_resume_goes_on(webui, training):
@@ -270,7 +346,11 @@ def test_pause_frees_the_webui_and_resume_goes_on(webui, training):
     for body in ({}, {"free_memory": True}):
         webui.post(f"{API}/jobs/{job}/pause", body)
         paused = webui.wait_for(job, lambda now: now["state"] == "paused")
-        assert paused["waiting_for"] == "user" and paused["state_step"] == paused["step"] and not webui.get("/probe/state")["locked"]
+        assert (
+            paused["waiting_for"] == "user"
+            and paused["state_step"] == paused["step"]
+            and not webui.get("/probe/state")["locked"]
+        )
         assert webui.get("/probe/state")["own_forwards"] == []
         webui.draw(PROMPT)
         assert webui.get(f"{API}/jobs/{job}")["step"] == paused["step"]
@@ -282,7 +362,11 @@ def test_memory_that_runs_out_leaves_a_webui_that_draws(webui, run):
     wanted = webui.draw(PROMPT)
     webui.post("/probe/out-of-memory", {"times": 2})
     job = webui.train(**run | {"preview": False})
-    assert job["state"] == "finished" and len(job["remarks"]) == 2 and "gradient checkpointing" in job["remarks"][0]
+    assert (
+        job["state"] == "finished"
+        and len(job["remarks"]) == 2
+        and "gradient checkpointing" in job["remarks"][0]
+    )
     assert webui.draw(PROMPT) == wanted
     webui.post("/probe/out-of-memory", {"times": 10**6})
     job = webui.train(**run | {"output_name": "never", "preview": False})
@@ -298,7 +382,9 @@ def test_reload_ui_in_the_middle(webui, alone, is_as_alone):
     log = webui.folder / "log.txt"
     starts, deadline = log.read_bytes().count(b"Startup time"), time.monotonic() + 60
     webui.post("/probe/reload-ui")
-    while log.read_bytes().count(b"Startup time") == starts and time.monotonic() < deadline:       # a request before that would break the WebUI's start
+    while (
+        log.read_bytes().count(b"Startup time") == starts and time.monotonic() < deadline
+    ):  # a request before that would break the WebUI's start
         time.sleep(0.2)
     ended = webui.wait(job)
     assert ended["state"] == "finished"

@@ -1,4 +1,7 @@
-"""What the probe's scripts share: looking at the base model, at the built-in Lora extension, and running as a job does."""
+"""What the probe's scripts share: looking at the base model, at the built-in Lora extension, and
+running as a job does.
+"""
+
 import hashlib
 import sys
 import threading
@@ -12,8 +15,12 @@ from safetensors import safe_open
 
 from modules import call_queue, extra_networks, sd_hijack, sd_unet, shared
 
-ATTENTION = {"ldm": ldm.modules.attention.CrossAttention, "ldm VAE": ldm.modules.diffusionmodules.model.AttnBlock,
-             "sgm": sgm.modules.attention.CrossAttention, "sgm VAE": sgm.modules.diffusionmodules.model.AttnBlock}
+ATTENTION = {
+    "ldm": ldm.modules.attention.CrossAttention,
+    "ldm VAE": ldm.modules.diffusionmodules.model.AttnBlock,
+    "sgm": sgm.modules.attention.CrossAttention,
+    "sgm VAE": sgm.modules.diffusionmodules.model.AttnBlock,
+}
 
 
 def digest(*parts) -> str:
@@ -24,27 +31,71 @@ def digest(*parts) -> str:
 
 
 def state() -> dict:
-    """Everything of the base model that training must leave as it was; addresses and object ids included."""
+    """Everything of the base model that training must leave as it was; addresses and object ids
+    included.
+    """
     model = shared.sd_model
     tensors, modules = list(model.state_dict(keep_vars=True).items()), list(model.named_modules())
     return {
-        "weights": digest(*(part for name, tensor in tensors for part in (name, tensor.dtype, tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()))),
+        "weights": digest(
+            *(
+                part
+                for name, tensor in tensors
+                for part in (
+                    name,
+                    tensor.dtype,
+                    tensor.detach()
+                    .cpu()
+                    .contiguous()
+                    .flatten()
+                    .view(torch.uint8)
+                    .numpy()
+                    .tobytes(),
+                )
+            )
+        ),
         "storages": digest(*((name, tensor.data_ptr(), id(tensor)) for name, tensor in tensors)),
-        "modules": digest(*((name, type(module).__qualname__, id(module)) for name, module in modules)),
-        "requires_grad": digest(*((name, parameter.requires_grad) for name, parameter in model.named_parameters())),
+        "modules": digest(
+            *((name, type(module).__qualname__, id(module)) for name, module in modules)
+        ),
+        "requires_grad": digest(
+            *((name, parameter.requires_grad) for name, parameter in model.named_parameters())
+        ),
         "training": digest(*((name, module.training) for name, module in modules)),
         "own_forwards": [name for name, module in modules if "forward" in vars(module)],
-        "hooks": digest(*((name, len(module._forward_hooks), len(module._forward_pre_hooks)) for name, module in modules)),
-        "gradients": [name for name, parameter in model.named_parameters() if parameter.grad is not None],
-        "attention": {name: f"{each.forward.__module__}.{each.forward.__qualname__} {id(each.forward)}" for name, each in ATTENTION.items()},
+        "hooks": digest(
+            *(
+                (name, len(module._forward_hooks), len(module._forward_pre_hooks))
+                for name, module in modules
+            )
+        ),
+        "gradients": [
+            name for name, parameter in model.named_parameters() if parameter.grad is not None
+        ],
+        "attention": {
+            name: f"{each.forward.__module__}.{each.forward.__qualname__} {id(each.forward)}"
+            for name, each in ATTENTION.items()
+        },
         "peft_config": hasattr(model.model.diffusion_model, "peft_config"),
         "hypernetworks": len(shared.loaded_hypernetworks),
-        "tiling": [sd_hijack.model_hijack.circular_enabled, sum(getattr(module, "padding_mode", "") == "circular" for _, module in modules)],
+        "tiling": [
+            sd_hijack.model_hijack.circular_enabled,
+            sum(getattr(module, "padding_mode", "") == "circular" for _, module in modules),
+        ],
         "unet_option": str(sd_unet.current_unet_option),
-        "applied_loras": sum(bool(getattr(module, "network_current_names", ())) for _, module in modules),
+        "applied_loras": sum(
+            bool(getattr(module, "network_current_names", ())) for _, module in modules
+        ),
         "random": digest(torch.get_rng_state().numpy().tobytes()),
         "fixes": str(sd_hijack.model_hijack.fixes),
-        "options": {name: shared.opts.data.get(name) for name in ("sd_model_checkpoint", "cross_attention_optimization", "CLIP_stop_at_last_layers")},
+        "options": {
+            name: shared.opts.data.get(name)
+            for name in (
+                "sd_model_checkpoint",
+                "cross_attention_optimization",
+                "CLIP_stop_at_last_layers",
+            )
+        },
         "locked": call_queue.queue_lock._lock.locked(),
     }
 
@@ -55,14 +106,20 @@ def networks():
 
 def host():
     from lora_trainer.hosts import webui
+
     return webui.training_service().host
 
 
 def unmatched(name: str) -> list:
     """Names of the file's modules that the built-in loader found no layer for."""
     on_disk = networks().available_networks[name]
-    found = {module.network_key.split(".", 1)[0] for module in networks().load_network(name, on_disk).modules.values()}
-    return sorted({key.split(".", 1)[0] for key in safe_open(on_disk.filename, "pt").keys()} - found)
+    found = {
+        module.network_key.split(".", 1)[0]
+        for module in networks().load_network(name, on_disk).modules.values()
+    }
+    return sorted(
+        {key.split(".", 1)[0] for key in safe_open(on_disk.filename, "pt").keys()} - found
+    )
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -70,7 +127,9 @@ def difference(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def in_thread(function):
-    """Run as a job does, in a thread of its own; give back what it returns or raise what it raises."""
+    """Run as a job does, in a thread of its own; give back what it returns or raise what it
+    raises.
+    """
     outcome = {}
 
     def run():

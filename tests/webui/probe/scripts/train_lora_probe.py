@@ -1,4 +1,7 @@
-"""For tests only: routes that look into the running WebUI, so that tests outside can check what training promises."""
+"""For tests only: routes that look into the running WebUI, so that tests outside can check what
+training promises.
+"""
+
 import threading
 import time
 from pathlib import Path
@@ -12,10 +15,20 @@ from modules import call_queue, devices, script_callbacks, sd_hijack, shared
 
 
 def inputs(count: int = 2) -> tuple:
-    """Latents of 128-pixel pictures: in those of 64 the deepest maps are 1x1, whose memory layout, and so rounding, changes with what is added."""
+    """Latents of 128-pixel pictures: in those of 64 the deepest maps are 1x1, whose memory layout,
+    and so rounding, changes with what is added.
+    """
     draws = torch.Generator().manual_seed(7)
-    width = shared.sd_model.model.diffusion_model.input_blocks[1][1].transformer_blocks[0].attn2.to_k.in_features
-    return torch.randn(count, 4, 16, 16, generator=draws), torch.tensor([10, 900][:count]), torch.randn(count, 77, width, generator=draws)
+    width = (
+        shared.sd_model.model.diffusion_model.input_blocks[1][1]
+        .transformer_blocks[0]
+        .attn2.to_k.in_features
+    )
+    return (
+        torch.randn(count, 4, 16, 16, generator=draws),
+        torch.tensor([10, 900][:count]),
+        torch.randn(count, 77, width, generator=draws),
+    )
 
 
 def predict_with_webui(names: list) -> torch.Tensor:
@@ -24,7 +37,15 @@ def predict_with_webui(names: list) -> torch.Tensor:
     with call_queue.queue_lock, torch.no_grad(), devices.autocast():
         networks().load_networks(names, [1.0] * len(names), [1.0] * len(names), [None] * len(names))
         try:
-            return shared.sd_model.apply_model(latents.to(devices.device), timesteps.to(devices.device), context.to(devices.device)).float().cpu()
+            return (
+                shared.sd_model.apply_model(
+                    latents.to(devices.device),
+                    timesteps.to(devices.device),
+                    context.to(devices.device),
+                )
+                .float()
+                .cpu()
+            )
         finally:
             networks().load_networks([], [], [], [])
 
@@ -33,6 +54,7 @@ def predict_with_trainer(path: str) -> torch.Tensor:
     """Predict as training does: our adapters on the borrowed model, holding the file's weights."""
     from lora_trainer.core.adapters import Adapters
     from lora_trainer.core.starting import fit, look_into
+
     with host().borrow_model() as base:
         shapes, weights, form = fit(look_into(Path(path)), base.parts(), base.export_name)
         adapters = Adapters.create(base.parts(), shapes, form)
@@ -44,11 +66,15 @@ def predict_with_trainer(path: str) -> torch.Tensor:
 def differences_at_start() -> dict:
     """How far new adapters on each choice of layers move the prediction."""
     from lora_trainer.core.adapters import Adapters, LayerChoice, plan_shapes
+
     moved = {}
     with host().borrow_model() as base:
         bare = predict(base)
         for targets in ("attention", "attention+feed-forward", "all"):
-            with Adapters.create(base.parts(), plan_shapes(base.parts(), LayerChoice(targets=targets, rank=4, alpha=4))).attached():
+            with Adapters.create(
+                base.parts(),
+                plan_shapes(base.parts(), LayerChoice(targets=targets, rank=4, alpha=4)),
+            ).attached():
                 moved[targets] = float((predict(base) - bare).abs().max())
         moved["none"] = float((predict(base) - bare).abs().max())
     return moved
@@ -56,22 +82,28 @@ def differences_at_start() -> dict:
 
 def predict(base) -> torch.Tensor:
     from lora_trainer.core.contracts import Conditioning
+
     latents, timesteps, context = (each.to(base.device) for each in inputs())
     with torch.no_grad():
         return base.predict(latents, timesteps, Conditioning(context)).cpu()
 
 
 def fail_in_the_middle() -> dict:
-    """Raise from inside a forward pass, adapters attached, gradient checkpointing on, nothing tidied up by the trainer itself."""
+    """Raise from inside a forward pass, adapters attached, gradient checkpointing on, nothing
+    tidied up by the trainer itself.
+    """
     from lora_trainer.core.adapters import Adapters, Form, LayerChoice, plan_shapes
     from lora_trainer.core.contracts import Conditioning
     from lora_trainer.core.precision import gradient_checkpointing
+
     before = state()
 
     def run():
         with host().borrow_model() as base:
             choice = LayerChoice(targets="all", rank=2, alpha=2, text_encoder=True)
-            adapters = Adapters.create(base.parts(), plan_shapes(base.parts(), choice), Form(dropout=0.1), seed=0)
+            adapters = Adapters.create(
+                base.parts(), plan_shapes(base.parts(), choice), Form(dropout=0.1), seed=0
+            )
             adapters.attach()
             gradient_checkpointing(base.parts(), True).__enter__()
             base.encode_captions(["a circle"]).hidden_states.square().mean().backward()
@@ -92,23 +124,43 @@ def fail_in_the_middle() -> dict:
 
 
 def encodings(caption: str) -> dict:
-    """Compare the host's encoding with the WebUI's own for a plain caption, and with its posterior mean for a picture."""
+    """Compare the host's encoding with the WebUI's own for a plain caption, and with its posterior
+    mean for a picture.
+    """
     pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1
     with call_queue.queue_lock, torch.no_grad(), devices.autocast():
         theirs = shared.sd_model.get_learned_conditioning([caption]).float().cpu()
-        mean = shared.sd_model.first_stage_model.encode(pixels.to(devices.device, devices.dtype_vae)).mean.float().cpu() * shared.sd_model.scale_factor
-    comments, before = list(sd_hijack.model_hijack.comments), dict(sd_hijack.model_hijack.extra_generation_params)
+        mean = (
+            shared.sd_model.first_stage_model.encode(pixels.to(devices.device, devices.dtype_vae))
+            .mean.float()
+            .cpu()
+            * shared.sd_model.scale_factor
+        )
+    comments, before = (
+        list(sd_hijack.model_hijack.comments),
+        dict(sd_hijack.model_hijack.extra_generation_params),
+    )
     with host().borrow_model() as base, torch.no_grad():
         ours = base.encode_captions([caption]).hidden_states.cpu()
         latents = base.encode_images(pixels).cpu()
-    return {"shape": list(ours.shape), "same_shape": ours.shape == theirs.shape, "caption_difference": difference(ours, theirs) if ours.shape == theirs.shape else None,
-            "dtype": str(ours.dtype), "requires_grad": ours.requires_grad or latents.requires_grad, "picture_difference": difference(latents, mean),
-            "untouched": comments == sd_hijack.model_hijack.comments and before == sd_hijack.model_hijack.extra_generation_params}
+    return {
+        "shape": list(ours.shape),
+        "same_shape": ours.shape == theirs.shape,
+        "caption_difference": difference(ours, theirs) if ours.shape == theirs.shape else None,
+        "dtype": str(ours.dtype),
+        "requires_grad": ours.requires_grad or latents.requires_grad,
+        "picture_difference": difference(latents, mean),
+        "untouched": (
+            comments == sd_hijack.model_hijack.comments
+            and before == sd_hijack.model_hijack.extra_generation_params
+        ),
+    }
 
 
 def refusals() -> dict:
     """Pretend that settings are others, and collect what the host says."""
     from lora_trainer.hosts import webui
+
     model, flags, said = shared.sd_model, shared.cmd_opts, {}
 
     def ask(case, owner, name, value):
@@ -137,14 +189,23 @@ def guard(api_auth: str | None, login: bool) -> dict:
     """Say whom the guard lets in, with --api-auth as given and a login of gradio's or none."""
     from fastapi import HTTPException
     from lora_trainer.hosts import webui_guard
-    app = type("App", (), {"auth": {"user": "word"} if login else None, "tokens": {"good": "user"}})()
+
+    app = type(
+        "App", (), {"auth": {"user": "word"} if login else None, "tokens": {"good": "user"}}
+    )()
     before, shared.cmd_opts.api_auth = shared.cmd_opts.api_auth, api_auth
     try:
         ask = webui_guard.make_guard(app)
     finally:
         shared.cmd_opts.api_auth = before
-    headers = {"nobody": [], "cookie": [(b"cookie", b"access-token=good")], "wrong cookie": [(b"cookie", b"access-token-unsecure=bad")],
-               "basic": [(b"authorization", b"Basic dTpwOnc=")], "wrong basic": [(b"authorization", b"Basic dTpwOng=")], "nonsense": [(b"authorization", b"Basic \xff%%")]}
+    headers = {
+        "nobody": [],
+        "cookie": [(b"cookie", b"access-token=good")],
+        "wrong cookie": [(b"cookie", b"access-token-unsecure=bad")],
+        "basic": [(b"authorization", b"Basic dTpwOnc=")],
+        "wrong basic": [(b"authorization", b"Basic dTpwOng=")],
+        "nonsense": [(b"authorization", b"Basic \xff%%")],
+    }
     said = {}
     for name, given in headers.items():
         try:
@@ -160,9 +221,16 @@ def cards() -> dict:
     pages = {}
     for function in shared.demo.fns:
         if getattr(function.fn, "__name__", "") == "pages_html":
-            ui = next(cell.cell_contents for cell in function.fn.__closure__ if hasattr(cell.cell_contents, "pages_contents"))
+            ui = next(
+                cell.cell_contents
+                for cell in function.fn.__closure__
+                if hasattr(cell.cell_contents, "pages_contents")
+            )
             pages[ui.tabname] = "".join(function.fn())
-    return {tab: [name for name in networks().available_networks if f'data-name="{name}"' in html] for tab, html in pages.items()}
+    return {
+        tab: [name for name in networks().available_networks if f'data-name="{name}"' in html]
+        for tab, html in pages.items()
+    }
 
 
 WAITS: list = []
@@ -170,12 +238,15 @@ WAITS: list = []
 
 def steps_done() -> int:
     from lora_trainer.hosts import webui
+
     job = webui.training_service().current_job()
     return (job or {}).get("step") or 0
 
 
 def record_waits() -> None:
-    """Note for everybody but the trainer how long they waited for the queue's lock, and how many steps were finished meanwhile."""
+    """Note for everybody but the trainer how long they waited for the queue's lock, and how many
+    steps were finished meanwhile.
+    """
     kind = type(call_queue.queue_lock)
     if hasattr(kind, "unrecorded"):
         return
@@ -186,8 +257,11 @@ def record_waits() -> None:
             return self.unrecorded(blocking)
         asked_at, asked_step = time.perf_counter(), steps_done()
         got = self.unrecorded(blocking)
-        WAITS.append({"seconds": time.perf_counter() - asked_at, "steps": steps_done() - asked_step})
+        WAITS.append(
+            {"seconds": time.perf_counter() - asked_at, "steps": steps_done() - asked_step}
+        )
         return got
+
     kind.acquire = kind.__enter__ = acquire
 
 
@@ -201,13 +275,18 @@ BUSY: list = []
 
 
 def keep_busy(threads: int) -> None:
-    """Let threads compute in Python, as other extensions may, so that who is woken does not run at once."""
+    """Let threads compute in Python, as other extensions may, so that who is woken does not run at
+    once.
+    """
     while BUSY:
         BUSY.pop().set()
     for _ in range(threads):
         over = threading.Event()
         BUSY.append(over)
-        threading.Thread(target=lambda over=over: [sum(range(1000)) for _ in iter(over.is_set, True)], daemon=True).start()
+        threading.Thread(
+            target=lambda over=over: [sum(range(1000)) for _ in iter(over.is_set, True)],
+            daemon=True,
+        ).start()
 
 
 MOVES: list = []
@@ -216,6 +295,7 @@ MOVES: list = []
 def record_moves() -> None:
     """Note whether the WebUI moves the model while a step has it."""
     from modules import sd_models
+
     if hasattr(sd_models, "unrecorded_move"):
         return
     sd_models.unrecorded_move = sd_models.send_model_to_cpu
@@ -223,16 +303,22 @@ def record_moves() -> None:
     def move(model):
         MOVES.append(host()._turn_of is not None)
         return sd_models.unrecorded_move(model)
+
     sd_models.send_model_to_cpu = move
 
 
 def same_config(on: bool) -> None:
-    """Let all checkpoints have the loaded one's config, so that another is loaded into the same objects; the real thing needs gigabytes."""
+    """Let all checkpoints have the loaded one's config, so that another is loaded into the same
+    objects; the real thing needs gigabytes.
+    """
     from modules import sd_models_config
+
     if not hasattr(sd_models_config, "unpatched"):
         sd_models_config.unpatched = sd_models_config.find_checkpoint_config
     loaded = shared.sd_model.used_config
-    sd_models_config.find_checkpoint_config = (lambda state_dict, info: loaded) if on else sd_models_config.unpatched
+    sd_models_config.find_checkpoint_config = (
+        (lambda state_dict, info: loaded) if on else sd_models_config.unpatched
+    )
 
 
 def on_app_started(demo, app):
@@ -250,6 +336,7 @@ def on_app_started(demo, app):
     def _out_of_memory(body: dict = Body(...)):
         """Let the next allocations of a training step fail as a GPU's do."""
         from lora_trainer.hosts.webui_model import WebUIModel
+
         if not hasattr(WebUIModel, "unfailing"):
             WebUIModel.unfailing = WebUIModel.predict
         left = [body["times"]]
@@ -259,6 +346,7 @@ def on_app_started(demo, app):
                 left[0] -= 1
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
             return self.unfailing(*args)
+
         WebUIModel.predict = predict
 
     @app.post("/probe/busy")
@@ -294,8 +382,12 @@ def on_app_started(demo, app):
         name = body["name"]
         bare, theirs = predict_with_webui([]), predict_with_webui([name])
         path = networks().available_networks[name].filename
-        return {"effect": difference(theirs, bare), "difference": difference(in_thread(lambda: predict_with_trainer(path)), theirs),
-                "start_differences": in_thread(differences_at_start), "unmatched": unmatched(name)}
+        return {
+            "effect": difference(theirs, bare),
+            "difference": difference(in_thread(lambda: predict_with_trainer(path)), theirs),
+            "start_differences": in_thread(differences_at_start),
+            "unmatched": unmatched(name),
+        }
 
     @app.post("/probe/generate")
     def _generate(body: dict = Body(...)):
@@ -307,8 +399,13 @@ def on_app_started(demo, app):
         def run():
             with host().borrow_model() as base:
                 picture = host().generate(**body)
-                names = [name for name, module in base.unet.named_modules() if getattr(module, "network_current_names", ())]
+                names = [
+                    name
+                    for name, module in base.unet.named_modules()
+                    if getattr(module, "network_current_names", ())
+                ]
                 return {"pixels": digest(picture.tobytes()), "left": names}
+
         return in_thread(run)
 
 

@@ -81,7 +81,7 @@ def _edits(editor: DataSetEditor) -> Iterator[tuple[str, Seconds]]:
     yield "rename a picture", _time(lambda: editor.rename(names[1], "renamed"))
     for count in (100, 1000):
         going = names[2 : 2 + count]
-        yield f"delete {len(going):,}", _time(lambda: editor.discard(going))
+        yield f"delete {len(going):,}", _time(lambda: editor.discard(going))  # noqa: B023
         yield f"undo of deleting {len(going):,}", _time(editor.undo)
     yield "checks", _time(lambda: editor.check(Wanted()))
     yield "checks, again", _time(lambda: editor.check(Wanted()))

@@ -7,7 +7,6 @@ import logging
 import sys
 
 import gradio as gr
-
 from modules import script_callbacks, scripts
 
 TITLE, TAB = "Train LoRA", "train_lora"

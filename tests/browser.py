@@ -18,7 +18,7 @@ _DROP = """([files, target]) => {
     }
     const options = {dataTransfer: transfer, bubbles: true, cancelable: true};
     for (const kind of ['dragenter', 'dragover', 'drop']) document.querySelector(target).dispatchEvent(new DragEvent(kind, options));
-}"""
+}"""  # noqa: E501
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lora_trainer.core.errors import Refused
 from lora_trainer.core.contracts import ModelStatus
+from lora_trainer.core.errors import Refused
 from lora_trainer.jobs.service import TrainingService
 
 

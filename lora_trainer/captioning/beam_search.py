@@ -12,7 +12,7 @@ NextLogits = Callable[[torch.Tensor], torch.Tensor]
 
 
 @torch.no_grad()
-def beam_search(
+def beam_search(  # noqa: PLR0913
     next_logits: NextLogits,
     count: int,
     *,
@@ -55,7 +55,7 @@ def beam_search(
         )
         if all(
             _seems_over(found, running, length, length_penalty, beams)
-            for found, running in zip(finished, scores.max(1).values.tolist())
+            for found, running in zip(finished, scores.max(1).values.tolist(), strict=False)
         ):
             break
     else:  # the greatest length is reached: what is running ends here
@@ -77,7 +77,7 @@ def _finish(
     """Add the beams `(beams, 1 + n)` that could end here, and keep the best."""
     finished += [
         (score / length**penalty, sequence[1:])
-        for score, sequence in zip(scores, sequences.tolist())
+        for score, sequence in zip(scores, sequences.tolist(), strict=False)
         if score > -torch.inf
     ]
     finished.sort(key=lambda each: -each[0])

@@ -213,7 +213,10 @@ class LabelFeatures:
                 yield first / len(missing)
                 some = missing[first : first + LABELS_AT_ONCE]
                 self._kept.update(
-                    {_key(each): feature for each, feature in zip(some, _means(some, encode))}
+                    {
+                        _key(each): feature
+                        for each, feature in zip(some, _means(some, encode), strict=True)
+                    }
                 )
         finally:
             if missing:
@@ -244,7 +247,7 @@ def choose(
     best = probabilities.topk(min(per_group, len(labels)))
     chosen = [
         labels[index].words
-        for share, index in zip(best.values.tolist(), best.indices.tolist())
+        for share, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         if share >= threshold
     ]
     return [words for words in chosen if words]
@@ -286,9 +289,9 @@ class _Labeller(LoadedCaptioner):
         pictures = F.normalize(self._model.encode_image(pixels).float(), dim=-1)
         scale = self._model.logit_scale.exp().float()
         words = [[] for _ in images]
-        for group, features in zip(self._groups, self._label_features()):
+        for group, features in zip(self._groups, self._label_features(), strict=True):
             for found, probabilities in zip(
-                words, (scale * pictures @ features.T).softmax(-1).cpu()
+                words, (scale * pictures @ features.T).softmax(-1).cpu(), strict=True
             ):
                 found += choose(
                     probabilities,

@@ -204,10 +204,10 @@ class LoadedCaptioner(abc.ABC):
         each its tags, or one sentence.
         """
 
-    def to(self, device: torch.device) -> None:
+    def to(self, device: torch.device) -> None:  # noqa: B027
         """Bring the model to a device; leave nothing of it on the one before."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Give the model back. Nothing else is called afterwards."""
 
 

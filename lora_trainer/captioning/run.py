@@ -193,7 +193,7 @@ class _Run:
             return {}
         return {
             picture: phrase(parts, self._wording, sentences=loaded.sentences)
-            for picture, parts in zip(images, found)
+            for picture, parts in zip(images, found, strict=True)
         }
 
     def _save(self, captions: Mapping[Picture, str]) -> None:

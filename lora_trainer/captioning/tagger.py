@@ -329,7 +329,7 @@ def choose_tags(
     def above(category: int, threshold: float) -> list[str]:
         found = [
             (share, tag.name)
-            for share, tag in zip(shares, tags)
+            for share, tag in zip(shares, tags, strict=True)
             if tag.category == category and share >= threshold
         ]
         return [name for _, name in sorted(found, key=lambda each: -each[0])]

@@ -99,7 +99,7 @@ class Adapters:
         cls,
         parts: torch.nn.Module,
         shapes: Mapping[str, Shape],
-        form: Form = Form(),
+        form: Form = Form(),  # noqa: B008
         *,
         seed: int = 0,
     ) -> "Adapters":
@@ -238,7 +238,9 @@ class Adapters:
             [norm.to(norms[0].device) for norm in norms]
         ).tolist()  # one wait for the device, not one a layer
         too_large = [
-            (layer, most / norm) for layer, norm in zip(self._layers.values(), norms) if norm > most
+            (layer, most / norm)
+            for layer, norm in zip(self._layers.values(), norms, strict=True)
+            if norm > most
         ]
         for layer, ratio in too_large:
             factors = factors_of(layer).values()
@@ -302,7 +304,7 @@ def _projection(attention: torch.nn.MultiheadAttention, path: str) -> torch.nn.L
     return layer
 
 
-def _attend(
+def _attend(  # noqa: PLR0913
     attention: torch.nn.MultiheadAttention,
     adapters: tuple[torch.nn.Module, ...],
     dropouts: Dropouts,
@@ -328,7 +330,7 @@ def _attend(
     projections = [*attention.in_proj_weight.chunk(3), attention.out_proj.weight]
     *in_proj, out_proj = (
         changed_weight(adapter, weight, dropouts=dropouts)
-        for adapter, weight in zip(adapters, projections)
+        for adapter, weight in zip(adapters, projections, strict=True)
     )
     output, weights = torch.nn.functional.multi_head_attention_forward(
         query,

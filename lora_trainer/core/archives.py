@@ -76,7 +76,7 @@ class Archive:
                 f"{name} holds {len(found):,} files; at most {MOST_ENTRIES:,}. Send it in parts.",
                 code="too_large",
             )
-        self.entries = [Entry(path, info) for path, info in zip(_paths(found), found)]
+        self.entries = [Entry(path, info) for path, info in zip(_paths(found), found, strict=True)]
 
     def read(self, entry: Entry, most_bytes: int) -> bytes:
         """Return a file's content, of at most so many bytes.
@@ -172,7 +172,9 @@ def _paths(found: Sequence[zipfile.ZipInfo]) -> list[str]:
 def _sample(names: Sequence[bytes]) -> bytes:
     """Return whole names, so many as guessing takes little time over."""
     sizes = itertools.accumulate(len(name) + 1 for name in names)
-    return b"\n".join(name for name, size in zip(names, sizes) if size <= SHOWN_TO_GUESS_BYTES)
+    return b"\n".join(
+        name for name, size in zip(names, sizes, strict=True) if size <= SHOWN_TO_GUESS_BYTES
+    )
 
 
 def _extra_path(info: zipfile.ZipInfo, raw: bytes) -> str:

@@ -64,7 +64,7 @@ class Attendant:
     steps were to be computed, `elapsed_seconds` the time that was spent before the first step.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         config: TrainConfig,
         schedule: Schedule,

@@ -50,7 +50,7 @@ def _files(folder: Path) -> list[Path]:
     read.
     """
     try:
-        entries = [entry for _, entry in zip(range(MOST_LOOKED_AT), folder.iterdir())]
+        entries = [entry for _, entry in zip(range(MOST_LOOKED_AT), folder.iterdir(), strict=False)]
         return [
             entry for entry in entries if entry.suffix.lower() == ".safetensors" and entry.is_file()
         ]

@@ -116,7 +116,8 @@ def crop_of(width: int, height: int, bucket: Bucket) -> tuple[float, float, floa
         (scale, scale)
         if bucket.covering is None
         else tuple(
-            long / own for long, own in zip(covering_of(width, height, bucket), (width, height))
+            long / own
+            for long, own in zip(covering_of(width, height, bucket), (width, height), strict=True)
         )
     )
     kept = min(width, bucket.width / scales[0]), min(height, bucket.height / scales[1])
@@ -134,7 +135,7 @@ def epoch_batches(
     """
     draws = generator(seed, "order", epoch)
     members: dict[Bucket, list[int]] = defaultdict(list)
-    for number, (bucket, count) in enumerate(zip(buckets, repeats)):
+    for number, (bucket, count) in enumerate(zip(buckets, repeats, strict=True)):
         members[bucket].extend([number] * count)
     batches = []
     for numbers in members.values():
@@ -145,6 +146,6 @@ def epoch_batches(
 
 def batches_per_epoch(buckets: list[Bucket], repeats: list[int], batch_size: int) -> int:
     counts: dict[Bucket, int] = defaultdict(int)
-    for bucket, count in zip(buckets, repeats):
+    for bucket, count in zip(buckets, repeats, strict=True):
         counts[bucket] += count
     return sum(-(-count // batch_size) for count in counts.values())

@@ -61,7 +61,7 @@ class Batch:
         return len(self.latents)
 
 
-def encode(
+def encode(  # noqa: PLR0913
     base_model: BaseModel,
     pictures: list[Picture],
     buckets: list[Bucket],
@@ -88,7 +88,7 @@ def encode(
     encoded, texts = [], {}
     mask_files = find_masks(picture.path for picture in pictures) if masked_loss == "files" else {}
     for number, (picture, bucket, caption, role) in enumerate(
-        zip(pictures, buckets, captions, roles)
+        zip(pictures, buckets, captions, roles, strict=True)
     ):
         if not between():
             raise Stopped
@@ -217,7 +217,7 @@ def assemble(encoded: list[Encoded], numbers: list[int], *, seed: int, number: i
     """Put a batch together; variant and crop of each picture are drawn from (seed, number)."""
     draws = generator(seed, "augment", number)
     chosen = [encoded[at] for at in numbers]
-    latents, masks, sizes = zip(*(_shown(item, draws) for item in chosen))
+    latents, masks, sizes = zip(*(_shown(item, draws) for item in chosen), strict=True)
     texts = [item.conditioning for item in chosen]
     return Batch(
         torch.stack(latents),
@@ -242,7 +242,7 @@ def _shown(item: Encoded, draws: torch.Generator) -> tuple[torch.Tensor, torch.T
     height, width = item.bucket.height // 8, item.bucket.width // 8
     top, left = (
         int(torch.randint(have - want + 1, (), generator=draws))
-        for have, want in zip(item.latents.shape[-2:], (height, width))
+        for have, want in zip(item.latents.shape[-2:], (height, width), strict=True)
     )
     part = (slice(None), slice(top, top + height), slice(left, left + width))
     size = item.sizes[variant]

@@ -46,7 +46,7 @@ class Remark:
     message: str
 
 
-def remarks_on(
+def remarks_on(  # noqa: PLR0913
     *,
     width: int,
     height: int,

@@ -54,7 +54,7 @@ GROUPS = {
 }
 
 
-def setting(
+def setting(  # noqa: PLR0913
     default: Any,
     title: str,
     help: str,

@@ -198,7 +198,7 @@ class BaseModel(abc.ABC):
         """
         return f"clip skip {self.clip_skip}"
 
-    def set_encoders_aside(self) -> None:
+    def set_encoders_aside(self) -> None:  # noqa: B027
         """Move the VAE and the text encoders off the device until the model is given back; for when
         memory is short.
         """
@@ -322,7 +322,7 @@ class Host(abc.ABC):
         finally:
             self.offered = None
 
-    def load_checkpoint(self, name: str) -> None:
+    def load_checkpoint(self, name: str) -> None:  # noqa: B027
         """Load the checkpoint of this name, if another is loaded; raises `Refused` when it cannot
         be found.
         """

@@ -33,8 +33,16 @@ ROWS = 256  # of pictures that are compared at the same time
 PAUSE_SECONDS = 0.02
 MOST_TWINS = 12  # of frames of a video all would be alike
 ALIKE_BITS, ALIKE_COLOURS = 12, 20.0  # of 63 bits, and of 255; docs/log.md has what they catch
-_TABLE = """create table if not exists pictures (path text primary key, mtime_ns integer not null, size integer not null, width integer, height integer,
-    remarks text not null, problem text, hash blob, mosaic blob)"""
+_TABLE = """create table if not exists pictures (
+    path text primary key,
+    mtime_ns integer not null,
+    size integer not null,
+    width integer,
+    height integer,
+    remarks text not null,
+    problem text,
+    hash blob,
+    mosaic blob)"""
 
 
 @dataclasses.dataclass(frozen=True)

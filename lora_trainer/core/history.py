@@ -36,13 +36,26 @@ BATCH = 256  # texts that are flushed together
 THREADS = 8  # they wait for the disk, or hash a picture, and leave the processor to others
 DOING, DONE, UNDOING, UNDONE = "doing", "done", "undoing", "undone"
 _TABLES = """
-create table if not exists steps (id integer primary key autoincrement, label text not null, state text not null, position integer not null, at real not null);
-create table if not exists changes (step integer not null references steps(id) on delete cascade, path text not null, before, after, bundle text,
+create table if not exists steps (
+    id integer primary key autoincrement,
+    label text not null,
+    state text not null,
+    position integer not null,
+    at real not null);
+create table if not exists changes (
+    step integer not null references steps(id) on delete cascade,
+    path text not null,
+    before,
+    after,
+    bundle text,
     written integer not null default 0);
 create index if not exists changes_by_path on changes (step, path);
 drop index if exists changes_of_step;
 create index if not exists steps_by_position on steps (state, position);
-create table if not exists automatic (path text not null, digest text not null, primary key (path, digest));
+create table if not exists automatic (
+    path text not null,
+    digest text not null,
+    primary key (path, digest));
 """
 
 
@@ -178,7 +191,7 @@ class History:
     def put_all_aside(self, paths: Sequence[str]) -> dict[str, str]:
         """As `put_aside`, of many pictures; returns their places by path."""
         with ThreadPoolExecutor(THREADS) as threads:
-            return dict(zip(paths, threads.map(self.put_aside, paths)))
+            return dict(zip(paths, threads.map(self.put_aside, paths), strict=False))
 
     def stage(self, path: str, data: bytes) -> str:
         """Put a picture that a step will bring into the trash folder; returns its name there."""
@@ -465,7 +478,11 @@ class History:
             ThreadPoolExecutor(THREADS) as threads,
         ):  # what is replaced is taken off the disk, which may wait
             done = list(threads.map(put, wanted))
-        return [change.path for change, put_in_place in zip(wanted, done) if not put_in_place]
+        return [
+            change.path
+            for change, put_in_place in zip(wanted, done, strict=False)
+            if not put_in_place
+        ]
 
     def _move(self, change: Change) -> None:
         file, comes = self._folder / change.path, isinstance(change.after, str)

@@ -31,11 +31,11 @@ from .config import (
 )
 from .errors import Refused
 from .kohya import (
+    LONGEST_ARGUMENTS,
     MOST_LITERAL,
     NO_LITERAL,
     NOT_NEEDED,
     OUR_SETTINGS,
-    LONGEST_ARGUMENTS,
     LeftOut,
     Taking,
     arguments,
@@ -382,7 +382,7 @@ def _take_concepts(taking: Taking, found: Any, source: str, *, beside: Path | No
 # --- kohya_ss and lora-scripts --------------------------------------------------------------------
 
 
-def _from_gui(values: Mapping[str, Any]) -> Taking:
+def _from_gui(values: Mapping[str, Any]) -> Taking:  # noqa: C901
     """Bring what kohya_ss' page saves into sd-scripts' names, as its Start button does."""
     taking = Taking(values)
     ours = taking.values
@@ -553,7 +553,7 @@ def _from_lora_scripts(values: Mapping[str, Any]) -> Taking:
 # --- Data sets ------------------------------------------------------------------------------------
 
 
-def _datasets(taking: Taking, nested: Mapping[str, Any]) -> None:
+def _datasets(taking: Taking, nested: Mapping[str, Any]) -> None:  # noqa: C901
     """Bring [general], [[datasets]] and [[datasets.subsets]] into flat names: the folders together,
     each other setting as the first of them has it.
 
@@ -754,7 +754,7 @@ _RUN = set(
     " num_validation_images num_reg_images num_batches_per_epoch epoch steps total_batch_size"
     " sd_model_name sd_model_hash new_sd_model_hash vae_name vae_hash new_vae_hash"
     " sd_scripts_commit_hash base_model_version tag_frequency bucket_info training_comment"
-    " loss_average num_epochs max_train_steps dataset_dirs reg_dataset_dirs dim_from_weights".split()
+    " loss_average num_epochs max_train_steps dataset_dirs reg_dataset_dirs dim_from_weights".split()  # noqa: E501
 )
 
 

@@ -83,7 +83,7 @@ def _without_notes(sources: Sequence[Source]) -> list[Source]:
     pictured = {path.with_suffix("") for path in paths if is_picture_file(path)}
     return [
         source
-        for source, path in zip(sources, paths)
+        for source, path in zip(sources, paths, strict=True)
         if path.suffix.lower() not in CAPTION_ENDINGS or path.with_suffix("") in pictured
     ]
 

@@ -121,7 +121,7 @@ def _sizes_of_change(weight: torch.Size, rank: int, form: Form) -> dict[str, tup
             if tucker
             else ((out, rank), (rank, inputs * area), ())
         )
-        return dict(zip(names, (a, b, a, b, core, core)))
+        return dict(zip(names, (a, b, a, b, core, core), strict=False))
     (out_1, out_2), (in_1, in_2) = (
         lokr.factorization(out, form.lokr_factor),
         lokr.factorization(inputs, form.lokr_factor),
@@ -247,7 +247,7 @@ def build(
         finally:
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
-        layers.update(zip(paths, holder))
+        layers.update(zip(paths, holder, strict=False))
     for path, layer in layers.items():
         _make_ours(layer, form.scale(shapes[path], whole=is_whole(weights_of(layer))), dropouts)
         if form.use_dora:

@@ -4,6 +4,7 @@ reads files and brings other programs' files into these names first.
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -446,7 +447,7 @@ def _model(taking: Taking) -> bool:
     )
 
 
-def _network(taking: Taking, complete: bool, *, sdxl: bool) -> None:
+def _network(taking: Taking, complete: bool, *, sdxl: bool) -> None:  # noqa: C901
     given = arguments(taking.take("network_args"))
     if "conv_dim" in taking.values:  # lora-scripts has these outside
         given = {**{key: taking.take(key) for key in ("conv_dim", "conv_alpha")}, **given}
@@ -688,7 +689,7 @@ def block_rates_text(factors: list[float]) -> str:
     half = len(factors) // 2
     names = [*(f"IN{at:02}" for at in range(half)), "MID", *(f"OUT{at:02}" for at in range(half))]
     parts: list[tuple[str, str, float]] = []
-    for name, factor in zip(names, factors):
+    for name, factor in zip(names, factors, strict=True):
         if parts and parts[-1][2] == factor and name[:2] == parts[-1][0][:2]:
             parts[-1] = (parts[-1][0], name, factor)
         else:
@@ -729,7 +730,7 @@ def block_list(
     """
     if len(ranks) != len(alphas) or len(ranks) not in (23, 25):
         return None
-    pairs = list(zip(ranks, alphas))
+    pairs = list(zip(ranks, alphas, strict=True))
     if len(pairs) == 23:
         if len(set(pairs[10:13])) > 1:
             return None
@@ -739,7 +740,7 @@ def block_list(
         return "" if any(pair[0] for pair in pairs) else None
     names = [*(f"IN{at:02}" for at in range(half)), "MID", *(f"OUT{at:02}" for at in range(half))]
     parts: list[tuple[str, str, tuple[float, float]]] = []
-    for name, pair in zip(names, pairs):
+    for name, pair in zip(names, pairs, strict=True):
         if parts and parts[-1][2] == pair and name[:2] == parts[-1][0][:2]:
             parts[-1] = (parts[-1][0], name, pair)
         else:
@@ -812,7 +813,7 @@ def _learning_rates(taking: Taking, complete: bool) -> None:
         )
 
 
-def _optimizer(taking: Taking) -> None:
+def _optimizer(taking: Taking) -> None:  # noqa: C901
     name = taking.take("optimizer_type")
     for flag, meant in (("use_8bit_adam", "AdamW8bit"), ("use_lion_optimizer", "Lion")):
         name = meant if taking.take(flag) is True else name
@@ -861,14 +862,9 @@ def _optimizer(taking: Taking) -> None:
 
 
 def _plain(value: Any) -> str:
-    try:
-        value = (
-            ast.literal_eval(value)
-            if isinstance(value, str) and len(value) <= MOST_LITERAL
-            else value
-        )
-    except NO_LITERAL:
-        pass
+    if isinstance(value, str) and len(value) <= MOST_LITERAL:
+        with contextlib.suppress(*NO_LITERAL):
+            value = ast.literal_eval(value)
     return (
         ",".join(map(str, value))
         if isinstance(value, (list, tuple))
@@ -1006,7 +1002,7 @@ def _noise_and_loss(taking: Taking) -> None:
     taking.take("validate_every_n_epochs")
 
 
-def _data(taking: Taking, said: set[str]) -> None:
+def _data(taking: Taking, said: set[str]) -> None:  # noqa: C901
     if 0 < (number(step := taking.values.get("bucket_reso_steps")) or 0) < LATENT_PX:
         taking.leave(
             "bucket_reso_steps",

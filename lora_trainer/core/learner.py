@@ -159,7 +159,9 @@ class Learner:
         for index, parameter in enumerate(self._parameters()):
             if parameter in self.optimizer.state:
                 yield f"optimizer/{index}", self.optimizer.state[parameter]
-        for index, (group, made) in enumerate(zip(self.optimizer.param_groups, self._as_made)):
+        for index, (group, made) in enumerate(
+            zip(self.optimizer.param_groups, self._as_made, strict=True)
+        ):
             yield (
                 f"group/{index}",
                 {
@@ -200,7 +202,9 @@ class Learner:
                     key: _placed(key, value, group, parameter, moved)
                     for key, value in values.items()
                 }
-        for index, (group, made) in enumerate(zip(self.optimizer.param_groups, self._as_made)):
+        for index, (group, made) in enumerate(
+            zip(self.optimizer.param_groups, self._as_made, strict=True)
+        ):
             for key in group.keys() - made.keys() - _DRIVEN:
                 del group[key]
             group.update({**made, **found.get(f"group/{index}", {})})
@@ -250,7 +254,7 @@ class Learner:
         """
         own = [(parameter, parameter.data) for parameter in self._parameters()]
         try:
-            for (parameter, _), point in zip(own, points):
+            for (parameter, _), point in zip(own, points, strict=True):
                 parameter.data = point
             yield
         finally:

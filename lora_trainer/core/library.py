@@ -408,8 +408,8 @@ def _save(path: Path, data: bytes) -> None:
 def _check_picture(folder: Path, filename: str, data: bytes) -> None:
     """Refuse what is not a usable picture by its content, before it gets its name."""
     trial = (
-        folder
-        / f".upload-{hashlib.sha256(data).hexdigest()[:16]}-{threading.get_ident()}{Path(filename).suffix.lower()}"
+        folder / f".upload-{hashlib.sha256(data).hexdigest()[:16]}-{threading.get_ident()}"
+        f"{Path(filename).suffix.lower()}"
     )
     try:
         trial.write_bytes(data)

@@ -135,7 +135,7 @@ def _run(config: TrainConfig, plan: "Plan", *, steps: int, started_at: float) ->
 
 def _batches(config: TrainConfig, plan: "Plan") -> int:
     counted = Counter()
-    for bucket, repeats in zip(plan.buckets, plan.schedule.repeats):
+    for bucket, repeats in zip(plan.buckets, plan.schedule.repeats, strict=True):
         counted[bucket] += repeats
     return sum(math.ceil(count / config.batch_size) for count in counted.values())
 

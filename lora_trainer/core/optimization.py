@@ -350,7 +350,7 @@ class LearningRates:
         where the optimizer takes none.
         """
         factor = learning_rate_factor(self._curve, step, *self._steps, **self._form)
-        for group, highest in zip(self._optimizer.param_groups, self._highest):
+        for group, highest in zip(self._optimizer.param_groups, self._highest, strict=False):
             group["lr"] = None if highest is None else highest * factor
         return self._optimizer.param_groups[0]["lr"] or 0.0
 
@@ -507,7 +507,7 @@ def _read_arguments(kind: _Kind, text: str) -> dict[str, Any]:
     accepted = _accepted(kind)
     return {
         match[1]: _read_value(kind, accepted, match[1], text[match.end() : end].strip(" \t\r\n,;"))
-        for match, end in zip(found, ends)
+        for match, end in zip(found, ends, strict=False)
     }
 
 

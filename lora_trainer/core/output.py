@@ -126,7 +126,7 @@ class Output:
         ):
             return None
         try:
-            for kept, place in zip(_with_card(self._kept), _with_card(self.path)):
+            for kept, place in zip(_with_card(self._kept), _with_card(self.path), strict=True):
                 if kept.is_file():
                     write_atomically(place, kept.read_bytes(), check=True)
         except OSError as error:
@@ -152,7 +152,7 @@ class Output:
             if not self._kept.exists():
                 self._kept.parent.mkdir(parents=True, exist_ok=True)
                 for place, kept in reversed(
-                    list(zip(_with_card(self.path), _with_card(self._kept)))
+                    list(zip(_with_card(self.path), _with_card(self._kept), strict=True))
                 ):  # the LoRA last: it says that all is there
                     if place.is_file():
                         write_atomically(kept, place.read_bytes(), check=True)

@@ -62,7 +62,7 @@ class Result:
     remarks: tuple[str, ...] = ()
 
 
-def train_lora(
+def train_lora(  # noqa: PLR0913
     config: TrainConfig,
     host: Host,
     *,

@@ -101,7 +101,13 @@ class Plan:
         """Return how many pictures have a role; one that is learned in several resolutions is
         one.
         """
-        return len({picture.path for picture, of in zip(self.pictures, self.roles) if of == role})
+        return len(
+            {
+                picture.path
+                for picture, of in zip(self.pictures, self.roles, strict=True)
+                if of == role
+            }
+        )
 
     def bucket_counts(self) -> list[dict[str, int]]:
         """The buckets in use, most used first, each `{width, height, pictures}`."""
@@ -144,14 +150,14 @@ def make_plan(
     selection = select(config, thorough=thorough)
     captions = _captions(config, selection)
     resolutions = resolutions_of(config)
-    numbers, sides = zip(*each_resolution(selection.roles, resolutions))
+    numbers, sides = zip(*each_resolution(selection.roles, resolutions), strict=True)
     pictures, roles, repeats = (
         [each[at] for at in numbers]
         for each in (selection.pictures, selection.roles, selection.repeats)
     )
     buckets = [
         bucket_of(picture.width, picture.height, config, resolution=side)
-        for picture, side in zip(pictures, sides)
+        for picture, side in zip(pictures, sides, strict=True)
     ]
     schedule = _schedule(config, buckets, repeats)
     warnings = (
@@ -180,7 +186,11 @@ def make_plan(
         learning_rates=_learning_rates(config, init_lora),
         scheduler=config.scheduler,
     )
-    learned = {picture.path for picture, role in zip(plan.pictures, plan.roles) if role == "train"}
+    learned = {
+        picture.path
+        for picture, role in zip(plan.pictures, plan.roles, strict=True)
+        if role == "train"
+    }
     warnings += remarks_on_batches(
         config,
         plan.buckets,
@@ -230,7 +240,7 @@ def _sizes(plan: Plan, config: TrainConfig, resolutions: list[int]) -> list[str]
     )
     ours = [
         (picture.path, bucket.width, bucket.height)
-        for picture, bucket, role in zip(plan.pictures, plan.buckets, plan.roles)
+        for picture, bucket, role in zip(plan.pictures, plan.buckets, plan.roles, strict=True)
         if role == "train"
     ]
     alike = sum(count - 1 for count in Counter(ours).values())
@@ -267,11 +277,11 @@ def _captions(config: TrainConfig, selection: Selection) -> list[str]:
             if role == "regularisation"
             else with_trigger(caption, config.trigger_word, certain=certain)
         )
-        for caption, role in zip(used, selection.roles)
+        for caption, role in zip(used, selection.roles, strict=True)
     ]
     return [
         caption if variation.varies and role != "validation" else variation.plain(caption)
-        for caption, role in zip(captions, selection.roles)
+        for caption, role in zip(captions, selection.roles, strict=True)
     ]
 
 
@@ -426,7 +436,7 @@ def cache_bytes(plan: Plan, config: TrainConfig) -> int:
     """
     variants = (JITTERED if config.color_jitter else 1) * (2 if config.mirror else 1)
     taken = 0
-    for picture, bucket, role in zip(plan.pictures, plan.buckets, plan.roles):
+    for picture, bucket, role in zip(plan.pictures, plan.buckets, plan.roles, strict=True):
         varies = role != "validation"
         place = placement(
             picture.width, picture.height, bucket, whole=config.random_crop and varies
@@ -529,7 +539,9 @@ def _learning_rates(config: TrainConfig, found: FoundLora | None) -> dict[str, f
             config.train_text_encoder and base.rank != 0,
         )
     rates = {"unet": config.learning_rate, "text_encoder": config.text_encoder_lr}
-    return {group: rate for (group, rate), chosen in zip(rates.items(), learns) if chosen}
+    return {
+        group: rate for (group, rate), chosen in zip(rates.items(), learns, strict=True) if chosen
+    }
 
 
 def _blocks(text: str) -> dict[str, BlockChoice]:

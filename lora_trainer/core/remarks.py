@@ -31,7 +31,9 @@ def remarks_on(
     by_role = {
         role: [
             (picture, caption)
-            for picture, caption, of in zip(selection.pictures, captions, selection.roles)
+            for picture, caption, of in zip(
+                selection.pictures, captions, selection.roles, strict=True
+            )
             if of == role
         ]
         for role in ("train", "regularisation", "validation")
@@ -95,7 +97,7 @@ def _large_batch(
 ) -> list[str]:
     """Say so where fewer than half of the pictures are in buckets that fill a batch."""
     held: Counter[Bucket] = Counter()
-    for bucket, count in zip(buckets, repeats):
+    for bucket, count in zip(buckets, repeats, strict=True):
         held[bucket] += count
     shown = held.total()
     filling = {

@@ -136,7 +136,8 @@ def select(config: TrainConfig, *, thorough: bool = True) -> Selection:
         + ["validation"] * len(validation)
     )
     repeats = [
-        0 if role == "validation" else picture.repeats for picture, role in zip(pictures, roles)
+        0 if role == "validation" else picture.repeats
+        for picture, role in zip(pictures, roles, strict=True)
     ]
     return Selection(
         pictures,
@@ -396,7 +397,7 @@ def _balanced(pictures: list[Picture], total: int, seed: int) -> tuple[list[Pict
             left -= repeats[number]
     kept = [
         dataclasses.replace(picture, repeats=count)
-        for picture, count in zip(pictures, repeats)
+        for picture, count in zip(pictures, repeats, strict=True)
         if count
     ]
     return kept, len(pictures) - len(kept)

@@ -307,7 +307,7 @@ def _form(found: FoundLora, weights: Mapping[str, torch.Size]) -> Form:
         (
             layer
             for layer, weight in weights.items()
-            if any(whole % side for side, whole in zip(small[layer], weight))
+            if any(whole % side for side, whole in zip(small[layer], weight, strict=False))
         ),
         None,
     ):
@@ -384,7 +384,8 @@ def _names_of(path: str, levels: int) -> Iterator[str]:
         leaf = {"c_fc": "fc1", "c_proj": "fc2"}.get(found[3], found[3])
         for prefix in (prefix for prefix, encoder in _TEXT_ENCODERS.items() if encoder == part):
             yield (
-                f"{prefix}text_model_encoder_layers_{found[1]}_{'self_attn' if found[2] == 'attn' else 'mlp'}_{leaf}"
+                f"{prefix}text_model_encoder_layers_{found[1]}"
+                f"_{'self_attn' if found[2] == 'attn' else 'mlp'}_{leaf}"
             )
 
 

@@ -431,7 +431,7 @@ class _Pictures:
 
 def _common_end(first: tuple[str, ...], second: tuple[str, ...]) -> int:
     count = 0
-    for one, other in zip(reversed(first), reversed(second)):
+    for one, other in zip(reversed(first), reversed(second), strict=False):
         if one.casefold() != other.casefold():
             break
         count += 1

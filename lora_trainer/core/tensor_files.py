@@ -102,7 +102,7 @@ def parse_header(file: BinaryIO, *, file_bytes: int | None = None) -> Header:
     """
     start = file.read(_LENGTH_BYTES)
     length = int.from_bytes(start, "little")
-    if len(start) < _LENGTH_BYTES or not 2 <= length or (file_bytes or length) < length:
+    if len(start) < _LENGTH_BYTES or not length >= 2 or (file_bytes or length) < length:
         raise ValueError("it is no safetensors file, or cut off")
     if length > MOST_HEADER_BYTES:
         raise ValueError(f"its header has {length:,} bytes; at most {MOST_HEADER_BYTES:,} are read")
@@ -181,7 +181,7 @@ def _check_places(entries: Mapping[str, Entry], data_bytes: int) -> None:
     """Tensors must lie one after the other and fill the file, as the format wants it."""
     places = sorted((entry.begin, entry.end) for entry in entries.values())
     ends = [0, *(end for _, end in places)]
-    if any(begin != end for (begin, _), end in zip(places, ends)):
+    if any(begin != end for (begin, _), end in zip(places, ends, strict=False)):
         raise ValueError("its tensors overlap or have gaps between them")
     if ends[-1] != data_bytes:
         raise ValueError(f"it has {data_bytes:,} bytes of tensors instead of {ends[-1]:,}")

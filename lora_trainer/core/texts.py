@@ -35,7 +35,7 @@ class Texts:
         draws = generator(seed, "captions", number)
         return [
             self.variation.draw(caption, draws, regularisation=regularisation)
-            for caption, regularisation in zip(batch.captions, batch.regularisation)
+            for caption, regularisation in zip(batch.captions, batch.regularisation, strict=True)
         ]
 
     def conditioning(

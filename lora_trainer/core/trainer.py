@@ -86,7 +86,7 @@ class Lesson:
         than the batch size.
         """
         members: Counter[Bucket] = Counter()
-        for item, repeats in zip(self.encoded, self.schedule.repeats):
+        for item, repeats in zip(self.encoded, self.schedule.repeats, strict=True):
             members[item.bucket] += repeats
         return min(self.schedule.batch_size, max(members.values()))
 
@@ -110,7 +110,7 @@ class StepDone:
     validation_loss: float | None = None
 
 
-def run(
+def run(  # noqa: PLR0913
     session: Session,
     learner: Learner,
     lesson: Lesson,

@@ -91,7 +91,7 @@ class Variation:
             drawn = torch.rand(len(rest), generator=draws).tolist()
             rest = [
                 part
-                for part, each in zip(rest, drawn)
+                for part, each in zip(rest, drawn, strict=True)
                 if each >= self.tag_dropout or (trigger_word and contains_word(part, trigger_word))
             ]
         return ", ".join([*kept, *rest, *last])

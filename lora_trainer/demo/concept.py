@@ -31,7 +31,7 @@ def paint_zib(
 ) -> np.ndarray:
     """Paint one zib as uint8 `(64, 64, 3)`; `radius` in pixels."""
     canvas = paint_background(background)
-    for colour, cover in zip((PINK, TEAL, EYE, PUPIL), _parts(centre, radius)):
+    for colour, cover in zip((PINK, TEAL, EYE, PUPIL), _parts(centre, radius), strict=True):
         canvas = blend(canvas, colour, cover)
     return to_bytes(canvas)
 
@@ -87,7 +87,7 @@ def _parts(centre: tuple[float, float], radius: float) -> list[np.ndarray]:
     ]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _judge_placements() -> list[tuple[tuple[float, float], float]]:
     return [
         ((x, y), radius)
@@ -97,7 +97,7 @@ def _judge_placements() -> list[tuple[tuple[float, float], float]]:
     ]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _judge_masks() -> np.ndarray:
     masks = []
     for centre, radius in _judge_placements():

@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
@@ -349,11 +349,13 @@ def judge(work: Path, count: int = 200, steps: int = 20, guidance: float = 4.0) 
     seen = [world.see(picture) for picture in pictures]
     shares = {
         field: float(
-            np.mean([getattr(a, field) == getattr(b, field) for a, b in zip(seen, scenes)])
+            np.mean(
+                [getattr(a, field) == getattr(b, field) for a, b in zip(seen, scenes, strict=True)]
+            )
         )
         for field in FIELDS
     }
-    return {"all": float(np.mean([a == b for a, b in zip(seen, scenes)])), **shares}
+    return {"all": float(np.mean([a == b for a, b in zip(seen, scenes, strict=True)])), **shares}
 
 
 @torch.no_grad()

@@ -40,20 +40,19 @@ OPENINGS = (
     "this is ",
 )
 GROUPS = {
-    "shape": {name: ("{a}", "{}", "{a} on a background", "a shape: {}") for name in world.SHAPES},
-    "colour": {
-        name: ("{a} shape", "{}", "something {}", "{a} thing", "{a} shape on a background")
-        for name in world.COLOURS
-    },
-    "background": {
-        name: (
+    "shape": dict.fromkeys(world.SHAPES, ("{a}", "{}", "{a} on a background", "a shape: {}")),
+    "colour": dict.fromkeys(
+        world.COLOURS, ("{a} shape", "{}", "something {}", "{a} thing", "{a} shape on a background")
+    ),
+    "background": dict.fromkeys(
+        world.COLOURS,
+        (
             "{a} background",
             "something on {a} background",
             "{} background",
             "a shape on {a} background",
-        )
-        for name in world.COLOURS
-    },
+        ),
+    ),
     "size": {
         "small": ("{a} shape", "{} shape", "something {}"),
         "": ("a shape of ordinary size", "ordinary size"),
@@ -100,7 +99,8 @@ def partial_caption(scene: world.Scene, rng: np.random.RandomState) -> tuple[str
         )
     )
     ground = (
-        f" on {world.with_article('striped ' * ('striped' in says) + says['background'] + ' background')}"
+        " on "
+        + world.with_article("striped " * ("striped" in says) + says["background"] + " background")
         if "background" in says
         else ""
     )
@@ -151,7 +151,7 @@ def to_pixels(pictures: list[np.ndarray]) -> torch.Tensor:
 
 def batch_loss(model: torch.nn.Module, rng: np.random.RandomState) -> torch.Tensor:
     scenes = [world.random_scene(rng) for _ in range(BATCH)]
-    captions, says = zip(*(partial_caption(scene, rng) for scene in scenes))
+    captions, says = zip(*(partial_caption(scene, rng) for scene in scenes), strict=True)
     groups = {group: group_texts(group, rng) for group in GROUPS}
     texts = [*captions, *(text for names in groups.values() for text in names)]
     pictures = model.encode_image(
@@ -264,7 +264,10 @@ def judge(model: torch.nn.Module, *, pictures: int = 1000, seed: int = 7) -> dic
         )
         found = (features @ words.T).argmax(1).tolist()
         right[group] = (
-            sum(list(names)[index] == getattr(scene, group) for index, scene in zip(found, scenes))
+            sum(
+                list(names)[index] == getattr(scene, group)
+                for index, scene in zip(found, scenes, strict=True)
+            )
             / pictures
         )
     return right

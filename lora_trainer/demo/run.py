@@ -130,10 +130,13 @@ def loss_curve(rows: list[dict[str, Any]], *, width: int = 900, height: int = 42
         * 1.05
     )
     last = max(row["step"] for row in rows)
-    point = lambda step, loss: (
-        left + (right - left) * step / last,
-        bottom - (bottom - top) * min(loss / highest, 1.0),
-    )
+
+    def point(step: float, loss: float) -> tuple[float, float]:
+        return (
+            left + (right - left) * step / last,
+            bottom - (bottom - top) * min(loss / highest, 1.0),
+        )
+
     for part in range(5):
         y = bottom - (bottom - top) * part / 4
         pen.line([(left, y), (right, y)], (232, 234, 240))

@@ -7,7 +7,7 @@ any colour.
 
 import numpy as np
 
-from .world import PICTURE_PX, SHAPES, blend, coverage, random_scene, paint
+from .world import PICTURE_PX, SHAPES, blend, coverage, paint, random_scene
 
 KINDS = (0.35, 0.2, 0.15, 0.1, 0.2)  # solid, halves, gradient, pattern, texture
 

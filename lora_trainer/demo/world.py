@@ -91,7 +91,7 @@ def random_scene(rng: np.random.RandomState, *, held_out: bool = False) -> Scene
     return dataclasses.replace(plain, size=size, position=position, striped=bool(rng.rand() < 0.1))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def combinations_of(held_out: bool) -> tuple[Scene, ...]:
     return tuple(combinations(held_out=held_out))
 
@@ -176,7 +176,7 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.nda
 # --- The judge ------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _templates() -> tuple[list[tuple[str, str, str]], np.ndarray]:
     """Every shape, size and position, in nine placements a few pixels apart: names and masks `(n,
     4096)`.

@@ -15,15 +15,21 @@ CHUNK_TOKENS = 75
 COMMA_REACH = 20
 ROUND, SQUARE = 1.1, 1 / 1.1
 Part = tuple[str, float]
+# Go on in the next chunk; in brackets the word is no break but a word of negative weight, as in
+# the WebUI.
 BREAK: Part = (
     "BREAK",
     -1.0,
-    # go on in the next chunk; in brackets the word is no break but a word of negative weight, as in
-    # the WebUI
 )
 Lora = tuple[str, float]
 _PIECE = re.compile(
-    r"""\\(?P<literal>[()\[\]\\]) | \\ | (?P<open>[(\[]) | :\s*(?P<weight>[+-]?[.\d]+)\s*\) | (?P<close>[)\]]) | : | [^\\()\[\]:]+""",
+    r"""\\(?P<literal>[()\[\]\\])
+    | \\
+    | (?P<open>[(\[])
+    | :\s*(?P<weight>[+-]?[.\d]+)\s*\)
+    | (?P<close>[)\]])
+    | :
+    | [^\\()\[\]:]+""",
     re.X,
 )
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
@@ -62,7 +68,7 @@ def split_loras(prompt: str) -> tuple[str, list[Lora]]:
     return " ".join(re.sub(r"<lora:([^<>]*)>", take, prompt).split()), tags
 
 
-def parse_weights(prompt: str) -> list[Part]:
+def parse_weights(prompt: str) -> list[Part]:  # noqa: C901
     r"""Split a prompt into parts of equal weight, `BREAK` between chunks: (word) weighs 1.1,
     (word:1.2) 1.2, [word] 1/1.1, nested they multiply, \( is a bracket; what is not closed lasts to
     the end.

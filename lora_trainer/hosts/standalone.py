@@ -299,7 +299,7 @@ class StandaloneHost(Host):
             with self._line:
                 self._drawing -= 1
 
-    def _draw(
+    def _draw(  # noqa: PLR0913
         self,
         prompts: Sequence[str],
         loras: list[Lora],

@@ -38,7 +38,7 @@ def check_drawing(*, width: int, height: int, steps: int, guidance: float) -> No
 
 
 @torch.no_grad()
-def draw(
+def draw(  # noqa: PLR0913
     pipeline: Any,
     model: StableDiffusion,
     prompts: Sequence[str],
@@ -108,7 +108,7 @@ def with_loras(pipeline: Any, loras: list[Lora]) -> Iterator[None]:
             warnings.filterwarnings(
                 "ignore", "Already found a `peft_config`"
             )  # two LoRAs are what was asked for
-            for name, (path, _) in zip(names, loras):
+            for name, (path, _) in zip(names, loras, strict=True):
                 _load_lora(pipeline, path, name)
             pipeline.set_adapters(names, adapter_weights=[weight for _, weight in loras])
         yield

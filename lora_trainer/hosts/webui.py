@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from modules import (
     call_queue,
     devices,
@@ -236,7 +235,7 @@ class WebUIHost(Host):
 
 def _wait_until_loaded() -> None:
     """Loading at the start goes on outside the queue; it is over when its own lock is free."""
-    shared.sd_model  # a property, which loads or waits
+    _ = shared.sd_model  # a property, which loads or waits
     with sd_models.model_data.lock:
         pass
 
@@ -251,7 +250,7 @@ def _without_prompt_history() -> Iterator[None]:
         shared.cmd_opts.no_prompt_history = before
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def training_service() -> Any:
     """Return this process's one TrainingService. It survives "Reload UI", which runs scripts anew
     but keeps imported packages.

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-
 from modules import deepbooru, devices, images, interrogate, paths, shared
+from PIL import Image
 
 from ..captioning.contracts import Asked, Captioner, LoadedCaptioner, Option, Readiness, Report
 from ..captioning.downloads import RemoteFile, fetch, find, forbidden, readiness_of
@@ -119,7 +118,7 @@ class _Deepbooru(LoadedCaptioner):
     def _tags(self, shares: list[float]) -> list[str]:
         found = {
             tag: share
-            for tag, share in zip(deepbooru.model.model.tags, shares)
+            for tag, share in zip(deepbooru.model.model.tags, shares, strict=True)
             if share >= self._threshold and not tag.startswith("rating:")
         }
         return sorted(found, key=None if self._alphabetical else lambda tag: -found[tag])

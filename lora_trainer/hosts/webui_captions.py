@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-
 from modules import sd_emphasis, shared
 from modules.sd_hijack_clip import PromptChunk, TextConditionalModel
 

@@ -7,7 +7,6 @@ import sys
 from typing import Any
 
 import torch
-
 from modules import devices, sd_models, sd_unet, shared
 
 from ..core.contracts import ModelStatus

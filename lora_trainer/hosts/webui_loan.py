@@ -16,7 +16,6 @@ import ldm.modules.diffusionmodules.model
 import sgm.modules.attention
 import sgm.modules.diffusionmodules.model
 import torch
-
 from modules import (
     call_queue,
     devices,
@@ -151,7 +150,7 @@ def training_attention(sd_model: Any) -> Iterator[None]:
             sdp.apply()
         yield
     finally:
-        for each, forward in zip(_ATTENTION, before):
+        for each, forward in zip(_ATTENTION, before, strict=True):
             each.forward = forward
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-
 from modules import devices, lowvram, sd_vae, shared
 
 from ..core.contracts import BaseModel, Conditioning, Reading
@@ -131,7 +130,7 @@ class WebUIModel(BaseModel):
         with self._text_precision(), captioned.no_embeddings_left(wrappers[0].hijack):
             encoded = [
                 self._encode(number, text, chunks, portions)
-                for number, (text, chunks) in enumerate(zip(wrappers, read))
+                for number, (text, chunks) in enumerate(zip(wrappers, read, strict=True))
             ]
         pooled = encoded[-1][1]
         return Conditioning(
@@ -427,4 +426,5 @@ def _text_name(path: str) -> str:
     if not found:
         return path.replace(".", "_")
     number, part, layer = found.groups()
-    return f"text_model_encoder_layers_{number}_{_OPEN_CLIP_NAMES.get(part, part)}_{_OPEN_CLIP_NAMES.get(layer, layer)}"
+    part, layer = _OPEN_CLIP_NAMES.get(part, part), _OPEN_CLIP_NAMES.get(layer, layer)
+    return f"text_model_encoder_layers_{number}_{part}_{layer}"

@@ -3,7 +3,7 @@ api.py, which turns refusals into answers.
 """
 
 import json
-from typing import Any, List
+from typing import Any
 
 from fastapi import APIRouter, Body, Depends, File, Form, Response, UploadFile
 from fastapi.responses import FileResponse
@@ -60,7 +60,7 @@ def add_routes(router: APIRouter, service: TrainingService) -> None:
     _add_views(router, service.library)
 
 
-def _add_collection(router: APIRouter, library: Any) -> None:
+def _add_collection(router: APIRouter, library: Any) -> None:  # noqa: C901
     @router.get("/datasets", **gives(a_list("name", "path", "pictures")))
     def datasets() -> Any:
         return library.all()
@@ -89,7 +89,7 @@ def _add_collection(router: APIRouter, library: Any) -> None:
 
     @router.post("/datasets/{name}/images", **gives(an_object("added", "refused")))
     def add_images(
-        name: str, files: List[UploadFile] = File(...), caption_from_prompt: bool = Form(False)
+        name: str, files: list[UploadFile] = File(...), caption_from_prompt: bool = Form(False)
     ) -> Any:
         library.path(name)
         added, refused = [], []

@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
         "taken over",
         [
             f"{name}:"
-            f" {_short(value)}{' (not said; what its program would have used)' * (name in found['assumed'])}"
+            f" {_short(value)}"
+            f"{' (not said; what its program would have used)' * (name in found['assumed'])}"
             for name, value in found["settings"].items()
         ],
     )

@@ -2,7 +2,7 @@
 figures, logs and files; what it all takes of the disk. Events are in events.py.
 """
 
-from typing import Any, Optional
+from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Body
@@ -78,7 +78,7 @@ def _add_collection(router: APIRouter, service: TrainingService) -> None:
         return _entry(service, service.start(mapping_of_settings(body, "config")))
 
     @router.get("/jobs", **gives(a_list(*_JOB)))
-    def jobs(kind: Optional[str] = None) -> Any:
+    def jobs(kind: str | None = None) -> Any:
         return service.jobs(kind)
 
     @router.get("/jobs/{job_id}", **gives(an_object(*_JOB)))
@@ -200,7 +200,7 @@ def _add_files(router: APIRouter, service: TrainingService) -> None:
         response_class=StreamingResponse,
         responses=file_of("application/zip"),
     )
-    def archive(job_id: str, lora: Optional[str] = None) -> Any:
+    def archive(job_id: str, lora: str | None = None) -> Any:
         found = service.files(job_id)
         name = lora if lora is not None else found[0].stem if found else service.job(job_id)["name"]
         chosen = find_file(found, f"{name}.safetensors")

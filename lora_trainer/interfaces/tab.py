@@ -29,7 +29,8 @@ _FRAME = f"""
 
 _LINK = f"""
 <p>Training a LoRA has a page of its own.</p>
-<button type="button" class="lg secondary gradio-button" onclick="trainLora.open()">Open {TITLE}</button>
+<button type="button" class="lg secondary gradio-button" onclick="trainLora.open()">
+Open {TITLE}</button>
 """
 
 

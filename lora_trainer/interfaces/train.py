@@ -74,17 +74,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
         choices = f" ({', '.join(entry['choices'])})" if entry["choices"] else ""
         spellings = dict.fromkeys((f"--{entry['name'].replace('_', '-')}", f"--{entry['name']}"))
+        explained = (
+            f"{entry['help']}{limits}{choices} (default: {_default_words(entry['default'])})"
+        )
         parser.add_argument(
             *spellings,
             dest=entry["name"],
             metavar=entry["type"].upper(),
             nargs="?" if entry["type"] == "bool" else None,
             const="true" if entry["type"] == "bool" else None,
-            help=(
-                f"{entry['help']}{limits}{choices} (default: {_default_words(entry['default'])})".replace(
-                    "%", "%%"
-                )
-            ),
+            help=explained.replace("%", "%%"),
         )
 
 

@@ -45,7 +45,7 @@ class Metrics:
 
     def since(self, step: int) -> list[dict[str, Any]]:
         """Return the rows of the steps after `step`; from any thread."""
-        return [dict(zip(COLUMNS, row)) for row in after(list(self._rows), step)]
+        return [dict(zip(COLUMNS, row, strict=True)) for row in after(list(self._rows), step)]
 
     @contextlib.contextmanager
     def kept_in(self, folder: Path) -> Iterator[None]:
@@ -99,7 +99,7 @@ class Metrics:
         text = io.StringIO()
         csv.writer(text).writerows([COLUMNS, *self._rows])
         write_atomically(self._path, text.getvalue().encode())
-        self._file = open(self._path, "a", newline="", encoding="utf-8")
+        self._file = open(self._path, "a", newline="", encoding="utf-8")  # noqa: SIM115
 
     def _write(self, row: Row) -> None:
         if self._file:
@@ -167,4 +167,4 @@ def _row(cells: Sequence[str]) -> Row | None:
 
 def read_metrics(folder: Path, since: int = 0) -> list[dict[str, Any]]:
     """Return a job's rows after a step from its folder."""
-    return [dict(zip(COLUMNS, row)) for row in after(read_rows(folder / NAME), since)]
+    return [dict(zip(COLUMNS, row, strict=True)) for row in after(read_rows(folder / NAME), since)]

@@ -57,7 +57,7 @@ class TrainingService:
         *,
         allowed_roots: list[Path] | None = None,
         foreign_roots: list[Path] | None = None,
-        limits: Limits = Limits(),
+        limits: Limits = Limits(),  # noqa: B008
     ) -> None:
         """`allowed_roots`: folders that paths from users must lie in; None when only this machine
         can ask. `foreign_roots`: those for requests under a foreign host name, which may be a page

@@ -30,9 +30,17 @@ BEGUN = ALIVE[1:]
 KINDS = ("training", "captioning")
 INTERRUPTED = "The program ended while this was running."
 _TABLE = """create table if not exists jobs (
-    id integer primary key autoincrement, name text not null, state text not null, created_at real not null, finished_at real,
-    config text not null, progress text not null default '{}', message text not null default '', error text,
-    output_file text, lora_tag text)"""
+    id integer primary key autoincrement,
+    name text not null,
+    state text not null,
+    created_at real not null,
+    finished_at real,
+    config text not null,
+    progress text not null default '{}',
+    message text not null default '',
+    error text,
+    output_file text,
+    lora_tag text)"""
 _LATER_COLUMNS = {  # databases of older versions lack some of them
     "kind": "text not null default 'training'",
     "position": (

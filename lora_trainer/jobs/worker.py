@@ -47,7 +47,7 @@ class Job(abc.ABC, threading.Thread):
         self.ended: dict[str, Any] = {}  # how it ended
         self.trouble = "It ended without a word."  # why that is not known
         self.told = False  # whether the database could be told how
-        self._on_end: Callable[["Job"], None] = lambda job: None
+        self._on_end: Callable[[Job], None] = lambda job: None
 
     # --- What each kind says ----------------------------------------------------------------------
 

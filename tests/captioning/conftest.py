@@ -98,6 +98,7 @@ def _nothing_downloaded_before(tmp_path, monkeypatch):
     tests.
     """
     import huggingface_hub.constants
+
     from lora_trainer.captioning import downloads
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "no-hub"))

@@ -29,7 +29,7 @@ while any(thread.is_alive() for thread in threads):
     most[0] = max(most[0], process.memory_info().rss - before)
     threads[0].join(0.002)
 print(most[0] // 2**20)
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.parametrize("act, most_mib", [("preview", 450), ("crop", 800)])

@@ -8,8 +8,8 @@ import math
 import time
 
 import pytest
-import torch
 import safetensors.torch
+import torch
 import yaml
 from safetensors.torch import save_file
 
@@ -918,9 +918,7 @@ def test_what_is_nested_too_deep_in_a_lora_is_left_out(tmp_path, key):
 
 def test_a_lora_says_what_was_not_taken_over_in_its_own_order(tmp_path):
     found = lora(tmp_path, {"train_lora_settings": json.dumps({**HOSTILE, "lora_rank": 8})})
-    assert [item.key for item in found.left_out if "places" in item.reason] == [
-        name for name in HOSTILE
-    ]
+    assert [item.key for item in found.left_out if "places" in item.reason] == list(HOSTILE)
     assert found.settings == {"lora_rank": 8}
 
 

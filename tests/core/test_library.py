@@ -17,7 +17,7 @@ def png(colour="red", size=(64, 64)):
 
 def test_upload_describe_and_caption(library):
     assert library.add("cats", "猫 1.png", png()) == "猫 1.png"
-    library.add("cats", "猫 1.txt", "a cat, sitting".encode())
+    library.add("cats", "猫 1.txt", b"a cat, sitting")
     described = library.describe("cats")
     assert described["pictures"][0]["caption"] == "a cat, sitting" and described["pictures"][0][
         "tags"

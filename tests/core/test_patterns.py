@@ -186,7 +186,7 @@ for number in range({count}):
     assert time.process_time() - began < 1.0, (pattern, replacement[:50], time.process_time() - began)
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))       # ru_maxrss is at least the parent's
 print(worst, int(peak.split()[1]) // 1024)
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.parametrize("seed", range(2))

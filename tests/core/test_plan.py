@@ -2,9 +2,9 @@
 would learn.
 """
 
+import dataclasses
 import shutil
 import sys
-import dataclasses
 import time
 import types
 from pathlib import Path
@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from lora_trainer.core import optimization
-from lora_trainer.core import cache
+from lora_trainer.core import cache, optimization
 from lora_trainer.core import plan as plan_module
 from lora_trainer.core.adapters import Adapters, Form, LayerChoice, plan_shapes
 from lora_trainer.core.choices import form_of, layer_choice, variation_of

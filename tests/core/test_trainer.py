@@ -3,9 +3,8 @@
 import dataclasses
 from collections import Counter
 
-import torch
-
 import pytest
+import torch
 
 from lora_trainer.core import diffusion, trainer
 from lora_trainer.core.adapters import Adapters, Form, LayerChoice, plan_shapes

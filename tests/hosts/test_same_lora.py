@@ -172,7 +172,7 @@ def test_what_diffusers_cannot_read_is_said(hosts, tmp_path, kind):
     ):
         host.generate(f"a <lora:{kind}:1>", steps=1, width=64, height=64)
     with (
-        pytest.raises(Exception),
+        pytest.raises(Exception),  # noqa: B017
         quiet_diffusers(),
     ):  # without our sentence: whatever diffusers says
         host._pipeline.load_lora_weights(tensors, adapter_name="x")

@@ -74,7 +74,7 @@ def server():
     javascript, style, app = root / "javascript", root / "style.css", FastAPI()
     plain = (
         "<!doctype"
-        f" html><html><head><title>{tab.TITLE}</title>{tab.page_head(javascript, style)}</head><body>{html_in(tab.create_tab())}</body></html>"
+        f" html><html><head><title>{tab.TITLE}</title>{tab.page_head(javascript, style)}</head><body>{html_in(tab.create_tab())}</body></html>"  # noqa: E501
     )
     app.add_api_route(f"/{PLAIN}", lambda: HTMLResponse(plain))
     switch = _Switch(tab.mount_page(app, javascript=javascript, style=style))

@@ -66,7 +66,7 @@ def test_a_table_as_lora_scripts_users_know_it(label, folder, capsys):
     )
     assert (
         (folder / "metadata.csv").read_text(encoding="utf-8")
-        == 'filename,prompt\n0.png,"zib, circle, red, blue background"\n1.png,"zib, cross, green, white background"\n10_zib/2.png,"zib, square, black, yellow background"\n'
+        == 'filename,prompt\n0.png,"zib, circle, red, blue background"\n1.png,"zib, cross, green, white background"\n10_zib/2.png,"zib, square, black, yellow background"\n'  # noqa: E501
     )
     assert not list(folder.rglob("*.txt")) and "3 captions written to" in capsys.readouterr().out
 

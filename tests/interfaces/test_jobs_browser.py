@@ -24,7 +24,7 @@ NOTIFICATIONS = """
     window.Notification = class { constructor(title, options) { window.told.push([title, options.body]); } };
     window.Notification.permission = 'default';
     window.Notification.requestPermission = async () => { window.asked += 1; window.Notification.permission = 'granted'; return 'granted'; };
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture(autouse=True)
@@ -358,7 +358,7 @@ def test_checkpoint_that_is_missed_is_loaded_from_the_page(page, service):
         document.body.append(Object.assign(document.createElement('button'), {id: 'change_checkpoint', hidden: true}));
         window.gradio_config = {components: [{props: {elem_id: 'setting_sd_model_checkpoint', choices: ['other.ckpt [0123456789]', 'real/dreamy_v5.safetensors [abcdef0123]']}}]};
         window.selectCheckpoint = (title) => { window.selected = title; };
-    }""")
+    }""")  # noqa: E501
     page.route_web_socket(
         "**/events",
         lambda socket: [
@@ -446,7 +446,7 @@ def test_header_follows_the_link_and_is_not_green_without_a_server(page):
         const shown = document.querySelector('.tl-model-text');
         window.seen = [];
         new MutationObserver(() => window.seen.push(shown.textContent)).observe(shown, {childList: true, characterData: true, subtree: true});
-    }""")
+    }""")  # noqa: E501
     tell(
         page,
         {"type": "jobs", "jobs": []},
@@ -549,7 +549,7 @@ def test_taken_name_is_told_at_its_field(page, filled, host):
         name.value = 'free';
         name.dispatchEvent(new Event('input', {bubbles: true}));
         document.querySelector('#tl-train').click();                               // before there is a plan for this name
-    }""")
+    }""")  # noqa: E501
     page.wait_for_selector(".tl-job-title:text-is('free')")
 
 
@@ -776,7 +776,7 @@ def test_fits(page, service, settings, at_work, width):
     assert (
         page.evaluate(
             """() => [...document.querySelectorAll('.tl-card *')].filter((item) => item.offsetParent !== null && !item.closest('.tl-tags, svg, .tl-hidden')
-        && item.getBoundingClientRect().right > item.closest('.tl-card').getBoundingClientRect().right).map((item) => item.className)"""
+        && item.getBoundingClientRect().right > item.closest('.tl-card').getBoundingClientRect().right).map((item) => item.className)"""  # noqa: E501
         )
         == []
     )

@@ -232,7 +232,7 @@ def test_fits(page, pictures, width):
     assert (
         page.evaluate(
             """() => [...document.querySelectorAll('.tl-card *')].filter((item) => item.offsetParent !== null && !item.closest('.tl-tags, svg')
-        && item.getBoundingClientRect().right > item.closest('.tl-card').getBoundingClientRect().right).map((item) => item.className)"""
+        && item.getBoundingClientRect().right > item.closest('.tl-card').getBoundingClientRect().right).map((item) => item.className)"""  # noqa: E501
         )
         == []
     )
@@ -254,6 +254,6 @@ def test_every_control_has_a_label(page):
     )
     nameless = page.evaluate(
         """() => [...document.querySelectorAll('#train_lora_app :is(input, select, textarea)')]
-        .filter((item) => item.type !== 'file' && !item.labels.length && !item.getAttribute('aria-label')).map((item) => item.id)"""
+        .filter((item) => item.type !== 'file' && !item.labels.length && !item.getAttribute('aria-label')).map((item) => item.id)"""  # noqa: E501
     )
     assert nameless == []

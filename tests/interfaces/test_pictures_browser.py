@@ -382,8 +382,8 @@ def test_table_is_shown_before_it_overwrites(page, filled):
         page,
         {
             "metadata.csv": (
-                'filename,prompt\n0.png,from a table\n1.png,"a circle, number'
-                ' 1"\nnowhere.png,lost\n'.encode()
+                b'filename,prompt\n0.png,from a table\n1.png,"a circle, number'
+                b' 1"\nnowhere.png,lost\n'
             )
         },
     )
@@ -565,7 +565,7 @@ def test_grid_and_dialogs_fit(page, filled, width):
         )
         nameless = page.evaluate(
             """() => [...document.querySelectorAll('dialog :is(input, select, textarea)')]
-            .filter((item) => !item.labels.length && !item.getAttribute('aria-label')).map((item) => item.outerHTML)"""
+            .filter((item) => !item.labels.length && !item.getAttribute('aria-label')).map((item) => item.outerHTML)"""  # noqa: E501
         )
         assert nameless == []
         page.keyboard.press("Escape")
@@ -677,7 +677,7 @@ _GALLERY = """async (pictures) => {
         gallery.append(holder);
         await image.decode().catch(() => {});
     }
-}"""
+}"""  # noqa: E501
 
 
 def show_gallery(page, files):

@@ -10,7 +10,7 @@ HEAD = """# Settings
 Every setting, by the groups of the page. The names are those of YAML, TOML and JSON files, of the command line (`--lora-rank 16`) and of the API; kohya's names
 are taken, too. Made from `lora_trainer/core/config.py`; `python tests/interfaces/test_readme.py` writes it anew.
 
-"""
+"""  # noqa: E501
 
 
 def test_the_reference_is_up_to_date():

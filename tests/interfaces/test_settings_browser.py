@@ -64,7 +64,7 @@ def shown(page) -> list[str]:
     """The settings that are seen in the groups."""
     return page.evaluate(
         """() => [...document.querySelectorAll('.tl-groups .tl-field')].filter((field) => field.checkVisibility())
-        .map((field) => field.querySelector('.tl-label').htmlFor.replace('tl-setting-', '').replace(/-$/, ''))"""
+        .map((field) => field.querySelector('.tl-label').htmlFor.replace('tl-setting-', '').replace(/-$/, ''))"""  # noqa: E501
     )
 
 
@@ -655,5 +655,5 @@ def test_validation_is_a_second_curve(page, service):
         let count = 0;
         for (let at = 0; at < data.length; at += 4) count += data[at] === r && data[at + 1] === g && data[at + 2] === b;
         return count;
-    }""")
+    }""")  # noqa: E501
     assert drawn > 50

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from safetensors.torch import load_file
 
 from lora_trainer.core.errors import Stopped

@@ -26,7 +26,7 @@ PROGRAM = """
     os.kill(os.getpid(), getattr(signal, sys.argv[1]))
     time.sleep(0.5)
     os._exit(9)
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.parametrize(

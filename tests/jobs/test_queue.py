@@ -69,7 +69,7 @@ def test_the_next_begins_however_one_ends(service, settings, pictures, busy, tmp
 def test_a_job_that_waits_is_cancelled(service, settings, busy):
     a, b = (service.start(named(settings, name)) for name in "ab")
     job = service.stop(a)
-    assert (job["state"], job["message"], job["position"], job["step"] if "step" in job else 0) == (
+    assert (job["state"], job["message"], job["position"], job.get("step", 0)) == (
         "stopped",
         "Cancelled before it began.",
         None,

@@ -65,9 +65,10 @@ def test_stop_and_resume_give_the_lora_and_figures_of_one_run(service, host, sho
         None,
     )
     assert same_weights(whole["output_file"], again["output_file"])
-    figures = lambda job_id: [
-        (row["step"], row["loss"], row["learning_rate"]) for row in service.metrics(job_id)
-    ]
+
+    def figures(job_id):
+        return [(row["step"], row["loss"], row["learning_rate"]) for row in service.metrics(job_id)]
+
     assert figures(job["id"]) == figures(whole["id"]) and len(figures(whole["id"])) == STEPS
     seconds = [row["seconds"] for row in service.metrics(job["id"])]
     assert seconds == sorted(seconds)
@@ -362,7 +363,7 @@ KILLED = """
     told.append(True)
     print("now", flush=True)
     time.sleep(60)
-"""
+"""  # noqa: E501
 
 
 def test_killed_in_the_middle_it_goes_on_and_is_the_same(host, short):

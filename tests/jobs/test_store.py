@@ -9,7 +9,7 @@ from lora_trainer.jobs.store import JobStore
 OLD_TABLE = """create table jobs (
     id integer primary key autoincrement, name text not null, state text not null, created_at real not null, finished_at real,
     config text not null, progress text not null default '{}', message text not null default '', error text,
-    output_file text, lora_tag text)"""
+    output_file text, lora_tag text)"""  # noqa: E501
 
 
 def test_a_database_of_before_there_were_kinds(tmp_path):

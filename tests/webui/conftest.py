@@ -70,7 +70,7 @@ class WebUI:
             b"".join(
                 (
                     f'--{boundary}\r\nContent-Disposition: form-data; name="files";'
-                    f' filename="{name}"\r\nContent-Type: application/octet-stream\r\n\r\n'.encode(),
+                    f' filename="{name}"\r\nContent-Type: application/octet-stream\r\n\r\n'.encode(),  # noqa: E501
                     data,
                     b"\r\n",
                 )

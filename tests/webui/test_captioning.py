@@ -27,7 +27,7 @@ torch.manual_seed(0)
 model = DeepDanbooruModel()
 tags = ["rating:safe", *(f"tag_{number}" for number in range(1, 9176))]
 torch.save({**{key: tensor.half() for key, tensor in model.state_dict().items()}, "tags": tags}, sys.argv[1])
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,8 @@ import ldm.modules.diffusionmodules.model
 import sgm.modules.attention
 import sgm.modules.diffusionmodules.model
 import torch
-from safetensors import safe_open
-
 from modules import call_queue, extra_networks, sd_hijack, sd_unet, shared
+from safetensors import safe_open
 
 ATTENTION = {
     "ldm": ldm.modules.attention.CrossAttention,
@@ -117,9 +116,7 @@ def unmatched(name: str) -> list:
         module.network_key.split(".", 1)[0]
         for module in networks().load_network(name, on_disk).modules.values()
     }
-    return sorted(
-        {key.split(".", 1)[0] for key in safe_open(on_disk.filename, "pt").keys()} - found
-    )
+    return sorted({key.split(".", 1)[0] for key in safe_open(on_disk.filename, "pt")} - found)
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import torch
 from fastapi import Body
+from modules import call_queue, devices, script_callbacks, sd_hijack, shared
 from starlette.requests import HTTPConnection
 from train_lora_probing import difference, digest, host, in_thread, networks, state, unmatched
-
-from modules import call_queue, devices, script_callbacks, sd_hijack, shared
 
 
 def inputs(count: int = 2) -> tuple:
@@ -188,6 +187,7 @@ def refusals() -> dict:
 def guard(api_auth: str | None, login: bool) -> dict:
     """Say whom the guard lets in, with --api-auth as given and a login of gradio's or none."""
     from fastapi import HTTPException
+
     from lora_trainer.hosts import webui_guard
 
     app = type(
@@ -321,7 +321,7 @@ def same_config(on: bool) -> None:
     )
 
 
-def on_app_started(demo, app):
+def on_app_started(demo, app):  # noqa: C901
     record_waits()
     record_moves()
     app.add_api_route("/probe/moves", lambda: MOVES, methods=["GET"])

@@ -10,10 +10,9 @@ import ldm.modules.distributions.distributions
 import sgm.modules.distributions.distributions
 import torch
 from fastapi import Body
+from modules import call_queue, devices, processing, prompt_parser, script_callbacks, shared
 from safetensors.torch import save_file
 from train_lora_probing import difference, host, in_thread, networks, state, unmatched
-
-from modules import call_queue, devices, processing, prompt_parser, script_callbacks, shared
 
 SIDE, COUNT, TIMESTEPS = (
     128,

@@ -227,7 +227,7 @@ def test_a_disk_without_room(service, settings, monkeypatch):
 
 def test_a_disk_that_fills_up_while_saving(service, host, settings, monkeypatch):
     monkeypatch.setattr(
-        "lora_trainer.core.captions.os.fsync",
+        "lora_trainer.core.atomic.os.fsync",
         lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")),
     )
     job = service.wait(

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save
 
-from ..core.captions import write_atomically
+from ..core.atomic import write_atomically
 from ..core.tensor_files import read_tensors
 from ..demo import clip as demo_clip
 from .contracts import READY, Asked, Captioner, Choice, LoadedCaptioner, Option, Readiness, Report

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ..core.captions import write_atomically
+from ..core.atomic import write_atomically
 from ..core.errors import Refused
 from ..core.paths import expanded
 from ..core.tensor_files import read_header, read_tensors

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pandas
 
-from ..core.captions import content_of, write_atomically
+from ..core.atomic import write_atomically
+from ..core.captions import content_of
 from ..core.encodings import decode
 from ..core.errors import Refused
 from ..core.tables import (

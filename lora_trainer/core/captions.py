@@ -5,16 +5,12 @@ Reads what people bring in any usual encoding; writes UTF-8, atomically. A capti
 more lines; what several lines mean is a setting of the run.
 """
 
-import contextlib
 import dataclasses
 import errno
 import os
 import re
-import shutil
 import stat
-import time
-import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -185,62 +181,3 @@ def split_tags(caption: str) -> list[str]:
 def loras_in(text: str) -> list[str]:
     """Return what calls a LoRA as in a prompt: `<lora:name:0.8>`, and the same without brackets."""
     return [found.strip() for found in _LORA.findall(text)]
-
-
-def write_atomically(path: Path, data: bytes, *, check: bool = False) -> None:
-    """Write a file so that no reader, and no power cut, ever sees a part of it: temporary file in
-    the same folder, flush, replace.
-
-    A file that was there keeps its mode; a new one gets the user's usual mode. With `check` what
-    was written is read back first; raises OSError when it is not the same, as for everything that a
-    disk refuses.
-    """
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if check and temporary.read_bytes() != data:
-            raise OSError("what was written does not read back; the disk may be failing")
-        if path.exists():
-            os.chmod(temporary, path.stat().st_mode)
-        replace_file(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def remove_leftovers(folders: Iterable[Path], *, older_than_seconds: float = 0.0) -> None:
-    """Remove temporary files, and `atomic`'s folders of them, that a killed process left in these
-    folders.
-    """
-    for folder in folders:
-        for path in folder.glob(".*.tmp"):
-            if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", path.name):
-                with contextlib.suppress(OSError):
-                    if (
-                        not older_than_seconds
-                        or time.time() - path.stat().st_mtime > older_than_seconds
-                    ):
-                        _remove(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def replace_file(source: Path, target: Path, attempts: int = 5) -> None:
-    """`os.replace`, several times on Windows, which refuses while another program has the target
-    open.
-    """
-    for attempt in range(attempts):
-        try:
-            return os.replace(source, target)
-        except PermissionError:
-            if os.name != "nt" or attempt == attempts - 1:
-                raise
-            time.sleep(0.2 * (attempt + 1))

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .captions import content_of, text_of
+from .encodings import number
 from .errors import Refused
-from .kohya import number
 from .paths import expanded
 
 LARGEST_BYTES, MOST_CONCEPTS, MOST_REPEATS = 5_000_000, 500, 1000

@@ -1487,3 +1487,43 @@ def is_plain_text(text: str) -> bool:
 def _short(value: Any) -> str:
     text = reprlib.repr(value) if isinstance(value, (Mapping, list, tuple, set)) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+_NOT_OF_TRAINING = {
+    "pictures",
+    "output",
+    "saving",
+    "memory",
+}  # groups of settings that name places or suit one machine
+
+
+_HELD_ALL_THE_SAME = {
+    "preferred_weight",
+    "negative_text",
+    "save_precision",
+    "mixed_precision",
+    "gradient_checkpointing",
+}
+
+
+_NAMES = {"output_name", "reg_data_dir", "init_lora"}
+
+
+def held_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that made a LoRA what it is: no names, no places, nothing that only suits
+    a machine.
+    """
+    meant = config.meant()
+    return {name: meant[name] for name in held_names()}
+
+
+def held_names() -> list[str]:
+    """Name the settings that a LoRA may hold, and that may be taken over from one: files come from
+    strangers.
+    """
+    return [
+        field.name
+        for field in dataclasses.fields(TrainConfig)
+        if field.name not in _NAMES
+        and (field.metadata["group"] not in _NOT_OF_TRAINING or field.name in _HELD_ALL_THE_SAME)
+    ]

@@ -3,6 +3,8 @@ what Windows writes.
 """
 
 import functools
+import math
+from typing import Any
 
 import charset_normalizer
 
@@ -72,3 +74,12 @@ def _decodes(data: bytes, encoding: str) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def number(value: Any) -> float | None:
+    """Read a finite number; None for anything else."""
+    try:
+        found = None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if found is not None and math.isfinite(found) else None

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .captions import write_atomically
+from .atomic import write_atomically
 from .database import open_database
 from .dataset import Facts, look, remember
 from .errors import Refused

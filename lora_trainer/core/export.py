@@ -14,10 +14,9 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from .captions import write_atomically
+from .atomic import write_atomically
 from .errors import Refused
 from .kinds import DORA_SCALE
-from .metadata import CARD_FAMILIES
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SOFTWARE, NOTES = "Train LoRA", "Trained with Train LoRA"
@@ -162,3 +161,6 @@ def _hashes(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
         "sshs_model_hash": hashlib.sha256(data[header_bytes:]).hexdigest(),
         "sshs_legacy_hash": hashlib.sha256(legacy.read(0x10000)).hexdigest()[:8],
     }
+
+
+CARD_FAMILIES = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}  # as the WebUI's cards call them

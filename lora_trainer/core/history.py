@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-from .atomic import flush_folders, prepared
-from .captions import content_of, remove_leftovers, replace_file, write_atomically
+from .atomic import flush_folders, prepared, remove_leftovers, replace_file, write_atomically
+from .captions import content_of
 from .database import open_database
 from .errors import Refused
 

@@ -25,10 +25,12 @@ from .config import (
     check_extent,
     check_name,
     flattened,
+    held_names,
     in_our_names,
     read_mapping,
     read_resolutions,
 )
+from .encodings import number
 from .errors import Refused
 from .kohya import (
     LONGEST_ARGUMENTS,
@@ -42,12 +44,10 @@ from .kohya import (
     clean,
     is_off,
     keep_valid,
-    number,
     refuse_too_many,
     translate,
     why_not,
 )
-from .metadata import held_names
 from .tensor_files import check_json, parse_header
 
 MOST_NOTES, MOST_NOTE, _LONG_NOTES = (

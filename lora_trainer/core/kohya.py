@@ -16,6 +16,7 @@ from typing import Any
 
 from .captions import CAPTION_ENDINGS
 from .config import GROUPS, KOHYA_NAMES, LONGEST_KEY, MOST_KEYS, TrainConfig, check_extent
+from .encodings import number
 from .errors import Refused
 
 NOT_NEEDED = "not needed here"
@@ -346,15 +347,6 @@ def is_off(value: Any) -> bool:
         or value in ("", "0", "0.0", [], {}, ())
         or (isinstance(value, (int, float)) and value == 0)
     )
-
-
-def number(value: Any) -> float | None:
-    """Read a finite number; None for anything else."""
-    try:
-        found = None if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return found if found is not None and math.isfinite(found) else None
 
 
 def arguments(value: Any) -> dict[str, Any]:

@@ -19,13 +19,8 @@ from typing import BinaryIO
 
 from . import intake
 from .archives import Archive
-from .captions import (
-    CAPTION_ENDINGS,
-    LARGEST_CAPTION_BYTES,
-    read_caption,
-    sidecar,
-    write_atomically,
-)
+from .atomic import write_atomically
+from .captions import CAPTION_ENDINGS, LARGEST_CAPTION_BYTES, read_caption, sidecar
 from .config import check_name, is_plain_text
 from .dataset import PICTURE_ENDINGS, Problem, examine, is_picture_file, picture_folders
 from .editor import CountTokens, DataSetEditor, check_caption, safe_filename

@@ -5,7 +5,6 @@ Names and formats are those of sd-scripts' train_network.py; what is not set is 
 Nothing here names a folder beyond its own name.
 """
 
-import dataclasses
 import datetime
 import json
 import math
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .blocks import block_names, read_block_rates, read_blocks
 from .captions import split_tags
 from .choices import rate_choice
-from .config import TrainConfig
+from .config import TrainConfig, held_settings
 from .contracts import BaseModel
 from .kohya import OPTIMIZER_CLASSES, OUR_SETTINGS, WEIGHT_DECAY
 from .layouts import LEVELS, SDXL_LEVELS
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from .adapters import Form, Shape
     from .plan import Plan
 
-CARD_FAMILIES = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}  # as the WebUI's cards call them
 _VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 _ARCHITECTURES = {
     ("sd1", False): "stable-diffusion-v1",
@@ -39,20 +37,6 @@ _ARCHITECTURES = {
 }
 _SDXL_IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 _LYCORIS_PRESETS = {"all": "full", "attention+feed-forward": "attn-mlp", "attention": "attn-only"}
-_NOT_OF_TRAINING = {
-    "pictures",
-    "output",
-    "saving",
-    "memory",
-}  # groups of settings that name places or suit one machine
-_HELD_ALL_THE_SAME = {
-    "preferred_weight",
-    "negative_text",
-    "save_precision",
-    "mixed_precision",
-    "gradient_checkpointing",
-}
-_NAMES = {"output_name", "reg_data_dir", "init_lora"}
 
 
 def metadata(
@@ -83,26 +67,6 @@ def metadata(
     return {
         key: _text(value) for key, value in {**values, OUR_SETTINGS: held_settings(config)}.items()
     }
-
-
-def held_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings that made a LoRA what it is: no names, no places, nothing that only suits
-    a machine.
-    """
-    meant = config.meant()
-    return {name: meant[name] for name in held_names()}
-
-
-def held_names() -> list[str]:
-    """Name the settings that a LoRA may hold, and that may be taken over from one: files come from
-    strangers.
-    """
-    return [
-        field.name
-        for field in dataclasses.fields(TrainConfig)
-        if field.name not in _NAMES
-        and (field.metadata["group"] not in _NOT_OF_TRAINING or field.name in _HELD_ALL_THE_SAME)
-    ]
 
 
 def _text(value: Any) -> str:

@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from .encodings import number
 from .errors import Refused
-from .kohya import Taking, clean, is_off, number
+from .kohya import Taking, clean, is_off
 
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 3e-6,

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .captions import remove_leftovers, write_atomically
+from .atomic import remove_leftovers, write_atomically
 from .errors import Refused
 from .export import remove_lora
 from .plan import free_name, session_of

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from .advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
-from .captions import write_atomically
+from .atomic import write_atomically
 from .config import (
     TrainConfig,
     check_name,

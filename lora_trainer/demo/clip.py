@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from ..core.captions import write_atomically
+from ..core.atomic import write_atomically
 from ..core.tensor_files import read_tensors
 
 ASSET = Path(__file__).with_name("clip.safetensors")

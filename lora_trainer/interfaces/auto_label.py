@@ -16,7 +16,8 @@ from ..captioning.registry import Captioners
 from ..captioning.run import CaptionProgress, Picture, caption_pictures
 from ..captioning.table_file import TableFile
 from ..captioning.wording import OPTIONS
-from ..core.captions import content_of, in_table, read_caption, sidecar, to_bytes, write_atomically
+from ..core.atomic import write_atomically
+from ..core.captions import content_of, in_table, read_caption, sidecar, to_bytes
 from ..core.contracts import Host
 from ..core.dataset import scan
 from ..core.errors import Refused

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ..core.captions import write_atomically
+from ..core.atomic import write_atomically
 from ..core.config import TrainConfig
 from ..core.errors import Refused
 from ..jobs.importing import read

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..core.captions import write_atomically
+from ..core.atomic import write_atomically
 from ..core.config import GROUPS, check_name, schema
 from ..core.errors import Refused
 from ..core.presets import find_preset, presets_folder

@@ -10,7 +10,7 @@ from typing import Any
 from ..captioning.contracts import Captioner
 from ..captioning.registry import Captioners
 from ..captioning.run import GONE, CaptionProgress, Picture, caption_pictures
-from ..core.captions import write_atomically
+from ..core.atomic import write_atomically
 from ..core.contracts import Host
 from ..core.dataset import read_kohya_name
 from ..core.errors import Refused

@@ -7,7 +7,7 @@ import itertools
 import logging
 from pathlib import Path
 
-from ..core.captions import write_atomically
+from ..core.atomic import write_atomically
 from ..core.errors import Refused
 from ..core.paths import numbered
 from ..core.resuming import state_folder

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ..core.captions import write_atomically
+from ..core.atomic import write_atomically
 from ..core.checkpoint import prune
 from ..core.config import TrainConfig
 from ..core.contracts import Host, Progress

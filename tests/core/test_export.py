@@ -108,7 +108,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     export.save(path, tensors(), {})
     before = path.read_bytes()
     monkeypatch.setattr(
-        "lora_trainer.core.captions.os.fsync",
+        "lora_trainer.core.atomic.os.fsync",
         lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")),
     )
     with pytest.raises(Refused, match="No space left on device.*Free some space"):

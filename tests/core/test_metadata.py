@@ -14,7 +14,7 @@ from safetensors import safe_open
 from lora_trainer.core import export, metadata, plan
 from lora_trainer.core.adapters import Form, Shape
 from lora_trainer.core.blocks import read_block_rates
-from lora_trainer.core.config import TrainConfig
+from lora_trainer.core.config import TrainConfig, held_settings
 from lora_trainer.core.importing import import_settings
 from lora_trainer.core.kohya import OUR_SETTINGS
 from lora_trainer.core.pipeline import train_lora
@@ -453,7 +453,7 @@ def test_train_like_this_one_gives_back_every_setting_of_our_own_lora(folder):
             "output_name": "zib",
         }
     )
-    held = metadata.held_settings(config)
+    held = held_settings(config)
     untouched = {name for name in held if held[name] == getattr(TrainConfig(), name)}
     assert untouched == {
         "lora_type",
@@ -522,7 +522,7 @@ def test_train_like_this_one_from_the_keys_that_other_trainers_write_too(folder)
     ).settings
     differ = {
         name
-        for name, value in metadata.held_settings(config).items()
+        for name, value in held_settings(config).items()
         if settings.get(name, getattr(TrainConfig(), name)) != value
     }
     assert differ == ONLY_IN_OURS and settings["repeats"] == 10
@@ -823,4 +823,4 @@ def test_a_run_with_imported_settings_writes_what_kohya_would(folder, host):
         TrainConfig.parse(import_settings(result.output_file).settings),
         TrainConfig.parse(settings),
     )
-    assert metadata.held_settings(again) == metadata.held_settings(config)
+    assert held_settings(again) == config.held_settings(config)

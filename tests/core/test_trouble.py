@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_trainer.core import captions, checkpoint, effort, output, trainer
+from lora_trainer.core import atomic, checkpoint, effort, output, trainer
 from lora_trainer.core.config import TrainConfig
 from lora_trainer.core.control import Control
 from lora_trainer.core.effort import Effort
@@ -264,7 +264,7 @@ def test_ladder_of_numbers(weights, dtype, bf16, expected):
 
 def refuse_writes(monkeypatch, where, *, code=errno.ENOSPC, times=10**9):
     """Every write into the folder fails, the first `times` times."""
-    original, count = captions.write_atomically, []
+    original, count = atomic.write_atomically, []
 
     def write(path, data, **options):
         if where in path.parents and len(count) < times:
@@ -272,7 +272,7 @@ def refuse_writes(monkeypatch, where, *, code=errno.ENOSPC, times=10**9):
             raise OSError(code, os.strerror(code))
         return original(path, data, **options)
 
-    for module in ("captions", "checkpoint", "export"):
+    for module in ("atomic", "checkpoint", "export"):
         monkeypatch.setattr(f"lora_trainer.core.{module}.write_atomically", write)
     return count
 

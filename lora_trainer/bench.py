@@ -16,12 +16,11 @@ from collections.abc import Iterator
 
 import torch
 
+from .base.contracts import BaseModel, Conditioning, Host, Size
+from .base.control import Control
 from .core import cache, precision, trainer
 from .core.adapters import Adapters, LayerChoice, plan_shapes
 from .core.attendant import Attendant, Teller
-from .core.config import TrainConfig
-from .core.contracts import BaseModel, Conditioning, Host, Size
-from .core.control import Control
 from .core.dataset import Bucket
 from .core.effort import Effort
 from .core.learner import Learner
@@ -40,6 +39,7 @@ from .hosts.checkpoint_file import (
     TextEncoderFacts,
 )
 from .hosts.standalone_loading import unet_config
+from .settings.config import TrainConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CLIP_L, _CLIP_H, _CLIP_G = (

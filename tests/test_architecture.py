@@ -177,7 +177,7 @@ OF_OUR_OWN = {
 def test_no_foreign_file_is_read_by_a_function_that_a_host_may_have_replaced(name):
     called = {call for call, _ in calls_of(modules()[name].read_text(encoding="utf-8"))} & RENAMING
     assert called <= ({"torch.load"} if name in READS_TORCH_FILES else set()), (
-        f"{name} calls {sorted(called)}; core/tensor_files.py reads tensors"
+        f"{name} calls {sorted(called)}; base/tensor_files.py reads tensors"
     )
 
 

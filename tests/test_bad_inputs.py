@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lora_trainer.core.contracts import ModelStatus
-from lora_trainer.core.errors import Refused
+from lora_trainer.base.contracts import ModelStatus
+from lora_trainer.base.errors import Refused
 from lora_trainer.jobs.service import TrainingService
 
 
@@ -227,7 +227,7 @@ def test_a_disk_without_room(service, settings, monkeypatch):
 
 def test_a_disk_that_fills_up_while_saving(service, host, settings, monkeypatch):
     monkeypatch.setattr(
-        "lora_trainer.core.atomic.os.fsync",
+        "lora_trainer.base.files.os.fsync",
         lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")),
     )
     job = service.wait(

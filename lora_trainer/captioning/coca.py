@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..core.errors import Refused
+from ..base.errors import Refused
 from .beam_search import beam_search
 from .contracts import Asked, Captioner, Choice, LoadedCaptioner, Option, Readiness, Report
 from .open_clip_models import (

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import Refused, Stopped
-from ..core.fingerprint import fingerprint_of_file
+from ..base.errors import Refused, Stopped
+from ..base.fingerprint import fingerprint_of_file
 from .contracts import READY, Asked, Readiness, Report
 
 CHUNK_BYTES, TIMEOUT_SECONDS = 1 << 20, 30

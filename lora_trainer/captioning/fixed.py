@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import Refused
+from ..base.errors import Refused
 from .contracts import READY, Asked, Captioner, LoadedCaptioner, Option, Readiness, Report
 
 FIELDS = ("trigger", "filename", "folder")

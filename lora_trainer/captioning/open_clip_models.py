@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from ..core.atomic import write_atomically
-from ..core.errors import Refused
-from ..core.paths import expanded
-from ..core.tensor_files import read_header, read_tensors
+from ..base.errors import Refused
+from ..base.files import write_atomically
+from ..base.paths import expanded
+from ..base.tensor_files import read_header, read_tensors
 from .contracts import Asked, Choice, Option, Readiness, Report
 from .downloads import RemoteFile, checked_repository, fetch, readiness_of
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import Refused
+from ..base.errors import Refused
 from .clip_labels import ClipLabelsCaptioner
 from .coca import CocaCaptioner
 from .contracts import Captioner, Option, Readiness, read_options

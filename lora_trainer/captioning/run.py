@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from ..core.contracts import Host
+from ..base.contracts import Host
+from ..base.errors import Refused, Stopped
 from ..core.dataset import read_rgb
-from ..core.errors import Refused, Stopped
 from .contracts import Asked, Captioner, LoadedCaptioner
 from .wording import Wording, phrase
 

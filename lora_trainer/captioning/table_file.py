@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pandas
 
-from ..core.atomic import write_atomically
+from ..base.errors import Refused
+from ..base.files import write_atomically
+from ..base.text import decode
 from ..core.captions import content_of
-from ..core.encodings import decode
-from ..core.errors import Refused
 from ..core.tables import (
     COLUMNS,
     LARGEST_TABLE_BYTES,

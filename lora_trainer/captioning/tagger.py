@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..core.errors import Refused
-from ..core.paths import expanded
-from ..core.tensor_files import read_tensors
+from ..base.errors import Refused
+from ..base.paths import expanded
+from ..base.tensor_files import read_tensors
 from .contracts import READY, Asked, Captioner, Choice, LoadedCaptioner, Option, Readiness, Report
 from .downloads import RemoteFile, fetch, readiness_of
 from .open_clip_models import CheckPath

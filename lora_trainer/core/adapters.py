@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from .forwards import own_forward
+from ..base.patching import own_forward
 from .kinds import (
     Dropouts,
     Form,

@@ -14,8 +14,8 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
-from .encodings import guess_encoding
-from .errors import Refused
+from ..base.errors import Refused
+from ..base.text import guess_encoding
 
 LARGEST_ARCHIVE_BYTES, LARGEST_TOTAL_BYTES = 1_000_000_000, 4_000_000_000
 MOST_ENTRIES, MOST_RATIO, FREE_OF_RATIO_BYTES = 20_000, 100, 100_000_000

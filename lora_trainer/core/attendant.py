@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
+from ..base.contracts import Host, Progress
+from ..base.control import Control
+from ..base.errors import Refused
+from ..settings.config import TrainConfig
 from . import checkpoint
-from .config import TrainConfig
-from .contracts import Host, Progress
-from .control import Control
 from .effort import Effort
-from .errors import Refused
 from .learner import Learner
 from .output import Output
 from .precision import free_memory

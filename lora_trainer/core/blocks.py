@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 
-from .errors import Refused
+from ..base.errors import Refused
 from .layouts import BLOCKS_PER_LEVEL, LEVELS, SDXL_LEVELS
 
 BASE, MIDDLE = "BASE", "MID"

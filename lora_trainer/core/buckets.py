@@ -9,7 +9,7 @@ from collections import defaultdict
 
 import torch
 
-from .draws import generator
+from ..base.rng import generator
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
+from ..base.contracts import BaseModel, Conditioning, Size
+from ..base.errors import Refused, Stopped
 from .buckets import covering_of
-from .contracts import BaseModel, Conditioning, Size
 from .dataset import Bucket, Picture, generator, load_pixels
-from .errors import Refused, Stopped
 from .masks import find_masks, load_mask
 from .pixels import jittered
 

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .config import is_plain_text
-from .encodings import decode
-from .paths import lies_in
+from ..base.paths import lies_in
+from ..base.text import decode
+from ..settings.config import is_plain_text
 
 LARGEST_CAPTION_BYTES = 100_000
 LARGEST_CAPTION_FILE_BYTES = 2 * LARGEST_CAPTION_BYTES  # it may be in UTF-16

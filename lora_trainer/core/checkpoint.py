@@ -18,7 +18,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from .atomic import remove_leftovers, write_atomically
+from ..base.files import remove_leftovers, write_atomically
 
 FORMAT = 2
 _NAME = re.compile(r"step-(\d+)\.safetensors")

@@ -6,9 +6,9 @@ import dataclasses
 import re
 from typing import Any
 
+from ..base.errors import Refused
+from ..settings.config import TrainConfig
 from .adapters import Form, LayerChoice
-from .config import TrainConfig
-from .errors import Refused
 from .parameter_groups import RateChoice
 from .variation import Variation
 

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..base.errors import Refused
+from ..base.paths import expanded
+from ..base.text import number
 from .captions import content_of, text_of
-from .encodings import number
-from .errors import Refused
-from .paths import expanded
 
 LARGEST_BYTES, MOST_CONCEPTS, MOST_REPEATS = 5_000_000, 500, 1000
 JITTERED = ("brightness", "contrast", "saturation", "hue")

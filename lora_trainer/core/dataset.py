@@ -17,11 +17,11 @@ from pathlib import Path, PurePath
 
 from PIL import Image
 
+from ..base.errors import Refused
+from ..base.paths import check_file, lies_in
+from ..base.rng import generator
 from .buckets import Bucket, assign_bucket, batches_per_epoch, crop_of, epoch_batches
 from .captions import CAPTION_ENDINGS, find_caption
-from .draws import generator
-from .errors import Refused
-from .paths import check_file, lies_in
 from .pixels import PICTURE_FORMATS, has_alpha, keep_exif, load_pixels, openable, read_rgb, to_rgb
 from .tables import find_table
 

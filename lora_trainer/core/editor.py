@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from ..base.errors import Refused
+from ..base.paths import lies_in
+from ..base.text import ENCODINGS, decode
+from ..settings.config import is_plain_text
 from . import checks, pictures, tables
 from .captions import (
     LARGEST_CAPTION_BYTES,
@@ -28,15 +32,11 @@ from .captions import (
     to_bytes,
     with_trigger,
 )
-from .config import is_plain_text
 from .dataset import Picture, inspect, is_picture_file, is_picture_name, read_kohya_name
 from .edits import plan_edit
-from .encodings import ENCODINGS, decode
-from .errors import Refused
 from .examination import Examination, Twins
 from .history import Change, ChangedMeanwhile, History, Outcome, digest
 from .listing import Listing
-from .paths import lies_in
 from .reader import Reader, Sidecar, bad_lines, named, picture_in
 
 WINDOWS_OWN = (  # names of devices, whatever ending they have

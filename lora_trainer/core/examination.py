@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .atomic import write_atomically
-from .database import open_database
+from ..base.errors import Refused
+from ..base.files import write_atomically
+from ..base.sqlite import open_database
 from .dataset import Facts, look, remember
-from .errors import Refused
 
 log = logging.getLogger(__name__)
 THUMBNAIL_PX = 256

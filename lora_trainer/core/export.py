@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from .atomic import write_atomically
-from .errors import Refused
+from ..base.errors import Refused
+from ..base.files import write_atomically
 from .kinds import DORA_SCALE
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}

@@ -24,10 +24,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-from .atomic import flush_folders, prepared, remove_leftovers, replace_file, write_atomically
+from ..base.errors import Refused
+from ..base.files import flush_folders, prepared, remove_leftovers, replace_file, write_atomically
+from ..base.sqlite import open_database
 from .captions import content_of
-from .database import open_database
-from .errors import Refused
 
 log = logging.getLogger(__name__)
 DATABASE = "history.sqlite3"

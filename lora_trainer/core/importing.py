@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from . import onetrainer
-from .captions import content_of
-from .concepts import LARGEST_BYTES, are_concepts, concepts_in, is_concepts
-from .config import (
+from ..base.errors import Refused
+from ..base.tensor_files import check_json, parse_header
+from ..base.text import number
+from ..settings.config import (
     KOHYA_NAMES,
     MOST_KEYS,
     TrainConfig,
@@ -30,8 +30,9 @@ from .config import (
     read_mapping,
     read_resolutions,
 )
-from .encodings import number
-from .errors import Refused
+from . import onetrainer
+from .captions import content_of
+from .concepts import LARGEST_BYTES, are_concepts, concepts_in, is_concepts
 from .kohya import (
     LONGEST_ARGUMENTS,
     MOST_LITERAL,
@@ -48,7 +49,6 @@ from .kohya import (
     translate,
     why_not,
 )
-from .tensor_files import check_json, parse_header
 
 MOST_NOTES, MOST_NOTE, _LONG_NOTES = (
     1000,

@@ -14,10 +14,10 @@ import shlex
 from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
+from ..base.errors import Refused
+from ..base.text import number
+from ..settings.config import GROUPS, KOHYA_NAMES, LONGEST_KEY, MOST_KEYS, TrainConfig, check_extent
 from .captions import CAPTION_ENDINGS
-from .config import GROUPS, KOHYA_NAMES, LONGEST_KEY, MOST_KEYS, TrainConfig, check_extent
-from .encodings import number
-from .errors import Refused
 
 NOT_NEEDED = "not needed here"
 # the key of a LoRA's metadata that holds, as JSON, all settings of ours that made it

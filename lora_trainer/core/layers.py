@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
+from ..base.errors import Refused
 from .blocks import (
     BASE,
     RATES_FIELD,
@@ -19,7 +20,6 @@ from .blocks import (
     read_block_rates,
     read_blocks,
 )
-from .errors import Refused
 from .kinds import Shape
 from .layouts import LEVELS
 

@@ -17,16 +17,16 @@ from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from ..base.errors import Refused
+from ..base.files import write_atomically
+from ..base.paths import expanded
+from ..base.text import decode
+from ..settings.config import check_name, is_plain_text
 from . import intake
 from .archives import Archive
-from .atomic import write_atomically
 from .captions import CAPTION_ENDINGS, LARGEST_CAPTION_BYTES, read_caption, sidecar
-from .config import check_name, is_plain_text
 from .dataset import PICTURE_ENDINGS, Problem, examine, is_picture_file, picture_folders
 from .editor import CountTokens, DataSetEditor, check_caption, safe_filename
-from .encodings import decode
-from .errors import Refused
-from .paths import expanded
 from .pictures import holds_parameters, prompt_of
 from .tables import LARGEST_TABLE_BYTES, TABLE_NAMES
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageChops
 
+from ..base.errors import Refused
 from .buckets import Bucket
 from .dataset import MASK_ENDING, PICTURE_ENDINGS, TRANSPARENT, Picture, inspect, opened
-from .errors import Refused
 from .pixels import Placement, has_alpha, placement, upright
 
 BLACK_BELOW = 8  # of 255; a mask that is nowhere brighter was meant otherwise

@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..base.contracts import BaseModel
+from ..settings.config import TrainConfig, held_settings
 from .blocks import block_names, read_block_rates, read_blocks
 from .captions import split_tags
 from .choices import rate_choice
-from .config import TrainConfig, held_settings
-from .contracts import BaseModel
 from .kohya import OPTIMIZER_CLASSES, OUR_SETTINGS, WEIGHT_DECAY
 from .layouts import LEVELS, SDXL_LEVELS
 

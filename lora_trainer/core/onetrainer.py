@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .encodings import number
-from .errors import Refused
+from ..base.errors import Refused
+from ..base.text import number
 from .kohya import Taking, clean, is_off
 
 DEFAULTS: dict[str, Any] = {

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from .errors import Refused
-from .remedies import Remark, Remedy, details_of, set_to
+from ..base.errors import Refused
+from ..settings.remedies import Remark, Remedy, details_of, set_to
 from .schedules import learning_rate_factor
 
 

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .atomic import remove_leftovers, write_atomically
-from .errors import Refused
+from ..base.errors import Refused
+from ..base.files import remove_leftovers, write_atomically
 from .export import remove_lora
 from .plan import free_name, session_of
 

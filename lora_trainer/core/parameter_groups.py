@@ -8,8 +8,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from ..base.errors import Refused
 from .blocks import PRESETS, block_of, read_block_rates
-from .errors import Refused
 from .kinds import DORA_SCALE
 
 UNET, TEXT_ENCODER = "unet", "text_encoder"

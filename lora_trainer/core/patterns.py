@@ -9,7 +9,7 @@ import re
 
 import regex
 
-from .errors import Refused
+from ..base.errors import Refused
 
 LARGEST_PATTERN = (
     20_000  # single characters, when every counted repeat is written out: some 10 MB and 50 ms

@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
+from ..base.errors import Refused
 from .dataset import Bucket, load_pixels, look, opened
-from .errors import Refused
 
 TURNS = {
     90: Image.Transpose.ROTATE_270,

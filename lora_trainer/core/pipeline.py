@@ -11,17 +11,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..base.contracts import BaseModel, Host, Progress, Reading
+from ..base.control import Control
+from ..base.errors import NotFinite, OutOfMemory, Refused, Stopped
+from ..settings.config import TrainConfig
 from . import cache, export, metadata, precision, trainer
 from . import checkpoint as checkpoints
 from .adapters import Adapters, Form, Shape, plan_shapes
 from .attendant import Attendant, Teller
 from .checkpoint import State
 from .choices import form_of, layer_choice, rate_choice, variation_of
-from .config import TrainConfig
-from .contracts import BaseModel, Host, Progress, Reading
-from .control import Control
 from .effort import Effort, describe_out_of_memory, is_out_of_memory
-from .errors import NotFinite, OutOfMemory, Refused, Stopped
 from .layers import levels_in
 from .learner import Learner, form_of_state, shapes_of_state
 from .objective import Objective

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from ..base.contracts import Size
+from ..base.paths import check_file
 from .buckets import Bucket, covering_of
-from .contracts import Size
-from .paths import check_file
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "MPO")
 ROWS, _ORIENTATION = 256, 0x0112

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from .errors import Refused
-from .forwards import own_forward
+from ..base.errors import Refused
+from ..base.patching import own_forward
 
 CHECKPOINTED_BLOCKS = (
     "BasicTransformerBlock",

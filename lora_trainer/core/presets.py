@@ -12,9 +12,11 @@ from typing import Any
 
 import yaml
 
-from .advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
-from .atomic import write_atomically
-from .config import (
+from ..base.errors import Refused
+from ..base.files import write_atomically
+from ..base.paths import numbered
+from ..settings.advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
+from ..settings.config import (
     TrainConfig,
     check_name,
     in_our_names,
@@ -22,10 +24,8 @@ from .config import (
     read_mapping,
     read_resolutions,
 )
-from .errors import Refused
 from .importing import our_settings
 from .kohya import LeftOut
-from .paths import numbered
 
 log = logging.getLogger(__name__)
 Preset = dict[str, Any]

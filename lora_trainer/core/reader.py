@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..base.errors import Refused
 from .captions import caption_paths, content_of, in_table, sidecar, text_of
 from .dataset import Picture, Problem, examine, remember
-from .errors import Refused
 from .examination import Examination, Finding
 from .history import digest
 from .listing import Listing, Remembered, Stamp, list_files

@@ -5,14 +5,14 @@ refused elsewhere.
 from collections import Counter
 from collections.abc import Sequence
 
-from .advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
+from ..base.contracts import ModelStatus
+from ..settings.advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
+from ..settings.config import TrainConfig
+from ..settings.remedies import Remark, Remedy, set_to
 from .buckets import Bucket
 from .captions import loras_in
 from .choices import resolutions_of
-from .config import TrainConfig
-from .contracts import ModelStatus
 from .dataset import TRANSPARENT, Picture, Problem
-from .remedies import Remark, Remedy, set_to
 from .selection import Selection
 from .variation import has_choices
 

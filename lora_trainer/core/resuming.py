@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..base.contracts import BaseModel
+from ..base.errors import Refused, Stopped
+from ..base.fingerprint import fingerprint_of_file, fingerprint_of_text
+from ..settings.config import TrainConfig
 from . import checkpoint
-from .config import TrainConfig
-from .contracts import BaseModel
-from .errors import Refused, Stopped
-from .fingerprint import fingerprint_of_file, fingerprint_of_text
 from .plan import Plan, make_plan
 
 FREE = frozenset(

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import torch
 
+from ..base.errors import Refused
+from ..base.paths import expanded
+from ..base.rng import generator
+from ..settings.config import TrainConfig
+from ..settings.remedies import details_of, set_to
 from .concepts import Concept, is_concepts, read_concepts, read_prompts
-from .config import TrainConfig
 from .dataset import Picture, Problem, scan
-from .draws import generator
-from .errors import Refused
 from .masks import check_mask, find_masks, learns_everywhere
-from .paths import expanded
-from .remedies import details_of, set_to
 
 MOST_REPEATS, FEWEST_TO_LEARN = 1000, 2
 

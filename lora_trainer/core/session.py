@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import torch
 
+from ..base.contracts import BaseModel
 from . import precision
 from .adapters import Adapters
-from .contracts import BaseModel
 from .effort import Effort
 
 

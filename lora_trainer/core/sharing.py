@@ -6,8 +6,8 @@ import logging
 import time
 from collections.abc import Callable
 
-from .contracts import Host
-from .control import Control
+from ..base.contracts import Host
+from ..base.control import Control
 
 log = logging.getLogger(__name__)
 LOOK_AGAIN_SECONDS = 0.25

@@ -15,9 +15,9 @@ from typing import Any
 
 import pandas
 
+from ..base.errors import Refused
+from ..base.text import LEGACY_ENCODINGS, decode, guess_encoding
 from .captions import LARGEST_CAPTION_BYTES, can_be_caption, plain_lines, split_tags
-from .encodings import LEGACY_ENCODINGS, decode, guess_encoding
-from .errors import Refused
 
 LARGEST_TABLE_BYTES, MOST_LINES = 20_000_000, 200_000
 KOHYA_TABLES = (

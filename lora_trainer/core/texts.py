@@ -6,8 +6,8 @@ from collections import OrderedDict
 
 import torch
 
+from ..base.contracts import BaseModel, Conditioning
 from .cache import Batch
-from .contracts import BaseModel, Conditioning
 from .dataset import generator
 from .variation import Variation
 

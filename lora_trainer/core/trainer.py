@@ -14,9 +14,10 @@ from collections.abc import Callable
 
 import torch
 
+from ..base.contracts import BaseModel
+from ..base.errors import NotFinite, OutOfMemory
 from . import diffusion, precision
 from .cache import Batch, Encoded, assemble
-from .contracts import BaseModel
 from .dataset import Bucket, epoch_batches, generator
 from .effort import (
     Effort,
@@ -25,7 +26,6 @@ from .effort import (
     with_less_memory,
     with_safer_numbers,
 )
-from .errors import NotFinite, OutOfMemory
 from .learner import Learner
 from .objective import Objective, Task
 from .optimization import effective_rate

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
+from ..base.tensor_files import read_tensors
 from ..core.layouts import unet_to_ldm, vae_to_ldm
-from ..core.tensor_files import read_tensors
 
 ASSET = Path(__file__).with_name("checkpoint.safetensors")
 SEED = 20_231

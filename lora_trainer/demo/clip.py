@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from ..core.atomic import write_atomically
-from ..core.tensor_files import read_tensors
+from ..base.files import write_atomically
+from ..base.tensor_files import read_tensors
 
 ASSET = Path(__file__).with_name("clip.safetensors")
 NAME = "train-lora-demo-clip"

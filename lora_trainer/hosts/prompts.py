@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 
-from ..core.errors import Refused
+from ..base.errors import Refused
 
 CHUNK_TOKENS = 75
 # the WebUI's "comma padding backtrack": a chunk rather ends at a comma that is at most so many

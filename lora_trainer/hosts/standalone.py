@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from ..core.contracts import BaseModel, Host, ModelStatus
-from ..core.errors import Refused
-from ..core.fingerprint import fingerprint_of_file
+from ..base.contracts import BaseModel, Host, ModelStatus
+from ..base.errors import Refused
+from ..base.fingerprint import fingerprint_of_file
 from .checkpoint_file import CheckpointFacts, inspect_checkpoint
 from .prompts import split_loras
 from .standalone_drawing import Lora, check_drawing, draw, with_loras

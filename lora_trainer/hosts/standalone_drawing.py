@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
-from ..core.contracts import Conditioning
-from ..core.errors import Refused, Stopped
+from ..base.contracts import Conditioning
+from ..base.errors import Refused, Stopped
 from .standalone_loading import first_line, make_scheduler, quiet_diffusers
 from .standalone_model import StableDiffusion
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from ..core.errors import Refused
+from ..base.errors import Refused
 from .checkpoint_file import CLIP, CheckpointFacts, TextEncoderFacts
 
 logger = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from ..core.contracts import BaseModel, Conditioning, Reading
+from ..base.contracts import BaseModel, Conditioning, Reading
+from ..base.errors import Refused
+from ..base.fingerprint import fingerprint_of_weights
 from ..core.diffusion import rescale_zero_terminal_snr
-from ..core.errors import Refused
-from ..core.fingerprint import fingerprint_of_weights
 from ..core.layouts import SDXL_LEVELS, unet_to_ldm
 from ..core.precision import free_memory, no_autocast
 from .checkpoint_file import INPAINTING, CheckpointFacts

@@ -29,8 +29,8 @@ from modules import (
     shared,
 )
 
-from ..core.contracts import BaseModel, Host, ModelStatus
-from ..core.errors import Refused
+from ..base.contracts import BaseModel, Host, ModelStatus
+from ..base.errors import Refused
 from .webui_captioners import webui_captioners
 from .webui_checkpoint import status_of
 from .webui_guard import allowed_roots, is_local

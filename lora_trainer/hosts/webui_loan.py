@@ -26,8 +26,8 @@ from modules import (
     shared,
 )
 
-from ..core.errors import Refused
-from ..core.fingerprint import fingerprint_of_weights
+from ..base.errors import Refused
+from ..base.fingerprint import fingerprint_of_weights
 from .webui_checkpoint import status_of
 from .webui_loras import remove_loras
 from .webui_model import FAMILIES, WebUIModel, encoders, text_encoders_of

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from modules import devices, lowvram, sd_vae, shared
 
-from ..core.contracts import BaseModel, Conditioning, Reading
+from ..base.contracts import BaseModel, Conditioning, Reading
+from ..base.errors import Refused
 from ..core.diffusion import rescale_zero_terminal_snr
-from ..core.errors import Refused
 from ..core.layouts import unet_to_diffusers
 from ..core.precision import no_autocast
 from . import webui_captions as captioned

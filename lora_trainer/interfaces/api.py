@@ -16,8 +16,8 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.routing import BaseRoute, Match, Route, Router
 
-from ..core.errors import Refused
-from ..core.paths import asked_under
+from ..base.errors import Refused
+from ..base.paths import asked_under
 from ..jobs.service import TrainingService
 from . import captioning_api, datasets_api, doors, events, jobs_api, presets_api, settings_api
 from .answers import Json

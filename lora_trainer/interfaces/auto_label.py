@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..base.contracts import Host
+from ..base.errors import Refused
+from ..base.files import write_atomically
 from ..captioning.downloads import size_text
 from ..captioning.labels import LabelSets
 from ..captioning.registry import Captioners
 from ..captioning.run import CaptionProgress, Picture, caption_pictures
 from ..captioning.table_file import TableFile
 from ..captioning.wording import OPTIONS
-from ..core.atomic import write_atomically
 from ..core.captions import content_of, in_table, read_caption, sidecar, to_bytes
-from ..core.contracts import Host
 from ..core.dataset import scan
-from ..core.errors import Refused
 from ..core.tables import find_table
 from .ctrl_c import asked_by_ctrl_c
 

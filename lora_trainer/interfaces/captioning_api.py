@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Body
 
-from ..core.errors import Refused
+from ..base.errors import Refused
 from ..jobs.service import TrainingService
 from .requests import mapping, switch, text, texts
 from .schemas import FILENAMES, LABEL_GROUPS, OPTIONS, SWITCH, a_list, an_object, gives, takes

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.contracts import Host
-from ..core.errors import Refused
+from ..base.contracts import Host
+from ..base.errors import Refused
 from ..jobs.ending import close_at_end
 from ..jobs.service import TrainingService
 from . import auto_label, import_settings, job_table, new_config, storage, train

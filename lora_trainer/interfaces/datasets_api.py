@@ -8,9 +8,9 @@ from typing import Any
 from fastapi import APIRouter, Body, Depends, File, Form, Response, UploadFile
 from fastapi.responses import FileResponse
 
+from ..base.errors import Refused
 from ..core.captions import CAPTION_ENDINGS, LINE_USES
 from ..core.checks import Wanted
-from ..core.errors import Refused
 from ..core.library import LARGEST_UPLOAD_BYTES
 from ..core.pictures import TURNS
 from ..core.tables import LARGEST_TABLE_BYTES

@@ -17,7 +17,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection, Request
 
-from ..core.errors import Refused
+from ..base.errors import Refused
 
 LARGEST_JSON_BYTES, LARGEST_FORM_BYTES = 20_000_000, 1_000_000_000
 LARGEST_FORM_TEXT_BYTES = 8_000_000  # names, headers and fields of a form, which are kept in memory

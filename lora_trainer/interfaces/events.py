@@ -14,7 +14,7 @@ from fastapi import APIRouter, HTTPException, WebSocket
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
-from ..core.errors import Refused
+from ..base.errors import Refused
 from ..jobs.feed import JobFeed, ServiceFeed
 from ..jobs.service import TrainingService
 from .answers import to_json

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from ..core.atomic import write_atomically
-from ..core.config import TrainConfig
-from ..core.errors import Refused
+from ..base.errors import Refused
+from ..base.files import write_atomically
 from ..jobs.importing import read
+from ..settings.config import TrainConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

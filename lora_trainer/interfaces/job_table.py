@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import Refused
+from ..base.errors import Refused
 from ..jobs.listing import list_jobs
 
 HEAD = ("id", "name", "state", "step", "resumable")

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Body
 from fastapi.responses import FileResponse, StreamingResponse
 
-from ..core.errors import Refused
+from ..base.errors import Refused
 from ..jobs import metrics
 from ..jobs.files import describe_file, find_file, zipped
 from ..jobs.service import TrainingService

@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from ..core.atomic import write_atomically
-from ..core.config import GROUPS, check_name, schema
-from ..core.errors import Refused
+from ..base.errors import Refused
+from ..base.files import write_atomically
 from ..core.presets import find_preset, presets_folder
+from ..settings.config import GROUPS, check_name, schema
 from .run_settings import data_dir_of
 
 WIDTH = 98

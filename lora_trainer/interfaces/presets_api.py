@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Body, File, Response, UploadFile
 
-from ..core.errors import Refused
+from ..base.errors import Refused
 from ..jobs.service import TrainingService
 from .requests import mapping_of_settings, switch, text
 from .schemas import SWITCH, TEXT, a_list, an_object, gives, settings, takes

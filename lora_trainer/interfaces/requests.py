@@ -4,8 +4,8 @@ name.
 
 from collections.abc import Sequence
 
-from ..core.config import is_plain_text
-from ..core.errors import Refused
+from ..base.errors import Refused
+from ..settings.config import is_plain_text
 
 LONGEST_TEXT = 20_000
 

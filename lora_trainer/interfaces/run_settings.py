@@ -9,7 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..core.config import (
+from ..base.contracts import Host
+from ..base.errors import Refused
+from ..base.paths import expanded
+from ..core.importing import IN_OUR_NAMES, import_settings, name_for
+from ..core.presets import find_preset, presets_folder
+from ..settings.config import (
     KOHYA_NAMES,
     TrainConfig,
     in_our_names,
@@ -17,11 +22,6 @@ from ..core.config import (
     read_settings,
     schema,
 )
-from ..core.contracts import Host
-from ..core.errors import Refused
-from ..core.importing import IN_OUR_NAMES, import_settings, name_for
-from ..core.paths import expanded
-from ..core.presets import find_preset, presets_folder
 
 READ_FROM = ("train_data_dir", "metadata_path", "base_model", "reg_data_dir", "init_lora")
 Values = dict[str, Any]

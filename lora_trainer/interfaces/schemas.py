@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..captioning.labels import LARGEST_GROUP_BYTES, MOST_GROUPS
-from ..core.config import schema
 from ..core.edits import ACTIONS, LONGEST_TEXT
+from ..settings.config import schema
 from .requests import LONGEST_TEXT as LONGEST_VALUE
 
 Schema = dict[str, Any]

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Body, File, Form, Response, UploadFile
 
-from ..core.errors import Refused
+from ..base.errors import Refused
 from ..jobs.service import TrainingService
 from .requests import mapping_of_settings
 from .schemas import an_object, gives, settings, takes

@@ -6,8 +6,8 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from ..core.contracts import Host
-from ..core.errors import Refused
+from ..base.contracts import Host
+from ..base.errors import Refused
 from ..jobs.service import TrainingService
 from ..jobs.storage import WHAT, Limits
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.config import TrainConfig, schema
-from ..core.contracts import Host
-from ..core.errors import Refused
+from ..base.contracts import Host
+from ..base.errors import Refused
 from ..core.pipeline import DRAWING
 from ..jobs.service import TrainingService
 from ..jobs.store import ALIVE, BEGUN
+from ..settings.config import TrainConfig, schema
 from .ctrl_c import asked_by_ctrl_c, asked_by_termination
 from .run_settings import at_model_size, data_dir_of, parsed, read_run
 from .storage import add_limits, limits_of

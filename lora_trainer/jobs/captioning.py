@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..base.contracts import Host
+from ..base.errors import Refused
+from ..base.files import write_atomically
 from ..captioning.contracts import Captioner
 from ..captioning.registry import Captioners
 from ..captioning.run import GONE, CaptionProgress, Picture, caption_pictures
-from ..core.atomic import write_atomically
-from ..core.contracts import Host
 from ..core.dataset import read_kohya_name
-from ..core.errors import Refused
 from ..core.library import Library
 from .store import JobStore
 from .wording import to_json

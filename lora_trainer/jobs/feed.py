@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 from typing import Any
 
-from ..core.errors import Refused
+from ..base.errors import Refused
 from .service import TrainingService
 
 Message = dict[str, Any]

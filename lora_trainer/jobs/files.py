@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import Refused
+from ..base.errors import Refused
 from ..core.plan import session_of
 
 PARTS = {".safetensors": "lora", ".json": "card", ".png": "preview"}

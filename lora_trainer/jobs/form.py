@@ -1,14 +1,14 @@
 """What a page needs to show the settings: their groups, under which other settings each has an
 effect, and which optimizers can be used here.
 
-Everything else about a setting is where it is declared, in core/config.py.
+Everything else about a setting is where it is declared, in settings/config.py.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from ..core.config import GROUPS, schema
 from ..core.optimization import optimizer_choices
+from ..settings.config import GROUPS, schema
 
 Wanted = (
     tuple[Any, ...] | bool

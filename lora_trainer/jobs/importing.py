@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..core.errors import Refused
+from ..base.errors import Refused
+from ..base.tensor_files import MOST_HEADER_BYTES
 from ..core.importing import import_settings
-from ..core.tensor_files import MOST_HEADER_BYTES
 
 ENDINGS = (".toml", ".json", ".yaml", ".yml", ".safetensors")
 LARGEST_SETTINGS_BYTES = 1_000_000

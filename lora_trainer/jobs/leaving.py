@@ -7,9 +7,9 @@ import itertools
 import logging
 from pathlib import Path
 
-from ..core.atomic import write_atomically
-from ..core.errors import Refused
-from ..core.paths import numbered
+from ..base.errors import Refused
+from ..base.files import write_atomically
+from ..base.paths import numbered
 from ..core.resuming import state_folder
 
 log = logging.getLogger(__name__)

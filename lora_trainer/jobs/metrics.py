@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.atomic import write_atomically
+from ..base.files import write_atomically
 
 log = logging.getLogger(__name__)
 NAME = "metrics.csv"

@@ -3,10 +3,10 @@
 import itertools
 from pathlib import Path
 
-from ..core.config import TrainConfig
-from ..core.errors import Refused
-from ..core.paths import numbered
+from ..base.errors import Refused
+from ..base.paths import numbered
 from ..core.plan import plan_output
+from ..settings.config import TrainConfig
 from .queue import JobQueue
 from .store import JobStore
 

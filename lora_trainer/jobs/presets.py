@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..core.errors import Refused
+from ..base.errors import Refused
 from ..core.presets import OwnPresets, Preset, as_file, package_presets
 
 LARGEST_BYTES = 100_000

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ..core.errors import Refused
+from ..base.errors import Refused
 from .store import JobStore
 from .worker import Job
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import Refused
+from ..base.errors import Refused
 from ..core.plan import make_plan
 from ..core.resuming import check_resume, state_step
 from . import claims

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .. import __version__
+from ..base.contracts import Host, ModelStatus
+from ..base.errors import Refused
+from ..base.paths import check_inside, check_possible, foreign_name
 from ..captioning.labels import LabelSets
 from ..captioning.registry import Captioners
 from ..captioning.tokens import TokenCounter
-from ..core.config import TrainConfig, in_our_names
-from ..core.contracts import Host, ModelStatus
-from ..core.errors import Refused
 from ..core.library import Library
-from ..core.paths import check_inside, check_possible, foreign_name
 from ..core.plan import Plan, check_space, estimate, make_plan
 from ..core.presets import OwnPresets, presets_folder
 from ..core.remarks import remarks_on_model
-from ..core.remedies import Remedy, advice_in
 from ..core.resuming import state_step
+from ..settings.config import TrainConfig, in_our_names
+from ..settings.remedies import Remedy, advice_in
 from . import claims, importing
 from .captioning import CaptioningJob, read_ready, select
 from .files import files_of

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.config import TrainConfig, in_our_names
-from ..core.errors import Refused
+from ..base.errors import Refused
+from ..base.paths import check_possible, expanded
 from ..core.library import Library
-from ..core.paths import check_possible, expanded
 from ..core.plan import folders_of
 from ..core.resuming import FREE
+from ..settings.config import TrainConfig, in_our_names
 
 _PATHS = ("metadata_path", "output_dir", "base_model", "logging_dir", "init_lora", "reg_data_dir")
 

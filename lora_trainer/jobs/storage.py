@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..base.errors import Refused
 from ..core import checkpoint
-from ..core.errors import Refused
 from ..core.library import Library
 from ..core.resuming import state_folder
 from . import claims

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.database import open_database
+from ..base.sqlite import open_database
 from .wording import storable
 
 STATES = (

@@ -11,13 +11,13 @@ from typing import Any
 
 import yaml
 
-from ..core.atomic import write_atomically
+from ..base.contracts import Host, Progress
+from ..base.errors import Refused
+from ..base.files import write_atomically
 from ..core.checkpoint import prune
-from ..core.config import TrainConfig
-from ..core.contracts import Host, Progress
-from ..core.errors import Refused
 from ..core.pipeline import Result, train_lora
 from ..core.resuming import state_folder, state_step
+from ..settings.config import TrainConfig
 from .metrics import SECONDS, Metrics
 from .store import JobStore
 from .tensorboard import EventFile

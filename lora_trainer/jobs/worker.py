@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.control import Control
+from ..base.control import Control
+from ..base.errors import Refused
 from ..core.effort import describe_out_of_memory, is_out_of_memory
-from ..core.errors import Refused
 from .claims import claimed
 from .log_file import NAME as LOG_NAME
 from .log_file import log_file

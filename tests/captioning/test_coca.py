@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
+from lora_trainer.base.errors import Refused
 from lora_trainer.captioning.coca import sentence_of
-from lora_trainer.core.errors import Refused
 
 IMAGES = [Image.new("RGB", (50, 40), "red"), Image.effect_noise((40, 70), 90).convert("RGB")]
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from lora_trainer.base.errors import Refused
 from lora_trainer.captioning.contracts import Choice, Option, Readiness, read_options
-from lora_trainer.core.errors import Refused
 
 WHOLE = Option("beams", "Beams", "", 6, minimum=1, maximum=32)
 SHARE = Option("threshold", "Threshold", "", 0.2, minimum=0.0, maximum=1.0, step=0.05)

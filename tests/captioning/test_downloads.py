@@ -9,9 +9,9 @@ import urllib.request
 
 import pytest
 
+from lora_trainer.base.errors import Refused, Stopped
 from lora_trainer.captioning import downloads
 from lora_trainer.captioning.downloads import RemoteFile, fetch, find, readiness_of
-from lora_trainer.core.errors import Refused, Stopped
 
 CONTENT = bytes(range(256)) * 4000
 

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from lora_trainer.base.errors import Refused
 from lora_trainer.captioning.wording import Wording, phrase
-from lora_trainer.core.errors import Refused
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from lora_trainer.base.errors import Refused
 from lora_trainer.captioning.labels import Label, LabelSets, parse_group
-from lora_trainer.core.errors import Refused
 
 
 def test_a_group_is_read():

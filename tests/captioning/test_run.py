@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from lora_trainer.base.errors import Refused, Stopped
 from lora_trainer.captioning.contracts import Captioner, LoadedCaptioner
 from lora_trainer.captioning.run import CaptionProgress, Picture, caption_pictures
-from lora_trainer.core.errors import Refused, Stopped
 
 
 class Words(LoadedCaptioner):

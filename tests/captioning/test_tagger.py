@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from lora_trainer.base.errors import Refused
 from lora_trainer.captioning.tagger import Preparation, Tag, choose_tags, read_tags
 from lora_trainer.captioning.wording import Wording, phrase
-from lora_trainer.core.errors import Refused
 
 IMAGE = Image.new("RGB", (50, 40), "red")
 

@@ -14,8 +14,8 @@ import zlib
 import pytest
 from PIL import Image
 
+from lora_trainer.base.errors import Refused
 from lora_trainer.core import archives
-from lora_trainer.core.errors import Refused
 from lora_trainer.core.library import Library
 
 

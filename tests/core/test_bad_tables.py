@@ -5,10 +5,10 @@ table can be mended, replaced, thrown away.
 import pytest
 from PIL import Image
 
+from lora_trainer.base.errors import Refused
 from lora_trainer.core import tables
 from lora_trainer.core.checks import Wanted
 from lora_trainer.core.editor import DataSetEditor
-from lora_trainer.core.errors import Refused
 
 BAD = b"filename,prompt\na.png,cat, red\nb.png,dog\n"
 GOOD = b'filename,prompt\na.png,"cat, red"\nb.png,dog\n'

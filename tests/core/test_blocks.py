@@ -4,6 +4,7 @@ them.
 
 import pytest
 
+from lora_trainer.base.errors import Refused
 from lora_trainer.core.blocks import (
     PRESETS,
     BlockChoice,
@@ -12,7 +13,6 @@ from lora_trainer.core.blocks import (
     levels_of,
     read_blocks,
 )
-from lora_trainer.core.errors import Refused
 from lora_trainer.core.layouts import unet_to_diffusers
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from lora_trainer.base.contracts import Conditioning
+from lora_trainer.base.errors import Refused, Stopped
 from lora_trainer.core.buckets import Bucket
 from lora_trainer.core.cache import JITTERED, Encoded, assemble, encode
-from lora_trainer.core.contracts import Conditioning
 from lora_trainer.core.dataset import examine
-from lora_trainer.core.errors import Refused, Stopped
 from lora_trainer.core.pixels import load_pixels
 
 

@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from lora_trainer.core import atomic, captions
+from lora_trainer.base import files
+from lora_trainer.core import captions
 from lora_trainer.core.tables import find_table
 
 
@@ -132,5 +133,5 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")),
     )
     with pytest.raises(OSError):
-        atomic.write_atomically(path, b"new")
+        files.write_atomically(path, b"new")
     assert path.read_text(encoding="utf-8") == "old" and list(tmp_path.iterdir()) == [path]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lora_trainer.base.errors import Refused
 from lora_trainer.core.dataset import (
     Bucket,
     Picture,
@@ -17,7 +18,6 @@ from lora_trainer.core.dataset import (
     read_rgb,
     scan,
 )
-from lora_trainer.core.errors import Refused
 
 
 def test_kohya_folders_give_repeats_and_class_words(tmp_path):

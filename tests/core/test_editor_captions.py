@@ -8,9 +8,9 @@ import time
 import pytest
 from PIL import Image
 
+from lora_trainer.base.errors import Refused
 from lora_trainer.core.checks import Wanted
 from lora_trainer.core.dataset import scan
-from lora_trainer.core.errors import Refused
 from lora_trainer.core.tables import find_table
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from lora_trainer.base.errors import Refused
 from lora_trainer.core.edits import plan_edit
-from lora_trainer.core.errors import Refused
 
 CAPTIONS = {"a": "cat, Red, red,  x", "b": "a photo of zib on grass", "c": "", "d": "red, zib, cat"}
 

@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from lora_trainer.base.errors import Refused
 from lora_trainer.core import export
-from lora_trainer.core.errors import Refused
 
 
 def named(path):
@@ -108,7 +108,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     export.save(path, tensors(), {})
     before = path.read_bytes()
     monkeypatch.setattr(
-        "lora_trainer.core.atomic.os.fsync",
+        "lora_trainer.base.files.os.fsync",
         lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")),
     )
     with pytest.raises(Refused, match="No space left on device.*Free some space"):

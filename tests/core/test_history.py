@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from lora_trainer.core.errors import Refused
+from lora_trainer.base.errors import Refused
 from lora_trainer.core.history import MOST_STEPS, Change, ChangedMeanwhile, History
 
 
@@ -631,12 +631,12 @@ def test_undo_of_many_grows_with_them_and_no_faster(place, tmp_path):
 @fork
 def test_killed_after_the_last_file_was_written_nothing_stays_behind(place, tmp_path):
     """All files are new then, and what they were prepared in is still there."""
-    from lora_trainer.core import atomic
+    from lora_trainer.base import files
 
     names = [text(place, f"{number}.txt") for number in range(3)]
 
     def work():
-        atomic.shutil.rmtree = lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL)
+        files.shutil.rmtree = lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL)
         History(place, tmp_path / "home").run(
             "edit", [Change(name, b"old\n", b"new") for name in names]
         )

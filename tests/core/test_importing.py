@@ -13,9 +13,9 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from lora_trainer.core.config import TrainConfig
-from lora_trainer.core.errors import Refused
+from lora_trainer.base.errors import Refused
 from lora_trainer.core.importing import import_settings
+from lora_trainer.settings.config import TrainConfig
 
 try:
     import tomllib  # noqa: F401

@@ -6,7 +6,6 @@ import math
 import pytest
 
 from lora_trainer.core.blocks import read_block_rates, read_blocks
-from lora_trainer.core.config import GROUPS, KOHYA_NAMES, TrainConfig
 from lora_trainer.core.kohya import (
     LeftOut,
     Taking,
@@ -18,6 +17,7 @@ from lora_trainer.core.kohya import (
     reference_table,
     translate,
 )
+from lora_trainer.settings.config import GROUPS, KOHYA_NAMES, TrainConfig
 
 
 def taken(values, complete=False):

@@ -5,7 +5,7 @@ and block.
 import pytest
 import torch
 
-from lora_trainer.core.errors import Refused
+from lora_trainer.base.errors import Refused
 from lora_trainer.core.layers import LayerChoice, plan_shapes
 from tests.core.open_clip_text import OpenClipText
 

@@ -9,9 +9,9 @@ from types import MappingProxyType
 import pytest
 import torch
 
+from lora_trainer.base.errors import Refused
 from lora_trainer.core import checkpoint
 from lora_trainer.core.adapters import Adapters, Form, Shape
-from lora_trainer.core.errors import Refused
 from lora_trainer.core.learner import Learner, form_of_state, shapes_of_state
 from lora_trainer.core.optimization import (
     KINDS,

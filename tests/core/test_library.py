@@ -6,7 +6,7 @@ import os
 import pytest
 from PIL import Image
 
-from lora_trainer.core.errors import Refused
+from lora_trainer.base.errors import Refused
 
 
 def png(colour="red", size=(64, 64)):

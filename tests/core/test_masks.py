@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from lora_trainer.base.errors import Refused
 from lora_trainer.core.buckets import Bucket, assign_bucket
 from lora_trainer.core.dataset import Picture, examine, scan
-from lora_trainer.core.errors import Refused
 from lora_trainer.core.masks import check_mask, find_masks, learns_everywhere, load_mask
 from lora_trainer.core.pixels import load_pixels
 

@@ -14,11 +14,11 @@ from safetensors import safe_open
 from lora_trainer.core import export, metadata, plan
 from lora_trainer.core.adapters import Form, Shape
 from lora_trainer.core.blocks import read_block_rates
-from lora_trainer.core.config import TrainConfig, held_settings
 from lora_trainer.core.importing import import_settings
 from lora_trainer.core.kohya import OUR_SETTINGS
 from lora_trainer.core.pipeline import train_lora
 from lora_trainer.core.plan import make_plan
+from lora_trainer.settings.config import TrainConfig, held_settings
 
 KOHYA = """
 [model_arguments]

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from lora_trainer.base.errors import Refused
 from lora_trainer.core import optimization
-from lora_trainer.core.config import TrainConfig
-from lora_trainer.core.errors import Refused
 from lora_trainer.core.optimization import (
     KINDS,
     LearningRates,
@@ -22,6 +21,7 @@ from lora_trainer.core.optimization import (
     optimizer_choices,
     remarks_on,
 )
+from lora_trainer.settings.config import TrainConfig
 
 CPU = torch.device("cpu")
 RATES = {"unet": 1e-2, "text_encoder": 5e-3}

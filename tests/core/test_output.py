@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
+from lora_trainer.base.control import Control
+from lora_trainer.base.errors import Refused
 from lora_trainer.core import output
-from lora_trainer.core.config import TrainConfig
-from lora_trainer.core.control import Control
-from lora_trainer.core.errors import Refused
 from lora_trainer.core.pipeline import train_lora
 from lora_trainer.core.plan import make_plan
+from lora_trainer.settings.config import TrainConfig
 
 
 class Killed(BaseException):

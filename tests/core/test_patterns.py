@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lora_trainer.base.errors import Refused
 from lora_trainer.core.edits import plan_edit
-from lora_trainer.core.errors import Refused
 from lora_trainer.core.patterns import LARGEST_PATTERN, _Size
 
 resource = pytest.importorskip("resource", reason="limits of memory are a matter of POSIX")
@@ -165,7 +165,7 @@ ATTACK = """
 import random, resource, sys, time
 sys.path.insert(0, {repository!r})
 from lora_trainer.core import edits
-from lora_trainer.core.errors import Refused
+from lora_trainer.base.errors import Refused
 edits.PATTERN_SECONDS = 0.3
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
 draws = random.Random({seed})

@@ -11,11 +11,11 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from lora_trainer.base.control import Control
+from lora_trainer.base.errors import Refused
 from lora_trainer.core import export, trainer
-from lora_trainer.core.config import TrainConfig
-from lora_trainer.core.control import Control
-from lora_trainer.core.errors import Refused
 from lora_trainer.core.pipeline import train_lora
+from lora_trainer.settings.config import TrainConfig
 
 
 def state_of(unet):

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lora_trainer.base.rng import generator
 from lora_trainer.core.buckets import Bucket, assign_bucket
-from lora_trainer.core.draws import generator
 from lora_trainer.core.pixels import LUMA, jittered, load_pixels
 
 

@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from lora_trainer.base.errors import Refused
 from lora_trainer.core import cache, optimization
 from lora_trainer.core import plan as plan_module
 from lora_trainer.core.adapters import Adapters, Form, LayerChoice, plan_shapes
 from lora_trainer.core.choices import form_of, layer_choice, variation_of
-from lora_trainer.core.config import TrainConfig
-from lora_trainer.core.errors import Refused
 from lora_trainer.core.plan import bucket_of, estimate, make_plan
 from lora_trainer.core.texts import Texts
 from lora_trainer.core.variation import Variation
+from lora_trainer.settings.config import TrainConfig
 
 
 def planned(settings, host, thorough=True, session=None, **changes):

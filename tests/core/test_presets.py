@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lora_trainer.core.advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
-from lora_trainer.core.config import TrainConfig
-from lora_trainer.core.errors import Refused
+from lora_trainer.base.errors import Refused
 from lora_trainer.core.presets import OwnPresets, as_file, belongs, find_preset, package_presets
+from lora_trainer.settings.advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
+from lora_trainer.settings.config import TrainConfig
 
 PLACES = {
     "train_data_dir": "/x",

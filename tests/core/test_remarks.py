@@ -2,12 +2,12 @@
 
 import pytest
 
-from lora_trainer.core.config import TrainConfig
-from lora_trainer.core.contracts import ModelStatus
-from lora_trainer.core.errors import Refused
+from lora_trainer.base.contracts import ModelStatus
+from lora_trainer.base.errors import Refused
 from lora_trainer.core.plan import make_plan
 from lora_trainer.core.remarks import remarks_on_batches, remarks_on_model
-from lora_trainer.core.remedies import Remark, advice_in, set_to
+from lora_trainer.settings.config import TrainConfig
+from lora_trainer.settings.remedies import Remark, advice_in, set_to
 
 
 @pytest.fixture

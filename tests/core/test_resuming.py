@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from lora_trainer.base.control import Control
+from lora_trainer.base.errors import Refused
 from lora_trainer.core import checkpoint
-from lora_trainer.core.config import TrainConfig
-from lora_trainer.core.control import Control
-from lora_trainer.core.errors import Refused
 from lora_trainer.core.pipeline import train_lora
 from lora_trainer.core.resuming import check_resume, state_folder, state_step
+from lora_trainer.settings.config import TrainConfig
 
 
 class Killed(BaseException):

@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from lora_trainer.core.config import TrainConfig
-from lora_trainer.core.errors import Refused
+from lora_trainer.base.errors import Refused
 from lora_trainer.core.selection import extra_folders, folders_of, select
+from lora_trainer.settings.config import TrainConfig
 
 
 def fill(folder, *names, caption="", size=(64, 64)):

@@ -10,8 +10,8 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from lora_trainer.core.config import TrainConfig
 from lora_trainer.core.pipeline import train_lora
+from lora_trainer.settings.config import TrainConfig
 from tests.conftest import SMALL, TinyHost, TinyModel, draw_pictures
 
 BASE = dict(max_train_steps=3, train_text_encoder=True, text_encoder_lr=1e-2, preview=False)

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
+from lora_trainer.base.errors import Refused
+from lora_trainer.base.text import decode, guess_encoding
 from lora_trainer.core.captions import read_caption
-from lora_trainer.core.encodings import decode, guess_encoding
-from lora_trainer.core.errors import Refused
 from lora_trainer.core.tables import (
     find_table,
     format_csv,

@@ -6,10 +6,10 @@ from collections import Counter
 import pytest
 import torch
 
+from lora_trainer.base.contracts import Conditioning, Size
 from lora_trainer.core import diffusion, trainer
 from lora_trainer.core.adapters import Adapters, Form, LayerChoice, plan_shapes
 from lora_trainer.core.cache import Encoded, assemble
-from lora_trainer.core.contracts import Conditioning, Size
 from lora_trainer.core.dataset import Bucket, generator
 from lora_trainer.core.effort import Effort
 from lora_trainer.core.learner import Learner

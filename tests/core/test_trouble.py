@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_trainer.core import atomic, checkpoint, effort, output, trainer
-from lora_trainer.core.config import TrainConfig
-from lora_trainer.core.control import Control
+from lora_trainer.base import files
+from lora_trainer.base.control import Control
+from lora_trainer.base.errors import Refused
+from lora_trainer.core import checkpoint, effort, output, trainer
 from lora_trainer.core.effort import Effort
-from lora_trainer.core.errors import Refused
 from lora_trainer.core.pipeline import train_lora
 from lora_trainer.core.resuming import state_folder, state_step
+from lora_trainer.settings.config import TrainConfig
 from tests.core.test_pipeline import assert_untouched, state_of
 
 OUT_OF_MEMORY = (
@@ -264,7 +265,7 @@ def test_ladder_of_numbers(weights, dtype, bf16, expected):
 
 def refuse_writes(monkeypatch, where, *, code=errno.ENOSPC, times=10**9):
     """Every write into the folder fails, the first `times` times."""
-    original, count = atomic.write_atomically, []
+    original, count = files.write_atomically, []
 
     def write(path, data, **options):
         if where in path.parents and len(count) < times:

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from lora_trainer.core.draws import generator
+from lora_trainer.base.rng import generator
 from lora_trainer.core.variation import Variation, filled, has_choices, without_choices
 
 CAPTION = "mycat, black fur, sitting, indoors, window"

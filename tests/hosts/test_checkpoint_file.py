@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lora_trainer.core.errors import Refused
+from lora_trainer.base.errors import Refused
 from lora_trainer.hosts.checkpoint_file import SSD_1B_DEPTHS, inspect_checkpoint
 
 UNET, VAE, TEXT = (

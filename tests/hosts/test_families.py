@@ -14,8 +14,8 @@ pytest.importorskip("diffusers")
 if not importlib.util.find_spec("open_clip"):
     pytest.skip("CLIP's vocabulary comes with open_clip", allow_module_level=True)
 
-from lora_trainer.core.contracts import Conditioning, Reading, Size  # noqa: E402
-from lora_trainer.core.errors import Refused  # noqa: E402
+from lora_trainer.base.contracts import Conditioning, Reading, Size  # noqa: E402
+from lora_trainer.base.errors import Refused  # noqa: E402
 from lora_trainer.core.layouts import unet_to_ldm, vae_to_ldm  # noqa: E402
 from lora_trainer.hosts.standalone_loading import what_it_predicts  # noqa: E402
 from lora_trainer.hosts.standalone_model import scaled_linear_alphas_cumprod  # noqa: E402

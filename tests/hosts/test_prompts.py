@@ -4,7 +4,7 @@ doctest (modules/prompt_parser.py, 1.10.1).
 
 import pytest
 
-from lora_trainer.core.errors import Refused
+from lora_trainer.base.errors import Refused
 from lora_trainer.hosts.prompts import (
     BREAK,
     CHUNK_TOKENS,

@@ -9,10 +9,10 @@ pytest.importorskip("diffusers", reason="the standalone host needs diffusers")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from lora_trainer.base.contracts import Size  # noqa: E402
+from lora_trainer.base.errors import Refused  # noqa: E402
 from lora_trainer.core import export  # noqa: E402
 from lora_trainer.core.adapters import Adapters, Form, LayerChoice, plan_shapes  # noqa: E402
-from lora_trainer.core.contracts import Size  # noqa: E402
-from lora_trainer.core.errors import Refused  # noqa: E402
 from lora_trainer.hosts.standalone_loading import modules_of, quiet_diffusers  # noqa: E402
 from tests.hosts.narrow_checkpoint import FAMILIES  # noqa: E402
 

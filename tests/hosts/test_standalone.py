@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_trainer.core.errors import Refused
+from lora_trainer.base.errors import Refused
 
 pytest.importorskip("diffusers")
 if not importlib.util.find_spec("open_clip"):
     pytest.skip("CLIP's vocabulary comes with open_clip", allow_module_level=True)
 
-from lora_trainer.core.contracts import Reading  # noqa: E402
+from lora_trainer.base.contracts import Reading  # noqa: E402
 from lora_trainer.core.layouts import unet_to_ldm  # noqa: E402
 from lora_trainer.hosts.standalone import StandaloneHost  # noqa: E402
 from lora_trainer.hosts.standalone_loading import modules_of  # noqa: E402

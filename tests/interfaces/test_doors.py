@@ -22,8 +22,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocketDisconnect
 
-from lora_trainer.core.errors import Refused
-from lora_trainer.core.paths import check_inside
+from lora_trainer.base.errors import Refused
+from lora_trainer.base.paths import check_inside
 from lora_trainer.interfaces import api, doors
 from lora_trainer.jobs.service import TrainingService
 from tests.waiting import stop_all

@@ -26,8 +26,8 @@ from schemathesis.specs.openapi.checks import (  # noqa: E402
     status_code_conformance,
 )  # noqa: E402
 
+from lora_trainer.base.errors import Refused  # noqa: E402
 from lora_trainer.captioning import downloads  # noqa: E402
-from lora_trainer.core.errors import Refused  # noqa: E402
 from lora_trainer.interfaces import api  # noqa: E402
 from lora_trainer.jobs.service import TrainingService  # noqa: E402
 from tests.conftest import TinyHost  # noqa: E402

@@ -4,8 +4,8 @@ reads.
 
 import pytest
 
-from lora_trainer.core.config import TrainConfig
 from lora_trainer.interfaces.cli import main
+from lora_trainer.settings.config import TrainConfig
 
 KOHYA = (
     "network_dim = 24\nnetwork_alpha = 12\nunet_lr = 0.0003\nxformers = true\nnetwork_module ="

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_trainer.core.errors import Refused
+from lora_trainer.base.errors import Refused
 from lora_trainer.interfaces.job_table import table
 from lora_trainer.jobs.store import JobStore
 

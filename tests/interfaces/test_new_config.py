@@ -5,9 +5,9 @@ is never written over another.
 import pytest
 import yaml
 
-from lora_trainer.core.config import GROUPS, TrainConfig, schema
 from lora_trainer.core.presets import OwnPresets, package_presets
 from lora_trainer.interfaces import cli
+from lora_trainer.settings.config import GROUPS, TrainConfig, schema
 
 
 def new_config(*arguments):

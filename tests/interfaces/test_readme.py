@@ -8,7 +8,7 @@ SETTINGS = Path(__file__).parents[2] / "docs" / "settings.md"
 HEAD = """# Settings
 
 Every setting, by the groups of the page. The names are those of YAML, TOML and JSON files, of the command line (`--lora-rank 16`) and of the API; kohya's names
-are taken, too. Made from `lora_trainer/core/config.py`; `python tests/interfaces/test_readme.py` writes it anew.
+are taken, too. Made from `lora_trainer/settings/config.py`; `python tests/interfaces/test_readme.py` writes it anew.
 
 """  # noqa: E501
 

@@ -8,9 +8,9 @@ import yaml
 from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
 
-from lora_trainer.core.config import GROUPS, TrainConfig
 from lora_trainer.interfaces import api
 from lora_trainer.jobs.service import TrainingService
+from lora_trainer.settings.config import GROUPS, TrainConfig
 
 IMPORT = "/train-lora/v1/settings/import"
 EXPORT = "/train-lora/v1/settings/export"

@@ -9,7 +9,7 @@ import struct
 import pytest
 import yaml
 
-from lora_trainer.core.contracts import ModelStatus
+from lora_trainer.base.contracts import ModelStatus
 from tests.browser import drop_files, text
 from tests.interfaces.conftest import PLAIN
 

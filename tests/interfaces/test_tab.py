@@ -13,9 +13,9 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from lora_trainer.core.config import TrainConfig, schema
 from lora_trainer.core.presets import package_presets
 from lora_trainer.interfaces import tab
+from lora_trainer.settings.config import TrainConfig, schema
 
 # What gradio leaves open when it goes is not ours to close.
 pytestmark = pytest.mark.filterwarnings(

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from lora_trainer.core.errors import Stopped
+from lora_trainer.base.errors import Stopped
 from lora_trainer.interfaces import cli
 from lora_trainer.interfaces import train as train_command
 from lora_trainer.jobs.store import JobStore

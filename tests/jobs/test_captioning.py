@@ -9,8 +9,8 @@ import time
 import pytest
 from PIL import Image
 
+from lora_trainer.base.errors import Refused
 from lora_trainer.captioning.contracts import Captioner, LoadedCaptioner
-from lora_trainer.core.errors import Refused
 from lora_trainer.jobs.service import TrainingService
 
 

@@ -4,7 +4,7 @@ over before anybody looked.
 
 import pytest
 
-from lora_trainer.core.errors import Refused
+from lora_trainer.base.errors import Refused
 from lora_trainer.jobs import feed
 from lora_trainer.jobs.feed import JobFeed, ServiceFeed
 from tests.waiting import until

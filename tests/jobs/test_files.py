@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 
-from lora_trainer.core.errors import Refused
+from lora_trainer.base.errors import Refused
 from lora_trainer.jobs.files import find_file, zipped
 from tests.jobs.test_resuming import slowed, stopped_at
 

@@ -1,11 +1,11 @@
-"""What a page is told of the settings: nothing that is not declared in core/config.py, and
+"""What a page is told of the settings: nothing that is not declared in settings/config.py, and
 conditions that can come true.
 """
 
 import pytest
 
-from lora_trainer.core.config import GROUPS, schema
 from lora_trainer.jobs import form
+from lora_trainer.settings.config import GROUPS, schema
 
 SETTINGS = {entry["name"]: entry for entry in schema()}
 CONDITIONS = [

@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from lora_trainer.core.errors import Refused
+from lora_trainer.base.errors import Refused
 from lora_trainer.jobs import importing
 
 KOHYA = (

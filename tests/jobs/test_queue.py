@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from lora_trainer.core.errors import Refused
+from lora_trainer.base.errors import Refused
 from lora_trainer.jobs import claims
 from lora_trainer.jobs.service import TrainingService
 from lora_trainer.jobs.training import TrainingJob

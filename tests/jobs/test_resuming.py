@@ -12,7 +12,7 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from lora_trainer.core.errors import Refused
+from lora_trainer.base.errors import Refused
 from lora_trainer.jobs.service import TrainingService
 from tests.waiting import LONG, stop_all, until
 

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from lora_trainer.core.contracts import ModelStatus
-from lora_trainer.core.errors import Refused
+from lora_trainer.base.contracts import ModelStatus
+from lora_trainer.base.errors import Refused
 from lora_trainer.jobs.metrics import read_metrics
 from lora_trainer.jobs.service import TrainingService
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_trainer.core.errors import Refused
+from lora_trainer.base.errors import Refused
 from lora_trainer.core.library import Library
 from lora_trainer.jobs.settings import Settings
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from lora_trainer.core.errors import Refused
+from lora_trainer.base.errors import Refused
 from lora_trainer.jobs.service import TrainingService
 from lora_trainer.jobs.storage import Limits
 from tests.jobs.test_resuming import slowed, stopped_at

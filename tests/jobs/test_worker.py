@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from lora_trainer.core.errors import Refused
+from lora_trainer.base.errors import Refused
 from lora_trainer.jobs.training import TrainingJob
 
 

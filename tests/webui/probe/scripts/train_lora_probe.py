@@ -80,7 +80,7 @@ def differences_at_start() -> dict:
 
 
 def predict(base) -> torch.Tensor:
-    from lora_trainer.core.contracts import Conditioning
+    from lora_trainer.base.contracts import Conditioning
 
     latents, timesteps, context = (each.to(base.device) for each in inputs())
     with torch.no_grad():
@@ -91,8 +91,8 @@ def fail_in_the_middle() -> dict:
     """Raise from inside a forward pass, adapters attached, gradient checkpointing on, nothing
     tidied up by the trainer itself.
     """
+    from lora_trainer.base.contracts import Conditioning
     from lora_trainer.core.adapters import Adapters, Form, LayerChoice, plan_shapes
-    from lora_trainer.core.contracts import Conditioning
     from lora_trainer.core.precision import gradient_checkpointing
 
     before = state()

@@ -85,7 +85,7 @@ def webui_prediction(captions: list, names: list) -> torch.Tensor:
 
 
 def prediction(base, captions: list) -> torch.Tensor:
-    from lora_trainer.core.contracts import Size
+    from lora_trainer.base.contracts import Size
 
     latents, timesteps = (each.to(base.device) for each in latents_and_timesteps())
     with torch.no_grad():
@@ -99,7 +99,7 @@ def encoding_differences(captions: list, weighted: bool, clip_skip: int, clip_l_
     """How far captions as the trainer encodes them are from the same as prompts, each alone;
     relative.
     """
-    from lora_trainer.core.contracts import Reading
+    from lora_trainer.base.contracts import Reading
 
     found = {}
     with (
@@ -130,7 +130,7 @@ def encoding_differences(captions: list, weighted: bool, clip_skip: int, clip_l_
 
 
 def _size():
-    from lora_trainer.core.contracts import Size
+    from lora_trainer.base.contracts import Size
 
     return Size(SIDE, SIDE, shared.opts.sdxl_crop_left, shared.opts.sdxl_crop_top, SIDE, SIDE)
 
@@ -290,8 +290,8 @@ def counted_while_attached() -> dict:
 
 def read_as(reading: dict) -> dict:
     """Say how a model is taken, or why it is refused."""
-    from lora_trainer.core.contracts import Reading
-    from lora_trainer.core.errors import Refused
+    from lora_trainer.base.contracts import Reading
+    from lora_trainer.base.errors import Refused
 
     with host().borrow_model() as base:
         try:

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from .errors import Refused
+from ..base.errors import Refused
 
 MAX_NAME_BYTES = 180
 LANGUAGE_TASKS = ("text-generation", "text_generation", "causal-lm", "causal_lm", "llm")

@@ -2,7 +2,7 @@
 
 import torch
 
-from lora_trainer.core.fingerprint import fingerprint_of_file, fingerprint_of_weights
+from lora_trainer.base.fingerprint import fingerprint_of_file, fingerprint_of_weights
 
 
 def test_weights(host):

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
+from lora_trainer.base.errors import Refused
 from lora_trainer.core.choices import layer_choice
-from lora_trainer.core.config import GROUPS, KOHYA_NAMES, TrainConfig, check_name, schema
-from lora_trainer.core.errors import Refused
+from lora_trainer.settings.config import GROUPS, KOHYA_NAMES, TrainConfig, check_name, schema
 
 
 def refused(values):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from lora_trainer.core import tensor_files
-from lora_trainer.core.tensor_files import parse_header, read_header, read_tensor, read_tensors
+from lora_trainer.base import tensor_files
+from lora_trainer.base.tensor_files import parse_header, read_header, read_tensor, read_tensors
 
 TENSORS = {
     "a.weight": torch.randn(3, 5),

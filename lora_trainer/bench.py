@@ -21,7 +21,6 @@ from .base.control import Control
 from .core import cache, precision, trainer
 from .core.adapters import Adapters, LayerChoice, plan_shapes
 from .core.attendant import Attendant, Teller
-from .core.dataset import Bucket
 from .core.effort import Effort
 from .core.learner import Learner
 from .core.objective import Objective
@@ -29,7 +28,8 @@ from .core.optimization import LearningRates, make_optimizer
 from .core.session import Session
 from .core.sharing import Sharing
 from .core.texts import Texts
-from .core.variation import Variation
+from .dataset.caption_augmentation import Variation
+from .dataset.scan import Bucket
 from .hosts.checkpoint_file import (
     CLIP,
     OPEN_CLIP,

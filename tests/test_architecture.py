@@ -154,7 +154,7 @@ def test_no_circles():
 
 def test_the_walk_sees_imports_inside_functions():
     assert "diffusers" in {other.split(".")[0] for other in IMPORTS[f"{PACKAGE}.hosts.standalone"]}
-    assert f"{PACKAGE}.core.errors" in IMPORTS[f"{PACKAGE}.hosts.standalone"]
+    assert f"{PACKAGE}.base.errors" in IMPORTS[f"{PACKAGE}.hosts.standalone"]
 
 
 # --- Hosts replace functions that read files ------------------------------------------------------

@@ -17,7 +17,7 @@ import torch
 
 from ..base.contracts import Host
 from ..base.errors import Refused, Stopped
-from ..core.dataset import read_rgb
+from ..dataset.scan import read_rgb
 from .contracts import Asked, Captioner, LoadedCaptioner
 from .wording import Wording, phrase
 

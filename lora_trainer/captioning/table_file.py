@@ -17,8 +17,7 @@ import pandas
 from ..base.errors import Refused
 from ..base.files import write_atomically
 from ..base.text import decode
-from ..core.captions import content_of
-from ..core.tables import (
+from ..dataset.caption_tables import (
     COLUMNS,
     LARGEST_TABLE_BYTES,
     find_columns,
@@ -28,6 +27,7 @@ from ..core.tables import (
     match_rows,
     parse_table,
 )
+from ..dataset.captions import content_of
 
 FORMATS = {".csv": format_csv, ".jsonl": format_jsonl}
 NEW_CSV = "filename,prompt\n"

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.captions import contains_word
+from ..dataset.captions import contains_word
 from .contracts import Option
 
 OPTIONS = (

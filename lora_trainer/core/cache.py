@@ -10,10 +10,10 @@ import torch
 
 from ..base.contracts import BaseModel, Conditioning, Size
 from ..base.errors import Refused, Stopped
-from .buckets import covering_of
-from .dataset import Bucket, Picture, generator, load_pixels
-from .masks import find_masks, load_mask
-from .pixels import jittered
+from ..dataset.buckets import covering_of
+from ..dataset.images import jittered
+from ..dataset.masks import find_masks, load_mask
+from ..dataset.scan import Bucket, Picture, generator, load_pixels
 
 PIXELS_AT_ONCE, JITTERED = 4 * 512 * 512, 4
 

@@ -7,10 +7,10 @@ import re
 from typing import Any
 
 from ..base.errors import Refused
+from ..dataset.caption_augmentation import Variation
 from ..settings.config import TrainConfig
 from .adapters import Form, LayerChoice
 from .parameter_groups import RateChoice
-from .variation import Variation
 
 MOST_RESOLUTIONS = 8
 

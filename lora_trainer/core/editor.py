@@ -19,9 +19,8 @@ from urllib.parse import quote
 from ..base.errors import Refused
 from ..base.paths import lies_in
 from ..base.text import ENCODINGS, decode
-from ..settings.config import is_plain_text
-from . import checks, pictures, tables
-from .captions import (
+from ..dataset import caption_tables
+from ..dataset.captions import (
     LARGEST_CAPTION_BYTES,
     can_be_caption,
     in_table,
@@ -32,7 +31,9 @@ from .captions import (
     to_bytes,
     with_trigger,
 )
-from .dataset import Picture, inspect, is_picture_file, is_picture_name, read_kohya_name
+from ..dataset.scan import Picture, inspect, is_picture_file, is_picture_name, read_kohya_name
+from ..settings.config import is_plain_text
+from . import checks, pictures
 from .edits import plan_edit
 from .examination import Examination, Twins
 from .history import Change, ChangedMeanwhile, History, Outcome, digest
@@ -243,10 +244,12 @@ class DataSetEditor:
         """
         with self._lock:
             seen, captions = self._seen()
-            table = tables.parse_table(
-                name, data, encoding=encoding or tables.fitting_encoding(name, data, captions)
+            table = caption_tables.parse_table(
+                name,
+                data,
+                encoding=encoding or caption_tables.fitting_encoding(name, data, captions),
             )
-            rows, unmatched = tables.match_rows(table, captions)
+            rows, unmatched = caption_tables.match_rows(table, captions)
             unmatched += self._drop_rivals(rows) + _drop_empty(rows, captions)
             changed = {
                 filename: row for filename, row in rows.items() if row.caption != captions[filename]
@@ -287,8 +290,8 @@ class DataSetEditor:
         reason, lines}`.
         """
         path = self._table_path(self._reader.look(), filename)
-        data = tables.content_of_table(path)
-        laid = tables.look_at_table(path)
+        data = caption_tables.content_of_table(path)
+        laid = caption_tables.look_at_table(path)
         return {
             "filename": filename,
             "text": decode(data),
@@ -306,20 +309,22 @@ class DataSetEditor:
         with self._lock:
             listing = self._reader.look()
             path = self._table_path(listing, filename)
-            if version is not None and version != digest(tables.content_of_table(path)):
+            if version is not None and version != digest(caption_tables.content_of_table(path)):
                 raise Refused(
                     f"{filename} was changed meanwhile by another page or program.",
                     field="version",
                     code="changed_meanwhile",
                 )
-            table = tables.parse_table(path.name, data)
+            table = caption_tables.parse_table(path.name, data)
             if table.problems:
                 first = table.problems[0]
                 raise Refused(
                     f"Line {first.line}: {first.message}",
                     field="file",
                     code="unreadable_table",
-                    details={"lines": bad_lines(tables.LaidTable({}, "", tuple(table.problems)))},
+                    details={
+                        "lines": bad_lines(caption_tables.LaidTable({}, "", tuple(table.problems)))
+                    },
                 )
             return self._run(
                 f"Replace {path.name}",
@@ -365,7 +370,9 @@ class DataSetEditor:
                 field="format",
                 code="bad_value",
             )
-        return (tables.format_csv if format == "csv" else tables.format_jsonl)(self.captions())
+        return (caption_tables.format_csv if format == "csv" else caption_tables.format_jsonl)(
+            self.captions()
+        )
 
     @contextlib.contextmanager
     def captioning(self, label: str) -> Iterator[Callable[..., list[str]]]:
@@ -608,11 +615,11 @@ class DataSetEditor:
         }
         return versions, self._reader.captions(listing)
 
-    def _drop_rivals(self, rows: dict[str, tables.Row]) -> list[tables.LineProblem]:
+    def _drop_rivals(self, rows: dict[str, caption_tables.Row]) -> list[caption_tables.LineProblem]:
         """Take out rows that give another caption to a caption file that an earlier row gave
         one.
         """
-        first: dict[str, tables.Row] = {}
+        first: dict[str, caption_tables.Row] = {}
         paths = {
             filename: path
             for filename, (path, _) in self._reader.versions(self._reader.look()).items()
@@ -625,7 +632,7 @@ class DataSetEditor:
         for filename in rivals:
             del rows[filename]
         return [
-            tables.LineProblem(
+            caption_tables.LineProblem(
                 row.line,
                 f"{row.filename} shares its caption file with another picture, whose line counts.",
             )
@@ -766,7 +773,7 @@ def _without_caption(
 
 
 def _is_table(path: str) -> bool:
-    return path.rpartition("/")[2] in tables.TABLE_NAMES
+    return path.rpartition("/")[2] in caption_tables.TABLE_NAMES
 
 
 def safe_filename(filename: str) -> str:
@@ -822,8 +829,8 @@ def _check_shared(sidecars: Mapping[str, Sidecar], wanted: Mapping[str, bytes]) 
 
 
 def _drop_empty(
-    rows: dict[str, tables.Row], captions: Mapping[str, str]
-) -> list[tables.LineProblem]:
+    rows: dict[str, caption_tables.Row], captions: Mapping[str, str]
+) -> list[caption_tables.LineProblem]:
     """Take out rows that would empty a caption: a cell without text says nothing."""
     empty = {
         filename: row for filename, row in rows.items() if not row.caption and captions[filename]
@@ -831,7 +838,7 @@ def _drop_empty(
     for filename in empty:
         del rows[filename]
     return [
-        tables.LineProblem(
+        caption_tables.LineProblem(
             row.line, f"the caption of {row.filename} is empty; the one that is there stays."
         )
         for row in empty.values()

@@ -12,7 +12,7 @@ from typing import Any
 import regex
 
 from ..base.errors import Refused
-from .captions import split_tags
+from ..dataset.captions import split_tags
 from .patterns import compile_pattern, compile_text, substitute
 
 PATTERN_SECONDS = 5.0  # for all captions; a pattern that takes longer backtracks without end

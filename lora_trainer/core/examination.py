@@ -24,7 +24,7 @@ from PIL import Image
 from ..base.errors import Refused
 from ..base.files import write_atomically
 from ..base.sqlite import open_database
-from .dataset import Facts, look, remember
+from ..dataset.scan import Facts, look, remember
 
 log = logging.getLogger(__name__)
 THUMBNAIL_PX = 256

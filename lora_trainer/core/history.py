@@ -27,7 +27,7 @@ from pathlib import Path, PurePosixPath
 from ..base.errors import Refused
 from ..base.files import flush_folders, prepared, remove_leftovers, replace_file, write_atomically
 from ..base.sqlite import open_database
-from .captions import content_of
+from ..dataset.captions import content_of
 
 log = logging.getLogger(__name__)
 DATABASE = "history.sqlite3"

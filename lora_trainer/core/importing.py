@@ -18,6 +18,8 @@ from typing import Any
 from ..base.errors import Refused
 from ..base.tensor_files import check_json, parse_header
 from ..base.text import number
+from ..dataset.captions import content_of
+from ..dataset.concepts import LARGEST_BYTES, are_concepts, concepts_in, is_concepts
 from ..settings.config import (
     KOHYA_NAMES,
     MOST_KEYS,
@@ -31,8 +33,6 @@ from ..settings.config import (
     read_resolutions,
 )
 from . import onetrainer
-from .captions import content_of
-from .concepts import LARGEST_BYTES, are_concepts, concepts_in, is_concepts
 from .kohya import (
     LONGEST_ARGUMENTS,
     MOST_LITERAL,

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from ..base.errors import Refused
+from ..dataset.captions import CAPTION_ENDINGS
+from ..dataset.scan import MASK_ENDING, is_picture_file, read_kohya_name
 from .archives import Archive
-from .captions import CAPTION_ENDINGS
-from .dataset import MASK_ENDING, is_picture_file, read_kohya_name
 
 ARCHIVE_ENDINGS = (".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".xz", ".bz2")
 NOT_MEANT = re.compile(r"(?i)__macosx|thumbs\.db|desktop\.ini|\..*")

@@ -21,14 +21,14 @@ from ..base.errors import Refused
 from ..base.files import write_atomically
 from ..base.paths import expanded
 from ..base.text import decode
+from ..dataset.caption_tables import LARGEST_TABLE_BYTES, TABLE_NAMES
+from ..dataset.captions import CAPTION_ENDINGS, LARGEST_CAPTION_BYTES, read_caption, sidecar
+from ..dataset.scan import PICTURE_ENDINGS, Problem, examine, is_picture_file, picture_folders
 from ..settings.config import check_name, is_plain_text
 from . import intake
 from .archives import Archive
-from .captions import CAPTION_ENDINGS, LARGEST_CAPTION_BYTES, read_caption, sidecar
-from .dataset import PICTURE_ENDINGS, Problem, examine, is_picture_file, picture_folders
 from .editor import CountTokens, DataSetEditor, check_caption, safe_filename
 from .pictures import holds_parameters, prompt_of
-from .tables import LARGEST_TABLE_BYTES, TABLE_NAMES
 
 LARGEST_UPLOAD_BYTES = 64_000_000
 

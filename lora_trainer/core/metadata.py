@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.contracts import BaseModel
+from ..dataset.captions import split_tags
 from ..settings.config import TrainConfig, held_settings
 from .blocks import block_names, read_block_rates, read_blocks
-from .captions import split_tags
 from .choices import rate_choice
 from .kohya import OPTIMIZER_CLASSES, OUR_SETTINGS, WEIGHT_DECAY
 from .layouts import LEVELS, SDXL_LEVELS

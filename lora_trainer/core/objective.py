@@ -6,8 +6,8 @@ import dataclasses
 
 import torch
 
+from ..dataset.scan import generator
 from . import diffusion
-from .dataset import generator
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from ..base.errors import Refused
-from .dataset import Bucket, load_pixels, look, opened
+from ..dataset.scan import Bucket, load_pixels, look, opened
 
 TURNS = {
     90: Image.Transpose.ROTATE_270,

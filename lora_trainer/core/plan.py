@@ -20,24 +20,24 @@ import torch
 from ..base.errors import Refused
 from ..base.paths import numbered
 from ..base.tensor_files import read_header
+from ..dataset.buckets import Bucket, assign_bucket, batches_per_epoch
+from ..dataset.caption_augmentation import without_choices
+from ..dataset.captions import lines_of, with_trigger
+from ..dataset.images import placement
+from ..dataset.masks import learns_everywhere
+from ..dataset.scan import Picture, Problem
+from ..dataset.selection import Selection, each_resolution, folders_of, select
 from ..settings.config import TrainConfig, check_name
 from .adapters import count_parameters, plan_shapes
 from .blocks import BASE, PRESETS, BlockChoice, read_blocks
-from .buckets import Bucket, assign_bucket, batches_per_epoch
 from .cache import JITTERED
-from .captions import lines_of, with_trigger
 from .choices import check_choices, form_of, layer_choice, rate_choice, resolutions_of, variation_of
-from .dataset import Picture, Problem
-from .masks import learns_everywhere
 from .optimization import check_rates, check_settings
 from .optimization import remarks_on as optimizer_remarks
 from .parameter_groups import groups_without_model, rates_of
-from .pixels import placement
 from .remarks import remarks_on, remarks_on_batches
-from .selection import Selection, each_resolution, folders_of, select
 from .starting import FoundLora, find_lora, look_into
 from .trainer import Schedule
-from .variation import without_choices
 
 __all__ = [
     "Plan",

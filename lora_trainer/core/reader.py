@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import Refused
-from .captions import caption_paths, content_of, in_table, sidecar, text_of
-from .dataset import Picture, Problem, examine, remember
+from ..dataset.caption_tables import TABLE_NAMES, LaidTable, look_at_table
+from ..dataset.captions import caption_paths, content_of, in_table, sidecar, text_of
+from ..dataset.scan import Picture, Problem, examine, remember
 from .examination import Examination, Finding
 from .history import digest
 from .listing import Listing, Remembered, Stamp, list_files
-from .tables import TABLE_NAMES, LaidTable, look_at_table
 
 MOST_LINES_SHOWN = 100
 

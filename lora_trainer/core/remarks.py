@@ -6,15 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ..base.contracts import ModelStatus
+from ..dataset.buckets import Bucket
+from ..dataset.caption_augmentation import has_choices
+from ..dataset.captions import loras_in
+from ..dataset.scan import TRANSPARENT, Picture, Problem
+from ..dataset.selection import Selection
 from ..settings.advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
 from ..settings.config import TrainConfig
 from ..settings.remedies import Remark, Remedy, set_to
-from .buckets import Bucket
-from .captions import loras_in
 from .choices import resolutions_of
-from .dataset import TRANSPARENT, Picture, Problem
-from .selection import Selection
-from .variation import has_choices
 
 FEW_PICTURES, FEW_MIRRORED, MOST_SAID = 6, 4, 5
 MOST_STEPS_PER_PICTURE = 300

@@ -7,9 +7,9 @@ from collections import OrderedDict
 import torch
 
 from ..base.contracts import BaseModel, Conditioning
+from ..dataset.caption_augmentation import Variation
+from ..dataset.scan import generator
 from .cache import Batch
-from .dataset import generator
-from .variation import Variation
 
 MOST_REMEMBERED = 64
 

@@ -16,9 +16,9 @@ import torch
 
 from ..base.contracts import BaseModel
 from ..base.errors import NotFinite, OutOfMemory
+from ..dataset.scan import Bucket, epoch_batches, generator
 from . import diffusion, precision
 from .cache import Batch, Encoded, assemble
-from .dataset import Bucket, epoch_batches, generator
 from .effort import (
     Effort,
     describe_out_of_memory,

@@ -19,9 +19,9 @@ from ..captioning.registry import Captioners
 from ..captioning.run import CaptionProgress, Picture, caption_pictures
 from ..captioning.table_file import TableFile
 from ..captioning.wording import OPTIONS
-from ..core.captions import content_of, in_table, read_caption, sidecar, to_bytes
-from ..core.dataset import scan
-from ..core.tables import find_table
+from ..dataset.caption_tables import find_table
+from ..dataset.captions import content_of, in_table, read_caption, sidecar, to_bytes
+from ..dataset.scan import scan
 from .ctrl_c import asked_by_ctrl_c
 
 HOME = Path("~/.cache/train_lora")

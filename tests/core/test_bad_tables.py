@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core import tables
 from lora_trainer.core.checks import Wanted
 from lora_trainer.core.editor import DataSetEditor
+from lora_trainer.dataset import caption_tables
 
 BAD = b"filename,prompt\na.png,cat, red\nb.png,dog\n"
 GOOD = b'filename,prompt\na.png,"cat, red"\nb.png,dog\n'
@@ -194,4 +194,4 @@ def test_a_folder_of_that_name_is_no_table(editor, folder):
 
 def test_training_is_refused_with_the_line(folder):
     with pytest.raises(Refused, match="Line 2 of the caption table metadata.csv"):
-        tables.find_table(folder)
+        caption_tables.find_table(folder)

@@ -11,9 +11,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core.captions import read_caption
 from lora_trainer.core.checks import Wanted
 from lora_trainer.core.editor import DataSetEditor, safe_filename
+from lora_trainer.dataset.captions import read_caption
 
 
 def picture(path, size=(64, 48), colour="red", **extra):

@@ -823,4 +823,4 @@ def test_a_run_with_imported_settings_writes_what_kohya_would(folder, host):
         TrainConfig.parse(import_settings(result.output_file).settings),
         TrainConfig.parse(settings),
     )
-    assert held_settings(again) == config.held_settings(config)
+    assert held_settings(again) == held_settings(config)

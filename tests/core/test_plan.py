@@ -21,7 +21,7 @@ from lora_trainer.core.adapters import Adapters, Form, LayerChoice, plan_shapes
 from lora_trainer.core.choices import form_of, layer_choice, variation_of
 from lora_trainer.core.plan import bucket_of, estimate, make_plan
 from lora_trainer.core.texts import Texts
-from lora_trainer.core.variation import Variation
+from lora_trainer.dataset.caption_augmentation import Variation
 from lora_trainer.settings.config import TrainConfig
 
 

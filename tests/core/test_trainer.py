@@ -10,7 +10,6 @@ from lora_trainer.base.contracts import Conditioning, Size
 from lora_trainer.core import diffusion, trainer
 from lora_trainer.core.adapters import Adapters, Form, LayerChoice, plan_shapes
 from lora_trainer.core.cache import Encoded, assemble
-from lora_trainer.core.dataset import Bucket, generator
 from lora_trainer.core.effort import Effort
 from lora_trainer.core.learner import Learner
 from lora_trainer.core.objective import Objective
@@ -18,7 +17,8 @@ from lora_trainer.core.optimization import LearningRates, make_optimizer
 from lora_trainer.core.precision import grad_scaler
 from lora_trainer.core.session import Session
 from lora_trainer.core.texts import Texts
-from lora_trainer.core.variation import Variation
+from lora_trainer.dataset.caption_augmentation import Variation
+from lora_trainer.dataset.scan import Bucket, generator
 
 CPU, PLAIN = torch.device("cpu"), Variation()
 SIZE = Size(64, 64, 0, 0, 64, 64)

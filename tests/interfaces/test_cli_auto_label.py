@@ -111,7 +111,7 @@ def test_what_is_there_is_kept_unless_told_otherwise(label, folder, table, capsy
     )
     fixed = ("--captioner", "fixed", "--option", "template=new {filename}", "--output", str(output))
     assert label(*fixed) == 0
-    from lora_trainer.core.tables import parse_table
+    from lora_trainer.dataset.caption_tables import parse_table
 
     def rows():
         return {row.filename: row.caption for row in parse_table(table, output.read_bytes()).rows}

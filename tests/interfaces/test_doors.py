@@ -1060,21 +1060,21 @@ def test_every_answer_says_that_its_kind_is_not_to_be_guessed(client):
 def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch):
     import threading
 
-    from lora_trainer.core import dataset
+    from lora_trainer.dataset import scan
 
-    monkeypatch.setattr(dataset, "_decoding", dataset._Decoding(1000))
+    monkeypatch.setattr(scan, "_decoding", scan._Decoding(1000))
     (tmp_path / "a.png").write_bytes(picture())
     inside = []
 
     def decode():
-        with dataset.opened(tmp_path / "a.png"):
+        with scan.opened(tmp_path / "a.png"):
             inside.append(1)
 
-    with dataset.opened(tmp_path / "a.png"):
+    with scan.opened(tmp_path / "a.png"):
         thread = threading.Thread(target=decode)
         thread.start()
         thread.join(0.2)
-        assert not inside and dataset.inspect(tmp_path / "a.png", thorough=False).width == 64
+        assert not inside and scan.inspect(tmp_path / "a.png", thorough=False).width == 64
     thread.join()
     assert inside
 

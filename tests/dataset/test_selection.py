@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core.selection import extra_folders, folders_of, select
+from lora_trainer.dataset.selection import extra_folders, folders_of, select
 from lora_trainer.settings.config import TrainConfig
 
 

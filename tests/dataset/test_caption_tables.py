@@ -8,8 +8,7 @@ import pytest
 
 from lora_trainer.base.errors import Refused
 from lora_trainer.base.text import decode, guess_encoding
-from lora_trainer.core.captions import read_caption
-from lora_trainer.core.tables import (
+from lora_trainer.dataset.caption_tables import (
     find_table,
     format_csv,
     format_jsonl,
@@ -18,6 +17,7 @@ from lora_trainer.core.tables import (
     parse_table,
     read_table,
 )
+from lora_trainer.dataset.captions import read_caption
 
 CHINESE = [
     "一只猫，红色背景",

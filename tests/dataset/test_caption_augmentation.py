@@ -5,7 +5,12 @@ from collections import Counter
 import pytest
 
 from lora_trainer.base.rng import generator
-from lora_trainer.core.variation import Variation, filled, has_choices, without_choices
+from lora_trainer.dataset.caption_augmentation import (
+    Variation,
+    filled,
+    has_choices,
+    without_choices,
+)
 
 CAPTION = "mycat, black fur, sitting, indoors, window"
 TIMES = 4000

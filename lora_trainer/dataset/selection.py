@@ -18,8 +18,8 @@ from ..base.rng import generator
 from ..settings.config import TrainConfig
 from ..settings.remedies import details_of, set_to
 from .concepts import Concept, is_concepts, read_concepts, read_prompts
-from .dataset import Picture, Problem, scan
 from .masks import check_mask, find_masks, learns_everywhere
+from .scan import Picture, Problem, scan
 
 MOST_REPEATS, FEWEST_TO_LEARN = 1000, 2
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lora_trainer.core import dataset
+from lora_trainer.dataset import scan
 
 REPOSITORY = Path(__file__).parents[2]
 RUN = """
@@ -17,7 +17,7 @@ import sys, threading, psutil
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from lora_trainer.core import pictures
-from lora_trainer.core.dataset import Bucket, inspect
+from lora_trainer.dataset.scan import Bucket, inspect
 path, process, most = Path(sys.argv[2]), psutil.Process(), [0]
 inspect(path, thorough=False)
 before = process.memory_info().rss
@@ -48,14 +48,14 @@ def test_five_pictures_at_once_take_the_memory_of_one(tmp_path, act, most_mib):
 
 
 def test_pixels_are_counted_over_all_threads(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "_decoding", dataset._Decoding(3 * 64 * 64))
+    monkeypatch.setattr(scan, "_decoding", scan._Decoding(3 * 64 * 64))
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     lock, inside, most = threading.Lock(), [0], [0]
 
     def decode():
         with (
-            dataset.opened(tmp_path / "a.png"),
-            dataset.opened(tmp_path / "a.png"),
+            scan.opened(tmp_path / "a.png"),
+            scan.opened(tmp_path / "a.png"),
         ):  # the second belongs to the first
             with lock:
                 inside[0] += 1
@@ -73,12 +73,12 @@ def test_pixels_are_counted_over_all_threads(tmp_path, monkeypatch):
 
 
 def test_a_picture_larger_than_the_room_gets_all_of_it_and_gives_it_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "_decoding", dataset._Decoding(100))
+    monkeypatch.setattr(scan, "_decoding", scan._Decoding(100))
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     for _ in range(2):
-        with pytest.raises(dataset.Refused), dataset.opened(tmp_path / "a.png"):
+        with pytest.raises(scan.Refused), scan.opened(tmp_path / "a.png"):
             raise ValueError("in the middle")
-    done = threading.Thread(target=lambda: dataset.look(tmp_path / "a.png", 32))
+    done = threading.Thread(target=lambda: scan.look(tmp_path / "a.png", 32))
     done.start()
     done.join(10)
     assert not done.is_alive()
@@ -93,7 +93,7 @@ def test_a_small_view_is_the_same_however_large_the_picture(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(tmp_path / "a.png", exif=exif)
-    facts, small = dataset.look(tmp_path / "a.png", 300)
+    facts, small = scan.look(tmp_path / "a.png", 300)
     assert (
         (facts.width, facts.height) == (2000, 3000)
         and small.size == (200, 300)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core.dataset import (
+from lora_trainer.dataset.scan import (
     Bucket,
     Picture,
     assign_bucket,
@@ -133,7 +133,7 @@ def test_truncated_jpeg(tmp_path):
 
 
 def test_bomb_is_refused_without_decoding(tmp_path, monkeypatch):
-    import lora_trainer.core.dataset as dataset
+    import lora_trainer.dataset.scan as dataset
 
     monkeypatch.setattr(dataset, "MOST_PIXELS", 1000)
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")

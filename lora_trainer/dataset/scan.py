@@ -21,9 +21,9 @@ from ..base.errors import Refused
 from ..base.paths import check_file, lies_in
 from ..base.rng import generator
 from .buckets import Bucket, assign_bucket, batches_per_epoch, crop_of, epoch_batches
+from .caption_tables import find_table
 from .captions import CAPTION_ENDINGS, find_caption
-from .pixels import PICTURE_FORMATS, has_alpha, keep_exif, load_pixels, openable, read_rgb, to_rgb
-from .tables import find_table
+from .images import PICTURE_FORMATS, has_alpha, keep_exif, load_pixels, openable, read_rgb, to_rgb
 
 __all__ = [
     "Bucket",

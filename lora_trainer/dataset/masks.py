@@ -15,8 +15,8 @@ from PIL import Image, ImageChops
 
 from ..base.errors import Refused
 from .buckets import Bucket
-from .dataset import MASK_ENDING, PICTURE_ENDINGS, TRANSPARENT, Picture, inspect, opened
-from .pixels import Placement, has_alpha, placement, upright
+from .images import Placement, has_alpha, placement, upright
+from .scan import MASK_ENDING, PICTURE_ENDINGS, TRANSPARENT, Picture, inspect, opened
 
 BLACK_BELOW = 8  # of 255; a mask that is nowhere brighter was meant otherwise
 OTHER_SHAPE = 1.02

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core.buckets import Bucket, assign_bucket
-from lora_trainer.core.dataset import Picture, examine, scan
-from lora_trainer.core.masks import check_mask, find_masks, learns_everywhere, load_mask
-from lora_trainer.core.pixels import load_pixels
+from lora_trainer.dataset.buckets import Bucket, assign_bucket
+from lora_trainer.dataset.images import load_pixels
+from lora_trainer.dataset.masks import check_mask, find_masks, learns_everywhere, load_mask
+from lora_trainer.dataset.scan import Picture, examine, scan
 
 
 def picture(folder, name="a.png", size=(128, 64), **kwargs):

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from lora_trainer.base.rng import generator
-from lora_trainer.core.buckets import Bucket, assign_bucket
-from lora_trainer.core.pixels import LUMA, jittered, load_pixels
+from lora_trainer.dataset.buckets import Bucket, assign_bucket
+from lora_trainer.dataset.images import LUMA, jittered, load_pixels
 
 
 def test_without_enlarging_pixels_stay_as_they_are(tmp_path):

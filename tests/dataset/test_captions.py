@@ -6,8 +6,8 @@ import time
 import pytest
 
 from lora_trainer.base import files
-from lora_trainer.core import captions
-from lora_trainer.core.tables import find_table
+from lora_trainer.dataset import captions
+from lora_trainer.dataset.caption_tables import find_table
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gb18030"])

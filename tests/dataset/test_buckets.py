@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from lora_trainer.core.buckets import Bucket, assign_bucket, covering_of, crop_of
+from lora_trainer.dataset.buckets import Bucket, assign_bucket, covering_of, crop_of
 
 SIZES = [(1000, 1000), (1920, 1080), (700, 300), (90, 700), (3000, 1000), (513, 511), (200, 64)]
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
-from .core.checks import Wanted
-from .core.editor import DataSetEditor
+from .editor.checks import Wanted
+from .editor.editor import DataSetEditor
 
 SIDE_PX = 24
 WORDS = (

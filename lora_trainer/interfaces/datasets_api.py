@@ -9,11 +9,11 @@ from fastapi import APIRouter, Body, Depends, File, Form, Response, UploadFile
 from fastapi.responses import FileResponse
 
 from ..base.errors import Refused
-from ..core.checks import Wanted
-from ..core.library import LARGEST_UPLOAD_BYTES
-from ..core.pictures import TURNS
 from ..dataset.caption_tables import LARGEST_TABLE_BYTES
 from ..dataset.captions import CAPTION_ENDINGS, LINE_USES
+from ..editor.checks import Wanted
+from ..editor.library import LARGEST_UPLOAD_BYTES
+from ..editor.picture_files import TURNS
 from ..jobs.service import TrainingService
 from .answers import Json
 from .doors import refuse_embedding

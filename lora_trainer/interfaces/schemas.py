@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..captioning.labels import LARGEST_GROUP_BYTES, MOST_GROUPS
-from ..core.edits import ACTIONS, LONGEST_TEXT
+from ..editor.bulk_edits import ACTIONS, LONGEST_TEXT
 from ..settings.config import schema
 from .requests import LONGEST_TEXT as LONGEST_VALUE
 
@@ -83,8 +83,8 @@ def _setting(entry: Mapping[str, Any]) -> Schema:
 
 
 def edits() -> Schema:
-    """Return the properties of a bulk edit, from the actions of core/edits.py; which of them an
-    action needs is in the README.
+    """Return the properties of a bulk edit, from the actions of editor/bulk_edits.py; which of them
+    an action needs is in the README.
     """
     names = {name: kind for _, values in ACTIONS.values() for name, (kind, _) in values.items()}
     return {

@@ -13,8 +13,8 @@ from ..base.files import write_atomically
 from ..captioning.contracts import Captioner
 from ..captioning.registry import Captioners
 from ..captioning.run import GONE, CaptionProgress, Picture, caption_pictures
-from ..core.library import Library
 from ..dataset.scan import read_kohya_name
+from ..editor.library import Library
 from .store import JobStore
 from .wording import to_json
 from .worker import Job

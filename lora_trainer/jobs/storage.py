@@ -14,8 +14,8 @@ from typing import Any
 
 from ..base.errors import Refused
 from ..core import checkpoint
-from ..core.library import Library
 from ..core.resuming import state_folder
+from ..editor.library import Library
 from . import claims
 from .store import JobStore
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lora_trainer.core.editor import DataSetEditor
-from lora_trainer.core.library import Library
+from lora_trainer.editor.editor import DataSetEditor
+from lora_trainer.editor.library import Library
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ RUN = """
 import sys, threading, psutil
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from lora_trainer.core import pictures
+from lora_trainer.editor import picture_files as pictures
 from lora_trainer.dataset.scan import Bucket, inspect
 path, process, most = Path(sys.argv[2]), psutil.Process(), [0]
 inspect(path, thorough=False)

@@ -1237,9 +1237,9 @@ def test_a_table_is_a_file_of_limited_size(client, tmp_path):
 
 
 def test_a_pattern_without_end_is_given_up(client, monkeypatch):
-    from lora_trainer.core import edits
+    from lora_trainer.editor import bulk_edits
 
-    monkeypatch.setattr(edits, "PATTERN_SECONDS", 0.2)
+    monkeypatch.setattr(bulk_edits, "PATTERN_SECONDS", 0.2)
     upload(client, "a.png", picture())
     client.patch(f"{V1}/datasets/x/captions", json={"changes": {"a.png": "a" * 5000 + "!"}})
     answer = client.post(

@@ -3,7 +3,7 @@
 import pytest
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core.library import Library
+from lora_trainer.editor.library import Library
 from lora_trainer.jobs.settings import Settings
 
 

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from lora_trainer.bench_dataset import make_pictures, report
-from lora_trainer.core import editor as editor_module
-from lora_trainer.core import listing as listing_module
-from lora_trainer.core import reader as reader_module
-from lora_trainer.core.checks import Wanted
-from lora_trainer.core.editor import DataSetEditor
-from lora_trainer.core.examination import Finding, near_duplicates
-from lora_trainer.core.listing import list_files
+from lora_trainer.editor import editor as editor_module
+from lora_trainer.editor import listing as listing_module
+from lora_trainer.editor import reader as reader_module
+from lora_trainer.editor.background_scan import Finding, near_duplicates
+from lora_trainer.editor.checks import Wanted
+from lora_trainer.editor.editor import DataSetEditor
+from lora_trainer.editor.listing import list_files
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core.history import MOST_STEPS, Change, ChangedMeanwhile, History
+from lora_trainer.editor.undo_history import MOST_STEPS, Change, ChangedMeanwhile, History
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_a_failing_step_keeps_what_it_did_and_can_be_undone(history, place):
 
 
 def test_old_steps_are_forgotten_and_the_trash_is_not(history, place, monkeypatch):
-    monkeypatch.setattr("lora_trainer.core.history.MOST_STEPS", 2)
+    monkeypatch.setattr("lora_trainer.editor.undo_history.MOST_STEPS", 2)
     (place / "a.png").write_bytes(b"picture")
     history.run("delete", [Change("a.png", history.put_aside("a.png"), None)])
     for number in range(3):
@@ -456,7 +456,7 @@ def test_killed_between_the_moves_of_files(place, tmp_path, monkeypatch, dies_af
     """A rename, a rotation and a deletion in one step, cut after each single move: the next start
     completes it, undo takes it back.
     """
-    from lora_trainer.core import history as module
+    from lora_trainer.editor import undo_history as module
 
     for name in "rgt":
         (place / f"{name}.png").write_bytes(name.encode())
@@ -536,7 +536,7 @@ def test_a_broken_database_is_put_aside(place, tmp_path):
 
 
 def test_a_full_disk_is_said_and_undo_takes_back_what_was_written(history, place, monkeypatch):
-    from lora_trainer.core import history as module
+    from lora_trainer.editor import undo_history as module
 
     real, left = module.prepared, [2]
 
@@ -569,7 +569,7 @@ def test_every_content_of_a_batch_is_flushed_before_the_first_name_changes(
     """And the folder before the step counts as written: then a power cut leaves each file old or
     new, and the database knows which.
     """
-    from lora_trainer.core import history as module
+    from lora_trainer.editor import undo_history as module
 
     done, flush, put = [], os.fsync, module.replace_file
     names = [text(place, f"{number}.txt") for number in range(5)]

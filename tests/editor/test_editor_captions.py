@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core.checks import Wanted
 from lora_trainer.dataset.caption_tables import find_table
 from lora_trainer.dataset.scan import scan
+from lora_trainer.editor.checks import Wanted
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core.edits import plan_edit
+from lora_trainer.editor.bulk_edits import plan_edit
 
 CAPTIONS = {"a": "cat, Red, red,  x", "b": "a photo of zib on grass", "c": "", "d": "red, zib, cat"}
 
@@ -134,7 +134,7 @@ def test_what_cannot_be_done_says_why(action, settings, field, sentence):
 
 
 def test_a_pattern_without_end_is_stopped(monkeypatch):
-    monkeypatch.setattr("lora_trainer.core.edits.PATTERN_SECONDS", 0.2)
+    monkeypatch.setattr("lora_trainer.editor.bulk_edits.PATTERN_SECONDS", 0.2)
     with pytest.raises(Refused, match="takes too long"):
         plan_edit(
             "replace",

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core.checks import Wanted
-from lora_trainer.core.editor import DataSetEditor
 from lora_trainer.dataset import caption_tables
+from lora_trainer.editor.checks import Wanted
+from lora_trainer.editor.editor import DataSetEditor
 
 BAD = b"filename,prompt\na.png,cat, red\nb.png,dog\n"
 GOOD = b'filename,prompt\na.png,"cat, red"\nb.png,dog\n'

@@ -33,12 +33,12 @@ from ..dataset.captions import (
 )
 from ..dataset.scan import Picture, inspect, is_picture_file, is_picture_name, read_kohya_name
 from ..settings.config import is_plain_text
-from . import checks, pictures
-from .edits import plan_edit
-from .examination import Examination, Twins
-from .history import Change, ChangedMeanwhile, History, Outcome, digest
+from . import checks, picture_files
+from .background_scan import Examination, Twins
+from .bulk_edits import plan_edit
 from .listing import Listing
 from .reader import Reader, Sidecar, bad_lines, named, picture_in
+from .undo_history import Change, ChangedMeanwhile, History, Outcome, digest
 
 WINDOWS_OWN = (  # names of devices, whatever ending they have
     r"(?i)(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[\d\u00b9\u00b2\u00b3]) *(\..*)?"
@@ -489,7 +489,7 @@ class DataSetEditor:
         with self._lock:
             listing = self._reader.look()
             turned = {
-                filename: pictures.rotated(picture_in(listing, filename), degrees)
+                filename: picture_files.rotated(picture_in(listing, filename), degrees)
                 for filename in dict.fromkeys(filenames)
             }
             changes = [
@@ -541,12 +541,14 @@ class DataSetEditor:
         return self._examination.thumbnail(self.picture_path(filename))
 
     def preview(self, filename: str) -> bytes:
-        return pictures.preview(self.picture_path(filename))
+        return picture_files.preview(self.picture_path(filename))
 
     def trained_view(self, filename: str, wanted: checks.Wanted) -> bytes:
         """Return a JPEG of what the trainer gets from a picture."""
         facts = inspect(path := self.picture_path(filename), thorough=False)
-        return pictures.trained_view(path, checks.bucket_for(facts.width, facts.height, wanted))
+        return picture_files.trained_view(
+            path, checks.bucket_for(facts.width, facts.height, wanted)
+        )
 
     def check(self, wanted: checks.Wanted) -> dict[str, Any]:
         """Return `{ready, examined, total, summary, pictures}`: remarks and crops; starts the

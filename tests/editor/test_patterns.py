@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core.edits import plan_edit
-from lora_trainer.core.patterns import LARGEST_PATTERN, _Size
+from lora_trainer.editor.bulk_edits import plan_edit
+from lora_trainer.editor.patterns import LARGEST_PATTERN, _Size
 
 resource = pytest.importorskip("resource", reason="limits of memory are a matter of POSIX")
 REPOSITORY = Path(__file__).parents[2]
@@ -57,7 +57,7 @@ NESTED = "(?:" * 3 + "a{999}" + "){999}" * 3
 )
 def test_repeats_of_repeats_are_refused_before_they_are_compiled(pattern, monkeypatch):
     monkeypatch.setattr(
-        "lora_trainer.core.patterns.regex.compile", lambda *_: pytest.fail("compiled")
+        "lora_trainer.editor.patterns.regex.compile", lambda *_: pytest.fail("compiled")
     )
     with pytest.raises(Refused, match="regular expression cannot be") as caught:
         plan_edit("replace", {"a": "aaaa"}, {"find": pattern, "replace": "", "regex": True})
@@ -164,7 +164,7 @@ def test_a_replacement_of_many_groups_that_stays_short_is_done():
 ATTACK = """
 import random, resource, sys, time
 sys.path.insert(0, {repository!r})
-from lora_trainer.core import edits
+from lora_trainer.editor import bulk_edits as edits
 from lora_trainer.base.errors import Refused
 edits.PATTERN_SECONDS = 0.3
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))

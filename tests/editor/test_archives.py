@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core import archives
-from lora_trainer.core.library import Library
+from lora_trainer.editor import archives
+from lora_trainer.editor.library import Library
 
 
 def png(colour="red", size=(64, 64)):
@@ -406,7 +406,7 @@ def test_a_long_list_of_files_is_not_read_into_memory(library):
 
 
 def test_a_full_disk_ends_it(library, folder, monkeypatch):
-    from lora_trainer.core import library as module
+    from lora_trainer.editor import library as module
 
     def full(path, data):
         raise OSError(28, "No space left on device")
@@ -492,11 +492,11 @@ def test_a_folder_within_the_data_set_and_one_that_is_not_there_are_refused(
 
 
 def test_a_folder_that_is_refused_leaves_no_new_data_set(library, outputs, tmp_path, monkeypatch):
-    from lora_trainer.core import intake
+    from lora_trainer.editor import uploads
 
     with pytest.raises(Refused, match="one within the other"):
         library.add_folder("fresh", str(tmp_path), create=True)
-    monkeypatch.setattr(intake, "MOST_FILES", 1)
+    monkeypatch.setattr(uploads, "MOST_FILES", 1)
     with pytest.raises(Refused, match="more than 1 files"):
         library.add_folder("fresh", str(outputs), create=True)
     with pytest.raises(Refused, match="bad\\\\x00"):
@@ -517,8 +517,8 @@ def test_folders_that_may_not_be_read_are_not_listed(tmp_path, outputs):
 
 
 def test_a_folder_of_too_many_files_is_refused(library, outputs, monkeypatch):
-    from lora_trainer.core import intake
+    from lora_trainer.editor import uploads
 
-    monkeypatch.setattr(intake, "MOST_FILES", 1)
+    monkeypatch.setattr(uploads, "MOST_FILES", 1)
     with pytest.raises(Refused, match="more than 1 files"):
         library.add_folder("cats", str(outputs))

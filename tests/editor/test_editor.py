@@ -11,9 +11,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core.checks import Wanted
-from lora_trainer.core.editor import DataSetEditor, safe_filename
 from lora_trainer.dataset.captions import read_caption
+from lora_trainer.editor.checks import Wanted
+from lora_trainer.editor.editor import DataSetEditor, safe_filename
 
 
 def picture(path, size=(64, 48), colour="red", **extra):
@@ -377,7 +377,7 @@ def test_an_edit_tells_whether_somebody_else_edited_before(editor, folder):
 def test_what_another_program_does_right_after_an_edit_shows_as_a_difference(
     editor, folder, monkeypatch, act
 ):
-    from lora_trainer.core.history import History
+    from lora_trainer.editor.undo_history import History
 
     editor.set_captions({"a.png": "before"})
     real = History._write
@@ -474,7 +474,7 @@ def test_what_was_examined_is_known_after_a_restart(editor, folder, tmp_path, mo
     checked(editor)
     again = DataSetEditor("cats", folder, tmp_path / "home")
     monkeypatch.setattr(
-        "lora_trainer.core.examination.look", lambda *_: pytest.fail("looked again")
+        "lora_trainer.editor.background_scan.look", lambda *_: pytest.fail("looked again")
     )
     assert again.check(Wanted())["ready"]
     assert again.thumbnail("a.png").is_file()
@@ -516,7 +516,7 @@ def test_crop_shows_what_the_trainer_gets(editor, folder):
 
 
 def test_a_prompt_in_a_picture_becomes_its_caption(tmp_path):
-    from lora_trainer.core.pictures import prompt_of
+    from lora_trainer.editor.picture_files import prompt_of
 
     texts = PngInfo()
     texts.add_text(
@@ -549,7 +549,7 @@ def test_a_prompt_in_a_picture_becomes_its_caption(tmp_path):
     ],
 )
 def test_every_format_can_be_turned(tmp_path, name, extra):
-    from lora_trainer.core.pictures import rotated
+    from lora_trainer.editor.picture_files import rotated
 
     pixels = np.zeros((40, 80, 3), np.uint8)
     pixels[:, :40] = (250, 10, 10)
@@ -562,7 +562,7 @@ def test_every_format_can_be_turned(tmp_path, name, extra):
 
 
 def test_an_upright_picture_stays_upright_when_the_camera_said_how(tmp_path):
-    from lora_trainer.core.pictures import rotated
+    from lora_trainer.editor.picture_files import rotated
 
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -586,7 +586,7 @@ def test_an_upright_picture_stays_upright_when_the_camera_said_how(tmp_path):
 
 
 def test_a_bulk_edit_does_not_take_a_change_of_the_moment_for_its_own(editor, folder, monkeypatch):
-    from lora_trainer.core import editor as module
+    from lora_trainer.editor import editor as module
 
     real = module.plan_edit
 

@@ -19,7 +19,6 @@ import torch
 from .base.contracts import BaseModel, Conditioning, Host, Size
 from .base.control import Control
 from .core import cache, precision, trainer
-from .core.adapters import Adapters, LayerChoice, plan_shapes
 from .core.attendant import Attendant, Teller
 from .core.effort import Effort
 from .core.learner import Learner
@@ -39,6 +38,7 @@ from .hosts.checkpoint_file import (
     TextEncoderFacts,
 )
 from .hosts.standalone_loading import unet_config
+from .lora.adapters import Adapters, LayerChoice, plan_shapes
 from .settings.config import TrainConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lora_trainer.base.contracts import BaseModel, Conditioning, Host, ModelStatus  # noqa: E402
 from lora_trainer.core import diffusion  # noqa: E402
-from lora_trainer.core.layouts import unet_to_diffusers  # noqa: E402
+from lora_trainer.lora.weight_names import unet_to_diffusers  # noqa: E402
 
 WIDTH, TEXT_WIDTH = 16, 12
 

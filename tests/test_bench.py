@@ -10,13 +10,8 @@ import torch
 pytest.importorskip("diffusers")
 
 from lora_trainer import bench  # noqa: E402
-from lora_trainer.core.adapters import (
-    Form,
-    LayerChoice,
-    count_parameters,
-    plan_shapes,
-)  # noqa: E402
-from lora_trainer.core.layouts import SDXL_LEVELS, unet_to_ldm  # noqa: E402
+from lora_trainer.lora.adapters import Form, LayerChoice, count_parameters, plan_shapes  # noqa: E402
+from lora_trainer.lora.weight_names import SDXL_LEVELS, unet_to_ldm  # noqa: E402
 
 
 def parameters_left_by_the_webui() -> int:

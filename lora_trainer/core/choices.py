@@ -8,8 +8,8 @@ from typing import Any
 
 from ..base.errors import Refused
 from ..dataset.caption_augmentation import Variation
+from ..lora.adapters import Form, LayerChoice
 from ..settings.config import TrainConfig
-from .adapters import Form, LayerChoice
 from .parameter_groups import RateChoice
 
 MOST_RESOLUTIONS = 8

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .adapters import Adapters, Form, Shape
+from ..lora.adapters import Adapters, Form, Shape
 from .checkpoint import State
 from .optimization import LearningRates, averaged, is_schedule_free
 from .precision import grad_scaler

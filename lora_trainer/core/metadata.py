@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.contracts import BaseModel
 from ..dataset.captions import split_tags
+from ..lora.blocks import block_names, read_block_rates, read_blocks
+from ..lora.weight_names import LEVELS, SDXL_LEVELS
 from ..settings.config import TrainConfig, held_settings
-from .blocks import block_names, read_block_rates, read_blocks
 from .choices import rate_choice
 from .kohya import OPTIMIZER_CLASSES, OUR_SETTINGS, WEIGHT_DECAY
-from .layouts import LEVELS, SDXL_LEVELS
 
 if TYPE_CHECKING:
-    from .adapters import Form, Shape
+    from ..lora.adapters import Form, Shape
     from .plan import Plan
 
 _VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..base.errors import Refused
 from ..base.files import remove_leftovers, write_atomically
-from .export import remove_lora
+from ..lora.save import remove_lora
 from .plan import free_name, session_of
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from ..base.errors import Refused
-from .blocks import PRESETS, block_of, read_block_rates
-from .kinds import DORA_SCALE
+from ..lora.adapter_layers import DORA_SCALE
+from ..lora.blocks import PRESETS, block_of, read_block_rates
 
 UNET, TEXT_ENCODER = "unet", "text_encoder"
 LOWER_HALF, UPPER_HALF = (

@@ -14,15 +14,17 @@ from typing import Any
 from ..base.contracts import BaseModel, Host, Progress, Reading
 from ..base.control import Control
 from ..base.errors import NotFinite, OutOfMemory, Refused, Stopped
+from ..lora import save
+from ..lora.adapters import Adapters, Form, Shape, plan_shapes
+from ..lora.load import fit
+from ..lora.target_layers import levels_in
 from ..settings.config import TrainConfig
-from . import cache, export, metadata, precision, trainer
+from . import cache, metadata, precision, trainer
 from . import checkpoint as checkpoints
-from .adapters import Adapters, Form, Shape, plan_shapes
 from .attendant import Attendant, Teller
 from .checkpoint import State
 from .choices import form_of, layer_choice, rate_choice, variation_of
 from .effort import Effort, describe_out_of_memory, is_out_of_memory
-from .layers import levels_in
 from .learner import Learner, form_of_state, shapes_of_state
 from .objective import Objective
 from .optimization import LearningRates, check_optimizer, check_rates, make_optimizer, remarks_on
@@ -40,7 +42,6 @@ from .resuming import (
 )
 from .session import Session
 from .sharing import Sharing
-from .starting import fit
 from .texts import Texts
 
 log = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ def _draw_preview(
             height=bucket.height,
             should_stop=should_stop,
         )
-        if not export.save_preview(saved, picture):
+        if not save.save_preview(saved, picture):
             log.info("the card keeps the picture it has")
     except Stopped:
         log.info("no preview picture: it was not waited for")
@@ -287,13 +288,13 @@ class _Run:
             self.base_model,
         )
         adapters = learner.adapters
-        tensors = export.to_tensors(
+        tensors = save.to_tensors(
             learner.weights_to_save(),
             alphas=adapters.alphas,
             export_name=base_model.export_name,
-            dtype=export.DTYPES[config.save_precision],
+            dtype=save.DTYPES[config.save_precision],
         )
-        export.save(
+        save.save(
             path,
             tensors,
             metadata.metadata(
@@ -308,11 +309,11 @@ class _Run:
             ),
         )
         notes = (
-            f"{export.NOTES} on {base_model.name}: {plan.count('train')} pictures, {learner.step}"
+            f"{save.NOTES} on {base_model.name}: {plan.count('train')} pictures, {learner.step}"
             f" steps, rank {next(iter(adapters.shapes.values())).rank}."
         )
         try:
-            export.save_card(
+            save.save_card(
                 path,
                 family=base_model.family,
                 trigger_word=config.trigger_word,

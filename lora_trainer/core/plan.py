@@ -27,16 +27,16 @@ from ..dataset.images import placement
 from ..dataset.masks import learns_everywhere
 from ..dataset.scan import Picture, Problem
 from ..dataset.selection import Selection, each_resolution, folders_of, select
+from ..lora.adapters import count_parameters, plan_shapes
+from ..lora.blocks import BASE, PRESETS, BlockChoice, read_blocks
+from ..lora.load import FoundLora, find_lora, look_into
 from ..settings.config import TrainConfig, check_name
-from .adapters import count_parameters, plan_shapes
-from .blocks import BASE, PRESETS, BlockChoice, read_blocks
 from .cache import JITTERED
 from .choices import check_choices, form_of, layer_choice, rate_choice, resolutions_of, variation_of
 from .optimization import check_rates, check_settings
 from .optimization import remarks_on as optimizer_remarks
 from .parameter_groups import groups_without_model, rates_of
 from .remarks import remarks_on, remarks_on_batches
-from .starting import FoundLora, find_lora, look_into
 from .trainer import Schedule
 
 __all__ = [

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 
 from ..base.contracts import BaseModel
+from ..lora.adapters import Adapters
 from . import precision
-from .adapters import Adapters
 from .effort import Effort
 
 

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save
 
 from ..base.tensor_files import read_tensors
-from ..core.layouts import unet_to_ldm, vae_to_ldm
+from ..lora.weight_names import unet_to_ldm, vae_to_ldm
 
 ASSET = Path(__file__).with_name("checkpoint.safetensors")
 SEED = 20_231

@@ -14,8 +14,8 @@ from modules import devices, lowvram, sd_vae, shared
 from ..base.contracts import BaseModel, Conditioning, Reading
 from ..base.errors import Refused
 from ..core.diffusion import rescale_zero_terminal_snr
-from ..core.layouts import unet_to_diffusers
 from ..core.precision import no_autocast
+from ..lora.weight_names import unet_to_diffusers
 from . import webui_captions as captioned
 from .webui_checkpoint import (
     INPAINTING,

@@ -5,7 +5,6 @@ import math
 
 import pytest
 
-from lora_trainer.core.blocks import read_block_rates, read_blocks
 from lora_trainer.core.kohya import (
     LeftOut,
     Taking,
@@ -17,6 +16,7 @@ from lora_trainer.core.kohya import (
     reference_table,
     translate,
 )
+from lora_trainer.lora.blocks import read_block_rates, read_blocks
 from lora_trainer.settings.config import GROUPS, KOHYA_NAMES, TrainConfig
 
 

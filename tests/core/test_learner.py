@@ -11,7 +11,6 @@ import torch
 
 from lora_trainer.base.errors import Refused
 from lora_trainer.core import checkpoint
-from lora_trainer.core.adapters import Adapters, Form, Shape
 from lora_trainer.core.learner import Learner, form_of_state, shapes_of_state
 from lora_trainer.core.optimization import (
     KINDS,
@@ -21,6 +20,7 @@ from lora_trainer.core.optimization import (
     make_optimizer,
 )
 from lora_trainer.core.parameter_groups import RateChoice, groups_of, own_settings, rates_of
+from lora_trainer.lora.adapters import Adapters, Form, Shape
 
 CPU = torch.device("cpu")
 LAYERS = (

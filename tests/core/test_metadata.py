@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from lora_trainer.core import export, metadata, plan
-from lora_trainer.core.adapters import Form, Shape
-from lora_trainer.core.blocks import read_block_rates
+from lora_trainer.core import metadata, plan
 from lora_trainer.core.importing import import_settings
 from lora_trainer.core.kohya import OUR_SETTINGS
 from lora_trainer.core.pipeline import train_lora
 from lora_trainer.core.plan import make_plan
+from lora_trainer.lora import save
+from lora_trainer.lora.adapters import Form, Shape
+from lora_trainer.lora.blocks import read_block_rates
 from lora_trainer.settings.config import TrainConfig, held_settings
 
 KOHYA = """
@@ -436,9 +437,9 @@ def lora_file(folder, config, *, model=None, without=(), name="zib.safetensors",
     values = {
         key: value for key, value in written(config, folder, model).items() if key not in without
     }
-    export.save(
+    save.save(
         folder / name,
-        export.to_tensors(weights, alphas=dict.fromkeys(parts, config.lora_alpha), export_name=str),
+        save.to_tensors(weights, alphas=dict.fromkeys(parts, config.lora_alpha), export_name=str),
         values,
     )
     return folder / name
@@ -743,7 +744,7 @@ def test_dora_ratios_and_rates_of_blocks_as_sd_scripts_names_them(folder, family
     assert (said["loraplus_unet_lr_ratio"], said["loraplus_text_encoder_lr_ratio"]) == ("16", "4")
     assert {name: value for name, value in said.items() if name.endswith("_lr_weight")} == expected
     path = folder / "theirs.safetensors"
-    export.save(
+    save.save(
         path,
         {"lora_unet_a.lora_down.weight": torch.ones(2, 4)},
         {name: value for name, value in found.items() if name != OUR_SETTINGS},

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from lora_trainer.base.control import Control
 from lora_trainer.base.errors import Refused
-from lora_trainer.core import export, trainer
+from lora_trainer.core import trainer
 from lora_trainer.core.pipeline import train_lora
+from lora_trainer.lora import save
 from lora_trainer.settings.config import TrainConfig
 
 
@@ -104,7 +105,7 @@ def test_base_is_untouched_after_a_fault(host, settings, stage, monkeypatch):
     if stage == "backward":
         monkeypatch.setattr(torch.Tensor, "backward", fail)
     elif stage == "save":
-        monkeypatch.setattr(export, "save", fail)
+        monkeypatch.setattr(save, "save", fail)
     elif stage != "on_progress":
         monkeypatch.setattr(host.model, stage, fail)
     with pytest.raises(RuntimeError, match="injected"):

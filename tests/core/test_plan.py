@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from lora_trainer.base.errors import Refused
 from lora_trainer.core import cache, optimization
 from lora_trainer.core import plan as plan_module
-from lora_trainer.core.adapters import Adapters, Form, LayerChoice, plan_shapes
 from lora_trainer.core.choices import form_of, layer_choice, variation_of
 from lora_trainer.core.plan import bucket_of, estimate, make_plan
 from lora_trainer.core.texts import Texts
 from lora_trainer.dataset.caption_augmentation import Variation
+from lora_trainer.lora.adapters import Adapters, Form, LayerChoice, plan_shapes
 from lora_trainer.settings.config import TrainConfig
 
 

@@ -8,7 +8,6 @@ import torch
 
 from lora_trainer.base.contracts import Conditioning, Size
 from lora_trainer.core import diffusion, trainer
-from lora_trainer.core.adapters import Adapters, Form, LayerChoice, plan_shapes
 from lora_trainer.core.cache import Encoded, assemble
 from lora_trainer.core.effort import Effort
 from lora_trainer.core.learner import Learner
@@ -19,6 +18,7 @@ from lora_trainer.core.session import Session
 from lora_trainer.core.texts import Texts
 from lora_trainer.dataset.caption_augmentation import Variation
 from lora_trainer.dataset.scan import Bucket, generator
+from lora_trainer.lora.adapters import Adapters, Form, LayerChoice, plan_shapes
 
 CPU, PLAIN = torch.device("cpu"), Variation()
 SIZE = Size(64, 64, 0, 0, 64, 64)

@@ -392,11 +392,11 @@ def test_a_failed_run_puts_back_what_its_snapshots_replaced(host, settings, fold
 
 STAGES = {
     "encode": ("host.model", "encode_images"),
-    "attach": ("lora_trainer.core.adapters.Adapters", "attach"),
+    "attach": ("lora_trainer.lora.adapters.Adapters", "attach"),
     "forward": ("host.model", "predict"),
     "backward": ("torch.Tensor", "backward"),
     "optimizer": ("torch.optim.AdamW", "step"),
-    "save": ("lora_trainer.core.export", "save"),
+    "save": ("lora_trainer.lora.save", "save"),
     "register": ("host", "register"),
     "state": ("lora_trainer.core.checkpoint", "save"),
     "give way": ("host", "give_way"),

@@ -18,8 +18,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from lora_trainer.core.layouts import SDXL_LEVELS, unet_to_ldm, vae_to_ldm
 from lora_trainer.demo.checkpoint import TEXT_ENCODER_CONFIG, write_tokenizer
+from lora_trainer.lora.weight_names import SDXL_LEVELS, unet_to_ldm, vae_to_ldm
 
 CLIP_WIDTH, CLIP_LAYERS = (
     TEXT_ENCODER_CONFIG["hidden_size"],

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from lora_trainer.base.contracts import Size  # noqa: E402
 from lora_trainer.base.errors import Refused  # noqa: E402
-from lora_trainer.core import export  # noqa: E402
-from lora_trainer.core.adapters import Adapters, Form, LayerChoice, plan_shapes  # noqa: E402
 from lora_trainer.hosts.standalone_loading import modules_of, quiet_diffusers  # noqa: E402
+from lora_trainer.lora import save  # noqa: E402
+from lora_trainer.lora.adapters import Adapters, Form, LayerChoice, plan_shapes  # noqa: E402
 from tests.hosts.narrow_checkpoint import FAMILIES  # noqa: E402
 
 TRAINABLE = [name for name in FAMILIES if name != "sdxl-refiner"]
@@ -60,9 +60,9 @@ def test_diffusers_predicts_and_reads_what_the_trainer_does(hosts, tmp_path, nam
         unchanged = model.predict(*inputs(), plain)
         with adapters.attached():
             read, predicted = encoded(model), model.predict(*inputs(), plain)
-        export.save(
+        save.save(
             path,
-            export.to_tensors(
+            save.to_tensors(
                 adapters.weights(),
                 alphas=adapters.alphas,
                 export_name=model.export_name,
@@ -138,7 +138,7 @@ def test_a_dora_is_not_drawn_wrongly(hosts, tmp_path):
     host = hosts("sd1")
     with host.borrow_model() as model:
         adapters = random_adapters(model, "attention", Form(use_dora=True))
-        tensors = export.to_tensors(
+        tensors = save.to_tensors(
             adapters.weights(),
             alphas=adapters.alphas,
             export_name=model.export_name,
@@ -159,7 +159,7 @@ def test_what_diffusers_cannot_read_is_said(hosts, tmp_path, kind):
     host = hosts("sd1")
     with host.borrow_model() as model:
         adapters = random_adapters(model, "attention", Form(kind))
-        tensors = export.to_tensors(
+        tensors = save.to_tensors(
             adapters.weights(),
             alphas=adapters.alphas,
             export_name=model.export_name,

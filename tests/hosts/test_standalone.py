@@ -19,9 +19,9 @@ if not importlib.util.find_spec("open_clip"):
     pytest.skip("CLIP's vocabulary comes with open_clip", allow_module_level=True)
 
 from lora_trainer.base.contracts import Reading  # noqa: E402
-from lora_trainer.core.layouts import unet_to_ldm  # noqa: E402
 from lora_trainer.hosts.standalone import StandaloneHost  # noqa: E402
 from lora_trainer.hosts.standalone_loading import modules_of  # noqa: E402
+from lora_trainer.lora.weight_names import unet_to_ldm  # noqa: E402
 
 DRAWING = dict(steps=3, width=64, height=64)
 

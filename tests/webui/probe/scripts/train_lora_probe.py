@@ -51,8 +51,8 @@ def predict_with_webui(names: list) -> torch.Tensor:
 
 def predict_with_trainer(path: str) -> torch.Tensor:
     """Predict as training does: our adapters on the borrowed model, holding the file's weights."""
-    from lora_trainer.core.adapters import Adapters
-    from lora_trainer.core.starting import fit, look_into
+    from lora_trainer.lora.adapters import Adapters
+    from lora_trainer.lora.load import fit, look_into
 
     with host().borrow_model() as base:
         shapes, weights, form = fit(look_into(Path(path)), base.parts(), base.export_name)
@@ -64,7 +64,7 @@ def predict_with_trainer(path: str) -> torch.Tensor:
 
 def differences_at_start() -> dict:
     """How far new adapters on each choice of layers move the prediction."""
-    from lora_trainer.core.adapters import Adapters, LayerChoice, plan_shapes
+    from lora_trainer.lora.adapters import Adapters, LayerChoice, plan_shapes
 
     moved = {}
     with host().borrow_model() as base:
@@ -92,8 +92,8 @@ def fail_in_the_middle() -> dict:
     tidied up by the trainer itself.
     """
     from lora_trainer.base.contracts import Conditioning
-    from lora_trainer.core.adapters import Adapters, Form, LayerChoice, plan_shapes
     from lora_trainer.core.precision import gradient_checkpointing
+    from lora_trainer.lora.adapters import Adapters, Form, LayerChoice, plan_shapes
 
     before = state()
 

@@ -141,8 +141,8 @@ def write_random_lora(
     """Write a LoRA file with random weights, as the trainer's adapters would; say what the
     prediction is before, with them new, and with these weights.
     """
-    from lora_trainer.core import export
-    from lora_trainer.core.adapters import Adapters, Form, LayerChoice, plan_shapes
+    from lora_trainer.lora import save
+    from lora_trainer.lora.adapters import Adapters, Form, LayerChoice, plan_shapes
 
     with host().borrow_model() as base:
         bare = prediction(base, captions)
@@ -166,7 +166,7 @@ def write_random_lora(
                 )
         with adapters.attached():
             changed = prediction(base, captions)
-        tensors = export.to_tensors(
+        tensors = save.to_tensors(
             adapters.weights(),
             alphas=adapters.alphas,
             export_name=base.export_name,
@@ -213,8 +213,8 @@ def gradients(captions: list) -> dict:
     """Say which layers of adapters on everything get no gradient, and how far those with gradient
     checkpointing and without are apart.
     """
-    from lora_trainer.core.adapters import Adapters, LayerChoice, plan_shapes
     from lora_trainer.core.precision import gradient_checkpointing
+    from lora_trainer.lora.adapters import Adapters, LayerChoice, plan_shapes
 
     found = []
     with host().borrow_model() as base:
@@ -268,7 +268,7 @@ def counted_while_attached() -> dict:
     """Count what would learn, as a plan does: before the model is lent, and while adapters are in
     it.
     """
-    from lora_trainer.core.adapters import (
+    from lora_trainer.lora.adapters import (
         Adapters,
         Form,
         LayerChoice,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_trainer.core.layouts import SDXL_LEVELS, unet_to_diffusers, unet_to_ldm, vae_to_ldm
+from lora_trainer.lora.weight_names import SDXL_LEVELS, unet_to_diffusers, unet_to_ldm, vae_to_ldm
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core import export
+from lora_trainer.lora import save
 
 
 def named(path):
@@ -17,7 +17,7 @@ def named(path):
 
 
 def tensors(dtype=torch.float32):
-    return export.to_tensors(
+    return save.to_tensors(
         {"unet.a": {"lora_down.weight": torch.randn(4, 8), "lora_up.weight": torch.randn(6, 4)}},
         alphas={"unet.a": 2.0},
         export_name=named,
@@ -44,7 +44,7 @@ def test_other_kinds_keep_their_parts_names():
         },
         "te1.b": {"hada_w1_a": torch.ones(2, 1)},
     }
-    made = export.to_tensors(
+    made = save.to_tensors(
         weights, alphas={"unet.a": 1.0, "te1.b": 0.5}, export_name=named, dtype=torch.bfloat16
     )
     assert set(made) == {
@@ -64,7 +64,7 @@ def test_other_kinds_keep_their_parts_names():
 def test_magnitudes_of_a_dora_keep_their_digits():
     """bfloat16 would be off by up to 0.4 %, in everything that the model knows of an input."""
     scale = torch.rand(1, 8) + 1
-    made = export.to_tensors(
+    made = save.to_tensors(
         {"unet.a": {"lora_down.weight": torch.ones(2, 8), "dora_scale": scale}},
         alphas={"unet.a": 1.0},
         export_name=named,
@@ -77,7 +77,7 @@ def test_magnitudes_of_a_dora_keep_their_digits():
 
 
 def test_hash_is_of_everything_after_the_header(tmp_path):
-    export.save(tmp_path / "x.safetensors", tensors(), {"ss_output_name": "x"})
+    save.save(tmp_path / "x.safetensors", tensors(), {"ss_output_name": "x"})
     data = (tmp_path / "x.safetensors").read_bytes()
     with safe_open(tmp_path / "x.safetensors", "pt") as file:
         written = file.metadata()
@@ -91,7 +91,7 @@ def test_hash_is_of_everything_after_the_header(tmp_path):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
 def test_never_a_file_with_infinite_weights(bad):
     with pytest.raises(Refused, match="not finite"):
-        export.to_tensors(
+        save.to_tensors(
             {
                 "a": {
                     "lora_down.weight": torch.full((1, 1), bad),
@@ -105,14 +105,14 @@ def test_never_a_file_with_infinite_weights(bad):
 
 def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
-    export.save(path, tensors(), {})
+    save.save(path, tensors(), {})
     before = path.read_bytes()
     monkeypatch.setattr(
         "lora_trainer.base.files.os.fsync",
         lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")),
     )
     with pytest.raises(Refused, match="No space left on device.*Free some space"):
-        export.save(path, tensors(), {})
+        save.save(path, tensors(), {})
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
@@ -120,7 +120,7 @@ def test_card_keeps_what_other_tools_wrote(tmp_path):
     (tmp_path / "x.json").write_text(
         json.dumps({"negative text": "blurry", "activation text": "old"}), encoding="utf-8"
     )
-    export.save_card(
+    save.save_card(
         tmp_path / "x.safetensors", family="sd1", trigger_word="猫", preferred_weight=0.7, notes="n"
     )
     card = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
@@ -135,7 +135,7 @@ def test_card_keeps_what_other_tools_wrote(tmp_path):
 
 def test_written_file_reads_back(tmp_path):
     made = tensors()
-    export.save(tmp_path / "sub" / "ü 猫.safetensors", made, {})
+    save.save(tmp_path / "sub" / "ü 猫.safetensors", made, {})
     assert all(
         torch.equal(made[name], tensor)
         for name, tensor in load_file(tmp_path / "sub" / "ü 猫.safetensors").items()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core.layers import LayerChoice, plan_shapes
+from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
 from tests.core.open_clip_text import OpenClipText
 
 BLOCK = "unet.input_blocks.1.1.transformer_blocks.0"

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from ..base.errors import Refused
-from .layouts import BLOCKS_PER_LEVEL, LEVELS, SDXL_LEVELS
+from .weight_names import BLOCKS_PER_LEVEL, LEVELS, SDXL_LEVELS
 
 BASE, MIDDLE = "BASE", "MID"
 _STRIDE = BLOCKS_PER_LEVEL + 1

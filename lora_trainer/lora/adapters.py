@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from ..base.patching import own_forward
-from .kinds import (
+from .adapter_layers import (
     Dropouts,
     Form,
     Shape,
@@ -27,7 +27,7 @@ from .kinds import (
     sizes,
     weights_of,
 )
-from .layers import PROJECTIONS, LayerChoice, plan_shapes
+from .target_layers import PROJECTIONS, LayerChoice, plan_shapes
 
 __all__ = ["Adapters", "Form", "LayerChoice", "Shape", "count_parameters", "plan_shapes"]
 

@@ -5,7 +5,7 @@ shapes.
 import pytest
 import torch
 
-from lora_trainer.core.kinds import (
+from lora_trainer.lora.adapter_layers import (
     Dropouts,
     Form,
     Shape,

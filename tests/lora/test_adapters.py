@@ -10,7 +10,9 @@ import weakref
 import pytest
 import torch
 
-from lora_trainer.core.adapters import (
+from lora_trainer.core.precision import gradient_checkpointing
+from lora_trainer.lora.adapter_layers import delta_weight
+from lora_trainer.lora.adapters import (
     Adapters,
     Form,
     LayerChoice,
@@ -18,8 +20,6 @@ from lora_trainer.core.adapters import (
     count_parameters,
     plan_shapes,
 )
-from lora_trainer.core.kinds import delta_weight
-from lora_trainer.core.precision import gradient_checkpointing
 from tests.core.open_clip_text import OpenClipText
 
 BLOCK = "unet.input_blocks.1.1.transformer_blocks.0"

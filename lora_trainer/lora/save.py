@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..base.errors import Refused
 from ..base.files import write_atomically
-from .kinds import DORA_SCALE
+from .adapter_layers import DORA_SCALE
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SOFTWARE, NOTES = "Train LoRA", "Trained with Train LoRA"

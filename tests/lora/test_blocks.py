@@ -5,7 +5,7 @@ them.
 import pytest
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core.blocks import (
+from lora_trainer.lora.blocks import (
     PRESETS,
     BlockChoice,
     block_names,
@@ -13,7 +13,7 @@ from lora_trainer.core.blocks import (
     levels_of,
     read_blocks,
 )
-from lora_trainer.core.layouts import unet_to_diffusers
+from lora_trainer.lora.weight_names import unet_to_diffusers
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,11 @@ from peft.tuners.lokr.layer import factorization
 from ..base.errors import Refused
 from ..base.paths import expanded
 from ..base.tensor_files import Header, parse_header, read_header, read_tensor
+from .adapter_layers import DORA_SCALE, LOHA_NAMES, LOKR_NAMES, LORA_NAMES, is_whole, sizes
 from .adapters import Form, Shape
 from .blocks import levels_of
-from .kinds import DORA_SCALE, LOHA_NAMES, LOKR_NAMES, LORA_NAMES, is_whole, sizes
-from .layers import PROJECTIONS, targets
-from .layouts import unet_to_diffusers, unet_to_ldm
+from .target_layers import PROJECTIONS, targets
+from .weight_names import unet_to_diffusers, unet_to_ldm
 
 _ALPHA = "alpha"
 _MOST_FACTOR = (

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 
 from ..base.errors import Refused
+from .adapter_layers import Shape
 from .blocks import (
     BASE,
     RATES_FIELD,
@@ -20,8 +21,7 @@ from .blocks import (
     read_block_rates,
     read_blocks,
 )
-from .kinds import Shape
-from .layouts import LEVELS
+from .weight_names import LEVELS
 
 PROJECTIONS = (
     "q_proj",

@@ -18,15 +18,8 @@ import torch
 
 from .base.contracts import BaseModel, Conditioning, Host, Size
 from .base.control import Control
-from .core import cache, precision, trainer
 from .core.attendant import Attendant, Teller
-from .core.effort import Effort
-from .core.learner import Learner
-from .core.objective import Objective
-from .core.optimization import LearningRates, make_optimizer
-from .core.session import Session
 from .core.sharing import Sharing
-from .core.texts import Texts
 from .dataset.caption_augmentation import Variation
 from .dataset.scan import Bucket
 from .hosts.checkpoint_file import (
@@ -40,6 +33,13 @@ from .hosts.checkpoint_file import (
 from .hosts.standalone_loading import unet_config
 from .lora.adapters import Adapters, LayerChoice, plan_shapes
 from .settings.config import TrainConfig
+from .training import encoded_dataset, loop, precision
+from .training.compute_mode import Effort
+from .training.conditioning import Texts
+from .training.model_patches import Session
+from .training.objective import Objective
+from .training.optimizers import LearningRates, make_optimizer
+from .training.train_state import Learner
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CLIP_L, _CLIP_H, _CLIP_G = (
@@ -238,7 +238,7 @@ def _measure(
         Size(size_px, size_px, 0, 0, size_px, size_px),
     )
     encoded = [
-        cache.Encoded(
+        encoded_dataset.Encoded(
             item,
             None,
             (size,),
@@ -263,7 +263,7 @@ def _measure(
     session = Session(model, adapters, Effort(dtype, gradient_checkpointing=checkpointing))
     ours, bare = [], []
 
-    def bare_pass(done: trainer.StepDone) -> None:
+    def bare_pass(done: loop.StepDone) -> None:
         _synchronize(model.device)
         ours.append(done.seconds)
         session.close()
@@ -272,12 +272,12 @@ def _measure(
         bare.append(time.perf_counter() - began)
         session.open()
 
-    schedule = trainer.Schedule(steps + 1, 1, batch_size, 1, (1,) * batch_size, 0)
+    schedule = loop.Schedule(steps + 1, 1, batch_size, 1, (1,) * batch_size, 0)
     with _peak_memory(model.device) as memory, session.opened():
-        trainer.run(
+        loop.run(
             session,
             learner,
-            trainer.Lesson(encoded, schedule, Objective(), Texts(Variation())),
+            loop.Lesson(encoded, schedule, Objective(), Texts(Variation())),
             on_step=bare_pass,
         )
     parts = {"lora": 4 * sum(parameter.numel() for parameter in adapters.parameters())}
@@ -306,7 +306,7 @@ def _measure(
     )
 
 
-def _bare(model: RandomModel, encoded: list[cache.Encoded], dtype: torch.dtype) -> None:
+def _bare(model: RandomModel, encoded: list[encoded_dataset.Encoded], dtype: torch.dtype) -> None:
     latents = torch.cat([item.latents for item in encoded]).to(model.device).requires_grad_()
     conditioning = (
         Conditioning.cat([item.conditioning for item in encoded])

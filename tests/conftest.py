@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lora_trainer.base.contracts import BaseModel, Conditioning, Host, ModelStatus  # noqa: E402
-from lora_trainer.core import diffusion  # noqa: E402
 from lora_trainer.lora.weight_names import unet_to_diffusers  # noqa: E402
+from lora_trainer.training import diffusion  # noqa: E402
 
 WIDTH, TEXT_WIDTH = 16, 12
 

@@ -18,14 +18,14 @@ from ..base.contracts import Host, Progress
 from ..base.control import Control
 from ..base.errors import Refused
 from ..settings.config import TrainConfig
-from . import checkpoint
-from .effort import Effort
-from .learner import Learner
+from ..training import state_files
+from ..training.compute_mode import Effort
+from ..training.loop import Schedule, StepDone
+from ..training.model_patches import Session
+from ..training.precision import free_memory
+from ..training.train_state import Learner
 from .output import Output
-from .precision import free_memory
-from .session import Session
 from .sharing import Sharing
-from .trainer import Schedule, StepDone
 
 log = logging.getLogger(__name__)
 RETRY_SECONDS = 30.0
@@ -156,7 +156,7 @@ class Attendant:
         """Set the learner back to its last state; raises `Refused` when there is none of this
         run.
         """
-        state = checkpoint.latest(self._states) if self._states else None
+        state = state_files.latest(self._states) if self._states else None
         if state is None or state.facts["session"] != self._facts["session"]:
             raise Refused(
                 "A step was broken off in the middle, and there is no progress on disk to go back"
@@ -178,7 +178,9 @@ class Attendant:
             "elapsed_seconds": self._elapsed,
         }
         try:
-            checkpoint.save(self._states, self._learner.state(facts), keep=self._config.keep_states)
+            state_files.save(
+                self._states, self._learner.state(facts), keep=self._config.keep_states
+            )
         except (OSError, MemoryError) as error:
             self._retry["state"] = time.monotonic() + RETRY_SECONDS
             self._teller.remark(

@@ -10,7 +10,7 @@ from ..base.errors import Refused
 from ..dataset.caption_augmentation import Variation
 from ..lora.adapters import Form, LayerChoice
 from ..settings.config import TrainConfig
-from .parameter_groups import RateChoice
+from ..training.parameter_groups import RateChoice
 
 MOST_RESOLUTIONS = 8
 

@@ -19,17 +19,26 @@ from ..lora.adapters import Adapters, Form, Shape, plan_shapes
 from ..lora.load import fit
 from ..lora.target_layers import levels_in
 from ..settings.config import TrainConfig
-from . import cache, metadata, precision, trainer
-from . import checkpoint as checkpoints
+from ..training import encoded_dataset, loop, precision
+from ..training import state_files as checkpoints
+from ..training.compute_mode import Effort, describe_out_of_memory, is_out_of_memory
+from ..training.conditioning import Texts
+from ..training.model_patches import Session
+from ..training.objective import Objective
+from ..training.optimizers import (
+    LearningRates,
+    check_optimizer,
+    check_rates,
+    make_optimizer,
+    remarks_on,
+)
+from ..training.parameter_groups import LOWER_HALF, UPPER_HALF, groups_of, own_settings, rates_of
+from ..training.state_files import State
+from ..training.train_state import Learner, form_of_state, shapes_of_state
+from . import metadata
 from .attendant import Attendant, Teller
-from .checkpoint import State
 from .choices import form_of, layer_choice, rate_choice, variation_of
-from .effort import Effort, describe_out_of_memory, is_out_of_memory
-from .learner import Learner, form_of_state, shapes_of_state
-from .objective import Objective
-from .optimization import LearningRates, check_optimizer, check_rates, make_optimizer, remarks_on
 from .output import Output
-from .parameter_groups import LOWER_HALF, UPPER_HALF, groups_of, own_settings, rates_of
 from .plan import Plan, check_space, estimate, make_plan, tag_of
 from .resuming import (
     check_readable,
@@ -40,9 +49,7 @@ from .resuming import (
     run_facts,
     state_folder,
 )
-from .session import Session
 from .sharing import Sharing
-from .texts import Texts
 
 log = logging.getLogger(__name__)
 DRAWING = "Drawing the preview"
@@ -438,7 +445,7 @@ class _Run:
         )
         return Effort(dtype, gradient_checkpointing=self.config.gradient_checkpointing)
 
-    def _encode(self) -> list[cache.Encoded]:
+    def _encode(self) -> list[encoded_dataset.Encoded]:
         """Encode the pictures, again if the VAE or the clip skip was changed while others had the
         model.
         """
@@ -446,7 +453,7 @@ class _Run:
         while key != self.base_model.encoding_key():
             key = self.base_model.encoding_key()
             try:
-                encoded = cache.encode(
+                encoded = encoded_dataset.encode(
                     self.base_model,
                     plan.pictures,
                     plan.buckets,
@@ -557,22 +564,22 @@ class _Run:
         shapes, _, _ = self.layers
         return any(not path.startswith("unet.") for path in shapes)
 
-    def _lesson(self, encoded: list[cache.Encoded]) -> trainer.Lesson:
+    def _lesson(self, encoded: list[encoded_dataset.Encoded]) -> loop.Lesson:
         config, plan = self.config, self.plan
         objective = Objective(
             **{field.name: getattr(config, field.name) for field in dataclasses.fields(Objective)}
         )
         measured = tuple(number for number, role in enumerate(plan.roles) if role == "validation")
-        return trainer.Lesson(
+        return loop.Lesson(
             encoded, plan.schedule, objective, self._texts(), measured, config.validate_every
         )
 
     # --- The steps and the end --------------------------------------------------------------------
 
-    def _take_steps(self, session: Session, lesson: trainer.Lesson, attendant: Attendant) -> None:
+    def _take_steps(self, session: Session, lesson: loop.Lesson, attendant: Attendant) -> None:
         config = self.config
 
-        def on_step(done: trainer.StepDone) -> None:
+        def on_step(done: loop.StepDone) -> None:
             attendant.on_step(done)
             if done.step == 1:
                 log.info(
@@ -582,7 +589,7 @@ class _Run:
                 )
 
         try:
-            trainer.run(
+            loop.run(
                 session,
                 self.learner,
                 lesson,

@@ -31,13 +31,13 @@ from ..lora.adapters import count_parameters, plan_shapes
 from ..lora.blocks import BASE, PRESETS, BlockChoice, read_blocks
 from ..lora.load import FoundLora, find_lora, look_into
 from ..settings.config import TrainConfig, check_name
-from .cache import JITTERED
+from ..training.encoded_dataset import JITTERED
+from ..training.loop import Schedule
+from ..training.optimizers import check_rates, check_settings
+from ..training.optimizers import remarks_on as optimizer_remarks
+from ..training.parameter_groups import groups_without_model, rates_of
 from .choices import check_choices, form_of, layer_choice, rate_choice, resolutions_of, variation_of
-from .optimization import check_rates, check_settings
-from .optimization import remarks_on as optimizer_remarks
-from .parameter_groups import groups_without_model, rates_of
 from .remarks import remarks_on, remarks_on_batches
-from .trainer import Schedule
 
 __all__ = [
     "Plan",

@@ -18,7 +18,7 @@ from ..base.contracts import BaseModel
 from ..base.errors import Refused, Stopped
 from ..base.fingerprint import fingerprint_of_file, fingerprint_of_text
 from ..settings.config import TrainConfig
-from . import checkpoint
+from ..training import state_files
 from .plan import Plan, make_plan
 
 FREE = frozenset(
@@ -121,7 +121,7 @@ def state_step(folder: Path) -> int | None:
     """Return the step of the newest state in a job's folder, from the file names alone; None when
     there is none.
     """
-    return next(iter(checkpoint.steps(state_folder(folder))), None)
+    return next(iter(state_files.steps(state_folder(folder))), None)
 
 
 def run_facts(
@@ -168,7 +168,7 @@ def check_resume(
     `details` hold `reasons` and `anyway_possible`. With `anyway` only what makes the state
     worthless is refused. Without a state a run begins from its first step, and nothing is compared.
     """
-    facts = checkpoint.latest_facts(state_folder(folder))
+    facts = state_files.latest_facts(state_folder(folder))
     if facts is None:
         return check_readable(folder, found=False, anyway=anyway)
     plan = make_plan(config, lora_dir=lora_dir, session=facts.get("session"))

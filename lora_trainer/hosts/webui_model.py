@@ -13,9 +13,9 @@ from modules import devices, lowvram, sd_vae, shared
 
 from ..base.contracts import BaseModel, Conditioning, Reading
 from ..base.errors import Refused
-from ..core.diffusion import rescale_zero_terminal_snr
-from ..core.precision import no_autocast
 from ..lora.weight_names import unet_to_diffusers
+from ..training.diffusion import rescale_zero_terminal_snr
+from ..training.precision import no_autocast
 from . import webui_captions as captioned
 from .webui_checkpoint import (
     INPAINTING,

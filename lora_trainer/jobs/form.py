@@ -7,8 +7,8 @@ Everything else about a setting is where it is declared, in settings/config.py.
 from collections.abc import Mapping
 from typing import Any
 
-from ..core.optimization import optimizer_choices
 from ..settings.config import GROUPS, schema
+from ..training.optimizers import optimizer_choices
 
 Wanted = (
     tuple[Any, ...] | bool

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import Refused
-from ..core import checkpoint
 from ..core.resuming import state_folder
 from ..editor.library import Library
+from ..training import state_files
 from . import claims
 from .store import JobStore
 
@@ -99,7 +99,7 @@ class Storage:
     def tidy(self) -> None:
         """Keep to the limits; what cannot be removed stays, and is tried again the next time."""
         for row in self._finished():
-            checkpoint.prune(state_folder(self._folder(row["id"])), keep=1)
+            state_files.prune(state_folder(self._folder(row["id"])), keep=1)
         if self._limits.keep_jobs:
             self._remove_jobs(self._limits.keep_jobs)
         left = self._limits.state_gb * GB

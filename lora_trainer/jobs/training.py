@@ -14,10 +14,10 @@ import yaml
 from ..base.contracts import Host, Progress
 from ..base.errors import Refused
 from ..base.files import write_atomically
-from ..core.checkpoint import prune
 from ..core.pipeline import Result, train_lora
 from ..core.resuming import state_folder, state_step
 from ..settings.config import TrainConfig
+from ..training.state_files import prune
 from .metrics import SECONDS, Metrics
 from .store import JobStore
 from .tensorboard import EventFile

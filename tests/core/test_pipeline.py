@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 from lora_trainer.base.control import Control
 from lora_trainer.base.errors import Refused
-from lora_trainer.core import trainer
 from lora_trainer.core.pipeline import train_lora
 from lora_trainer.lora import save
 from lora_trainer.settings.config import TrainConfig
+from lora_trainer.training import loop
 
 
 def state_of(unet):
@@ -274,7 +274,7 @@ def test_overwriting_fails_whole(host, settings, monkeypatch):
     """A run that fails leaves the LoRA that was there."""
     old = train_lora(TrainConfig.parse(settings), host).output_file.read_bytes()
     monkeypatch.setattr(
-        trainer, "run", lambda *args, **kwargs: (_ for _ in ()).throw(RuntimeError("injected"))
+        loop, "run", lambda *args, **kwargs: (_ for _ in ()).throw(RuntimeError("injected"))
     )
     with pytest.raises(RuntimeError):
         train_lora(TrainConfig.parse({**settings, "overwrite": True}), host)

@@ -15,14 +15,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core import cache, optimization
 from lora_trainer.core import plan as plan_module
 from lora_trainer.core.choices import form_of, layer_choice, variation_of
 from lora_trainer.core.plan import bucket_of, estimate, make_plan
-from lora_trainer.core.texts import Texts
 from lora_trainer.dataset.caption_augmentation import Variation
 from lora_trainer.lora.adapters import Adapters, Form, LayerChoice, plan_shapes
 from lora_trainer.settings.config import TrainConfig
+from lora_trainer.training import encoded_dataset, optimizers
+from lora_trainer.training.conditioning import Texts
 
 
 def planned(settings, host, thorough=True, session=None, **changes):
@@ -485,7 +485,7 @@ def test_the_memory_of_encoded_pictures_is_what_they_take(host, settings, pictur
     Image.new("RGBA", (128, 64), (0, 0, 0, 0)).save(pictures / "0.png")
     Image.new("L", (64, 64), 100).save(pictures / "1-masklabel.png")
     config, plan = TrainConfig.parse({**settings, **changes}), planned(settings, host, **changes)
-    encoded = cache.encode(
+    encoded = encoded_dataset.encode(
         host.model,
         plan.pictures,
         plan.buckets,
@@ -678,7 +678,7 @@ def test_what_could_never_run_is_refused_by_the_plan(host, settings, changes, fi
 
 
 def test_an_optimizer_that_is_not_there_is_refused_by_the_plan(host, settings, monkeypatch):
-    monkeypatch.setattr(optimization, "_is_there", lambda kind: False)
+    monkeypatch.setattr(optimizers, "_is_there", lambda kind: False)
     monkeypatch.setitem(sys.modules, "lion_pytorch", None)
     with pytest.raises(Refused, match="lion-pytorch") as caught:
         make_plan(TrainConfig.parse({**settings, "optimizer": "lion"}), lora_dir=host.lora_dir)
@@ -702,8 +702,8 @@ def test_a_folder_of_no_repeats_is_left_out(host, settings, pictures, tmp_path):
 
 
 def test_the_package_of_an_optimizer_is_looked_for_and_not_tried(host, settings, monkeypatch):
-    monkeypatch.setattr(optimization, "_try", lambda *args: pytest.fail("a step was taken"))
-    for name, kind in optimization.KINDS.items():
+    monkeypatch.setattr(optimizers, "_try", lambda *args: pytest.fail("a step was taken"))
+    for name, kind in optimizers.KINDS.items():
         if kind.package:
             with monkeypatch.context() as patched:
                 patched.setitem(sys.modules, kind.module.split(".")[0], None)

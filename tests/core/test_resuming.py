@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 from lora_trainer.base.control import Control
 from lora_trainer.base.errors import Refused
-from lora_trainer.core import checkpoint
 from lora_trainer.core.pipeline import train_lora
 from lora_trainer.core.resuming import check_resume, state_folder, state_step
 from lora_trainer.settings.config import TrainConfig
+from lora_trainer.training import state_files
 
 
 class Killed(BaseException):
@@ -280,7 +280,7 @@ def test_a_damaged_state_is_passed_over(host, longer, folder):
     data = bytearray(newest.read_bytes())
     data[-3] ^= 1
     newest.write_bytes(data)
-    assert checkpoint.latest(state_folder(folder)).step == 6
+    assert state_files.latest(state_folder(folder)).step == 6
     train_lora(config, host, folder=folder, resume=True)
     assert_same(weights_of(host, "whole"), weights_of(host))
 
@@ -326,7 +326,7 @@ def test_what_trouble_forced_stays_and_what_was_chosen_may_change(
     """
     on = []
     monkeypatch.setattr(
-        "lora_trainer.core.precision.gradient_checkpointing",
+        "lora_trainer.training.precision.gradient_checkpointing",
         lambda unet, enabled: (on.append(enabled), contextlib.nullcontext())[1],
     )
     config = TrainConfig.parse({**longer, "gradient_checkpointing": True})
@@ -388,7 +388,7 @@ def test_a_run_from_the_queue_waits_for_its_checkpoint(host, settings, name, sha
         host,
         control=control,
         on_progress=listen,
-        checkpoint=name,
+        state_files=name,
         checkpoint_sha256=sha256,
     )
     assert result.stopped == waits == ("checkpoint" in told)
@@ -573,7 +573,7 @@ def test_a_state_from_before_there_were_several_resolutions_goes_on(
     )
     run_until(5, config, host, folder)
     monkeypatch.undo()
-    assert checkpoint.latest_facts(state_folder(folder))["config"].keys() & later == set()
+    assert state_files.latest_facts(state_folder(folder))["config"].keys() & later == set()
     assert check_resume(config, host.lora_dir, folder) == []
     train_lora(config, host, folder=folder, resume=True)
     assert_same(weights_of(host, "whole"), weights_of(host))

@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 from lora_trainer.base import files
 from lora_trainer.base.control import Control
 from lora_trainer.base.errors import Refused
-from lora_trainer.core import checkpoint, effort, output, trainer
-from lora_trainer.core.effort import Effort
+from lora_trainer.core import output
 from lora_trainer.core.pipeline import train_lora
 from lora_trainer.core.resuming import state_folder, state_step
 from lora_trainer.settings.config import TrainConfig
+from lora_trainer.training import compute_mode, loop, state_files
+from lora_trainer.training.compute_mode import Effort
 from tests.core.test_pipeline import assert_untouched, state_of
 
 OUT_OF_MEMORY = (
@@ -256,7 +257,7 @@ def test_no_file_with_numbers_that_are_not_finite(host, settings, monkeypatch):
     ],
 )
 def test_ladder_of_numbers(weights, dtype, bf16, expected):
-    rung = effort.with_safer_numbers(Effort(dtype), weights, has_bf16=bf16)
+    rung = compute_mode.with_safer_numbers(Effort(dtype), weights, has_bf16=bf16)
     assert (rung[0].dtype if rung else None) == expected
 
 
@@ -321,7 +322,7 @@ def test_a_disk_that_recovers_is_used_again(host, settings, folder, monkeypatch)
     monkeypatch.setattr("lora_trainer.core.attendant.RETRY_SECONDS", 0.0)
     tried = refuse_writes(monkeypatch, state_folder(folder), times=2)
     train_lora(TrainConfig.parse(settings), host, folder=folder)
-    assert len(tried) == 2 and checkpoint.latest(state_folder(folder)).step == 6
+    assert len(tried) == 2 and state_files.latest(state_folder(folder)).step == 6
 
 
 def test_a_locked_file_gets_a_name_beside_it(host, settings, folder, monkeypatch):
@@ -398,7 +399,7 @@ STAGES = {
     "optimizer": ("torch.optim.AdamW", "step"),
     "save": ("lora_trainer.lora.save", "save"),
     "register": ("host", "register"),
-    "state": ("lora_trainer.core.checkpoint", "save"),
+    "state": ("lora_trainer.training.state_files", "save"),
     "give way": ("host", "give_way"),
 }
 
@@ -511,7 +512,7 @@ def test_a_pause_that_is_asked_for_while_a_picture_is_drawn(host, settings, fold
 
 
 def test_memory_that_runs_out_on_coming_back_from_a_picture(host, settings, folder, monkeypatch):
-    from lora_trainer.core.session import Session
+    from lora_trainer.training.model_patches import Session
 
     monkeypatch.setattr(
         Session, "open", failing(Session.open, {2}, torch.cuda.OutOfMemoryError(OUT_OF_MEMORY))
@@ -551,4 +552,4 @@ def test_a_snapshot_on_demand(host, settings, folder):
 
 
 def test_the_average_is_the_trainers():
-    assert trainer.average(None, 2.0, 1) == 2.0 and trainer.average(2.0, 4.0, 2) == 3.0
+    assert loop.average(None, 2.0, 1) == 2.0 and loop.average(2.0, 4.0, 2) == 3.0

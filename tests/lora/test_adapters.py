@@ -10,7 +10,6 @@ import weakref
 import pytest
 import torch
 
-from lora_trainer.core.precision import gradient_checkpointing
 from lora_trainer.lora.adapter_layers import delta_weight
 from lora_trainer.lora.adapters import (
     Adapters,
@@ -20,6 +19,7 @@ from lora_trainer.lora.adapters import (
     count_parameters,
     plan_shapes,
 )
+from lora_trainer.training.precision import gradient_checkpointing
 from tests.core.open_clip_text import OpenClipText
 
 BLOCK = "unet.input_blocks.1.1.transformer_blocks.0"

@@ -92,8 +92,8 @@ def fail_in_the_middle() -> dict:
     tidied up by the trainer itself.
     """
     from lora_trainer.base.contracts import Conditioning
-    from lora_trainer.core.precision import gradient_checkpointing
     from lora_trainer.lora.adapters import Adapters, Form, LayerChoice, plan_shapes
+    from lora_trainer.training.precision import gradient_checkpointing
 
     before = state()
 

@@ -213,8 +213,8 @@ def gradients(captions: list) -> dict:
     """Say which layers of adapters on everything get no gradient, and how far those with gradient
     checkpointing and without are apart.
     """
-    from lora_trainer.core.precision import gradient_checkpointing
     from lora_trainer.lora.adapters import Adapters, LayerChoice, plan_shapes
+    from lora_trainer.training.precision import gradient_checkpointing
 
     found = []
     with host().borrow_model() as base:

@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-from lora_trainer.core.precision import gradient_checkpointing
+from lora_trainer.training.precision import gradient_checkpointing
 
 
 def blocks_of(host):

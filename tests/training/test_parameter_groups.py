@@ -3,7 +3,7 @@
 import pytest
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core.parameter_groups import (
+from lora_trainer.training.parameter_groups import (
     Group,
     RateChoice,
     groups_of,

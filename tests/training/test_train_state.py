@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core import checkpoint
-from lora_trainer.core.learner import Learner, form_of_state, shapes_of_state
-from lora_trainer.core.optimization import (
+from lora_trainer.lora.adapters import Adapters, Form, Shape
+from lora_trainer.training import state_files
+from lora_trainer.training.optimizers import (
     KINDS,
     LearningRates,
     check_optimizer,
     effective_rate,
     make_optimizer,
 )
-from lora_trainer.core.parameter_groups import RateChoice, groups_of, own_settings, rates_of
-from lora_trainer.lora.adapters import Adapters, Form, Shape
+from lora_trainer.training.parameter_groups import RateChoice, groups_of, own_settings, rates_of
+from lora_trainer.training.train_state import Learner, form_of_state, shapes_of_state
 
 CPU = torch.device("cpu")
 LAYERS = (
@@ -91,9 +91,9 @@ def train(learner, until: int) -> None:
         learner.optimizer.zero_grad(set_to_none=True)
 
 
-def through_a_file(learner, folder) -> checkpoint.State:
-    checkpoint.save(folder, learner.state({"session": 7}), keep=2)
-    return checkpoint.latest(folder)
+def through_a_file(learner, folder) -> state_files.State:
+    state_files.save(folder, learner.state({"session": 7}), keep=2)
+    return state_files.latest(folder)
 
 
 def assert_same(one, other) -> None:

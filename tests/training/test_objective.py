@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lora_trainer.core import diffusion
-from lora_trainer.core.objective import Objective
+from lora_trainer.training import diffusion
+from lora_trainer.training.objective import Objective
 
 ALPHAS = torch.cumprod(
     1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0

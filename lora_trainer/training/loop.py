@@ -18,19 +18,19 @@ from ..base.contracts import BaseModel
 from ..base.errors import NotFinite, OutOfMemory
 from ..dataset.scan import Bucket, epoch_batches, generator
 from . import diffusion, precision
-from .cache import Batch, Encoded, assemble
-from .effort import (
+from .compute_mode import (
     Effort,
     describe_out_of_memory,
     is_out_of_memory,
     with_less_memory,
     with_safer_numbers,
 )
-from .learner import Learner
+from .conditioning import Texts
+from .encoded_dataset import Batch, Encoded, assemble
+from .model_patches import Session
 from .objective import Objective, Task
-from .optimization import effective_rate
-from .session import Session
-from .texts import Texts
+from .optimizers import effective_rate
+from .train_state import Learner
 
 log = logging.getLogger(__name__)
 AVERAGED_OVER_STEPS, MOST_SKIPPED, MEASURED_TIMESTEPS = 50, 20, 4

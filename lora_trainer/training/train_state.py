@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from ..lora.adapters import Adapters, Form, Shape
-from .checkpoint import State
-from .optimization import LearningRates, averaged, is_schedule_free
+from .optimizers import LearningRates, averaged, is_schedule_free
 from .precision import grad_scaler
+from .state_files import State
 
 Weights = dict[str, dict[str, torch.Tensor]]
 _DRIVEN = {"params", "lr"}  # of a group: not the optimizer's own, so not in a state

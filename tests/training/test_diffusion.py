@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lora_trainer.core import diffusion
+from lora_trainer.training import diffusion
 
 ALPHAS = torch.linspace(0.999, 0.01, 1000)
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core import optimization
-from lora_trainer.core.optimization import (
+from lora_trainer.settings.config import TrainConfig
+from lora_trainer.training import optimizers
+from lora_trainer.training.optimizers import (
     KINDS,
     LearningRates,
     check_optimizer,
@@ -21,7 +22,6 @@ from lora_trainer.core.optimization import (
     optimizer_choices,
     remarks_on,
 )
-from lora_trainer.settings.config import TrainConfig
 
 CPU = torch.device("cpu")
 RATES = {"unet": 1e-2, "text_encoder": 5e-3}
@@ -164,9 +164,9 @@ def test_a_package_whose_step_fails_is_refused_before_the_run(step, reason, monk
 
 def test_old_torch_is_offered_the_bitsandbytes_that_loads_with_it(monkeypatch):
     """Newer ones fail at import under torch 2.1, and take peft with them."""
-    monkeypatch.setattr(optimization, "_torch_version", lambda: (2, 1))
+    monkeypatch.setattr(optimizers, "_torch_version", lambda: (2, 1))
     assert optimizer_choices()[1]["needs"].endswith("--no-deps bitsandbytes==0.45.5")
-    monkeypatch.setattr(optimization, "_torch_version", lambda: (2, 10))
+    monkeypatch.setattr(optimizers, "_torch_version", lambda: (2, 10))
     assert optimizer_choices()[1]["needs"].endswith("--no-deps bitsandbytes")
 
 
@@ -175,7 +175,7 @@ def test_old_torch_is_offered_the_bitsandbytes_that_loads_with_it(monkeypatch):
 )
 def test_versions_are_numbers(version, expected, monkeypatch):
     monkeypatch.setattr(torch, "__version__", version)
-    assert optimization._torch_version() == expected
+    assert optimizers._torch_version() == expected
 
 
 # --- Each of them ---------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def test_each_learns_says_its_groups_and_prints_nothing(name, capsys):
 def test_adamw_is_the_papers():
     """Against arXiv 1711.05101, algorithm 2, in numpy; one kernel for all where torch has one."""
     optimizer = make(weight_decay=0.1, unet=8)
-    assert optimizer.param_groups[0]["fused"] == (optimization._torch_version() >= (2, 4))
+    assert optimizer.param_groups[0]["fused"] == (optimizers._torch_version() >= (2, 4))
     w, m, v, draws = np.linspace(-1, 1, 8), np.zeros(8), np.zeros(8), np.random.default_rng(0)
     for step in range(1, 6):
         grad = draws.normal(size=8)
@@ -345,7 +345,7 @@ def test_schedule_free_is_the_papers():
         assert group["params"][0].detach().flatten().numpy() == pytest.approx(
             (1 - beta) * z + beta * x, abs=2e-6
         )
-    assert optimization.averaged(
+    assert optimizers.averaged(
         optimizer, group, group["params"][0]
     ).flatten().numpy() == pytest.approx(x, abs=2e-6)
 
@@ -356,7 +356,7 @@ def test_schedule_frees_average_is_the_packages_own():
     fall(optimizer, 5)
     group = optimizer.param_groups[0]
     mine, training = (
-        optimization.averaged(optimizer, group, group["params"][0]).clone(),
+        optimizers.averaged(optimizer, group, group["params"][0]).clone(),
         group["params"][0].detach().clone(),
     )
     assert torch.equal(group["params"][0], training) and group["train_mode"]

@@ -5,7 +5,7 @@ warm-up.
 import pytest
 import torch
 
-from lora_trainer.core.schedules import learning_rate_factor
+from lora_trainer.training.schedules import learning_rate_factor
 
 STEPS = 100
 

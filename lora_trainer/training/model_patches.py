@@ -10,7 +10,7 @@ import torch
 from ..base.contracts import BaseModel
 from ..lora.adapters import Adapters
 from . import precision
-from .effort import Effort
+from .compute_mode import Effort
 
 
 class Session:

@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from lora_trainer.base.contracts import Conditioning, Size
-from lora_trainer.core import diffusion, trainer
-from lora_trainer.core.cache import Encoded, assemble
-from lora_trainer.core.effort import Effort
-from lora_trainer.core.learner import Learner
-from lora_trainer.core.objective import Objective
-from lora_trainer.core.optimization import LearningRates, make_optimizer
-from lora_trainer.core.precision import grad_scaler
-from lora_trainer.core.session import Session
-from lora_trainer.core.texts import Texts
 from lora_trainer.dataset.caption_augmentation import Variation
 from lora_trainer.dataset.scan import Bucket, generator
 from lora_trainer.lora.adapters import Adapters, Form, LayerChoice, plan_shapes
+from lora_trainer.training import diffusion, loop
+from lora_trainer.training.compute_mode import Effort
+from lora_trainer.training.conditioning import Texts
+from lora_trainer.training.encoded_dataset import Encoded, assemble
+from lora_trainer.training.model_patches import Session
+from lora_trainer.training.objective import Objective
+from lora_trainer.training.optimizers import LearningRates, make_optimizer
+from lora_trainer.training.precision import grad_scaler
+from lora_trainer.training.train_state import Learner
 
 CPU, PLAIN = torch.device("cpu"), Variation()
 SIZE = Size(64, 64, 0, 0, 64, 64)
@@ -45,7 +45,7 @@ def encoded_pictures(count=4, **changes):
 
 
 def lesson_of(pictures, schedule, objective=Objective(), variation=PLAIN, trained=False, **more):
-    return trainer.Lesson(pictures, schedule, objective, Texts(variation, trained=trained), **more)
+    return loop.Lesson(pictures, schedule, objective, Texts(variation, trained=trained), **more)
 
 
 def adapters_of(model, *, text_encoder=False, **form):
@@ -79,7 +79,7 @@ def gradients(model, adapters, lesson, effort=Effort(torch.float32)):
     for parameter in adapters.parameters():
         parameter.grad = None
     with adapters.attached():
-        loss = trainer._backward(model, lesson, 0, effort, grad_scaler(CPU, torch.float32))
+        loss = loop._backward(model, lesson, 0, effort, grad_scaler(CPU, torch.float32))
     return loss, [
         torch.zeros_like(each) if each.grad is None else each.grad.clone()
         for each in adapters.parameters()
@@ -87,7 +87,7 @@ def gradients(model, adapters, lesson, effort=Effort(torch.float32)):
 
 
 def test_every_epoch_shows_each_picture_as_often_as_its_repeats():
-    schedule = trainer.Schedule(
+    schedule = loop.Schedule(
         total_steps=8, steps_per_epoch=4, batch_size=2, accumulation=1, repeats=(1, 2, 3, 1), seed=3
     )
     epochs = [
@@ -104,7 +104,7 @@ def test_every_epoch_shows_each_picture_as_often_as_its_repeats():
 
 
 def test_order_depends_on_the_step_alone():
-    schedule = trainer.Schedule(100, 2, 2, 1, (1,) * 4, 3)
+    schedule = loop.Schedule(100, 2, 2, 1, (1,) * 4, 3)
     pictures = encoded_pictures()
     assert [schedule.batches_of(step, pictures) for step in (7, 3)] == [
         schedule.batches_of(step, pictures) for step in (7, 3)
@@ -114,7 +114,7 @@ def test_order_depends_on_the_step_alone():
 def test_accumulated_gradient_is_the_mean_of_its_batches(host):
     pictures, model = encoded_pictures(), host.model
     adapters = adapters_of(model)
-    schedule = trainer.Schedule(1, 1, 2, 2, (1,) * 4, 0)
+    schedule = loop.Schedule(1, 1, 2, 2, (1,) * 4, 0)
     _, together = gradients(model, adapters, lesson_of(pictures, schedule))
     expected = [torch.zeros_like(gradient) for gradient in together]
     with adapters.attached():
@@ -137,7 +137,7 @@ def test_accumulated_gradient_is_the_mean_of_its_batches(host):
 def test_portions_of_a_batch_give_its_gradient(host, text_encoder):
     adapters = adapters_of(host.model, text_encoder=text_encoder)
     lesson = lesson_of(
-        encoded_pictures(), trainer.Schedule(1, 1, 4, 1, (1,) * 4, 0), trained=text_encoder
+        encoded_pictures(), loop.Schedule(1, 1, 4, 1, (1,) * 4, 0), trained=text_encoder
     )
     whole, portions = (
         gradients(host.model, adapters, lesson, Effort(torch.float32, at_once=at_once))
@@ -162,7 +162,7 @@ def test_portions_are_told_as_much_as_the_whole_batch(host, trained):
     ]
     lesson = lesson_of(
         pictures,
-        trainer.Schedule(1, 1, 4, 1, (1,) * 4, 0),
+        loop.Schedule(1, 1, 4, 1, (1,) * 4, 0),
         variation=Variation(caption_dropout=0.01),
         trained=trained,
     )
@@ -176,7 +176,7 @@ def test_portions_are_told_as_much_as_the_whole_batch(host, trained):
 
 
 def test_weights_and_masks_reach_the_gradient(host):
-    adapters, schedule = adapters_of(host.model), trainer.Schedule(1, 1, 2, 1, (1,) * 2, 0)
+    adapters, schedule = adapters_of(host.model), loop.Schedule(1, 1, 2, 1, (1,) * 2, 0)
     loss, plain = gradients(host.model, adapters, lesson_of(encoded_pictures(2), schedule))
     half, weighted = gradients(
         host.model,
@@ -221,11 +221,11 @@ def test_text_encoder_learns_through_its_captions(host):
     adapters = adapters_of(host.model, text_encoder=True)
     learner, lesson = (
         learner_of(adapters, steps=3),
-        lesson_of(encoded_pictures(), trainer.Schedule(3, 1, 4, 1, (1,) * 4, 0), trained=True),
+        lesson_of(encoded_pictures(), loop.Schedule(3, 1, 4, 1, (1,) * 4, 0), trained=True),
     )
     before = {path: factors["lora_up.weight"] for path, factors in adapters.weights().items()}
     with Session(host.model, adapters, Effort(torch.float32)).opened() as session:
-        trainer.run(session, learner, lesson)
+        loop.run(session, learner, lesson)
     after = {path: factors["lora_up.weight"] for path, factors in adapters.weights().items()}
     assert all(not torch.equal(before[path], after[path]) for path in before) and {
         path.partition(".")[0] for path in after
@@ -237,9 +237,9 @@ def test_gradient_checkpointing_changes_nothing_with_dropout(host):
         host.model, text_encoder=True, dropout=0.5, rank_dropout=0.3, module_dropout=0.3
     )
     learner = learner_of(adapters)
-    lesson = lesson_of(encoded_pictures(), trainer.Schedule(1, 1, 4, 1, (1,) * 4, 0), trained=True)
+    lesson = lesson_of(encoded_pictures(), loop.Schedule(1, 1, 4, 1, (1,) * 4, 0), trained=True)
     with Session(host.model, adapters, Effort(torch.float32)).opened() as session:
-        trainer.run(session, learner, lesson)  # up-weights are zero no more
+        loop.run(session, learner, lesson)  # up-weights are zero no more
     plain = gradients(host.model, adapters, lesson)
     with Session(host.model, adapters, Effort(torch.float32, gradient_checkpointing=True)).opened():
         again = gradients(host.model, adapters, lesson)
@@ -253,7 +253,7 @@ def test_gradient_checkpointing_changes_nothing_with_dropout(host):
 
 def test_kept_out_pictures_are_measured_but_not_learned_from(host):
     pictures, told = encoded_pictures(), []
-    schedule = trainer.Schedule(6, 2, 2, 1, (1, 1, 1, 0), 0)
+    schedule = loop.Schedule(6, 2, 2, 1, (1, 1, 1, 0), 0)
     assert all(3 not in batch for step in range(6) for batch in schedule.batches_of(step, pictures))
     adapters = adapters_of(host.model)
     learner, lesson = (
@@ -261,7 +261,7 @@ def test_kept_out_pictures_are_measured_but_not_learned_from(host):
         lesson_of(pictures, schedule, measured=(3,), measured_every=4),
     )
     with Session(host.model, adapters, Effort(torch.float32)).opened() as session:
-        trainer.run(session, learner, lesson, on_step=told.append)
+        loop.run(session, learner, lesson, on_step=told.append)
     assert [done.step for done in told if done.validation_loss is not None] == [4, 6]
 
 
@@ -271,11 +271,11 @@ def test_measuring_repeats_itself_without_dropout_and_changes_nothing(host):
         for parameter in adapters.parameters():
             parameter.normal_(generator=torch.Generator().manual_seed(0))
     lesson = lesson_of(
-        encoded_pictures(), trainer.Schedule(1, 1, 2, 1, (1,) * 3 + (0,), 0), measured=(3,)
+        encoded_pictures(), loop.Schedule(1, 1, 2, 1, (1,) * 3 + (0,), 0), measured=(3,)
     )
     with Session(host.model, adapters, Effort(torch.float32)).opened() as session:
         state = torch.get_rng_state()
-        one, two = trainer.validate(session, lesson), trainer.validate(session, lesson)
+        one, two = loop.validate(session, lesson), loop.validate(session, lesson)
         assert one == two and torch.equal(state, torch.get_rng_state())
     expected, picture = [], lesson.encoded[3]
     for place in range(4):
@@ -297,24 +297,24 @@ def test_measuring_repeats_itself_without_dropout_and_changes_nothing(host):
 
 def test_measuring_is_broken_off_by_whoever_stops(host):
     lesson = lesson_of(
-        encoded_pictures(), trainer.Schedule(1, 1, 2, 1, (1, 1, 0, 0), 0), measured=(2, 3)
+        encoded_pictures(), loop.Schedule(1, 1, 2, 1, (1, 1, 0, 0), 0), measured=(2, 3)
     )
     adapters, answers = adapters_of(host.model), iter([True, False])
     with Session(host.model, adapters, Effort(torch.float32)).opened() as session:
         assert (
-            trainer.validate(session, lesson, lambda: next(answers)) is None
-            and trainer.validate(session, lesson) > 0
+            loop.validate(session, lesson, lambda: next(answers)) is None
+            and loop.validate(session, lesson) > 0
         )
 
 
 def test_a_measure_that_is_no_number_is_left_out_and_said(host, monkeypatch):
     adapters, said, told = adapters_of(host.model), [], []
     lesson = lesson_of(
-        encoded_pictures(), trainer.Schedule(2, 1, 2, 1, (1, 1, 1, 0), 0), measured=(3,)
+        encoded_pictures(), loop.Schedule(2, 1, 2, 1, (1, 1, 1, 0), 0), measured=(3,)
     )
-    monkeypatch.setattr(trainer, "validate", lambda *arguments: float("nan"))
+    monkeypatch.setattr(loop, "validate", lambda *arguments: float("nan"))
     with Session(host.model, adapters, Effort(torch.float32)).opened() as session:
-        trainer.run(
+        loop.run(
             session, learner_of(adapters, steps=2), lesson, on_step=told.append, remark=said.append
         )
     assert [done.validation_loss for done in told] == [
@@ -335,24 +335,24 @@ def test_measured_timesteps_are_among_those_that_are_trained(host, monkeypatch):
     )
     lesson = lesson_of(
         encoded_pictures(),
-        trainer.Schedule(1, 1, 2, 1, (1, 1, 1, 0), 0),
+        loop.Schedule(1, 1, 2, 1, (1, 1, 1, 0), 0),
         Objective(min_timestep=100, max_timestep=300),
         measured=(3,),
     )
     with Session(host.model, adapters_of(host.model), Effort(torch.float32)).opened() as session:
-        trainer.validate(session, lesson)
+        loop.validate(session, lesson)
     assert seen == [125, 175, 225, 275]
 
 
 def test_largest_batch_is_what_a_bucket_can_fill():
     pictures = encoded_pictures(3) + encoded_pictures(1, bucket=Bucket(64, 128))
-    assert lesson_of(pictures, trainer.Schedule(1, 1, 256, 1, (1, 2, 0, 2), 0)).largest_batch() == 3
-    assert lesson_of(pictures, trainer.Schedule(1, 1, 2, 1, (1, 2, 0, 2), 0)).largest_batch() == 2
+    assert lesson_of(pictures, loop.Schedule(1, 1, 256, 1, (1, 2, 0, 2), 0)).largest_batch() == 3
+    assert lesson_of(pictures, loop.Schedule(1, 1, 2, 1, (1, 2, 0, 2), 0)).largest_batch() == 2
 
 
 def test_each_epoch_is_measured_where_no_number_of_steps_is_given():
     lesson = lesson_of(
-        encoded_pictures(), trainer.Schedule(10, 3, 1, 1, (1, 1, 1, 0), 0), measured=(3,)
+        encoded_pictures(), loop.Schedule(10, 3, 1, 1, (1, 1, 1, 0), 0), measured=(3,)
     )
     assert [step for step in range(1, 11) if lesson.is_measured_after(step)] == [3, 6, 9, 10]
 
@@ -362,9 +362,9 @@ def test_measuring_with_sixteen_bit_weights_encodes_as_training_does(host):
     host.model.parts().bfloat16()
     lesson = lesson_of(
         encoded_pictures(),
-        trainer.Schedule(1, 1, 2, 1, (1, 1, 1, 0), 0),
+        loop.Schedule(1, 1, 2, 1, (1, 1, 1, 0), 0),
         trained=True,
         measured=(3,),
     )
     with Session(host.model, adapters, Effort(torch.bfloat16)).opened() as session:
-        assert trainer.validate(session, lesson) > 0
+        assert loop.validate(session, lesson) > 0

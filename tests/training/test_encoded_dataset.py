@@ -10,10 +10,10 @@ from PIL import Image
 
 from lora_trainer.base.contracts import Conditioning
 from lora_trainer.base.errors import Refused, Stopped
-from lora_trainer.core.cache import JITTERED, Encoded, assemble, encode
 from lora_trainer.dataset.buckets import Bucket
 from lora_trainer.dataset.images import load_pixels
 from lora_trainer.dataset.scan import examine
+from lora_trainer.training.encoded_dataset import JITTERED, Encoded, assemble, encode
 
 
 class Model:

@@ -9,7 +9,7 @@ import torch
 from ..base.contracts import BaseModel, Conditioning
 from ..dataset.caption_augmentation import Variation
 from ..dataset.scan import generator
-from .cache import Batch
+from .encoded_dataset import Batch
 
 MOST_REMEMBERED = 64
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.contracts import BaseModel
 from ..dataset.captions import split_tags
+from ..interop.kohya import OPTIMIZER_CLASSES, OUR_SETTINGS, WEIGHT_DECAY
 from ..lora.blocks import block_names, read_block_rates, read_blocks
 from ..lora.weight_names import LEVELS, SDXL_LEVELS
 from ..settings.config import TrainConfig, held_settings
 from .choices import rate_choice
-from .kohya import OPTIMIZER_CLASSES, OUR_SETTINGS, WEIGHT_DECAY
 
 if TYPE_CHECKING:
     from ..lora.adapters import Form, Shape

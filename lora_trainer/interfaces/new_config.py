@@ -12,7 +12,7 @@ import yaml
 
 from ..base.errors import Refused
 from ..base.files import write_atomically
-from ..core.presets import find_preset, presets_folder
+from ..interop.presets import find_preset, presets_folder
 from ..settings.config import GROUPS, check_name, schema
 from .run_settings import data_dir_of
 

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from ..base.errors import Refused
 from ..base.tensor_files import MOST_HEADER_BYTES
-from ..core.importing import import_settings
+from ..interop.readers import import_settings
 
 ENDINGS = (".toml", ".json", ".yaml", ".yml", ".safetensors")
 LARGEST_SETTINGS_BYTES = 1_000_000

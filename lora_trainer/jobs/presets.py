@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..base.errors import Refused
-from ..core.presets import OwnPresets, Preset, as_file, package_presets
+from ..interop.presets import OwnPresets, Preset, as_file, package_presets
 
 LARGEST_BYTES = 100_000
 

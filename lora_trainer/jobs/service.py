@@ -19,10 +19,10 @@ from ..captioning.labels import LabelSets
 from ..captioning.registry import Captioners
 from ..captioning.tokens import TokenCounter
 from ..core.plan import Plan, check_space, estimate, make_plan
-from ..core.presets import OwnPresets, presets_folder
 from ..core.remarks import remarks_on_model
 from ..core.resuming import state_step
 from ..editor.library import Library
+from ..interop.presets import OwnPresets, presets_folder
 from ..settings.config import TrainConfig, in_our_names
 from ..settings.remedies import Remedy, advice_in
 from . import claims, importing

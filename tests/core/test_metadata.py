@@ -12,10 +12,10 @@ from PIL import Image
 from safetensors import safe_open
 
 from lora_trainer.core import metadata, plan
-from lora_trainer.core.importing import import_settings
-from lora_trainer.core.kohya import OUR_SETTINGS
 from lora_trainer.core.pipeline import train_lora
 from lora_trainer.core.plan import make_plan
+from lora_trainer.interop.kohya import OUR_SETTINGS
+from lora_trainer.interop.readers import import_settings
 from lora_trainer.lora import save
 from lora_trainer.lora.adapters import Form, Shape
 from lora_trainer.lora.blocks import read_block_rates

@@ -5,8 +5,8 @@ is never written over another.
 import pytest
 import yaml
 
-from lora_trainer.core.presets import OwnPresets, package_presets
 from lora_trainer.interfaces import cli
+from lora_trainer.interop.presets import OwnPresets, package_presets
 from lora_trainer.settings.config import GROUPS, TrainConfig, schema
 
 

@@ -13,8 +13,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from lora_trainer.core.presets import package_presets
 from lora_trainer.interfaces import tab
+from lora_trainer.interop.presets import package_presets
 from lora_trainer.settings.config import TrainConfig, schema
 
 # What gradio leaves open when it goes is not ours to close.

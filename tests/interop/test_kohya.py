@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from lora_trainer.core.kohya import (
+from lora_trainer.interop.kohya import (
     LeftOut,
     Taking,
     arguments,

@@ -24,8 +24,8 @@ from ..settings.config import (
     read_mapping,
     read_resolutions,
 )
-from .importing import our_settings
 from .kohya import LeftOut
+from .readers import our_settings
 
 log = logging.getLogger(__name__)
 Preset = dict[str, Any]

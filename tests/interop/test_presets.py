@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core.presets import OwnPresets, as_file, belongs, find_preset, package_presets
+from lora_trainer.interop.presets import OwnPresets, as_file, belongs, find_preset, package_presets
 from lora_trainer.settings.advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
 from lora_trainer.settings.config import TrainConfig
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core.importing import import_settings
+from lora_trainer.interop.readers import import_settings
 
 PRESET = {  # its "sd 1.5 LoRA", as it is delivered
     "backup_after": 10,

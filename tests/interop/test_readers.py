@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import save_file
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core.importing import import_settings
+from lora_trainer.interop.readers import import_settings
 from lora_trainer.settings.config import TrainConfig
 
 try:

@@ -18,8 +18,6 @@ import torch
 
 from .base.contracts import BaseModel, Conditioning, Host, Size
 from .base.control import Control
-from .core.attendant import Attendant, Teller
-from .core.sharing import Sharing
 from .dataset.caption_augmentation import Variation
 from .dataset.scan import Bucket
 from .hosts.checkpoint_file import (
@@ -32,6 +30,8 @@ from .hosts.checkpoint_file import (
 )
 from .hosts.standalone_loading import unet_config
 from .lora.adapters import Adapters, LayerChoice, plan_shapes
+from .runs.callbacks import Attendant, Teller
+from .runs.give_way import Sharing
 from .settings.config import TrainConfig
 from .training import encoded_dataset, loop, precision
 from .training.compute_mode import Effort

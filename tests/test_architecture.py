@@ -165,7 +165,7 @@ RENAMING = {
     "torch.load",
 }  # Forge's rename a file that fails to load
 READS_TORCH_FILES = {
-    f"{PACKAGE}.captioning.open_clip_models"
+    f"{PACKAGE}.captioning.models.open_clip_models"
 }  # by a Path, which those leave alone: tests/captioning shows it
 OF_OUR_OWN = {
     f"{PACKAGE}.demo.pretrain",
@@ -217,7 +217,7 @@ NEVER = {
 
 # Uploaded ZIPs are read here alone, file by file and within limits, and where each goes is decided
 # by us; nothing is extracted by an archive's own names.
-READS_ARCHIVES = {f"{PACKAGE}/core/archives.py": ["calls zipfile.ZipFile"]}
+READS_ARCHIVES = {f"{PACKAGE}/editor/archives.py": ["calls zipfile.ZipFile"]}
 
 
 def calls_of(source: str) -> list[tuple[str, ast.Call]]:

@@ -15,7 +15,7 @@ import yaml
 
 from ..base.errors import Refused
 from ..base.tensor_files import read_header
-from ..core.base_models import say_which_are_there
+from ..runs.base_models import say_which_are_there
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 SD1_TEXT, SD2_TEXT = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."

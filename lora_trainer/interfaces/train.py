@@ -9,9 +9,9 @@ from typing import Any
 
 from ..base.contracts import Host
 from ..base.errors import Refused
-from ..core.pipeline import DRAWING
 from ..jobs.service import TrainingService
 from ..jobs.store import ALIVE, BEGUN
+from ..runs.pipeline import DRAWING
 from ..settings.config import TrainConfig, schema
 from .ctrl_c import asked_by_ctrl_c, asked_by_termination
 from .run_settings import at_model_size, data_dir_of, parsed, read_run

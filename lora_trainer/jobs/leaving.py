@@ -10,7 +10,7 @@ from pathlib import Path
 from ..base.errors import Refused
 from ..base.files import write_atomically
 from ..base.paths import numbered
-from ..core.resuming import state_folder
+from ..runs.resume import state_folder
 
 log = logging.getLogger(__name__)
 ENDINGS = (".json", ".png", ".safetensors")  # the LoRA last: it says that all is there

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.resuming import state_step
+from ..runs.resume import state_step
 from .store import ALIVE
 from .training import tensorboard_dir
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import Refused
-from ..core.plan import make_plan
-from ..core.resuming import check_resume, state_step
+from ..runs.plan import make_plan
+from ..runs.resume import check_resume, state_step
 from . import claims
 from .names import Names
 from .settings import Settings

@@ -18,11 +18,11 @@ from ..base.paths import check_inside, check_possible, foreign_name
 from ..captioning.labels import LabelSets
 from ..captioning.registry import Captioners
 from ..captioning.tokens import TokenCounter
-from ..core.plan import Plan, check_space, estimate, make_plan
-from ..core.remarks import remarks_on_model
-from ..core.resuming import state_step
 from ..editor.library import Library
 from ..interop.presets import OwnPresets, presets_folder
+from ..runs.plan import Plan, check_space, estimate, make_plan
+from ..runs.plan_warnings import remarks_on_model
+from ..runs.resume import state_step
 from ..settings.config import TrainConfig, in_our_names
 from ..settings.remedies import Remedy, advice_in
 from . import claims, importing

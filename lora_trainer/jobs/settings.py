@@ -8,9 +8,9 @@ from typing import Any
 
 from ..base.errors import Refused
 from ..base.paths import check_possible, expanded
-from ..core.plan import folders_of
-from ..core.resuming import FREE
 from ..editor.library import Library
+from ..runs.plan import folders_of
+from ..runs.resume import FREE
 from ..settings.config import TrainConfig, in_our_names
 
 _PATHS = ("metadata_path", "output_dir", "base_model", "logging_dir", "init_lora", "reg_data_dir")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import Refused
-from ..core.resuming import state_folder
 from ..editor.library import Library
+from ..runs.resume import state_folder
 from ..training import state_files
 from . import claims
 from .store import JobStore

@@ -14,8 +14,8 @@ import yaml
 from ..base.contracts import Host, Progress
 from ..base.errors import Refused
 from ..base.files import write_atomically
-from ..core.pipeline import Result, train_lora
-from ..core.resuming import state_folder, state_step
+from ..runs.pipeline import Result, train_lora
+from ..runs.resume import state_folder, state_step
 from ..settings.config import TrainConfig
 from ..training.state_files import prune
 from .metrics import SECONDS, Metrics

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core.pipeline import train_lora
-from lora_trainer.core.plan import make_plan
 from lora_trainer.dataset.concepts import read_concepts
 from lora_trainer.dataset.selection import folders_of
 from lora_trainer.interop.readers import import_settings
+from lora_trainer.runs.pipeline import train_lora
+from lora_trainer.runs.plan import make_plan
 from lora_trainer.settings.config import TrainConfig
 
 

@@ -9,11 +9,11 @@ import pytest
 import safetensors
 import yaml
 
-from lora_trainer.core.base_models import nearby_checkpoints
 from lora_trainer.demo.checkpoint import write_checkpoint
 from lora_trainer.demo.concept import write_dataset
 from lora_trainer.hosts.standalone import StandaloneHost
 from lora_trainer.interfaces import cli
+from lora_trainer.runs.base_models import nearby_checkpoints
 from lora_trainer.settings.config import TrainConfig
 
 pytest.importorskip("diffusers", reason="a WebUI's packages lack what the command line trains with")

@@ -262,7 +262,7 @@ def test_one_that_another_program_trains_is_left_alone(config, ended, capsys, mo
 
 def stop_after(monkeypatch, step):
     """Have the next run stopped after so many steps, as by Ctrl-C."""
-    from lora_trainer.core.attendant import Attendant
+    from lora_trainer.runs.callbacks import Attendant
 
     on_step, stopped = Attendant.on_step, []
 

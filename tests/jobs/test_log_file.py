@@ -5,7 +5,7 @@ import threading
 
 from lora_trainer.jobs.log_file import MOST_BYTES, log_file, read_log
 
-log = logging.getLogger("lora_trainer.core.pipeline")
+log = logging.getLogger("lora_trainer.runs.pipeline")
 
 
 def test_runs_are_appended_and_other_threads_left_out(tmp_path):

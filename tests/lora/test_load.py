@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load, load_file, save_file
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core.pipeline import train_lora
-from lora_trainer.core.plan import make_plan
 from lora_trainer.lora.adapters import Adapters, Form, LayerChoice, Shape, plan_shapes
 from lora_trainer.lora.load import fit, look_into
 from lora_trainer.lora.save import to_tensors
+from lora_trainer.runs.pipeline import train_lora
+from lora_trainer.runs.plan import make_plan
 from lora_trainer.settings.config import TrainConfig
 from tests.core.open_clip_text import OpenClipText
 

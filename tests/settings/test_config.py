@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core.choices import layer_choice
+from lora_trainer.runs.step_options import layer_choice
 from lora_trainer.settings.config import GROUPS, KOHYA_NAMES, TrainConfig, check_name, schema
 
 

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from lora_trainer.core.pipeline import train_lora
+from lora_trainer.runs.pipeline import train_lora
 from lora_trainer.settings.config import TrainConfig
 from tests.conftest import SMALL, TinyHost, TinyModel, draw_pictures
 

@@ -10,9 +10,9 @@ from safetensors import safe_open
 
 from lora_trainer.base.control import Control
 from lora_trainer.base.errors import Refused
-from lora_trainer.core import output
-from lora_trainer.core.pipeline import train_lora
-from lora_trainer.core.plan import make_plan
+from lora_trainer.runs import output_files
+from lora_trainer.runs.pipeline import train_lora
+from lora_trainer.runs.plan import make_plan
 from lora_trainer.settings.config import TrainConfig
 
 
@@ -137,7 +137,7 @@ def test_a_snapshot_does_not_write_over_another_runs(host, settings, lora):
 
 
 def test_old_leftovers_beside_the_lora_are_removed(host, config, lora):
-    for name, age in (("a" * 32, 2 * output.LEFTOVER_SECONDS), ("b" * 32, 0)):
+    for name, age in (("a" * 32, 2 * output_files.LEFTOVER_SECONDS), ("b" * 32, 0)):
         path = host.lora_dir / f".{name}.tmp"
         path.write_bytes(b"half")
         os.utime(path, (time.time() - age,) * 2)
@@ -265,8 +265,8 @@ def test_an_old_snapshot_that_cannot_be_removed_is_removed_later(host, settings,
             raise PermissionError("held open")
         remove(path)
 
-    remove = output.remove_lora
-    monkeypatch.setattr(output, "remove_lora", refuse_once)
+    remove = output_files.remove_lora
+    monkeypatch.setattr(output_files, "remove_lora", refuse_once)
     train_lora(
         TrainConfig.parse(
             {

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from lora_trainer.base import files
 from lora_trainer.base.control import Control
 from lora_trainer.base.errors import Refused
-from lora_trainer.core import output
-from lora_trainer.core.pipeline import train_lora
-from lora_trainer.core.resuming import state_folder, state_step
+from lora_trainer.runs import output_files
+from lora_trainer.runs.pipeline import train_lora
+from lora_trainer.runs.resume import state_folder, state_step
 from lora_trainer.settings.config import TrainConfig
 from lora_trainer.training import compute_mode, loop, state_files
 from lora_trainer.training.compute_mode import Effort
-from tests.core.test_pipeline import assert_untouched, state_of
+from tests.runs.test_pipeline import assert_untouched, state_of
 
 OUT_OF_MEMORY = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB of"
@@ -33,7 +33,7 @@ def folder(tmp_path):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(output, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(output_files, "PAUSE_SECONDS", 0.01)
 
 
 def failing(original, when, error=None, spoil=None):
@@ -274,8 +274,8 @@ def refuse_writes(monkeypatch, where, *, code=errno.ENOSPC, times=10**9):
             raise OSError(code, os.strerror(code))
         return original(path, data, **options)
 
-    for module in ("atomic", "checkpoint", "export"):
-        monkeypatch.setattr(f"lora_trainer.core.{module}.write_atomically", write)
+    for module in ("base.files", "training.state_files", "lora.save"):
+        monkeypatch.setattr(f"lora_trainer.{module}.write_atomically", write)
     return count
 
 
@@ -319,7 +319,7 @@ def test_everything_full_ends_in_the_temporary_folder(
 
 
 def test_a_disk_that_recovers_is_used_again(host, settings, folder, monkeypatch):
-    monkeypatch.setattr("lora_trainer.core.attendant.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("lora_trainer.runs.callbacks.RETRY_SECONDS", 0.0)
     tried = refuse_writes(monkeypatch, state_folder(folder), times=2)
     train_lora(TrainConfig.parse(settings), host, folder=folder)
     assert len(tried) == 2 and state_files.latest(state_folder(folder)).step == 6

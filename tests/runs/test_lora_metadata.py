@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from lora_trainer.core import metadata, plan
-from lora_trainer.core.pipeline import train_lora
-from lora_trainer.core.plan import make_plan
 from lora_trainer.interop.kohya import OUR_SETTINGS
 from lora_trainer.interop.readers import import_settings
 from lora_trainer.lora import save
 from lora_trainer.lora.adapters import Form, Shape
 from lora_trainer.lora.blocks import read_block_rates
+from lora_trainer.runs import lora_metadata, plan
+from lora_trainer.runs.pipeline import train_lora
+from lora_trainer.runs.plan import make_plan
 from lora_trainer.settings.config import TrainConfig, held_settings
 
 KOHYA = """
@@ -283,7 +283,7 @@ def written(config, folder, model=None, shapes=None):
         for part, learns in (("unet.a", config.train_unet), ("te1.b", config.train_text_encoder))
         if learns
     ]
-    return metadata.metadata(
+    return lora_metadata.metadata(
         config,
         model or base_model(),
         shapes or dict.fromkeys(parts, Shape(config.lora_rank, config.lora_alpha)),

@@ -20,7 +20,7 @@ from ..interop.kohya import OPTIMIZER_CLASSES, OUR_SETTINGS, WEIGHT_DECAY
 from ..lora.blocks import block_names, read_block_rates, read_blocks
 from ..lora.weight_names import LEVELS, SDXL_LEVELS
 from ..settings.config import TrainConfig, held_settings
-from .choices import rate_choice
+from .step_options import rate_choice
 
 if TYPE_CHECKING:
     from ..lora.adapters import Form, Shape

@@ -35,12 +35,12 @@ from ..training.optimizers import (
 from ..training.parameter_groups import LOWER_HALF, UPPER_HALF, groups_of, own_settings, rates_of
 from ..training.state_files import State
 from ..training.train_state import Learner, form_of_state, shapes_of_state
-from . import metadata
-from .attendant import Attendant, Teller
-from .choices import form_of, layer_choice, rate_choice, variation_of
-from .output import Output
+from . import lora_metadata
+from .callbacks import Attendant, Teller
+from .give_way import Sharing
+from .output_files import Output
 from .plan import Plan, check_space, estimate, make_plan, tag_of
-from .resuming import (
+from .resume import (
     check_readable,
     compare_models,
     compare_runs,
@@ -49,7 +49,7 @@ from .resuming import (
     run_facts,
     state_folder,
 )
-from .sharing import Sharing
+from .step_options import form_of, layer_choice, rate_choice, variation_of
 
 log = logging.getLogger(__name__)
 DRAWING = "Drawing the preview"
@@ -304,7 +304,7 @@ class _Run:
         save.save(
             path,
             tensors,
-            metadata.metadata(
+            lora_metadata.metadata(
                 config,
                 base_model,
                 adapters.shapes,

@@ -15,11 +15,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.core import plan as plan_module
-from lora_trainer.core.choices import form_of, layer_choice, variation_of
-from lora_trainer.core.plan import bucket_of, estimate, make_plan
 from lora_trainer.dataset.caption_augmentation import Variation
 from lora_trainer.lora.adapters import Adapters, Form, LayerChoice, plan_shapes
+from lora_trainer.runs import plan as plan_module
+from lora_trainer.runs.plan import bucket_of, estimate, make_plan
+from lora_trainer.runs.step_options import form_of, layer_choice, variation_of
 from lora_trainer.settings.config import TrainConfig
 from lora_trainer.training import encoded_dataset, optimizers
 from lora_trainer.training.conditioning import Texts

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from lora_trainer.base.control import Control
 from lora_trainer.base.errors import Refused
-from lora_trainer.core.pipeline import train_lora
 from lora_trainer.lora import save
+from lora_trainer.runs.pipeline import train_lora
 from lora_trainer.settings.config import TrainConfig
 from lora_trainer.training import loop
 

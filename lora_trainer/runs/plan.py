@@ -36,8 +36,15 @@ from ..training.loop import Schedule
 from ..training.optimizers import check_rates, check_settings
 from ..training.optimizers import remarks_on as optimizer_remarks
 from ..training.parameter_groups import groups_without_model, rates_of
-from .choices import check_choices, form_of, layer_choice, rate_choice, resolutions_of, variation_of
-from .remarks import remarks_on, remarks_on_batches
+from .plan_warnings import remarks_on, remarks_on_batches
+from .step_options import (
+    check_choices,
+    form_of,
+    layer_choice,
+    rate_choice,
+    resolutions_of,
+    variation_of,
+)
 
 __all__ = [
     "Plan",

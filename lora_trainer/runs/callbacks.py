@@ -24,8 +24,8 @@ from ..training.loop import Schedule, StepDone
 from ..training.model_patches import Session
 from ..training.precision import free_memory
 from ..training.train_state import Learner
-from .output import Output
-from .sharing import Sharing
+from .give_way import Sharing
+from .output_files import Output
 
 log = logging.getLogger(__name__)
 RETRY_SECONDS = 30.0

@@ -4,8 +4,8 @@ import pytest
 
 from lora_trainer.base.contracts import ModelStatus
 from lora_trainer.base.errors import Refused
-from lora_trainer.core.plan import make_plan
-from lora_trainer.core.remarks import remarks_on_batches, remarks_on_model
+from lora_trainer.runs.plan import make_plan
+from lora_trainer.runs.plan_warnings import remarks_on_batches, remarks_on_model
 from lora_trainer.settings.config import TrainConfig
 from lora_trainer.settings.remedies import Remark, advice_in, set_to
 

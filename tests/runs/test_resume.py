@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from lora_trainer.base.control import Control
 from lora_trainer.base.errors import Refused
-from lora_trainer.core.pipeline import train_lora
-from lora_trainer.core.resuming import check_resume, state_folder, state_step
+from lora_trainer.runs.pipeline import train_lora
+from lora_trainer.runs.resume import check_resume, state_folder, state_step
 from lora_trainer.settings.config import TrainConfig
 from lora_trainer.training import state_files
 

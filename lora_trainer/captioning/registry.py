@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import Refused
-from .clip_labels import ClipLabelsCaptioner
-from .coca import CocaCaptioner
+from .caption_affixes import options_for
 from .contracts import Captioner, Option, Readiness, read_options
-from .fixed import FixedCaptioner
 from .labels import LabelSets
-from .tagger import WdTagger
-from .wording import options_for
+from .models.clip_labels import ClipLabelsCaptioner
+from .models.coca import CocaCaptioner
+from .models.fixed import FixedCaptioner
+from .models.tagger import WdTagger
 
 
 class Captioners:

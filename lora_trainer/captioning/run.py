@@ -18,8 +18,8 @@ import torch
 from ..base.contracts import Host
 from ..base.errors import Refused, Stopped
 from ..dataset.scan import read_rgb
+from .caption_affixes import Wording, phrase
 from .contracts import Asked, Captioner, LoadedCaptioner
-from .wording import Wording, phrase
 
 log = logging.getLogger(__name__)
 PAUSE_SECONDS = (

@@ -13,12 +13,12 @@ from typing import Any
 from ..base.contracts import Host
 from ..base.errors import Refused
 from ..base.files import write_atomically
+from ..captioning.caption_affixes import OPTIONS
 from ..captioning.downloads import size_text
 from ..captioning.labels import LabelSets
 from ..captioning.registry import Captioners
 from ..captioning.run import CaptionProgress, Picture, caption_pictures
 from ..captioning.table_file import TableFile
-from ..captioning.wording import OPTIONS
 from ..dataset.caption_tables import find_table
 from ..dataset.captions import content_of, in_table, read_caption, sidecar, to_bytes
 from ..dataset.scan import scan

@@ -278,7 +278,7 @@ def test_a_table_with_a_bad_line_is_not_overwritten_either(label, folder, capsys
 @pytest.fixture
 def meanwhile(monkeypatch):
     """Do something, as a person would, while the first batch is looked at."""
-    from lora_trainer.captioning import fixed
+    from lora_trainer.captioning.models import fixed
 
     caption = fixed._Filled.caption
 

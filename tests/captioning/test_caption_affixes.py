@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_trainer.captioning.wording import Wording, options_for, phrase
+from lora_trainer.captioning.caption_affixes import Wording, options_for, phrase
 
 
 @pytest.mark.parametrize(

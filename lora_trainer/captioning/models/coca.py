@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from ..base.errors import Refused
+from ...base.errors import Refused
+from ..contracts import Asked, Captioner, Choice, LoadedCaptioner, Option, Readiness, Report
 from .beam_search import beam_search
-from .contracts import Asked, Captioner, Choice, LoadedCaptioner, Option, Readiness, Report
 from .open_clip_models import (
     CheckPath,
     ModelSource,

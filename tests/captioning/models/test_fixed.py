@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.captioning.wording import Wording, phrase
+from lora_trainer.captioning.caption_affixes import Wording, phrase
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.captioning.coca import sentence_of
+from lora_trainer.captioning.models.coca import sentence_of
 
 IMAGES = [Image.new("RGB", (50, 40), "red"), Image.effect_noise((40, 70), 90).convert("RGB")]
 

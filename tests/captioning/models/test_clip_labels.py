@@ -9,8 +9,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.captioning.clip_labels import LabelFeatures, choose
 from lora_trainer.captioning.labels import Label
+from lora_trainer.captioning.models.clip_labels import LabelFeatures, choose
 from lora_trainer.demo import world
 
 PICTURES = 120

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import Refused
-from .contracts import READY, Asked, Captioner, LoadedCaptioner, Option, Readiness, Report
+from ...base.errors import Refused
+from ..contracts import READY, Asked, Captioner, LoadedCaptioner, Option, Readiness, Report
 
 FIELDS = ("trigger", "filename", "folder")
 _FIELD = re.compile(r"\{(\w*)\}")

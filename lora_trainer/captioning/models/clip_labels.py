@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save
 
-from ..base.files import write_atomically
-from ..base.tensor_files import read_tensors
-from ..demo import clip as demo_clip
-from .contracts import READY, Asked, Captioner, Choice, LoadedCaptioner, Option, Readiness, Report
-from .labels import Label, LabelGroup, LabelSets
+from ...base.files import write_atomically
+from ...base.tensor_files import read_tensors
+from ...demo import clip as demo_clip
+from ..contracts import READY, Asked, Captioner, Choice, LoadedCaptioner, Option, Readiness, Report
+from ..labels import Label, LabelGroup, LabelSets
 from .open_clip_models import (
     CheckPath,
     ModelSource,

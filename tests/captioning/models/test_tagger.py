@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.captioning.tagger import Preparation, Tag, choose_tags, read_tags
-from lora_trainer.captioning.wording import Wording, phrase
+from lora_trainer.captioning.caption_affixes import Wording, phrase
+from lora_trainer.captioning.models.tagger import Preparation, Tag, choose_tags, read_tags
 
 IMAGE = Image.new("RGB", (50, 40), "red")
 
@@ -147,7 +147,7 @@ def test_nothing_in_a_config_runs_or_fetches_anything(load, tagger_folder, tmp_p
     ],
 )
 def test_what_the_known_taggers_say_is_understood(tagger_folder, architecture, arguments):
-    from lora_trainer.captioning import tagger
+    from lora_trainer.captioning.models import tagger
 
     assert tagger.architecture_of(
         {"architecture": architecture, "model_args": arguments}, tagger_folder

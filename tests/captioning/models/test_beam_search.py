@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from lora_trainer.captioning.beam_search import _seems_over, beam_search
+from lora_trainer.captioning.models.beam_search import _seems_over, beam_search
 
 VOCABULARY, START, END = 5, 0, 1
 

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from ..base.errors import Refused
-from ..base.files import write_atomically
-from ..base.paths import expanded
-from ..base.tensor_files import read_header, read_tensors
-from .contracts import Asked, Choice, Option, Readiness, Report
-from .downloads import RemoteFile, checked_repository, fetch, readiness_of
+from ...base.errors import Refused
+from ...base.files import write_atomically
+from ...base.paths import expanded
+from ...base.tensor_files import read_header, read_tensors
+from ..contracts import Asked, Choice, Option, Readiness, Report
+from ..downloads import RemoteFile, checked_repository, fetch, readiness_of
 
 CUSTOM = "custom"
 WEIGHTS_NAMES = (

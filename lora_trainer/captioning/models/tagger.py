@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..base.errors import Refused
-from ..base.paths import expanded
-from ..base.tensor_files import read_tensors
-from .contracts import READY, Asked, Captioner, Choice, LoadedCaptioner, Option, Readiness, Report
-from .downloads import RemoteFile, fetch, readiness_of
+from ...base.errors import Refused
+from ...base.paths import expanded
+from ...base.tensor_files import read_tensors
+from ..contracts import READY, Asked, Captioner, Choice, LoadedCaptioner, Option, Readiness, Report
+from ..downloads import RemoteFile, fetch, readiness_of
 from .open_clip_models import CheckPath
 
 CUSTOM = "custom"

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.captioning import clip_labels, coca, open_clip_models
 from lora_trainer.captioning.downloads import RemoteFile
+from lora_trainer.captioning.models import clip_labels, coca, open_clip_models
 
 
 def load(source, tmp_path):

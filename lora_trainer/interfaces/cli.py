@@ -13,8 +13,8 @@ from typing import Any
 
 from ..base.contracts import Host
 from ..base.errors import Refused
-from ..jobs.ending import close_at_end
 from ..jobs.service import TrainingService
+from ..jobs.shutdown import close_at_end
 from . import auto_label, import_settings, job_table, new_config, storage, train
 
 MakeHost = Callable[..., Host]

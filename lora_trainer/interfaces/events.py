@@ -1,5 +1,5 @@
-"""WebSockets: what happens to jobs, as it happens. What is told is in jobs/feed.py; here is who may
-listen, and that nobody who listens is in the way.
+"""WebSockets: what happens to jobs, as it happens. What is told is in jobs/events.py; here is who
+may listen, and that nobody who listens is in the way.
 
 Nothing is queued for a listener: news are made when the last ones have been sent, so that one who
 reads slowly gets fewer and newer ones.
@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
 from ..base.errors import Refused
-from ..jobs.feed import JobFeed, ServiceFeed
+from ..jobs.events import JobFeed, ServiceFeed
 from ..jobs.service import TrainingService
 from .answers import to_json
 from .doors import refuse_other_sites

@@ -10,7 +10,7 @@ import yaml
 
 from ..base.errors import Refused
 from ..base.files import write_atomically
-from ..jobs.importing import read
+from ..jobs.settings_import import read
 from ..settings.config import TrainConfig
 
 

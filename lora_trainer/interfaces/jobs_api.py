@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 
 from ..base.errors import Refused
 from ..jobs import metrics
-from ..jobs.files import describe_file, find_file, zipped
+from ..jobs.job_files import describe_file, find_file, zipped
 from ..jobs.service import TrainingService
 from ..jobs.storage import WHAT
 from .requests import mapping_of_settings, switch, text, whole

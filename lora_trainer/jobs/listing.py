@@ -5,7 +5,7 @@ and no model is needed.
 from pathlib import Path
 from typing import Any
 
-from . import claims
+from . import lock_file
 from .reports import describe
 from .store import JobStore
 
@@ -33,7 +33,7 @@ def _described(row: dict[str, Any], folder: Path, waiting: list[str]) -> dict[st
     position = waiting.index(row["id"]) if row["id"] in waiting else None
     return describe(
         row,
-        {"state": "interrupted"} if claims.is_lost(row, folder) else {},
+        {"state": "interrupted"} if lock_file.is_lost(row, folder) else {},
         folder,
         position=position,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..runs.resume import state_step
 from .store import ALIVE
-from .training import tensorboard_dir
+from .training_job import tensorboard_dir
 
 _NOTHING = {
     "waiting_for": "",

@@ -25,11 +25,9 @@ from ..runs.plan_warnings import remarks_on_model
 from ..runs.resume import state_step
 from ..settings.config import TrainConfig, in_our_names
 from ..settings.remedies import Remedy, advice_in
-from . import claims, importing
-from .captioning import CaptioningJob, read_ready, select
-from .files import files_of
-from .form import form
-from .leaving import move_loras
+from . import lock_file, settings_import
+from .captioning_job import CaptioningJob, read_ready, select
+from .job_files import files_of
 from .log_file import NAME as LOG_NAME
 from .log_file import read_log
 from .metrics import read_metrics
@@ -37,12 +35,14 @@ from .names import Names
 from .presets import PresetShelf
 from .queue import JobQueue
 from .reports import describe
-from .resuming import Resuming
-from .settings import Settings
+from .rescued_loras import move_loras
+from .resume import Resuming
+from .settings_form import form
+from .settings_service import Settings
 from .storage import Limits, Storage
 from .store import ALIVE, KINDS, JobStore
 from .tensorboard import find_tensorboard
-from .training import TrainingJob
+from .training_job import TrainingJob
 from .worker import Job
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class TrainingService:
         """
         self.host, self._allowed_roots, self._foreign_roots = host, allowed_roots, foreign_roots
         self.store = JobStore(host.data_dir / "jobs.sqlite3")
-        self.store.interrupt_all(lambda job_id: claims.is_claimed(self.job_folder(job_id)))
+        self.store.interrupt_all(lambda job_id: lock_file.is_claimed(self.job_folder(job_id)))
         self.library = Library(
             host.data_dir / "datasets", self.check_path, count_tokens=TokenCounter()
         )
@@ -168,7 +168,7 @@ class TrainingService:
         """Read settings from an uploaded file: `{settings, assumed, left_out: [{key, value,
         reason}], source, filename}`. Raises `Refused`.
         """
-        return self._for_this_host(importing.read_upload(filename, file))
+        return self._for_this_host(settings_import.read_upload(filename, file))
 
     def settings_of_lora(self, name: str) -> dict[str, Any]:
         """Do the same for a LoRA of the LoRA folder, by its name. Raises `Refused`."""
@@ -180,7 +180,7 @@ class TrainingService:
                 code="not_found",
             )
         self.check_path(path)
-        return self._for_this_host({**importing.read(path), "filename": path.name})
+        return self._for_this_host({**settings_import.read(path), "filename": path.name})
 
     def _for_this_host(self, found: dict[str, Any]) -> dict[str, Any]:
         """In the WebUI the loaded checkpoint is trained: say which one the file names, and take
@@ -661,7 +661,7 @@ class TrainingService:
     def _describe(self, row: Mapping[str, Any], waiting: Sequence[str]) -> dict[str, Any]:
         running, folder = self.queue.job(row["id"]), self.job_folder(row["id"])
         now = running.now() if running else self.queue.end_of(row["id"])
-        if not now and not self.queue.is_ours(row["id"]) and claims.is_lost(row, folder):
+        if not now and not self.queue.is_ours(row["id"]) and lock_file.is_lost(row, folder):
             now = {"state": "interrupted"}
         position = (
             waiting.index(row["id"]) if row["state"] == "queued" and row["id"] in waiting else None

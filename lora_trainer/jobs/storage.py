@@ -16,7 +16,7 @@ from ..base.errors import Refused
 from ..editor.library import Library
 from ..runs.resume import state_folder
 from ..training import state_files
-from . import claims
+from . import lock_file
 from .store import JobStore
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Storage:
         return [
             row
             for row in self._store.ended()
-            if row["state"] == "finished" and not claims.is_claimed(self._folder(row["id"]))
+            if row["state"] == "finished" and not lock_file.is_claimed(self._folder(row["id"]))
         ]
 
     def _folder(self, job_id: str) -> Path:

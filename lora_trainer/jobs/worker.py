@@ -17,7 +17,7 @@ from typing import Any
 from ..base.control import Control
 from ..base.errors import Refused
 from ..training.compute_mode import describe_out_of_memory, is_out_of_memory
-from .claims import claimed
+from .lock_file import claimed
 from .log_file import NAME as LOG_NAME
 from .log_file import log_file
 from .store import INTERRUPTED, JobStore

@@ -250,10 +250,10 @@ def test_a_finished_run_says_what_can_be_done(config, jobs, capsys):
 
 
 def test_one_that_another_program_trains_is_left_alone(config, ended, capsys, monkeypatch):
-    from lora_trainer.jobs import claims
+    from lora_trainer.jobs import lock_file
 
     ended("mine", "training", 3)
-    monkeypatch.setattr(claims, "is_claimed", lambda folder: True)
+    monkeypatch.setattr(lock_file, "is_claimed", lambda folder: True)
     assert (
         train(config()) == 1
         and "Job 1 is training mine just now, in another program" in capsys.readouterr().err

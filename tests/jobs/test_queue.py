@@ -10,9 +10,9 @@ import sys
 import pytest
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.jobs import claims
+from lora_trainer.jobs import lock_file
 from lora_trainer.jobs.service import TrainingService
-from lora_trainer.jobs.training import TrainingJob
+from lora_trainer.jobs.training_job import TrainingJob
 from tests.waiting import stop_all, until
 
 
@@ -188,7 +188,7 @@ def test_a_job_of_another_process_is_left_alone(service, settings, host):
     folder = service.job_folder(job_id)
     folder.mkdir(parents=True)
     code = (
-        "import sys, pathlib; from lora_trainer.jobs.claims import claimed\nwith"
+        "import sys, pathlib; from lora_trainer.jobs.lock_file import claimed\nwith"
         " claimed(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -197,14 +197,14 @@ def test_a_job_of_another_process_is_left_alone(service, settings, host):
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
-        assert process.stdout.readline() == "held\n" and claims.is_claimed(folder)
+        assert process.stdout.readline() == "held\n" and lock_file.is_claimed(folder)
         assert TrainingService(host).job(job_id)["state"] == "training"
         service.store.update(job_id, state="stopped")
         with pytest.raises(Refused, match="Another program is working on job"):
             service.resume(job_id)
         process.kill()  # the system lets the claim go
     service.store.update(job_id, state="training")
-    until(lambda: not claims.is_claimed(folder))
+    until(lambda: not lock_file.is_claimed(folder))
     assert TrainingService(host).job(job_id)["state"] == "interrupted"
 
 
@@ -214,7 +214,7 @@ def test_a_process_that_dies_while_this_one_lives(service, settings):
     folder.mkdir(parents=True)
     service.store.update(job_id, state="training")
     code = (
-        "import sys, pathlib; from lora_trainer.jobs.claims import claimed\nwith"
+        "import sys, pathlib; from lora_trainer.jobs.lock_file import claimed\nwith"
         " claimed(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -236,7 +236,7 @@ def test_a_process_that_dies_while_this_one_lives(service, settings):
 
 def test_a_running_job_of_ours_keeps_its_claim_when_it_is_looked_at(service, busy):
     code = (
-        "import sys, pathlib; from lora_trainer.jobs.claims import"
+        "import sys, pathlib; from lora_trainer.jobs.lock_file import"
         " is_claimed\nprint(is_claimed(pathlib.Path(sys.argv[1])))"
     )
     for _ in range(20):

@@ -276,17 +276,17 @@ def test_nothing_is_deleted_when_a_lora_cannot_be_moved(service, host, ended):
 
 
 def test_half_moved_is_not_moved(service, host, ended, monkeypatch):
-    from lora_trainer.jobs import leaving
+    from lora_trainer.jobs import rescued_loras
 
     (service.job_folder(ended) / "mine.safetensors").unlink()
-    write = leaving.write_atomically
+    write = rescued_loras.write_atomically
 
     def full(path, data, **options):
         if path.suffix == ".safetensors":
             raise OSError(28, "No space left on device")
         write(path, data, **options)
 
-    monkeypatch.setattr(leaving, "write_atomically", full)
+    monkeypatch.setattr(rescued_loras, "write_atomically", full)
     with pytest.raises(Refused, match="No space left"):
         service.delete(ended)
     assert (

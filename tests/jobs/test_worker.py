@@ -5,7 +5,7 @@ import os
 import pytest
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.jobs.training import TrainingJob
+from lora_trainer.jobs.training_job import TrainingJob
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 
 from lora_trainer.base.errors import Refused
 from lora_trainer.editor.library import Library
-from lora_trainer.jobs.settings import Settings
+from lora_trainer.jobs.settings_service import Settings
 
 
 @pytest.fixture

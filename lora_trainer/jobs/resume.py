@@ -9,9 +9,9 @@ from typing import Any
 from ..base.errors import Refused
 from ..runs.plan import make_plan
 from ..runs.resume import check_resume, state_step
-from . import claims
+from . import lock_file
 from .names import Names
-from .settings import Settings
+from .settings_service import Settings
 
 
 class Resuming:
@@ -34,7 +34,7 @@ class Resuming:
         folder = self._job_folder(job["id"])
         if job["state"] != "queued" and not job["resumable"]:
             raise Refused(_why_not(job), code="cannot_resume")
-        if claims.is_claimed(folder):
+        if lock_file.is_claimed(folder):
             raise Refused(
                 f"Another program is working on job {job['id']}. Stop it there first.", code="busy"
             )

@@ -10,7 +10,7 @@ import struct
 import pytest
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.jobs import importing
+from lora_trainer.jobs import settings_import
 
 KOHYA = (
     b"network_dim = 24\nnetwork_alpha = 12\nunet_lr = 0.0003\nxformers = true\nnetwork_module ="
@@ -42,7 +42,7 @@ TRAINED = lora(
 
 
 def test_a_kohya_file_is_taken_over_and_what_is_not_has_a_reason():
-    found = importing.read_upload("my cat.toml", io.BytesIO(KOHYA))
+    found = settings_import.read_upload("my cat.toml", io.BytesIO(KOHYA))
     assert (
         found["settings"]["lora_rank"] == 24
         and found["settings"]["learning_rate"] == 0.0003
@@ -57,7 +57,7 @@ def test_a_kohya_file_is_taken_over_and_what_is_not_has_a_reason():
 def test_the_header_of_a_lora_is_enough():
     length = 8 + struct.unpack("<Q", TRAINED[:8])[0]
     whole, header = (
-        importing.read_upload("like this.safetensors", io.BytesIO(data))
+        settings_import.read_upload("like this.safetensors", io.BytesIO(data))
         for data in (TRAINED, TRAINED[:length])
     )
     assert whole == header and header["settings"]["lora_rank"] == 24
@@ -83,12 +83,12 @@ class Trap:
         ("", b"", "unreadable_config"),
         ("x.toml", b"", "no_settings"),
         ("bare.safetensors", lora(), "no_settings"),
-        ("large.toml", b"#" * (importing.LARGEST_SETTINGS_BYTES + 1), "too_large"),
+        ("large.toml", b"#" * (settings_import.LARGEST_SETTINGS_BYTES + 1), "too_large"),
     ],
 )
 def test_what_is_no_settings_file_is_refused(name, data, code):
     with pytest.raises(Refused) as caught:
-        importing.read_upload(name, io.BytesIO(data))
+        settings_import.read_upload(name, io.BytesIO(data))
     assert caught.value.code == code and "/tmp" not in caught.value.message
 
 
@@ -102,5 +102,5 @@ def test_a_header_that_claims_to_be_huge_is_not_read():
 
     file = Counted(struct.pack("<Q", 1 << 40) + b"{}")
     with pytest.raises(Refused):
-        importing.read_upload("x.safetensors", file)
-    assert file.most <= importing.MOST_HEADER_BYTES
+        settings_import.read_upload("x.safetensors", file)
+    assert file.most <= settings_import.MOST_HEADER_BYTES

@@ -79,10 +79,12 @@ def test_asked_in_the_moment_of_its_end_it_goes_on_all_the_same(service, host, s
     """The row says "stopped" before the thread has closed its files; whoever resumes by then must
     not be ignored.
     """
-    from lora_trainer.jobs import training
+    from lora_trainer.jobs import training_job
 
-    close = training.EventFile.close
-    monkeypatch.setattr(training.EventFile, "close", lambda file: (time.sleep(0.5), close(file)))
+    close = training_job.EventFile.close
+    monkeypatch.setattr(
+        training_job.EventFile, "close", lambda file: (time.sleep(0.5), close(file))
+    )
     slowed(host, monkeypatch)
     job_id = service.start(short)
     until(lambda: service.job(job_id)["step"] >= 3)

@@ -6,8 +6,8 @@ import zipfile
 import pytest
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.jobs.files import find_file, zipped
-from tests.jobs.test_resuming import slowed, stopped_at
+from lora_trainer.jobs.job_files import find_file, zipped
+from tests.jobs.test_resume import slowed, stopped_at
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ over before anybody looked.
 import pytest
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.jobs import feed
-from lora_trainer.jobs.feed import JobFeed, ServiceFeed
+from lora_trainer.jobs import events
+from lora_trainer.jobs.events import JobFeed, ServiceFeed
 from tests.waiting import until
 
 
@@ -63,7 +63,7 @@ def test_a_deleted_job_ends_its_own_feed_only(service, settings):
 
 
 def test_many_rows_come_in_portions(service, settings, monkeypatch):
-    monkeypatch.setattr(feed, "MOST_ROWS", 4)
+    monkeypatch.setattr(events, "MOST_ROWS", 4)
     job_id = service.start(settings)
     service.wait(job_id, 60)
     assert [len(message["rows"]) for message in JobFeed(service, job_id).news()[1:]] == [4, 2]

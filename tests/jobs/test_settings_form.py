@@ -4,19 +4,19 @@ conditions that can come true.
 
 import pytest
 
-from lora_trainer.jobs import form
+from lora_trainer.jobs import settings_form
 from lora_trainer.settings.config import GROUPS, schema
 
 SETTINGS = {entry["name"]: entry for entry in schema()}
 CONDITIONS = [
     (name, condition)
-    for name, conditions in form.EFFECTIVE_WHEN.items()
+    for name, conditions in settings_form.EFFECTIVE_WHEN.items()
     for condition in conditions
 ]
 
 
 def test_every_setting_is_in_a_group_that_has_a_title():
-    told = form.form()
+    told = settings_form.form()
     assert [entry["name"] for entry in told["settings"]] == list(SETTINGS) and {
         group["name"]: group["title"] for group in told["groups"]
     } == GROUPS
@@ -43,7 +43,7 @@ def test_conditions_name_settings_and_values_that_there_are(name, condition):
 def test_no_setting_waits_for_itself_over_others():
     waits_for = {
         name: {other for condition in conditions for other in condition}
-        for name, conditions in form.EFFECTIVE_WHEN.items()
+        for name, conditions in settings_form.EFFECTIVE_WHEN.items()
     }
     for name in waits_for:
         seen, found = set(), {name}
@@ -63,10 +63,10 @@ def test_an_optimizer_that_is_not_installed_says_how_to_get_it(monkeypatch):
         )
         for name in names
     ]
-    monkeypatch.setattr(form, "optimizer_choices", lambda: there)
-    choices = next(entry for entry in form.form()["settings"] if entry["name"] == "optimizer")[
-        "choices"
-    ]
+    monkeypatch.setattr(settings_form, "optimizer_choices", lambda: there)
+    choices = next(
+        entry for entry in settings_form.form()["settings"] if entry["name"] == "optimizer"
+    )["choices"]
     assert [choice["value"] for choice in choices] == list(names) and choices[0] == {
         "value": "adamw",
         "title": "Adamw",

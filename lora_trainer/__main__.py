@@ -6,7 +6,7 @@ from .interfaces.cli import main
 
 
 def _standalone_host(**arguments):
-    from .hosts.standalone import StandaloneHost
+    from .hosts.standalone.host import StandaloneHost
 
     return StandaloneHost(**arguments)
 

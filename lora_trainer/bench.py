@@ -28,7 +28,7 @@ from .hosts.checkpoint_file import (
     CheckpointFacts,
     TextEncoderFacts,
 )
-from .hosts.standalone_loading import unet_config
+from .hosts.standalone.loading import unet_config
 from .lora.adapters import Adapters, LayerChoice, plan_shapes
 from .runs.callbacks import Attendant, Teller
 from .runs.give_way import Sharing

@@ -12,10 +12,10 @@ from modules import script_callbacks, scripts
 TITLE, TAB = "Train LoRA", "train_lora"
 
 try:  # now: afterwards the extension's folder is no longer in sys.path
-    from lora_trainer.hosts import webui, webui_guard
+    from lora_trainer.hosts.webui.host import guard, host
     from lora_trainer.interfaces import api, tab
 
-    service, problem = webui.training_service(), None
+    service, problem = host.training_service(), None
 except Exception as error:  # the WebUI goes on without us, and the tab says why
     logging.getLogger(__name__).exception("Train LoRA cannot start")
     service, problem = None, error
@@ -79,7 +79,7 @@ def on_ui_train_tabs(params):
 
 def on_app_started(demo, app):
     if service:
-        api.mount(app, service, guard=webui_guard.make_guard(app))
+        api.mount(app, service, guard=guard.make_guard(app))
 
 
 script_callbacks.on_ui_tabs(on_ui_tabs)

@@ -260,8 +260,8 @@ class ModelStatus:
 
 
 class Host(abc.ABC):
-    """Lends the model and knows the surroundings. `hosts/webui.py` and `hosts/standalone.py` are
-    the two.
+    """Lends the model and knows the surroundings. `hosts/webui/host.py` and
+    `hosts/standalone/host.py` are the two.
     """
 
     kind: str  # "webui" or "standalone"

@@ -20,7 +20,7 @@ def checkpoints(tmp_path_factory):
 @pytest.fixture(scope="session")
 def hosts(checkpoints, tmp_path_factory):
     """Return a family's host."""
-    from lora_trainer.hosts.standalone import StandaloneHost
+    from lora_trainer.hosts.standalone.host import StandaloneHost
 
     folder = tmp_path_factory.mktemp("hosts")
     return functools.cache(

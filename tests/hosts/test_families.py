@@ -16,8 +16,8 @@ if not importlib.util.find_spec("open_clip"):
 
 from lora_trainer.base.contracts import Conditioning, Reading, Size  # noqa: E402
 from lora_trainer.base.errors import Refused  # noqa: E402
-from lora_trainer.hosts.standalone_loading import what_it_predicts  # noqa: E402
-from lora_trainer.hosts.standalone_model import scaled_linear_alphas_cumprod  # noqa: E402
+from lora_trainer.hosts.standalone.loading import what_it_predicts  # noqa: E402
+from lora_trainer.hosts.standalone.model import scaled_linear_alphas_cumprod  # noqa: E402
 from lora_trainer.lora.weight_names import unet_to_ldm, vae_to_ldm  # noqa: E402
 from tests.hosts import narrow_checkpoint  # noqa: E402
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from lora_trainer.base.contracts import Size  # noqa: E402
 from lora_trainer.base.errors import Refused  # noqa: E402
-from lora_trainer.hosts.standalone_loading import modules_of, quiet_diffusers  # noqa: E402
+from lora_trainer.hosts.standalone.loading import modules_of, quiet_diffusers  # noqa: E402
 from lora_trainer.lora import save  # noqa: E402
 from lora_trainer.lora.adapters import Adapters, Form, LayerChoice, plan_shapes  # noqa: E402
 from tests.hosts.narrow_checkpoint import FAMILIES  # noqa: E402

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from lora_trainer.demo import world
-from lora_trainer.hosts.standalone import StandaloneHost
+from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.interfaces.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -203,7 +203,7 @@ def test_the_list_says_what_each_needs(tmp_path, capsys, monkeypatch):
 def test_nothing_heavy_is_imported_to_list_them(tmp_path):
     code = (
         "import sys; from lora_trainer.interfaces.cli import main; from"
-        " lora_trainer.hosts.standalone import StandaloneHost;main(['auto-label', '--list',"
+        " lora_trainer.hosts.standalone.host import StandaloneHost;main(['auto-label', '--list',"
         f" '--data-dir', {str(tmp_path)!r}], make_host=StandaloneHost);print(sorted({{'open_clip',"
         " 'timm', 'diffusers'} & set(sys.modules)), file=sys.stderr)"
     )

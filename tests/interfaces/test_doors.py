@@ -161,15 +161,15 @@ def webui_guard(monkeypatch):
     def make(api_auth=None, *, login=False):
         shared = types.SimpleNamespace(cmd_opts=types.SimpleNamespace(api_auth=api_auth))
         monkeypatch.setitem(sys.modules, "modules", types.SimpleNamespace(shared=shared))
-        monkeypatch.delitem(sys.modules, "lora_trainer.hosts.webui_guard", raising=False)
+        monkeypatch.delitem(sys.modules, "lora_trainer.hosts.webui.guard", raising=False)
         app = types.SimpleNamespace(
             auth={"anna": "a"} if login else None,
             tokens={"token-of-anna": "anna", "token-of-bert": "bert"},
         )
-        return importlib.import_module("lora_trainer.hosts.webui_guard").make_guard(app)
+        return importlib.import_module("lora_trainer.hosts.webui.guard").make_guard(app)
 
     yield make
-    sys.modules.pop("lora_trainer.hosts.webui_guard", None)
+    sys.modules.pop("lora_trainer.hosts.webui.guard", None)
 
 
 def lets_in(guard, **headers):

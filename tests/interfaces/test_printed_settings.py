@@ -11,7 +11,7 @@ import yaml
 
 from lora_trainer.demo.checkpoint import write_checkpoint
 from lora_trainer.demo.concept import write_dataset
-from lora_trainer.hosts.standalone import StandaloneHost
+from lora_trainer.hosts.standalone.host import StandaloneHost
 from lora_trainer.interfaces import cli
 from lora_trainer.runs.base_models import nearby_checkpoints
 from lora_trainer.settings.config import TrainConfig

@@ -1,4 +1,6 @@
-"""What `hosts/webui.py` promises, seen from inside a running WebUI through tests/webui/probe."""
+"""What `hosts/webui/host.py` promises, seen from inside a running WebUI through
+tests/webui/probe.
+"""
 
 import time
 

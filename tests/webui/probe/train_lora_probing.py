@@ -104,7 +104,7 @@ def networks():
 
 
 def host():
-    from lora_trainer.hosts import webui
+    from lora_trainer.hosts.webui.host import host as webui
 
     return webui.training_service().host
 

@@ -158,7 +158,7 @@ def encodings(caption: str) -> dict:
 
 def refusals() -> dict:
     """Pretend that settings are others, and collect what the host says."""
-    from lora_trainer.hosts import webui
+    from lora_trainer.hosts.webui.host import host as webui
 
     model, flags, said = shared.sd_model, shared.cmd_opts, {}
 
@@ -188,7 +188,7 @@ def guard(api_auth: str | None, login: bool) -> dict:
     """Say whom the guard lets in, with --api-auth as given and a login of gradio's or none."""
     from fastapi import HTTPException
 
-    from lora_trainer.hosts import webui_guard
+    from lora_trainer.hosts.webui.host import guard as webui_guard
 
     app = type(
         "App", (), {"auth": {"user": "word"} if login else None, "tokens": {"good": "user"}}
@@ -237,7 +237,7 @@ WAITS: list = []
 
 
 def steps_done() -> int:
-    from lora_trainer.hosts import webui
+    from lora_trainer.hosts.webui.host import host as webui
 
     job = webui.training_service().current_job()
     return (job or {}).get("step") or 0
@@ -335,7 +335,7 @@ def on_app_started(demo, app):  # noqa: C901
     @app.post("/probe/out-of-memory")
     def _out_of_memory(body: dict = Body(...)):
         """Let the next allocations of a training step fail as a GPU's do."""
-        from lora_trainer.hosts.webui_model import WebUIModel
+        from lora_trainer.hosts.webui.model import WebUIModel
 
         if not hasattr(WebUIModel, "unfailing"):
             WebUIModel.unfailing = WebUIModel.predict

@@ -187,7 +187,7 @@ def same_lora(name: str, captions: list, **how) -> dict:
     """Hold the trainer's adapters against the WebUI's loader for the same file, from captions to
     prediction.
     """
-    from lora_trainer.hosts.webui_loras import forget_lora, list_again
+    from lora_trainer.hosts.webui.loras import forget_lora, list_again
 
     path = Path(shared.cmd_opts.lora_dir) / f"{name}.safetensors"
     before = state()

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from modules import devices, sd_models, sd_unet, shared
 
-from ..base.contracts import ModelStatus
-from ..base.tensor_files import read_header
+from ...base.contracts import ModelStatus
+from ...base.tensor_files import read_header
 
 TITLES = {
     "sd1": "SD 1.x",

@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
-from ..base.contracts import BaseModel, Host, ModelStatus
-from ..base.errors import Refused
-from ..base.fingerprint import fingerprint_of_file
-from .checkpoint_file import CheckpointFacts, inspect_checkpoint
-from .prompts import split_loras
-from .standalone_drawing import Lora, check_drawing, draw, with_loras
-from .standalone_loading import load_pipeline, modules_of, text_encoders_of, what_it_predicts
-from .standalone_model import FAMILIES, StableDiffusion
+from ...base.contracts import BaseModel, Host, ModelStatus
+from ...base.errors import Refused
+from ...base.fingerprint import fingerprint_of_file
+from ..checkpoint_file import CheckpointFacts, inspect_checkpoint
+from ..prompts import split_loras
+from .drawing import Lora, check_drawing, draw, with_loras
+from .loading import load_pipeline, modules_of, text_encoders_of, what_it_predicts
+from .model import FAMILIES, StableDiffusion
 
 logger = logging.getLogger(__name__)
 PIXELS_AT_ONCE = 2 * 512 * 512  # drawn in one batch

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from ..base.errors import Refused
-from .checkpoint_file import CLIP, CheckpointFacts, TextEncoderFacts
+from ...base.errors import Refused
+from ..checkpoint_file import CLIP, CheckpointFacts, TextEncoderFacts
 
 logger = logging.getLogger(__name__)
 TRUE_CLIP_WIDTH, HEAD_WIDTH, NARROW_HEAD_WIDTH = 768, 64, 16
@@ -39,7 +39,7 @@ def load_pipeline(
     """
     import diffusers
 
-    from ..demo.checkpoint import write_tokenizer
+    from ...demo.checkpoint import write_tokenizer
 
     logger.info("Loading %s on %s in %s", checkpoint.name, device, dtype)
     with tempfile.TemporaryDirectory(prefix="train-lora-") as folder, quiet_diffusers():

@@ -19,8 +19,8 @@ if not importlib.util.find_spec("open_clip"):
     pytest.skip("CLIP's vocabulary comes with open_clip", allow_module_level=True)
 
 from lora_trainer.base.contracts import Reading  # noqa: E402
-from lora_trainer.hosts.standalone import StandaloneHost  # noqa: E402
-from lora_trainer.hosts.standalone_loading import modules_of  # noqa: E402
+from lora_trainer.hosts.standalone.host import StandaloneHost  # noqa: E402
+from lora_trainer.hosts.standalone.loading import modules_of  # noqa: E402
 from lora_trainer.lora.weight_names import unet_to_ldm  # noqa: E402
 
 DRAWING = dict(steps=3, width=64, height=64)
@@ -229,7 +229,7 @@ def test_pictures_follow_seed_and_prompt(host):
 
 def test_pictures_do_not_depend_on_the_batch(host, monkeypatch):
     whole = host.draw(["a", "b", "c"], seeds=[1, 2, 3], **DRAWING)
-    monkeypatch.setattr("lora_trainer.hosts.standalone.PIXELS_AT_ONCE", 2 * 64 * 64)
+    monkeypatch.setattr("lora_trainer.hosts.standalone.host.PIXELS_AT_ONCE", 2 * 64 * 64)
     for left, right in zip(whole, host.draw(["a", "b", "c"], seeds=[1, 2, 3], **DRAWING)):
         assert np.abs(np.asarray(left, float) - np.asarray(right, float)).max() <= 1
 

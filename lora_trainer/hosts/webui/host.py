@@ -29,14 +29,14 @@ from modules import (
     shared,
 )
 
-from ..base.contracts import BaseModel, Host, ModelStatus
-from ..base.errors import Refused
-from .webui_captioners import webui_captioners
-from .webui_checkpoint import status_of
-from .webui_guard import allowed_roots, is_local
-from .webui_loan import Loan, Movers, clean_state, random_state
-from .webui_loras import forget_lora, list_again, loras_in, remove_loras
-from .webui_model import outline_of, parts_of
+from ...base.contracts import BaseModel, Host, ModelStatus
+from ...base.errors import Refused
+from .captioners import webui_captioners
+from .checkpoint import status_of
+from .guard import allowed_roots, is_local
+from .loan import Loan, Movers, clean_state, random_state
+from .loras import forget_lora, list_again, loras_in, remove_loras
+from .model import outline_of, parts_of
 
 log = logging.getLogger(__name__)
 PREVIEW_SAMPLER = "Euler"
@@ -255,7 +255,7 @@ def training_service() -> Any:
     """Return this process's one TrainingService. It survives "Reload UI", which runs scripts anew
     but keeps imported packages.
     """
-    from ..jobs.service import TrainingService
+    from ...jobs.service import TrainingService
 
     host = WebUIHost()
     roots = allowed_roots(host)
@@ -268,7 +268,7 @@ def training_service() -> Any:
 
 def _limits() -> Any:
     """Return what is kept of finished jobs, as the WebUI's command line says."""
-    from ..jobs.storage import Limits
+    from ...jobs.storage import Limits
 
     names = {field.name: f"train_lora_{field.name}" for field in dataclasses.fields(Limits)}
     given = {name: getattr(shared.cmd_opts, option, None) for name, option in names.items()}
@@ -279,7 +279,7 @@ def _end_well(service: Any) -> None:
     """Keep the running job's progress however the WebUI ends: signals, its own end, and its
     buttons, which end it by `os._exit` (restart.py:16-25).
     """
-    from ..jobs.shutdown import close_at_end
+    from ...jobs.shutdown import close_at_end
 
     close_at_end(service.close)
     stop_program = restart.stop_program

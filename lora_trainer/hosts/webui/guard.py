@@ -13,7 +13,7 @@ from fastapi import HTTPException
 from modules import shared
 from starlette.requests import HTTPConnection
 
-from ..base.contracts import Host
+from ...base.contracts import Host
 
 
 def make_guard(app: Any) -> Callable[[HTTPConnection], None]:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from modules import devices, lowvram, sd_vae, shared
 
-from ..base.contracts import BaseModel, Conditioning, Reading
-from ..base.errors import Refused
-from ..lora.weight_names import unet_to_diffusers
-from ..training.diffusion import rescale_zero_terminal_snr
-from ..training.precision import no_autocast
-from . import webui_captions as captioned
-from .webui_checkpoint import (
+from ...base.contracts import BaseModel, Conditioning, Reading
+from ...base.errors import Refused
+from ...lora.weight_names import unet_to_diffusers
+from ...training.diffusion import rescale_zero_terminal_snr
+from ...training.precision import no_autocast
+from . import captions as captioned
+from .checkpoint import (
     INPAINTING,
     family,
     prediction_type,

@@ -11,7 +11,7 @@ import torch
 from modules import sd_emphasis, shared
 from modules.sd_hijack_clip import PromptChunk, TextConditionalModel
 
-from ..base.contracts import Reading
+from ...base.contracts import Reading
 
 LITERAL = "caption"  # a line without brackets, in whose place a caption's tokens are put
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-NAME = "lora_trainer.hosts.webui_captioners"
+NAME = "lora_trainer.hosts.webui.captioners"
 
 
 class Model(torch.nn.Module):

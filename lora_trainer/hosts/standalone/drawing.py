@@ -12,10 +12,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
-from ..base.contracts import Conditioning
-from ..base.errors import Refused, Stopped
-from .standalone_loading import first_line, make_scheduler, quiet_diffusers
-from .standalone_model import StableDiffusion
+from ...base.contracts import Conditioning
+from ...base.errors import Refused, Stopped
+from .loading import first_line, make_scheduler, quiet_diffusers
+from .model import StableDiffusion
 
 Lora = tuple[Path, float]
 

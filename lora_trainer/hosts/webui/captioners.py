@@ -17,8 +17,8 @@ import torch
 from modules import deepbooru, devices, images, interrogate, paths, shared
 from PIL import Image
 
-from ..captioning.contracts import Asked, Captioner, LoadedCaptioner, Option, Readiness, Report
-from ..captioning.downloads import RemoteFile, fetch, find, forbidden, readiness_of
+from ...captioning.contracts import Asked, Captioner, LoadedCaptioner, Option, Readiness, Report
+from ...captioning.downloads import RemoteFile, fetch, find, forbidden, readiness_of
 
 Turn = Callable[[], AbstractContextManager[None]]
 DEEPBOORU_FILE = RemoteFile(

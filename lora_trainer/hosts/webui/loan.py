@@ -26,11 +26,11 @@ from modules import (
     shared,
 )
 
-from ..base.errors import Refused
-from ..base.fingerprint import fingerprint_of_weights
-from .webui_checkpoint import status_of
-from .webui_loras import remove_loras
-from .webui_model import FAMILIES, WebUIModel, encoders, text_encoders_of
+from ...base.errors import Refused
+from ...base.fingerprint import fingerprint_of_weights
+from .checkpoint import status_of
+from .loras import remove_loras
+from .model import FAMILIES, WebUIModel, encoders, text_encoders_of
 
 log = logging.getLogger(__name__)
 PAUSE_SECONDS, LET_IN_SECONDS, LOOK_AGAIN_SECONDS = (

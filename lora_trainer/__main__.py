@@ -2,7 +2,7 @@
 
 import sys
 
-from .interfaces.cli import main
+from .cli.main import main
 
 
 def _standalone_host(**arguments):

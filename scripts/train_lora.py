@@ -13,7 +13,7 @@ TITLE, TAB = "Train LoRA", "train_lora"
 
 try:  # now: afterwards the extension's folder is no longer in sys.path
     from lora_trainer.hosts.webui.host import guard, host
-    from lora_trainer.interfaces import api, tab
+    from lora_trainer.web import api, tab
 
     service, problem = host.training_service(), None
 except Exception as error:  # the WebUI goes on without us, and the tab says why

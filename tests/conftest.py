@@ -293,6 +293,9 @@ def pytest_runtest_makereport(item, call):
     ]
 
 
+pytest_plugins = ["tests.support.pages", "tests.support.data_sets"]
+
+
 @pytest.fixture
 def host(tmp_path) -> TinyHost:
     return TinyHost(tmp_path / "host")

@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-from tests.hosts import narrow_checkpoint
+from tests.support import narrow_checkpoint
 
 
 @pytest.fixture(scope="session")

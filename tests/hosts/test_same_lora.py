@@ -14,7 +14,7 @@ from lora_trainer.base.errors import Refused  # noqa: E402
 from lora_trainer.hosts.standalone.loading import modules_of, quiet_diffusers  # noqa: E402
 from lora_trainer.lora import save  # noqa: E402
 from lora_trainer.lora.adapters import Adapters, Form, LayerChoice, plan_shapes  # noqa: E402
-from tests.hosts.narrow_checkpoint import FAMILIES  # noqa: E402
+from tests.support.narrow_checkpoint import FAMILIES  # noqa: E402
 
 TRAINABLE = [name for name in FAMILIES if name != "sdxl-refiner"]
 CAPTIONS = ["a red circle", ""]

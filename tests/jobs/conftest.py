@@ -3,7 +3,7 @@
 import pytest
 
 from lora_trainer.jobs.service import TrainingService
-from tests.waiting import LONG, stop_all, until
+from tests.support.waiting import LONG, stop_all, until
 
 
 @pytest.fixture

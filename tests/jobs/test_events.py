@@ -7,7 +7,7 @@ import pytest
 from lora_trainer.base.errors import Refused
 from lora_trainer.jobs import events
 from lora_trainer.jobs.events import JobFeed, ServiceFeed
-from tests.waiting import until
+from tests.support.waiting import until
 
 
 def rows_of(messages):

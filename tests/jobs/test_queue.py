@@ -13,7 +13,7 @@ from lora_trainer.base.errors import Refused
 from lora_trainer.jobs import lock_file
 from lora_trainer.jobs.service import TrainingService
 from lora_trainer.jobs.training_job import TrainingJob
-from tests.waiting import stop_all, until
+from tests.support.waiting import stop_all, until
 
 
 def named(settings, name, **changes):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from lora_trainer.base.errors import Refused
 from lora_trainer.jobs.service import TrainingService
-from tests.waiting import LONG, stop_all, until
+from tests.support.waiting import LONG, stop_all, until
 
 STEPS = 40
 

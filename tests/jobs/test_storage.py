@@ -11,7 +11,7 @@ from lora_trainer.base.errors import Refused
 from lora_trainer.jobs.service import TrainingService
 from lora_trainer.jobs.storage import Limits
 from tests.jobs.test_resume import slowed, stopped_at
-from tests.waiting import stop_all
+from tests.support.waiting import stop_all
 
 DAY = 86_400
 

@@ -20,7 +20,7 @@ from lora_trainer.lora.adapters import (
     plan_shapes,
 )
 from lora_trainer.training.precision import gradient_checkpointing
-from tests.core.open_clip_text import OpenClipText
+from tests.support.open_clip_text import OpenClipText
 
 BLOCK = "unet.input_blocks.1.1.transformer_blocks.0"
 ATTENTION = "te2.transformer.resblocks.0.attn"

@@ -13,7 +13,7 @@ from lora_trainer.lora.save import to_tensors
 from lora_trainer.runs.pipeline import train_lora
 from lora_trainer.runs.plan import make_plan
 from lora_trainer.settings.config import TrainConfig
-from tests.core.open_clip_text import OpenClipText
+from tests.support.open_clip_text import OpenClipText
 
 NAME = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 

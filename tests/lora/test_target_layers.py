@@ -7,7 +7,7 @@ import torch
 
 from lora_trainer.base.errors import Refused
 from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
-from tests.core.open_clip_text import OpenClipText
+from tests.support.open_clip_text import OpenClipText
 
 BLOCK = "unet.input_blocks.1.1.transformer_blocks.0"
 CONV, SHORTCUT = "unet.input_blocks.1.0.in_layers.2", "unet.input_blocks.1.0.emb_layers.1"

@@ -4,7 +4,7 @@ the tag.
 
 import pytest
 
-from tests.browser import browser, drop_files, files_in  # noqa: F401 - a fixture
+from tests.support.browser import browser, drop_files, files_in  # noqa: F401 - a fixture
 
 WAIT_MS = 240_000
 

@@ -43,7 +43,7 @@ def families(tmp_path_factory, start_webui):
     are not finished.
     """
     pytest.importorskip("diffusers")
-    from tests.hosts.narrow_checkpoint import write_family
+    from tests.support.narrow_checkpoint import write_family
 
     checkpoints = tmp_path_factory.mktemp("families")
     for name in (*FAMILIES, "sdxl-refiner"):

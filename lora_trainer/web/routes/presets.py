@@ -1,0 +1,70 @@
+"""The REST routes of presets: the list, the user's own ones, and files to share. Mounted by
+api.py.
+"""
+
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Body, File, Response, UploadFile
+
+from ...base.errors import Refused
+from ...jobs.service import TrainingService
+from ..bodies import mapping_of_settings, switch, text
+from ..schemas import SWITCH, TEXT, a_list, an_object, gives, settings, takes
+
+_PRESET = ("name", "title", "help", "settings", "own", "problem")
+_YAML = {
+    200: {
+        "description": "The preset.",
+        "content": {"application/yaml": {"schema": an_object("title", "help", "settings")}},
+    }
+}
+
+
+def add_routes(router: APIRouter, service: TrainingService) -> None:
+    shelf = service.presets
+
+    @router.get("/presets", **gives(a_list(*_PRESET)))
+    def presets() -> Any:
+        return shelf.all()
+
+    @router.post("/presets/import", **gives(an_object(*_PRESET, "left_out")))
+    def import_preset(file: UploadFile = File(None)) -> Any:
+        if file is None:
+            raise Refused(
+                "Send a preset, a .yaml file, as `file`.", field="file", code="bad_request"
+            )
+        return shelf.take_upload(file.filename or "", file.file)
+
+    @router.put(
+        "/presets/{name}",
+        **takes(required=["settings"], settings=settings(), help=TEXT, overwrite=SWITCH),
+        **gives(an_object(*_PRESET)),
+    )
+    def save_preset(name: str, body: dict = Body(...)) -> Any:
+        return shelf.save(
+            name,
+            mapping_of_settings(body, "settings"),
+            help=text(body, "help", required=False) or "",
+            overwrite=switch(body, "overwrite"),
+        )
+
+    @router.delete("/presets/{name}", **gives(a_list(*_PRESET)))
+    def delete_preset(name: str) -> Any:
+        shelf.delete(name)
+        return shelf.all()
+
+    @router.post(
+        "/presets/{name}/rename", **takes(required=["to"], to=TEXT), **gives(an_object(*_PRESET))
+    )
+    def rename_preset(name: str, body: dict = Body(...)) -> Any:
+        return shelf.rename(name, text(body, "to"))
+
+    @router.get("/presets/{name}/export", response_class=Response, responses=_YAML)
+    def export_preset(name: str) -> Any:
+        filename, content = shelf.export(name)
+        return Response(
+            content,
+            media_type="application/yaml; charset=utf-8",
+            headers={"Content-Disposition": f"attachment; filename*=UTF-8''{quote(filename)}"},
+        )

@@ -168,7 +168,11 @@ RUNS = {
     ),
     "lion": Run("demo", "plain", dict(optimizer="lion", learning_rate=1e-4, weight_decay=0.3)),
     "adafactor": Run("demo", "plain", dict(optimizer="adafactor")),
-    "prodigy": Run("demo", "plain", dict(optimizer="prodigy", learning_rate=1, **BOTH)),
+    "prodigy": Run(
+        "demo",
+        "plain",
+        dict(optimizer="prodigy", learning_rate=1, train_text_encoder=True, text_encoder_lr=1),
+    ),
     "dadaptation": Run("demo", "plain", dict(optimizer="dadaptation", learning_rate=1)),
     "schedulefree": Run("demo", "plain", dict(optimizer="schedulefree", scheduler="constant")),
     "warmup-restarts": Run(

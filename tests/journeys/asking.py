@@ -226,7 +226,7 @@ def change_all(page: Page, root: Path) -> list[Any]:
         ("PUT", "/presets/mine", {"settings": {"lora_rank": 3}, "overwrite": True}),
         ("POST", "/presets/mine/rename", {"to": "yours"}),
         ("DELETE", "/presets/für später", None),
-        ("DELETE", "/labels/shapes-of-mine", None),
+        ("DELETE", "/labels/shapes", None),
         ("POST", f"/jobs/{ids['queued']}/move", {"position": 0}),
         ("POST", f"/jobs/{ids['queued']}/stop", None),
         ("POST", f"/jobs/{ids['finished']}/resume", {"changes": {"lora_rank": 9}}),

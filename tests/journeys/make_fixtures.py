@@ -102,11 +102,16 @@ def interrupt_run(root: Path, name: str, package: Path) -> None:
     settings.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     process = begin("train", "--config", settings, folder=root, package=package)
     states = root / "runs" / name / "train_lora/jobs/1/state"
-    while process.poll() is None and not list(states.glob("step-*.safetensors")):
+    while process.poll() is None and not any(map(_step_of, states.glob("step-*.safetensors"))):
         time.sleep(0.002)
     process.kill()
     process.communicate()
-    assert list(states.glob("step-*.safetensors")) and not list(states.glob("step-*[23]?.s*"))
+    steps = [_step_of(path) for path in states.glob("step-*.safetensors")]
+    assert 0 < max(steps) < values["max_train_steps"], steps
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
 
 
 def checkpoint_in(root: Path) -> Path:
@@ -131,39 +136,38 @@ def fill_page(root: Path, package: Path) -> None:
 
 def edit_data_sets(page: Page, root: Path) -> None:
     """Upload, edit, rename, rotate, throw away, undo: a history of all kinds of steps."""
-    page.send("POST", "/datasets", {"name": "zib"})
+    page.do("POST", "/datasets", {"name": "zib"})
     files = {path.name: path.read_bytes() for path in sorted((root / "upload").iterdir())}
     page.upload("/datasets/zib/images", files)
-    page.send("POST", "/datasets", {"name": "elsewhere", "path": str(root / "elsewhere")})
+    page.do("POST", "/datasets", {"name": "elsewhere", "path": str(root / "elsewhere")})
     zib = "/datasets/zib"
     captions = {"red.png": "zib, a red one", "blue.png": "zib, blau — später 蓝"}
-    page.send("PATCH", f"{zib}/captions", {"changes": captions})
-    page.send("POST", f"{zib}/bulk-edit", {"action": "append", "text": "flat"})
-    page.send("POST", f"{zib}/bulk-edit", {"action": "replace", "find": "striped", "replace": "lined"})
-    page.send("POST", f"{zib}/rename", {"filename": "green.png", "to": "grass.png"})
-    page.send("POST", f"{zib}/rotate", {"filenames": ["amber.png"], "degrees": 90})
-    page.send("POST", f"{zib}/trash", {"filenames": ["teal.png"]})
-    page.send("PATCH", f"{zib}/captions", {"changes": {"violet.png": "mistaken"}})
-    page.send("PATCH", f"{zib}/captions", {"changes": {"violet.png": "mistaken again"}})
-    page.send("POST", f"{zib}/captions/undo")
-    page.send("PATCH", "/datasets/elsewhere/captions", {"changes": {"red.png": "from elsewhere"}})
-    page.send("POST", f"{zib}/checks", {"resolution": 64})
+    page.do("PATCH", f"{zib}/captions", {"changes": captions})
+    page.do("POST", f"{zib}/bulk-edit", {"action": "append", "text": "flat"})
+    page.do("POST", f"{zib}/bulk-edit", {"action": "replace", "find": "striped", "replace": "lined"})
+    page.do("POST", f"{zib}/rename", {"filename": "green.png", "to": "grass.png"})
+    page.do("POST", f"{zib}/rotate", {"filenames": ["amber.png"], "degrees": 90})
+    page.do("POST", f"{zib}/trash", {"filenames": ["teal.png"]})
+    page.do("PATCH", f"{zib}/captions", {"changes": {"violet.png": "mistaken"}})
+    page.do("PATCH", f"{zib}/captions", {"changes": {"violet.png": "mistaken again"}})
+    page.do("POST", f"{zib}/captions/undo")
+    page.do("PATCH", "/datasets/elsewhere/captions", {"changes": {"red.png": "from elsewhere"}})
+    page.do("POST", f"{zib}/checks", {"resolution": 64})
 
 
 def keep_presets(page: Page) -> None:
     """Keep presets and a list of labels."""
     mine = {"settings": {"lora_rank": 12, "optimizer": "prodigy", "learning_rate": 1}}
-    page.send("PUT", "/presets/mine", {**mine, "help": "What worked for the last one."})
-    page.send("PUT", "/presets/für später", {"settings": {"epochs": 3, "use_dora": True}})
-    groups = [{"name": "shape", "labels": ["round", "square"]}]
-    page.send("PUT", "/labels/shapes-of-mine", {"groups": groups})
+    page.do("PUT", "/presets/mine", {**mine, "help": "What worked for the last one."})
+    page.do("PUT", "/presets/für später", {"settings": {"epochs": 3, "use_dora": True}})
+    page.do("PUT", "/labels/shapes", {"groups": {"shape": "prompt: a photo of {}\nround\nsquare"}})
 
 
 def run_jobs(page: Page, root: Path) -> None:
     """Leave jobs of every state behind."""
-    page.send("PATCH", "/datasets/zib/captions", {"changes": {"amber.png": ""}})
+    page.do("PATCH", "/datasets/zib/captions", {"changes": {"amber.png": ""}})
     fixed = {"captioner": "fixed", "options": {"template": "{trigger}, {filename}"}}
-    captioning = page.send("POST", "/datasets/zib/autocaption", fixed)
+    captioning = page.do("POST", "/datasets/zib/autocaption", fixed)
     page.until(captioning["id"], "finished")
 
     finished = dict(SMALL, output_name="finished", max_train_steps=6, save_steps=3)
@@ -171,34 +175,34 @@ def run_jobs(page: Page, root: Path) -> None:
     finished |= dict(trigger_word="zib", logging_dir=str(root / "home/figures"))
     page.until(start(page, finished), "finished")
 
-    page.send("POST", "/queue/hold")
+    page.do("POST", "/queue/hold")
     doomed = start(page, dict(SMALL, output_name="failed", train_data_dir=str(root / "doomed")))
     shutil.rmtree(root / "doomed")
-    page.send("POST", "/queue/start")
+    page.do("POST", "/queue/start")
     page.until(doomed, "failed")
 
     long = dict(SMALL, train_data_dir="zib", max_train_steps=100_000, save_state_steps=2)
     stopped = start(page, dict(long, output_name="stopped"))
     wait_for_step(page, stopped, 5)
-    page.send("POST", f"/jobs/{stopped}/snapshot")
-    page.send("POST", f"/jobs/{stopped}/stop")
+    page.do("POST", f"/jobs/{stopped}/snapshot")
+    page.do("POST", f"/jobs/{stopped}/stop")
     page.until(stopped, "stopped")
 
     interrupted = start(page, dict(long, output_name="interrupted", save_state_steps=3))
-    page.send("POST", "/queue/hold")
+    page.do("POST", "/queue/hold")
     elsewhere = dict(SMALL, train_data_dir="elsewhere", max_train_steps=5, lora_type="loha")
     start(page, dict(elsewhere, output_name="queued"))
-    page.send("POST", "/datasets/elsewhere/autocaption", {**fixed, "overwrite": True})
+    page.do("POST", "/datasets/elsewhere/autocaption", {**fixed, "overwrite": True})
     cancelled = start(page, dict(elsewhere, output_name="cancelled"))
-    again = page.send("POST", f"/jobs/{cancelled}/duplicate", {})["id"]
-    page.send("POST", f"/jobs/{again}/move", {"position": 0})
-    page.send("POST", f"/jobs/{cancelled}/stop")
+    again = page.do("POST", f"/jobs/{cancelled}/duplicate", {})["id"]
+    page.do("POST", f"/jobs/{again}/move", {"position": 0})
+    page.do("POST", f"/jobs/{cancelled}/stop")
     wait_for_step(page, interrupted, 4)
 
 
 def start(page: Page, settings: dict[str, Any]) -> str:
     """Put a run into the queue; return its id."""
-    answer = page.send("POST", "/jobs", {"config": settings})
+    answer = page.do("POST", "/jobs", {"config": settings})
     assert "id" in answer, answer
     return answer["id"]
 

@@ -102,6 +102,12 @@ class Page:
         data = json.dumps(body if body is not None else {}).encode()
         return self._ask(method, path, data, "application/json")
 
+    def do(self, method: str, path: str, body: Any = None) -> Any:
+        """Send JSON; return the answer. Raises AssertionError for a refusal."""
+        answer = self.send(method, path, body)
+        assert "refusal" not in answer, (path, answer)
+        return answer
+
     def upload(self, path: str, files: Mapping[str, bytes], field: str = "files") -> Any:
         """Send files as a form does."""
         border, form = uuid.uuid4().hex, io.BytesIO()

@@ -169,11 +169,15 @@ PLANS = (
     {"train_data_dir": "zib", "output_name": "new", "lora_rnk": 8},
 )
 DATASETS = ("zib", "elsewhere")
+OF_ENVIRONMENT = {"needs", "ready", "downloads", "download_bytes", "device", "dtype"}
 
 
 def ask_all(page: Page, root: Path) -> dict[str, Any]:
     """Ask for everything that is listed; change nothing."""
     found = {path: page.get(path) for path in paths_of(page)}
+    for path in ("/status", "/settings", "/captioners"):
+        found[path] = _without_environment(found[path])
+    del found["/status"]["version"], found["/status"]["host"]["version"]
     for number, config in enumerate(PLANS):
         found[f"plan {number}"] = _without_estimates(page.send("POST", "/plan", {"config": config}))
     for path in sorted((root / "settings").iterdir()):
@@ -185,6 +189,15 @@ def ask_all(page: Page, root: Path) -> dict[str, Any]:
     lora = (root / "home/finished.safetensors").read_bytes()
     found["import a LoRA"] = page.upload("/settings/import", {"finished.safetensors": lora}, "file")
     return found
+
+
+def _without_environment(answer: Any) -> Any:
+    """Leave out what goes by the packages that are installed and by the machine."""
+    if isinstance(answer, list):
+        return [_without_environment(each) for each in answer]
+    if not isinstance(answer, dict):
+        return answer
+    return {k: _without_environment(v) for k, v in answer.items() if k not in OF_ENVIRONMENT}
 
 
 def paths_of(page: Page) -> Iterator[str]:

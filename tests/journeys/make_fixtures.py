@@ -228,7 +228,7 @@ def record(package: Path, kind: str) -> Any:
     found = []
     for number in range(2):
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            root = laid_out(Path(folder).resolve() / f"place {number}")
+            root = laid_out(Path(folder).resolve() / f"place{'-of-old' * number}")
             age_files(root, number)
             command("demo-checkpoint", "--into", root / "models", folder=root, package=package)
             if kind == "commands":
@@ -240,7 +240,16 @@ def record(package: Path, kind: str) -> Any:
                     keep_document(page)
                 else:
                     found.append(without_place(asking.change_all(page, root), root))
-    return stable(*found)
+    return without_package(stable(*found), package)
+
+
+def without_package(found: Any, package: Path) -> Any:
+    """Mark what names a place in the code itself."""
+    if isinstance(found, dict):
+        return {key: without_package(value, package) for key, value in found.items()}
+    if isinstance(found, list):
+        return [without_package(value, package) for value in found]
+    return VARIES if isinstance(found, str) and package.as_posix() in found else found
 
 
 def age_files(root: Path, number: int) -> None:

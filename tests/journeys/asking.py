@@ -1,6 +1,7 @@
 """What is asked of the older version and of the code under test: questions, changes, commands."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,7 @@ def ask_all(page: Page, root: Path) -> dict[str, Any]:
     for path in ("/status", "/settings", "/captioners"):
         found[path] = _without_environment(found[path])
     del found["/status"]["version"], found["/status"]["host"]["version"]
+    found["/loras"] = _in_any_order(found["/loras"])
     for number, config in enumerate(PLANS):
         found[f"plan {number}"] = _without_estimates(page.send("POST", "/plan", {"config": config}))
     for path in sorted((root / "settings").iterdir()):
@@ -189,6 +191,12 @@ def ask_all(page: Page, root: Path) -> dict[str, Any]:
     lora = (root / "home/finished.safetensors").read_bytes()
     found["import a LoRA"] = page.upload("/settings/import", {"finished.safetensors": lora}, "file")
     return found
+
+
+def _in_any_order(loras: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out what goes by the files' times and by the length of the folder's name."""
+    told = [{k: v for k, v in each.items() if k not in ("modified_at", "size_bytes")} for each in loras]
+    return sorted(told, key=lambda each: each["path"])
 
 
 def _without_environment(answer: Any) -> Any:
@@ -282,7 +290,13 @@ def command_all(root: Path, package: Path = PACKAGE) -> dict[str, Any]:
     """Run commands that only look; return what they say and write."""
     said = commands(*command_lines(root), folder=root, package=package)
     written = {path.name: path.read_text("utf-8") for path in sorted((root / "written").iterdir())}
-    return {"said": said, "written": written}
+    return {"said": [[status, without_sizes(text)] for status, text in said], "written": written}
+
+
+def without_sizes(text: str) -> str:
+    """Leave out how much there is on the disk; and what a library says of itself."""
+    lines = [line for line in text.splitlines() if "gemm_4bit_forward" not in line]
+    return re.sub(r"[\d.]+ [kMG]B", "? kB", "\n".join(lines))
 
 
 def command_lines(root: Path) -> list[list[str]]:

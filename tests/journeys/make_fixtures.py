@@ -288,15 +288,15 @@ def keep_ends(package: Path) -> None:
             asking.finish_all(page)
         ends = {path.stem: path for path in asking.ends_in(root)}
         (FIXTURES / "ends").mkdir()
-        for name, path in ends.items():
-            shutil.copyfile(path, FIXTURES / "ends" / f"{name}.safetensors")
+        for name in (*RUNS, "interrupted", "stopped", "queued"):
+            shutil.copyfile(ends[name], FIXTURES / "ends" / f"{name}.safetensors")
         hashes = {name: hash_of_tensors(path) for name, path in sorted(ends.items())}
     keep(FIXTURES / "ends.json", {"environment": environment(), "tensors": hashes})
 
 
 def keep(path: Path, found: Any) -> None:
     """Write something down as JSON."""
-    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(found, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def make_data(package: Path) -> None:

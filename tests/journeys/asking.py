@@ -195,7 +195,8 @@ def ask_all(page: Page, root: Path) -> dict[str, Any]:
 
 def _in_any_order(loras: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Leave out what goes by the files' times and by the length of the folder's name."""
-    told = [{k: v for k, v in each.items() if k not in ("modified_at", "size_bytes")} for each in loras]
+    varying = ("modified_at", "size_bytes")
+    told = [{k: v for k, v in each.items() if k not in varying} for each in loras]
     return sorted(told, key=lambda each: each["path"])
 
 

@@ -144,7 +144,8 @@ def edit_data_sets(page: Page, root: Path) -> None:
     captions = {"red.png": "zib, a red one", "blue.png": "zib, blau — später 蓝"}
     page.do("PATCH", f"{zib}/captions", {"changes": captions})
     page.do("POST", f"{zib}/bulk-edit", {"action": "append", "text": "flat"})
-    page.do("POST", f"{zib}/bulk-edit", {"action": "replace", "find": "striped", "replace": "lined"})
+    lined = {"action": "replace", "find": "striped", "replace": "lined"}
+    page.do("POST", f"{zib}/bulk-edit", lined)
     page.do("POST", f"{zib}/rename", {"filename": "green.png", "to": "grass.png"})
     page.do("POST", f"{zib}/rotate", {"filenames": ["amber.png"], "degrees": 90})
     page.do("POST", f"{zib}/trash", {"filenames": ["teal.png"]})

@@ -1,4 +1,4 @@
-"""What the journeys share: a code tree run as users run it, and data of older versions moved to where a test is."""
+"""Run a code tree as users run it, and move data of older versions to where a test is."""
 
 import contextlib
 import io
@@ -56,7 +56,11 @@ def world(package: Path = PACKAGE) -> dict[str, str]:
 
 def command(*arguments: Any, folder: Path, package: Path = PACKAGE) -> str:
     """Run a command; return what it says. Raises AssertionError where it fails."""
-    process = begin(*arguments, folder=folder, package=package)
+    return ended(begin(*arguments, folder=folder, package=package))
+
+
+def ended(process: subprocess.Popen) -> str:
+    """Wait until a command has ended; return what it says. Raises AssertionError where it fails."""
     said = process.communicate(timeout=SECONDS)[0].decode("utf-8", "replace")
     assert process.returncode == 0, said
     return said

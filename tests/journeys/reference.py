@@ -1,11 +1,14 @@
-"""Make and compare a reference of short training runs, which proves that a change of the code changed no result.
+"""Make and compare a reference of short training runs: a change of the code changed no result.
 
-    python tests/journeys/reference.py make FILE.json       # run all, write down their fingerprints
-    python tests/journeys/reference.py compare FILE.json    # run all again; exit status 1 on any difference
-    python tests/journeys/reference.py inspect              # leave out each option in turn: which of them change nothing?
+    python tests/journeys/reference.py make FILE.json       # run all, write down fingerprints
+    python tests/journeys/reference.py compare FILE.json    # run all again; exit status 1 where
+                                                            # anything differs
+    python tests/journeys/reference.py inspect              # leave out each option in turn: which
+                                                            # of them change nothing?
 
-`--package DIR` runs the code in another folder, `--only NAME` single runs (may be repeated), `--at-once N` so many side by side.
-Only the command line is used. Checkpoints and pictures are made anew each time, and are the same each time.
+`--package DIR` runs the code in another folder, `--only NAME` single runs (may be repeated),
+`--at-once N` so many side by side. Only the command line is used. Checkpoints and pictures are made
+anew, and are the same each time. A PYTHONPATH that is set is looked in after the package.
 """
 
 import argparse

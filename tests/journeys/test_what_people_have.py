@@ -1,7 +1,7 @@
 """Data, commands and requests of an older version still do what they did.
 
 `make_fixtures.py` made the data and the answers with that version. What is compared is what users
-see: the command line, the page's API, and files. TRAIN_LORA_PACKAGE names another code tree to test.
+see: the command line, the page's API, and files. TRAIN_LORA_PACKAGE names another code tree.
 """
 
 import json
@@ -20,9 +20,11 @@ from tests.journeys.older import (
     FIXTURES,
     REPOSITORY,
     Page,
+    begin,
     command,
     commands,
     differences,
+    ended,
     laid_out,
     page_of,
     without_place,
@@ -93,13 +95,14 @@ def test_what_was_interrupted_on_the_page_goes_on_and_what_waits_runs(page, root
     assert_ends(root / "home", "interrupted", "stopped", "queued")
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_a_killed_run_goes_on_to_the_very_same_lora(name, root):
+def test_killed_runs_go_on_to_the_very_same_loras(root):
     pytest.importorskip("diffusers", reason="the command line trains with diffusers")
     anyway = [] if same_torch() else ["--resume-anyway"]
-    said = command("train", "--config", root / "runs" / f"{name}.yaml", *anyway, folder=root)
-    assert "going on at step" in said
-    assert_ends(root / "runs" / name, name)
+    files = [root / "runs" / f"{name}.yaml" for name in RUNS]
+    started = [begin("train", "--config", file, *anyway, folder=root) for file in files]
+    for name, said in zip(RUNS, map(ended, started)):
+        assert "going on at step" in said
+        assert_ends(root / "runs" / name, name)
 
 
 def test_commands_say_what_they_said(root):

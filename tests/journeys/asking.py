@@ -282,7 +282,7 @@ def finish_all(page: Page) -> None:
 
 def ends_in(root: Path) -> list[Path]:
     """Name the LoRAs that runs ended with after they had gone on."""
-    runs = [path for path in sorted((root / "runs").rglob("*.safetensors"))]
+    runs = sorted((root / "runs").rglob("*.safetensors"))
     loras = [*runs, *sorted((root / "home").glob("*.safetensors"))]
     return [path for path in loras if "state" not in path.parts and "-0" not in path.stem]
 

@@ -83,8 +83,7 @@ def commands(*lines: list[str], folder: Path, package: Path = PACKAGE) -> list[t
         [sys.executable, "-c", MANY, json.dumps(lines)],
         env=world(package),
         cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         timeout=SECONDS,
     )
     assert done.returncode == 0, done.stderr.decode("utf-8", "replace")

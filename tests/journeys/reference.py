@@ -35,7 +35,7 @@ import torch
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-NARROW_CHECKPOINTS = "tests.hosts.narrow_checkpoint"  # has `write_family(name, folder)`
+NARROW_CHECKPOINTS = "tests.support.narrow_checkpoint"  # has `write_family(name, folder)`
 WRITE_FAMILIES = f"""
 import sys
 from pathlib import Path

@@ -18,8 +18,8 @@ import torch
 
 from .base.contracts import BaseModel, Conditioning, Host, Size
 from .base.control import Control
-from .dataset.caption_augmentation import Variation
-from .dataset.scan import Bucket
+from .dataset.buckets import Bucket
+from .dataset.caption_augmentation import CaptionAugmentation
 from .hosts.checkpoint_file import (
     CLIP,
     OPEN_CLIP,
@@ -29,17 +29,18 @@ from .hosts.checkpoint_file import (
     TextEncoderFacts,
 )
 from .hosts.standalone.loading import unet_config
-from .lora.adapters import Adapters, LayerChoice, plan_shapes
-from .runs.callbacks import Attendant, Teller
+from .lora.adapters import Adapters
+from .lora.target_layers import LayerChoice, plan_shapes
+from .runs.callbacks import ProgressReporter, RunCallbacks
 from .runs.give_way import Sharing
 from .settings.config import TrainConfig
 from .training import encoded_dataset, loop, precision
-from .training.compute_mode import Effort
+from .training.compute_mode import ComputeMode
 from .training.conditioning import Texts
-from .training.model_patches import Session
+from .training.model_patches import ModelPatches
 from .training.objective import Objective
 from .training.optimizers import LearningRates, make_optimizer
-from .training.train_state import Learner
+from .training.train_state import TrainState
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CLIP_L, _CLIP_H, _CLIP_G = (
@@ -259,45 +260,47 @@ def _measure(
     )
     rates = LearningRates("constant", optimizer, warmup_steps=0, total_steps=steps + 1)
     dtype = precision.resolve("auto", device=model.device, weights=model.dtype)
-    learner = Learner(adapters, optimizer, rates, device=model.device, dtype=dtype)
-    session = Session(model, adapters, Effort(dtype, gradient_checkpointing=checkpointing))
+    train_state = TrainState(adapters, optimizer, rates, device=model.device, dtype=dtype)
+    patches = ModelPatches(
+        model, adapters, ComputeMode(dtype, gradient_checkpointing=checkpointing)
+    )
     ours, bare = [], []
 
-    def bare_pass(done: loop.StepDone) -> None:
+    def bare_pass(done: loop.FinishedStep) -> None:
         _synchronize(model.device)
         ours.append(done.seconds)
-        session.close()
+        patches.close()
         began = time.perf_counter()
         _bare(model, encoded, dtype)
         bare.append(time.perf_counter() - began)
-        session.open()
+        patches.open()
 
     schedule = loop.Schedule(steps + 1, 1, batch_size, 1, (1,) * batch_size, 0)
-    with _peak_memory(model.device) as memory, session.opened():
+    with _peak_memory(model.device) as memory, patches.opened():
         loop.run(
-            session,
-            learner,
-            loop.Lesson(encoded, schedule, Objective(), Texts(Variation())),
+            patches,
+            train_state,
+            loop.TrainingData(encoded, schedule, Objective(), Texts(CaptionAugmentation())),
             on_step=bare_pass,
         )
     parts = {"lora": 4 * sum(parameter.numel() for parameter in adapters.parameters())}
     parts["adamw"], parts["grads"] = 2 * parts["lora"], parts["lora"]
-    attendant = Attendant(
+    callbacks = RunCallbacks(
         TrainConfig(),
         schedule,
         Nobody(),
         Control(),
-        session=session,
-        learner=learner,
+        patches=patches,
+        train_state=train_state,
         output=None,
         write=None,
         facts={},
         states=None,
         sharing=Sharing(Nobody(), Control(), share=True, tell=None),
-        teller=Teller(lambda progress: None),
-        chosen=session.effort,
+        reporter=ProgressReporter(lambda progress: None),
+        chosen=patches.compute_mode,
     )
-    between_seconds = min(timeit.repeat(attendant.between, number=1000, repeat=5)) / 1000
+    between_seconds = min(timeit.repeat(callbacks.between, number=1000, repeat=5)) / 1000
     return (
         ours[1:],
         bare[1:],

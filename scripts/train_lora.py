@@ -12,7 +12,7 @@ from modules import script_callbacks, scripts
 TITLE, TAB = "Train LoRA", "train_lora"
 
 try:  # now: afterwards the extension's folder is no longer in sys.path
-    from lora_trainer.hosts.webui.host import guard, host
+    from lora_trainer.hosts.webui import guard, host
     from lora_trainer.web import api, tab
 
     service, problem = host.training_service(), None

@@ -68,6 +68,14 @@ def modules() -> dict[str, Path]:
     }
 
 
+def absolute(node: ast.ImportFrom, package: str) -> str:
+    """Return the module that names are imported from, as seen in a package."""
+    if not node.level:
+        return node.module or ""
+    above = package.split(".")[: len(package.split(".")) - node.level + 1]
+    return ".".join([*above, node.module] if node.module else above)
+
+
 def imports_of(name: str, path: Path) -> set[str]:
     """Every module that a file imports anywhere, also inside functions, by absolute name."""
     found = set()
@@ -76,10 +84,7 @@ def imports_of(name: str, path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*above, base] if base else above)
+            base = absolute(node, package)
             found |= {
                 f"{base}.{alias.name}" if f"{base}.{alias.name}" in modules() else base
                 for alias in node.names
@@ -310,3 +315,36 @@ def test_nothing_is_unpickled_run_or_unpacked(path):
 )
 def test_the_search_for_dangers_finds(source):
     assert dangers_in(source)
+
+
+# --- Names are imported from where they are defined ------------------------------------------------
+
+
+def names_bound_in(tree: ast.Module) -> set[str]:
+    """Return what a module defines itself, not what it imports."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+DEFINED = {
+    name: names_bound_in(ast.parse(path.read_text(encoding="utf-8")))
+    for name, path in modules().items()
+}
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+def test_nothing_is_re_exported(name):
+    path = modules()[name]
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert "__all__" not in DEFINED[name]
+    for node in [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]:
+        source = absolute(node, package)
+        for alias in node.names if source in DEFINED else ():
+            if f"{source}.{alias.name}" not in DEFINED:
+                assert alias.name in DEFINED[source], f"{alias.name} is not defined in {source}"

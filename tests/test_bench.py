@@ -10,7 +10,9 @@ import torch
 pytest.importorskip("diffusers")
 
 from lora_trainer import bench  # noqa: E402
-from lora_trainer.lora.adapters import Form, LayerChoice, count_parameters, plan_shapes  # noqa: E402
+from lora_trainer.lora.adapter_layers import AdapterSpec
+from lora_trainer.lora.adapters import count_parameters
+from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
 from lora_trainer.lora.weight_names import SDXL_LEVELS, unet_to_ldm  # noqa: E402
 
 
@@ -55,7 +57,10 @@ def test_true_sizes(family, parameters, layers):
     assert bench.count_parameters(unet) == (parameters or parameters_left_by_the_webui())
     parts = torch.nn.ModuleDict({"unet": unet})
     shapes = plan_shapes(parts, LayerChoice("attention+feed-forward", rank=16, alpha=16.0))
-    assert len(shapes) == layers and count_parameters(parts, shapes, Form()) > 16 * 1000 * layers
+    assert (
+        len(shapes) == layers
+        and count_parameters(parts, shapes, AdapterSpec()) > 16 * 1000 * layers
+    )
     levels = SDXL_LEVELS if family in ("sdxl", "ssd-1b") else 4
     assert len({unet_to_ldm(path.removeprefix("unet."), levels) for path in shapes}) == layers
 

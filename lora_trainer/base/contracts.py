@@ -14,19 +14,6 @@ from typing import Any
 
 import torch
 
-from .errors import Refused
-
-__all__ = [
-    "BaseModel",
-    "Conditioning",
-    "Host",
-    "ModelStatus",
-    "Progress",
-    "Reading",
-    "Refused",
-    "Size",
-]
-
 
 @dataclasses.dataclass(frozen=True)
 class Size:
@@ -198,7 +185,7 @@ class BaseModel(abc.ABC):
         """
         return f"clip skip {self.clip_skip}"
 
-    def set_encoders_aside(self) -> None:  # noqa: B027
+    def offload_encoders(self) -> None:  # noqa: B027
         """Move the VAE and the text encoders off the device until the model is given back; for when
         memory is short.
         """

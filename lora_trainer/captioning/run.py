@@ -17,7 +17,7 @@ import torch
 
 from ..base.contracts import Host
 from ..base.errors import Refused, Stopped
-from ..dataset.scan import read_rgb
+from ..dataset.images import read_rgb
 from .caption_affixes import Wording, phrase
 from .contracts import Asked, Captioner, LoadedCaptioner
 

@@ -154,7 +154,7 @@ def run_job(service: TrainingService, values: dict[str, Any]) -> dict[str, Any]:
         _counted(plan["steps"], "step"),
     )
     print(f"{', '.join(counts)} → {plan['output_file']}")
-    return _follow(service, lambda: service.start(values, at_once=True), steps=plan["steps"])
+    return _follow(service, lambda: service.start(values, ahead_of_queue=True), steps=plan["steps"])
 
 
 def _counted(count: int, what: str) -> str:
@@ -321,7 +321,7 @@ def _resume(
     steps, step = plan.get("steps") or earlier.get("total_steps") or 0, earlier["resume_step"] or 0
 
     def begin() -> str:
-        service.resume(earlier["id"], changes, anyway=anyway, at_once=True)
+        service.resume(earlier["id"], changes, anyway=anyway, ahead_of_queue=True)
         changed = (
             f" with {', '.join(f'{name} {value}' for name, value in changes.items())}"
             if changes

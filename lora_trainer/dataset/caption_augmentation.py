@@ -16,7 +16,7 @@ _BRACES = "\ufdd0\ufdd1"  # of Unicode's noncharacters, which no text has
 
 
 @dataclasses.dataclass(frozen=True)
-class Variation:
+class CaptionAugmentation:
     """How captions vary; the fields are the settings of the same purpose. Shares are of the times
     that a picture is shown.
 

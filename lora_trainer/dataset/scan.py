@@ -19,36 +19,9 @@ from PIL import Image
 
 from ..base.errors import Refused
 from ..base.paths import check_file, lies_in
-from ..base.rng import generator
-from .buckets import Bucket, assign_bucket, batches_per_epoch, crop_of, epoch_batches
 from .caption_tables import find_table
 from .captions import CAPTION_ENDINGS, find_caption
-from .images import PICTURE_FORMATS, has_alpha, keep_exif, load_pixels, openable, read_rgb, to_rgb
-
-__all__ = [
-    "Bucket",
-    "Facts",
-    "Picture",
-    "Problem",
-    "assign_bucket",
-    "batches_per_epoch",
-    "crop_of",
-    "epoch_batches",
-    "examine",
-    "generator",
-    "inspect",
-    "is_other_folder",
-    "is_picture_file",
-    "is_picture_name",
-    "load_pixels",
-    "look",
-    "opened",
-    "picture_folders",
-    "read_kohya_name",
-    "read_rgb",
-    "remember",
-    "scan",
-]
+from .images import PICTURE_FORMATS, has_alpha, keep_exif, openable, to_rgb
 
 PICTURE_ENDINGS = (
     ".png",

@@ -6,8 +6,8 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable
 
+from ..dataset.buckets import Bucket, assign_bucket, crop_of
 from ..dataset.captions import CAPTION_ENDINGS, contains_word, loras_in
-from ..dataset.scan import Bucket, assign_bucket, crop_of
 
 ENLARGED, MOST_CUT, ODD_RATIO = 1.05, 0.2, 2.0
 TITLES = {

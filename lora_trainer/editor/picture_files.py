@@ -10,7 +10,9 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from ..base.errors import Refused
-from ..dataset.scan import Bucket, load_pixels, look, opened
+from ..dataset.buckets import Bucket
+from ..dataset.images import load_pixels
+from ..dataset.scan import look, opened
 
 TURNS = {
     90: Image.Transpose.ROTATE_270,

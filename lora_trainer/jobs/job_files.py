@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import Refused
-from ..runs.plan import session_of
+from ..runs.plan import session_id_of
 
 PARTS = {".safetensors": "lora", ".json": "card", ".png": "preview"}
 CLOCK_SECONDS, CHUNK_BYTES = 1.0, 1 << 20
@@ -97,9 +97,9 @@ def _is_plain_file(path: Path) -> bool:
 
 
 def _is_of(job: Mapping[str, Any], lora: Path) -> bool:
-    session = session_of(lora)
+    session_id = session_id_of(lora)
     ended = job["ended_at"] if job["ended_at"] is not None else float("inf")
-    return session is not None and job["created_at"] - CLOCK_SECONDS <= session <= ended
+    return session_id is not None and job["created_at"] - CLOCK_SECONDS <= session_id <= ended
 
 
 def _with_its_parts(lora: Path) -> list[Path]:

@@ -93,15 +93,15 @@ class JobQueue:
 
     # --- What users ask for -----------------------------------------------------------------------
 
-    def admit(self, job_id: str, *, at_once: bool = False) -> None:
+    def admit(self, job_id: str, *, ahead_of_queue: bool = False) -> None:
         """Let a job that was put into the queue begin when its turn comes; where only a restart
         holds the queue, it goes on.
 
-        `at_once`: it begins now, though others wait before it, and leaves them waiting. Raises
-        `Refused` when another one is running.
+        `ahead_of_queue`: it begins now, though others wait before it, and leaves them waiting.
+        Raises `Refused` when another one is running.
         """
         with self._changed:
-            if at_once:
+            if ahead_of_queue:
                 self.refuse_second()
                 self._begin(job_id)
                 return

@@ -258,12 +258,12 @@ class TrainingService:
         told = {"code": error.code, "field": error.field, "message": error.message}
         return {**told, "remedies": remedies} if remedies else told
 
-    def start(self, values: Mapping[str, Any], *, at_once: bool = False) -> str:
+    def start(self, values: Mapping[str, Any], *, ahead_of_queue: bool = False) -> str:
         """Put a job into the queue and return its id. Raises `Refused`, before anything is touched,
         for whatever is wrong.
 
-        `at_once` is for a command that leaves with its job: it begins now, and those that wait go
-        on waiting.
+        `ahead_of_queue` is for a command that leaves with its job: it begins now, and those that
+        wait go on waiting.
         """
         config = self._settings.parse(values)
         model = self.host.model_status()
@@ -276,7 +276,7 @@ class TrainingService:
                 config.output_name,
                 config.to_dict(),
                 kind="training",
-                at_once=at_once,
+                ahead_of_queue=ahead_of_queue,
                 checkpoint=model.checkpoint,
                 sha256=model.sha256,
                 model_kind=_kind_of(model),
@@ -336,7 +336,7 @@ class TrainingService:
         config: Mapping[str, Any],
         *,
         kind: str,
-        at_once: bool = False,
+        ahead_of_queue: bool = False,
         checkpoint: str = "",
         sha256: str | None = None,
         model_kind: str = "",
@@ -346,13 +346,13 @@ class TrainingService:
         comes.
         """
         with self.queue.unchanged():
-            if at_once:
+            if ahead_of_queue:
                 self.queue.refuse_second()
             job_id = self.store.add(
                 name, config, kind=kind, checkpoint=checkpoint, sha256=sha256, model_kind=model_kind
             )
             self.store.update(job_id, progress=figures)
-            self.queue.admit(job_id, at_once=at_once)
+            self.queue.admit(job_id, ahead_of_queue=ahead_of_queue)
         self._tidy()
         return job_id
 
@@ -395,13 +395,13 @@ class TrainingService:
         changes: Mapping[str, Any] | None = None,
         *,
         anyway: bool = False,
-        at_once: bool = False,
+        ahead_of_queue: bool = False,
     ) -> dict[str, Any]:
         """Let a paused job go on; put one that has ended in front of the queue, to go on from its
         newest state with changed settings.
 
         `anyway`: also when it would not be quite the same run, for example because captions were
-        edited. `at_once`: as in `start`.
+        edited. `ahead_of_queue`: as in `start`.
         """
         if running := self.queue.job(job_id):
             if changes:
@@ -418,7 +418,7 @@ class TrainingService:
             self._describe(row, self.store.waiting()), changes or {}, anyway=anyway
         )
         with self.queue.unchanged():
-            if at_once:
+            if ahead_of_queue:
                 self.queue.refuse_second()
             if (
                 values.get("resume") and state_step(self.job_folder(job_id)) is None
@@ -434,7 +434,7 @@ class TrainingService:
                     " Look at it again.",
                     code="busy",
                 )
-            self.queue.admit(job_id, at_once=True) if at_once else self.queue.start()
+            self.queue.admit(job_id, ahead_of_queue=True) if ahead_of_queue else self.queue.start()
         return self.job(job_id)
 
     def changes_since(self, job_id: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ LOKR_NAMES = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class RankAlpha:
     """Rank and alpha of one layer; what it adds is scaled by alpha / rank, or alpha / sqrt(rank)
     where the form says so.
     """
@@ -35,7 +35,7 @@ class Shape:
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class AdapterSpec:
     """What all layers of a run have in common: how their change is built from few numbers, and what
     is left out of it at random while learning.
 
@@ -54,7 +54,7 @@ class Form:
     tucker: bool = False
     use_dora: bool = False
 
-    def scale(self, shape: Shape, *, whole: bool = False) -> float:
+    def scale(self, shape: RankAlpha, *, whole: bool = False) -> float:
         """Return what a layer's change is multiplied by; `whole`: a LoKr of two full matrices has
         no rank and, as in LyCORIS and the WebUI, the scale 1.
         """
@@ -68,7 +68,7 @@ class Dropouts:
     Draws come from torch's global generators.
     """
 
-    def __init__(self, form: Form) -> None:
+    def __init__(self, form: AdapterSpec) -> None:
         self.inputs, self.ranks, self.layers, self.active = (
             form.dropout,
             form.rank_dropout,
@@ -97,7 +97,7 @@ class Dropouts:
         )
 
 
-def sizes(weight: torch.Size, rank: int, form: Form) -> dict[str, tuple[int, ...]]:
+def weight_shapes(weight: torch.Size, rank: int, form: AdapterSpec) -> dict[str, tuple[int, ...]]:
     """Return the size of everything that a layer of this weight learns, by the names that the file
     uses.
     """
@@ -105,7 +105,9 @@ def sizes(weight: torch.Size, rank: int, form: Form) -> dict[str, tuple[int, ...
     return {**_sizes_of_change(weight, rank, form), **magnitudes}
 
 
-def _sizes_of_change(weight: torch.Size, rank: int, form: Form) -> dict[str, tuple[int, ...]]:
+def _sizes_of_change(
+    weight: torch.Size, rank: int, form: AdapterSpec
+) -> dict[str, tuple[int, ...]]:
     out, inputs, *kernel = weight
     area = math.prod(kernel)
     tucker = form.tucker and area > 1
@@ -225,8 +227,8 @@ def delta_norm(layer: torch.nn.Module) -> torch.Tensor:
 
 def build(
     originals: Mapping[str, torch.nn.Module],
-    shapes: Mapping[str, Shape],
-    form: Form,
+    shapes: Mapping[str, RankAlpha],
+    form: AdapterSpec,
     dropouts: Dropouts,
 ) -> dict[str, torch.nn.Module]:
     """Return a peft layer around each of the Linear and Conv2d layers, neutral at first, learning
@@ -235,7 +237,7 @@ def build(
     peft works on a container of its own, so the model that the layers are part of is not touched,
     and parameters keep their requires_grad.
     """
-    alike: dict[Shape, list[str]] = {}
+    alike: dict[RankAlpha, list[str]] = {}
     for path in originals:
         alike.setdefault(shapes[path], []).append(path)
     layers = {}
@@ -258,7 +260,7 @@ def build(
     return {path: layers[path] for path in originals}
 
 
-def _inject(holder: torch.nn.ModuleList, shape: Shape, form: Form) -> None:
+def _inject(holder: torch.nn.ModuleList, shape: RankAlpha, form: AdapterSpec) -> None:
     here = r"\d+"
     if form.kind == "lora":
         inject_adapter_in_model(

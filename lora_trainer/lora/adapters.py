@@ -16,20 +16,18 @@ import torch
 
 from ..base.patching import own_forward
 from .adapter_layers import (
+    AdapterSpec,
     Dropouts,
-    Form,
-    Shape,
+    RankAlpha,
     build,
     changed_weight,
     delta_norm,
     factors_of,
     is_whole,
-    sizes,
+    weight_shapes,
     weights_of,
 )
-from .target_layers import PROJECTIONS, LayerChoice, plan_shapes
-
-__all__ = ["Adapters", "Form", "LayerChoice", "Shape", "count_parameters", "plan_shapes"]
+from .target_layers import PROJECTIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +85,8 @@ class Adapters:
         self,
         layers: dict[str, torch.nn.Module],
         places: list[_Layer | _Attention],
-        shapes: Mapping[str, Shape],
-        form: Form,
+        shapes: Mapping[str, RankAlpha],
+        form: AdapterSpec,
         dropouts: Dropouts,
     ) -> None:
         self._layers, self._places, self._dropouts = layers, places, dropouts
@@ -98,8 +96,8 @@ class Adapters:
     def create(
         cls,
         parts: torch.nn.Module,
-        shapes: Mapping[str, Shape],
-        form: Form = Form(),  # noqa: B008
+        shapes: Mapping[str, RankAlpha],
+        form: AdapterSpec = AdapterSpec(),  # noqa: B008
         *,
         seed: int = 0,
     ) -> "Adapters":
@@ -203,7 +201,7 @@ class Adapters:
             )
         ours = {path: weights_of(layer) for path, layer in self._layers.items()}
         for path, parts in ours.items():
-            if (found := _sizes(weights[path])) != (wanted := _sizes(parts)):
+            if (found := _shapes_of(weights[path])) != (wanted := _shapes_of(parts)):
                 raise ValueError(f"{path} is {wanted}, not {found}")
         with torch.no_grad():
             for path, parts in ours.items():
@@ -249,7 +247,9 @@ class Adapters:
         return len(too_large)
 
 
-def count_parameters(parts: torch.nn.Module, shapes: Mapping[str, Shape], form: Form) -> int:
+def count_parameters(
+    parts: torch.nn.Module, shapes: Mapping[str, RankAlpha], form: AdapterSpec
+) -> int:
     """Say how many numbers would learn, without building anything."""
     attentions = _attentions(parts, shapes)
     layers = {
@@ -263,7 +263,7 @@ def count_parameters(parts: torch.nn.Module, shapes: Mapping[str, Shape], form: 
     return sum(
         math.prod(size)
         for path, shape in shapes.items()
-        for size in sizes(layers[path].weight.shape, shape.rank, form).values()
+        for size in weight_shapes(layers[path].weight.shape, shape.rank, form).values()
     )
 
 
@@ -271,7 +271,7 @@ def count_parameters(parts: torch.nn.Module, shapes: Mapping[str, Shape], form: 
 
 
 def _attentions(
-    parts: torch.nn.Module, shapes: Mapping[str, Shape]
+    parts: torch.nn.Module, shapes: Mapping[str, RankAlpha]
 ) -> dict[str, torch.nn.MultiheadAttention]:
     """Return the `nn.MultiheadAttention`s whose projections learn; raises ValueError where that is
     only some of the four.
@@ -365,5 +365,5 @@ def _above(path: str) -> str:
     return path.rpartition(".")[0]
 
 
-def _sizes(weights: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+def _shapes_of(weights: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in weights.items()}

@@ -19,8 +19,16 @@ from peft.tuners.lokr.layer import factorization
 from ..base.errors import Refused
 from ..base.paths import expanded
 from ..base.tensor_files import Header, parse_header, read_header, read_tensor
-from .adapter_layers import DORA_SCALE, LOHA_NAMES, LOKR_NAMES, LORA_NAMES, is_whole, sizes
-from .adapters import Form, Shape
+from .adapter_layers import (
+    DORA_SCALE,
+    LOHA_NAMES,
+    LOKR_NAMES,
+    LORA_NAMES,
+    AdapterSpec,
+    RankAlpha,
+    is_whole,
+    weight_shapes,
+)
 from .blocks import levels_of
 from .target_layers import PROJECTIONS, targets
 from .weight_names import unet_to_diffusers, unet_to_ldm
@@ -177,7 +185,7 @@ def _read_alphas(path: Path, header: Header, layers: list[str]) -> dict[str, flo
 
 def fit(
     found: FoundLora, parts: torch.nn.ModuleDict, export_name: Callable[[str], str]
-) -> tuple[dict[str, Shape], Weights, Form]:
+) -> tuple[dict[str, RankAlpha], Weights, AdapterSpec]:
     """Match a file's layers with the model's: shapes and float32 weights by path, and how they are
     built; raises `Refused` for one that does not fit.
 
@@ -214,10 +222,10 @@ def fit(
             path for path in known if path in layers
         ):  # in the order as when they are made without a file
             layer = layers[path]
-            shapes[path] = Shape(found.ranks[layer], found.alphas[layer])
+            shapes[path] = RankAlpha(found.ranks[layer], found.alphas[layer])
             weights[path] = {
                 part: _fitting(found, layer, part, size, header, file)
-                for part, size in sizes(known[path][0], shapes[path].rank, form).items()
+                for part, size in weight_shapes(known[path][0], shapes[path].rank, form).items()
             }
     return shapes, weights, form
 
@@ -286,10 +294,10 @@ def _rank(parts: Sizes, alpha: float | None) -> int:
     )
 
 
-def _form(found: FoundLora, weights: Mapping[str, torch.Size]) -> Form:
+def _form(found: FoundLora, weights: Mapping[str, torch.Size]) -> AdapterSpec:
     """Find out how the layers, whose modules' weights have these sizes, were built."""
     has = {part for layer in weights for part in found.sizes[layer]}
-    form = Form(
+    form = AdapterSpec(
         found.kind,
         tucker=bool(has & {"hada_t1", "lokr_t2"}),
         lokr_both="lokr_w1_a" in has,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 
 from ..base.errors import Refused
-from .adapter_layers import Shape
+from .adapter_layers import RankAlpha
 from .blocks import (
     BASE,
     RATES_FIELD,
@@ -63,7 +63,7 @@ class LayerChoice:
     unet: bool = True
     text_encoder: bool = False
 
-    def shape(self, group: str, block: BlockChoice) -> Shape:
+    def shape(self, group: str, block: BlockChoice) -> RankAlpha:
         """Return rank and alpha of a layer: its block's where that has its own, else its group's,
         else the common ones. A rank without an alpha leaves the strength, alpha / rank, as it is.
         As in kohya, a convolution's own rank goes before its block's; a rank of 0 leaves a block
@@ -73,10 +73,10 @@ class LayerChoice:
         alpha = getattr(self, f"{group}_alpha", 0) or self.alpha * rank / self.rank
         if block.rank == 0 or not (group == "conv" and self.conv_rank):
             rank, alpha = block.beside(rank, alpha)
-        return Shape(rank, alpha)
+        return RankAlpha(rank, alpha)
 
 
-def plan_shapes(parts: torch.nn.ModuleDict, choice: LayerChoice) -> dict[str, Shape]:
+def plan_shapes(parts: torch.nn.ModuleDict, choice: LayerChoice) -> dict[str, RankAlpha]:
     """Give every layer that learns its rank and alpha, in the order of `parts.named_modules()`;
     raises `Refused` for a bad list of blocks.
     """

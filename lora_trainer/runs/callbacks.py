@@ -19,11 +19,11 @@ from ..base.control import Control
 from ..base.errors import Refused
 from ..settings.config import TrainConfig
 from ..training import state_files
-from ..training.compute_mode import Effort
-from ..training.loop import Schedule, StepDone
-from ..training.model_patches import Session
+from ..training.compute_mode import ComputeMode
+from ..training.loop import FinishedStep, Schedule
+from ..training.model_patches import ModelPatches
 from ..training.precision import free_memory
-from ..training.train_state import Learner
+from ..training.train_state import TrainState
 from .give_way import Sharing
 from .output_files import Output
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 30.0
 
 
-class Teller:
+class ProgressReporter:
     """Keeps the last `Progress` and tells every new one; remarks are sentences that stay for the
     user to read.
     """
@@ -59,7 +59,7 @@ class Teller:
             self.tell(remarks=tuple(self._remarks.values()))
 
 
-class Attendant:
+class RunCallbacks:
     """`write(path)` writes the LoRA as it is now; `facts` go into every state; `chosen` is how
     steps were to be computed, `elapsed_seconds` the time that was spent before the first step.
     """
@@ -71,29 +71,29 @@ class Attendant:
         host: Host,
         control: Control,
         *,
-        session: Session,
-        learner: Learner,
+        patches: ModelPatches,
+        train_state: TrainState,
         output: Output,
         write: Callable[[Path], None],
         facts: dict[str, Any],
         states: Path | None,
         sharing: Sharing,
-        teller: Teller,
-        chosen: Effort,
+        reporter: ProgressReporter,
+        chosen: ComputeMode,
         elapsed_seconds: float = 0.0,
     ) -> None:
         self._config, self._schedule, self._host, self._control = config, schedule, host, control
-        self._session, self._learner, self._output, self._write, self._facts, self._states = (
-            session,
-            learner,
+        self._patches, self._train_state, self._output, self._write, self._facts, self._states = (
+            patches,
+            train_state,
             output,
             write,
             facts,
             states,
         )
-        self._sharing, self._teller, self._chosen, self._memory_is_free = (
+        self._sharing, self._reporter, self._chosen, self._memory_is_free = (
             sharing,
-            teller,
+            reporter,
             chosen,
             False,
         )
@@ -106,7 +106,7 @@ class Attendant:
         self._seconds, self._steps_timed, self._first_step, self._elapsed = (
             0.0,
             0,
-            learner.step + 1,
+            train_state.step + 1,
             elapsed_seconds,
         )
 
@@ -125,7 +125,7 @@ class Attendant:
             self._snapshot()
         return True
 
-    def on_step(self, done: StepDone) -> None:
+    def on_step(self, done: FinishedStep) -> None:
         if (
             done.step > self._first_step
         ):  # the first step warms caches up and would spoil the estimate
@@ -135,17 +135,19 @@ class Attendant:
             (self._seconds / self._steps_timed if self._steps_timed else done.seconds),
             self._schedule,
         )
-        measured = {} if done.validation_loss is None else {"validation_loss": done.validation_loss}
-        self._teller.tell(
+        validation_indices = (
+            {} if done.validation_loss is None else {"validation_loss": done.validation_loss}
+        )
+        self._reporter.tell(
             stage="training",
             message="Training",
-            **measured,
+            **validation_indices,
             fraction=done.step / schedule.total_steps,
             step=done.step,
             total_steps=schedule.total_steps,
             epoch=(done.step - 1) // schedule.steps_per_epoch + 1,
             loss=done.loss,
-            loss_average=self._learner.loss_average,
+            loss_average=self._train_state.loss_average,
             learning_rate=done.learning_rate,
             seconds_per_step=each,
             elapsed_seconds=self._elapsed,
@@ -153,7 +155,7 @@ class Attendant:
         )
 
     def roll_back(self) -> None:
-        """Set the learner back to its last state; raises `Refused` when there is none of this
+        """Set the train state back to its last state; raises `Refused` when there is none of this
         run.
         """
         state = state_files.latest(self._states) if self._states else None
@@ -163,27 +165,27 @@ class Attendant:
                 " to. Train again.",
                 code="spoiled",
             )
-        self._learner.restore(state)
+        self._train_state.restore(state)
 
     # --- Files ------------------------------------------------------------------------------------
 
     def save_state(self) -> None:
         """Keep the state on disk; a disk that refuses is told once and tried again later."""
-        if self._states is None or self._state_step == self._learner.step:
+        if self._states is None or self._state_step == self._train_state.step:
             return
         facts = {
             **self._facts,
-            "forced": self._session.effort.beyond(self._chosen),
-            "snapshots": list(self._teller.now.snapshots),
+            "forced": self._patches.compute_mode.overrides(self._chosen),
+            "snapshots": list(self._reporter.now.snapshots),
             "elapsed_seconds": self._elapsed,
         }
         try:
             state_files.save(
-                self._states, self._learner.state(facts), keep=self._config.keep_states
+                self._states, self._train_state.state(facts), keep=self._config.keep_states
             )
         except (OSError, MemoryError) as error:
             self._retry["state"] = time.monotonic() + RETRY_SECONDS
-            self._teller.remark(
+            self._reporter.remark(
                 f"The progress cannot be kept in {self._states}"
                 f" ({getattr(error, 'strerror', None) or error}); training goes on, and a crash now"
                 " costs more. Free some space or mend its permissions; it is tried again every"
@@ -192,15 +194,15 @@ class Attendant:
             )
             return
         self._retry.pop("state", None)
-        self._teller.withdraw("state")
-        self._state_step, self._state_at = self._learner.step, time.monotonic()
-        self._teller.tell(state_step=self._learner.step)
+        self._reporter.withdraw("state")
+        self._state_step, self._state_at = self._train_state.step, time.monotonic()
+        self._reporter.tell(state_step=self._train_state.step)
 
     def keep(self) -> None:
         """Save the state at the end of the steps, whatever ended them; weights that an error
         spoiled are left to the state before.
         """
-        if not self._learner.half_done and self._learner.adapters.are_finite():
+        if not self._train_state.in_optimizer_step and self._train_state.adapters.are_finite():
             self.save_state()
 
     def write_live(self) -> Path | None:
@@ -209,9 +211,9 @@ class Attendant:
 
         Called by whoever is about to use it, in their thread, while the run stands still.
         """
-        if self._learner.step <= self._live_step or not self._output.write_early(self._write):
+        if self._train_state.step <= self._live_step or not self._output.write_early(self._write):
             return None
-        self._live_step = self._learner.step
+        self._live_step = self._train_state.step
         return self._output.path
 
     def _state_is_due(self) -> bool:
@@ -220,7 +222,7 @@ class Attendant:
         minutes, steps, step = (
             self._config.save_state_minutes,
             self._config.save_state_steps,
-            self._learner.step,
+            self._train_state.step,
         )
         return (
             self._state_step is None
@@ -229,7 +231,7 @@ class Attendant:
         )
 
     def _snapshot_is_due(self) -> bool:
-        step = self._learner.step
+        step = self._train_state.step
         asked = self._control.snapshot_asked()
         if "snapshot" in self._retry and time.monotonic() >= self._retry["snapshot"]:
             return True
@@ -248,29 +250,29 @@ class Attendant:
         """Save and register `name-000100`, and the name itself, so that its tag means the
         newest.
         """
-        path = self._output.snapshot_path(self._learner.step)
+        path = self._output.snapshot_path(self._train_state.step)
         try:
             self._write(path)
             names = self._without_old(
-                tuple(dict.fromkeys((*self._teller.now.snapshots, path.stem)))
+                tuple(dict.fromkeys((*self._reporter.now.snapshots, path.stem)))
             )
             self._host.register(path)  # lists the folder, without the old ones
             if self._output.write_early(self._write):
                 self._host.register(self._output.path)
-                self._live_step = self._learner.step
+                self._live_step = self._train_state.step
         except Refused as error:
             if error.code != "cannot_save":
                 raise
             self._retry["snapshot"] = time.monotonic() + RETRY_SECONDS
-            self._teller.remark(
+            self._reporter.remark(
                 f"{error.message} Training goes on; it is tried again every half minute.",
                 about="snapshot",
             )
             return
         self._retry.pop("snapshot", None)
-        self._teller.withdraw("snapshot")
-        self._saved_step = self._learner.step
-        self._teller.tell(snapshots=names)
+        self._reporter.withdraw("snapshot")
+        self._saved_step = self._train_state.step
+        self._reporter.tell(snapshots=names)
         log.info("saved the snapshot %s", path.name)
 
     def _without_old(self, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -290,11 +292,11 @@ class Attendant:
     def _give_way(self) -> bool:
         def put_back() -> None:
             self._take_memory_back()
-            self._session.open()
+            self._patches.open()
 
         return self._sharing.give_way(
-            self._learner.step,
-            lift=self._session.close,
+            self._train_state.step,
+            lift=self._patches.close,
             put_back=put_back,
             while_paused=self._be_paused,
         )
@@ -306,13 +308,13 @@ class Attendant:
         self.save_state()
         if self._control.memory_asked and not self._memory_is_free:
             self._memory_is_free = True
-            self._learner.to(torch.device("cpu"))
-            free_memory(self._session.base_model.device)
+            self._train_state.to(torch.device("cpu"))
+            free_memory(self._patches.base_model.device)
         if self._snapshot_is_due():
             self._snapshot()
 
     def _take_memory_back(self) -> None:
         """Also when that failed in the middle the last time, because memory ran out."""
         if self._memory_is_free:
-            self._learner.to(self._session.base_model.device)
+            self._train_state.to(self._patches.base_model.device)
             self._memory_is_free = False

@@ -23,7 +23,7 @@ from ..settings.config import TrainConfig, held_settings
 from .step_options import rate_choice
 
 if TYPE_CHECKING:
-    from ..lora.adapters import Form, Shape
+    from ..lora.adapter_layers import AdapterSpec, RankAlpha
     from .plan import Plan
 
 _VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
@@ -42,8 +42,8 @@ _LYCORIS_PRESETS = {"all": "full", "attention+feed-forward": "attn-mlp", "attent
 def metadata(
     config: TrainConfig,
     base_model: BaseModel,
-    shapes: "Mapping[str, Shape]",
-    form: "Form",
+    shapes: "Mapping[str, RankAlpha]",
+    form: "AdapterSpec",
     plan: "Plan",
     *,
     steps: int,
@@ -132,7 +132,10 @@ def _tokens(config: TrainConfig) -> int | None:
 
 
 def _network(
-    config: TrainConfig, base_model: BaseModel, shapes: "Mapping[str, Shape]", form: "Form"
+    config: TrainConfig,
+    base_model: BaseModel,
+    shapes: "Mapping[str, RankAlpha]",
+    form: "AdapterSpec",
 ) -> dict[str, Any]:
     """Rank and alpha as set, or of most layers where none has those: a LoRA that was gone on from
     brings its own.
@@ -157,7 +160,7 @@ def _network(
 
 
 def _network_arguments(
-    config: TrainConfig, base_model: BaseModel, form: "Form", *, rank: int, alpha: float
+    config: TrainConfig, base_model: BaseModel, form: "AdapterSpec", *, rank: int, alpha: float
 ) -> dict[str, Any]:
     """What stands behind --network_args in sd-scripts, where something does."""
     found: dict[str, Any] = {}
@@ -214,7 +217,7 @@ def _block_arguments(
     }
 
 
-def _rate_arguments(config: TrainConfig, levels: int, form: "Form") -> dict[str, str]:
+def _rate_arguments(config: TrainConfig, levels: int, form: "AdapterSpec") -> dict[str, str]:
     """LoRA+'s ratios, and factors of blocks as sd-scripts lists them; SDXL has three blocks in the
     middle there.
     """
@@ -231,7 +234,7 @@ def _rate_arguments(config: TrainConfig, levels: int, form: "Form") -> dict[str,
     return found
 
 
-def _training(config: TrainConfig, shapes: "Mapping[str, Shape]") -> dict[str, Any]:
+def _training(config: TrainConfig, shapes: "Mapping[str, RankAlpha]") -> dict[str, Any]:
     unet, text = (
         any(path.startswith("unet.") == inside for path in shapes) for inside in (True, False)
     )  # a LoRA gone on from decides it, not the switches

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..base.errors import Refused
 from ..base.files import remove_leftovers, write_atomically
 from ..lora.save import remove_lora
-from .plan import free_name, session_of
+from .plan import free_name, session_id_of
 
 log = logging.getLogger(__name__)
 TRIES, PAUSE_SECONDS, LEFTOVER_SECONDS = 4, 1.0, 3600.0
@@ -27,15 +27,22 @@ Write = Callable[[Path], None]
 
 
 class Output:
-    """The files of one run. `session` is what its files say of themselves, see
+    """The files of one run. `session_id` is what its files say of themselves, see
     `plan.session_of`.
     """
 
-    def __init__(self, path: Path, folder: Path | None, *, session: float, overwrite: bool) -> None:
+    def __init__(
+        self, path: Path, folder: Path | None, *, session_id: float, overwrite: bool
+    ) -> None:
         """`path` is the LoRA's; `folder` the job's, where there is one; `overwrite`: snapshots of
         earlier runs of this name may be replaced.
         """
-        self.path, self._folder, self._session, self._overwrite = path, folder, session, overwrite
+        self.path, self._folder, self._session_id, self._overwrite = (
+            path,
+            folder,
+            session_id,
+            overwrite,
+        )
         self._kept = folder / "replaced" / path.name if folder else None
         self._wrote_early = self._settled = False
 
@@ -140,7 +147,7 @@ class Output:
         return self.path
 
     def _is_mine(self, path: Path) -> bool:
-        return session_of(path) == self._session
+        return session_id_of(path) == self._session_id
 
     def _keep(self) -> bool:
         """Copy what stands under the name into the job's folder; what a start before this one kept

@@ -15,15 +15,16 @@ from ..base.contracts import BaseModel, Host, Progress, Reading
 from ..base.control import Control
 from ..base.errors import NotFinite, OutOfMemory, Refused, Stopped
 from ..lora import save
-from ..lora.adapters import Adapters, Form, Shape, plan_shapes
+from ..lora.adapter_layers import AdapterSpec, RankAlpha
+from ..lora.adapters import Adapters
 from ..lora.load import fit
-from ..lora.target_layers import levels_in
+from ..lora.target_layers import levels_in, plan_shapes
 from ..settings.config import TrainConfig
 from ..training import encoded_dataset, loop, precision
 from ..training import state_files as checkpoints
-from ..training.compute_mode import Effort, describe_out_of_memory, is_out_of_memory
+from ..training.compute_mode import ComputeMode, describe_out_of_memory, is_out_of_memory
 from ..training.conditioning import Texts
-from ..training.model_patches import Session
+from ..training.model_patches import ModelPatches
 from ..training.objective import Objective
 from ..training.optimizers import (
     LearningRates,
@@ -34,9 +35,9 @@ from ..training.optimizers import (
 )
 from ..training.parameter_groups import LOWER_HALF, UPPER_HALF, groups_of, own_settings, rates_of
 from ..training.state_files import State
-from ..training.train_state import Learner, form_of_state, shapes_of_state
+from ..training.train_state import TrainState, form_of_state, shapes_of_state
 from . import lora_metadata
-from .callbacks import Attendant, Teller
+from .callbacks import ProgressReporter, RunCallbacks
 from .give_way import Sharing
 from .output_files import Output
 from .plan import Plan, check_space, estimate, make_plan, tag_of
@@ -95,7 +96,7 @@ def train_lora(  # noqa: PLR0913
         earlier = checkpoints.latest(state_folder(folder))
         remarks = check_readable(folder, found=earlier is not None, anyway=anyway)
     plan = make_plan(
-        config, lora_dir=host.lora_dir, session=earlier.facts["session"] if earlier else None
+        config, lora_dir=host.lora_dir, session_id=earlier.facts["session"] if earlier else None
     )
     for warning in plan.warnings:
         log.warning(warning)
@@ -120,9 +121,9 @@ def train_lora(  # noqa: PLR0913
         run.undo()
         raise
     result = run.result(saved)
-    del run.learner  # and with it the adapters, before pictures are drawn
+    del run.train_state  # and with it the adapters, before pictures are drawn
     if saved and result.lora_tag and config.preview and not control.should_stop():
-        run.teller.tell(message=DRAWING)
+        run.reporter.tell(message=DRAWING)
         _draw_preview(
             plan,
             host,
@@ -184,20 +185,20 @@ class _Run:
         self.session_id = earlier.facts["session"] if earlier else time.time()
         self.started = time.monotonic()
         self.output = Output(
-            plan.output_file, folder, session=self.session_id, overwrite=config.overwrite
+            plan.output_file, folder, session_id=self.session_id, overwrite=config.overwrite
         )
-        self.teller = Teller(on_progress)
+        self.reporter = ProgressReporter(on_progress)
         self.sharing = Sharing(
             host, control, share=config.sharing == "share", tell=self._tell_waiting
         )
-        self.learner: Learner | None = None
+        self.train_state: TrainState | None = None
 
     def prepare(self, checkpoint: str, sha256: str | None, remarks: list[str]) -> None:
         """Do what needs no model: look at the pictures, compare with before, wait for the
         checkpoint. Raises `Refused` and `Stopped`.
         """
         self.output.clear_leftovers()
-        self.teller.tell(
+        self.reporter.tell(
             message="Looking at the pictures",
             checkpoint=checkpoint,
             pictures=self.plan.count("train"),
@@ -207,7 +208,7 @@ class _Run:
         if self.earlier:
             before = self.earlier.facts
             checkpoint, sha256 = before["base_model"]["name"], before["base_model"]["sha256"]
-            self.teller.tell(
+            self.reporter.tell(
                 checkpoint=checkpoint,
                 step=self.earlier.step,
                 state_step=self.earlier.step,
@@ -215,7 +216,7 @@ class _Run:
             )
             remarks = [*remarks, *judge(compare_runs(before, self.facts), anyway=self.anyway)]
         for remark in remarks:
-            self.teller.remark(remark)
+            self.reporter.remark(remark)
         if checkpoint and not self.sharing.wait_for_checkpoint(checkpoint, sha256):
             raise Stopped
 
@@ -226,56 +227,56 @@ class _Run:
         self.base_model = base_model
         self._read_model()
         self._check_model()
-        chosen = self._chosen_effort()
-        effort = (
-            chosen.forced(self.earlier.facts["forced"], base_model.dtype)
+        chosen = self._chosen_compute_mode()
+        compute_mode = (
+            chosen.with_overrides(self.earlier.facts["forced"], base_model.dtype)
             if self.earlier
             else chosen
         )
-        log.info("computing in %s on %s", effort.dtype, base_model.device)
+        log.info("computing in %s on %s", compute_mode.dtype, base_model.device)
         encoded = self._encode()
         elapsed_seconds = self._encoding_seconds + (
             self.earlier.facts["elapsed_seconds"] if self.earlier else 0.0
         )
-        self.learner = self._make_learner(effort)
-        session = Session(base_model, self.learner.adapters, effort)
-        attendant = Attendant(
+        self.train_state = self._make_train_state(compute_mode)
+        patches = ModelPatches(base_model, self.train_state.adapters, compute_mode)
+        callbacks = RunCallbacks(
             self.config,
             self.plan.schedule,
             self.host,
             self.control,
-            session=session,
-            learner=self.learner,
+            patches=patches,
+            train_state=self.train_state,
             output=self.output,
             write=self.write,
             facts=self.facts,
             states=self.states,
             sharing=self.sharing,
-            teller=self.teller,
+            reporter=self.reporter,
             chosen=chosen,
             elapsed_seconds=elapsed_seconds,
         )
-        with session.opened(), self._offered(attendant):
+        with patches.opened(), self._offered(callbacks):
             try:
-                self._take_steps(session, self._lesson(encoded), attendant)
+                self._take_steps(patches, self._training_data(encoded), callbacks)
             finally:
-                attendant.keep()
+                callbacks.keep()
 
     def finish(self) -> Path | None:
         """Save and register the LoRA, once the model is given back; None when no step was made."""
-        if not self.learner.step:
+        if not self.train_state.step:
             return None
         began = time.monotonic()
         saved = self.output.write_at_last(
-            self.write, functools.partial(self.teller.remark, about="snapshot")
+            self.write, functools.partial(self.reporter.remark, about="snapshot")
         )
         if saved == self.output.path:
-            self.teller.withdraw("snapshot")
+            self.reporter.withdraw("snapshot")
         try:
             self.host.register(saved)
         except Exception as error:  # an entry into the host's own code; the LoRA is saved
             log.exception("registering failed")
-            self.teller.remark(
+            self.reporter.remark(
                 f"The LoRA is saved, but could not be made known ({error}). Press the refresh"
                 " button of the Lora cards."
             )
@@ -288,15 +289,15 @@ class _Run:
 
     def write(self, path: Path) -> None:
         """Write the LoRA as it is now, with its metadata and card; raises `Refused`."""
-        config, plan, learner, base_model = (
+        config, plan, train_state, base_model = (
             dataclasses.replace(self.config, output_name=path.stem),
             self.plan,
-            self.learner,
+            self.train_state,
             self.base_model,
         )
-        adapters = learner.adapters
+        adapters = train_state.adapters
         tensors = save.to_tensors(
-            learner.weights_to_save(),
+            train_state.weights_to_save(),
             alphas=adapters.alphas,
             export_name=base_model.export_name,
             dtype=save.DTYPES[config.save_precision],
@@ -310,13 +311,13 @@ class _Run:
                 adapters.shapes,
                 adapters.form,
                 plan,
-                steps=learner.step,
+                steps=train_state.step,
                 started_at=self.session_id,
-                loss_average=learner.loss_average,
+                loss_average=train_state.loss_average,
             ),
         )
         notes = (
-            f"{save.NOTES} on {base_model.name}: {plan.count('train')} pictures, {learner.step}"
+            f"{save.NOTES} on {base_model.name}: {plan.count('train')} pictures, {train_state.step}"
             f" steps, rank {next(iter(adapters.shapes.values())).rank}."
         )
         try:
@@ -337,10 +338,12 @@ class _Run:
 
     @property
     def is_unfinished(self) -> bool:
-        return self.learner is not None and self.learner.step < self.plan.schedule.total_steps
+        return (
+            self.train_state is not None and self.train_state.step < self.plan.schedule.total_steps
+        )
 
     def result(self, saved: Path | None) -> Result:
-        step = self.learner.step
+        step = self.train_state.step
         elsewhere = saved is not None and saved.parent != self.plan.output_file.parent
         return Result(
             saved,
@@ -350,9 +353,9 @@ class _Run:
                 else tag_of((saved or self.plan.output_file).stem, self.config.preferred_weight)
             ),
             step,
-            self.learner.loss_average,
+            self.train_state.loss_average,
             step < self.plan.schedule.total_steps,
-            self.teller.now.remarks,
+            self.reporter.now.remarks,
         )
 
     def undo(self) -> None:
@@ -394,7 +397,7 @@ class _Run:
             )
         self.layers = self._layers()
         if config.train_text_encoder and not self._trains_text_encoder():
-            self.teller.remark(
+            self.reporter.remark(
                 "Nothing of the text encoder learns, although it is switched on: the blocks or the"
                 " LoRA that is gone on from leave it out."
             )
@@ -420,13 +423,13 @@ class _Run:
         base_model, plan = self.base_model, self.plan
         check_space(plan.output_file, estimate(plan, self.config, base_model.parts())["file_bytes"])
         self.facts |= {"base_model": model_facts(base_model), "session": self.session_id}
-        self.teller.tell(message="Preparing", checkpoint=base_model.name)
+        self.reporter.tell(message="Preparing", checkpoint=base_model.name)
         if self.earlier:
             for remark in judge(
                 compare_models(self.earlier.facts["base_model"], self.facts["base_model"]),
                 anyway=self.anyway,
             ):
-                self.teller.remark(remark)
+                self.reporter.remark(remark)
         log.info(
             "base model %s (%s, %s), %d pictures, %d steps%s",
             base_model.name,
@@ -437,13 +440,13 @@ class _Run:
             f", going on after step {self.earlier.step}" if self.earlier else "",
         )
 
-    def _chosen_effort(self) -> Effort:
+    def _chosen_compute_mode(self) -> ComputeMode:
         dtype = precision.resolve(
             self.config.mixed_precision,
             device=self.base_model.device,
             weights=self.base_model.dtype,
         )
-        return Effort(dtype, gradient_checkpointing=self.config.gradient_checkpointing)
+        return ComputeMode(dtype, gradient_checkpointing=self.config.gradient_checkpointing)
 
     def _encode(self) -> list[encoded_dataset.Encoded]:
         """Encode the pictures, again if the VAE or the clip skip was changed while others had the
@@ -482,7 +485,7 @@ class _Run:
             not self.sharing.is_wanted() or self.sharing.give_way(0)
         )
 
-    def _make_learner(self, effort: Effort) -> Learner:
+    def _make_train_state(self, compute_mode: ComputeMode) -> TrainState:
         config, base_model = self.config, self.base_model
         shapes, weights, form = self.layers
         adapters = Adapters.create(base_model.parts(), shapes, form, seed=config.seed)
@@ -497,7 +500,7 @@ class _Run:
             scheduler=config.scheduler,
         ):
             if remark not in self.plan.warnings:  # which have said it before
-                self.teller.remark(remark)
+                self.reporter.remark(remark)
         for group, parameters in groups.items():
             for parameter in (
                 parameters if learning_rates[group.name] == 0 else ()
@@ -521,23 +524,23 @@ class _Run:
         )
         if weights:
             adapters.load(weights)
-        learner = Learner(
+        train_state = TrainState(
             adapters,
             optimizer,
             rates,
             device=base_model.device,
-            dtype=effort.dtype,
+            dtype=compute_mode.dtype,
             ema_decay=config.ema_decay,
             scale_weight_norms=config.scale_weight_norms,
         )
         if self.earlier:
-            learner.restore(self.earlier)
+            train_state.restore(self.earlier)
             self.earlier = dataclasses.replace(
                 self.earlier, tensors={}
-            )  # they live in the learner now
-        return learner
+            )  # they live in the train state now
+        return train_state
 
-    def _layers(self) -> tuple[Mapping[str, Shape], Mapping[str, Any], Form]:
+    def _layers(self) -> tuple[Mapping[str, RankAlpha], Mapping[str, Any], AdapterSpec]:
         """Return the layers that learn with rank and alpha, the weights they begin with, if not
         with new ones, and what kind they are.
         """
@@ -564,23 +567,32 @@ class _Run:
         shapes, _, _ = self.layers
         return any(not path.startswith("unet.") for path in shapes)
 
-    def _lesson(self, encoded: list[encoded_dataset.Encoded]) -> loop.Lesson:
+    def _training_data(self, encoded: list[encoded_dataset.Encoded]) -> loop.TrainingData:
         config, plan = self.config, self.plan
         objective = Objective(
             **{field.name: getattr(config, field.name) for field in dataclasses.fields(Objective)}
         )
-        measured = tuple(number for number, role in enumerate(plan.roles) if role == "validation")
-        return loop.Lesson(
-            encoded, plan.schedule, objective, self._texts(), measured, config.validate_every
+        validation_indices = tuple(
+            number for number, role in enumerate(plan.roles) if role == "validation"
+        )
+        return loop.TrainingData(
+            encoded,
+            plan.schedule,
+            objective,
+            self._texts(),
+            validation_indices,
+            config.validate_every,
         )
 
     # --- The steps and the end --------------------------------------------------------------------
 
-    def _take_steps(self, session: Session, lesson: loop.Lesson, attendant: Attendant) -> None:
+    def _take_steps(
+        self, patches: ModelPatches, training_data: loop.TrainingData, callbacks: RunCallbacks
+    ) -> None:
         config = self.config
 
-        def on_step(done: loop.StepDone) -> None:
-            attendant.on_step(done)
+        def on_step(done: loop.FinishedStep) -> None:
+            callbacks.on_step(done)
             if done.step == 1:
                 log.info(
                     "first step done %.2f s after the start, of which encoding took %.2f s",
@@ -590,43 +602,43 @@ class _Run:
 
         try:
             loop.run(
-                session,
-                self.learner,
-                lesson,
+                patches,
+                self.train_state,
+                training_data,
                 max_grad_norm=config.max_grad_norm,
                 may_adapt=config.when_memory_runs_out == "adapt",
                 on_step=on_step,
-                between=attendant.between,
-                roll_back=attendant.roll_back,
-                remark=self.teller.remark,
+                between=callbacks.between,
+                roll_back=callbacks.roll_back,
+                remark=self.reporter.remark,
             )
         except NotFinite as error:
             raise Refused(f"{error} {_advice(self.plan, error)}", code="not_finite") from error
 
-    def _offered(self, attendant: Attendant) -> contextlib.AbstractContextManager[None]:
+    def _offered(self, callbacks: RunCallbacks) -> contextlib.AbstractContextManager[None]:
         return (
-            self.host.offer(self.plan.output_file.stem, attendant.write_live)
+            self.host.offer(self.plan.output_file.stem, callbacks.write_live)
             if self.config.live
             else contextlib.nullcontext()
         )
 
     def _tell_encoding(self, done: int, total: int) -> None:
-        self.teller.tell(
+        self.reporter.tell(
             stage="preparing", message=f"Encoding picture {done} of {total}", fraction=done / total
         )
 
     def _tell_waiting(self, waiting_for: str, sentence: str) -> None:
         if waiting_for or sentence:
-            self.teller.tell(
-                stage="paused" if waiting_for else self.teller.now.stage,
+            self.reporter.tell(
+                stage="paused" if waiting_for else self.reporter.now.stage,
                 waiting_for=waiting_for,
                 message=sentence,
             )
         else:
-            self.teller.tell(
-                stage="training" if self.learner else "preparing",
+            self.reporter.tell(
+                stage="training" if self.train_state else "preparing",
                 waiting_for="",
-                message="Training" if self.learner else "Preparing",
+                message="Training" if self.train_state else "Preparing",
             )
 
 

@@ -26,10 +26,11 @@ from ..dataset.captions import lines_of, with_trigger
 from ..dataset.images import placement
 from ..dataset.masks import learns_everywhere
 from ..dataset.scan import Picture, Problem
-from ..dataset.selection import Selection, each_resolution, folders_of, select
-from ..lora.adapters import count_parameters, plan_shapes
+from ..dataset.selection import Selection, each_resolution, select
+from ..lora.adapters import count_parameters
 from ..lora.blocks import BASE, PRESETS, BlockChoice, read_blocks
 from ..lora.load import FoundLora, find_lora, look_into
+from ..lora.target_layers import plan_shapes
 from ..settings.config import TrainConfig, check_name
 from ..training.encoded_dataset import JITTERED
 from ..training.loop import Schedule
@@ -45,21 +46,6 @@ from .step_options import (
     resolutions_of,
     variation_of,
 )
-
-__all__ = [
-    "Plan",
-    "check_space",
-    "estimate",
-    "folders_of",
-    "form_of",
-    "free_name",
-    "layer_choice",
-    "make_plan",
-    "plan_output",
-    "session_of",
-    "tag_of",
-    "variation_of",
-]
 
 MOST_STEPS = 1_000_000
 LARGE_CACHE_BYTES = 4_000_000_000
@@ -125,14 +111,14 @@ class Plan:
 
 
 def make_plan(
-    config: TrainConfig, *, lora_dir: Path, thorough: bool = True, session: float | None = None
+    config: TrainConfig, *, lora_dir: Path, thorough: bool = True, session_id: float | None = None
 ) -> Plan:
     """Work a run out; `config.train_data_dir` must be a folder here. Raises `Refused` with the
     field to mend.
 
-    `session` is that of a run which goes on: files that it has saved already are in nobody's way.
-    Without `thorough` pictures and masks that were never decoded count as good by their headers, so
-    that a page need not wait.
+    `session_id` is that of a run which goes on: files that it has saved already are in nobody's
+    way. Without `thorough` pictures and masks that were never decoded count as good by their
+    headers, so that a page need not wait.
     """
     if not config.train_data_dir:
         raise Refused(
@@ -140,15 +126,15 @@ def make_plan(
             field="train_data_dir",
             code="no_pictures",
         )
-    output_file = plan_output(config, lora_dir, session=session)
+    output_file = plan_output(config, lora_dir, session_id=session_id)
     check_choices(config)
     check_settings(config.optimizer, config.optimizer_args)
     init_lora = (
         look_into(find_lora(config.init_lora, lora_dir))
-        if config.init_lora and session is None
+        if config.init_lora and session_id is None
         else None
     )  # a state has all of it
-    if session is None and (parts := _learning_rates(config, init_lora)):
+    if session_id is None and (parts := _learning_rates(config, init_lora)):
         choice = rate_choice(config)
         groups = groups_without_model(
             parts, choice, has_halves=(init_lora.kind if init_lora else config.lora_type) == "lora"
@@ -169,7 +155,7 @@ def make_plan(
     schedule = _schedule(config, buckets, repeats)
     warnings = (
         remarks_on(config, selection, captions, total_steps=schedule.total_steps)
-        + _elsewhere(output_file, lora_dir, session)
+        + _elsewhere(output_file, lora_dir, session_id)
         + _taken_over(init_lora, config)
     )
     plan = Plan(
@@ -292,7 +278,7 @@ def _captions(config: TrainConfig, selection: Selection) -> list[str]:
     ]
 
 
-def plan_output(config: TrainConfig, lora_dir: Path, *, session: float | None = None) -> Path:
+def plan_output(config: TrainConfig, lora_dir: Path, *, session_id: float | None = None) -> Path:
     """Return where the LoRA will be; raises `Refused` for a name that is missing, impossible or
     taken, and a folder that is not writable.
     """
@@ -304,7 +290,7 @@ def plan_output(config: TrainConfig, lora_dir: Path, *, session: float | None = 
         )
     folder = Path(config.output_dir or lora_dir)
     path = folder / f"{check_name(config.output_name)}.safetensors"
-    _refuse_clash(config, path, lora_dir, session)
+    _refuse_clash(config, path, lora_dir, session_id)
     existing = next((parent for parent in (folder, *folder.parents) if parent.exists()), folder)
     if not os.access(existing, os.W_OK) or not existing.is_dir():
         raise Refused(
@@ -316,23 +302,25 @@ def plan_output(config: TrainConfig, lora_dir: Path, *, session: float | None = 
     return path
 
 
-def _refuse_clash(config: TrainConfig, path: Path, lora_dir: Path, session: float | None) -> None:
+def _refuse_clash(
+    config: TrainConfig, path: Path, lora_dir: Path, session_id: float | None
+) -> None:
     """Raise `Refused` for files that are in the way of a LoRA. Those that a run which goes on has
     saved itself are not, and its snapshots find a free name.
     """
 
     def is_others(file: Path) -> bool:
-        return session is None or session_of(file) != session
+        return session_id is None or session_id_of(file) != session_id
 
     rename = (
         f"call the new one {free_name(path)}"
-        if session is None
+        if session_id is None
         else "move it away: a run keeps its name to its end"
     )
     if path.exists() and not config.overwrite and is_others(path):
         raise Refused(
             f"A LoRA called {config.output_name} exists"
-            f" already{'' if session is None else ', and is not of this run'}. Replace it, or"
+            f" already{'' if session_id is None else ', and is not of this run'}. Replace it, or"
             f" {rename}.",
             field="output_name",
             code="name_taken",
@@ -346,7 +334,7 @@ def _refuse_clash(config: TrainConfig, path: Path, lora_dir: Path, session: floa
         )
     saves = config.save_steps or config.save_every_n_epochs
     if (
-        session is None
+        session_id is None
         and saves
         and not config.overwrite
         and (clash := next(_snapshots_there(path), None))
@@ -359,7 +347,7 @@ def _refuse_clash(config: TrainConfig, path: Path, lora_dir: Path, session: floa
         )
 
 
-def session_of(path: Path) -> float | None:
+def session_id_of(path: Path) -> float | None:
     """Return when the run that saved a LoRA began, which is the run's name for itself; None for a
     file that says nothing of it.
     """
@@ -518,8 +506,8 @@ def _schedule(config: TrainConfig, buckets: list[Bucket], repeats: list[int]) ->
     )
 
 
-def _elsewhere(output_file: Path, lora_dir: Path, session: float | None) -> list[str]:
-    if session is not None and (moved := next(_names_elsewhere(output_file, lora_dir), None)):
+def _elsewhere(output_file: Path, lora_dir: Path, session_id: float | None) -> list[str]:
+    if session_id is not None and (moved := next(_names_elsewhere(output_file, lora_dir), None)):
         return [
             f"{moved} is an earlier file of this run, and {output_file.stem} in a prompt may mean"
             f" either: move it out of {lora_dir}."

@@ -171,7 +171,7 @@ def check_resume(
     facts = state_files.latest_facts(state_folder(folder))
     if facts is None:
         return check_readable(folder, found=False, anyway=anyway)
-    plan = make_plan(config, lora_dir=lora_dir, session=facts.get("session"))
+    plan = make_plan(config, lora_dir=lora_dir, session_id=facts.get("session"))
     return judge(compare_runs(facts, run_facts(config, plan)), anyway=anyway)
 
 

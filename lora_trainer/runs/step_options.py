@@ -7,8 +7,9 @@ import re
 from typing import Any
 
 from ..base.errors import Refused
-from ..dataset.caption_augmentation import Variation
-from ..lora.adapters import Form, LayerChoice
+from ..dataset.caption_augmentation import CaptionAugmentation
+from ..lora.adapter_layers import AdapterSpec
+from ..lora.target_layers import LayerChoice
 from ..settings.config import TrainConfig
 from ..training.parameter_groups import RateChoice
 
@@ -30,9 +31,9 @@ def layer_choice(config: TrainConfig) -> LayerChoice:
     )
 
 
-def form_of(config: TrainConfig) -> Form:
+def form_of(config: TrainConfig) -> AdapterSpec:
     """Return what kind of adapter is built into each layer."""
-    return _filled(Form, config, kind="lora_type", dropout="lora_dropout")
+    return _filled(AdapterSpec, config, kind="lora_type", dropout="lora_dropout")
 
 
 def rate_choice(config: TrainConfig) -> RateChoice:
@@ -81,9 +82,9 @@ def resolutions_of(config: TrainConfig) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def variation_of(config: TrainConfig) -> Variation:
+def variation_of(config: TrainConfig) -> CaptionAugmentation:
     """Return how captions vary while training."""
-    return Variation(
+    return CaptionAugmentation(
         config.shuffle_caption,
         config.keep_tokens,
         config.keep_tokens_separator,

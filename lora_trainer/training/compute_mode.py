@@ -19,67 +19,82 @@ _ASKED = re.compile(r"tried to allocate ([\d.]+) ?(bytes|[KMGT]i?B)?", re.IGNORE
 _FREE = re.compile(r"of which ([\d.]+ [KMGT]i?B) is free", re.IGNORECASE)
 
 
+# What training states on disk call a field.
+_IN_STATE = {"micro_batch_size": "at_once", "offload_encoders": "encoders_aside"}
+
+
 @dataclasses.dataclass(frozen=True)
-class Effort:
-    """`dtype` of the computation; `at_once`: pictures that go through the UNet together, 0 for the
-    whole batch.
+class ComputeMode:
+    """How a step is computed: in which `dtype`, and what it does to need less memory.
+
+    `micro_batch_size` is how many pictures go through the UNet together, 0 for the whole batch.
     """
 
     dtype: torch.dtype
     gradient_checkpointing: bool = False
-    at_once: int = 0
-    encoders_aside: bool = False  # VAE and text encoders wait off the device
+    micro_batch_size: int = 0
+    offload_encoders: bool = False  # VAE and text encoders wait off the device
 
-    def beyond(self, chosen: "Effort") -> dict[str, Any]:
-        """Return what trouble has forced on a run, as plain values: where this differs from what
-        was chosen.
+    def overrides(self, chosen: "ComputeMode") -> dict[str, Any]:
+        """Return what trouble has changed in a run, as plain values in the names of a training
+        state: where this differs from what was chosen.
         """
-        forced = {
+        changed = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
             if getattr(self, field.name) != getattr(chosen, field.name)
         }
         return {
-            name: str(value).removeprefix("torch.") if name == "dtype" else value
-            for name, value in forced.items()
+            _IN_STATE.get(name, name): (
+                str(value).removeprefix("torch.") if name == "dtype" else value
+            )
+            for name, value in changed.items()
         }
 
-    def forced(self, values: dict[str, Any], weights: torch.dtype) -> "Effort":
-        """Return this with what was forced on the run before; float32 cannot be forced on weights
-        that are not.
+    def with_overrides(self, values: dict[str, Any], weights: torch.dtype) -> "ComputeMode":
+        """Return this with the `overrides` of the run before; float32 is left out where the weights
+        are not float32.
         """
-        known = {
-            **values,
-            **({"dtype": getattr(torch, values["dtype"])} if "dtype" in values else {}),
-        }
+        known = {name: values[key] for name, key in self._keys().items() if key in values}
+        if "dtype" in known:
+            known["dtype"] = getattr(torch, known["dtype"])
         if known.get("dtype") == torch.float32 != weights:
             del known["dtype"]
         return dataclasses.replace(self, **known)
 
+    def _keys(self) -> dict[str, str]:
+        return {
+            field.name: _IN_STATE.get(field.name, field.name) for field in dataclasses.fields(self)
+        }
+
 
 def with_less_memory(
-    effort: Effort, batch_size: int, *, needs_encoders: bool = False
-) -> tuple[Effort, str] | None:
+    compute_mode: ComputeMode, batch_size: int, *, needs_encoders: bool = False
+) -> tuple[ComputeMode, str] | None:
     """Return the next rung down and how to call it, or None at the bottom. `needs_encoders`:
     captions are encoded within the steps.
     """
-    if not effort.gradient_checkpointing:
-        return dataclasses.replace(effort, gradient_checkpointing=True), "gradient checkpointing"
-    at_once = effort.at_once or batch_size
-    if at_once > 1:
-        half = -(-at_once // 2)
-        return dataclasses.replace(effort, at_once=half), f"{half} of {batch_size} pictures at once"
-    if not effort.encoders_aside and not needs_encoders:
+    if not compute_mode.gradient_checkpointing:
+        return dataclasses.replace(
+            compute_mode, gradient_checkpointing=True
+        ), "gradient checkpointing"
+    micro_batch_size = compute_mode.micro_batch_size or batch_size
+    if micro_batch_size > 1:
+        half = -(-micro_batch_size // 2)
+        return dataclasses.replace(
+            compute_mode, micro_batch_size=half
+        ), f"{half} of {batch_size} pictures at once"
+    if not compute_mode.offload_encoders and not needs_encoders:
         return (
-            dataclasses.replace(effort, encoders_aside=True),
+            dataclasses.replace(compute_mode, offload_encoders=True),
             "the VAE and the text encoder set aside",
         )
     return None
 
 
 def with_safer_numbers(
-    effort: Effort, weights: torch.dtype, *, has_bf16: bool
-) -> tuple[Effort, str] | None:
+    compute_mode: ComputeMode, weights: torch.dtype, *, has_bf16: bool
+) -> tuple[ComputeMode, str] | None:
     """Return how to compute so that fewer numbers overflow, and how to call it; None when it is
     done so already.
 
@@ -87,12 +102,16 @@ def with_safer_numbers(
     float32's range.
     """
     safer = (
-        torch.float32 if weights == torch.float32 else torch.bfloat16 if has_bf16 else effort.dtype
+        torch.float32
+        if weights == torch.float32
+        else torch.bfloat16
+        if has_bf16
+        else compute_mode.dtype
     )
-    if effort.dtype in (safer, torch.float32):
+    if compute_mode.dtype in (safer, torch.float32):
         return None
     return (
-        dataclasses.replace(effort, dtype=safer),
+        dataclasses.replace(compute_mode, dtype=safer),
         {torch.float32: "fp32", torch.bfloat16: "bf16"}[safer],
     )
 

@@ -7,8 +7,8 @@ from collections import OrderedDict
 import torch
 
 from ..base.contracts import BaseModel, Conditioning
-from ..dataset.caption_augmentation import Variation
-from ..dataset.scan import generator
+from ..base.rng import generator
+from ..dataset.caption_augmentation import CaptionAugmentation
 from .encoded_dataset import Batch
 
 MOST_REMEMBERED = 64
@@ -19,7 +19,7 @@ class Texts:
     gradient.
     """
 
-    def __init__(self, variation: Variation, *, trained: bool = False) -> None:
+    def __init__(self, variation: CaptionAugmentation, *, trained: bool = False) -> None:
         self.variation, self.trained = variation, trained
         self._encoded: OrderedDict[tuple[str, torch.dtype], Conditioning] = OrderedDict()
 

@@ -121,13 +121,13 @@ def draw_timesteps(
 
 
 def distance(
-    predicted: torch.Tensor, wanted: torch.Tensor, kind: str, borders: torch.Tensor | None = None
+    predicted: torch.Tensor, target: torch.Tensor, kind: str, borders: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Return how far two tensors are apart, elementwise in float32: "l2", "l1", or with `borders` c
     `(batch,)` the pseudo-Huber losses "huber" 2c (sqrt(d² + c²) - c), which is d² for small d, and
     "smooth_l1" 2 (sqrt(d² + c²) - c), which is 2|d| for large d.
     """
-    difference = predicted.float() - wanted.float()
+    difference = predicted.float() - target.float()
     if kind == "l2":
         return difference**2
     if kind == "l1":

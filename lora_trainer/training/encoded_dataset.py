@@ -10,10 +10,11 @@ import torch
 
 from ..base.contracts import BaseModel, Conditioning, Size
 from ..base.errors import Refused, Stopped
-from ..dataset.buckets import covering_of
-from ..dataset.images import jittered
+from ..base.rng import generator
+from ..dataset.buckets import Bucket, covering_of
+from ..dataset.images import jittered, load_pixels
 from ..dataset.masks import find_masks, load_mask
-from ..dataset.scan import Bucket, Picture, generator, load_pixels
+from ..dataset.scan import Picture
 
 PIXELS_AT_ONCE, JITTERED = 4 * 512 * 512, 4
 

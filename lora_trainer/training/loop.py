@@ -16,10 +16,11 @@ import torch
 
 from ..base.contracts import BaseModel
 from ..base.errors import NotFinite, OutOfMemory
-from ..dataset.scan import Bucket, epoch_batches, generator
+from ..base.rng import generator
+from ..dataset.buckets import Bucket, epoch_batches
 from . import diffusion, precision
 from .compute_mode import (
-    Effort,
+    ComputeMode,
     describe_out_of_memory,
     is_out_of_memory,
     with_less_memory,
@@ -27,10 +28,10 @@ from .compute_mode import (
 )
 from .conditioning import Texts
 from .encoded_dataset import Batch, Encoded, assemble
-from .model_patches import Session
+from .model_patches import ModelPatches
 from .objective import Objective, Task
 from .optimizers import effective_rate
-from .train_state import Learner
+from .train_state import TrainState
 
 log = logging.getLogger(__name__)
 AVERAGED_OVER_STEPS, MOST_SKIPPED, MEASURED_TIMESTEPS = 50, 20, 4
@@ -68,18 +69,18 @@ def _epoch(
 
 
 @dataclasses.dataclass(frozen=True)
-class Lesson:
-    """What is learned from, in which order, and how a prediction is judged. `measured`: the numbers
-    of the pictures that are kept out of training, whose loss is taken every `measured_every` steps
-    and at the end.
+class TrainingData:
+    """What is learned from, in which order, and how a prediction is judged. `validation_indices`:
+    the numbers of the pictures that are kept out of training, whose loss is taken every
+    `validate_every` steps and at the end.
     """
 
     encoded: list[Encoded]
     schedule: Schedule
     objective: Objective
     texts: Texts
-    measured: tuple[int, ...] = ()
-    measured_every: int = 0
+    validation_indices: tuple[int, ...] = ()
+    validate_every: int = 0
 
     def largest_batch(self) -> int:
         """Return how many pictures go through the UNet together at most; a bucket may hold fewer
@@ -90,15 +91,15 @@ class Lesson:
             members[item.bucket] += repeats
         return min(self.schedule.batch_size, max(members.values()))
 
-    def is_measured_after(self, step: int) -> bool:
-        return bool(self.measured) and (
-            step % (self.measured_every or self.schedule.steps_per_epoch) == 0
+    def is_validated_after(self, step: int) -> bool:
+        return bool(self.validation_indices) and (
+            step % (self.validate_every or self.schedule.steps_per_epoch) == 0
             or step == self.schedule.total_steps
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class StepDone:
+class FinishedStep:
     """A finished optimizer step, counted from 1, and how long it computed, without measuring.
     `validation_loss` is None where nothing was measured.
     """
@@ -111,13 +112,13 @@ class StepDone:
 
 
 def run(  # noqa: PLR0913
-    session: Session,
-    learner: Learner,
-    lesson: Lesson,
+    patches: ModelPatches,
+    train_state: TrainState,
+    training_data: TrainingData,
     *,
     max_grad_norm: float = 1.0,
     may_adapt: bool = True,
-    on_step: Callable[[StepDone], None] = lambda done: None,
+    on_step: Callable[[FinishedStep], None] = lambda done: None,
     between: Callable[[], bool] = lambda: True,
     roll_back: Callable[[], None] | None = None,
     remark: Callable[[str], None] = log.warning,
@@ -126,40 +127,44 @@ def run(  # noqa: PLR0913
     False ends the run.
 
     When memory runs out the step is taken again with the next rung of the ladder, if `may_adapt`;
-    when a number is not finite, once more in safer precision. `roll_back` sets the learner back to
-    its last state on disk, for when its weights were spoiled; `remark` hears of it all. Raises
-    `OutOfMemory` or `NotFinite` at the bottom; the learner then still holds a finite state, unless
-    it could not be rolled back.
+    when a number is not finite, once more in safer precision. `roll_back` sets the train state back
+    to its last state on disk, for when its weights were spoiled; `remark` hears of it all. Raises
+    `OutOfMemory` or `NotFinite` at the bottom; the train state then still holds a finite state,
+    unless it could not be rolled back.
     """
 
     def recover(trouble: NotFinite | OutOfMemory) -> None:
-        _recover(session, learner, lesson, trouble, may_adapt, roll_back, remark)
+        _recover(patches, train_state, training_data, trouble, may_adapt, roll_back, remark)
 
-    while learner.step < lesson.schedule.total_steps:
+    while train_state.step < training_data.schedule.total_steps:
         trouble = None
         try:
             if not between():
                 break
             began = time.monotonic()
             loss, rate = take_step(
-                session.base_model, learner, lesson, session.effort, max_grad_norm=max_grad_norm
+                patches.base_model,
+                train_state,
+                training_data,
+                patches.compute_mode,
+                max_grad_norm=max_grad_norm,
             )
         except NotFinite as error:
             trouble = error
         except (MemoryError, RuntimeError) as error:
-            trouble = _out_of_memory(error, learner.step + 1)
+            trouble = _out_of_memory(error, train_state.step + 1)
         if trouble:  # out here the failed step's tensors are gone
             recover(trouble)
             continue
         seconds = time.monotonic() - began
-        learner.loss_average = average(learner.loss_average, loss, learner.step)
+        train_state.loss_average = average(train_state.loss_average, loss, train_state.step)
         on_step(
-            StepDone(
-                learner.step,
+            FinishedStep(
+                train_state.step,
                 loss,
                 rate,
                 seconds,
-                _validated(session, learner, lesson, recover, between, remark),
+                _validated(patches, train_state, training_data, recover, between, remark),
             )
         )
 
@@ -172,26 +177,26 @@ def _out_of_memory(error: Exception, step: int) -> OutOfMemory:
 
 
 def _validated(
-    session: Session,
-    learner: Learner,
-    lesson: Lesson,
+    patches: ModelPatches,
+    train_state: TrainState,
+    training_data: TrainingData,
     recover: Callable[[OutOfMemory], None],
     between: Callable[[], bool],
     remark: Callable[[str], None],
 ) -> float | None:
     """Measure what is kept out of training, if it is time; memory may run out here too."""
-    while lesson.is_measured_after(learner.step):
+    while training_data.is_validated_after(train_state.step):
         try:
-            loss = validate(session, lesson, between)
+            loss = validate(patches, training_data, between)
             if loss is None or math.isfinite(loss):
                 return loss
             remark(
                 "The validation loss is not a finite number any more (first at step"
-                f" {learner.step}); it is left out of the curve."
+                f" {train_state.step}); it is left out of the curve."
             )
             return None
         except (MemoryError, RuntimeError) as error:
-            trouble = _out_of_memory(error, learner.step)
+            trouble = _out_of_memory(error, train_state.step)
         recover(trouble)
     return None
 
@@ -203,45 +208,45 @@ def average(before: float | None, loss: float, step: int) -> float:
 
 def take_step(
     base_model: BaseModel,
-    learner: Learner,
-    lesson: Lesson,
-    effort: Effort,
+    train_state: TrainState,
+    training_data: TrainingData,
+    compute_mode: ComputeMode,
     *,
     max_grad_norm: float = 1.0,
 ) -> tuple[float, float]:
     """Take one optimizer step and return its loss and learning rate. Raises `NotFinite` before a
     weight is changed, and whatever torch raises.
     """
-    parameters, scaler = learner.adapters.parameters(), learner.scaler
-    learner.rates.set(learner.step)
+    parameters, scaler = train_state.adapters.parameters(), train_state.scaler
+    train_state.rates.set(train_state.step)
     for _ in range(MOST_SKIPPED if scaler.is_enabled() else 1):
-        loss = _backward(base_model, lesson, learner.step, effort, scaler)
+        loss = _backward(base_model, training_data, train_state.step, compute_mode, scaler)
         if not math.isfinite(loss):
-            raise _not_finite(learner, lesson, "loss", loss)
-        scaler.unscale_(learner.optimizer)
+            raise _not_finite(train_state, training_data, "loss", loss)
+        scaler.unscale_(train_state.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf).item()
         if math.isfinite(norm):
             break
         if scaler.is_enabled():  # float16's range was too small: once more with a smaller scale
-            scaler.step(learner.optimizer)
+            scaler.step(train_state.optimizer)
             scaler.update()
-        learner.optimizer.zero_grad(set_to_none=True)
+        train_state.optimizer.zero_grad(set_to_none=True)
     else:
-        raise _not_finite(learner, lesson, "loss's gradient", norm)
-    learner.half_done = True
-    scaler.step(learner.optimizer)
-    learner.step += 1
-    learner.after_step()
-    learner.half_done = False
+        raise _not_finite(train_state, training_data, "loss's gradient", norm)
+    train_state.in_optimizer_step = True
+    scaler.step(train_state.optimizer)
+    train_state.step += 1
+    train_state.after_step()
+    train_state.in_optimizer_step = False
     scaler.update()
-    learner.optimizer.zero_grad(set_to_none=True)
-    return loss, effective_rate(learner.optimizer)
+    train_state.optimizer.zero_grad(set_to_none=True)
+    return loss, effective_rate(train_state.optimizer)
 
 
 def _recover(
-    session: Session,
-    learner: Learner,
-    lesson: Lesson,
+    patches: ModelPatches,
+    train_state: TrainState,
+    training_data: TrainingData,
     trouble: NotFinite | OutOfMemory,
     may_adapt: bool,
     roll_back: Callable[[], None] | None,
@@ -250,9 +255,9 @@ def _recover(
     """Give back what the step took, go back to whole weights, and change how steps are computed;
     raises the trouble when nothing is left to try.
     """
-    learner.optimizer.zero_grad(set_to_none=True)
-    precision.free_memory(session.base_model.device)
-    spoiled = learner.half_done or not learner.adapters.are_finite()
+    train_state.optimizer.zero_grad(set_to_none=True)
+    precision.free_memory(patches.base_model.device)
+    spoiled = train_state.in_optimizer_step or not train_state.adapters.are_finite()
     if spoiled:
         if roll_back is None:
             raise trouble
@@ -260,53 +265,58 @@ def _recover(
     if isinstance(trouble, OutOfMemory):
         rung = (
             with_less_memory(
-                session.effort, lesson.largest_batch(), needs_encoders=lesson.texts.change
+                patches.compute_mode,
+                training_data.largest_batch(),
+                needs_encoders=training_data.texts.change,
             )
             if may_adapt
             else None
         )
     else:
         rung = with_safer_numbers(
-            session.effort,
-            session.base_model.dtype,
-            has_bf16=precision.has_bf16(session.base_model.device),
+            patches.compute_mode,
+            patches.base_model.dtype,
+            has_bf16=precision.has_bf16(patches.base_model.device),
         )
     if rung is None:
         raise trouble
-    effort, how = rung
-    remark(
-        f"{trouble} Going on {'from step ' + str(learner.step) + ' ' if spoiled else ''}with {how}."
-    )
-    session.change(effort)
+    compute_mode, how = rung
+    since = f"from step {train_state.step} " if spoiled else ""
+    remark(f"{trouble} Going on {since}with {how}.")
+    patches.change(compute_mode)
     if isinstance(trouble, NotFinite):
-        learner.compute_in(effort.dtype)
+        train_state.compute_in(compute_mode.dtype)
 
 
-def _not_finite(learner: Learner, lesson: Lesson, what: str, value: float) -> NotFinite:
+def _not_finite(
+    train_state: TrainState, training_data: TrainingData, what: str, value: float
+) -> NotFinite:
     numbers = [
         number
-        for batch in lesson.schedule.batches_of(learner.step, lesson.encoded)
+        for batch in training_data.schedule.batches_of(train_state.step, training_data.encoded)
         for number in batch
     ]
-    return NotFinite(learner.step + 1, what, value, sorted(set(numbers)))
+    return NotFinite(train_state.step + 1, what, value, sorted(set(numbers)))
 
 
-def _backward(base_model: BaseModel, lesson: Lesson, step: int, effort: Effort, scaler) -> float:
+def _backward(
+    base_model: BaseModel, training_data: TrainingData, step: int, compute_mode: ComputeMode, scaler
+) -> float:
     """Add up the gradients of one step's batches and return their mean loss."""
-    schedule, seed = lesson.schedule, lesson.schedule.seed
-    batches, total = schedule.batches_of(step, lesson.encoded), 0.0
+    schedule, seed = training_data.schedule, training_data.schedule.seed
+    batches, total = schedule.batches_of(step, training_data.encoded), 0.0
     for part, numbers in enumerate(batches):
         number = step * schedule.accumulation + part
-        batch = assemble(lesson.encoded, numbers, seed=seed, number=number)
+        batch = assemble(training_data.encoded, numbers, seed=seed, number=number)
         captions, task = (
-            lesson.texts.draw(batch, seed=seed, number=number),
-            lesson.objective.draw(batch.latents.shape, seed=seed, number=number),
+            training_data.texts.draw(batch, seed=seed, number=number),
+            training_data.objective.draw(batch.latents.shape, seed=seed, number=number),
         )
-        at_once = effort.at_once or len(numbers)
+        micro_batch_size = compute_mode.micro_batch_size or len(numbers)
         for start in range(
-            0, len(numbers), at_once
+            0, len(numbers), micro_batch_size
         ):  # all but dropouts was drawn for the whole batch, so portions change nothing
-            portion = slice(start, start + at_once)
+            portion = slice(start, start + micro_batch_size)
             with torch.random.fork_rng(
                 devices=[base_model.device] if base_model.device.type == "cuda" else []
             ):
@@ -316,7 +326,15 @@ def _backward(base_model: BaseModel, lesson: Lesson, step: int, effort: Effort, 
                     ).initial_seed()
                 )
                 loss = (
-                    _losses(base_model, lesson, batch, captions, task, portion, effort.dtype).sum()
+                    _losses(
+                        base_model,
+                        training_data,
+                        batch,
+                        captions,
+                        task,
+                        portion,
+                        compute_mode.dtype,
+                    ).sum()
                     / len(numbers)
                     / len(batches)
                 )
@@ -327,7 +345,7 @@ def _backward(base_model: BaseModel, lesson: Lesson, step: int, effort: Effort, 
 
 def _losses(
     base_model: BaseModel,
-    lesson: Lesson,
+    training_data: TrainingData,
     batch: Batch,
     captions: list[str],
     task: Task,
@@ -340,7 +358,7 @@ def _losses(
     device, schedule, objective, task = (
         base_model.device,
         base_model.alphas_cumprod,
-        lesson.objective,
+        training_data.objective,
         task[portion],
     )
     weights = (
@@ -350,22 +368,24 @@ def _losses(
     borders = objective.borders(task.timesteps, schedule)
     masks = None if batch.masks is None else batch.masks[portion].to(device)
     latents, timesteps = batch.latents[portion].to(device), task.timesteps.to(device)
-    noisy = diffusion.add_noise(latents, task.shown.to(device), timesteps, schedule)
-    wanted = diffusion.target(
+    noisy = diffusion.add_noise(latents, task.perturbed_noise.to(device), timesteps, schedule)
+    target = diffusion.target(
         latents, task.noise.to(device), timesteps, schedule, base_model.prediction_type
     )
     with precision.autocast(device, dtype):
         predicted = base_model.predict(
-            noisy, timesteps, lesson.texts.conditioning(base_model, batch, captions, portion, dtype)
+            noisy,
+            timesteps,
+            training_data.texts.conditioning(base_model, batch, captions, portion, dtype),
         )
-    return objective.losses(predicted, wanted, borders=borders, masks=masks) * weights
+    return objective.losses(predicted, target, borders=borders, masks=masks) * weights
 
 
 # --- Pictures that are only measured --------------------------------------------------------------
 
 
 def validate(
-    session: Session, lesson: Lesson, between: Callable[[], bool] = lambda: True
+    patches: ModelPatches, training_data: TrainingData, between: Callable[[], bool] = lambda: True
 ) -> float | None:
     """Return the mean squared error of the pictures kept out of training, at the same noise and
     timesteps each time, and without dropout.
@@ -374,28 +394,38 @@ def validate(
     nothing is returned.
     """
     total = 0.0
-    for number in lesson.measured:
+    for number in training_data.validation_indices:
         if not between():
             return None
-        with torch.no_grad(), session.adapters.nothing_left_out():
-            total += _measured(session.base_model, lesson, number, session.effort.dtype)
-    return total / len(lesson.measured)
+        with torch.no_grad(), patches.adapters.nothing_left_out():
+            total += _measured(
+                patches.base_model, training_data, number, patches.compute_mode.dtype
+            )
+    return total / len(training_data.validation_indices)
 
 
-def _measured(base_model: BaseModel, lesson: Lesson, number: int, dtype: torch.dtype) -> float:
+def _measured(
+    base_model: BaseModel, training_data: TrainingData, number: int, dtype: torch.dtype
+) -> float:
     """Return one picture's mean squared error, within its mask, at timesteps spread evenly over
     those that are trained.
     """
-    device, schedule, seed = base_model.device, base_model.alphas_cumprod, lesson.schedule.seed
-    batch = assemble(lesson.encoded, [number], seed=seed, number=-1 - number)
+    device, schedule, seed = (
+        base_model.device,
+        base_model.alphas_cumprod,
+        training_data.schedule.seed,
+    )
+    batch = assemble(training_data.encoded, [number], seed=seed, number=-1 - number)
     latents, masks = (
         batch.latents.to(device),
         (None if batch.masks is None else batch.masks.to(device)),
     )
-    lowest, below = lesson.objective.min_timestep, lesson.objective.max_timestep
+    lowest, below = training_data.objective.min_timestep, training_data.objective.max_timestep
     squares = []
     with precision.autocast(device, dtype):
-        told = lesson.texts.conditioning(base_model, batch, batch.captions, slice(0, 1), dtype)
+        conditioning = training_data.texts.conditioning(
+            base_model, batch, batch.captions, slice(0, 1), dtype
+        )
     for place in range(MEASURED_TIMESTEPS):
         timesteps = torch.tensor(
             [lowest + int((place + 0.5) / MEASURED_TIMESTEPS * (below - lowest))], device=device
@@ -405,8 +435,8 @@ def _measured(base_model: BaseModel, lesson: Lesson, number: int, dtype: torch.d
         ).to(device)
         with precision.autocast(device, dtype):
             predicted = base_model.predict(
-                diffusion.add_noise(latents, noise, timesteps, schedule), timesteps, told
+                diffusion.add_noise(latents, noise, timesteps, schedule), timesteps, conditioning
             )
-        wanted = diffusion.target(latents, noise, timesteps, schedule, base_model.prediction_type)
-        squares.append(Objective().losses(predicted, wanted, masks=masks).item())
+        target = diffusion.target(latents, noise, timesteps, schedule, base_model.prediction_type)
+        squares.append(Objective().losses(predicted, target, masks=masks).item())
     return sum(squares) / len(squares)

@@ -10,20 +10,22 @@ import torch
 from ..base.contracts import BaseModel
 from ..lora.adapters import Adapters
 from . import precision
-from .compute_mode import Effort
+from .compute_mode import ComputeMode
 
 
-class Session:
+class ModelPatches:
     """Adapters, gradient checkpointing and attention of one run. `opened()` once around the run;
     `close` and `open` in between.
     """
 
-    def __init__(self, base_model: BaseModel, adapters: Adapters, effort: Effort) -> None:
-        self.base_model, self.adapters, self.effort = base_model, adapters, effort
+    def __init__(
+        self, base_model: BaseModel, adapters: Adapters, compute_mode: ComputeMode
+    ) -> None:
+        self.base_model, self.adapters, self.compute_mode = base_model, adapters, compute_mode
         self._modules, self._on_model = _modules(base_model), contextlib.ExitStack()
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator["Session"]:
+    def opened(self) -> Iterator["ModelPatches"]:
         try:
             self.open()
             yield self
@@ -38,23 +40,25 @@ class Session:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(self.adapters.attached())
-            stack.enter_context(precision.safe_attention(self.base_model.device, self.effort.dtype))
+            stack.enter_context(
+                precision.safe_attention(self.base_model.device, self.compute_mode.dtype)
+            )
             stack.enter_context(
                 precision.gradient_checkpointing(
-                    self.base_model.parts(), self.effort.gradient_checkpointing
+                    self.base_model.parts(), self.compute_mode.gradient_checkpointing
                 )
             )
-            if self.effort.encoders_aside:
-                self.base_model.set_encoders_aside()
+            if self.compute_mode.offload_encoders:
+                self.base_model.offload_encoders()
             self._on_model = stack.pop_all()
 
     def close(self) -> None:
         self._on_model.close()
 
-    def change(self, effort: Effort) -> None:
-        """Go on with another effort."""
+    def change(self, compute_mode: ComputeMode) -> None:
+        """Go on in another compute mode."""
         self.close()
-        self.effort = effort
+        self.compute_mode = compute_mode
         self.open()
 
 

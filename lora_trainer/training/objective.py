@@ -6,22 +6,22 @@ import dataclasses
 
 import torch
 
-from ..dataset.scan import generator
+from ..base.rng import generator
 from . import diffusion
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One batch's draws: `noise` to be predicted and `shown` `(batch, 4, h, w)`, which is mixed
-    into the latents, at int64 `timesteps` `(batch,)`.
+    """One batch's draws: `noise` to be predicted and `perturbed_noise` `(batch, 4, h, w)`, which is
+    mixed into the latents, at int64 `timesteps` `(batch,)`.
     """
 
     noise: torch.Tensor
-    shown: torch.Tensor
+    perturbed_noise: torch.Tensor
     timesteps: torch.Tensor
 
     def __getitem__(self, index: slice) -> "Task":
-        return Task(self.noise[index], self.shown[index], self.timesteps[index])
+        return Task(self.noise[index], self.perturbed_noise[index], self.timesteps[index])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +64,14 @@ class Objective:
                 discount=self.multires_noise_discount,
                 draws=draws,
             )
-        shown = noise
+        perturbed_noise = noise
         if self.input_perturbation:  # arXiv 2301.11706, algorithm 1
             strengths = self._strengths(
                 self.input_perturbation, self.input_perturbation_random, shape[0], draws
             )
-            shown = noise + strengths.view(-1, 1, 1, 1) * torch.randn(shape, generator=draws)
+            perturbed_noise = noise + strengths.view(-1, 1, 1, 1) * torch.randn(
+                shape, generator=draws
+            )
         timesteps = diffusion.draw_timesteps(
             shape[0],
             generator(seed, "timesteps", number),
@@ -79,7 +81,7 @@ class Objective:
             logit_mean=self.logit_mean,
             logit_std=self.logit_std,
         )
-        return Task(noise, shown, timesteps)
+        return Task(noise, perturbed_noise, timesteps)
 
     def borders(self, timesteps: torch.Tensor, alphas_cumprod: torch.Tensor) -> torch.Tensor | None:
         """Return Huber's border at timesteps `(batch,)` on the CPU; None for other losses."""
@@ -92,7 +94,7 @@ class Objective:
     def losses(
         self,
         predicted: torch.Tensor,
-        wanted: torch.Tensor,
+        target: torch.Tensor,
         *,
         borders: torch.Tensor | None = None,
         masks: torch.Tensor | None = None,
@@ -100,8 +102,8 @@ class Objective:
         """Return each picture's loss `(batch,)`, float32: the mean over its latents, `masks`
         `(batch, 1, h, w)` weighing them.
         """
-        far = diffusion.distance(predicted, wanted, self.loss_type, borders)
-        return (far if masks is None else far * masks).mean(dim=(1, 2, 3))
+        distance = diffusion.distance(predicted, target, self.loss_type, borders)
+        return (distance if masks is None else distance * masks).mean(dim=(1, 2, 3))
 
     def weights(
         self, timesteps: torch.Tensor, alphas_cumprod: torch.Tensor, prediction_type: str

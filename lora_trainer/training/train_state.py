@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from ..lora.adapters import Adapters, Form, Shape
+from ..lora.adapter_layers import AdapterSpec, RankAlpha
+from ..lora.adapters import Adapters
 from .optimizers import LearningRates, averaged, is_schedule_free
 from .precision import grad_scaler
 from .state_files import State
@@ -20,7 +21,7 @@ Weights = dict[str, dict[str, torch.Tensor]]
 _DRIVEN = {"params", "lr"}  # of a group: not the optimizer's own, so not in a state
 
 
-class Learner:
+class TrainState:
     """`step` counts finished optimizer steps; `loss_average` is smoothed over them.
 
     With `ema_decay` an exponential moving average of the weights is kept beside them and saved in
@@ -43,7 +44,7 @@ class Learner:
         self.scaler = grad_scaler(device, dtype)
         self.step, self.loss_average = 0, None
         # inside the optimizer's step: an error there leaves some weights changed, some not
-        self.half_done = False
+        self.in_optimizer_step = False
         self._ema_decay, self._largest_norm = ema_decay, scale_weight_norms
         self._ema: list[torch.Tensor] | None = None
         self._as_made = [
@@ -96,7 +97,7 @@ class Learner:
     # --- Taken down and set up --------------------------------------------------------------------
 
     def state(self, facts: Mapping[str, Any]) -> State:
-        """Take everything down, tensors as they are; `facts` are added to the learner's own."""
+        """Take everything down, tensors as they are; `facts` are added to the train state's own."""
         tensors = _named("lora", self.adapters.weights())
         if self._ema is not None:
             with self._holding(self._ema):
@@ -146,7 +147,7 @@ class Learner:
         if state.facts["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state.facts["scaler"])
         self.optimizer.zero_grad(set_to_none=True)
-        self.step, self.loss_average, self.half_done = (
+        self.step, self.loss_average, self.in_optimizer_step = (
             state.step,
             state.facts["loss_average"],
             False,
@@ -262,17 +263,17 @@ class Learner:
                 parameter.data = data
 
 
-def shapes_of_state(state: State) -> dict[str, Shape]:
+def shapes_of_state(state: State) -> dict[str, RankAlpha]:
     """Return rank and alpha of each layer of a state, by path, in the layers' order."""
     return {
-        path: Shape(int(rank), float(alpha))
+        path: RankAlpha(int(rank), float(alpha))
         for path, (rank, alpha) in state.facts["shapes"].items()
     }
 
 
-def form_of_state(state: State) -> Form:
+def form_of_state(state: State) -> AdapterSpec:
     """Return what kind of layers a state is of."""
-    return Form(**state.facts["form"])
+    return AdapterSpec(**state.facts["form"])
 
 
 def _named(prefix: str, weights: Weights) -> dict[str, torch.Tensor]:

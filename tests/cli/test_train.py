@@ -262,16 +262,16 @@ def test_one_that_another_program_trains_is_left_alone(config, ended, capsys, mo
 
 def stop_after(monkeypatch, step):
     """Have the next run stopped after so many steps, as by Ctrl-C."""
-    from lora_trainer.runs.callbacks import Attendant
+    from lora_trainer.runs.callbacks import RunCallbacks
 
-    on_step, stopped = Attendant.on_step, []
+    on_step, stopped = RunCallbacks.on_step, []
 
     def and_stop(attendant, done):
         on_step(attendant, done)
         if done.step == step and not stopped:
             stopped.append(attendant._control.stop())
 
-    monkeypatch.setattr(Attendant, "on_step", and_stop)
+    monkeypatch.setattr(RunCallbacks, "on_step", and_stop)
 
 
 @pytest.mark.parametrize(

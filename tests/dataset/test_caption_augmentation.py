@@ -6,7 +6,7 @@ import pytest
 
 from lora_trainer.base.rng import generator
 from lora_trainer.dataset.caption_augmentation import (
-    Variation,
+    CaptionAugmentation,
     filled,
     has_choices,
     without_choices,
@@ -27,11 +27,11 @@ def parts_of(caption):
 
 def test_without_any_the_caption_is_as_it_is():
     odd = "a,b ,  c"
-    assert not Variation(keep_tokens=2, trigger_word="a").varies and set(
-        drawn(Variation(), odd, 5)
+    assert not CaptionAugmentation(keep_tokens=2, trigger_word="a").varies and set(
+        drawn(CaptionAugmentation(), odd, 5)
     ) == {odd}
     assert all(
-        Variation(**{name: value}).varies
+        CaptionAugmentation(**{name: value}).varies
         for name, value in (
             ("shuffle", True),
             ("caption_dropout", 0.1),
@@ -42,7 +42,7 @@ def test_without_any_the_caption_is_as_it_is():
 
 
 def test_shuffling_gives_every_order_alike_and_keeps_the_front():
-    found = Counter(drawn(Variation(shuffle=True, keep_tokens=2), "a, b, c, d, e"))
+    found = Counter(drawn(CaptionAugmentation(shuffle=True, keep_tokens=2), "a, b, c, d, e"))
     assert set(found) == {
         f"a, b, {order}"
         for order in ("c, d, e", "c, e, d", "d, c, e", "d, e, c", "e, c, d", "e, d, c")
@@ -51,7 +51,7 @@ def test_shuffling_gives_every_order_alike_and_keeps_the_front():
 
 
 def test_the_separator_goes_before_the_count_and_is_not_shown():
-    variation = Variation(shuffle=True, keep_tokens=1, keep_tokens_separator="|||")
+    variation = CaptionAugmentation(shuffle=True, keep_tokens=1, keep_tokens_separator="|||")
     assert {caption[:6] for caption in drawn(variation, "a, b ||| c, d, e", 200)} == {
         "a, b, "
     } and "|" not in "".join(drawn(variation, "a, b ||| c, d", 20))
@@ -63,21 +63,29 @@ def test_the_separator_goes_before_the_count_and_is_not_shown():
         and variation.plain("a,b") == "a,b"
     )
     assert set(
-        drawn(Variation(caption_dropout=0.01, keep_tokens_separator="|||"), "a ||| b", 20)
+        drawn(CaptionAugmentation(caption_dropout=0.01, keep_tokens_separator="|||"), "a ||| b", 20)
     ) <= {"a, b", ""}
 
 
 def test_what_follows_a_second_separator_stays_at_the_end():
     """As kohya's fixed_suffix_tokens: neither shuffled nor left out."""
     found = Counter(
-        drawn(Variation(shuffle=True, keep_tokens_separator="|||"), "a ||| b, c, d ||| y, z", 500)
+        drawn(
+            CaptionAugmentation(shuffle=True, keep_tokens_separator="|||"),
+            "a ||| b, c, d ||| y, z",
+            500,
+        )
     )
     assert set(found) == {
         f"a, {order}, y, z"
         for order in ("b, c, d", "b, d, c", "c, b, d", "c, d, b", "d, b, c", "d, c, b")
     }
     assert set(
-        drawn(Variation(tag_dropout=1.0, keep_tokens_separator="|||"), "a ||| b, c ||| y ||| z", 20)
+        drawn(
+            CaptionAugmentation(tag_dropout=1.0, keep_tokens_separator="|||"),
+            "a ||| b, c ||| y ||| z",
+            20,
+        )
     ) == {"a, y, z"}
 
 
@@ -85,7 +93,7 @@ def test_what_follows_a_second_separator_stays_at_the_end():
 def test_tags_are_left_out_at_their_rate_and_stay_in_order(rate):
     found = [
         parts_of(caption)
-        for caption in drawn(Variation(tag_dropout=rate, keep_tokens=1), "a, b, c, d, e")
+        for caption in drawn(CaptionAugmentation(tag_dropout=rate, keep_tokens=1), "a, b, c, d, e")
     ]
     counts = Counter(part for parts in found for part in parts)
     assert (
@@ -98,33 +106,39 @@ def test_tags_are_left_out_at_their_rate_and_stay_in_order(rate):
 
 
 def test_shares_of_no_caption_and_the_trigger_word_alone_are_of_all_times():
-    found = Counter(drawn(Variation(caption_dropout=0.3, trigger_only=0.2, trigger_word="mycat")))
+    found = Counter(
+        drawn(CaptionAugmentation(caption_dropout=0.3, trigger_only=0.2, trigger_word="mycat"))
+    )
     assert (
         abs(found[""] / TIMES - 0.3) < 0.03
         and abs(found["mycat"] / TIMES - 0.2) < 0.03
         and found[CAPTION] == TIMES - found[""] - found["mycat"]
     )
-    assert set(drawn(Variation(caption_dropout=1.0), times=50)) == {""} and set(
-        drawn(Variation(trigger_only=1.0, trigger_word="mycat"), times=50)
+    assert set(drawn(CaptionAugmentation(caption_dropout=1.0), times=50)) == {""} and set(
+        drawn(CaptionAugmentation(trigger_only=1.0, trigger_word="mycat"), times=50)
     ) == {"mycat"}
 
 
 def test_the_trigger_word_in_front_stays_there():
-    found = drawn(Variation(shuffle=True, tag_dropout=0.5, trigger_word="mycat"), times=300)
+    found = drawn(
+        CaptionAugmentation(shuffle=True, tag_dropout=0.5, trigger_word="mycat"), times=300
+    )
     assert {parts_of(caption)[0] for caption in found} == {"mycat"} and len(set(found)) > 50
     of_two = drawn(
-        Variation(shuffle=True, tag_dropout=0.9, trigger_word="zib, my cat"),
+        CaptionAugmentation(shuffle=True, tag_dropout=0.9, trigger_word="zib, my cat"),
         "zib, my cat, a, b",
         100,
     )
     assert all(caption.startswith("zib, my cat") for caption in of_two)
-    counted = drawn(Variation(tag_dropout=1.0, keep_tokens=2, trigger_word="mycat"), times=1)
+    counted = drawn(
+        CaptionAugmentation(tag_dropout=1.0, keep_tokens=2, trigger_word="mycat"), times=1
+    )
     assert counted == ["mycat, black fur"]  # it is among the kept ones, not one more
 
 
 def test_the_trigger_word_elsewhere_moves_and_is_never_left_out():
     found = drawn(
-        Variation(shuffle=True, tag_dropout=0.8, trigger_word="zib"),
+        CaptionAugmentation(shuffle=True, tag_dropout=0.8, trigger_word="zib"),
         "a dog, photo of zib, red, zibra",
         300,
     )
@@ -134,21 +148,25 @@ def test_the_trigger_word_elsewhere_moves_and_is_never_left_out():
     assert any("zibra" not in caption for caption in found)
     assert (
         "mycatnip"
-        not in drawn(Variation(tag_dropout=1.0, trigger_word="mycat"), "mycatnip, mycat", 1)[0]
+        not in drawn(
+            CaptionAugmentation(tag_dropout=1.0, trigger_word="mycat"), "mycatnip, mycat", 1
+        )[0]
     )
 
 
 def test_regularisation_knows_no_trigger_word():
-    variation = Variation(tag_dropout=1.0, trigger_only=1.0, trigger_word="cat", keep_tokens=1)
+    variation = CaptionAugmentation(
+        tag_dropout=1.0, trigger_only=1.0, trigger_word="cat", keep_tokens=1
+    )
     assert set(drawn(variation, "a, photo of cat, b", 20, regularisation=True)) == {"a"}
 
 
 def test_draws_come_from_the_generator_alone():
-    variation = Variation(True, 1, "", 0.1, 0.2, 0.1, "mycat")
+    variation = CaptionAugmentation(True, 1, "", 0.1, 0.2, 0.1, "mycat")
     assert drawn(variation, times=50) == drawn(variation, times=50)
     assert [
         variation.draw("", generator(1, "x")),
-        Variation(True, 3, "|", 0, 0.5).draw(",", generator(1, "x")),
+        CaptionAugmentation(True, 3, "|", 0, 0.5).draw(",", generator(1, "x")),
     ] == ["", ""]
 
 
@@ -156,20 +174,20 @@ def test_draws_come_from_the_generator_alone():
 
 
 def test_one_line_is_drawn_each_time_all_alike():
-    found = Counter(drawn(Variation(alternatives=True), "a cat\nmycat, red\nred"))
+    found = Counter(drawn(CaptionAugmentation(alternatives=True), "a cat\nmycat, red\nred"))
     assert set(found) == {"a cat", "mycat, red", "red"} and all(
         abs(count / TIMES - 1 / 3) < 0.04 for count in found.values()
     )
     assert (
-        Variation(alternatives=True).varies
-        and Variation(alternatives=True).plain("a cat\nred") == "a cat"
+        CaptionAugmentation(alternatives=True).varies
+        and CaptionAugmentation(alternatives=True).plain("a cat\nred") == "a cat"
     )
 
 
 def test_what_is_drawn_is_the_generators():
     """As in a run that is resumed: each step has a generator of its own."""
     variation, caption = (
-        Variation(alternatives=True, wildcards=True),
+        CaptionAugmentation(alternatives=True, wildcards=True),
         "a {red|blue|green} cat\n{small|large}, dog",
     )
     assert [variation.draw(caption, generator(7, "captions", at)) for at in range(20)] == [
@@ -178,25 +196,29 @@ def test_what_is_drawn_is_the_generators():
 
 
 def test_a_caption_of_one_line_takes_no_draw():
-    assert drawn(Variation(alternatives=True, wildcards=True, shuffle=True), times=20) == drawn(
-        Variation(shuffle=True), times=20
-    )
+    assert drawn(
+        CaptionAugmentation(alternatives=True, wildcards=True, shuffle=True), times=20
+    ) == drawn(CaptionAugmentation(shuffle=True), times=20)
 
 
 def test_a_line_is_drawn_before_its_tags_are_shuffled():
     found = set(
-        drawn(Variation(alternatives=True, shuffle=True, keep_tokens=1), "a, b, c\nx, y, z", 300)
+        drawn(
+            CaptionAugmentation(alternatives=True, shuffle=True, keep_tokens=1),
+            "a, b, c\nx, y, z",
+            300,
+        )
     )
     assert found == {"a, b, c", "a, c, b", "x, y, z", "x, z, y"}
 
 
 def test_one_of_each_choice_is_drawn():
-    found = Counter(drawn(Variation(wildcards=True), "a {red|blue} {cat|dog}"))
+    found = Counter(drawn(CaptionAugmentation(wildcards=True), "a {red|blue} {cat|dog}"))
     assert set(found) == {
         f"a {colour} {animal}" for colour in ("red", "blue") for animal in ("cat", "dog")
     }
     assert all(abs(count / TIMES - 1 / 4) < 0.04 for count in found.values())
-    assert set(drawn(Variation(), "a {red|blue} cat", 20)) == {"a {red|blue} cat"}
+    assert set(drawn(CaptionAugmentation(), "a {red|blue} cat", 20)) == {"a {red|blue} cat"}
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,9 @@ import pytest
 from PIL import Image
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.dataset.scan import (
-    Bucket,
-    Picture,
-    assign_bucket,
-    epoch_batches,
-    examine,
-    load_pixels,
-    look,
-    read_rgb,
-    scan,
-)
+from lora_trainer.dataset.buckets import Bucket, assign_bucket, epoch_batches
+from lora_trainer.dataset.images import load_pixels, read_rgb
+from lora_trainer.dataset.scan import Picture, examine, look, scan
 
 
 def test_kohya_folders_give_repeats_and_class_words(tmp_path):

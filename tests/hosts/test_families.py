@@ -360,7 +360,7 @@ def test_inpainting_is_told_to_paint_everything(hosts, name):
         told = model.encode_captions(["a red circle", ""]).of_sizes(SIZES)
         ours = model.predict(latents, timesteps, told)
         grey = model.encode_images(torch.zeros(2, 3, 64, 48))
-        model.set_encoders_aside()
+        model.offload_encoders()
         assert model.predict(latents.repeat(1, 1, 2, 1), timesteps, told).shape == (2, 4, 16, 6)
     added = {} if told.pooled is None else {"text_embeds": told.pooled, "time_ids": told.sizes}
     theirs = (

@@ -13,7 +13,9 @@ from lora_trainer.base.contracts import Size  # noqa: E402
 from lora_trainer.base.errors import Refused  # noqa: E402
 from lora_trainer.hosts.standalone.loading import modules_of, quiet_diffusers  # noqa: E402
 from lora_trainer.lora import save  # noqa: E402
-from lora_trainer.lora.adapters import Adapters, Form, LayerChoice, plan_shapes  # noqa: E402
+from lora_trainer.lora.adapter_layers import AdapterSpec
+from lora_trainer.lora.adapters import Adapters
+from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
 from tests.support.narrow_checkpoint import FAMILIES  # noqa: E402
 
 TRAINABLE = [name for name in FAMILIES if name != "sdxl-refiner"]
@@ -31,7 +33,7 @@ def encoded(model):
     )
 
 
-def random_adapters(model, targets: str, form: Form = Form()) -> Adapters:
+def random_adapters(model, targets: str, form: AdapterSpec = AdapterSpec()) -> Adapters:
     shapes = plan_shapes(
         model.parts(), LayerChoice(targets=targets, rank=4, alpha=2.0, text_encoder=True)
     )
@@ -137,7 +139,7 @@ def test_a_dora_is_not_drawn_wrongly(hosts, tmp_path):
     """
     host = hosts("sd1")
     with host.borrow_model() as model:
-        adapters = random_adapters(model, "attention", Form(use_dora=True))
+        adapters = random_adapters(model, "attention", AdapterSpec(use_dora=True))
         tensors = save.to_tensors(
             adapters.weights(),
             alphas=adapters.alphas,
@@ -158,7 +160,7 @@ def test_what_diffusers_cannot_read_is_said(hosts, tmp_path, kind):
     """diffusers knows neither LoHa nor LoKr."""
     host = hosts("sd1")
     with host.borrow_model() as model:
-        adapters = random_adapters(model, "attention", Form(kind))
+        adapters = random_adapters(model, "attention", AdapterSpec(kind))
         tensors = save.to_tensors(
             adapters.weights(),
             alphas=adapters.alphas,

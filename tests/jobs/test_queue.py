@@ -153,9 +153,9 @@ def test_a_command_runs_its_own_job_only(service, settings, host):
     service.hold_queue()
     others = service.start(named(settings, "others"))
     command = TrainingService(host)
-    mine = command.start(named(settings, "mine"), at_once=True)
+    mine = command.start(named(settings, "mine"), ahead_of_queue=True)
     with pytest.raises(Refused, match="still running") as caught:
-        command.start(named(settings, "second"), at_once=True)
+        command.start(named(settings, "second"), ahead_of_queue=True)
     assert caught.value.code == "busy" and command.store.named("second") == []
     assert (
         command.wait(mine, 60)["state"] == "finished"

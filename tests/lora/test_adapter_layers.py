@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from lora_trainer.lora.adapter_layers import (
+    AdapterSpec,
     Dropouts,
-    Form,
-    Shape,
+    RankAlpha,
     build,
     changed_weight,
     delta_norm,
     delta_weight,
     is_whole,
-    sizes,
+    weight_shapes,
     weights_of,
 )
 
@@ -25,13 +25,13 @@ LAYERS = {
     "1x1": lambda: torch.nn.Conv2d(64, 64, 1),
 }
 FORMS = [
-    Form("lora"),
-    Form("loha"),
-    Form("loha", tucker=True),
-    Form("lokr"),
-    Form("lokr", lokr_factor=8),
-    Form("lokr", lokr_factor=4, lokr_both=True, tucker=True),
-    *(Form(kind, use_dora=True) for kind in ("lora", "loha", "lokr")),
+    AdapterSpec("lora"),
+    AdapterSpec("loha"),
+    AdapterSpec("loha", tucker=True),
+    AdapterSpec("lokr"),
+    AdapterSpec("lokr", lokr_factor=8),
+    AdapterSpec("lokr", lokr_factor=4, lokr_both=True, tucker=True),
+    *(AdapterSpec(kind, use_dora=True) for kind in ("lora", "loha", "lokr")),
 ]
 
 
@@ -55,11 +55,11 @@ def built(form, shape, name="linear"):
 @pytest.mark.parametrize("name", LAYERS)
 def test_sizes_are_those_that_peft_builds_and_norms_those_of_the_change(name, form):
     for rank in (1, 16, 200):
-        layer = built(form, Shape(rank, 3.0), name)
+        layer = built(form, RankAlpha(rank, 3.0), name)
         assert all(weight.dtype == torch.float32 for weight in weights_of(layer).values())
-        assert {part: tuple(weight.shape) for part, weight in weights_of(layer).items()} == sizes(
-            layer.base_layer.weight.shape, rank, form
-        )
+        assert {
+            part: tuple(weight.shape) for part, weight in weights_of(layer).items()
+        } == weight_shapes(layer.base_layer.weight.shape, rank, form)
         change = delta_weight(layer)
         assert change.shape == layer.base_layer.weight.shape and delta_norm(
             layer
@@ -73,8 +73,8 @@ def test_scale(kind, rslora):
     leaves LoKr unscaled.
     """
     plain, scaled = (
-        built(Form(kind), Shape(4, 4.0)),
-        built(Form(kind, rslora=rslora), Shape(4, 6.0)),
+        built(AdapterSpec(kind), RankAlpha(4, 4.0)),
+        built(AdapterSpec(kind, rslora=rslora), RankAlpha(4, 6.0)),
     )
     assert torch.allclose(
         delta_weight(scaled), delta_weight(plain) * (6 / 2 if rslora else 6 / 4), rtol=1e-5
@@ -85,7 +85,7 @@ def test_whole_matrices_have_the_scale_1():
     """LyCORIS's rule and the WebUI's: without a rank in the file there is nothing that alpha could
     be divided by.
     """
-    layer = built(Form("lokr"), Shape(64, 1.0))
+    layer = built(AdapterSpec("lokr"), RankAlpha(64, 1.0))
     weights = weights_of(layer)
     assert is_whole(weights) and torch.allclose(
         delta_weight(layer), torch.kron(weights["lokr_w1"], weights["lokr_w2"])
@@ -94,7 +94,7 @@ def test_whole_matrices_have_the_scale_1():
 
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
 def test_changes_are_float32_under_autocast(kind):
-    layer = built(Form(kind), Shape(4, 4.0))
+    layer = built(AdapterSpec(kind), RankAlpha(4, 4.0))
     expected = delta_weight(layer)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(delta_weight(layer), expected)
@@ -104,7 +104,9 @@ def test_changes_are_float32_under_autocast(kind):
 def test_settings_of_parameters_stay():
     linear = torch.nn.Linear(4, 4)
     linear.bias.requires_grad_(False)
-    build({"x": linear}, {"x": Shape(1, 1.0)}, Form("loha"), Dropouts(Form("loha")))
+    build(
+        {"x": linear}, {"x": RankAlpha(1, 1.0)}, AdapterSpec("loha"), Dropouts(AdapterSpec("loha"))
+    )
     assert linear.weight.requires_grad and not linear.bias.requires_grad
 
 
@@ -128,7 +130,7 @@ def webui_change(change, weight, dora_scale):
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_dora_does_what_the_webui_computes_from_its_file(name, kind):
-    layer = built(Form(kind, use_dora=True), Shape(4, 2.0), name)
+    layer = built(AdapterSpec(kind, use_dora=True), RankAlpha(4, 2.0), name)
     weight, size = (
         layer.base_layer.weight,
         {"linear": (3, 160), "prime": (3, 127), "conv": (2, 32, 8, 8), "1x1": (2, 64, 8, 8)}[name],
@@ -153,9 +155,9 @@ def test_a_dora_does_what_the_webui_computes_from_its_file(name, kind):
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
 def test_a_dora_is_neutral_at_first_and_its_magnitudes_learn(kind):
     base = LAYERS["linear"]()
-    form, inputs = Form(kind, use_dora=True), torch.randn(3, 160)
+    form, inputs = AdapterSpec(kind, use_dora=True), torch.randn(3, 160)
     before = base(inputs)
-    layer = build({"x": base}, {"x": Shape(4, 2.0)}, form, Dropouts(form))["x"]
+    layer = build({"x": base}, {"x": RankAlpha(4, 2.0)}, form, Dropouts(form))["x"]
     after = layer(inputs)
     assert torch.equal(after, before) and torch.equal(
         changed_weight(layer, base.weight), base.weight
@@ -167,8 +169,8 @@ def test_a_dora_is_neutral_at_first_and_its_magnitudes_learn(kind):
 def test_an_input_that_the_base_does_not_use_stays_a_number():
     base = LAYERS["linear"]()
     base.weight.data[:, 7] = 0
-    form = Form(use_dora=True)
-    layer = build({"x": base}, {"x": Shape(4, 2.0)}, form, Dropouts(form))["x"]
+    form = AdapterSpec(use_dora=True)
+    layer = build({"x": base}, {"x": RankAlpha(4, 2.0)}, form, Dropouts(form))["x"]
     inputs = torch.randn(3, 160)
     assert (
         torch.equal(layer(inputs), base(inputs))

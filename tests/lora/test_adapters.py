@@ -10,31 +10,25 @@ import weakref
 import pytest
 import torch
 
-from lora_trainer.lora.adapter_layers import delta_weight
-from lora_trainer.lora.adapters import (
-    Adapters,
-    Form,
-    LayerChoice,
-    Shape,
-    count_parameters,
-    plan_shapes,
-)
+from lora_trainer.lora.adapter_layers import AdapterSpec, RankAlpha, delta_weight
+from lora_trainer.lora.adapters import Adapters, count_parameters
+from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
 from lora_trainer.training.precision import gradient_checkpointing
 from tests.support.open_clip_text import OpenClipText
 
 BLOCK = "unet.input_blocks.1.1.transformer_blocks.0"
 ATTENTION = "te2.transformer.resblocks.0.attn"
 FORMS = [
-    Form("lora"),
-    Form("lora", rslora=True),
-    Form("loha"),
-    Form("loha", tucker=True),
-    Form("lokr"),
-    Form("lokr", lokr_factor=4, rslora=True),
-    Form("lokr", lokr_both=True, tucker=True),
-    Form("lora", use_dora=True),
-    Form("loha", use_dora=True),
-    Form("lokr", use_dora=True),
+    AdapterSpec("lora"),
+    AdapterSpec("lora", rslora=True),
+    AdapterSpec("loha"),
+    AdapterSpec("loha", tucker=True),
+    AdapterSpec("lokr"),
+    AdapterSpec("lokr", lokr_factor=4, rslora=True),
+    AdapterSpec("lokr", lokr_both=True, tucker=True),
+    AdapterSpec("lora", use_dora=True),
+    AdapterSpec("loha", use_dora=True),
+    AdapterSpec("lokr", use_dora=True),
 ]
 
 
@@ -43,10 +37,10 @@ def name_of(value):
         "-".join(
             f"{key}={entry}"
             for key, entry in dataclasses.asdict(value).items()
-            if entry != getattr(Form(), key)
+            if entry != getattr(AdapterSpec(), key)
         )
         or "lora"
-        if isinstance(value, Form)
+        if isinstance(value, AdapterSpec)
         else None
     )
 
@@ -216,9 +210,9 @@ def test_count_matches_what_is_built(parts, form, rank):
 
 def test_scale_of_rslora_is_folded_into_alpha(parts):
     """arXiv 2312.03732: alpha / sqrt(rank); files and their readers know alpha / rank only."""
-    shapes = {f"{BLOCK}.attn1.to_q": Shape(9, 6.0)}
+    shapes = {f"{BLOCK}.attn1.to_q": RankAlpha(9, 6.0)}
     plain, stabilised = (
-        Adapters.create(parts, shapes, Form("lora", rslora=on)) for on in (False, True)
+        Adapters.create(parts, shapes, AdapterSpec("lora", rslora=on)) for on in (False, True)
     )
     assert plain.alphas == {f"{BLOCK}.attn1.to_q": 6.0} and stabilised.alphas[
         f"{BLOCK}.attn1.to_q"
@@ -236,7 +230,7 @@ def test_creating_leaves_flags_marks_and_weights_alone(parts):
     modules = {
         name: (module, type(module), set(vars(module))) for name, module in parts.named_modules()
     }
-    adapters = scramble(Adapters.create(parts, everything(parts), Form("loha", dropout=0.5)))
+    adapters = scramble(Adapters.create(parts, everything(parts), AdapterSpec("loha", dropout=0.5)))
     with adapters.attached():
         outputs(parts)[0].sum().backward()
     assert {
@@ -274,7 +268,9 @@ def test_memory_is_free_as_soon_as_they_are_let_go(parts, kind):
     gc.disable()
     try:
         adapters = Adapters.create(
-            parts, everything(parts), Form(kind, dropout=0.1, rank_dropout=0.1, module_dropout=0.1)
+            parts,
+            everything(parts),
+            AdapterSpec(kind, dropout=0.1, rank_dropout=0.1, module_dropout=0.1),
         )
         with adapters.attached():
             outputs(parts)
@@ -321,11 +317,11 @@ def test_moving_to_the_same_model_in_other_objects(parts):
 def test_what_it_begins_with_depends_on_the_seed_alone(parts, kind):
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    first = Adapters.create(parts, everything(parts), Form(kind), seed=3)
+    first = Adapters.create(parts, everything(parts), AdapterSpec(kind), seed=3)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
     again, other = (
-        Adapters.create(parts, everything(parts), Form(kind), seed=seed) for seed in (3, 4)
+        Adapters.create(parts, everything(parts), AdapterSpec(kind), seed=seed) for seed in (3, 4)
     )
     assert all(torch.equal(one, two) for one, two in zip(first.parameters(), again.parameters()))
     assert any(
@@ -341,7 +337,7 @@ def test_a_base_in_half_precision_gets_float32_adapters_and_starts_neutral(parts
     parts.to(dtype)
     draws = torch.Generator().manual_seed(1)
     texts = torch.randn(2, 77, 12, generator=draws)
-    adapters = Adapters.create(parts, everything(parts), Form(kind))
+    adapters = Adapters.create(parts, everything(parts), AdapterSpec(kind))
     assert {parameter.dtype for parameter in adapters.parameters()} == {torch.float32}
     with torch.autocast("cpu", dtype):
         before = parts["te1"](texts), parts["te2"](texts.to(dtype))
@@ -426,7 +422,7 @@ def test_no_layers_and_half_an_attention_are_said(parts):
         ValueError, match=r"all four projections or in none; k_proj, out_proj is missing"
     ):
         Adapters.create(
-            parts, {f"{ATTENTION}.{name}": Shape(1, 1) for name in ("q_proj", "v_proj")}
+            parts, {f"{ATTENTION}.{name}": RankAlpha(1, 1) for name in ("q_proj", "v_proj")}
         )
 
 
@@ -514,7 +510,9 @@ def test_rank_dropout_is_per_picture_and_keeps_the_mean(parts):
     (1 - rate).
     """
     path = f"{BLOCK}.attn1.to_q"
-    adapters = scramble(Adapters.create(parts, {path: Shape(2, 2)}, Form(rank_dropout=0.25)))
+    adapters = scramble(
+        Adapters.create(parts, {path: RankAlpha(2, 2)}, AdapterSpec(rank_dropout=0.25))
+    )
     down, up = (weight.double() for weight in adapters.weights()[path].values())
     x = torch.randn(64, 3, 16)
     base = parts.get_submodule(path)(x)
@@ -537,7 +535,7 @@ def test_module_dropout_leaves_whole_layers_out(parts):
     path = f"{BLOCK}.attn1.to_q"
     for kind in ("lora", "loha", "lokr"):
         adapters = scramble(
-            Adapters.create(parts, {path: Shape(2, 2)}, Form(kind, module_dropout=0.5))
+            Adapters.create(parts, {path: RankAlpha(2, 2)}, AdapterSpec(kind, module_dropout=0.5))
         )
         x = torch.randn(2, 3, 16)
         base = parts.get_submodule(path)(x)
@@ -556,7 +554,9 @@ def test_module_dropout_leaves_whole_layers_out(parts):
 @pytest.mark.parametrize("kind", ["loha", "lokr"])
 def test_rank_dropout_of_a_change_built_as_a_whole_is_by_rows(parts, kind):
     path = f"{BLOCK}.attn1.to_q"
-    adapters = scramble(Adapters.create(parts, {path: Shape(2, 2)}, Form(kind, rank_dropout=0.5)))
+    adapters = scramble(
+        Adapters.create(parts, {path: RankAlpha(2, 2)}, AdapterSpec(kind, rank_dropout=0.5))
+    )
     x = torch.randn(4, 3, 16)
     base = parts.get_submodule(path)(x)
     with adapters.attached(), torch.no_grad():
@@ -574,7 +574,7 @@ def test_dropouts_of_an_attention_keep_the_mean(parts, kind):
         Adapters.create(
             parts,
             everything(parts),
-            Form(kind, dropout=0.2 if kind == "lora" else 0.0, rank_dropout=0.3),
+            AdapterSpec(kind, dropout=0.2 if kind == "lora" else 0.0, rank_dropout=0.3),
         )
     )
     layer = adapters._layers[f"{ATTENTION}.k_proj"]
@@ -594,7 +594,9 @@ def test_dropouts_are_the_same_when_a_block_is_computed_again(parts, kind):
     """
     adapters = scramble(
         Adapters.create(
-            parts, everything(parts), Form(kind, dropout=0.3, rank_dropout=0.3, module_dropout=0.3)
+            parts,
+            everything(parts),
+            AdapterSpec(kind, dropout=0.3, rank_dropout=0.3, module_dropout=0.3),
         ),
         0.1,
     )
@@ -625,7 +627,7 @@ def test_dropouts_are_the_same_when_a_block_is_computed_again(parts, kind):
     )
     with adapters.attached(), adapters.nothing_left_out():
         assert all(torch.equal(one, two) for one, two in zip(outputs(parts), outputs(parts)))
-    plain = Adapters.create(parts, everything(parts), Form(kind))
+    plain = Adapters.create(parts, everything(parts), AdapterSpec(kind))
     plain.load(adapters.weights())
     with plain.attached():
         expected = outputs(parts)
@@ -657,7 +659,7 @@ def test_kohyas_norm_limit(parts):
     * up @ down|.
     """
     path = f"{BLOCK}.attn1.to_q"
-    adapters = scramble(Adapters.create(parts, {path: Shape(4, 2)}), 1.0)
+    adapters = scramble(Adapters.create(parts, {path: RankAlpha(4, 2)}), 1.0)
     down, up = adapters.weights()[path].values()
     ratio = (0.5 / torch.linalg.matrix_norm((up @ down).double() * 2 / 4)) ** 0.5
     assert adapters.limit_norms(0.5) == 1
@@ -675,4 +677,4 @@ def changes(parts, adapters):
 
 def test_forms_are_plain_values():
     """A state on disk keeps them as a mapping."""
-    assert Form(**dataclasses.asdict(FORMS[-1])) == FORMS[-1]
+    assert AdapterSpec(**dataclasses.asdict(FORMS[-1])) == FORMS[-1]

@@ -7,9 +7,11 @@ import torch
 from safetensors.torch import load, load_file, save_file
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.lora.adapters import Adapters, Form, LayerChoice, Shape, plan_shapes
+from lora_trainer.lora.adapter_layers import AdapterSpec, RankAlpha
+from lora_trainer.lora.adapters import Adapters
 from lora_trainer.lora.load import fit, look_into
 from lora_trainer.lora.save import to_tensors
+from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
 from lora_trainer.runs.pipeline import train_lora
 from lora_trainer.runs.plan import make_plan
 from lora_trainer.settings.config import TrainConfig
@@ -110,16 +112,16 @@ def test_other_trainers_files(host, settings, tmp_path):
 
 
 FORMS = [
-    Form("lora"),
-    Form("loha"),
-    Form("loha", tucker=True),
-    Form("lokr"),
-    Form("lokr", lokr_factor=2),
-    Form("lokr", lokr_factor=8, lokr_both=True),
-    Form("lokr", tucker=True),
-    Form("lora", use_dora=True),
-    Form("loha", tucker=True, use_dora=True),
-    Form("lokr", use_dora=True),
+    AdapterSpec("lora"),
+    AdapterSpec("loha"),
+    AdapterSpec("loha", tucker=True),
+    AdapterSpec("lokr"),
+    AdapterSpec("lokr", lokr_factor=2),
+    AdapterSpec("lokr", lokr_factor=8, lokr_both=True),
+    AdapterSpec("lokr", tucker=True),
+    AdapterSpec("lora", use_dora=True),
+    AdapterSpec("loha", tucker=True, use_dora=True),
+    AdapterSpec("lokr", use_dora=True),
 ]
 
 
@@ -220,8 +222,8 @@ def test_every_kind_fits_again(parts, tmp_path, form, rank):
 
 
 def test_rslora_goes_on_with_the_same_scale(parts, tmp_path):
-    shapes = {"unet.input_blocks.1.1.proj_in": Shape(4, 3.0)}
-    written(parts, shapes, Form(rslora=True), tmp_path / "x.safetensors")
+    shapes = {"unet.input_blocks.1.1.proj_in": RankAlpha(4, 3.0)}
+    written(parts, shapes, AdapterSpec(rslora=True), tmp_path / "x.safetensors")
     again, _, form = fit(look_into(tmp_path / "x.safetensors"), parts, export_name)
     assert form.scale(again["unet.input_blocks.1.1.proj_in"]) == pytest.approx(3 / 2)
 
@@ -230,7 +232,7 @@ def test_without_a_text_encoder_its_layers_are_left_out(parts, tmp_path):
     written(
         parts,
         plan_shapes(parts, LayerChoice("attention", 1, 1, text_encoder=True)),
-        Form(),
+        AdapterSpec(),
         tmp_path / "x.safetensors",
     )
     again, _, _ = fit(
@@ -283,7 +285,7 @@ def test_names_of_either_layout_fit_a_unet_of_either(tmp_path, levels, theirs, o
     shapes, _, _ = fit(
         look_into(tmp_path / "x.safetensors"), torch.nn.ModuleDict({"unet": unet}), nameless
     )
-    assert shapes == {f"unet.{ours}": Shape(2, 2.0)}
+    assert shapes == {f"unet.{ours}": RankAlpha(2, 2.0)}
 
 
 def test_a_lycoris_of_whole_matrices(parts, tmp_path):
@@ -312,7 +314,7 @@ TE2 = "lora_te2_text_model_encoder_layers_0"
 
 
 @pytest.mark.parametrize(
-    "sizes, said",
+    "weight_shapes, said",
     [
         (
             {
@@ -386,9 +388,10 @@ TE2 = "lora_te2_text_model_encoder_layers_0"
         ),
     ],
 )
-def test_what_does_not_fit_is_named(parts, tmp_path, sizes, said):
+def test_what_does_not_fit_is_named(parts, tmp_path, weight_shapes, said):
     save_file(
-        {name: torch.zeros(size) for name, size in sizes.items()}, tmp_path / "odd.safetensors"
+        {name: torch.zeros(size) for name, size in weight_shapes.items()},
+        tmp_path / "odd.safetensors",
     )
     with pytest.raises(Refused, match=said) as refusal:
         fit(look_into(tmp_path / "odd.safetensors"), parts, export_name)

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from lora_trainer.interop.kohya import OUR_SETTINGS
 from lora_trainer.interop.readers import import_settings
 from lora_trainer.lora import save
-from lora_trainer.lora.adapters import Form, Shape
+from lora_trainer.lora.adapter_layers import AdapterSpec, RankAlpha
 from lora_trainer.lora.blocks import read_block_rates
 from lora_trainer.runs import lora_metadata, plan
 from lora_trainer.runs.pipeline import train_lora
@@ -265,7 +265,7 @@ def base_model(**changes):
 
 
 def form_of(config):
-    return Form(
+    return AdapterSpec(
         kind=config.lora_type,
         rslora=config.rslora,
         use_dora=config.use_dora,
@@ -286,7 +286,7 @@ def written(config, folder, model=None, shapes=None):
     return lora_metadata.metadata(
         config,
         model or base_model(),
-        shapes or dict.fromkeys(parts, Shape(config.lora_rank, config.lora_alpha)),
+        shapes or dict.fromkeys(parts, RankAlpha(config.lora_rank, config.lora_alpha)),
         form_of(config),
         made,
         steps=made.schedule.total_steps,
@@ -652,7 +652,11 @@ def test_rank_and_alpha_of_most_layers_where_none_has_the_settings(folder):
     found = written(
         config,
         folder,
-        shapes={"unet.a": Shape(4, 2.0), "unet.b": Shape(4, 2.0), "unet.c": Shape(8, 8.0)},
+        shapes={
+            "unet.a": RankAlpha(4, 2.0),
+            "unet.b": RankAlpha(4, 2.0),
+            "unet.c": RankAlpha(8, 8.0),
+        },
     )
     assert (found["ss_network_dim"], found["ss_network_alpha"]) == ("4", "2")
 
@@ -660,9 +664,9 @@ def test_rank_and_alpha_of_most_layers_where_none_has_the_settings(folder):
 @pytest.mark.parametrize(
     "shapes, unet, text",
     [
-        ({"unet.a": Shape(4, 4.0), "te1.b": Shape(4, 4.0)}, "0.0001", "5e-05"),
-        ({"te1.b": Shape(4, 4.0)}, "None", "5e-05"),
-        ({"unet.a": Shape(4, 4.0)}, "0.0001", "None"),
+        ({"unet.a": RankAlpha(4, 4.0), "te1.b": RankAlpha(4, 4.0)}, "0.0001", "5e-05"),
+        ({"te1.b": RankAlpha(4, 4.0)}, "None", "5e-05"),
+        ({"unet.a": RankAlpha(4, 4.0)}, "0.0001", "None"),
     ],
 )
 @pytest.mark.parametrize(

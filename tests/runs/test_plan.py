@@ -15,8 +15,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.dataset.caption_augmentation import Variation
-from lora_trainer.lora.adapters import Adapters, Form, LayerChoice, plan_shapes
+from lora_trainer.dataset.caption_augmentation import CaptionAugmentation
+from lora_trainer.lora.adapter_layers import AdapterSpec
+from lora_trainer.lora.adapters import Adapters
+from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
 from lora_trainer.runs import plan as plan_module
 from lora_trainer.runs.plan import bucket_of, estimate, make_plan
 from lora_trainer.runs.step_options import form_of, layer_choice, variation_of
@@ -25,12 +27,12 @@ from lora_trainer.training import encoded_dataset, optimizers
 from lora_trainer.training.conditioning import Texts
 
 
-def planned(settings, host, thorough=True, session=None, **changes):
+def planned(settings, host, thorough=True, session_id=None, **changes):
     return make_plan(
         TrainConfig.parse({**settings, **changes}),
         lora_dir=host.lora_dir,
         thorough=thorough,
-        session=session,
+        session_id=session_id,
     )
 
 
@@ -193,7 +195,7 @@ def test_captions_that_vary_keep_their_separator_until_they_are_drawn(host, sett
     ]
     assert variation_of(
         TrainConfig.parse({**settings, "keep_tokens_separator": "|||", "shuffle_caption": True})
-    ) == Variation(True, 0, "|||")
+    ) == CaptionAugmentation(True, 0, "|||")
 
 
 def test_settings_as_the_steps_take_them():
@@ -215,7 +217,7 @@ def test_settings_as_the_steps_take_them():
             train_unet=False,
         )
     )
-    assert form_of(config) == Form("lokr", True, 8, 0.1, 0.2, 0.3)
+    assert form_of(config) == AdapterSpec("lokr", True, 8, 0.1, 0.2, 0.3)
     assert layer_choice(config) == LayerChoice(
         targets="all",
         rank=4,
@@ -237,7 +239,7 @@ def test_settings_as_the_steps_take_them():
             trigger_word="zib",
         )
     )
-    assert variation_of(varied) == Variation(True, 2, "|", 0.1, 0.2, 0.3, "zib")
+    assert variation_of(varied) == CaptionAugmentation(True, 2, "|", 0.1, 0.2, 0.3, "zib")
 
 
 @pytest.mark.parametrize(
@@ -621,7 +623,7 @@ def test_rates_are_those_of_what_the_file_lets_learn(host, settings, tmp_path):
         **finds,
     )
     planned(
-        settings, host, session=1.0, train_text_encoder=True, **finds
+        settings, host, session_id=1.0, train_text_encoder=True, **finds
     )  # a state knows better what learns
 
 
@@ -877,7 +879,7 @@ def test_a_lora_of_the_name_in_another_folder_is_a_clash(host, settings):
     with pytest.raises(Refused, match="would be mixed up with. Call the new one mine-2"):
         planned(settings, host, overwrite=True)
     with pytest.raises(Refused, match="Move it away: a run keeps its name"):
-        planned(settings, host, session=1.0)
+        planned(settings, host, session_id=1.0)
 
 
 def test_snapshots_of_another_run_may_be_replaced(host, settings):

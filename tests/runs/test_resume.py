@@ -388,7 +388,7 @@ def test_a_run_from_the_queue_waits_for_its_checkpoint(host, settings, name, sha
         host,
         control=control,
         on_progress=listen,
-        state_files=name,
+        checkpoint=name,
         checkpoint_sha256=sha256,
     )
     assert result.stopped == waits == ("checkpoint" in told)

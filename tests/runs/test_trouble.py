@@ -17,7 +17,7 @@ from lora_trainer.runs.pipeline import train_lora
 from lora_trainer.runs.resume import state_folder, state_step
 from lora_trainer.settings.config import TrainConfig
 from lora_trainer.training import compute_mode, loop, state_files
-from lora_trainer.training.compute_mode import Effort
+from lora_trainer.training.compute_mode import ComputeMode
 from tests.runs.test_pipeline import assert_untouched, state_of
 
 OUT_OF_MEMORY = (
@@ -89,7 +89,7 @@ def test_memory_that_runs_out_costs_no_step_and_changes_nothing(
 
 def test_the_last_rung_sets_the_encoders_aside(host, settings, monkeypatch):
     aside = []
-    monkeypatch.setattr(host.model, "set_encoders_aside", lambda: aside.append(1), raising=False)
+    monkeypatch.setattr(host.model, "offload_encoders", lambda: aside.append(1), raising=False)
     monkeypatch.setattr(host.model, "predict", failing(host.model.predict, {2, 3}, MemoryError()))
     result = train_lora(TrainConfig.parse({**settings, "batch_size": 1}), host)
     assert aside == [1] and "the VAE and the text encoder set aside" in result.remarks[1]
@@ -257,7 +257,7 @@ def test_no_file_with_numbers_that_are_not_finite(host, settings, monkeypatch):
     ],
 )
 def test_ladder_of_numbers(weights, dtype, bf16, expected):
-    rung = compute_mode.with_safer_numbers(Effort(dtype), weights, has_bf16=bf16)
+    rung = compute_mode.with_safer_numbers(ComputeMode(dtype), weights, has_bf16=bf16)
     assert (rung[0].dtype if rung else None) == expected
 
 
@@ -512,10 +512,12 @@ def test_a_pause_that_is_asked_for_while_a_picture_is_drawn(host, settings, fold
 
 
 def test_memory_that_runs_out_on_coming_back_from_a_picture(host, settings, folder, monkeypatch):
-    from lora_trainer.training.model_patches import Session
+    from lora_trainer.training.model_patches import ModelPatches
 
     monkeypatch.setattr(
-        Session, "open", failing(Session.open, {2}, torch.cuda.OutOfMemoryError(OUT_OF_MEMORY))
+        ModelPatches,
+        "open",
+        failing(ModelPatches.open, {2}, torch.cuda.OutOfMemoryError(OUT_OF_MEMORY)),
     )
     result = train_lora(
         TrainConfig.parse(settings),

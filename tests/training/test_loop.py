@@ -7,20 +7,23 @@ import pytest
 import torch
 
 from lora_trainer.base.contracts import Conditioning, Size
-from lora_trainer.dataset.caption_augmentation import Variation
-from lora_trainer.dataset.scan import Bucket, generator
-from lora_trainer.lora.adapters import Adapters, Form, LayerChoice, plan_shapes
+from lora_trainer.base.rng import generator
+from lora_trainer.dataset.buckets import Bucket
+from lora_trainer.dataset.caption_augmentation import CaptionAugmentation
+from lora_trainer.lora.adapter_layers import AdapterSpec
+from lora_trainer.lora.adapters import Adapters
+from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
 from lora_trainer.training import diffusion, loop
-from lora_trainer.training.compute_mode import Effort
+from lora_trainer.training.compute_mode import ComputeMode
 from lora_trainer.training.conditioning import Texts
 from lora_trainer.training.encoded_dataset import Encoded, assemble
-from lora_trainer.training.model_patches import Session
+from lora_trainer.training.model_patches import ModelPatches
 from lora_trainer.training.objective import Objective
 from lora_trainer.training.optimizers import LearningRates, make_optimizer
 from lora_trainer.training.precision import grad_scaler
-from lora_trainer.training.train_state import Learner
+from lora_trainer.training.train_state import TrainState
 
-CPU, PLAIN = torch.device("cpu"), Variation()
+CPU, PLAIN = torch.device("cpu"), CaptionAugmentation()
 SIZE = Size(64, 64, 0, 0, 64, 64)
 
 
@@ -45,7 +48,9 @@ def encoded_pictures(count=4, **changes):
 
 
 def lesson_of(pictures, schedule, objective=Objective(), variation=PLAIN, trained=False, **more):
-    return loop.Lesson(pictures, schedule, objective, Texts(variation, trained=trained), **more)
+    return loop.TrainingData(
+        pictures, schedule, objective, Texts(variation, trained=trained), **more
+    )
 
 
 def adapters_of(model, *, text_encoder=False, **form):
@@ -56,7 +61,7 @@ def adapters_of(model, *, text_encoder=False, **form):
         plan_shapes(
             parts, LayerChoice(targets="attention", rank=4, alpha=4.0, text_encoder=text_encoder)
         ),
-        Form(**form),
+        AdapterSpec(**form),
     )
 
 
@@ -64,7 +69,7 @@ def learner_of(adapters, *, rate=1e-2, steps=4, **settings):
     optimizer = make_optimizer(
         "adamw", {"all": adapters.parameters()}, learning_rates={"all": rate}, weight_decay=0.0
     )
-    return Learner(
+    return TrainState(
         adapters,
         optimizer,
         LearningRates("constant", optimizer, warmup_steps=0, total_steps=steps),
@@ -74,12 +79,14 @@ def learner_of(adapters, *, rate=1e-2, steps=4, **settings):
     )
 
 
-def gradients(model, adapters, lesson, effort=Effort(torch.float32)):
+def gradients(model, adapters, training_data, compute_mode=ComputeMode(torch.float32)):
     """The gradients of one step and its loss."""
     for parameter in adapters.parameters():
         parameter.grad = None
     with adapters.attached():
-        loss = loop._backward(model, lesson, 0, effort, grad_scaler(CPU, torch.float32))
+        loss = loop._backward(
+            model, training_data, 0, compute_mode, grad_scaler(CPU, torch.float32)
+        )
     return loss, [
         torch.zeros_like(each) if each.grad is None else each.grad.clone()
         for each in adapters.parameters()
@@ -136,12 +143,17 @@ def test_accumulated_gradient_is_the_mean_of_its_batches(host):
 @pytest.mark.parametrize("text_encoder", [False, True])
 def test_portions_of_a_batch_give_its_gradient(host, text_encoder):
     adapters = adapters_of(host.model, text_encoder=text_encoder)
-    lesson = lesson_of(
+    training_data = lesson_of(
         encoded_pictures(), loop.Schedule(1, 1, 4, 1, (1,) * 4, 0), trained=text_encoder
     )
     whole, portions = (
-        gradients(host.model, adapters, lesson, Effort(torch.float32, at_once=at_once))
-        for at_once in (0, 3)
+        gradients(
+            host.model,
+            adapters,
+            training_data,
+            ComputeMode(torch.float32, micro_batch_size=micro_batch_size),
+        )
+        for micro_batch_size in (0, 3)
     )
     assert whole[0] == pytest.approx(portions[0], rel=1e-6)
     assert all(
@@ -160,15 +172,20 @@ def test_portions_are_told_as_much_as_the_whole_batch(host, trained):
         dataclasses.replace(picture, caption=caption, conditioning=None)
         for picture, caption in zip(encoded_pictures(), LENGTHS)
     ]
-    lesson = lesson_of(
+    training_data = lesson_of(
         pictures,
         loop.Schedule(1, 1, 4, 1, (1,) * 4, 0),
-        variation=Variation(caption_dropout=0.01),
+        variation=CaptionAugmentation(caption_dropout=0.01),
         trained=trained,
     )
     whole, portions = (
-        gradients(host.model, adapters, lesson, Effort(torch.float32, at_once=at_once))
-        for at_once in (0, 1)
+        gradients(
+            host.model,
+            adapters,
+            training_data,
+            ComputeMode(torch.float32, micro_batch_size=micro_batch_size),
+        )
+        for micro_batch_size in (0, 1)
     )
     assert all(
         torch.allclose(mine, theirs, atol=1e-7) for mine, theirs in zip(whole[1], portions[1])
@@ -195,12 +212,12 @@ def test_weights_and_masks_reach_the_gradient(host):
 
 
 def test_captions_that_vary_are_encoded_anew_and_drawn_from_the_number_alone(host):
-    texts = Texts(Variation(shuffle=True))
+    texts = Texts(CaptionAugmentation(shuffle=True))
     batch = assemble(encoded_pictures(4, caption="a, b, c, d, e"), [0, 1, 2, 3], seed=1, number=5)
     captions = texts.draw(batch, seed=1, number=5)
     assert (
         captions
-        == Texts(Variation(shuffle=True)).draw(batch, seed=1, number=5)
+        == Texts(CaptionAugmentation(shuffle=True)).draw(batch, seed=1, number=5)
         != texts.draw(batch, seed=1, number=6)
         and len(set(captions)) > 1
     )
@@ -219,13 +236,13 @@ def test_captions_that_do_not_vary_are_those_encoded_before(host):
 
 def test_text_encoder_learns_through_its_captions(host):
     adapters = adapters_of(host.model, text_encoder=True)
-    learner, lesson = (
+    train_state, training_data = (
         learner_of(adapters, steps=3),
         lesson_of(encoded_pictures(), loop.Schedule(3, 1, 4, 1, (1,) * 4, 0), trained=True),
     )
     before = {path: factors["lora_up.weight"] for path, factors in adapters.weights().items()}
-    with Session(host.model, adapters, Effort(torch.float32)).opened() as session:
-        loop.run(session, learner, lesson)
+    with ModelPatches(host.model, adapters, ComputeMode(torch.float32)).opened() as patches:
+        loop.run(patches, train_state, training_data)
     after = {path: factors["lora_up.weight"] for path, factors in adapters.weights().items()}
     assert all(not torch.equal(before[path], after[path]) for path in before) and {
         path.partition(".")[0] for path in after
@@ -236,13 +253,17 @@ def test_gradient_checkpointing_changes_nothing_with_dropout(host):
     adapters = adapters_of(
         host.model, text_encoder=True, dropout=0.5, rank_dropout=0.3, module_dropout=0.3
     )
-    learner = learner_of(adapters)
-    lesson = lesson_of(encoded_pictures(), loop.Schedule(1, 1, 4, 1, (1,) * 4, 0), trained=True)
-    with Session(host.model, adapters, Effort(torch.float32)).opened() as session:
-        loop.run(session, learner, lesson)  # up-weights are zero no more
-    plain = gradients(host.model, adapters, lesson)
-    with Session(host.model, adapters, Effort(torch.float32, gradient_checkpointing=True)).opened():
-        again = gradients(host.model, adapters, lesson)
+    train_state = learner_of(adapters)
+    training_data = lesson_of(
+        encoded_pictures(), loop.Schedule(1, 1, 4, 1, (1,) * 4, 0), trained=True
+    )
+    with ModelPatches(host.model, adapters, ComputeMode(torch.float32)).opened() as patches:
+        loop.run(patches, train_state, training_data)  # up-weights are zero no more
+    plain = gradients(host.model, adapters, training_data)
+    with ModelPatches(
+        host.model, adapters, ComputeMode(torch.float32, gradient_checkpointing=True)
+    ).opened():
+        again = gradients(host.model, adapters, training_data)
     assert plain[0] == again[0] and all(
         torch.allclose(mine, theirs, atol=1e-8) for mine, theirs in zip(plain[1], again[1])
     )
@@ -256,12 +277,12 @@ def test_kept_out_pictures_are_measured_but_not_learned_from(host):
     schedule = loop.Schedule(6, 2, 2, 1, (1, 1, 1, 0), 0)
     assert all(3 not in batch for step in range(6) for batch in schedule.batches_of(step, pictures))
     adapters = adapters_of(host.model)
-    learner, lesson = (
+    train_state, training_data = (
         learner_of(adapters, steps=6),
-        lesson_of(pictures, schedule, measured=(3,), measured_every=4),
+        lesson_of(pictures, schedule, validation_indices=(3,), validate_every=4),
     )
-    with Session(host.model, adapters, Effort(torch.float32)).opened() as session:
-        loop.run(session, learner, lesson, on_step=told.append)
+    with ModelPatches(host.model, adapters, ComputeMode(torch.float32)).opened() as patches:
+        loop.run(patches, train_state, training_data, on_step=told.append)
     assert [done.step for done in told if done.validation_loss is not None] == [4, 6]
 
 
@@ -270,14 +291,14 @@ def test_measuring_repeats_itself_without_dropout_and_changes_nothing(host):
     with torch.no_grad():
         for parameter in adapters.parameters():
             parameter.normal_(generator=torch.Generator().manual_seed(0))
-    lesson = lesson_of(
-        encoded_pictures(), loop.Schedule(1, 1, 2, 1, (1,) * 3 + (0,), 0), measured=(3,)
+    training_data = lesson_of(
+        encoded_pictures(), loop.Schedule(1, 1, 2, 1, (1,) * 3 + (0,), 0), validation_indices=(3,)
     )
-    with Session(host.model, adapters, Effort(torch.float32)).opened() as session:
+    with ModelPatches(host.model, adapters, ComputeMode(torch.float32)).opened() as patches:
         state = torch.get_rng_state()
-        one, two = loop.validate(session, lesson), loop.validate(session, lesson)
+        one, two = loop.validate(patches, training_data), loop.validate(patches, training_data)
         assert one == two and torch.equal(state, torch.get_rng_state())
-    expected, picture = [], lesson.encoded[3]
+    expected, picture = [], training_data.encoded[3]
     for place in range(4):
         timesteps, noise = (
             torch.tensor([125 + 250 * place]),
@@ -296,26 +317,30 @@ def test_measuring_repeats_itself_without_dropout_and_changes_nothing(host):
 
 
 def test_measuring_is_broken_off_by_whoever_stops(host):
-    lesson = lesson_of(
-        encoded_pictures(), loop.Schedule(1, 1, 2, 1, (1, 1, 0, 0), 0), measured=(2, 3)
+    training_data = lesson_of(
+        encoded_pictures(), loop.Schedule(1, 1, 2, 1, (1, 1, 0, 0), 0), validation_indices=(2, 3)
     )
     adapters, answers = adapters_of(host.model), iter([True, False])
-    with Session(host.model, adapters, Effort(torch.float32)).opened() as session:
+    with ModelPatches(host.model, adapters, ComputeMode(torch.float32)).opened() as patches:
         assert (
-            loop.validate(session, lesson, lambda: next(answers)) is None
-            and loop.validate(session, lesson) > 0
+            loop.validate(patches, training_data, lambda: next(answers)) is None
+            and loop.validate(patches, training_data) > 0
         )
 
 
 def test_a_measure_that_is_no_number_is_left_out_and_said(host, monkeypatch):
     adapters, said, told = adapters_of(host.model), [], []
-    lesson = lesson_of(
-        encoded_pictures(), loop.Schedule(2, 1, 2, 1, (1, 1, 1, 0), 0), measured=(3,)
+    training_data = lesson_of(
+        encoded_pictures(), loop.Schedule(2, 1, 2, 1, (1, 1, 1, 0), 0), validation_indices=(3,)
     )
     monkeypatch.setattr(loop, "validate", lambda *arguments: float("nan"))
-    with Session(host.model, adapters, Effort(torch.float32)).opened() as session:
+    with ModelPatches(host.model, adapters, ComputeMode(torch.float32)).opened() as patches:
         loop.run(
-            session, learner_of(adapters, steps=2), lesson, on_step=told.append, remark=said.append
+            patches,
+            learner_of(adapters, steps=2),
+            training_data,
+            on_step=told.append,
+            remark=said.append,
         )
     assert [done.validation_loss for done in told] == [
         None,
@@ -333,14 +358,16 @@ def test_measured_timesteps_are_among_those_that_are_trained(host, monkeypatch):
             predict(noisy, timesteps, told),
         )[1],
     )
-    lesson = lesson_of(
+    training_data = lesson_of(
         encoded_pictures(),
         loop.Schedule(1, 1, 2, 1, (1, 1, 1, 0), 0),
         Objective(min_timestep=100, max_timestep=300),
-        measured=(3,),
+        validation_indices=(3,),
     )
-    with Session(host.model, adapters_of(host.model), Effort(torch.float32)).opened() as session:
-        loop.validate(session, lesson)
+    with ModelPatches(
+        host.model, adapters_of(host.model), ComputeMode(torch.float32)
+    ).opened() as patches:
+        loop.validate(patches, training_data)
     assert seen == [125, 175, 225, 275]
 
 
@@ -351,20 +378,25 @@ def test_largest_batch_is_what_a_bucket_can_fill():
 
 
 def test_each_epoch_is_measured_where_no_number_of_steps_is_given():
-    lesson = lesson_of(
-        encoded_pictures(), loop.Schedule(10, 3, 1, 1, (1, 1, 1, 0), 0), measured=(3,)
+    training_data = lesson_of(
+        encoded_pictures(), loop.Schedule(10, 3, 1, 1, (1, 1, 1, 0), 0), validation_indices=(3,)
     )
-    assert [step for step in range(1, 11) if lesson.is_measured_after(step)] == [3, 6, 9, 10]
+    assert [step for step in range(1, 11) if training_data.is_validated_after(step)] == [
+        3,
+        6,
+        9,
+        10,
+    ]
 
 
 def test_measuring_with_sixteen_bit_weights_encodes_as_training_does(host):
     adapters = adapters_of(host.model, text_encoder=True)
     host.model.parts().bfloat16()
-    lesson = lesson_of(
+    training_data = lesson_of(
         encoded_pictures(),
         loop.Schedule(1, 1, 2, 1, (1, 1, 1, 0), 0),
         trained=True,
-        measured=(3,),
+        validation_indices=(3,),
     )
-    with Session(host.model, adapters, Effort(torch.bfloat16)).opened() as session:
-        assert loop.validate(session, lesson) > 0
+    with ModelPatches(host.model, adapters, ComputeMode(torch.bfloat16)).opened() as patches:
+        assert loop.validate(patches, training_data) > 0

@@ -146,7 +146,7 @@ def test_draws_depend_on_seed_and_number_alone():
     one, torch_state = settings.draw(BIG, seed=1, number=7), torch.get_rng_state()
     again, other = settings.draw(BIG, seed=1, number=7), settings.draw(BIG, seed=1, number=8)
     assert (
-        torch.equal(one.shown, again.shown)
+        torch.equal(one.perturbed_noise, again.perturbed_noise)
         and torch.equal(one.timesteps, again.timesteps)
         and torch.equal(torch_state, torch.get_rng_state())
     )
@@ -157,7 +157,9 @@ def test_draws_depend_on_seed_and_number_alone():
 
 def test_plain_noise_is_what_is_shown():
     task = Objective().draw(BIG, seed=1, number=0)
-    assert task.shown is task.noise and task.noise.std().item() == pytest.approx(1, abs=0.01)
+    assert task.perturbed_noise is task.noise and task.noise.std().item() == pytest.approx(
+        1, abs=0.01
+    )
 
 
 def test_noise_offset_moves_each_channel_as_a_whole():
@@ -215,7 +217,7 @@ def test_input_perturbation_shows_more_noise_than_is_to_be_predicted():
         Objective().draw(BIG, seed=1, number=0),
     )
     assert torch.equal(task.noise, plain.noise) and (
-        task.shown - task.noise
+        task.perturbed_noise - task.noise
     ).std().item() == pytest.approx(0.2, abs=0.005)
 
 

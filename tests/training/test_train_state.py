@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.lora.adapters import Adapters, Form, Shape
+from lora_trainer.lora.adapter_layers import AdapterSpec, RankAlpha
+from lora_trainer.lora.adapters import Adapters
 from lora_trainer.training import state_files
 from lora_trainer.training.optimizers import (
     KINDS,
@@ -20,7 +21,7 @@ from lora_trainer.training.optimizers import (
     make_optimizer,
 )
 from lora_trainer.training.parameter_groups import RateChoice, groups_of, own_settings, rates_of
-from lora_trainer.training.train_state import Learner, form_of_state, shapes_of_state
+from lora_trainer.training.train_state import TrainState, form_of_state, shapes_of_state
 
 CPU = torch.device("cpu")
 LAYERS = (
@@ -35,14 +36,14 @@ def make(
     arguments="",
     *,
     rank=4,
-    form=Form(),
+    form=AdapterSpec(),
     text_encoder=True,
     schedule="cosine",
     rate=1e-2,
     weight_decay=0.01,
     rates=MappingProxyType({}),
     **options,
-) -> Learner:
+) -> TrainState:
     parts = model.parts()
     encoder = next(
         path
@@ -51,7 +52,7 @@ def make(
     )
     adapters = Adapters.create(
         parts,
-        {path: Shape(rank, 2.0) for path in (*LAYERS, *([encoder] if text_encoder else []))},
+        {path: RankAlpha(rank, 2.0) for path in (*LAYERS, *([encoder] if text_encoder else []))},
         form,
         seed=5,
     )
@@ -65,7 +66,7 @@ def make(
         arguments=arguments,
         own=own_settings(groups),
     )
-    return Learner(
+    return TrainState(
         adapters,
         optimizer,
         LearningRates(schedule, optimizer, warmup_steps=2, total_steps=12),
@@ -75,24 +76,24 @@ def make(
     )
 
 
-def train(learner, until: int) -> None:
+def train(train_state, until: int) -> None:
     """Take steps whose gradients depend on the step and on the weights."""
-    while learner.step < until:
-        learner.rates.set(learner.step)
-        draws = torch.Generator().manual_seed(learner.step)
-        for parameter in learner.adapters.parameters():
+    while train_state.step < until:
+        train_state.rates.set(train_state.step)
+        draws = torch.Generator().manual_seed(train_state.step)
+        for parameter in train_state.adapters.parameters():
             parameter.grad = (
                 torch.randn(parameter.shape, generator=draws).to(parameter.device)
                 + parameter.detach()
             )
-        learner.optimizer.step()
-        learner.step += 1
-        learner.after_step()
-        learner.optimizer.zero_grad(set_to_none=True)
+        train_state.optimizer.step()
+        train_state.step += 1
+        train_state.after_step()
+        train_state.optimizer.zero_grad(set_to_none=True)
 
 
-def through_a_file(learner, folder) -> state_files.State:
-    state_files.save(folder, learner.state({"session": 7}), keep=2)
+def through_a_file(train_state, folder) -> state_files.State:
+    state_files.save(folder, train_state.state({"session": 7}), keep=2)
     return state_files.latest(folder)
 
 
@@ -146,21 +147,25 @@ def needs(name: str) -> None:
         ("adamw", "fused=False", {}),
         ("adamw", "", dict(ema_decay=0.9)),
         ("adamw", "", dict(scale_weight_norms=0.05, schedule="one_cycle")),
-        ("adamw", "", dict(form=Form("loha"), ema_decay=0.9, scale_weight_norms=0.05)),
-        ("adamw", "", dict(form=Form("lokr"), ema_decay=0.9)),
-        ("adamw", "", dict(form=Form(use_dora=True), ema_decay=0.9, scale_weight_norms=0.05)),
-        ("adamw", "", dict(form=Form("lokr", use_dora=True))),
+        ("adamw", "", dict(form=AdapterSpec("loha"), ema_decay=0.9, scale_weight_norms=0.05)),
+        ("adamw", "", dict(form=AdapterSpec("lokr"), ema_decay=0.9)),
+        (
+            "adamw",
+            "",
+            dict(form=AdapterSpec(use_dora=True), ema_decay=0.9, scale_weight_norms=0.05),
+        ),
+        ("adamw", "", dict(form=AdapterSpec("lokr", use_dora=True))),
         (
             "adamw",
             "",
             dict(
-                form=Form(use_dora=True),
+                form=AdapterSpec(use_dora=True),
                 rates=dict(loraplus_lr_ratio=16.0, block_learning_rates="IN01=0.5"),
                 ema_decay=0.9,
             ),
         ),
-        ("prodigy", "", dict(form=Form(use_dora=True))),
-        ("schedulefree", "", dict(form=Form(use_dora=True), scale_weight_norms=0.05)),
+        ("prodigy", "", dict(form=AdapterSpec(use_dora=True))),
+        ("schedulefree", "", dict(form=AdapterSpec(use_dora=True), scale_weight_norms=0.05)),
         ("adamw8bit", "", dict(rank=256)),
         ("adamw8bit", "", dict(rank=4)),
         ("lion", "", {}),
@@ -203,28 +208,31 @@ def test_a_learner_goes_back_to_its_own_state(host, tmp_path, name):
     Prodigy's d.
     """
     needs(name)
-    whole, learner = make(host.model, name, ema_decay=0.9), make(host.model, name, ema_decay=0.9)
+    whole, train_state = (
+        make(host.model, name, ema_decay=0.9),
+        make(host.model, name, ema_decay=0.9),
+    )
     train(whole, 6)
     for step in (0, 2):
-        train(learner, step)
-        state = through_a_file(learner, tmp_path / str(step))
-        train(learner, 6)
-        learner.half_done = True
-        learner.restore(state)
-        assert (learner.step, learner.half_done) == (step, False)
-        train(learner, 6)
-        assert_same(whole.weights_to_save(), learner.weights_to_save())
-        learner.restore(state)
+        train(train_state, step)
+        state = through_a_file(train_state, tmp_path / str(step))
+        train(train_state, 6)
+        train_state.in_optimizer_step = True
+        train_state.restore(state)
+        assert (train_state.step, train_state.in_optimizer_step) == (step, False)
+        train(train_state, 6)
+        assert_same(whole.weights_to_save(), train_state.weights_to_save())
+        train_state.restore(state)
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_dtypes_shapes_and_numbers_survive(host, tmp_path, name):
     needs(name)
-    learner, other = make(host.model, name, rank=256), make(host.model, name, rank=256)
-    train(learner, 3)
-    other.restore(through_a_file(learner, tmp_path))
-    for mine, theirs in zip(learner._parameters(), other._parameters()):
-        before, after = learner.optimizer.state[mine], other.optimizer.state[theirs]
+    train_state, other = make(host.model, name, rank=256), make(host.model, name, rank=256)
+    train(train_state, 3)
+    other.restore(through_a_file(train_state, tmp_path))
+    for mine, theirs in zip(train_state._parameters(), other._parameters()):
+        before, after = train_state.optimizer.state[mine], other.optimizer.state[theirs]
         assert {key: type(value) for key, value in before.items()} == {
             key: type(value) for key, value in after.items()
         }
@@ -236,7 +244,7 @@ def test_dtypes_shapes_and_numbers_survive(host, tmp_path, name):
                 ) and torch.equal(value, after[key])
             else:
                 assert value == after[key]
-    for before, after in zip(learner.optimizer.param_groups, other.optimizer.param_groups):
+    for before, after in zip(train_state.optimizer.param_groups, other.optimizer.param_groups):
         assert {key: value for key, value in before.items() if key not in ("params", "lr")} == {
             key: value for key, value in after.items() if key not in ("params", "lr")
         }
@@ -245,12 +253,12 @@ def test_dtypes_shapes_and_numbers_survive(host, tmp_path, name):
 def test_what_several_parameters_share_is_kept_once(host, tmp_path):
     """bitsandbytes' tables of 256 numbers, one for all."""
     needs("adamw8bit")
-    learner, other = (
+    train_state, other = (
         make(host.model, "adamw8bit", rank=256),
         make(host.model, "adamw8bit", rank=256),
     )
-    train(learner, 2)
-    state = through_a_file(learner, tmp_path)
+    train(train_state, 2)
+    state = through_a_file(train_state, tmp_path)
     assert sum("qmap" in name for name in state.tensors) == 2 and any(
         "qmap1" in name for name in state.facts["optimizer"]["shared"]
     )
@@ -279,9 +287,9 @@ def test_an_average_may_be_switched_on_or_off_in_the_middle(host, tmp_path):
 
 
 def test_a_state_of_others_is_not_taken(host, tmp_path):
-    learner = make(host.model)
-    train(learner, 2)
-    state, before = through_a_file(learner, tmp_path), learner.adapters.weights()
+    train_state = make(host.model)
+    train(train_state, 2)
+    state, before = through_a_file(train_state, tmp_path), train_state.adapters.weights()
     with pytest.raises(ValueError, match="layers differ"):
         make(host.model, text_encoder=False).restore(state)
     needs("adafactor")
@@ -292,15 +300,15 @@ def test_a_state_of_others_is_not_taken(host, tmp_path):
 
 
 def test_a_state_says_what_it_is_of(host, tmp_path):
-    learner = make(host.model, form=Form("loha", dropout=0.1), ema_decay=0.9)
-    learner.loss_average = 0.1 + 0.2
-    train(learner, 2)
-    state = through_a_file(learner, tmp_path)
+    train_state = make(host.model, form=AdapterSpec("loha", dropout=0.1), ema_decay=0.9)
+    train_state.loss_average = 0.1 + 0.2
+    train(train_state, 2)
+    state = through_a_file(train_state, tmp_path)
     assert state.facts["session"] == 7 and state.facts["loss_average"] == 0.1 + 0.2
-    assert shapes_of_state(state) == learner.adapters.shapes and list(
+    assert shapes_of_state(state) == train_state.adapters.shapes and list(
         shapes_of_state(state)
-    ) == list(learner.adapters.shapes)
-    assert form_of_state(state) == Form("loha", dropout=0.1)
+    ) == list(train_state.adapters.shapes)
+    assert form_of_state(state) == AdapterSpec("loha", dropout=0.1)
     assert {f"{kind}/hada_w1_a/{LAYERS[0]}" for kind in ("lora", "ema")} < state.tensors.keys()
     json.dumps(dict(state.facts))
 
@@ -314,16 +322,16 @@ def test_the_average_is_the_weighted_sum_of_all_steps(host, name):
     less than the decay says, so that the beginning is forgotten.
     """
     needs(name)
-    learner, plain, seen = make(host.model, name, ema_decay=0.6), make(host.model, name), []
+    train_state, plain, seen = make(host.model, name, ema_decay=0.6), make(host.model, name), []
     for step in range(1, 9):
-        train(learner, step)
+        train(train_state, step)
         train(plain, step)
         seen.append(plain.weights_to_save())
     decays = [0.0, *(min(0.6, (1 + n) / (10 + n)) for n in range(1, 8))]
     assert decays[1] == pytest.approx(2 / 11) and decays[-1] < 0.6
     shares = [(1 - decays[n]) * math.prod(decays[n + 1 :]) for n in range(8)]
     assert sum(shares) == pytest.approx(1)
-    saved = learner.weights_to_save()
+    saved = train_state.weights_to_save()
     for path in saved:
         for name, tensor in saved[path].items():
             expected = sum(
@@ -332,17 +340,17 @@ def test_the_average_is_the_weighted_sum_of_all_steps(host, name):
             assert tensor.dtype == torch.float32 and torch.allclose(
                 tensor.double(), expected, atol=1e-6
             )
-    assert distance(saved, learner.adapters.weights()) > 1e-4
+    assert distance(saved, train_state.adapters.weights()) > 1e-4
 
 
 def test_the_average_is_diffusers(host):
     ema_model = pytest.importorskip("diffusers.training_utils").EMAModel
-    learner = make(host.model, ema_decay=0.3)
-    theirs = ema_model(learner.adapters.parameters(), decay=0.3)
+    train_state = make(host.model, ema_decay=0.3)
+    theirs = ema_model(train_state.adapters.parameters(), decay=0.3)
     for step in range(1, 9):
-        train(learner, step)
-        theirs.step(learner.adapters.parameters())
-    own = [tensor for path in learner.weights_to_save().values() for tensor in path.values()]
+        train(train_state, step)
+        theirs.step(train_state.adapters.parameters())
+    own = [tensor for path in train_state.weights_to_save().values() for tensor in path.values()]
     assert all(
         torch.allclose(mine, shadow, atol=1e-6) for mine, shadow in zip(own, theirs.shadow_params)
     ) and len(own) == len(theirs.shadow_params)
@@ -371,31 +379,31 @@ def test_saving_on_the_way_disturbs_nothing(host, name, options):
 
 
 def test_limiting_what_is_saved_leaves_the_average_as_it_is(host):
-    learner = make(host.model, ema_decay=0.9, rate=0.1)
-    train(learner, 5)
-    before, learner._largest_norm = learner.weights_to_save(), 1e-3
-    assert max(norms_of(learner.weights_to_save())) < 2e-3 < min(norms_of(before))
-    learner._largest_norm = 0.0
-    assert_same(learner.weights_to_save(), before)
+    train_state = make(host.model, ema_decay=0.9, rate=0.1)
+    train(train_state, 5)
+    before, train_state._largest_norm = train_state.weights_to_save(), 1e-3
+    assert max(norms_of(train_state.weights_to_save())) < 2e-3 < min(norms_of(before))
+    train_state._largest_norm = 0.0
+    assert_same(train_state.weights_to_save(), before)
 
 
 def test_saving_that_fails_gives_the_weights_back(host, monkeypatch):
-    learner = make(host.model, ema_decay=0.9)
-    train(learner, 3)
-    before, weights = learner.adapters.weights(), learner.adapters.weights
-    monkeypatch.setattr(learner.adapters, "weights", lambda: 1 / 0)
+    train_state = make(host.model, ema_decay=0.9)
+    train(train_state, 3)
+    before, weights = train_state.adapters.weights(), train_state.adapters.weights
+    monkeypatch.setattr(train_state.adapters, "weights", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        learner.weights_to_save()
+        train_state.weights_to_save()
     assert_same(weights(), before)
 
 
 def test_schedule_frees_saved_weights_are_those_of_its_eval_mode(host):
     needs("schedulefree")
-    learner, other = make(host.model, "schedulefree"), make(host.model, "schedulefree")
-    train(learner, 5)
+    train_state, other = make(host.model, "schedulefree"), make(host.model, "schedulefree")
+    train(train_state, 5)
     train(other, 5)
     other.optimizer.eval()
-    assert_same(learner.weights_to_save(), other.adapters.weights())
+    assert_same(train_state.weights_to_save(), other.adapters.weights())
 
 
 @pytest.mark.parametrize(
@@ -425,11 +433,11 @@ def test_no_layer_grows_beyond_the_limit(host, name, options):
 def test_schedule_free_is_scaled_down_as_a_whole(host):
     """Both of its points, so that the average of a layer points where it did."""
     needs("schedulefree")
-    learner = make(host.model, "schedulefree", rate=0.1)
-    train(learner, 6)
-    before, learner._largest_norm = learner.weights_to_save(), 1e-3
-    learner.after_step()
-    after = learner.weights_to_save()
+    train_state = make(host.model, "schedulefree", rate=0.1)
+    train(train_state, 6)
+    before, train_state._largest_norm = train_state.weights_to_save(), 1e-3
+    train_state.after_step()
+    after = train_state.weights_to_save()
     assert max(norms_of(after)) <= 1.001e-3 and min(norms_of(before)) > 0.1
     for path in before:
         for name in before[path]:
@@ -449,15 +457,15 @@ def test_everything_large_moves(host, name):
     nothing may be left behind.
     """
     needs(name)
-    learner = make(host.model, name, rank=256, ema_decay=0.9)
-    train(learner, 2)
-    learner.to(torch.float64)
+    train_state = make(host.model, name, rank=256, ema_decay=0.9)
+    train(train_state, 2)
+    train_state.to(torch.float64)
     held = [
-        *learner.adapters.parameters(),
-        *learner._ema,
+        *train_state.adapters.parameters(),
+        *train_state._ema,
         *(
             value
-            for values in learner.optimizer.state.values()
+            for values in train_state.optimizer.state.values()
             for value in values.values()
             if isinstance(value, torch.Tensor) and value.dim()
         ),
@@ -471,9 +479,9 @@ def test_a_pause_on_the_cpu_changes_nothing(host, name):
     gpu = torch.device("cuda")
     needs(name)
     still, moved = make(host.model, name, ema_decay=0.9), make(host.model, name, ema_decay=0.9)
-    for learner in (still, moved):
-        learner.to(gpu)
-        train(learner, 3)
+    for train_state in (still, moved):
+        train_state.to(gpu)
+        train(train_state, 3)
     moved.to(CPU)
     moved.to(gpu)
     train(still, 6)
@@ -483,21 +491,25 @@ def test_a_pause_on_the_cpu_changes_nothing(host, name):
 
 def test_magnitudes_of_a_dora_are_neither_limited_nor_do_they_decay(host):
     """Both would take away what the base model knows."""
-    learner = make(host.model, form=Form(use_dora=True), weight_decay=0.9, scale_weight_norms=1e-3)
-    before = {path: weights["dora_scale"] for path, weights in learner.adapters.weights().items()}
+    train_state = make(
+        host.model, form=AdapterSpec(use_dora=True), weight_decay=0.9, scale_weight_norms=1e-3
+    )
+    before = {
+        path: weights["dora_scale"] for path, weights in train_state.adapters.weights().items()
+    }
     for step in range(5):
-        for parameter in learner.adapters.parameters():
+        for parameter in train_state.adapters.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        learner.rates.set(step)
-        learner.optimizer.step()
-        learner.step += 1
-        learner.after_step()
-    after = learner.adapters.weights()
+        train_state.rates.set(step)
+        train_state.optimizer.step()
+        train_state.step += 1
+        train_state.after_step()
+    after = train_state.adapters.weights()
     assert all(torch.equal(weights["dora_scale"], before[path]) for path, weights in after.items())
 
 
 def test_rates_of_groups_follow_the_schedule_and_the_usual_one_is_reported(host):
-    learner = make(
+    train_state = make(
         host.model,
         rates=dict(
             loraplus_lr_ratio=16.0,
@@ -506,9 +518,9 @@ def test_rates_of_groups_follow_the_schedule_and_the_usual_one_is_reported(host)
         ),
         text_encoder=True,
     )
-    learner.rates.set(1)
+    train_state.rates.set(1)
     usual = 1e-2 * 2 / 3  # the warm-up's second step of two
-    found = {group["name"]: group["lr"] for group in learner.optimizer.param_groups}
+    found = {group["name"]: group["lr"] for group in train_state.optimizer.param_groups}
     assert found == pytest.approx(
         {
             "unet x0.5": usual / 2,
@@ -517,4 +529,4 @@ def test_rates_of_groups_follow_the_schedule_and_the_usual_one_is_reported(host)
             "text_encoder x4": usual * 2,
         }
     )
-    assert effective_rate(learner.optimizer) == pytest.approx(usual)
+    assert effective_rate(train_state.optimizer) == pytest.approx(usual)

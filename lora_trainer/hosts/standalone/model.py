@@ -73,7 +73,7 @@ class StableDiffusion(BaseModel):
         weighted = ", weighted" if self._reading.weighted_captions else ""
         return f"clip skip {self.clip_skip}, {self._reading.max_token_length} tokens{weighted}"
 
-    def set_encoders_aside(self) -> None:
+    def offload_encoders(self) -> None:
         for module in (self._vae, *self.text_encoders):
             module.to("cpu")
         free_memory(self.device)

@@ -51,7 +51,7 @@ class WebUIModel(BaseModel):
             next(sd_model.model.diffusion_model.parameters()).dtype,
         )
         self.name, self.sha256 = info.name_for_extra, info.sha256
-        self.encoders_aside = False
+        self.encoders_offloaded = False
         self.adopt(sd_model)
         self.read_as(Reading())
 
@@ -93,9 +93,9 @@ class WebUIModel(BaseModel):
         )
         return f"{vae}, clip skip {self.clip_skip}, {captioned.key_of(self._reading)}"
 
-    def set_encoders_aside(self) -> None:
+    def offload_encoders(self) -> None:
         """Under --medvram they are aside anyway, and the WebUI's own hooks keep the books."""
-        self.encoders_aside = True
+        self.encoders_offloaded = True
         if not self._sd_model.lowvram:
             for module in encoders(self._sd_model):
                 module.to(devices.cpu)

@@ -193,7 +193,7 @@ def test_giving_way_ends_when_told_to_stop(host):
     with host.borrow_model():
         assert not host.give_way(until=lambda: False, should_stop=lambda: True)
     with host.borrow_model() as model:
-        model.set_encoders_aside()
+        model.offload_encoders()
         assert host.give_way()
 
 

@@ -104,7 +104,7 @@ def networks():
 
 
 def host():
-    from lora_trainer.hosts.webui.host import host as webui
+    from lora_trainer.hosts.webui import host as webui
 
     return webui.training_service().host
 

@@ -64,7 +64,8 @@ def predict_with_trainer(path: str) -> torch.Tensor:
 
 def differences_at_start() -> dict:
     """How far new adapters on each choice of layers move the prediction."""
-    from lora_trainer.lora.adapters import Adapters, LayerChoice, plan_shapes
+    from lora_trainer.lora.adapters import Adapters
+    from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
 
     moved = {}
     with host().borrow_model() as base:
@@ -92,7 +93,9 @@ def fail_in_the_middle() -> dict:
     tidied up by the trainer itself.
     """
     from lora_trainer.base.contracts import Conditioning
-    from lora_trainer.lora.adapters import Adapters, Form, LayerChoice, plan_shapes
+    from lora_trainer.lora.adapter_layers import AdapterSpec
+    from lora_trainer.lora.adapters import Adapters
+    from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
     from lora_trainer.training.precision import gradient_checkpointing
 
     before = state()
@@ -101,7 +104,7 @@ def fail_in_the_middle() -> dict:
         with host().borrow_model() as base:
             choice = LayerChoice(targets="all", rank=2, alpha=2, text_encoder=True)
             adapters = Adapters.create(
-                base.parts(), plan_shapes(base.parts(), choice), Form(dropout=0.1), seed=0
+                base.parts(), plan_shapes(base.parts(), choice), AdapterSpec(dropout=0.1), seed=0
             )
             adapters.attach()
             gradient_checkpointing(base.parts(), True).__enter__()
@@ -158,7 +161,7 @@ def encodings(caption: str) -> dict:
 
 def refusals() -> dict:
     """Pretend that settings are others, and collect what the host says."""
-    from lora_trainer.hosts.webui.host import host as webui
+    from lora_trainer.hosts.webui import host as webui
 
     model, flags, said = shared.sd_model, shared.cmd_opts, {}
 
@@ -188,7 +191,7 @@ def guard(api_auth: str | None, login: bool) -> dict:
     """Say whom the guard lets in, with --api-auth as given and a login of gradio's or none."""
     from fastapi import HTTPException
 
-    from lora_trainer.hosts.webui.host import guard as webui_guard
+    from lora_trainer.hosts.webui import guard as webui_guard
 
     app = type(
         "App", (), {"auth": {"user": "word"} if login else None, "tokens": {"good": "user"}}
@@ -237,7 +240,7 @@ WAITS: list = []
 
 
 def steps_done() -> int:
-    from lora_trainer.hosts.webui.host import host as webui
+    from lora_trainer.hosts.webui import host as webui
 
     job = webui.training_service().current_job()
     return (job or {}).get("step") or 0

@@ -142,7 +142,9 @@ def write_random_lora(
     prediction is before, with them new, and with these weights.
     """
     from lora_trainer.lora import save
-    from lora_trainer.lora.adapters import Adapters, Form, LayerChoice, plan_shapes
+    from lora_trainer.lora.adapter_layers import AdapterSpec
+    from lora_trainer.lora.adapters import Adapters
+    from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
 
     with host().borrow_model() as base:
         bare = prediction(base, captions)
@@ -150,7 +152,7 @@ def write_random_lora(
             base.parts(),
             LayerChoice(targets=targets, rank=4, alpha=2.0, unet=unet, text_encoder=text_encoder),
         )
-        adapters = Adapters.create(base.parts(), shapes, Form(kind=kind))
+        adapters = Adapters.create(base.parts(), shapes, AdapterSpec(kind=kind))
         with adapters.attached():
             start = prediction(base, captions)
         draws, strength = (
@@ -213,7 +215,8 @@ def gradients(captions: list) -> dict:
     """Say which layers of adapters on everything get no gradient, and how far those with gradient
     checkpointing and without are apart.
     """
-    from lora_trainer.lora.adapters import Adapters, LayerChoice, plan_shapes
+    from lora_trainer.lora.adapters import Adapters
+    from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
     from lora_trainer.training.precision import gradient_checkpointing
 
     found = []
@@ -268,19 +271,15 @@ def counted_while_attached() -> dict:
     """Count what would learn, as a plan does: before the model is lent, and while adapters are in
     it.
     """
-    from lora_trainer.lora.adapters import (
-        Adapters,
-        Form,
-        LayerChoice,
-        count_parameters,
-        plan_shapes,
-    )
+    from lora_trainer.lora.adapter_layers import AdapterSpec
+    from lora_trainer.lora.adapters import Adapters, count_parameters
+    from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
 
     choice = LayerChoice(targets="all", rank=2, alpha=2.0, text_encoder=True)
 
     def count():
         parts = host().peek_parts()
-        return count_parameters(parts, plan_shapes(parts, choice), Form())
+        return count_parameters(parts, plan_shapes(parts, choice), AdapterSpec())
 
     before = count()
     with host().borrow_model() as base:

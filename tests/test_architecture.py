@@ -317,7 +317,7 @@ def test_the_search_for_dangers_finds(source):
     assert dangers_in(source)
 
 
-# --- Names are imported from where they are defined ------------------------------------------------
+# --- Names are imported from where they are defined -----------------------------------------------
 
 
 def names_bound_in(tree: ast.Module) -> set[str]:

@@ -16,12 +16,16 @@ RUN = """
 import sys, threading, psutil
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from lora_trainer.editor import picture_files as pictures
-from lora_trainer.dataset.scan import Bucket, inspect
+from lora_trainer.editor import picture_files
+from lora_trainer.dataset.buckets import Bucket
+from lora_trainer.dataset.scan import inspect
 path, process, most = Path(sys.argv[2]), psutil.Process(), [0]
 inspect(path, thorough=False)
 before = process.memory_info().rss
-act = {"preview": lambda: pictures.preview(path), "crop": lambda: pictures.trained_view(path, Bucket(64, 64))}[sys.argv[3]]
+act = {
+    "preview": lambda: picture_files.preview(path),
+    "crop": lambda: picture_files.trained_view(path, Bucket(64, 64)),
+}[sys.argv[3]]
 threads = [threading.Thread(target=act) for _ in range(5)]
 for thread in threads:
     thread.start()
@@ -29,7 +33,7 @@ while any(thread.is_alive() for thread in threads):
     most[0] = max(most[0], process.memory_info().rss - before)
     threads[0].join(0.002)
 print(most[0] // 2**20)
-"""  # noqa: E501
+"""
 
 
 @pytest.mark.parametrize("act, most_mib", [("preview", 450), ("crop", 800)])

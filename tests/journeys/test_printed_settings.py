@@ -136,7 +136,7 @@ def alphas(path):
                 tuple(file.get_tensor(key.replace(".alpha", ".lora_down.weight")).shape)[0],
                 float(file.get_tensor(key)),
             )
-            for key in file
+            for key in file.keys()  # noqa: SIM118 - no mapping
             if key.endswith(".alpha")
         }
         return found, file.metadata()

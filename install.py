@@ -1,10 +1,13 @@
 """Adds what is missing, and changes nothing that is there.
 
 Run by the WebUI at every start, without arguments. By hand, on a machine without a WebUI:
-  python3 install.py demo [--ui] [...]    makes .venv beside this file, trains the embedded example,
-  leaves demo-output/
-  python3 install.py test [...]           makes .venv and runs the tests; what follows goes to
-pytest Needs nothing but Python's standard library.
+
+  python3 install.py demo [--ui] [...]   makes .venv beside this file and trains the embedded example
+                                         into demo-output/
+  python3 install.py test [...]          makes .venv and runs the tests; what follows goes to pytest
+  python3 install.py check               makes .venv and checks format, lint and types
+
+Needs nothing but Python's standard library.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ OLDEST, NEWEST = (3, 10), (3, 13)
 REQUIREMENTS = {
     "demo": ROOT / "requirements-standalone.txt",
     "test": ROOT / "requirements-test.txt",
+    "check": ROOT / "requirements-test.txt",
 }
+CHECKS = (["ruff", "format", "--check", "."], ["ruff", "check", "."], ["mypy"])
 
 # What the WebUI's own packages lack, and what they always have unless something is broken: module
 # -> exact pin.
@@ -153,7 +158,7 @@ class Failed(Exception):
 
 
 def run_standalone(command: str, arguments: list[str]) -> int:
-    """Make .venv complete, then run the demo or the tests in it; returns the exit status."""
+    """Make .venv complete, then run the demo, the tests or the checks in it; returns the exit status."""
     check_python(command)
     python = ensure_environment(REQUIREMENTS[command])
     environment = {
@@ -164,6 +169,11 @@ def run_standalone(command: str, arguments: list[str]) -> int:
     environment.update(PYTHONNOUSERSITE="1", GRADIO_ANALYTICS_ENABLED="False")
     if command == "test":
         return subprocess.call([str(python), "-m", "pytest", *arguments], cwd=ROOT, env=environment)
+    if command == "check":
+        return max(
+            subprocess.call([str(python), "-m", *check], cwd=ROOT, env=environment)
+            for check in CHECKS
+        )
     environment["PYTHONPATH"] = str(ROOT)
     return subprocess.call(
         [str(python), "-m", "lora_trainer", "demo", "--output", "demo-output", *arguments],

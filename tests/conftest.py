@@ -294,6 +294,22 @@ def pytest_runtest_makereport(item, call):
 
 
 pytest_plugins = ["tests.support.pages", "tests.support.data_sets"]
+# What `--quick` leaves out: processes, browsers, servers, whole runs by way of the command line.
+SLOW_FOLDERS = {"captioning", "cli", "demo", "hosts", "jobs", "journeys", "web", "webui"}
+SLOW_FILES = {"test_bench.py", "test_install.py"}
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--quick", action="store_true", help="only the tests of what training is: under two minutes"
+    )
+
+
+def pytest_ignore_collect(collection_path, config):
+    if not config.getoption("--quick"):
+        return None
+    inside = collection_path.relative_to(Path(__file__).parent).parts
+    return bool(inside) and (inside[0] in SLOW_FOLDERS or inside[-1] in SLOW_FILES) or None
 
 
 @pytest.fixture

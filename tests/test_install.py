@@ -233,6 +233,18 @@ def test_pips_progress_and_last_words_are_caught(tmp_path, capsys):
     assert status == 3 and install.reason_in(said) == "No matching distribution"
 
 
+def test_check_runs_every_check_and_tells_of_the_worst(house, monkeypatch):
+    calls = []
+    monkeypatch.setattr(install, "ensure_environment", lambda requirements: Path("python"))
+    monkeypatch.setattr(
+        subprocess,
+        "call",
+        lambda command, **options: calls.append(command[2]) or int(command[3:4] == ["check"]),
+    )
+    assert install.main(["check"]) == 1
+    assert calls == ["ruff", "ruff", "mypy"]
+
+
 def test_demo_runs_where_the_user_is_and_tests_in_the_house(house, monkeypatch):
     calls = []
     monkeypatch.setattr(install, "ensure_environment", lambda requirements: Path("python"))

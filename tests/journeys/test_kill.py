@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 pytest.importorskip("diffusers", reason="the standalone trainer needs diffusers")
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 KILLS = int(os.environ.get("TRAIN_LORA_KILLS", "3"))
 STEPS, START_SECONDS, RUN_SECONDS = 60, 120, 300
 WORLD = {

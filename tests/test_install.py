@@ -166,7 +166,9 @@ def house(tmp_path, monkeypatch):
     requirements.write_text("# nothing\n")
     monkeypatch.setattr(install, "ROOT", root)
     monkeypatch.setattr(install, "VENV", root / ".venv")
-    monkeypatch.setattr(install, "REQUIREMENTS", {"demo": requirements, "test": requirements})
+    monkeypatch.setattr(
+        install, "REQUIREMENTS", {"demo": requirements, "test": requirements, "check": requirements}
+    )
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     return root
 

@@ -10,13 +10,13 @@ from typing import Any
 from ..base.contracts import Host
 from ..base.errors import Refused
 from ..base.files import write_atomically
+from ..base.text import to_json
 from ..captioning.contracts import Captioner
 from ..captioning.registry import Captioners
 from ..captioning.run import GONE, CaptionProgress, Picture, caption_pictures
 from ..dataset.scan import read_kohya_name
 from ..editor.library import Library
 from .store import JobStore
-from .wording import to_json
 from .worker import Job
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from . import lock_file
-from .reports import describe
+from .job_views import describe
 from .store import JobStore
 
 MOST = 1000

@@ -10,7 +10,7 @@ from ..base.errors import Refused
 from ..runs.plan import make_plan
 from ..runs.resume import check_resume, state_step
 from . import lock_file
-from .names import Names
+from .output_names import Names
 from .settings_service import Settings
 
 

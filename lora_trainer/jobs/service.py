@@ -31,10 +31,10 @@ from .job_files import files_of
 from .log_file import NAME as LOG_NAME
 from .log_file import read_log
 from .metrics import read_metrics
-from .names import Names
+from .output_names import Names
 from .presets import PresetShelf
 from .queue import JobQueue
-from .reports import describe
+from .job_views import describe
 from .rescued_loras import move_loras
 from .resume import Resuming
 from .settings_form import form

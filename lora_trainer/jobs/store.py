@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.sqlite import open_database
-from .wording import storable
+from ..base.text import storable
 
 STATES = (
     "queued",

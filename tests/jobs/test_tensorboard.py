@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.jobs.reports import describe
+from lora_trainer.jobs.job_views import describe
 from lora_trainer.jobs.tensorboard import EventFile
 
 event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import Refused
-from ..jobs.listing import list_jobs
+from ..jobs.job_views import list_jobs
 
 HEAD = ("id", "name", "state", "step", "resumable")
 

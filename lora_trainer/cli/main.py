@@ -13,8 +13,8 @@ from typing import Any
 
 from ..base.contracts import Host
 from ..base.errors import Refused
-from ..jobs.service import TrainingService
 from ..base.shutdown import close_at_end
+from ..jobs.service import TrainingService
 from . import auto_label, import_settings, new_config, storage, train
 from . import jobs as job_table
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..base.contracts import Host
 from ..base.errors import Refused
 from ..jobs.service import TrainingService
-from ..jobs.storage import WHAT, Limits
+from ..jobs.storage import CLEARABLE, Limits
 
 TITLES = {
     "jobs": "jobs",
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--clear",
-        choices=WHAT,
+        choices=CLEARABLE,
         help=(
             "remove these; a job that has not finished keeps all of its own, and LoRAs always stay"
         ),
@@ -84,10 +84,10 @@ def run(args: argparse.Namespace, host: Host) -> int:
     )  # looks on: what goes is what was asked for
     problems = []
     if args.clear:
-        done = service.clear_storage(args.clear, keep=max(0, args.keep))
+        done = service.storage.clear(args.clear, keep=max(0, args.keep))
         problems = done["problems"]
         print(f"removed {done['count']} ({size_text(done['bytes'])}): {TITLES[args.clear]}")
-    print(table(service.storage()))
+    print(table(service.storage.report()))
     for problem in problems:
         print(f"note: {problem}")
     return 1 if problems else 0

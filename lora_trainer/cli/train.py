@@ -9,8 +9,8 @@ from typing import Any
 
 from ..base.contracts import Host
 from ..base.errors import Refused
+from ..jobs.job import ALIVE, STARTED
 from ..jobs.service import TrainingService
-from ..jobs.store import ALIVE, BEGUN
 from ..runs.pipeline import DRAWING
 from ..settings.config import TrainConfig, schema
 from .ctrl_c import asked_by_ctrl_c, asked_by_termination
@@ -136,7 +136,7 @@ def run_job(service: TrainingService, values: dict[str, Any]) -> dict[str, Any]:
     """Run a job to its end behind a progress bar; Ctrl-C stops it, and what it has learned is
     saved.
     """
-    plan = service.plan(values)
+    plan = service.planner.plan(values)
     for error in plan["errors"]:
         raise Refused(
             error["message"] + _options(error.get("remedies", [])),
@@ -186,7 +186,7 @@ def _job_to_resume(service: TrainingService, name: str, job_id: str | None) -> M
     """Return the job that is asked for, or the one of this name that is furthest. Raises
     `Refused`.
     """
-    jobs = service.named(name)
+    jobs = service.jobs_of_lora(name)
     if job_id is not None:
         job = service.job(job_id)
         if job["kind"] != "training" or job["name"] != name:
@@ -227,10 +227,10 @@ def _newest(service: TrainingService, config: TrainConfig) -> Mapping[str, Any] 
     place = Path(config.output_dir or service.host.lora_dir).resolve()
     jobs = [
         job
-        for job in service.named(config.output_name)
+        for job in service.jobs_of_lora(config.output_name)
         if Path(job["config"].get("output_dir") or service.host.lora_dir).resolve() == place
     ]
-    if working := next((job for job in jobs if job["state"] in BEGUN), None):
+    if working := next((job for job in jobs if job["state"] in STARTED), None):
         raise Refused(
             f"Job {working['id']} is training {config.output_name} just now, in another program."
             " Wait until it has ended, or stop it there.",
@@ -273,7 +273,7 @@ def _say_what_was_lost(service: TrainingService, config: TrainConfig) -> None:
     """Say so where the last run was cut off before its progress was kept, so that there is nothing
     to go on from.
     """
-    last = next(iter(service.named(config.output_name)), None)
+    last = next(iter(service.jobs_of_lora(config.output_name)), None)
     if last and last["state"] == "interrupted" and not last["resume_step"]:
         print(
             f"note: job {last['id']} was cut off before its progress was kept (every"
@@ -285,7 +285,7 @@ def _refuse_taken(
     service: TrainingService, config: TrainConfig, earlier: Mapping[str, Any] | None
 ) -> None:
     """Raise `Refused` for a LoRA that is there already, and say by which job and what to do."""
-    errors = service.plan(config.to_dict(), thorough=False)["errors"]
+    errors = service.planner.plan(config.to_dict(), thorough=False)["errors"]
     if not (taken := next((error for error in errors if error["code"] == "name_taken"), None)):
         return
     finished = earlier is not None and earlier["state"] == "finished"
@@ -317,7 +317,9 @@ def _resume(
 ) -> dict[str, Any]:
     """Go on with a job, with the settings as they are now."""
     changes = service.changes_since(earlier["id"], config.to_dict())
-    plan = service.plan({**config.to_dict(), "overwrite": True})  # its own LoRA is in nobody's way
+    plan = service.planner.plan(
+        {**config.to_dict(), "overwrite": True}
+    )  # its own LoRA is in nobody's way
     steps, step = plan.get("steps") or earlier.get("total_steps") or 0, earlier["resume_step"] or 0
 
     def begin() -> str:

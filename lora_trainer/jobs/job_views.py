@@ -1,16 +1,20 @@
-"""What is told of a job: its row, where it is if it runs, its place in the queue, and whether and
-from where it can go on.
+"""Makes a `JobView` of a row, the figures of the running job, the place in the queue, and the
+training state in the job's folder.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..runs.resume import state_step
-from .store import ALIVE
+from . import lock_file
+from .job import ALIVE, JobKind, JobRow, JobState, JobView
+from .store import JobStore
 from .training_job import tensorboard_dir
 
-_NOTHING = {
+MOST_LISTED = 1000
+
+_DEFAULTS = {
     "waiting_for": "",
     "checkpoint": "",
     "state_step": 0,
@@ -23,46 +27,76 @@ _NOTHING = {
     "total_steps": None,
     "elapsed_seconds": None,
 }
-_OURS = ("resume", "for_checkpoint", "for_sha256", "for_kind")  # columns that nobody needs to know
+_INTERNAL = ("resume", "for_checkpoint", "for_sha256", "for_kind")  # columns that no client needs
 
 
-def describe(
-    row: Mapping[str, Any], now: Mapping[str, Any], folder: Path, *, position: int | None
-) -> dict[str, Any]:
-    """Return a job as plain values. `now` is where it is, or how it ended, as far as that is newer
-    than its row; `position` counts from 0.
+def view_job(
+    row: JobRow, current: Mapping[str, Any], folder: Path, *, position: int | None
+) -> JobView:
+    """Return what the API says of a job.
+
+    `current` has the values that are newer than the row: the running job's, or how it ended.
+    `position` is its place among the jobs that wait, from 0.
     """
-    job = {**_NOTHING, **row, **now}
-    job["checkpoint"] = job["checkpoint"] or job["for_checkpoint"]
-    step = (
-        state_step(folder)
-        if job["kind"] == "training" and (job["state"] not in ALIVE or job["resume"])
-        else None
-    )
-    if job["state"] != "paused":
+    job = {**_DEFAULTS, **row.as_dict(), **current}
+    job["checkpoint"] = job["checkpoint"] or row.for_checkpoint
+    if job["state"] != JobState.PAUSED:
         job["waiting_for"] = ""
-    told = {name: value for name, value in job.items() if name not in _OURS}
-    return {
-        **told,
-        "position": position,
-        "resumable": can_resume(job, step),
-        "resume_step": step,
-        "ended_at": job["finished_at"],
-        "tensorboard_dir": _tensorboard(job, folder),
-    }
+    for name in _INTERNAL:
+        job.pop(name)
+    step = _resume_step(row, job["state"], folder)
+    job["position"] = position
+    job["resumable"] = _can_resume(row.kind, job["state"], step)
+    job["resume_step"] = step
+    job["ended_at"] = job["finished_at"]
+    job["tensorboard_dir"] = _existing_tensorboard_dir(row, folder)
+    return cast(JobView, job)
 
 
-def can_resume(job: Mapping[str, Any], step: int | None) -> bool:
-    """A finished run goes on from its last state, any other, where there is none, from its
-    beginning.
+def list_jobs(data_dir: Path) -> list[JobView]:
+    """Return the newest jobs of a data folder, newest first, without a service or a model.
+
+    Nothing is changed; a job that had started, and that no process works on, is interrupted.
     """
-    return (
-        job["kind"] == "training"
-        and job["state"] not in ALIVE
-        and (job["state"] != "finished" or step is not None)
-    )
+    path = data_dir / "jobs.sqlite3"
+    if not path.is_file():
+        return []
+    store = JobStore(path)
+    try:
+        waiting = store.waiting()
+        rows = store.newest(MOST_LISTED)
+        return [_view_stored(row, data_dir / "jobs" / row.id, waiting) for row in rows]
+    finally:
+        store.close()
 
 
-def _tensorboard(job: Mapping[str, Any], folder: Path) -> str | None:
-    place = tensorboard_dir(job["config"], folder) if job["kind"] == "training" else None
-    return str(place.absolute()) if place and place.is_dir() else None  # to be typed in any folder
+def position_of(job_id: str, waiting: Sequence[str]) -> int | None:
+    return waiting.index(job_id) if job_id in waiting else None
+
+
+def _view_stored(row: JobRow, folder: Path, waiting: Sequence[str]) -> JobView:
+    current = {"state": JobState.INTERRUPTED} if lock_file.is_abandoned(row, folder) else {}
+    return view_job(row, current, folder, position=position_of(row.id, waiting))
+
+
+def _resume_step(row: JobRow, state: JobState, folder: Path) -> int | None:
+    """Return the step of the newest training state, for a job that ended or waits to resume."""
+    if row.kind != JobKind.TRAINING:
+        return None
+    if state in ALIVE and not row.resume:
+        return None
+    return state_step(folder)
+
+
+def _can_resume(kind: JobKind, state: JobState, step: int | None) -> bool:
+    """A finished run resumes from its training state only; any other also from its beginning."""
+    if kind != JobKind.TRAINING or state in ALIVE:
+        return False
+    return state != JobState.FINISHED or step is not None
+
+
+def _existing_tensorboard_dir(row: JobRow, folder: Path) -> str | None:
+    if row.kind != JobKind.TRAINING:
+        return None
+    place = tensorboard_dir(row.config, folder)
+    return str(place.absolute()) if place.is_dir() else None

@@ -1,4 +1,6 @@
-"""Which LoRA names are taken by jobs that run or wait: two of them must not write the same file."""
+"""Which LoRA files the jobs that run or wait are going to write: two must not write the same
+one.
+"""
 
 import itertools
 from pathlib import Path
@@ -7,41 +9,42 @@ from ..base.errors import Refused
 from ..base.paths import numbered
 from ..runs.plan import plan_output
 from ..settings.config import TrainConfig
+from .job import JobKind
 from .queue import JobQueue
 from .store import JobStore
 
 
-class Names:
+class OutputNames:
     def __init__(self, lora_dir: Path, store: JobStore, queue: JobQueue) -> None:
-        self._lora_dir, self._store, self._queue = lora_dir, store, queue
+        self._lora_dir = lora_dir
+        self._store = store
+        self._queue = queue
 
     def refuse_taken(self, config: TrainConfig, *, besides: str = "") -> None:
         """Raise `Refused` when another job than `besides` is going to write the same file, unless
         it is to be replaced.
         """
-        wanted = self._file(config)
-        other = next(
-            (job_id for job_id, path in self._coming() if path == wanted and job_id != besides),
-            None,
-        )
-        if other and not config.overwrite:
+        if config.overwrite:
+            return
+        file = self._file(config)
+        others = [job_id for job_id, path in self._planned_files() if path == file]
+        others = [job_id for job_id in others if job_id != besides]
+        if others:
             raise Refused(
-                f"Job {other} is going to make a LoRA called {config.output_name}. Replace it, or"
-                f" call the new one {self.free(config)}.",
+                f"Job {others[0]} is going to make a LoRA called {config.output_name}. Replace it,"
+                f" or call the new one {self.free(config)}.",
                 field="output_name",
                 code="name_taken",
             )
 
     def free(self, config: TrainConfig) -> str:
-        """Return the name itself, or with the first number, under which a run could begin: neither
-        a file nor a job has it.
-        """
-        taken, path = {path for _, path in self._coming()}, self._file(config)
-        return next(
-            each
-            for each in itertools.chain([path], numbered(path))
-            if each not in taken and not self._is_taken(config, each)
-        ).stem
+        """Return the output name, or with the first number, that neither a file nor a job has."""
+        file = self._file(config)
+        planned = {path for _, path in self._planned_files()}
+        for path in itertools.chain([file], numbered(file)):
+            if path not in planned and not self._is_taken(config, path):
+                return path.stem
+        raise AssertionError("numbers do not end")
 
     def _is_taken(self, config: TrainConfig, path: Path) -> bool:
         try:
@@ -50,21 +53,19 @@ class Names:
             return error.code == "name_taken"
         return False
 
-    def _coming(self) -> list[tuple[str, Path]]:
-        """List the jobs that run or wait, each with the file it will write."""
+    def _planned_files(self) -> list[tuple[str, Path]]:
+        """Return the id of each training job that runs or waits, with the file it will write."""
         running = self._queue.running
-        rows = [
-            self._store.get(job_id)
-            for job_id in ([running.job_id] if running else []) + self._store.waiting()
-        ]
+        ids = ([running.job_id] if running else []) + self._store.waiting()
+        rows = [self._store.get(job_id) for job_id in ids]
         return [
-            (row["id"], self._place(row["config"].get("output_dir", ""), row["name"]))
+            (row.id, self._path(row.config.get("output_dir", ""), row.name))
             for row in rows
-            if row and row["kind"] == "training"
+            if row and row.kind == JobKind.TRAINING
         ]
 
     def _file(self, config: TrainConfig) -> Path:
-        return self._place(config.output_dir, config.output_name)
+        return self._path(config.output_dir, config.output_name)
 
-    def _place(self, folder: str, name: str) -> Path:
+    def _path(self, folder: str, name: str) -> Path:
         return Path(folder or self._lora_dir).resolve() / f"{name}.safetensors"

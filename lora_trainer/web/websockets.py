@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
 from ..base.errors import Refused
-from ..jobs.events import JobFeed, ServiceFeed
+from ..jobs.events import JobEvents, ServiceEvents
 from ..jobs.service import TrainingService
 from .guard import refuse_other_sites
 from .json import to_json
@@ -26,7 +26,7 @@ LONGEST_SEND_SECONDS = 30.0  # after that a listener counts as gone
 NOT_ALLOWED = (
     1008  # RFC 6455, 7.4.1: against the policy; before the handshake it is answered with HTTP 403
 )
-Feed = JobFeed | ServiceFeed
+Feed = JobEvents | ServiceEvents
 Guard = Callable[[HTTPConnection], None]
 """Raises HTTPException for a request or WebSocket that may not ask."""
 
@@ -39,11 +39,11 @@ def create_router(service: TrainingService, guard: Guard, *, prefix: str) -> API
 
     @router.websocket("/events")
     async def everything(websocket: WebSocket) -> None:
-        await _serve(websocket, guard, lambda: ServiceFeed(service))
+        await _serve(websocket, guard, lambda: ServiceEvents(service))
 
     @router.websocket("/jobs/{job_id}/events")
     async def one_job(websocket: WebSocket, job_id: str, since: int = 0) -> None:
-        await _serve(websocket, guard, lambda: JobFeed(service, job_id, since))
+        await _serve(websocket, guard, lambda: JobEvents(service, job_id, since))
 
     return router
 
@@ -68,8 +68,8 @@ async def _tell(websocket: WebSocket, feed: Feed) -> None:
     gone = asyncio.ensure_future(_until_gone(websocket))
     try:
         while not gone.done():
-            if feed.has_news():
-                await _send(websocket, await run_in_threadpool(feed.news))
+            if feed.has_changed():
+                await _send(websocket, await run_in_threadpool(feed.messages))
             await asyncio.wait({gone}, timeout=EVERY_SECONDS)
     except Refused:  # the job was deleted
         await websocket.close()

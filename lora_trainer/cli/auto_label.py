@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..dataset.caption_tables import find_table
 from ..dataset.captions import content_of, in_table, read_caption, sidecar, to_bytes
 from ..dataset.scan import scan
 from .ctrl_c import asked_by_ctrl_c
+from .progress import ProgressDisplay, show_progress
 
 HOME = Path("~/.cache/train_lora")
 Say = Callable[[str], None]
@@ -100,25 +101,23 @@ def run(args: argparse.Namespace, make_host: Callable[..., Host]) -> int:
     if not readiness.ready:
         print(f"download: {readiness.downloads}")
     captions = Captions(args.input, args.output, overwrite=args.overwrite)
+    progress = captions.progress
     with (
-        _bar(captions.progress) as show,
+        show_progress(progress.total, unit="picture", done=progress.done) as display,
         asked_by_ctrl_c(lambda: "Stopping after this batch; what is done is kept.") as asked,
         contextlib.closing(captions),
     ):
-        progress = (
-            caption_pictures(
+        if captions.wanted:
+            progress = caption_pictures(
                 captions.wanted,
                 captioner,
                 options,
                 host,
                 captions.write,
-                on_progress=show,
+                on_progress=functools.partial(_show, display),
                 should_stop=asked,
-                begin=captions.progress,
+                begin=progress,
             )
-            if captions.wanted
-            else captions.progress
-        )
     return _report(progress, captions, stopped=asked())
 
 
@@ -247,24 +246,14 @@ def _list(captioners: Captioners) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def _bar(begin: CaptionProgress) -> Iterator[Callable[[CaptionProgress], None]]:
-    from tqdm import tqdm
-
-    with tqdm(total=begin.total, initial=begin.done, unit="picture", dynamic_ncols=True) as bar:
-
-        def show(progress: CaptionProgress) -> None:
-            share = (
-                f" {progress.fraction:.0%}"
-                if progress.stage == "preparing" and progress.fraction
-                else ""
-            )
-            bar.set_description_str(
-                f"{progress.message}{share}" if progress.stage == "preparing" else "captioning"
-            )
-            bar.update(progress.done - bar.n)
-
-        yield show
+def _show(display: ProgressDisplay, progress: CaptionProgress) -> None:
+    if progress.stage != "preparing":
+        status = "captioning"
+    elif progress.fraction:
+        status = f"{progress.message} {progress.fraction:.0%}"
+    else:
+        status = progress.message
+    display.update(progress.done, status)
 
 
 def _report(progress: CaptionProgress, captions: Captions, *, stopped: bool) -> int:

@@ -14,6 +14,7 @@ from ..jobs.service import TrainingService
 from ..runs.pipeline import DRAWING
 from ..settings.config import TrainConfig, schema
 from .ctrl_c import asked_by_ctrl_c, asked_by_termination
+from .progress import ProgressDisplay, show_progress
 from .run_settings import at_model_size, data_dir_of, parsed, read_run
 from .storage import add_limits, limits_of
 
@@ -337,49 +338,55 @@ def _resume(
 
 
 def _follow(service: TrainingService, begin: Begin, *, steps: int, step: int = 0) -> dict[str, Any]:
-    """Begin a job and show it until it ends; raises `Refused` when it fails."""
-    from tqdm import tqdm
-
+    """Begin a job and show its progress until it ends; raises `Refused` when it fails."""
     job: dict[str, Any] = {}
 
-    def answer() -> str:
-        ends = (
-            "The preview is left out; the LoRA is saved."
-            if _is_drawn(job)
-            else "Stopping after this step; what was learned is saved."
-        )
+    def stop_sentence() -> str:
+        if _draws_preview(job):
+            ends = "The preview is left out; the LoRA is saved."
+        else:
+            ends = "Stopping after this step; what was learned is saved."
         return f"{ends} Ctrl-C again ends the program at once."
 
     with (
-        asked_by_ctrl_c(answer) as asked,
+        asked_by_ctrl_c(stop_sentence) as stop_asked,
         asked_by_termination(lambda: "Keeping the progress after this step.") as terminated,
     ):
-        job_id, said = begin(), False
-        with tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True) as bar:
+        job_id = begin()
+        preview_announced = False
+        with show_progress(steps, unit="step", done=step) as display:
             while (job := service.wait(job_id, timeout=0.5))["state"] in ALIVE:
-                _show(bar, job)
-                if _is_drawn(job) and not said:
-                    bar.write("The LoRA is saved. Drawing its preview; Ctrl-C leaves it out.")
-                    said = True
+                _show(display, job)
+                if _draws_preview(job) and not preview_announced:
+                    display.write("The LoRA is saved. Drawing its preview; Ctrl-C leaves it out.")
+                    preview_announced = True
                 if terminated():
                     service.close()
-                elif asked() and not job["stopping"]:
+                elif stop_asked() and not job["stopping"]:
                     service.stop(job_id)
-            _show(bar, job)
+            _show(display, job, ended=job["state"])
     if job["state"] == "failed":
         raise Refused(job["error"], code="failed")
     return job
 
 
-def _is_drawn(job: Mapping[str, Any]) -> bool:
+def _draws_preview(job: Mapping[str, Any]) -> bool:
     return job.get("message") == DRAWING
 
 
-def _show(bar: Any, job: Mapping[str, Any]) -> None:
-    bar.set_description_str((job.get("message") or job["state"])[:40])
-    if job.get("loss_average") is not None:
-        bar.set_postfix_str(f"loss {job['loss_average']:.4f}")
-    bar.update(job.get("step", 0) - bar.n)
+def _show(display: ProgressDisplay, job: Mapping[str, Any], *, ended: str = "") -> None:
+    loss = job.get("loss_average")
+    validation_loss = job.get("validation_loss")
+    notes = [f"snapshot {name}" for name in job["snapshots"]]
+    if validation_loss is not None:
+        notes.append(f"validation loss {validation_loss:.4f}")
+    display.update(
+        job.get("step", 0),
+        (job.get("message") or job["state"])[:40],
+        figures="" if loss is None else f"loss {loss:.4f}",
+        notes=notes,
+        ended=ended,
+    )
 
 
 def _report(job: Mapping[str, Any], config: Path | None) -> int:

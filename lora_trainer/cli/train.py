@@ -19,10 +19,7 @@ from .run_settings import at_model_size, data_dir_of, parsed, read_run
 from .storage import add_limits, limits_of
 
 Begin = Callable[[], str]
-ENDS = {
-    "stopped": 130,
-    "interrupted": 143,
-}  # exit statuses, as shells give them for Ctrl-C and `kill`
+EXIT_STATUSES = {"stopped": 130, "interrupted": 143}  # as shells give them for Ctrl-C and `kill`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -145,10 +142,8 @@ def run_job(service: TrainingService, values: dict[str, Any]) -> dict[str, Any]:
             code=error["code"],
         )
     for warning in plan["warnings"]:
-        print(
-            "note:"
-            f" {warning}{_options([each for each in plan['advice'] if each['message'] == warning])}"
-        )
+        remedies = [each for each in plan["advice"] if each["message"] == warning]
+        print(f"note: {warning}{_options(remedies)}")
     counts = (
         _counted(plan["pictures"], "picture"),
         _counted(len(plan["buckets"]), "bucket"),
@@ -164,23 +159,21 @@ def _counted(count: int, what: str) -> str:
 
 def _options(remedies: Sequence[Mapping[str, Any]]) -> str:
     """Return what to type to set something right, in brackets; "" where nothing is known."""
-
-    def words(value: Any) -> str:
-        return (
-            str(value).lower()
-            if isinstance(value, bool)
-            else f"{value:g}"
-            if isinstance(value, float)
-            else str(value)
-        )
-
     typed = [
         " ".join(
-            f"--{name.replace('_', '-')} {words(value)}" for name, value in each["changes"].items()
+            f"--{name.replace('_', '-')} {_typed(value)}"
+            for name, value in remedy["changes"].items()
         )
-        for each in remedies
+        for remedy in remedies
     ]
     return f" ({', or '.join(typed)})" if typed else ""
+
+
+def _typed(value: Any) -> str:
+    """Return a setting's value as it is typed on the command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _job_to_resume(service: TrainingService, name: str, job_id: str | None) -> Mapping[str, Any]:
@@ -285,23 +278,20 @@ def _say_what_was_lost(service: TrainingService, config: TrainConfig) -> None:
 def _refuse_taken(
     service: TrainingService, config: TrainConfig, earlier: Mapping[str, Any] | None
 ) -> None:
-    """Raise `Refused` for a LoRA that is there already, and say by which job and what to do."""
+    """Raise `Refused` for a LoRA that exists, and say which job made it and what to do."""
     errors = service.planner.plan(config.to_dict(), thorough=False)["errors"]
-    if not (taken := next((error for error in errors if error["code"] == "name_taken"), None)):
+    taken = next((error for error in errors if error["code"] == "name_taken"), None)
+    if taken is None:
         return
-    finished = earlier is not None and earlier["state"] == "finished"
-    by = (
-        f" Job {earlier['id']} finished it after {earlier.get('step') or 0} steps."
-        if finished
-        else ""
-    )
-    length = "--max-train-steps" if config.max_train_steps else "--epochs"
-    longer = f"; to train it longer: --resume and more {length}" if finished else ""
-    other = next(
-        (each["changes"]["output_name"] for each in taken.get("remedies", [])), "and another name"
-    )
+    made_by = longer = ""
+    if earlier is not None and earlier["state"] == "finished":
+        made_by = f" Job {earlier['id']} finished it after {earlier.get('step') or 0} steps."
+        length = "--max-train-steps" if config.max_train_steps else "--epochs"
+        longer = f"; to train it longer: --resume and more {length}"
+    free_names = [each["changes"]["output_name"] for each in taken.get("remedies", [])]
+    other = free_names[0] if free_names else "and another name"
     raise Refused(
-        f"{taken['message']}{by} To replace it: --overwrite; to keep both: --output-name"
+        f"{taken['message']}{made_by} To replace it: --overwrite; to keep both: --output-name"
         f" {other}{longer}.",
         field="output_name",
         code="name_taken",
@@ -318,20 +308,18 @@ def _resume(
 ) -> dict[str, Any]:
     """Go on with a job, with the settings as they are now."""
     changes = service.changes_since(earlier["id"], config.to_dict())
-    plan = service.planner.plan(
-        {**config.to_dict(), "overwrite": True}
-    )  # its own LoRA is in nobody's way
-    steps, step = plan.get("steps") or earlier.get("total_steps") or 0, earlier["resume_step"] or 0
+    # as if to overwrite: its own LoRA is in nobody's way
+    plan = service.planner.plan({**config.to_dict(), "overwrite": True})
+    steps = plan.get("steps") or earlier.get("total_steps") or 0
+    step = earlier["resume_step"] or 0
 
     def begin() -> str:
         service.resume(earlier["id"], changes, anyway=anyway, ahead_of_queue=True)
-        changed = (
-            f" with {', '.join(f'{name} {value}' for name, value in changes.items())}"
-            if changes
-            else ""
-        )
+        changed = ", ".join(f"{name} {value}" for name, value in changes.items())
+        with_changes = f" with {changed}" if changes else ""
         state = "" if why else f" ({earlier['state']})"
-        print(f"job {earlier['id']}{state}: going on at step {step} of {steps}{changed}{why}")
+        place = f"going on at step {step} of {steps}"
+        print(f"job {earlier['id']}{state}: {place}{with_changes}{why}")
         return earlier["id"]
 
     return _follow(service, begin, steps=steps, step=step)
@@ -390,22 +378,18 @@ def _show(display: ProgressDisplay, job: Mapping[str, Any], *, ended: str = "") 
 
 
 def _report(job: Mapping[str, Any], config: Path | None) -> int:
-    for remark in job["remarks"]:
-        print(f"note: {remark}")
+    """Print how a job ended and, where it can go on, how; return the exit status."""
+    for warning in job["remarks"]:
+        print(f"note: {warning}")
     nothing = "the progress is kept" if job["state"] == "interrupted" else "nothing to save yet"
-    print(
-        f"{job['state']}: {job['output_file'] or nothing}"
-        + (f"\nuse it in a prompt: {job['lora_tag']}" if job["lora_tag"] else "")
-    )
-    if job["state"] not in ENDS:
+    print(f"{job['state']}: {job['output_file'] or nothing}")
+    if job["lora_tag"]:
+        print(f"use it in a prompt: {job['lora_tag']}")
+    if job["state"] not in EXIT_STATUSES:
         return 0
-    again = (
-        f"python -m lora_trainer train --config {config} --resume --job {job['id']}"
-        if config
-        else f"the same command with --resume --job {job['id']}"
-    )
-    print(
-        f"{job['state']} at step {job.get('step') or 0} of {job.get('total_steps') or 0}; to go on:"
-        f" {again}"
-    )
-    return ENDS[job["state"]]
+    command = "the same command with"
+    if config:
+        command = f"python -m lora_trainer train --config {config}"
+    place = f"{job['state']} at step {job.get('step') or 0} of {job.get('total_steps') or 0}"
+    print(f"{place}; to go on: {command} --resume --job {job['id']}")
+    return EXIT_STATUSES[job["state"]]

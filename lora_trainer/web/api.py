@@ -42,7 +42,7 @@ def _guarded(handle: Handle, guard: Guard) -> Handle:
     async def answer(request: Request) -> Response:
         try:
             guard(request)
-            request_guard.admit(request)
+            request_guard.check_change(request)
             with asked_under(request_guard.foreign_name(request)):
                 response = await handle(request_guard.limited(request))
         except Exception as error:  # entry point: log and report

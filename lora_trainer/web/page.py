@@ -16,8 +16,9 @@ LOOPBACK = "127.0.0.1"
 
 
 class OwnSiteOnly:
-    """Middleware that keeps pages of other sites from gradio's own routes, such as its upload;
-    those of the API look for themselves. What only reads is let through: a link may lead here.
+    """Middleware that keeps pages of other sites from gradio's own routes, such as its upload.
+
+    The API's routes check that themselves. GET requests pass: a link may lead here.
     """
 
     def __init__(self, app: Any) -> None:

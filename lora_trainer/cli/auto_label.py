@@ -30,7 +30,7 @@ Say = Callable[[str], None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments; those of the wording are the captioners' common options."""
+    """Declare the command's arguments; those of caption affixes are options of all captioners."""
     parser.add_argument(
         "--input",
         type=Path,
@@ -135,25 +135,15 @@ class Captions:
         """
         self._paths, failed = _pictures(folder)
         self._before = {name: content_of(sidecar(path)) for name, path in self._paths.items()}
-        self._table, self._given = TableFile(table, self._paths) if table else None, set()
-        rows = self._table.captions if table else {}
-        beside = functools.cache(find_table)  # each is read once, however many pictures it is for
-        known = {
-            name: (
-                rows.get(name)
-                or read_caption(path)
-                or (None if table else in_table(path, beside(path.parent)))
-            )
-            for name, path in self._paths.items()
+        self._table = TableFile(table, self._paths) if table else None
+        self._given: set[str] = set()
+        known = self._known_captions()
+        in_output = self._table.captions if self._table else {}
+        self._copied = {  # captions of .txt files, for the table
+            name: caption for name, caption in known.items() if caption and not in_output.get(name)
         }
-        self._copied = {
-            name: caption for name, caption in known.items() if caption and not rows.get(name)
-        }  # of .txt files, for the table
-        self.wanted = [
-            Picture(name, path)
-            for name, path in self._paths.items()
-            if overwrite or not known[name]
-        ]
+        names = [name for name in self._paths if overwrite or not known[name]]
+        self.wanted = [Picture(name, self._paths[name]) for name in names]
         skipped = len(self._paths) - len(self.wanted)
         self.progress = CaptionProgress(
             total=len(self._paths) + len(failed),
@@ -161,6 +151,19 @@ class Captions:
             skipped=skipped,
             failed=failed,
         )
+
+    def _known_captions(self) -> dict[str, str | None]:
+        """Return each picture's caption: of the output table, its .txt file or a table beside it."""
+        if self._table:
+            rows = self._table.captions
+            return {
+                name: rows.get(name) or read_caption(path) for name, path in self._paths.items()
+            }
+        beside = functools.cache(find_table)  # each is read once, however many pictures it is for
+        return {
+            name: read_caption(path) or in_table(path, beside(path.parent))
+            for name, path in self._paths.items()
+        }
 
     def write(self, captions: Mapping[str, str]) -> list[str]:
         if not self._table:
@@ -226,24 +229,23 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-# --- What is shown --------------------------------------------------------------------------------
+# --- Output ---------------------------------------------------------------------------------------
 
 
 def _list(captioners: Captioners) -> int:
     for each in captioners.all():
         size = f" [{size_text(each['download_bytes'])}]" if each["downloads"] else ""
-        print(
-            f"{each['name']}: {each['title']}. {each['help']}\n "
-            f" {'ready' if each['ready'] else each['needs']}{size}"
-        )
+        readiness = "ready" if each["ready"] else each["needs"]
+        print(f"{each['name']}: {each['title']}. {each['help']}\n  {readiness}{size}")
         for option in each["options"]:
-            choices = (
-                f" ({', '.join(repr(choice['value']) for choice in option['choices'])})"
-                if "choices" in option
-                else ""
-            )
-            print(f"    {option['name']}={option['default']}  {option['help']}{choices}")
+            print(f"    {option['name']}={option['default']}  {option['help']}{_choices(option)}")
     return 0
+
+
+def _choices(option: Mapping[str, Any]) -> str:
+    if "choices" not in option:
+        return ""
+    return f" ({', '.join(repr(choice['value']) for choice in option['choices'])})"
 
 
 def _show(display: ProgressDisplay, progress: CaptionProgress) -> None:
@@ -261,12 +263,11 @@ def _report(progress: CaptionProgress, captions: Captions, *, stopped: bool) -> 
         print(f"failed: {failure['filename']}: {failure['reason']}", file=sys.stderr)
     if captions.trouble:
         print(f"{captions.trouble} The new captions are in {captions.place}.", file=sys.stderr)
-    written, skipped = progress.written - len(captions.kept), progress.skipped + len(captions.kept)
+    written = progress.written - len(captions.kept)
+    skipped = progress.skipped + len(captions.kept)
     kept = f", {skipped} left as they were" if skipped else ""
-    print(
-        f"{written} captions written to {captions.place}{kept}"
-        + (f", {len(progress.failed)} failed" if progress.failed else "")
-    )
+    failed = f", {len(progress.failed)} failed" if progress.failed else ""
+    print(f"{written} captions written to {captions.place}{kept}{failed}")
     if stopped and progress.done < progress.total:
         return 130
     return 1 if progress.failed or captions.trouble else 0

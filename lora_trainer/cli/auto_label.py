@@ -107,9 +107,9 @@ def run(args: argparse.Namespace, make_host: Callable[..., Host]) -> int:
         asked_by_ctrl_c(lambda: "Stopping after this batch; what is done is kept.") as asked,
         contextlib.closing(captions),
     ):
-        if captions.wanted:
+        if captions.to_write:
             progress = caption_pictures(
-                captions.wanted,
+                captions.to_write,
                 captioner,
                 options,
                 host,
@@ -122,8 +122,8 @@ def run(args: argparse.Namespace, make_host: Callable[..., Host]) -> int:
 
 
 class Captions:
-    """The captions of a folder: which pictures lack one, and where new ones go. A table is written
-    every so often, and by `close`.
+    """The captions of a folder: `to_write` are the pictures that get one, and `write` puts it where
+    it goes. A table is written every so often, and by `close`.
 
     What a person writes meanwhile stays: `kept` are the pictures whose new caption was dropped for
     theirs after it had been counted.
@@ -143,8 +143,8 @@ class Captions:
             name: caption for name, caption in known.items() if caption and not in_output.get(name)
         }
         names = [name for name in self._paths if overwrite or not known[name]]
-        self.wanted = [Picture(name, self._paths[name]) for name in names]
-        skipped = len(self._paths) - len(self.wanted)
+        self.to_write = [Picture(name, self._paths[name]) for name in names]
+        skipped = len(self._paths) - len(self.to_write)
         self.progress = CaptionProgress(
             total=len(self._paths) + len(failed),
             done=skipped + len(failed),
@@ -153,7 +153,7 @@ class Captions:
         )
 
     def _known_captions(self) -> dict[str, str | None]:
-        """Return each picture's caption: of the output table, its .txt file or a table beside it."""
+        """Return captions by name: of the output table, the .txt files or a table beside them."""
         if self._table:
             rows = self._table.captions
             return {

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..base.contracts import Host, ModelStatus
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..runs.plan import Plan, check_space, estimate, make_plan
 from ..runs.plan_warnings import remarks_on_model
 from ..settings.config import TrainConfig
@@ -47,7 +47,7 @@ class Planner:
         model = self._host.model_status()
         errors: list[dict[str, Any]] = []
         if not model.trainable:
-            errors.append({"code": "not_trainable", "field": None, "message": model.reason})
+            errors.append({"code": ErrorCode.NOT_TRAINABLE, "field": None, "message": model.reason})
         config = None
         try:
             config = self._settings.parse(values)

@@ -39,7 +39,7 @@ def _route_class(guard: Guard) -> type[APIRoute]:
 def _guarded(handle: Handle, guard: Guard) -> Handle:
     """Ask both guards before anything of the body is read, and turn errors into responses."""
 
-    async def answer(request: Request) -> Response:
+    async def handle_guarded(request: Request) -> Response:
         try:
             guard(request)
             request_guard.check_change(request)
@@ -50,16 +50,17 @@ def _guarded(handle: Handle, guard: Guard) -> Handle:
         response.headers.update(request_guard.HEADERS)
         return response
 
-    return answer
+    return handle_guarded
 
 
 def mount(app: FastAPI, service: TrainingService, *, guard: Guard = lambda request: None) -> None:
     """Add the routes to an app. `guard` raises HTTPException for a request that may not ask."""
-    routes, router = app.router.routes, create_router(service, guard)
+    routes = app.router.routes
     others = list(routes)
+    router = create_router(service, guard)
     app.include_router(router)
     app.include_router(websockets.create_router(service, guard, prefix=PREFIX))
-    ours = [*routes[len(others) :], _Rest(router, guard)]
+    ours = [*routes[len(others) :], _UnknownRoute(router, guard)]
     routes[:] = [_UnderSubpath(ours), *ours, *others]  # before gradio's catch-all
 
 
@@ -77,11 +78,13 @@ def create_router(service: TrainingService, guard: Guard) -> APIRouter:
 
 
 class _UnderSubpath(BaseRoute):
-    """The same routes where the app has a root_path (--subpath): a proxy strips that off the path
-    or does not, and Starlette finds a route by the one or the other, depending on its version.
+    """The same routes where the app has a root_path (--subpath).
+
+    A proxy strips that off the path or does not, and Starlette matches the one or the other,
+    depending on its version.
     """
 
-    path = name = PREFIX  # for who lists an app's routes
+    path = name = PREFIX  # for code that lists an app's routes
 
     def __init__(self, routes: list[BaseRoute]) -> None:
         self._router = Router(routes)
@@ -94,58 +97,51 @@ class _UnderSubpath(BaseRoute):
 
     @staticmethod
     def _path(scope: Any) -> str | None:
-        """Return the path without the subpath, None where it is not ours or there is no subpath."""
+        """Return the path without the subpath; None where it is not ours or has no subpath."""
         root = scope.get("root_path", "").rstrip("/")
         if not root or scope["type"] not in ("http", "websocket"):
             return None
-        ways = (scope["path"].removeprefix(root), scope["path"])
-        return next((path for path in ways if f"{path}/".startswith(f"{PREFIX}/")), None)
+        for path in (scope["path"].removeprefix(root), scope["path"]):
+            if f"{path}/".startswith(f"{PREFIX}/"):
+                return path
+        return None
 
 
-class _Rest(Route):
-    """Answers where no route of ours does: 404, or 405 where another method would be right; and to
-    nobody who may not ask.
+class _UnknownRoute(Route):
+    """Responds where no route of ours matches: 404, or 405 where another method would be right; to
+    whoever may ask only.
     """
 
     def __init__(self, router: APIRouter, guard: Guard) -> None:
-        self._ours, self._answer = (
-            [route for route in router.routes if isinstance(route, APIRoute)],
-            _guarded(self._refuse, guard),
-        )
-        super().__init__(
-            f"{PREFIX}/{{rest:path}}", _Endpoint(self._answer), include_in_schema=False
-        )
+        self._routes = [route for route in router.routes if isinstance(route, APIRoute)]
+        endpoint = _Endpoint(_guarded(self._refuse, guard))
+        super().__init__(f"{PREFIX}/{{rest:path}}", endpoint, include_in_schema=False)
 
     def matches(self, scope: Any) -> tuple[Match, dict[str, Any]]:
-        ours = scope["type"] == "http" and f"{scope['path']}/".startswith(f"{PREFIX}/")
-        return (
-            (Match.FULL, {"endpoint": self.endpoint}) if ours else (Match.NONE, {})
-        )  # a pattern would not take a line break
+        # not by the pattern, which would not take a line break
+        if scope["type"] != "http" or not f"{scope['path']}/".startswith(f"{PREFIX}/"):
+            return Match.NONE, {}
+        return Match.FULL, {"endpoint": self.endpoint}
 
     async def _refuse(self, request: Request) -> Response:
         path = request.scope["path"]
-        methods = ", ".join(
-            sorted(
-                {
-                    method
-                    for route in self._ours
-                    if route.path_regex.match(path)
-                    for method in route.methods
-                }
-            )
-        )
-        if methods:
-            raise HTTPException(
-                405, f"This can be asked by {methods} only.", headers={"Allow": methods}
-            )
-        raise HTTPException(404, "There is no such route.")
+        methods: set[str] = set()
+        for route in self._routes:
+            if route.path_regex.match(path):
+                methods |= route.methods
+        if not methods:
+            raise HTTPException(404, "There is no such route.")
+        allowed = ", ".join(sorted(methods))
+        message = f"This can be asked by {allowed} only."
+        raise HTTPException(405, message, headers={"Allow": allowed})
 
 
 class _Endpoint:
     """An endpoint for any method: Starlette gives functions GET alone."""
 
-    def __init__(self, answer: Handle) -> None:
-        self._answer = answer
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await (await self._answer(Request(scope, receive)))(scope, receive, send)
+        response = await self._handle(Request(scope, receive))
+        await response(scope, receive, send)

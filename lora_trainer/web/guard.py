@@ -24,10 +24,10 @@ LARGEST_FORM_TEXT_BYTES = 8_000_000  # names, headers and fields of a form, whic
 MOST_FILES = 1000  # of a form
 MOST_FIELDS = 20
 READING = ("GET", "HEAD", "OPTIONS")
-HEADERS = {
+HEADERS = {  # of every response
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",
-}  # of every answer
+}
 
 
 def check_change(request: Request) -> None:

@@ -25,14 +25,14 @@ class OwnSiteOnly:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        answer = self._app
+        app = self._app
         writes = scope["type"] == "http" and scope["method"] not in guard.READING
         if writes and not scope["path"].startswith(f"{api.PREFIX}/"):
             try:
                 guard.refuse_other_sites(Request(scope))
             except HTTPException as error:
-                answer = JSONResponse({"detail": error.detail}, error.status_code)
-        await answer(scope, receive, send)
+                app = JSONResponse({"detail": error.detail}, error.status_code)
+        await app(scope, receive, send)
 
 
 def create_app(service: TrainingService) -> FastAPI:

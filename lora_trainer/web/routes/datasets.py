@@ -181,10 +181,10 @@ def _added(
     refused: list[dict[str, Any]],
     caption_from_prompt: bool,
 ) -> dict[str, Any]:
-    answer: dict[str, Any] = {"added": added, "refused": refused}
+    result: dict[str, Any] = {"added": added, "refused": refused}
     if caption_from_prompt:
-        answer["uncaptioned"] = library.add_captions_from_prompts(name, added)
-    return answer
+        result["uncaptioned"] = library.add_captions_from_prompts(name, added)
+    return result
 
 
 def _add_captions(router: APIRouter, library: Library) -> None:

@@ -105,3 +105,48 @@ def _resolved(path: Path) -> Path | None:
         return expanded(str(path)).resolve()
     except (OSError, RuntimeError, ValueError):  # too long, a circle of links, not text
         return None
+
+
+class PathRules:
+    """Which paths the request that is being answered may name.
+
+    `allowed_roots`: folders that paths must lie in; None when only this machine can ask.
+    `foreign_roots`: those for requests under a foreign host name, which may be a page of another
+    site by DNS rebinding; None where such requests do not get here.
+    """
+
+    def __init__(self, allowed_roots: list[Path] | None, foreign_roots: list[Path] | None) -> None:
+        self.allowed_roots = allowed_roots
+        self.foreign_roots = foreign_roots
+
+    def check(self, path: Path) -> None:
+        """Raise `Refused` for a path outside the roots, links followed, or that cannot exist."""
+        check_possible(path)
+        if self.allowed_roots is not None:
+            check_inside(path, self.allowed_roots)
+        elif self.foreign_roots is not None and (name := foreign_name()):
+            check_inside(path, self.foreign_roots, because=_asked_for_as(name))
+
+    def permits(self, path: Path) -> bool:
+        try:
+            self.check(path)
+        except Refused:
+            return False
+        return True
+
+    def check_deletion(self) -> None:
+        """Raise `Refused` for deleting where a page of another site could be asking."""
+        if self.allowed_roots is None and self.foreign_roots is not None and foreign_name():
+            raise Refused(
+                f"{_asked_for_as(foreign_name())}, so nothing is removed for good. Open it on the"
+                " machine itself, as http://127.0.0.1 with its port.",
+                code="forbidden_path",
+            )
+
+    def is_local_request(self) -> bool:
+        """Tell whether only somebody at this machine can have sent the request."""
+        return self.allowed_roots is None and not foreign_name()
+
+
+def _asked_for_as(name: str) -> str:
+    return f"This WebUI was asked for as {name}, which is not this machine's name"

@@ -3,6 +3,7 @@ what Windows writes.
 """
 
 import functools
+import json
 import math
 from typing import Any
 
@@ -83,3 +84,19 @@ def number(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return found if found is not None and math.isfinite(found) else None
+
+
+def storable(text: str) -> str:
+    """Return text that SQLite and UTF-8 take, e.g. `caf\\udce9.png` for a name that is not
+    UTF-8.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def to_json(value: Any, *, indent: int | None = None) -> bytes:
+    """Return a value as JSON that reads back as it was, names that are not UTF-8 included; the rest
+    of it stays readable.
+    """
+    return json.dumps(value, ensure_ascii=False, indent=indent).encode(
+        "utf-8", "backslashreplace"
+    )  # JSON's own escapes, in JSON's own spelling

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ from ..dataset.caption_tables import find_table
 from ..dataset.captions import content_of, in_table, read_caption, sidecar, to_bytes
 from ..dataset.scan import scan
 from .ctrl_c import asked_by_ctrl_c
+from .progress import ProgressDisplay, show_progress
 
 HOME = Path("~/.cache/train_lora")
 Say = Callable[[str], None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments; those of the wording are the captioners' common options."""
+    """Declare the command's arguments; those of caption affixes are options of all captioners."""
     parser.add_argument(
         "--input",
         type=Path,
@@ -100,31 +101,29 @@ def run(args: argparse.Namespace, make_host: Callable[..., Host]) -> int:
     if not readiness.ready:
         print(f"download: {readiness.downloads}")
     captions = Captions(args.input, args.output, overwrite=args.overwrite)
+    progress = captions.progress
     with (
-        _bar(captions.progress) as show,
+        show_progress(progress.total, unit="picture", done=progress.done) as display,
         asked_by_ctrl_c(lambda: "Stopping after this batch; what is done is kept.") as asked,
         contextlib.closing(captions),
     ):
-        progress = (
-            caption_pictures(
-                captions.wanted,
+        if captions.to_write:
+            progress = caption_pictures(
+                captions.to_write,
                 captioner,
                 options,
                 host,
                 captions.write,
-                on_progress=show,
+                on_progress=functools.partial(_show, display),
                 should_stop=asked,
-                begin=captions.progress,
+                begin=progress,
             )
-            if captions.wanted
-            else captions.progress
-        )
     return _report(progress, captions, stopped=asked())
 
 
 class Captions:
-    """The captions of a folder: which pictures lack one, and where new ones go. A table is written
-    every so often, and by `close`.
+    """The captions of a folder: `to_write` are the pictures that get one, and `write` puts it where
+    it goes. A table is written every so often, and by `close`.
 
     What a person writes meanwhile stays: `kept` are the pictures whose new caption was dropped for
     theirs after it had been counted.
@@ -136,32 +135,35 @@ class Captions:
         """
         self._paths, failed = _pictures(folder)
         self._before = {name: content_of(sidecar(path)) for name, path in self._paths.items()}
-        self._table, self._given = TableFile(table, self._paths) if table else None, set()
-        rows = self._table.captions if table else {}
-        beside = functools.cache(find_table)  # each is read once, however many pictures it is for
-        known = {
-            name: (
-                rows.get(name)
-                or read_caption(path)
-                or (None if table else in_table(path, beside(path.parent)))
-            )
-            for name, path in self._paths.items()
+        self._table = TableFile(table, self._paths) if table else None
+        self._given: set[str] = set()
+        known = self._known_captions()
+        in_output = self._table.captions if self._table else {}
+        self._copied = {  # captions of .txt files, for the table
+            name: caption for name, caption in known.items() if caption and not in_output.get(name)
         }
-        self._copied = {
-            name: caption for name, caption in known.items() if caption and not rows.get(name)
-        }  # of .txt files, for the table
-        self.wanted = [
-            Picture(name, path)
-            for name, path in self._paths.items()
-            if overwrite or not known[name]
-        ]
-        skipped = len(self._paths) - len(self.wanted)
+        names = [name for name in self._paths if overwrite or not known[name]]
+        self.to_write = [Picture(name, self._paths[name]) for name in names]
+        skipped = len(self._paths) - len(self.to_write)
         self.progress = CaptionProgress(
             total=len(self._paths) + len(failed),
             done=skipped + len(failed),
             skipped=skipped,
             failed=failed,
         )
+
+    def _known_captions(self) -> dict[str, str | None]:
+        """Return captions by name: of the output table, the .txt files or a table beside them."""
+        if self._table:
+            rows = self._table.captions
+            return {
+                name: rows.get(name) or read_caption(path) for name, path in self._paths.items()
+            }
+        beside = functools.cache(find_table)  # each is read once, however many pictures it is for
+        return {
+            name: read_caption(path) or in_table(path, beside(path.parent))
+            for name, path in self._paths.items()
+        }
 
     def write(self, captions: Mapping[str, str]) -> list[str]:
         if not self._table:
@@ -227,44 +229,33 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-# --- What is shown --------------------------------------------------------------------------------
+# --- Output ---------------------------------------------------------------------------------------
 
 
 def _list(captioners: Captioners) -> int:
     for each in captioners.all():
         size = f" [{size_text(each['download_bytes'])}]" if each["downloads"] else ""
-        print(
-            f"{each['name']}: {each['title']}. {each['help']}\n "
-            f" {'ready' if each['ready'] else each['needs']}{size}"
-        )
+        readiness = "ready" if each["ready"] else each["needs"]
+        print(f"{each['name']}: {each['title']}. {each['help']}\n  {readiness}{size}")
         for option in each["options"]:
-            choices = (
-                f" ({', '.join(repr(choice['value']) for choice in option['choices'])})"
-                if "choices" in option
-                else ""
-            )
-            print(f"    {option['name']}={option['default']}  {option['help']}{choices}")
+            print(f"    {option['name']}={option['default']}  {option['help']}{_choices(option)}")
     return 0
 
 
-@contextlib.contextmanager
-def _bar(begin: CaptionProgress) -> Iterator[Callable[[CaptionProgress], None]]:
-    from tqdm import tqdm
+def _choices(option: Mapping[str, Any]) -> str:
+    if "choices" not in option:
+        return ""
+    return f" ({', '.join(repr(choice['value']) for choice in option['choices'])})"
 
-    with tqdm(total=begin.total, initial=begin.done, unit="picture", dynamic_ncols=True) as bar:
 
-        def show(progress: CaptionProgress) -> None:
-            share = (
-                f" {progress.fraction:.0%}"
-                if progress.stage == "preparing" and progress.fraction
-                else ""
-            )
-            bar.set_description_str(
-                f"{progress.message}{share}" if progress.stage == "preparing" else "captioning"
-            )
-            bar.update(progress.done - bar.n)
-
-        yield show
+def _show(display: ProgressDisplay, progress: CaptionProgress) -> None:
+    if progress.stage != "preparing":
+        status = "captioning"
+    elif progress.fraction:
+        status = f"{progress.message} {progress.fraction:.0%}"
+    else:
+        status = progress.message
+    display.update(progress.done, status)
 
 
 def _report(progress: CaptionProgress, captions: Captions, *, stopped: bool) -> int:
@@ -272,12 +263,11 @@ def _report(progress: CaptionProgress, captions: Captions, *, stopped: bool) -> 
         print(f"failed: {failure['filename']}: {failure['reason']}", file=sys.stderr)
     if captions.trouble:
         print(f"{captions.trouble} The new captions are in {captions.place}.", file=sys.stderr)
-    written, skipped = progress.written - len(captions.kept), progress.skipped + len(captions.kept)
+    written = progress.written - len(captions.kept)
+    skipped = progress.skipped + len(captions.kept)
     kept = f", {skipped} left as they were" if skipped else ""
-    print(
-        f"{written} captions written to {captions.place}{kept}"
-        + (f", {len(progress.failed)} failed" if progress.failed else "")
-    )
+    failed = f", {len(progress.failed)} failed" if progress.failed else ""
+    print(f"{written} captions written to {captions.place}{kept}{failed}")
     if stopped and progress.done < progress.total:
         return 130
     return 1 if progress.failed or captions.trouble else 0

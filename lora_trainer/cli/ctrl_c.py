@@ -9,33 +9,31 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+TERMINATION = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 
 def asked_by_ctrl_c(
     sentence: Callable[[], str],
 ) -> contextlib.AbstractContextManager[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a wish to stop, answered by a sentence; yields whether it was
-    pressed.
+    """Make the first Ctrl-C a request to stop, and print a sentence then.
+
+    Yields a function that tells whether it was pressed.
     """
-    return _asked([signal.SIGINT], sentence, then=signal.default_int_handler)
+    return _on_signals([signal.SIGINT], sentence, then=signal.default_int_handler)
 
 
 def asked_by_termination(
     sentence: Callable[[], str],
 ) -> contextlib.AbstractContextManager[Callable[[], bool]]:
-    """Do the same for `kill` and for a terminal that is closed, where that is not ignored, as by
-    nohup.
-    """
-    return _asked(
-        [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN],
-        sentence,
-        then=signal.SIG_DFL,
-    )
+    """Do the same for `kill` and a terminal that is closed, unless that is ignored (nohup)."""
+    numbers = [number for number in TERMINATION if signal.getsignal(number) is not signal.SIG_IGN]
+    return _on_signals(numbers, sentence, then=signal.SIG_DFL)
 
 
 @contextlib.contextmanager
-def _asked(
+def _on_signals(
     numbers: list[int], sentence: Callable[[], str], *, then: Any
 ) -> Iterator[Callable[[], bool]]:
     asked = threading.Event()

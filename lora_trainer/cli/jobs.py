@@ -2,12 +2,12 @@
 them is not disturbed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..base.errors import Refused
-from ..jobs.listing import list_jobs
+from ..jobs.job import JobKind, JobView
+from ..jobs.job_views import list_jobs
 
 HEAD = ("id", "name", "state", "step", "resumable")
 
@@ -20,14 +20,13 @@ def table(data_dir: Path) -> str:
     return _aligned([HEAD, *(_cells(job) for job in jobs)])
 
 
-def _cells(job: Mapping[str, Any]) -> tuple[str, ...]:
-    done, total = (
-        (job.get("step", 0), (job.get("total_steps") or 0))
-        if job["kind"] == "training"
-        else (job.get("done", 0), job.get("total", 0))
-    )
+def _cells(job: JobView) -> tuple[str, ...]:
+    if job["kind"] == JobKind.TRAINING:
+        done, total = job.get("step", 0), job.get("total_steps") or 0
+    else:
+        done, total = job.get("done", 0), job.get("total", 0)
     resumable = f"at step {job['resume_step'] or 0}" if job["resumable"] else "no"
-    return job["id"], job["name"], job["state"], f"{done} of {total}", resumable
+    return job["id"], job["name"], str(job["state"]), f"{done} of {total}", resumable
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -13,12 +13,13 @@ from typing import Any
 
 from ..base.contracts import Host
 from ..base.errors import Refused
+from ..base.shutdown import close_at_end
 from ..jobs.service import TrainingService
-from ..jobs.shutdown import close_at_end
 from . import auto_label, import_settings, new_config, storage, train
 from . import jobs as job_table
 
 MakeHost = Callable[..., Host]
+Command = Callable[[argparse.Namespace, MakeHost], int]
 
 
 def main(arguments: Sequence[str] | None = None, *, make_host: MakeHost) -> int:
@@ -28,9 +29,8 @@ def main(arguments: Sequence[str] | None = None, *, make_host: MakeHost) -> int:
     parser = _parser()
     args = parser.parse_args(arguments)
     console = logging.StreamHandler()
-    console.setLevel(
-        logging.INFO if args.verbose else logging.WARNING
-    )  # of the handler: a job lowers the package's own for its log.txt
+    # the level of the handler: a job lowers the package's own for its log.txt
+    console.setLevel(logging.INFO if args.verbose else logging.WARNING)
     logging.basicConfig(level=console.level, format="%(message)s", handlers=[console])
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -154,116 +154,127 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--verbose", action="store_true", help="also print the run's log")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    train.add_arguments(
-        _command(commands, "train", _train, "train a LoRA as a YAML, TOML or JSON file says")
+
+    def add(name: str, function: Command, help: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help, description=help)
+        command.set_defaults(command=function)
+        return command
+
+    train.add_arguments(add("train", _train, "train a LoRA as a YAML, TOML or JSON file says"))
+    _add_jobs_arguments(
+        add("jobs", _jobs, "list the jobs of a data folder, and which of them can go on")
     )
-    jobs = _command(
-        commands, "jobs", _jobs, "list the jobs of a data folder, and which of them can go on"
-    )
-    jobs.add_argument(
-        "--data-dir",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="where jobs are kept, for example output/train_lora",
-    )
-    storage.add_arguments(
-        _command(commands, "storage", _storage, "say what jobs take of the disk, and clear it")
-    )
+    storage.add_arguments(add("storage", _storage, "say what jobs take of the disk, and clear it"))
     import_settings.add_arguments(
-        _command(
-            commands,
+        add(
             "import-settings",
             _import_settings,
             "take over the settings of another trainer's file, or of a LoRA",
         )
     )
     new_config.add_arguments(
-        _command(
-            commands,
+        add(
             "new-config",
             _new_config,
             "write a settings file to fill in, which says what every setting does",
         )
     )
     auto_label.add_arguments(
-        _command(commands, "auto-label", _auto_label, "write captions for a folder of pictures")
+        add("auto-label", _auto_label, "write captions for a folder of pictures")
     )
-    demo = _command(
-        commands,
-        "demo",
-        _demo,
-        "train the embedded concept on the embedded checkpoint and judge the result",
+    _add_demo_arguments(
+        add(
+            "demo",
+            _demo,
+            "train the embedded concept on the embedded checkpoint and judge the result",
+        )
     )
-    demo.add_argument(
+    _add_demo_checkpoint_arguments(
+        add(
+            "demo-checkpoint",
+            _demo_checkpoint,
+            "write the embedded checkpoint so that a WebUI can load it",
+        )
+    )
+    _add_ui_arguments(add("ui", _ui, "open the page with a checkpoint of yours"))
+    _add_bench_arguments(
+        add("bench", _bench, "measure time and memory of a step on a random SD1.5 UNet")
+    )
+    return parser
+
+
+def _add_jobs_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="where jobs are kept, for example output/train_lora",
+    )
+
+
+def _add_demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--output",
         type=Path,
         default=Path("demo-output"),
         help="folder for the results (default: demo-output)",
     )
-    demo.add_argument("--seed", type=int, default=42)
-    demo.add_argument("--ui", action="store_true", help="then open the page on this machine")
-    demo.add_argument("--port", type=int, default=7870)
-    checkpoint = _command(
-        commands,
-        "demo-checkpoint",
-        _demo_checkpoint,
-        "write the embedded checkpoint so that a WebUI can load it",
-    )
-    checkpoint.add_argument(
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--ui", action="store_true", help="then open the page on this machine")
+    parser.add_argument("--port", type=int, default=7870)
+
+
+def _add_demo_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--into",
         type=Path,
         required=True,
         metavar="DIR",
         help="for example the WebUI's models/Stable-diffusion",
     )
-    ui = _command(commands, "ui", _ui, "open the page with a checkpoint of yours")
-    ui.add_argument(
+
+
+def _add_ui_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--checkpoint",
         type=Path,
         required=True,
         help="an SD1, SD2 or SDXL checkpoint (.safetensors)",
     )
-    ui.add_argument(
+    parser.add_argument(
         "--output",
         type=Path,
         default=Path("output"),
         help="folder for LoRAs and jobs (default: output)",
     )
-    ui.add_argument("--port", type=int, default=7870)
-    storage.add_limits(ui)
-    bench = _command(
-        commands, "bench", _bench, "measure time and memory of a step on a random SD1.5 UNet"
-    )
-    bench.add_argument(
+    parser.add_argument("--port", type=int, default=7870)
+    storage.add_limits(parser)
+
+
+def _add_bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--dataset",
         type=int,
         default=0,
         metavar="N",
         help="measure a data set of N pictures in the editor instead, for example 5000",
     )
-    bench.add_argument(
+    parser.add_argument(
         "--size", type=int, default=256, help="side of the pictures in pixels (default: 256)"
     )
-    bench.add_argument("--batch", type=int, default=1)
-    bench.add_argument("--steps", type=int, default=7, help="measured steps (default: 7)")
-    bench.add_argument(
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=7, help="measured steps (default: 7)")
+    parser.add_argument(
         "--dtype",
         choices=("fp32", "bf16", "fp16"),
         default="fp32",
         help="of the frozen weights; the LoRA is fp32 in any case",
     )
-    bench.add_argument("--rank", type=int, default=16)
-    bench.add_argument(
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument(
         "--targets",
         choices=("attention", "attention+feed-forward", "all"),
         default="attention+feed-forward",
     )
-    bench.add_argument("--gradient-checkpointing", action="store_true")
-    return parser
-
-
-def _command(commands: Any, name: str, function: Callable, help: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=help, description=help)
-    command.set_defaults(command=function)
-    return command
+    parser.add_argument("--gradient-checkpointing", action="store_true")

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..base.contracts import Host
 from ..base.errors import Refused
 from ..jobs.service import TrainingService
-from ..jobs.storage import WHAT, Limits
+from ..jobs.storage import CLEARABLE, Limits, StorageReport
 
 TITLES = {
     "jobs": "jobs",
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--clear",
-        choices=WHAT,
+        choices=CLEARABLE,
         help=(
             "remove these; a job that has not finished keeps all of its own, and LoRAs always stay"
         ),
@@ -79,40 +79,33 @@ def run(args: argparse.Namespace, host: Host) -> int:
     """
     if not (args.data_dir / "jobs.sqlite3").is_file():
         raise Refused(f"There are no jobs in {args.data_dir}.", field="data_dir", code="not_found")
-    service = TrainingService(
-        host, limits=Limits(0, 0, 0)
-    )  # looks on: what goes is what was asked for
+    # no limits: only what was asked for is removed
+    service = TrainingService(host, limits=Limits(0, 0, 0))
     problems = []
     if args.clear:
-        done = service.clear_storage(args.clear, keep=max(0, args.keep))
+        done = service.storage.clear(args.clear, keep=max(0, args.keep))
         problems = done["problems"]
         print(f"removed {done['count']} ({size_text(done['bytes'])}): {TITLES[args.clear]}")
-    print(table(service.storage()))
+    print(table(service.storage.report()))
     for problem in problems:
         print(f"note: {problem}")
     return 1 if problems else 0
 
 
-def table(report: dict) -> str:
+def table(report: StorageReport) -> str:
     """Return a report as aligned lines."""
-    rows = [
-        (TITLES[what], str(report[what]["count"]), size_text(report[what]["bytes"]))
-        for what in TITLES
+    usages = {title: report[what] for what, title in TITLES.items()}
+    width = max(map(len, usages))
+    lines = [
+        f"{title.ljust(width)}  {usage['count']:>6}  {size_text(usage['bytes']):>9}"
+        for title, usage in usages.items()
     ]
-    width = max(len(title) for title, _, _ in rows)
-    return "\n".join(
-        [
-            *(f"{title.ljust(width)}  {count:>6}  {size:>9}" for title, count, size in rows),
-            f"free on this disk: {size_text(report['free_bytes'])}",
-        ]
-    )
+    return "\n".join([*lines, f"free on this disk: {size_text(report['free_bytes'])}"])
 
 
 def size_text(size_bytes: int) -> str:
-    return (
-        f"{size_bytes / 1e9:.1f} GB"
-        if size_bytes >= 1e9
-        else f"{size_bytes / 1e6:.1f} MB"
-        if size_bytes >= 1e6
-        else f"{size_bytes / 1e3:.0f} kB"
-    )
+    if size_bytes >= 1e9:
+        return f"{size_bytes / 1e9:.1f} GB"
+    if size_bytes >= 1e6:
+        return f"{size_bytes / 1e6:.1f} MB"
+    return f"{size_bytes / 1e3:.0f} kB"

@@ -9,19 +9,17 @@ from typing import Any
 
 from ..base.contracts import Host
 from ..base.errors import Refused
+from ..jobs.job import ALIVE, STARTED
 from ..jobs.service import TrainingService
-from ..jobs.store import ALIVE, BEGUN
 from ..runs.pipeline import DRAWING
 from ..settings.config import TrainConfig, schema
 from .ctrl_c import asked_by_ctrl_c, asked_by_termination
+from .progress import ProgressDisplay, show_progress
 from .run_settings import at_model_size, data_dir_of, parsed, read_run
 from .storage import add_limits, limits_of
 
 Begin = Callable[[], str]
-ENDS = {
-    "stopped": 130,
-    "interrupted": 143,
-}  # exit statuses, as shells give them for Ctrl-C and `kill`
+EXIT_STATUSES = {"stopped": 130, "interrupted": 143}  # as shells give them for Ctrl-C and `kill`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -136,7 +134,7 @@ def run_job(service: TrainingService, values: dict[str, Any]) -> dict[str, Any]:
     """Run a job to its end behind a progress bar; Ctrl-C stops it, and what it has learned is
     saved.
     """
-    plan = service.plan(values)
+    plan = service.planner.plan(values)
     for error in plan["errors"]:
         raise Refused(
             error["message"] + _options(error.get("remedies", [])),
@@ -144,10 +142,8 @@ def run_job(service: TrainingService, values: dict[str, Any]) -> dict[str, Any]:
             code=error["code"],
         )
     for warning in plan["warnings"]:
-        print(
-            "note:"
-            f" {warning}{_options([each for each in plan['advice'] if each['message'] == warning])}"
-        )
+        remedies = [each for each in plan["advice"] if each["message"] == warning]
+        print(f"note: {warning}{_options(remedies)}")
     counts = (
         _counted(plan["pictures"], "picture"),
         _counted(len(plan["buckets"]), "bucket"),
@@ -163,30 +159,28 @@ def _counted(count: int, what: str) -> str:
 
 def _options(remedies: Sequence[Mapping[str, Any]]) -> str:
     """Return what to type to set something right, in brackets; "" where nothing is known."""
-
-    def words(value: Any) -> str:
-        return (
-            str(value).lower()
-            if isinstance(value, bool)
-            else f"{value:g}"
-            if isinstance(value, float)
-            else str(value)
-        )
-
     typed = [
         " ".join(
-            f"--{name.replace('_', '-')} {words(value)}" for name, value in each["changes"].items()
+            f"--{name.replace('_', '-')} {_typed(value)}"
+            for name, value in remedy["changes"].items()
         )
-        for each in remedies
+        for remedy in remedies
     ]
     return f" ({', or '.join(typed)})" if typed else ""
+
+
+def _typed(value: Any) -> str:
+    """Return a setting's value as it is typed on the command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _job_to_resume(service: TrainingService, name: str, job_id: str | None) -> Mapping[str, Any]:
     """Return the job that is asked for, or the one of this name that is furthest. Raises
     `Refused`.
     """
-    jobs = service.named(name)
+    jobs = service.jobs_of_lora(name)
     if job_id is not None:
         job = service.job(job_id)
         if job["kind"] != "training" or job["name"] != name:
@@ -227,10 +221,10 @@ def _newest(service: TrainingService, config: TrainConfig) -> Mapping[str, Any] 
     place = Path(config.output_dir or service.host.lora_dir).resolve()
     jobs = [
         job
-        for job in service.named(config.output_name)
+        for job in service.jobs_of_lora(config.output_name)
         if Path(job["config"].get("output_dir") or service.host.lora_dir).resolve() == place
     ]
-    if working := next((job for job in jobs if job["state"] in BEGUN), None):
+    if working := next((job for job in jobs if job["state"] in STARTED), None):
         raise Refused(
             f"Job {working['id']} is training {config.output_name} just now, in another program."
             " Wait until it has ended, or stop it there.",
@@ -273,7 +267,7 @@ def _say_what_was_lost(service: TrainingService, config: TrainConfig) -> None:
     """Say so where the last run was cut off before its progress was kept, so that there is nothing
     to go on from.
     """
-    last = next(iter(service.named(config.output_name)), None)
+    last = next(iter(service.jobs_of_lora(config.output_name)), None)
     if last and last["state"] == "interrupted" and not last["resume_step"]:
         print(
             f"note: job {last['id']} was cut off before its progress was kept (every"
@@ -284,23 +278,20 @@ def _say_what_was_lost(service: TrainingService, config: TrainConfig) -> None:
 def _refuse_taken(
     service: TrainingService, config: TrainConfig, earlier: Mapping[str, Any] | None
 ) -> None:
-    """Raise `Refused` for a LoRA that is there already, and say by which job and what to do."""
-    errors = service.plan(config.to_dict(), thorough=False)["errors"]
-    if not (taken := next((error for error in errors if error["code"] == "name_taken"), None)):
+    """Raise `Refused` for a LoRA that exists, and say which job made it and what to do."""
+    errors = service.planner.plan(config.to_dict(), thorough=False)["errors"]
+    taken = next((error for error in errors if error["code"] == "name_taken"), None)
+    if taken is None:
         return
-    finished = earlier is not None and earlier["state"] == "finished"
-    by = (
-        f" Job {earlier['id']} finished it after {earlier.get('step') or 0} steps."
-        if finished
-        else ""
-    )
-    length = "--max-train-steps" if config.max_train_steps else "--epochs"
-    longer = f"; to train it longer: --resume and more {length}" if finished else ""
-    other = next(
-        (each["changes"]["output_name"] for each in taken.get("remedies", [])), "and another name"
-    )
+    made_by = longer = ""
+    if earlier is not None and earlier["state"] == "finished":
+        made_by = f" Job {earlier['id']} finished it after {earlier.get('step') or 0} steps."
+        length = "--max-train-steps" if config.max_train_steps else "--epochs"
+        longer = f"; to train it longer: --resume and more {length}"
+    free_names = [each["changes"]["output_name"] for each in taken.get("remedies", [])]
+    other = free_names[0] if free_names else "and another name"
     raise Refused(
-        f"{taken['message']}{by} To replace it: --overwrite; to keep both: --output-name"
+        f"{taken['message']}{made_by} To replace it: --overwrite; to keep both: --output-name"
         f" {other}{longer}.",
         field="output_name",
         code="name_taken",
@@ -317,86 +308,88 @@ def _resume(
 ) -> dict[str, Any]:
     """Go on with a job, with the settings as they are now."""
     changes = service.changes_since(earlier["id"], config.to_dict())
-    plan = service.plan({**config.to_dict(), "overwrite": True})  # its own LoRA is in nobody's way
-    steps, step = plan.get("steps") or earlier.get("total_steps") or 0, earlier["resume_step"] or 0
+    # as if to overwrite: its own LoRA is in nobody's way
+    plan = service.planner.plan({**config.to_dict(), "overwrite": True})
+    steps = plan.get("steps") or earlier.get("total_steps") or 0
+    step = earlier["resume_step"] or 0
 
     def begin() -> str:
         service.resume(earlier["id"], changes, anyway=anyway, ahead_of_queue=True)
-        changed = (
-            f" with {', '.join(f'{name} {value}' for name, value in changes.items())}"
-            if changes
-            else ""
-        )
+        changed = ", ".join(f"{name} {value}" for name, value in changes.items())
+        with_changes = f" with {changed}" if changes else ""
         state = "" if why else f" ({earlier['state']})"
-        print(f"job {earlier['id']}{state}: going on at step {step} of {steps}{changed}{why}")
+        place = f"going on at step {step} of {steps}"
+        print(f"job {earlier['id']}{state}: {place}{with_changes}{why}")
         return earlier["id"]
 
     return _follow(service, begin, steps=steps, step=step)
 
 
 def _follow(service: TrainingService, begin: Begin, *, steps: int, step: int = 0) -> dict[str, Any]:
-    """Begin a job and show it until it ends; raises `Refused` when it fails."""
-    from tqdm import tqdm
-
+    """Begin a job and show its progress until it ends; raises `Refused` when it fails."""
     job: dict[str, Any] = {}
 
-    def answer() -> str:
-        ends = (
-            "The preview is left out; the LoRA is saved."
-            if _is_drawn(job)
-            else "Stopping after this step; what was learned is saved."
-        )
+    def stop_sentence() -> str:
+        if _draws_preview(job):
+            ends = "The preview is left out; the LoRA is saved."
+        else:
+            ends = "Stopping after this step; what was learned is saved."
         return f"{ends} Ctrl-C again ends the program at once."
 
     with (
-        asked_by_ctrl_c(answer) as asked,
+        asked_by_ctrl_c(stop_sentence) as stop_asked,
         asked_by_termination(lambda: "Keeping the progress after this step.") as terminated,
     ):
-        job_id, said = begin(), False
-        with tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True) as bar:
+        job_id = begin()
+        preview_announced = False
+        with show_progress(steps, unit="step", done=step) as display:
             while (job := service.wait(job_id, timeout=0.5))["state"] in ALIVE:
-                _show(bar, job)
-                if _is_drawn(job) and not said:
-                    bar.write("The LoRA is saved. Drawing its preview; Ctrl-C leaves it out.")
-                    said = True
+                _show(display, job)
+                if _draws_preview(job) and not preview_announced:
+                    display.write("The LoRA is saved. Drawing its preview; Ctrl-C leaves it out.")
+                    preview_announced = True
                 if terminated():
                     service.close()
-                elif asked() and not job["stopping"]:
+                elif stop_asked() and not job["stopping"]:
                     service.stop(job_id)
-            _show(bar, job)
+            _show(display, job, ended=job["state"])
     if job["state"] == "failed":
         raise Refused(job["error"], code="failed")
     return job
 
 
-def _is_drawn(job: Mapping[str, Any]) -> bool:
+def _draws_preview(job: Mapping[str, Any]) -> bool:
     return job.get("message") == DRAWING
 
 
-def _show(bar: Any, job: Mapping[str, Any]) -> None:
-    bar.set_description_str((job.get("message") or job["state"])[:40])
-    if job.get("loss_average") is not None:
-        bar.set_postfix_str(f"loss {job['loss_average']:.4f}")
-    bar.update(job.get("step", 0) - bar.n)
+def _show(display: ProgressDisplay, job: Mapping[str, Any], *, ended: str = "") -> None:
+    loss = job.get("loss_average")
+    validation_loss = job.get("validation_loss")
+    notes = [f"snapshot {name}" for name in job["snapshots"]]
+    if validation_loss is not None:
+        notes.append(f"validation loss {validation_loss:.4f}")
+    display.update(
+        job.get("step", 0),
+        (job.get("message") or job["state"])[:40],
+        figures="" if loss is None else f"loss {loss:.4f}",
+        notes=notes,
+        ended=ended,
+    )
 
 
 def _report(job: Mapping[str, Any], config: Path | None) -> int:
-    for remark in job["remarks"]:
-        print(f"note: {remark}")
+    """Print how a job ended and, where it can go on, how; return the exit status."""
+    for warning in job["remarks"]:
+        print(f"note: {warning}")
     nothing = "the progress is kept" if job["state"] == "interrupted" else "nothing to save yet"
-    print(
-        f"{job['state']}: {job['output_file'] or nothing}"
-        + (f"\nuse it in a prompt: {job['lora_tag']}" if job["lora_tag"] else "")
-    )
-    if job["state"] not in ENDS:
+    print(f"{job['state']}: {job['output_file'] or nothing}")
+    if job["lora_tag"]:
+        print(f"use it in a prompt: {job['lora_tag']}")
+    if job["state"] not in EXIT_STATUSES:
         return 0
-    again = (
-        f"python -m lora_trainer train --config {config} --resume --job {job['id']}"
-        if config
-        else f"the same command with --resume --job {job['id']}"
-    )
-    print(
-        f"{job['state']} at step {job.get('step') or 0} of {job.get('total_steps') or 0}; to go on:"
-        f" {again}"
-    )
-    return ENDS[job["state"]]
+    command = "the same command with"
+    if config:
+        command = f"python -m lora_trainer train --config {config}"
+    place = f"{job['state']} at step {job.get('step') or 0} of {job.get('total_steps') or 0}"
+    print(f"{place}; to go on: {command} --resume --job {job['id']}")
+    return EXIT_STATUSES[job["state"]]

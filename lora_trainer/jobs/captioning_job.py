@@ -1,4 +1,4 @@
-"""A job that captions the pictures of a data set: which of them, and what is told of it."""
+"""The job that captions the pictures of a data set: which of them, and how it reports."""
 
 import contextlib
 import dataclasses
@@ -10,27 +10,28 @@ from typing import Any
 from ..base.contracts import Host
 from ..base.errors import Refused
 from ..base.files import write_atomically
+from ..base.text import to_json
 from ..captioning.contracts import Captioner
 from ..captioning.registry import Captioners
 from ..captioning.run import GONE, CaptionProgress, Picture, caption_pictures
 from ..dataset.scan import read_kohya_name
 from ..editor.library import Library
+from .job import JobKind, JobRow, JobState
 from .store import JobStore
-from .wording import to_json
 from .worker import Job
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Which pictures get a caption, how many are left out because a person captioned them, and
-    which are known to be unusable.
+    """The pictures that get a caption, how many are skipped because a person captioned them, and
+    which cannot be used.
     """
 
     pictures: list[Picture]
     skipped: int
     failed: list[dict[str, str]]  # {filename, reason}
 
-    def begin(self, message: str) -> CaptionProgress:
+    def progress(self, message: str) -> CaptionProgress:
         done = self.skipped + len(self.failed)
         return CaptionProgress(
             message=message,
@@ -55,46 +56,36 @@ def select(
     Raises `Refused` for a data set or a picture that is not there, and when there is none.
     """
     found = library.describe(dataset)
-    rows, problems = (
-        {row["filename"]: row for row in found[key]} for key in ("pictures", "problems")
-    )
-    asked = list(dict.fromkeys([*rows, *problems] if filenames is None else filenames))
-    unknown = [name for name in asked if name not in rows and name not in problems]
+    rows = {row["filename"]: row for row in found["pictures"]}
+    problems = {row["filename"]: row["reason"] for row in found["problems"]}
+    names = list(dict.fromkeys([*rows, *problems] if filenames is None else filenames))
+    unknown = [name for name in names if name not in rows and name not in problems]
     if unknown and not missing_ok:
         raise Refused(
             f"There is no picture {unknown[0][:200]!r} in this data set.",
             field="filenames",
             code="not_found",
         )
-    problems.update((name, {"reason": GONE}) for name in unknown)
-    if not asked:
+    problems.update((name, GONE) for name in unknown)
+    if not names:
         raise Refused("There is no picture to caption.", field="filenames", code="no_pictures")
-    usable = [rows[name] for name in asked if name in rows]
-    wanted = [row for row in usable if overwrite or _lacks_caption(row)]
+    usable = [rows[name] for name in names if name in rows]
+    chosen = [row["filename"] for row in usable if overwrite or _lacks_caption(row)]
     return Selection(
-        [
-            Picture(row["filename"], library.picture_path(dataset, row["filename"]))
-            for row in wanted
-        ],
-        len(usable) - len(wanted),
-        [
-            {"filename": name, "reason": problems[name]["reason"]}
-            for name in asked
-            if name not in rows
-        ],
+        pictures=[Picture(name, library.picture_path(dataset, name)) for name in chosen],
+        skipped=len(usable) - len(chosen),
+        failed=[{"filename": name, "reason": problems[name]} for name in names if name not in rows],
     )
 
 
 def _lacks_caption(row: Mapping[str, Any]) -> bool:
-    """Whether no person gave a picture a caption; the class words of its folder (`10_cat`) are
-    none.
+    """Tell whether no person captioned a picture; the class words of its folder (`10_cat`) do not
+    count.
     """
+    if not row["caption"] or row["automatic"]:
+        return True
     _, class_words = read_kohya_name(PurePosixPath(row["filename"]).parent) or (1, "")
-    return (
-        not row["caption"]
-        or row["automatic"]
-        or (not row["version"] and row["caption"] == class_words)
-    )
+    return not row["version"] and row["caption"] == class_words
 
 
 def read_ready(
@@ -109,28 +100,23 @@ def read_ready(
 
 
 class CaptioningJob(Job):
-    kind = "captioning"
+    kind = JobKind.CAPTIONING
     memory_advice = "Choose a smaller model or batch size, or close other programs."
 
     def __init__(
         self,
-        row: Mapping[str, Any],
+        row: JobRow,
         captioners: Captioners,
         library: Library,
         host: Host,
         store: JobStore,
         folder: Path,
     ) -> None:
-        """`row` is the job as the store has it; its config is what was asked for: dataset,
-        captioner, options (complete), overwrite, filenames.
-        """
-        super().__init__(row["id"], store, folder)
-        self._config, self._captioners, self._library, self._host = (
-            row["config"],
-            captioners,
-            library,
-            host,
-        )
+        super().__init__(row.id, store, folder)
+        self._config = row.config
+        self._captioners = captioners
+        self._library = library
+        self._host = host
         self._progress = CaptionProgress(message="Looking for the pictures")
 
     def _figures(self) -> dict[str, Any]:
@@ -155,7 +141,7 @@ class CaptioningJob(Job):
             overwrite=config["overwrite"],
             missing_ok=True,
         )
-        self._report(selection.begin(f"Preparing {captioner.title}"))
+        self._report(selection.progress(f"Preparing {captioner.title}"))
         if selection.pictures:
             self._caption(selection.pictures, captioner, options)
         progress = self._progress
@@ -166,16 +152,15 @@ class CaptioningJob(Job):
             )
         self._progress = dataclasses.replace(progress, eta_seconds=None)
         return {
-            "state": "stopped" if progress.done < progress.total else "finished",
+            "state": JobState.STOPPED if progress.done < progress.total else JobState.FINISHED,
             "message": _summary(progress),
         }
 
     def _caption(
         self, pictures: Sequence[Picture], captioner: Captioner, options: Mapping[str, Any]
     ) -> None:
-        with self._library.captioning(
-            self._config["dataset"], f"Automatic captions: {captioner.name}"
-        ) as write:
+        label = f"Automatic captions: {captioner.name}"
+        with self._library.captioning(self._config["dataset"], label) as write:
             caption_pictures(
                 pictures,
                 captioner,

@@ -1,35 +1,34 @@
-"""Which jobs are alive in some process: a lock on a file in the job's folder, which the system
-drops when the process dies, however it does.
+"""The lock file in a job's folder, which tells other processes that one is working on the job. The
+system drops the lock when the process dies, however it does.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from .store import BEGUN
+from .job import STARTED, JobRow
 
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # typeshed has no fcntl that is None
 
 NAME = "alive.lock"
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Mark a job's folder as in use by this process. Raises OSError where the folder cannot be
-    written.
-    """
+def locked(folder: Path) -> Iterator[None]:
+    """Lock a job's folder for this process. Raises OSError where the folder cannot be written."""
     with open(folder / NAME, "a+b") as file:
         _lock(file)
         yield
 
 
-def is_claimed(folder: Path) -> bool:
-    """Tell whether another process works on a job. Not for jobs of this process: to ask would let
-    its claim go.
+def is_locked_elsewhere(folder: Path) -> bool:
+    """Tell whether another process works on a job.
+
+    Never ask for a job of this process: closing the file again would release its own lock.
     """
     try:
         with open(folder / NAME, "r+b") as file:
@@ -38,11 +37,9 @@ def is_claimed(folder: Path) -> bool:
         return False
 
 
-def is_lost(row: Mapping[str, Any], folder: Path) -> bool:
-    """Tell whether a job of another process had begun when that process died. Not for jobs of this
-    process.
-    """
-    return row["state"] in BEGUN and not is_claimed(folder)
+def is_abandoned(row: JobRow, folder: Path) -> bool:
+    """Tell whether a job of another process was running when that process died."""
+    return row.state in STARTED and not is_locked_elsewhere(folder)
 
 
 def _lock(file: IO[bytes]) -> bool:
@@ -54,7 +51,7 @@ def _lock(file: IO[bytes]) -> bool:
             import msvcrt
 
             file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]  # Windows only
     except (BlockingIOError, PermissionError):
         return False
     except OSError:

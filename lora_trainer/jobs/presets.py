@@ -1,5 +1,5 @@
-"""Presets as interfaces use them: the package's and the user's own, read from uploads and written
-as files to share.
+"""The package's presets and the user's own, as web/ offers them; taken from uploads and written as
+files to share.
 """
 
 import tempfile
@@ -37,9 +37,8 @@ class PresetShelf:
 
     def export(self, name: str) -> tuple[str, str]:
         """Return the name of a preset's file and what is in it. Raises `Refused`."""
-        preset = next(
-            (preset for preset in package_presets() if preset["name"] == name), None
-        ) or self._own.get(name)
+        presets = {preset["name"]: preset for preset in package_presets()}
+        preset = presets.get(name) or self._own.get(name)
         if preset["problem"]:
             raise Refused(preset["problem"], field="name", code="unreadable_config")
         return f"{preset['title']}.yaml", as_file(preset)
@@ -67,11 +66,8 @@ class PresetShelf:
             try:
                 preset, left_out = self._own.take(path, Path(name).stem)
             except Refused as error:
-                raise Refused(
-                    error.message.replace(str(path), name).replace(path.name, name),
-                    field=error.field,
-                    code=error.code,
-                ) from error
+                message = error.message.replace(str(path), name).replace(path.name, name)
+                raise Refused(message, field=error.field, code=error.code) from error
         return {
             **preset,
             "left_out": [

@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ..base.errors import Refused
+from .job import JobRow, JobState
 from .store import JobStore
 from .worker import Job
 
 log = logging.getLogger(__name__)
 
 
-class Begun(NamedTuple):
-    """A run that began: of which job, from which step, and the how many-th of this process."""
+class StartedRun(NamedTuple):
+    """A run that began: of which job, from which step, and its number in this process, from 1."""
 
     job_id: str
     from_step: int
@@ -30,16 +31,15 @@ class Begun(NamedTuple):
 class JobQueue:
     """Safe to use from any thread. `make` turns a row of the store into a job."""
 
-    def __init__(self, store: JobStore, make: Callable[[Mapping[str, Any]], Job]) -> None:
-        self._store, self._make = store, make
-        self._changed = threading.Condition(
-            threading.RLock()
-        )  # guards all that follows; told when a job has ended
+    def __init__(self, store: JobStore, make: Callable[[JobRow], Job]) -> None:
+        self._store = store
+        self._make = make
+        self._changed = threading.Condition(threading.RLock())  # notified when a job has ended
         self._held_by = "restart" if store.waiting() else ""
-        self._untold: dict[str, dict[str, Any]] = {}  # ends that the database refused to take down
-        self._begun: set[str] = set()  # here, and whose ends are not in the database yet
+        self._unsaved_ends: dict[str, dict[str, Any]] = {}  # what the database refused, by job
+        self._own_jobs: set[str] = set()  # started here, and whose end is not in the database yet
         self.running: Job | None = None
-        self.newest: Begun | None = None  # the running one, or the last that ran
+        self.newest_run: StartedRun | None = None  # the running one, or the last that ran
         self.version = 0
 
     @property
@@ -47,62 +47,57 @@ class JobQueue:
         return bool(self._held_by)
 
     @property
-    def pulse(self) -> tuple[int, ...]:
-        """A value that is another one after every change of a job; costs nothing to ask for."""
+    def change_counts(self) -> tuple[int, ...]:
+        """A value that differs after every change of a job; costs nothing to read."""
         running = self.running
-        return (self._store.version, self.version, running.reports if running else 0)
+        return (self._store.version, self.version, running.report_count if running else 0)
 
-    def job(self, job_id: str) -> Job | None:
-        """Return the running job if it is this one, and at work still: it has ended before its
-        thread has.
+    def running_job(self, job_id: str) -> Job | None:
+        """Return the running job if it has this id and is still at work.
+
+        A job has ended before its thread has.
         """
         running = self.running
-        return (
-            running
-            if running is not None and running.job_id == job_id and not running.ended
-            else None
-        )
+        if running is None or running.job_id != job_id or running.ended:
+            return None
+        return running
 
-    def end_of(self, job_id: str) -> Mapping[str, Any]:
-        """Return how a job ended where the database could not be told."""
-        return self._untold.get(job_id, {})
+    def unsaved_end(self, job_id: str) -> Mapping[str, Any]:
+        """Return how a job ended where that could not be written into the database."""
+        return self._unsaved_ends.get(job_id, {})
 
-    def is_ours(self, job_id: str) -> bool:
-        """Tell whether it is this process that says how a job is, not the database alone."""
-        return job_id in self._begun
+    def owns(self, job_id: str) -> bool:
+        """Tell whether this process knows more of a job than the database does."""
+        return job_id in self._own_jobs
 
-    def settle(self, job_id: str, timeout: float = 10) -> None:
-        """Wait until the thread of a job that has ended has, too, so that its folder is in nobody's
-        hands.
-        """
+    def wait_for_thread(self, job_id: str, timeout: float = 10) -> None:
+        """Wait until the thread of a job that has ended is gone and leaves the folder alone."""
+
+        def is_gone() -> bool:
+            running = self.running
+            return running is None or running.job_id != job_id or not running.ended
+
         with self._changed:
-            self._changed.wait_for(
-                lambda: (
-                    self.running is None or self.running.job_id != job_id or not self.running.ended
-                ),
-                timeout,
-            )
+            self._changed.wait_for(is_gone, timeout)
 
     @contextlib.contextmanager
-    def unchanged(self) -> Iterator[None]:
-        """Keep jobs from beginning, ending and changing places while something is looked at and
-        decided.
-        """
+    def locked(self) -> Iterator[None]:
+        """Keep jobs from beginning, ending and moving while something is checked and decided."""
         with self._changed:
             yield
 
     # --- What users ask for -----------------------------------------------------------------------
 
     def admit(self, job_id: str, *, ahead_of_queue: bool = False) -> None:
-        """Let a job that was put into the queue begin when its turn comes; where only a restart
-        holds the queue, it goes on.
+        """Let a job of the queue begin when its turn comes; a queue that only a restart holds goes
+        on.
 
-        `ahead_of_queue`: it begins now, though others wait before it, and leaves them waiting.
-        Raises `Refused` when another one is running.
+        With `ahead_of_queue` the job begins now, the others go on waiting, and `Refused` is raised
+        while another job is running.
         """
         with self._changed:
             if ahead_of_queue:
-                self.refuse_second()
+                self.refuse_while_running()
                 self._begin(job_id)
                 return
             if self._held_by == "restart":
@@ -112,18 +107,21 @@ class JobQueue:
     def hold(self) -> None:
         """Let no other job begin; the running one goes on."""
         with self._changed:
-            self._held_by, self.version = "user", self.version + 1
+            self._held_by = "user"
+            self.version += 1
 
     def close(self) -> Job | None:
-        """Let no other job begin, for the program ends; returns the running one. Takes no lock: a
-        signal may come in the middle of anything.
+        """Let no other job begin because the program ends; return the running one.
+
+        Takes no lock: a signal handler may call this in the middle of anything.
         """
         self._held_by = "restart"
         return self.running
 
     def start(self) -> None:
         with self._changed:
-            self._held_by, self.version = "", self.version + 1
+            self._held_by = ""
+            self.version += 1
             self._begin_next()
 
     def cancel(self, job_id: str, **values: Any) -> bool:
@@ -138,7 +136,7 @@ class JobQueue:
         with self._changed:
             self._changed.wait_for(lambda: not self._is_alive(job_id), timeout)
 
-    def refuse_second(self) -> None:
+    def refuse_while_running(self) -> None:
         if self.running is not None:
             raise Refused(
                 f"Job {self.running.job_id} is still running. Wait until it has ended, or stop it.",
@@ -148,44 +146,45 @@ class JobQueue:
     # --- The worker -------------------------------------------------------------------------------
 
     def _begin_next(self) -> None:
-        for job_id in self._store.waiting() if not self.running and not self._held_by else ():
+        if self.running or self._held_by:
+            return
+        for job_id in self._store.waiting():
             if self._begin(job_id):
                 return
 
     def _begin(self, job_id: str) -> bool:
-        """Let a job begin, if it waits still; False when it does not, or cannot begin and has
-        failed.
-        """
+        """Let a job begin; False when it does not wait any more, or fails at once."""
         row = self._store.get(job_id)
-        self._begun.add(job_id)
+        self._own_jobs.add(job_id)
         if row is None or not self._store.take(job_id):  # another process was faster
-            self._begun.discard(job_id)
+            self._own_jobs.discard(job_id)
             return False
-        self._untold.pop(job_id, None)
-        before = self.newest
+        self._unsaved_ends.pop(job_id, None)
+        run_before = self.newest_run
         try:
-            job = self._make(row)
-            self.running, self.newest = (
-                job,
-                Begun(job_id, job.from_step, before.number + 1 if before else 1),
-            )
-            job.begin(self._ended)
+            self._start_thread(row)
         except Exception as error:  # entry point of a job; most likely no thread can be started
             log.exception("job %s could not begin", job_id)
-            self.running, self.newest = None, before
-            self._fail(
-                job_id,
-                f"It could not begin: {type(error).__name__}: {error}. Resume it to try again.",
-            )
+            self.running = None
+            self.newest_run = run_before
+            reason = f"{type(error).__name__}: {error}"
+            self._fail(job_id, f"It could not begin: {reason}. Resume it to try again.")
             return False
         finally:
             self.version += 1
         return True
 
+    def _start_thread(self, row: JobRow) -> None:
+        job = self._make(row)
+        number = self.newest_run.number + 1 if self.newest_run else 1
+        self.running = job
+        self.newest_run = StartedRun(row.id, job.from_step, number)
+        job.begin(self._ended)
+
     def _fail(self, job_id: str, error: str) -> None:
-        """Write down the end of a job that could not say so itself."""
+        """Write down the end of a job that could not do so itself."""
         ended = {
-            "state": "failed",
+            "state": JobState.FAILED,
             "error": error,
             "message": "",
             "finished_at": time.time(),
@@ -193,21 +192,22 @@ class JobQueue:
         }
         try:
             self._store.update(job_id, **ended)
-            self._begun.discard(job_id)
+            self._own_jobs.discard(job_id)
         except Exception:  # where the queue meets the database
             log.exception("the end of job %s cannot be written", job_id)
-            self._untold[job_id] = ended
+            self._unsaved_ends[job_id] = ended
         self._changed.notify_all()
 
     def _ended(self, job: Job) -> None:
         with self._changed:
-            if job.told:
-                self._begun.discard(job.job_id)
+            if job.end_saved:
+                self._own_jobs.discard(job.job_id)
             elif job.ended:
-                self._untold[job.job_id] = job.ended
+                self._unsaved_ends[job.job_id] = job.ended
             else:
                 self._fail(job.job_id, job.trouble)
-            self.running, self.version = None, self.version + 1
+            self.running = None
+            self.version += 1
             try:
                 self._begin_next()
             except Exception:  # a full disk, mostly: the others wait until somebody asks again
@@ -216,4 +216,4 @@ class JobQueue:
                 self._changed.notify_all()
 
     def _is_alive(self, job_id: str) -> bool:
-        return self.job(job_id) is not None or job_id in self._store.waiting()
+        return self.running_job(job_id) is not None or job_id in self._store.waiting()

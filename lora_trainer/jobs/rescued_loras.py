@@ -1,5 +1,5 @@
-"""What must outlive a job's folder: LoRAs in it that are nowhere else, such as the one that a
-crashed run was replacing.
+"""LoRAs that lie only in a job's folder, such as the one that a crashed run was replacing, are
+moved to the LoRA folder before the job is deleted.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ ENDINGS = (".json", ".png", ".safetensors")  # the LoRA last: it says that all i
 
 
 def move_loras(folder: Path, lora_dir: Path) -> list[Path]:
-    """Move every LoRA of a job's folder, with its card, to the LoRA folder under its own name or a
-    free one; returns where they are now.
+    """Move the LoRAs of a job's folder, with card and preview, to the LoRA folder under a free
+    name, and return where they are now.
 
     Raises `Refused` (code "cannot_save") when one cannot be moved; that one, and those after it,
     are still where they were.

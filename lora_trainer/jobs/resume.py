@@ -1,5 +1,5 @@
-"""Whether a job that is not running can go on, with which settings, and what its row needs for
-that; `core.resuming` judges the run itself.
+"""Whether a job that is not running can resume, with which settings, and which columns its row
+needs for that; runs/resume.py checks the run itself.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,45 +10,46 @@ from ..base.errors import Refused
 from ..runs.plan import make_plan
 from ..runs.resume import check_resume, state_step
 from . import lock_file
-from .names import Names
+from .job import JobKind, JobState, JobView
+from .output_names import OutputNames
 from .settings_service import Settings
 
 
-class Resuming:
+class ResumeCheck:
     def __init__(
-        self, settings: Settings, names: Names, lora_dir: Path, job_folder: Callable[[str], Path]
+        self,
+        settings: Settings,
+        output_names: OutputNames,
+        lora_dir: Path,
+        job_folder: Callable[[str], Path],
     ) -> None:
-        self._settings, self._names, self._lora_dir, self._job_folder = (
-            settings,
-            names,
-            lora_dir,
-            job_folder,
-        )
+        self._settings = settings
+        self._output_names = output_names
+        self._lora_dir = lora_dir
+        self._job_folder = job_folder
 
-    def check(
-        self, job: Mapping[str, Any], changes: Mapping[str, Any], *, anyway: bool
-    ) -> dict[str, Any]:
-        """Return the columns that a job's row needs to go on or, while it waits, to begin; raises
-        `Refused` when it cannot.
+    def check(self, job: JobView, changes: Mapping[str, Any], *, anyway: bool) -> dict[str, Any]:
+        """Return the columns to set so that a job resumes or, while it waits, begins with changes.
+
+        Raises `Refused` when it cannot.
         """
         folder = self._job_folder(job["id"])
-        if job["state"] != "queued" and not job["resumable"]:
+        if job["state"] != JobState.QUEUED and not job["resumable"]:
             raise Refused(_why_not(job), code="cannot_resume")
-        if lock_file.is_claimed(folder):
+        if lock_file.is_locked_elsewhere(folder):
             raise Refused(
                 f"Another program is working on job {job['id']}. Stop it there first.", code="busy"
             )
-        return (
-            {}
-            if job["kind"] == "captioning"
-            else self._check_run(job, changes, folder, anyway=anyway)
-        )
+        if job["kind"] == JobKind.CAPTIONING:
+            return {}
+        return self._check_run(job, changes, folder, anyway=anyway)
 
     def _check_run(
-        self, job: Mapping[str, Any], changes: Mapping[str, Any], folder: Path, *, anyway: bool
+        self, job: JobView, changes: Mapping[str, Any], folder: Path, *, anyway: bool
     ) -> dict[str, Any]:
-        config, step = self._settings.changed(job["config"], changes), state_step(folder)
-        self._names.refuse_taken(config, besides=job["id"])
+        config = self._settings.changed(job["config"], changes)
+        step = state_step(folder)
+        self._output_names.refuse_taken(config, besides=job["id"])
         if step is None:
             make_plan(config, lora_dir=self._lora_dir)
             return {"config": config.to_dict()}
@@ -60,10 +61,10 @@ class Resuming:
         }
 
 
-def _why_not(job: Mapping[str, Any]) -> str:
-    if job["kind"] == "captioning":
+def _why_not(job: JobView) -> str:
+    if job["kind"] == JobKind.CAPTIONING:
         return "Captioning goes on when it is started again: captions that are there are kept."
-    if job["state"] == "finished":
+    if job["state"] == JobState.FINISHED:
         return (
             f"Job {job['id']} has finished, and what it would need to go on is not there any more."
             " Start it again under another name."

@@ -1,30 +1,94 @@
-"""Settings out of other trainers' files and out of LoRAs, as users bring them: read from bytes,
-with limits, and never unpickled.
+"""Settings from other trainers' files and from LoRAs: read from uploads with limits, never
+unpickled, and fitted to this host.
 """
 
 import tempfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 
+from ..base.contracts import Host
 from ..base.errors import Refused
+from ..base.paths import PathRules
 from ..base.tensor_files import MOST_HEADER_BYTES
 from ..interop.readers import import_settings
+from .lora_files import list_loras
 
 ENDINGS = (".toml", ".json", ".yaml", ".yml", ".safetensors")
 LARGEST_SETTINGS_BYTES = 1_000_000
 
 
-def read(path: Path, *, look_around: bool = False) -> dict[str, Any]:
-    """Return `{settings, assumed, left_out: [{key, value, reason}], source}` of a file on disk;
-    raises `Refused`.
+class LeftOut(TypedDict):
+    key: str
+    value: Any
+    reason: str
 
-    `assumed` names the settings that the file does not give, and its program would have had so.
-    `look_around`: as `import_settings` takes it.
+
+class ImportedSettings(TypedDict):
+    """`assumed` names the settings that the file does not give, and its program would have had
+    so.
+    """
+
+    settings: dict[str, Any]
+    source: str  # the trainer that wrote the file
+    assumed: list[str]
+    left_out: list[LeftOut]
+
+
+class ImportedFile(ImportedSettings):
+    filename: str
+
+
+class SettingsImport:
+    """Reads settings for one host."""
+
+    def __init__(self, host: Host, path_rules: PathRules) -> None:
+        self._host = host
+        self._path_rules = path_rules
+
+    def upload(self, filename: str, file: BinaryIO) -> ImportedFile:
+        """Read settings from an uploaded file. Raises `Refused`."""
+        return self._for_host(read_upload(filename, file))
+
+    def from_lora(self, name: str) -> ImportedFile:
+        """Read the settings of a LoRA in the LoRA folder, by its name. Raises `Refused`."""
+        loras = list_loras(self._host.lora_dir)
+        paths = [Path(lora["path"]) for lora in loras if lora["name"] == name]
+        if not paths:
+            raise Refused(
+                f"There is no LoRA {name[:80]!r} in {self._host.lora_dir}.",
+                field="lora",
+                code="not_found",
+            )
+        self._path_rules.check(paths[0])
+        return self._for_host({**read(paths[0]), "filename": paths[0].name})
+
+    def _for_host(self, imported: ImportedFile) -> ImportedFile:
+        """Leave the base model out in the WebUI, where the loaded checkpoint is trained."""
+        settings = dict(imported["settings"])
+        base_model = settings.pop("base_model", "")
+        if self._host.kind != "webui" or not base_model:
+            return imported
+        name = Path(base_model.replace("\\", "/")).name
+        reason = (
+            f"the checkpoint that is loaded is trained: load {name} at the top left, or one of its"
+            " kind"
+        )
+        left_out: LeftOut = {"key": "base_model", "value": base_model, "reason": reason}
+        return {
+            **imported,
+            "settings": settings,
+            "left_out": [*imported["left_out"], left_out],
+        }
+
+
+def read(path: Path, *, look_around: bool = False) -> ImportedSettings:
+    """Read settings from a file on disk; `look_around` as `import_settings` takes it. Raises
+    `Refused`.
     """
     _check_ending(path.name)
     found = import_settings(path, look_around=look_around)
     return {
-        "settings": found.settings,
+        "settings": dict(found.settings),
         "source": found.source,
         "assumed": list(found.assumed),
         "left_out": [
@@ -33,24 +97,19 @@ def read(path: Path, *, look_around: bool = False) -> dict[str, Any]:
     }
 
 
-def read_upload(filename: str, file: BinaryIO) -> dict[str, Any]:
-    """Do the same for a file that was uploaded. Of a LoRA only its header is read, so that only
-    that need be sent.
-    """
+def read_upload(filename: str, file: BinaryIO) -> ImportedFile:
+    """Do the same for an upload; of a LoRA only the header need be sent. Raises `Refused`."""
     name = Path(filename.replace("\\", "/")).name or "settings"
     suffix = _check_ending(name)
-    data = _header(name, file) if suffix == ".safetensors" else _whole(name, file)
+    data = _read_header(name, file) if suffix == ".safetensors" else _read_whole(name, file)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"settings{suffix}"
         path.write_bytes(data)
         try:
             return {**read(path), "filename": name}
         except Refused as error:
-            raise Refused(
-                error.message.replace(str(path), name).replace(path.name, name),
-                field=error.field,
-                code=error.code,
-            ) from error
+            message = error.message.replace(str(path), name).replace(path.name, name)
+            raise Refused(message, field=error.field, code=error.code) from error
 
 
 def _check_ending(name: str) -> str:
@@ -65,7 +124,7 @@ def _check_ending(name: str) -> str:
     return suffix
 
 
-def _whole(name: str, file: BinaryIO) -> bytes:
+def _read_whole(name: str, file: BinaryIO) -> bytes:
     data = file.read(LARGEST_SETTINGS_BYTES + 1)
     if len(data) > LARGEST_SETTINGS_BYTES:
         raise Refused(
@@ -77,9 +136,9 @@ def _whole(name: str, file: BinaryIO) -> bytes:
     return data
 
 
-def _header(name: str, file: BinaryIO) -> bytes:
-    """Return the first part of a .safetensors file: 8 bytes that tell the header's length, and the
-    header, JSON.
+def _read_header(name: str, file: BinaryIO) -> bytes:
+    """Return the head of a .safetensors file: the header's length in 8 bytes, and the header,
+    JSON.
     """
     start = file.read(8)
     length = int.from_bytes(start, "little")

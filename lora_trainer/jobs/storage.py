@@ -1,4 +1,4 @@
-"""How much of the disk jobs, their states, trash and models take, and what of it can go. LoRAs
+"""What jobs, training states, trash and downloaded models take of the disk, and clearing it. LoRAs
 always stay, and so does all that a job which has not finished needs to go on.
 """
 
@@ -8,19 +8,21 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from ..base.errors import Refused
+from ..base.paths import PathRules
 from ..editor.library import Library
 from ..runs.resume import state_folder
 from ..training import state_files
 from . import lock_file
+from .job import JobKind, JobRow, JobState
 from .store import JobStore
 
 log = logging.getLogger(__name__)
-WHAT = ("trash", "states", "models", "jobs")
+CLEARABLE = ("trash", "states", "models", "jobs")
 DAY_SECONDS, GB = 86_400, 1_000_000_000
 
 
@@ -35,9 +37,40 @@ class Limits:
     keep_jobs: int = 0
 
 
+DEFAULT_LIMITS = Limits()
+
+
+class Usage(TypedDict):
+    count: int
+    bytes: int
+
+
+class JobsUsage(Usage):
+    finished: int
+
+
+class StorageReport(TypedDict):
+    """`states` are the training states of finished jobs, which `jobs` count, too."""
+
+    jobs: JobsUsage
+    states: Usage
+    trash: Usage
+    models: Usage
+    free_bytes: int
+    limits: dict[str, float]
+
+
+class Cleared(TypedDict):
+    """How many things were removed, their size, and a sentence for each that stays or moved."""
+
+    count: int
+    bytes: int
+    problems: list[str]
+
+
 class Storage:
-    """`delete` deletes a job that has ended, and returns where LoRAs are that lay in its folder;
-    raises `Refused`.
+    """`delete_job` deletes a job that has ended and returns the LoRAs that lay only in its folder,
+    where they are now; it raises `Refused`. `lock_queue` keeps jobs from beginning meanwhile.
     """
 
     def __init__(
@@ -46,97 +79,114 @@ class Storage:
         library: Library,
         data_dir: Path,
         *,
-        delete: Callable[[str], list[Path]],
-        limits: Limits,
+        delete_job: Callable[[str], list[Path]],
+        lock_queue: Callable[[], contextlib.AbstractContextManager[None]],
+        path_rules: PathRules,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
-        self._store, self._library, self._data_dir, self._delete, self._limits = (
-            store,
-            library,
-            data_dir,
-            delete,
-            limits,
-        )
+        self._store = store
+        self._library = library
+        self._data_dir = data_dir
+        self._delete_job = delete_job
+        self._lock_queue = lock_queue
+        self._path_rules = path_rules
+        self._limits = limits
 
-    def report(self) -> dict[str, Any]:
-        """Return what takes how much: `{jobs, states, trash, models, free_bytes, limits}`; `states`
-        are those of finished jobs, which `jobs` count, too.
-        """
+    def report(self) -> StorageReport:
+        """Return what takes how much of the disk."""
         finished = self._finished()
-        states = [sum(map(_size, files)) for row in finished if (files := self._states(row))]
+        states = [_total_size(files) for row in finished if (files := self._states(row))]
         trash = self._trash_files()
         models = _files_in(self._data_dir / "models")
         return {
             "jobs": {
                 "count": len(self._store.ended()),
                 "finished": len(finished),
-                "bytes": sum(map(_size, _files_in(self._data_dir / "jobs"))),
+                "bytes": _total_size(_files_in(self._data_dir / "jobs")),
             },
             "states": {"count": len(states), "bytes": sum(states)},
-            "trash": {"count": len(trash), "bytes": sum(map(_size, trash))},
-            "models": {"count": len(models), "bytes": sum(map(_size, models))},
+            "trash": {"count": len(trash), "bytes": _total_size(trash)},
+            "models": {"count": len(models), "bytes": _total_size(models)},
             "free_bytes": shutil.disk_usage(_existing(self._data_dir)).free,
             "limits": dataclasses.asdict(self._limits),
         }
 
-    def clear(self, what: str, *, keep: int = 0) -> dict[str, Any]:
-        """Remove one kind of thing, of finished jobs all but the newest `keep`; returns `{count,
-        bytes, problems}`. Raises `Refused` for another kind.
+    def clear(self, what: str, *, keep: int = 0) -> Cleared:
+        """Remove "trash", "states", "models", or the finished "jobs" but the newest `keep`. Raises
+        `Refused`.
         """
-        if what not in WHAT:
-            raise Refused(
-                f"There is nothing to clear that is called {what[:40]!r}; there are"
-                f" {', '.join(WHAT)}.",
-                field="what",
-                code="bad_value",
-            )
-        return {
-            "trash": self._empty_trash,
-            "states": self._remove_states,
-            "models": self._remove_models,
-            "jobs": lambda: self._remove_jobs(keep),
-        }[what]()
+        self._path_rules.check_deletion()
+        if what == "trash":
+            return self._empty_trash()
+        if what == "models":
+            return self._remove_models()
+        if what == "states":
+            with self._lock_queue():
+                return self._remove_states()
+        if what == "jobs":
+            with self._lock_queue():
+                return self._remove_jobs(keep)
+        raise Refused(
+            f"There is nothing to clear that is called {what[:40]!r}; there are"
+            f" {', '.join(CLEARABLE)}.",
+            field="what",
+            code="bad_value",
+        )
 
     def tidy(self) -> None:
         """Keep to the limits; what cannot be removed stays, and is tried again the next time."""
+        try:
+            with self._lock_queue():
+                self._tidy()
+        except Exception:  # where jobs meet the disk; no job is worth less for it
+            log.exception("old jobs could not be cleared away")
+
+    def _tidy(self) -> None:
         for row in self._finished():
-            state_files.prune(state_folder(self._folder(row["id"])), keep=1)
+            state_files.prune(state_folder(self._folder(row.id)), keep=1)
         if self._limits.keep_jobs:
             self._remove_jobs(self._limits.keep_jobs)
-        left = self._limits.state_gb * GB
+        left_bytes = self._limits.state_gb * GB
         for row in self._finished():  # the newest first
             files = self._states(row)
-            left -= sum(map(_size, files))
-            too_old = (
-                self._limits.state_days
-                and time.time() - (row["finished_at"] or row["created_at"])
-                > self._limits.state_days * DAY_SECONDS
-            )
-            if files and (too_old or (self._limits.state_gb and left < 0)):
-                freed, _ = _remove(files)
-                log.info(
-                    "removed the training state of job %s, %d MB: finished jobs keep theirs for %g"
-                    " days and %g GB together",
-                    row["id"],
-                    freed // 1_000_000,
-                    self._limits.state_days,
-                    self._limits.state_gb,
-                )
+            left_bytes -= _total_size(files)
+            too_much = self._limits.state_gb and left_bytes < 0
+            if files and (too_much or self._is_outdated(row)):
+                self._remove_state(row, files)
 
-    # --- What there is ----------------------------------------------------------------------------
+    def _is_outdated(self, row: JobRow) -> bool:
+        if not self._limits.state_days:
+            return False
+        age_seconds = time.time() - (row.finished_at or row.created_at)
+        return age_seconds > self._limits.state_days * DAY_SECONDS
 
-    def _finished(self) -> list[dict[str, Any]]:
-        """Return the jobs that ended well and that no other program goes on with, newest first."""
+    def _remove_state(self, row: JobRow, files: list[Path]) -> None:
+        freed, _ = _remove(files)
+        log.info(
+            "removed the training state of job %s, %d MB: finished jobs keep theirs for %g days"
+            " and %g GB together",
+            row.id,
+            freed // 1_000_000,
+            self._limits.state_days,
+            self._limits.state_gb,
+        )
+
+    # --- Finding ----------------------------------------------------------------------------------
+
+    def _finished(self) -> list[JobRow]:
+        """Return the finished jobs, newest first, but those that another program trains on."""
         return [
             row
             for row in self._store.ended()
-            if row["state"] == "finished" and not lock_file.is_claimed(self._folder(row["id"]))
+            if row.state == JobState.FINISHED
+            and not lock_file.is_locked_elsewhere(self._folder(row.id))
         ]
 
     def _folder(self, job_id: str) -> Path:
         return self._data_dir / "jobs" / job_id
 
-    def _states(self, row: Mapping[str, Any]) -> list[Path]:
-        return _files_in(state_folder(self._folder(row["id"])))
+    def _states(self, row: JobRow) -> list[Path]:
+        return _files_in(state_folder(self._folder(row.id)))
 
     def _trash_files(self) -> list[Path]:
         return [path for folder in self._homes() for path in _files_in(folder / "trash")]
@@ -144,10 +194,11 @@ class Storage:
     def _homes(self) -> list[Path]:
         return sorted((self._data_dir / "datasets").glob("*/.train_lora"))
 
-    # --- What goes --------------------------------------------------------------------------------
+    # --- Removing ---------------------------------------------------------------------------------
 
-    def _empty_trash(self) -> dict[str, Any]:
-        count, freed, problems = 0, 0, []
+    def _empty_trash(self) -> Cleared:
+        count, freed = 0, 0
+        problems: list[str] = []
         for home in self._homes():
             if not (files := len(_files_in(home / "trash"))):
                 continue
@@ -160,15 +211,16 @@ class Storage:
                 )
         return {"count": count, "bytes": freed, "problems": problems}
 
-    def _remove_states(self) -> dict[str, Any]:
+    def _remove_states(self) -> Cleared:
         return _removed(file for row in self._finished() for file in self._states(row))
 
-    def _remove_models(self) -> dict[str, Any]:
-        if any(
-            row["kind"] == "captioning"
-            for row in self._store.newest()
-            if row["state"] in ("preparing", "captioning")
-        ):
+    def _remove_models(self) -> Cleared:
+        captioning = [
+            row
+            for row in self._store.newest(kind=JobKind.CAPTIONING)
+            if row.state in (JobState.PREPARING, JobState.CAPTIONING)
+        ]
+        if captioning:
             raise Refused(
                 "Captions are being written with one of the models. Wait until that has ended, or"
                 " stop it.",
@@ -176,20 +228,21 @@ class Storage:
             )
         return _removed(_files_in(self._data_dir / "models"))
 
-    def _remove_jobs(self, keep: int) -> dict[str, Any]:
-        count, freed, problems = 0, 0, []
+    def _remove_jobs(self, keep: int) -> Cleared:
+        count, freed = 0, 0
+        problems: list[str] = []
         for row in self._finished()[keep:]:
-            size = sum(map(_size, _files_in(self._folder(row["id"]))))
+            size = _total_size(_files_in(self._folder(row.id)))
             try:
-                moved = self._delete(row["id"])
+                moved = self._delete_job(row.id)
             except Refused as error:
                 problems.append(error.message)
                 continue
-            problems += [
-                f"{path.name} lay in the folder of job {row['id']} only, and is {path} now."
-                for path in moved
-            ]
-            count, freed = count + 1, freed + size
+            for path in moved:
+                place = f"the folder of job {row.id} only"
+                problems.append(f"{path.name} lay in {place}, and is {path} now.")
+            count += 1
+            freed += size
         return {"count": count, "bytes": freed, "problems": problems}
 
 
@@ -206,14 +259,19 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _removed(files: Any) -> dict[str, Any]:
+def _total_size(files: Sequence[Path]) -> int:
+    return sum(_size(path) for path in files)
+
+
+def _removed(files: Iterable[Path]) -> Cleared:
     files = list(files)
     freed, problems = _remove(files)
     return {"count": len(files) - len(problems), "bytes": freed, "problems": problems}
 
 
 def _remove(files: list[Path]) -> tuple[int, list[str]]:
-    freed, problems = 0, []
+    freed = 0
+    problems = []
     for path in files:
         size = _size(path)
         try:

@@ -1,34 +1,19 @@
-"""Jobs on disk: one row each in SQLite, so that a page, a restart or a crash finds them again;
-those that wait have a position.
+"""The table of jobs in SQLite, one row each, so that a restart or a crash finds them again. Jobs
+that wait have a position in the queue; queue.py decides when they begin.
 """
 
 import contextlib
 import json
-import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..base.sqlite import open_database
-from .wording import storable
+from ..base.text import storable
+from .job import ALIVE, INTERRUPTED_MESSAGE, STARTED, JobKind, JobRow, JobState
 
-STATES = (
-    "queued",
-    "preparing",
-    "training",
-    "captioning",
-    "paused",
-    "finished",
-    "stopped",
-    "failed",
-    "interrupted",
-)
-ALIVE = ("queued", "preparing", "training", "captioning", "paused")
-BEGUN = ALIVE[1:]
-KINDS = ("training", "captioning")
-INTERRUPTED = "The program ended while this was running."
 _TABLE = """create table if not exists jobs (
     id integer primary key autoincrement,
     name text not null,
@@ -41,21 +26,13 @@ _TABLE = """create table if not exists jobs (
     error text,
     output_file text,
     lora_tag text)"""
-_LATER_COLUMNS = {  # databases of older versions lack some of them
+_LATER_COLUMNS = {  # databases of older versions lack some of them; JobRow says what they mean
     "kind": "text not null default 'training'",
-    "position": (
-        "integer"
-    ),  # of a job that waits: the lowest is next; its numbers need not be without gaps
-    "resume": (
-        "text not null default ''"
-    ),  # how it begins: "" anew, "same" going on, "anyway" going on though things have changed
-    "for_checkpoint": (
-        "text not null default ''"
-    ),  # the one that was loaded when the job was put into the queue
+    "position": "integer",  # the lowest is next; there may be gaps
+    "resume": "text not null default ''",
+    "for_checkpoint": "text not null default ''",
     "for_sha256": "text",
-    "for_kind": (
-        "text not null default ''"
-    ),  # what that checkpoint is: family, variant, the size it was made for
+    "for_kind": "text not null default ''",
 }
 _COLUMNS = (
     "name",
@@ -69,24 +46,23 @@ _COLUMNS = (
     "lora_tag",
     "resume",
 )
-_JSON, _FIGURES = ("config", "progress"), {"progress", "message"}
+_JSON_COLUMNS = ("config", "progress")
+_FIGURE_COLUMNS = {"progress", "message"}  # written often, and no reason to look at all jobs anew
 _WAITING = "select id from jobs where state = 'queued' order by position is null, position, id"
 
 
 class JobStore:
-    """The table of jobs. Safe to use from any thread; every call is one transaction. `version`
-    grows with everything but figures.
+    """Safe to use from any thread; every call is one transaction. `version` grows with every change
+    but those of figures.
 
     `problems` are sentences for the user about the database itself.
     """
 
     def __init__(self, path: Path) -> None:
-        self._lock, self.version, self._folders, self.problems = (
-            threading.RLock(),
-            0,
-            path.parent / "jobs",
-            [],
-        )
+        self._lock = threading.RLock()
+        self._folders = path.parent / "jobs"
+        self.version = 0
+        self.problems: list[str] = []
         self._database = open_database(path, _TABLE, check=True, on_damage=self._note_damage)
         self._database.isolation_level = None  # transactions begin where we say
         there = {column["name"] for column in self._database.execute("pragma table_info(jobs)")}
@@ -101,12 +77,12 @@ class JobStore:
         name: str,
         config: Mapping[str, Any],
         *,
-        kind: str = "training",
+        kind: JobKind = JobKind.TRAINING,
         checkpoint: str = "",
         sha256: str | None = None,
         model_kind: str = "",
     ) -> str:
-        """Add a job at the end of the queue, for a checkpoint, and return its id."""
+        """Add a job for a checkpoint at the end of the queue, and return its id."""
         with self._change():
             job_id = self._next_id()
             self._database.execute(
@@ -117,7 +93,7 @@ class JobStore:
                     storable(name),
                     time.time(),
                     json.dumps(dict(config)),
-                    kind,
+                    JobKind(kind).value,
                     storable(checkpoint),
                     sha256,
                     model_kind,
@@ -130,10 +106,10 @@ class JobStore:
         """Set columns of a job; `config` and `progress` are mappings."""
         if unknown := set(values) - set(_COLUMNS):
             raise ValueError(f"no such columns: {sorted(unknown)}")
-        with self._change(counts=not set(values) <= _FIGURES):
+        with self._change(counts=not set(values) <= _FIGURE_COLUMNS):
             self._set(job_id, values)
 
-    def get(self, job_id: str) -> dict[str, Any] | None:
+    def get(self, job_id: str) -> JobRow | None:
         """Return a job, or None when there is none of this id."""
         if not job_id.isdecimal() or len(job_id) > 15:
             return None
@@ -141,7 +117,7 @@ class JobStore:
             row = self._database.execute(
                 "select * from jobs where id = ?", (int(job_id),)
             ).fetchone()
-        return _job(row) if row else None
+        return JobRow.read(row) if row else None
 
     def delete(self, job_id: str) -> None:
         with self._change():
@@ -149,56 +125,55 @@ class JobStore:
 
     # --- Several ----------------------------------------------------------------------------------
 
-    def newest(self, limit: int = 50, *, kind: str | None = None) -> list[dict[str, Any]]:
-        """Return the newest jobs and all that have not ended, of one kind or of all, newest
-        first.
-        """
+    def newest(self, limit: int = 50, *, kind: JobKind | None = None) -> list[JobRow]:
+        """Return the newest jobs and all that have not ended, newest first."""
         marks = ",".join("?" * len(ALIVE))
+        wanted_kind = kind.value if kind else ""
         with self._lock:
             rows = self._database.execute(
                 f"select * from jobs where ? in (kind, '') and (state in ({marks}) or id in (select"
                 " id from jobs where ? in (kind, '') order by id desc limit ?)) order by id desc",
-                (kind or "", *ALIVE, kind or "", limit),
+                (wanted_kind, *_values(ALIVE), wanted_kind, limit),
             ).fetchall()
-        return [_job(row) for row in rows]
+        return [JobRow.read(row) for row in rows]
 
-    def ended(self) -> list[dict[str, Any]]:
+    def ended(self) -> list[JobRow]:
         """Return all jobs that have ended, newest first."""
         marks = ",".join("?" * len(ALIVE))
         with self._lock:
             rows = self._database.execute(
-                f"select * from jobs where state not in ({marks}) order by id desc", ALIVE
+                f"select * from jobs where state not in ({marks}) order by id desc", _values(ALIVE)
             ).fetchall()
-        return [_job(row) for row in rows]
+        return [JobRow.read(row) for row in rows]
 
-    def named(self, name: str, *, kind: str = "training") -> list[dict[str, Any]]:
+    def named(self, name: str, *, kind: JobKind = JobKind.TRAINING) -> list[JobRow]:
         """Return the jobs of a name, newest first."""
         with self._lock:
             rows = self._database.execute(
                 "select * from jobs where name = ? and kind = ? order by id desc",
-                (storable(name), kind),
+                (storable(name), kind.value),
             ).fetchall()
-        return [_job(row) for row in rows]
+        return [JobRow.read(row) for row in rows]
 
-    def interrupt_all(self, spare: Callable[[str], bool] = lambda job_id: False) -> int:
-        """Mark as interrupted what had begun when the process died, but none that `spare` says is
-        alive elsewhere; returns how many.
+    def interrupt_all(self, is_alive: Callable[[str], bool] = lambda job_id: False) -> int:
+        """Mark the jobs that were running when their process died as interrupted; return how many.
+
+        `is_alive` tells which jobs another process is working on.
         """
+        marks = ",".join("?" * len(STARTED))
         with self._change():
-            marks = ",".join("?" * len(BEGUN))
-            begun = [
-                str(row["id"])
-                for row in self._database.execute(
-                    f"select id from jobs where state in ({marks})", BEGUN
-                )
-            ]
-            lost = [job_id for job_id in begun if not spare(job_id)]
-            for job_id in lost:
-                self._set(
-                    job_id,
-                    {"state": "interrupted", "message": INTERRUPTED, "finished_at": time.time()},
-                )
-        return len(lost)
+            rows = self._database.execute(
+                f"select id from jobs where state in ({marks})", _values(STARTED)
+            ).fetchall()
+            abandoned = [job_id for row in rows if not is_alive(job_id := str(row["id"]))]
+            for job_id in abandoned:
+                ended = {
+                    "state": JobState.INTERRUPTED,
+                    "message": INTERRUPTED_MESSAGE,
+                    "finished_at": time.time(),
+                }
+                self._set(job_id, ended)
+        return len(abandoned)
 
     # --- The queue --------------------------------------------------------------------------------
 
@@ -207,13 +182,14 @@ class JobStore:
         with self._lock:
             return [str(row["id"]) for row in self._database.execute(_WAITING)]
 
-    def queue(self, job_id: str, was: str, **values: Any) -> bool:
-        """Make a job whose state was this one the next one, and set columns of it; False when its
-        state has changed meanwhile.
+    def requeue(self, job_id: str, state: JobState, **values: Any) -> bool:
+        """Put a job in front of the queue and set columns of it; False when its state is not
+        `state` any more.
         """
         with self._change():
             cursor = self._database.execute(
-                "update jobs set state = 'queued' where id = ? and state = ?", (int(job_id), was)
+                "update jobs set state = 'queued' where id = ? and state = ?",
+                (int(job_id), JobState(state).value),
             )
             if cursor.rowcount:
                 self._set(job_id, {"error": None, "finished_at": None, **values})
@@ -221,13 +197,13 @@ class JobStore:
         return cursor.rowcount == 1
 
     def move(self, job_id: str, position: int) -> None:
-        """Give a job that waits another place; 0 is next."""
+        """Move a job that waits to another position; 0 is next."""
         with self._change():
             self._put(job_id, position)
 
     def take(self, job_id: str, **values: Any) -> bool:
-        """Take a job out of the queue, to begin or with these columns; False when it does not wait
-        any more.
+        """Take a job out of the queue and set columns of it (its state, unless it begins); False
+        when it does not wait any more.
         """
         with self._change():
             cursor = self._database.execute(
@@ -258,35 +234,22 @@ class JobStore:
             self.version += counts
 
     def _set(self, job_id: str, values: Mapping[str, Any]) -> None:
-        values = {
-            key: (
-                json.dumps(value)
-                if key in _JSON
-                else storable(value)
-                if isinstance(value, str)
-                else value
-            )
-            for key, value in values.items()
-        }
-        assignments = ", ".join(f"{key} = ?" for key in values)
+        values = {name: _stored(name, value) for name, value in values.items()}
+        assignments = ", ".join(f"{name} = ?" for name in values)
         self._database.execute(
             f"update jobs set {assignments} where id = ?", (*values.values(), int(job_id))
         )
 
     def _next_id(self) -> int:
-        """Return an id that no job had, nor a folder has: the database may be younger than the
-        folders.
-        """
-        newest = (
-            self._database.execute(
-                "select max(seq) from sqlite_sequence where name = 'jobs'"
-            ).fetchone()[0]
-            or 0
-        )
-        names = (entry.name for entry in self._folders.iterdir()) if self._folders.is_dir() else ()
-        return (
-            max([newest, *(int(name) for name in names if name.isdecimal() and len(name) < 15)]) + 1
-        )
+        """Return an id that neither a job nor a folder has: a damaged database is begun anew."""
+        row = self._database.execute(
+            "select max(seq) from sqlite_sequence where name = 'jobs'"
+        ).fetchone()
+        used = [row[0] or 0]
+        if self._folders.is_dir():
+            names = [entry.name for entry in self._folders.iterdir()]
+            used += [int(name) for name in names if name.isdecimal() and len(name) < 15]
+        return max(used) + 1
 
     def _note_damage(self, aside: Path) -> None:
         self.problems.append(
@@ -295,7 +258,7 @@ class JobStore:
         )
 
     def _put(self, job_id: str, position: int | None) -> None:
-        """Number the queue anew with this job at a position, or at its end."""
+        """Renumber the queue with this job at a position, or at its end."""
         others = [each for each in self.waiting() if each != job_id]
         others.insert(len(others) if position is None else position, job_id)
         self._database.executemany(
@@ -304,11 +267,11 @@ class JobStore:
         )
 
 
-def _job(row: sqlite3.Row) -> dict[str, Any]:
-    job = dict(row)
-    return {
-        **json.loads(job.pop("progress")),
-        **job,
-        "id": str(job["id"]),
-        "config": json.loads(job["config"]),
-    }
+def _values(states: Sequence[JobState]) -> tuple[str, ...]:
+    return tuple(state.value for state in states)
+
+
+def _stored(name: str, value: Any) -> Any:
+    if name in _JSON_COLUMNS:
+        return json.dumps(value)
+    return storable(value) if isinstance(value, str) else value

@@ -18,6 +18,7 @@ from ..runs.pipeline import Result, train_lora
 from ..runs.resume import state_folder, state_step
 from ..settings.config import TrainConfig
 from ..training.state_files import prune
+from .job import JobKind, JobRow
 from .metrics import SECONDS, Metrics
 from .store import JobStore
 from .tensorboard import EventFile
@@ -25,31 +26,31 @@ from .worker import Job
 
 
 class TrainingJob(Job):
-    kind = "training"
+    kind = JobKind.TRAINING
     can_pause = True
     memory_advice = (
         "Switch on Save memory (gradient checkpointing), lower the resolution or the batch size, "
         "or close other programs."
     )
 
-    def __init__(self, row: Mapping[str, Any], host: Host, store: JobStore, folder: Path) -> None:
+    def __init__(self, row: JobRow, host: Host, store: JobStore, folder: Path) -> None:
         """`row` is the job as the store has it; with `resume` it goes on from its newest state."""
-        super().__init__(row["id"], store, folder)
+        super().__init__(row.id, store, folder)
         self._values, self._resume, self._host, self._metrics = (
-            row["config"],
-            row["resume"],
+            row.config,
+            row.resume,
             host,
             Metrics(),
         )
-        self._checkpoint, self._sha256 = row["for_checkpoint"], row["for_sha256"]
+        self._checkpoint, self._sha256 = row.for_checkpoint, row.for_sha256
         self.from_step = (state_step(folder) or 0) if self._resume else 0
         self._progress = Progress(
             "preparing",
             "Waiting for the model",
             step=self.from_step,
             state_step=self.from_step,
-            total_steps=row.get("total_steps") or 0,
-            pictures=row.get("pictures") or 0,
+            total_steps=row.progress.get("total_steps") or 0,
+            pictures=row.progress.get("pictures") or 0,
         )
         self._began_at, self._going = time.monotonic(), False
 
@@ -80,7 +81,7 @@ class TrainingJob(Job):
             yield
 
     def _work(self) -> Mapping[str, Any]:
-        self._tell(message="Waiting for the model")
+        self._update_row(message="Waiting for the model")
         self._refuse_other_checkpoint()
         result = train_lora(
             TrainConfig.parse(self._values),

@@ -1,86 +1,264 @@
-"""Reads values out of JSON bodies and query strings; what is not as expected is refused with its
-name.
+"""Request bodies: each is described once, as a `JsonBody` of values, which reads a request and says
+in the OpenAPI document what it takes.
+
+FastAPI checks none of it, so that refusals are sentences and its versions make no difference. The
+ranges of training settings are those of settings/config.py.
 """
 
-from collections.abc import Sequence
+import abc
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..base.errors import Refused
-from ..settings.config import is_plain_text
+from ..settings.config import is_plain_text, schema
 
 LONGEST_TEXT = 20_000
+Schema = dict[str, Any]
 
 
-def text(body: dict, key: str, *, required: bool = True) -> str | None:
-    value = body.get(key)
-    if value is None and not required:
-        return None
-    if not isinstance(value, str) or len(value) > LONGEST_TEXT or not is_plain_text(value):
-        raise Refused(f"`{key}` must be text.", field=key, code="bad_request")
-    return value
+class Value(abc.ABC):
+    """A value of a body: its JSON schema, and how it is read."""
+
+    def __init__(self, schema: Schema, *, required: bool = False) -> None:
+        self.schema = schema
+        self.required = required
+
+    @abc.abstractmethod
+    def read(self, body: Mapping[str, Any], name: str) -> Any:
+        """Return the value of this name in a body, or its default. Raises `Refused`."""
 
 
-def number(body: dict, key: str, default: float, low: float, high: float) -> float:
-    value = body.get(key, default)
+class JsonBody:
+    """A JSON object with these values; whatever else a request has in it is ignored."""
+
+    def __init__(self, *, optional: bool = False, **values: Value) -> None:
+        """`optional`: a request without any body is as good as `{}`."""
+        self._optional = optional
+        self.values = values
+
+    def read(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all values by name. Raises `Refused` for the first that is not as described."""
+        return {name: value.read(body, name) for name, value in self.values.items()}
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a route's decorator needs for the OpenAPI document."""
+        schema: Schema = {
+            "type": "object",
+            "properties": {name: value.schema for name, value in self.values.items()},
+        }
+        required = [name for name, value in self.values.items() if value.required]
+        if required:
+            schema["required"] = required
+        content = {"application/json": {"schema": schema}}
+        return {
+            "openapi_extra": {"requestBody": {"content": content, "required": not self._optional}}
+        }
+
+
+# --- Plain values ---------------------------------------------------------------------------------
+
+
+class Text(Value):
+    """Reads None where it is left out."""
+
+    def __init__(self, schema: Schema | None = None, *, required: bool = False) -> None:
+        limits = {"type": "string", "maxLength": LONGEST_TEXT}
+        super().__init__(limits if schema is None else schema, required=required)
+
+    def read(self, body: Mapping[str, Any], name: str) -> str | None:
+        value = body.get(name)
+        if value is None and not self.required:
+            return None
+        if not isinstance(value, str) or len(value) > LONGEST_TEXT or not is_plain_text(value):
+            raise Refused(f"`{name}` must be text.", field=name, code="bad_request")
+        return value
+
+
+class Number(Value):
+    def __init__(self, low: float, high: float, *, default: float) -> None:
+        limits = {"type": "number", "minimum": low, "maximum": high}
+        super().__init__({**limits, "default": default})
+        self._default = default
+        self._low = low
+        self._high = high
+
+    def read(self, body: Mapping[str, Any], name: str) -> float:
+        return _number(body.get(name, self._default), name, self._low, self._high)
+
+
+class WholeNumber(Value):
+    """Reads `default` where it is left out, which may be None for a default that depends."""
+
+    def __init__(
+        self,
+        low: int,
+        high: int,
+        *,
+        default: int | None = None,
+        required: bool = False,
+        cuts_fraction: bool = False,
+        **schema: Any,
+    ) -> None:
+        """`cuts_fraction`: 20.5 is read as 20, not refused."""
+        limits: Schema = {"type": "integer", "minimum": low, "maximum": high}
+        if default is not None:
+            limits["default"] = default
+        super().__init__({**limits, **schema}, required=required)
+        self._low = low
+        self._high = high
+        self._default = default
+        self._cuts_fraction = cuts_fraction
+
+    def read(self, body: Mapping[str, Any], name: str) -> int | None:
+        if name not in body and not self.required:
+            return self._default
+        value = _number(body.get(name), name, self._low, self._high)
+        if value != int(value) and not self._cuts_fraction:
+            raise Refused(f"`{name}` must be a whole number.", field=name, code="bad_value")
+        return int(value)
+
+
+class Switch(Value):
+    def __init__(self, *, default: bool = False, **schema: Any) -> None:
+        super().__init__({"type": "boolean", "default": default, **schema})
+        self._default = default
+
+    def read(self, body: Mapping[str, Any], name: str) -> bool:
+        value = body.get(name, self._default)
+        if not isinstance(value, bool):
+            raise Refused(f"`{name}` must be true or false.", field=name, code="bad_request")
+        return value
+
+
+class OneOf(Value):
+    """One of these words; the first is the default."""
+
+    def __init__(self, choices: Sequence[str], **schema: Any) -> None:
+        super().__init__({"enum": list(choices), "default": choices[0], **schema})
+        self._choices = choices
+
+    def read(self, body: Mapping[str, Any], name: str) -> str:
+        value = body.get(name, self._choices[0])
+        if value not in self._choices:
+            choices = ", ".join(self._choices)
+            raise Refused(f"`{name}` must be one of {choices}.", field=name, code="bad_value")
+        return value
+
+
+# --- Lists and objects ----------------------------------------------------------------------------
+
+
+class Texts(Value):
+    """A list of texts, such as file names; reads None where it is left out."""
+
+    def __init__(self, *, required: bool = False, **schema: Any) -> None:
+        super().__init__({"type": "array", "items": Text().schema, **schema}, required=required)
+
+    def read(self, body: Mapping[str, Any], name: str) -> list[str] | None:
+        value = body.get(name)
+        if value is None and not self.required:
+            return None
+        if not isinstance(value, list) or not all(
+            isinstance(each, str) and is_plain_text(each) for each in value
+        ):
+            raise Refused(f"`{name}` must be a list of texts.", field=name, code="bad_request")
+        return value
+
+
+class TextsByName(Value):
+    """An object of texts, such as captions by file name; reads None where it is left out."""
+
+    def __init__(self, *, required: bool = False, **schema: Any) -> None:
+        properties = {"type": "object", "additionalProperties": {"type": "string"}}
+        super().__init__({**properties, **schema}, required=required)
+
+    def read(self, body: Mapping[str, Any], name: str) -> dict[str, str] | None:
+        value = body.get(name)
+        if value is None and not self.required:
+            return None
+        if (
+            not isinstance(value, dict)
+            or not all(isinstance(each, str) for each in value.values())
+            or not all(is_plain_text(each) for each in value)
+        ):
+            message = f"`{name}` must map file names to texts."
+            raise Refused(message, field=name, code="bad_request")
+        return value
+
+
+class Mapped(Value):
+    """An object that somebody else reads; `{}` where it is left out."""
+
+    def __init__(self, schema: Schema, *, of: str = "settings", required: bool = False) -> None:
+        super().__init__(schema, required=required)
+        self._of = of
+
+    def read(self, body: Mapping[str, Any], name: str) -> dict[str, Any]:
+        value = body.get(name)
+        if value is None and not self.required:
+            return {}
+        if not isinstance(value, dict):
+            message = f"`{name}` must map {self._of} to values."
+            raise Refused(message, field=name, code="bad_request")
+        return value
+
+
+class Unread(Value):
+    """A value that somebody else reads and checks; described here only."""
+
+    def read(self, body: Mapping[str, Any], name: str) -> Any:
+        return body.get(name)
+
+
+def _number(value: Any, name: str, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise Refused(
-            f"`{key}` must be a number from {low:g} to {high:g}.", field=key, code="bad_value"
-        )
+        message = f"`{name}` must be a number from {low:g} to {high:g}."
+        raise Refused(message, field=name, code="bad_value")
     return value
 
 
-def whole(body: dict, key: str, default: int, low: int, high: int) -> int:
-    value = number(body, key, default, low, high)
-    if value != int(value):
-        raise Refused(f"`{key}` must be a whole number.", field=key, code="bad_value")
-    return int(value)
+# --- Training settings ----------------------------------------------------------------------------
+
+_SETTINGS = {entry["name"]: entry for entry in schema()}
+_JSON_TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
 
 
-def switch(body: dict, key: str, default: bool = False) -> bool:
-    value = body.get(key, default)
-    if not isinstance(value, bool):
-        raise Refused(f"`{key}` must be true or false.", field=key, code="bad_request")
-    return value
+def config_value(*, required: bool = False) -> Value:
+    """Return a training config; kohya's names are taken, too."""
+    ours = {name: _setting_schema(entry) for name, entry in _SETTINGS.items()}
+    theirs = {
+        other: {**ours[name], "description": f"Another name of {name}."}
+        for name, entry in _SETTINGS.items()
+        for other in (*entry["kohya"], *entry["also"])
+    }
+    properties = {**ours, **theirs}
+    config = {"type": "object", "properties": properties, "additionalProperties": False}
+    return Mapped(config, required=required)
 
 
-def one_of(body: dict, key: str, choices: Sequence[str]) -> str:
-    """Read one of these words; the first is the default."""
-    value = body.get(key, choices[0])
-    if value not in choices:
-        raise Refused(f"`{key}` must be one of {', '.join(choices)}.", field=key, code="bad_value")
-    return value
+def setting_value(name: str, *, maximum: int | None = None) -> Value:
+    """Return one training setting as a value of a body; with its own range, or up to `maximum`."""
+    entry = _SETTINGS[name]
+    default = entry["default"]
+    if entry["type"] == "bool":
+        return Switch(default=default)
+    if entry["choices"]:
+        return OneOf([default, *(each for each in entry["choices"] if each != default)])
+    if entry["type"] == "int":
+        return WholeNumber(entry["minimum"], maximum or entry["maximum"], default=default)
+    return Text()
 
 
-def texts(body: dict, key: str, *, required: bool = True) -> list[str] | None:
-    """Read a list of texts, such as file names."""
-    value = body.get(key)
-    if value is None and not required:
-        return None
-    if not isinstance(value, list) or not all(
-        isinstance(each, str) and is_plain_text(each) for each in value
-    ):
-        raise Refused(f"`{key}` must be a list of texts.", field=key, code="bad_request")
-    return value
-
-
-def mapping(body: dict, key: str, *, required: bool = True) -> dict[str, str] | None:
-    """Read an object of texts by name, such as captions by file name."""
-    value = body.get(key)
-    if value is None and not required:
-        return None
-    if (
-        not isinstance(value, dict)
-        or not all(isinstance(each, str) for each in value.values())
-        or not all(is_plain_text(each) for each in value)
-    ):
-        raise Refused(f"`{key}` must map file names to texts.", field=key, code="bad_request")
-    return value
-
-
-def mapping_of_settings(body: dict, key: str, *, required: bool = True) -> dict:
-    """Read an object of settings by name."""
-    values = body.get(key)
-    if values is None and not required:
-        return {}
-    if not isinstance(values, dict):
-        raise Refused(f"`{key}` must map settings to values.", field=key, code="bad_request")
-    return values
+def _setting_schema(entry: Mapping[str, Any]) -> Schema:
+    described: Schema = {
+        "type": _JSON_TYPES[entry["type"]],
+        "title": entry["title"],
+        "description": entry["help"],
+        "default": entry["default"],
+    }
+    for limit in ("minimum", "maximum"):
+        if entry[limit] is not None:
+            described[limit] = entry[limit]
+    if entry["choices"]:
+        described["enum"] = list(entry["choices"])
+    return described

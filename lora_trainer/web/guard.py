@@ -1,8 +1,7 @@
-"""What is let in before anything of a request's body is read: from which site, of which kind, how
-large. Who may ask is the host's guard.
+"""The request guard: from which site, of which kind and how large a request may be, checked before
+its body is read. Who may ask is the host's guard.
 
-api.py asks these doors for every route; each raises HTTPException, or `Refused`, which api.py turns
-into the error format.
+api.py asks for every route; each check raises HTTPException or `Refused`.
 """
 
 import ipaddress
@@ -19,21 +18,23 @@ from starlette.requests import HTTPConnection, Request
 
 from ..base.errors import Refused
 
-LARGEST_JSON_BYTES, LARGEST_FORM_BYTES = 20_000_000, 1_000_000_000
+LARGEST_JSON_BYTES = 20_000_000
+LARGEST_FORM_BYTES = 1_000_000_000
 LARGEST_FORM_TEXT_BYTES = 8_000_000  # names, headers and fields of a form, which are kept in memory
-MOST_FILES, MOST_FIELDS = 1000, 20
+MOST_FILES = 1000  # of a form
+MOST_FIELDS = 20
 READING = ("GET", "HEAD", "OPTIONS")
-HEADERS = {
+HEADERS = {  # of every response
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",
-}  # of every answer
+}
 
 
-def admit(request: Request) -> None:
-    """Ask the doors for a request that may change something. Raises HTTPException."""
+def check_change(request: Request) -> None:
+    """Check a request that may change something. Raises HTTPException (403, 415)."""
     if request.method not in READING:
         refuse_other_sites(request)
-        refuse_other_kinds(request)
+        refuse_other_content_types(request)
 
 
 def refuse_other_sites(connection: HTTPConnection) -> None:
@@ -72,11 +73,13 @@ def refuse_embedding(request: Request) -> None:
         refuse_other_sites(request)
 
 
-def refuse_other_kinds(request: Request) -> None:
-    """Take JSON and uploads only: other kinds, or a body without one, can be sent by any page
-    without asking. Raises HTTPException (415).
+def refuse_other_content_types(request: Request) -> None:
+    """Take JSON and uploads only: a page of another site can send other content types without a
+    CORS preflight. Raises HTTPException (415).
     """
-    if _kind(request) not in ("application/json", "multipart/form-data") and _has_body(request):
+    if _content_type(request) not in ("application/json", "multipart/form-data") and _has_body(
+        request
+    ):
         raise HTTPException(
             415,
             "Send JSON with the header Content-Type: application/json, or files as"
@@ -85,10 +88,14 @@ def refuse_other_kinds(request: Request) -> None:
 
 
 def limited(request: Request) -> Request:
-    """Return the request with an end to its body, be its length told or not. Raises `Refused` (code
-    "too_large") at once when it is told.
+    """Return the request with a limit on its body. Raises `Refused` (code "too_large") at once when
+    its header says a larger length.
     """
-    most = LARGEST_FORM_BYTES if _kind(request) == "multipart/form-data" else LARGEST_JSON_BYTES
+    most = (
+        LARGEST_FORM_BYTES
+        if _content_type(request) == "multipart/form-data"
+        else LARGEST_JSON_BYTES
+    )
     length = request.headers.get("content-length", "")
     if length.isdecimal() and (len(length) > 15 or int(length) > most):
         raise _too_large(most)
@@ -101,7 +108,7 @@ class _Limited(Request):
     async def form(
         self, **limits: Any
     ) -> FormData:  # FastAPI's own limits differ between its versions
-        if _kind(self) != "multipart/form-data":
+        if _content_type(self) != "multipart/form-data":
             return FormData()
         try:
             return await _FormParser(
@@ -149,10 +156,8 @@ def _counted(receive: Callable[[], Awaitable[Any]], most: int) -> Callable[[], A
         message = await receive()
         received += len(message.get("body", b""))
         if received > most:
-            error = _too_large(most)
-            raise HTTPException(
-                413, error.message
-            )  # FastAPI lets only these out of the reading of a body
+            # while a body is read FastAPI lets only HTTPException out
+            raise HTTPException(413, _too_large(most).message)
         return message
 
     return counted
@@ -164,11 +169,11 @@ def _too_large(most: int) -> Refused:
     )
 
 
-def _kind(request: Request) -> str:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return (
-        "application/json" if kind.startswith("application/") and kind.endswith("+json") else kind
-    )
+def _content_type(request: Request) -> str:
+    header = request.headers.get("content-type", "")
+    content_type = header.partition(";")[0].strip().lower()
+    is_json = content_type.startswith("application/") and content_type.endswith("+json")
+    return "application/json" if is_json else content_type
 
 
 def _has_body(request: Request) -> bool:
@@ -185,14 +190,17 @@ def _host_of(origin: str) -> str | None:
 
 
 def _own_hosts(connection: HTTPConnection) -> set[str | None]:
-    names = ("host",) if _others_may_set_headers(connection) else ("host", "x-forwarded-host")
-    told = [connection.headers.get(name, "") for name in names]
-    return {_plain(host) for host in ",".join(told).split(",")} - {None}
+    names = ["host"]
+    if not _others_may_set_headers(connection):
+        names.append("x-forwarded-host")
+    hosts = ",".join(connection.headers.get(name, "") for name in names)
+    return {_plain(host) for host in hosts.split(",")} - {None}
 
 
 def _others_may_set_headers(connection: HTTPConnection) -> bool:
     """Tell whether CORS lets pages of other sites send headers of their choice, so that a proxy's
-    cannot be believed; nobody sets those of a WebSocket."""
+    cannot be believed. Pages cannot set the headers of a WebSocket.
+    """
     layers = getattr(connection.scope.get("app"), "user_middleware", [])
     settings = [
         getattr(layer, "kwargs", None) or getattr(layer, "options", {})
@@ -220,7 +228,7 @@ def _is_own_name(name: str) -> bool:
 
 
 def _plain(host: str) -> str | None:
-    """Return a host as it can be compared: lower case, without the port that goes without saying;
-    None for nothing.
+    """Return a host as it can be compared: lower case, without the default port; None
+    for nothing.
     """
     return host.strip().lower().removesuffix(":80").removesuffix(":443") or None

@@ -1,5 +1,5 @@
-"""JSON that can always be sent, by REST and by WebSocket: file names that are not UTF-8, and
-numbers that JSON does not have, become `?` and null.
+"""JSON that can always be sent, by REST and by WebSocket: what is not UTF-8 in a file name becomes
+`?`, and an infinite number or NaN null.
 """
 
 import json

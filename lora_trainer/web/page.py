@@ -16,22 +16,23 @@ LOOPBACK = "127.0.0.1"
 
 
 class OwnSiteOnly:
-    """Middleware that keeps pages of other sites from gradio's own routes, such as its upload;
-    those of the API look for themselves. What only reads is let through: a link may lead here.
+    """Middleware that keeps pages of other sites from gradio's own routes, such as its upload.
+
+    The API's routes check that themselves. GET requests pass: a link may lead here.
     """
 
     def __init__(self, app: Any) -> None:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        answer = self._app
+        app = self._app
         writes = scope["type"] == "http" and scope["method"] not in guard.READING
         if writes and not scope["path"].startswith(f"{api.PREFIX}/"):
             try:
                 guard.refuse_other_sites(Request(scope))
             except HTTPException as error:
-                answer = JSONResponse({"detail": error.detail}, error.status_code)
-        await answer(scope, receive, send)
+                app = JSONResponse({"detail": error.detail}, error.status_code)
+        await app(scope, receive, send)
 
 
 def create_app(service: TrainingService) -> FastAPI:

@@ -1,8 +1,8 @@
-"""WebSockets: what happens to jobs, as it happens. What is told is in jobs/events.py; here is who
-may listen, and that nobody who listens is in the way.
+"""WebSockets that send what happens to jobs. jobs/events.py makes the messages; here is who may
+listen, and when they are sent.
 
-Nothing is queued for a listener: news are made when the last ones have been sent, so that one who
-reads slowly gets fewer and newer ones.
+Nothing is queued for a listener: new messages are made when the last ones have been sent, so a slow
+one gets fewer and newer ones.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
 from ..base.errors import Refused
-from ..jobs.events import JobFeed, ServiceFeed
+from ..jobs.events import JobEvents, ServiceEvents
 from ..jobs.service import TrainingService
 from .guard import refuse_other_sites
 from .json import to_json
@@ -23,53 +23,51 @@ from .json import to_json
 log = logging.getLogger(__name__)
 EVERY_SECONDS = 0.2
 LONGEST_SEND_SECONDS = 30.0  # after that a listener counts as gone
-NOT_ALLOWED = (
-    1008  # RFC 6455, 7.4.1: against the policy; before the handshake it is answered with HTTP 403
-)
-Feed = JobFeed | ServiceFeed
+POLICY_VIOLATION = 1008  # RFC 6455, 7.4.1; before the handshake the server answers HTTP 403
+Events = JobEvents | ServiceEvents
 Guard = Callable[[HTTPConnection], None]
 """Raises HTTPException for a request or WebSocket that may not ask."""
 
 
 def create_router(service: TrainingService, guard: Guard, *, prefix: str) -> APIRouter:
-    """Make the routes of the WebSockets; FastAPI 0.94 knows no dependencies for those, so each asks
-    the guard itself.
+    """Return the WebSocket routes. Each asks the guard itself: FastAPI 0.94 has no dependencies for
+    them.
     """
     router = APIRouter(prefix=prefix)
 
     @router.websocket("/events")
     async def everything(websocket: WebSocket) -> None:
-        await _serve(websocket, guard, lambda: ServiceFeed(service))
+        await _serve(websocket, guard, lambda: ServiceEvents(service))
 
     @router.websocket("/jobs/{job_id}/events")
     async def one_job(websocket: WebSocket, job_id: str, since: int = 0) -> None:
-        await _serve(websocket, guard, lambda: JobFeed(service, job_id, since))
+        await _serve(websocket, guard, lambda: JobEvents(service, job_id, since))
 
     return router
 
 
-async def _serve(websocket: WebSocket, guard: Guard, make_feed: Callable[[], Feed]) -> None:
-    """Check who asks, before anything is accepted, then tell news until the listener has gone."""
+async def _serve(websocket: WebSocket, guard: Guard, make_events: Callable[[], Events]) -> None:
+    """Check who asks before accepting, then send changes until the listener has gone."""
     try:
         refuse_other_sites(websocket)
         guard(websocket)
-        feed = await run_in_threadpool(make_feed)
+        events = await run_in_threadpool(make_events)
     except (HTTPException, Refused):
-        await websocket.close(NOT_ALLOWED)
+        await websocket.close(POLICY_VIOLATION)
         return
     try:
         await websocket.accept()
-        await _tell(websocket, feed)
+        await _send_changes(websocket, events)
     except Exception as error:  # an entry point; servers have many words for "gone"
         log.debug("a listener was lost: %s: %s", type(error).__name__, error)
 
 
-async def _tell(websocket: WebSocket, feed: Feed) -> None:
+async def _send_changes(websocket: WebSocket, events: Events) -> None:
     gone = asyncio.ensure_future(_until_gone(websocket))
     try:
         while not gone.done():
-            if feed.has_news():
-                await _send(websocket, await run_in_threadpool(feed.news))
+            if events.has_changed():
+                await _send(websocket, await run_in_threadpool(events.messages))
             await asyncio.wait({gone}, timeout=EVERY_SECONDS)
     except Refused:  # the job was deleted
         await websocket.close()

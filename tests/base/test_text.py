@@ -2,7 +2,7 @@
 
 import json
 
-from lora_trainer.jobs.wording import storable, to_json
+from lora_trainer.base.text import storable, to_json
 
 
 def test_what_is_no_unicode_is_escaped():

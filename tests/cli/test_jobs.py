@@ -33,7 +33,7 @@ id  name         state        step    resumable
 2   longer name  interrupted  3 of 9  at step 2
 1   a            finished     9 of 9  no"""
     )
-    assert store.get(lost)["state"] == "training"  # it was only read
+    assert store.get(lost).state == "training"  # it was only read
 
 
 def test_without_jobs(tmp_path):

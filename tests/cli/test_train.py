@@ -62,7 +62,8 @@ def config(settings, tmp_path):
 
 @pytest.fixture
 def jobs(tmp_path):
-    return lambda: JobStore(tmp_path / "output" / "train_lora" / "jobs.sqlite3").newest()
+    path = tmp_path / "output" / "train_lora" / "jobs.sqlite3"
+    return lambda: [row.as_dict() for row in JobStore(path).newest()]
 
 
 def train(*arguments):
@@ -253,7 +254,7 @@ def test_one_that_another_program_trains_is_left_alone(config, ended, capsys, mo
     from lora_trainer.jobs import lock_file
 
     ended("mine", "training", 3)
-    monkeypatch.setattr(lock_file, "is_claimed", lambda folder: True)
+    monkeypatch.setattr(lock_file, "is_locked_elsewhere", lambda folder: True)
     assert (
         train(config()) == 1
         and "Job 1 is training mine just now, in another program" in capsys.readouterr().err

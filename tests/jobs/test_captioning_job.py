@@ -73,7 +73,7 @@ FIXED = {"template": "shape {filename}"}
 
 
 def test_what_a_person_wrote_stays_and_what_a_captioner_wrote_is_renewed(service):
-    job = finish(service, service.autocaption("set", "fixed", options=FIXED))
+    job = finish(service, service.captioning.start("set", "fixed", options=FIXED))
     assert captions(service) == {
         "0.png": ("shape 0", True),
         "1.png": ("my own words", False),
@@ -98,7 +98,7 @@ def test_what_a_person_wrote_stays_and_what_a_captioner_wrote_is_renewed(service
     )
     service.library.open("set").set_captions({"2.png": "changed by hand"})
     job = finish(
-        service, service.autocaption("set", "fixed", options={"template": "again {filename}"})
+        service, service.captioning.start("set", "fixed", options={"template": "again {filename}"})
     )
     assert [caption for caption, _ in captions(service).values()] == [
         "again 0",
@@ -109,7 +109,9 @@ def test_what_a_person_wrote_stays_and_what_a_captioner_wrote_is_renewed(service
     assert job["message"] == "2 captions written, 2 left as they were"
     finish(
         service,
-        service.autocaption("set", "fixed", options={"template": "all {filename}"}, overwrite=True),
+        service.captioning.start(
+            "set", "fixed", options={"template": "all {filename}"}, overwrite=True
+        ),
     )
     assert [caption for caption, _ in captions(service).values()] == [
         "all 0",
@@ -121,14 +123,14 @@ def test_what_a_person_wrote_stays_and_what_a_captioner_wrote_is_renewed(service
 
 def test_one_undo_takes_all_of_it_back(service):
     before = captions(service)
-    finish(service, service.autocaption("set", "fixed", options=FIXED))
+    finish(service, service.captioning.start("set", "fixed", options=FIXED))
     assert service.library.describe("set")["history"]["undo"] == "Automatic captions: fixed"
     service.library.open("set").undo()
     assert captions(service) == before
 
 
 def test_a_caption_typed_while_it_runs_is_left_alone(service, slow):
-    job_id = service.autocaption("set", "slow")
+    job_id = service.captioning.start("set", "slow")
     assert slow.begun.wait(20)
     service.library.open("set").set_captions({"0.png": "typed meanwhile"})
     slow.go.set()
@@ -141,7 +143,8 @@ def test_a_caption_typed_while_it_runs_is_left_alone(service, slow):
 
 def test_some_pictures_only(service):
     finish(
-        service, service.autocaption("set", "fixed", options=FIXED, filenames=["3.png", "1.png"])
+        service,
+        service.captioning.start("set", "fixed", options=FIXED, filenames=["3.png", "1.png"]),
     )
     assert [caption for caption, _ in captions(service).values()] == [
         "",
@@ -150,9 +153,9 @@ def test_some_pictures_only(service):
         "shape 3",
     ]
     with pytest.raises(Refused, match="no picture '9.png'"):
-        service.autocaption("set", "fixed", filenames=["9.png"])
+        service.captioning.start("set", "fixed", filenames=["9.png"])
     with pytest.raises(Refused, match="no picture to caption"):
-        service.autocaption("set", "fixed", filenames=[])
+        service.captioning.start("set", "fixed", filenames=[])
 
 
 def test_damaged_pictures_and_kohya_folders(service, tmp_path):
@@ -161,7 +164,8 @@ def test_damaged_pictures_and_kohya_folders(service, tmp_path):
     Image.new("RGB", (64, 64)).save(folder / "5.png")
     (tmp_path / "set" / "bad.png").write_bytes(b"no picture")
     job = finish(
-        service, service.autocaption("set", "fixed", options={"template": "{folder} {filename}"})
+        service,
+        service.captioning.start("set", "fixed", options={"template": "{folder} {filename}"}),
     )
     assert captions(service)["10_red_cat/5.png"] == (
         "red_cat 5",
@@ -184,7 +188,7 @@ def test_a_name_that_is_not_utf8(service, tmp_path, content):
         )
     except OSError:
         pytest.skip("this disk takes Unicode only")
-    job = finish(service, service.autocaption("set", "fixed", options=FIXED))
+    job = finish(service, service.captioning.start("set", "fixed", options=FIXED))
     (failure,) = job["failed"]
     assert (
         job["state"] == "finished"
@@ -195,7 +199,8 @@ def test_a_name_that_is_not_utf8(service, tmp_path, content):
     for number in range(4):
         (tmp_path / "set" / f"{number}.png").unlink()
     job = finish(
-        service, service.autocaption("set", "fixed", options=FIXED, filenames=[failure["filename"]])
+        service,
+        service.captioning.start("set", "fixed", options=FIXED, filenames=[failure["filename"]]),
     )
     assert (
         job["state"] == "failed"
@@ -211,7 +216,7 @@ def test_a_reason_with_a_name_that_is_not_utf8(service, slow, monkeypatch):
         raise ValueError(os.fsdecode(b"caf\xe9.png") + " is damaged")
 
     monkeypatch.setattr(Slow, "caption", fail)
-    job = finish(service, service.autocaption("set", "slow"))
+    job = finish(service, service.captioning.start("set", "slow"))
     assert (
         job["state"] == "failed"
         and "caf\\udce9.png is damaged" in job["error"]
@@ -220,7 +225,7 @@ def test_a_reason_with_a_name_that_is_not_utf8(service, slow, monkeypatch):
 
 
 def test_stop_keeps_what_is_done(service, slow):
-    job_id = service.autocaption("set", "slow", overwrite=True)
+    job_id = service.captioning.start("set", "slow", overwrite=True)
     assert slow.begun.wait(20) and service.current_job()["kind"] == "captioning"
     assert service.job(job_id)["done"] == 0 and service.stop(job_id)["stopping"]
     slow.go.set()
@@ -235,9 +240,9 @@ def test_stop_keeps_what_is_done(service, slow):
 
 
 def test_pictures_are_chosen_when_the_job_begins(service, slow, tmp_path):
-    first = service.autocaption("set", "slow")
-    second = service.autocaption("set", "fixed", options=FIXED)
-    third = service.autocaption(
+    first = service.captioning.start("set", "slow")
+    second = service.captioning.start("set", "fixed", options=FIXED)
+    third = service.captioning.start(
         "set",
         "fixed",
         options={"template": "third {filename}"},
@@ -265,7 +270,7 @@ def test_pictures_are_chosen_when_the_job_begins(service, slow, tmp_path):
 
 
 def test_it_cannot_be_paused_resumed_or_saved_meanwhile(service, slow):
-    job_id = service.autocaption("set", "slow")
+    job_id = service.captioning.start("set", "slow")
     for ask in (service.pause, service.snapshot):
         with pytest.raises(Refused, match="Stop it; what is done stays") as caught:
             ask(job_id)
@@ -278,7 +283,7 @@ def test_it_cannot_be_paused_resumed_or_saved_meanwhile(service, slow):
 
 
 def test_duplicate_asks_the_same_again(service):
-    first = service.autocaption("set", "fixed", options=FIXED, filenames=["0.png"])
+    first = service.captioning.start("set", "fixed", options=FIXED, filenames=["0.png"])
     finish(service, first)
     second = finish(service, service.duplicate(first, {"overwrite": True}))
     assert (
@@ -289,21 +294,21 @@ def test_duplicate_asks_the_same_again(service):
 
 def test_trouble_is_told(service, slow):
     slow.go.set()
-    job = finish(service, service.autocaption("set", "slow", options={"trigger_word": "boom"}))
+    job = finish(service, service.captioning.start("set", "slow", options={"trigger_word": "boom"}))
     assert (
         job["state"] == "failed"
         and "Memory ran out (how much was needed is not known). Choose a smaller model"
         in job["error"]
         and "log.txt" in job["error"]
     )
-    assert finish(service, service.autocaption("set", "slow"))["state"] == "finished"
+    assert finish(service, service.captioning.start("set", "slow"))["state"] == "finished"
     log = (service.job_folder(job["id"]) / "log.txt").read_text(encoding="utf-8")
     assert "CUDA out of memory" in log and (service.job_folder(job["id"]) / "config.json").is_file()
 
 
 def test_when_no_picture_works_the_job_failed(service, slow, monkeypatch):
     monkeypatch.setattr(Slow, "caption", lambda self, images, paths: 1 / 0)
-    job = finish(service, service.autocaption("set", "slow"))
+    job = finish(service, service.captioning.start("set", "slow"))
     assert (
         job["state"] == "failed"
         and job["error"]
@@ -315,13 +320,13 @@ def test_when_no_picture_works_the_job_failed(service, slow, monkeypatch):
 def test_what_is_refused_before_it_starts(service, monkeypatch):
     for arguments, code in ((("nowhere", "fixed"), "not_found"), (("set", "nothing"), "not_found")):
         with pytest.raises(Refused) as caught:
-            service.autocaption(*arguments)
+            service.captioning.start(*arguments)
         assert caught.value.code == code
     with pytest.raises(Refused, match="no option 'temperature'"):
-        service.autocaption("set", "fixed", options={"temperature": 1})
+        service.captioning.start("set", "fixed", options={"temperature": 1})
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(Refused, match="downloads are switched off") as caught:
-        service.autocaption("set", "wd-tagger", options={"model": "wd-eva02-large-tagger-v3"})
+        service.captioning.start("set", "wd-tagger", options={"model": "wd-eva02-large-tagger-v3"})
     assert caught.value.code == "not_ready" and service.jobs() == []
 
 
@@ -337,16 +342,16 @@ def test_paths_in_options_stay_inside_the_roots(host, slow, tmp_path):
         ),
     ):
         with pytest.raises(Refused, match="only folders inside") as caught:
-            service.captioners.readiness(name, options)
+            service.captioning.captioners.readiness(name, options)
         assert caught.value.code == "forbidden_path"
 
 
 def test_jobs_by_kind_and_a_restart(service, slow, settings, host):
     training = service.start(settings)
     finish(service, training)
-    captioning = service.autocaption("set", "slow")
+    captioning = service.captioning.start("set", "slow")
     deadline = time.monotonic() + 20
-    while service.store.get(captioning)["state"] == "queued" and time.monotonic() < deadline:
+    while service.store.get(captioning).state == "queued" and time.monotonic() < deadline:
         time.sleep(0.01)
     assert [job["id"] for job in service.jobs()] == [captioning, training]
     assert [[job["id"] for job in service.jobs(kind)] for kind in ("training", "captioning")] == [

@@ -88,7 +88,7 @@ def test_two_jobs_do_not_make_the_same_file(service, settings, busy):
             service.start(named(settings, name))
         assert (
             caught.value.code == "name_taken"
-            and service.plan(named(settings, name))["errors"][0]["code"] == "name_taken"
+            and service.planner.plan(named(settings, name))["errors"][0]["code"] == "name_taken"
         )
     service.start(named(settings, "twice", overwrite=True))
     service.start(named(settings, "twice", output_dir=str(service.host.data_dir)))
@@ -188,8 +188,8 @@ def test_a_job_of_another_process_is_left_alone(service, settings, host):
     folder = service.job_folder(job_id)
     folder.mkdir(parents=True)
     code = (
-        "import sys, pathlib; from lora_trainer.jobs.lock_file import claimed\nwith"
-        " claimed(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+        "import sys, pathlib; from lora_trainer.jobs.lock_file import locked\nwith"
+        " locked(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(folder)],
@@ -197,14 +197,14 @@ def test_a_job_of_another_process_is_left_alone(service, settings, host):
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
-        assert process.stdout.readline() == "held\n" and lock_file.is_claimed(folder)
+        assert process.stdout.readline() == "held\n" and lock_file.is_locked_elsewhere(folder)
         assert TrainingService(host).job(job_id)["state"] == "training"
         service.store.update(job_id, state="stopped")
         with pytest.raises(Refused, match="Another program is working on job"):
             service.resume(job_id)
-        process.kill()  # the system lets the claim go
+        process.kill()  # the system lets the lock go
     service.store.update(job_id, state="training")
-    until(lambda: not lock_file.is_claimed(folder))
+    until(lambda: not lock_file.is_locked_elsewhere(folder))
     assert TrainingService(host).job(job_id)["state"] == "interrupted"
 
 
@@ -214,8 +214,8 @@ def test_a_process_that_dies_while_this_one_lives(service, settings):
     folder.mkdir(parents=True)
     service.store.update(job_id, state="training")
     code = (
-        "import sys, pathlib; from lora_trainer.jobs.lock_file import claimed\nwith"
-        " claimed(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+        "import sys, pathlib; from lora_trainer.jobs.lock_file import locked\nwith"
+        " locked(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(folder)],
@@ -234,10 +234,10 @@ def test_a_process_that_dies_while_this_one_lives(service, settings):
     assert service.wait(job_id, 60)["state"] == "finished"
 
 
-def test_a_running_job_of_ours_keeps_its_claim_when_it_is_looked_at(service, busy):
+def test_a_running_job_of_ours_keeps_its_lock_when_it_is_looked_at(service, busy):
     code = (
         "import sys, pathlib; from lora_trainer.jobs.lock_file import"
-        " is_claimed\nprint(is_claimed(pathlib.Path(sys.argv[1])))"
+        " is_locked_elsewhere\nprint(is_locked_elsewhere(pathlib.Path(sys.argv[1])))"
     )
     for _ in range(20):
         assert service.job(busy)["state"] in ("preparing", "training") and service.jobs()
@@ -258,7 +258,7 @@ def test_a_job_that_cannot_begin_fails_and_the_next_one_runs(service, settings, 
     begin, make = TrainingJob.begin, service.queue._make
 
     def refuse(row):
-        if row["id"] == a:
+        if row.id == a:
             raise PermissionError("no")
         return make(row)
 
@@ -288,7 +288,7 @@ def test_of_two_resumes_at_once_one_is_refused(service, settings, busy, monkeypa
     """The second comes while the first reads the pictures; each finds the job stopped."""
     a = service.start(named(settings, "a"))
     service.stop(a)
-    check, inner = service._resuming.check, []
+    check, inner = service._resume_check.check, []
 
     def slow(job, changes, **options):
         found = check(job, changes, **options)
@@ -297,7 +297,7 @@ def test_of_two_resumes_at_once_one_is_refused(service, settings, busy, monkeypa
             service.resume(a, {"max_train_steps": 3})
         return found
 
-    monkeypatch.setattr(service._resuming, "check", slow)
+    monkeypatch.setattr(service._resume_check, "check", slow)
     with pytest.raises(Refused, match="in this moment") as caught:
         service.resume(a, {"max_train_steps": 4})
     assert caught.value.code == "busy" and service.job(a)["config"]["max_train_steps"] == 3

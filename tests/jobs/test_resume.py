@@ -111,7 +111,7 @@ def test_pause_and_go_on(service, host, short, monkeypatch):
     assert (
         service.job(other)["state"] == "queued" and service.current_job()["id"] == job_id
     )  # a paused job keeps its place
-    assert service.store.get(job_id)["state"] == "paused"
+    assert service.store.get(job_id).state == "paused"
     with pytest.raises(Refused, match="when the job has stopped") as caught:
         service.resume(job_id, {"epochs": 3})
     assert caught.value.code == "busy"

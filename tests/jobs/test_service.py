@@ -92,11 +92,14 @@ def test_refused_before_the_model_is_touched(service, settings, host):
     host.status = ModelStatus(False, "No checkpoint is loaded.")
     with pytest.raises(Refused, match="No checkpoint is loaded"):
         service.start(settings)
-    assert service.plan(settings)["errors"][0]["code"] == "not_trainable" and service.jobs() == []
+    assert (
+        service.planner.plan(settings)["errors"][0]["code"] == "not_trainable"
+        and service.jobs() == []
+    )
 
 
 def test_plan_says_what_will_happen(service, settings):
-    plan = service.plan({**settings, "max_train_steps": 0, "epochs": 3})
+    plan = service.planner.plan({**settings, "max_train_steps": 0, "epochs": 3})
     assert (plan["pictures"], plan["epochs"], plan["errors"], plan["lora_tag"]) == (
         6,
         3,
@@ -111,7 +114,7 @@ def test_plan_says_what_will_happen(service, settings):
     service.wait(service.start({**settings, "max_train_steps": 0, "epochs": 3}), timeout=60)
     assert (
         service.jobs()[0]["step"] == plan["steps"]
-        and service.plan({**settings, "output_name": "second"})["estimated_seconds"] > 0
+        and service.planner.plan({**settings, "output_name": "second"})["estimated_seconds"] > 0
     )
 
 
@@ -168,11 +171,11 @@ def test_paths_outside_the_roots_are_refused(host, settings, pictures, tmp_path)
 def test_estimates_come_from_finished_jobs(service, settings):
     for state, seconds in (("finished", 2.0), ("failed", 50.0)):
         service.store.update(
-            service.store.add("x", service._settings.parse(settings).to_dict(), checkpoint="tiny"),
+            service.store.add("x", service.settings.parse(settings).to_dict(), checkpoint="tiny"),
             state=state,
             progress={"seconds_per_step": seconds},
         )
-    assert service.plan(settings)["estimated_seconds"] == 2.0 * 6
+    assert service.planner.plan(settings)["estimated_seconds"] == 2.0 * 6
 
 
 def test_a_checkpoint_of_another_kind_has_no_estimate(service, settings, host):
@@ -190,9 +193,9 @@ def test_a_checkpoint_of_another_kind_has_no_estimate(service, settings, host):
         host.status = ModelStatus(
             True, checkpoint=checkpoint, family=family, size_px=size_px, prediction_type="epsilon"
         )
-        assert service.plan(settings)["estimated_seconds"] == seconds
+        assert service.planner.plan(settings)["estimated_seconds"] == seconds
     host.status = ModelStatus(True, checkpoint="tiny", family="sd1", prediction_type="epsilon")
-    assert service.plan({**settings, "batch_size": 3})["estimated_seconds"] is None
+    assert service.planner.plan({**settings, "batch_size": 3})["estimated_seconds"] is None
 
 
 def test_problems_of_the_database_are_told(host):
@@ -334,7 +337,7 @@ def test_old_jobs_that_have_not_ended_are_listed(service, settings):
 
 def test_the_plan_foresees_a_full_disk(service, settings, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-    assert [error["code"] for error in service.plan(settings)["errors"]] == ["disk_full"]
+    assert [error["code"] for error in service.planner.plan(settings)["errors"]] == ["disk_full"]
 
 
 # --- What is said before --------------------------------------------------------------------------
@@ -342,13 +345,15 @@ def test_the_plan_foresees_a_full_disk(service, settings, monkeypatch):
 
 def test_a_plan_has_a_remedy_for_what_it_warns_of(service, settings, host):
     host.status = ModelStatus(True, checkpoint="pony", family="sdxl", size_px=1024)
-    plan = service.plan({**settings, "batch_size": 20})
+    plan = service.planner.plan({**settings, "batch_size": 20})
     assert all(each["message"] in plan["warnings"] for each in plan["advice"])
     assert {"resolution": 1024} in [each["changes"] for each in plan["advice"]]
     for each in plan["advice"]:
         assert (
             each["message"]
-            not in service.plan({**settings, "batch_size": 20, **each["changes"]})["warnings"]
+            not in service.planner.plan({**settings, "batch_size": 20, **each["changes"]})[
+                "warnings"
+            ]
         )
 
 
@@ -360,17 +365,17 @@ def test_a_name_that_is_taken_comes_with_one_that_is_free_everywhere(service, se
     service.hold_queue()
     service.start({**settings, "output_name": "mine-4"})
     values = {**settings, "save_steps": 2}
-    (error,) = service.plan(values)["errors"]
+    (error,) = service.planner.plan(values)["errors"]
     assert error["code"] == "name_taken" and error["remedies"] == [
         {"label": "Call it mine-5", "changes": {"output_name": "mine-5"}}
     ]
-    assert service.plan({**values, **error["remedies"][0]["changes"]})["errors"] == []
+    assert service.planner.plan({**values, **error["remedies"][0]["changes"]})["errors"] == []
 
 
 def test_a_refusal_that_nothing_is_known_of_has_no_remedies(service, settings):
-    (error,) = service.plan({**settings, "train_data_dir": ""})["errors"]
+    (error,) = service.planner.plan({**settings, "train_data_dir": ""})["errors"]
     assert "remedies" not in error
-    (error,) = service.plan({**settings, "nonsense": 1})["errors"]
+    (error,) = service.planner.plan({**settings, "nonsense": 1})["errors"]
     assert "remedies" not in error
 
 
@@ -378,5 +383,5 @@ def test_validation_of_two_pictures_is_refused_with_a_remedy(service, settings, 
     for number in range(2, 6):
         (pictures / f"{number}.png").unlink()
     values = {**settings, "validation_split": 0.5}
-    (error,) = service.plan(values)["errors"]
-    assert service.plan({**values, **error["remedies"][0]["changes"]})["errors"] == []
+    (error,) = service.planner.plan(values)["errors"]
+    assert service.planner.plan({**values, **error["remedies"][0]["changes"]})["errors"] == []

@@ -39,7 +39,7 @@ def done(service, host, short, monkeypatch):
 def test_a_finished_job_keeps_one_state_and_an_unfinished_one_two(service, done):
     assert [states(service, job_id) for job_id in done[:3]] == [["step-000012.safetensors"]] * 3
     assert len(states(service, done[3])) == 2
-    report = service.storage()
+    report = service.storage.report()
     sizes = [
         (service.job_folder(job_id) / "state" / "step-000012.safetensors").stat().st_size
         for job_id in done[:3]
@@ -53,16 +53,16 @@ def test_a_finished_job_keeps_one_state_and_an_unfinished_one_two(service, done)
 
 
 def test_states_of_finished_jobs_go_and_those_of_others_stay(service, done):
-    assert service.clear_storage("states")["count"] == 3
+    assert service.storage.clear("states")["count"] == 3
     assert [states(service, job_id) for job_id in done[:3]] == [[]] * 3 and len(
         states(service, done[3])
     ) == 2
     assert not service.job(done[0])["resumable"] and service.job(done[3])["resumable"]
-    assert service.storage()["states"] == {"count": 0, "bytes": 0}
+    assert service.storage.report()["states"] == {"count": 0, "bytes": 0}
 
 
 def test_jobs_go_and_their_loras_stay(service, host, done):
-    assert service.clear_storage("jobs", keep=1)["count"] == 2
+    assert service.storage.clear("jobs", keep=1)["count"] == 2
     assert [job["id"] for job in service.jobs()] == [done[3], done[2]] and not service.job_folder(
         done[0]
     ).exists()
@@ -77,13 +77,13 @@ def test_jobs_go_and_their_loras_stay(service, host, done):
 def test_a_running_job_is_never_touched(service, busy):
     before = service.job(busy)["state"]
     for what in ("states", "jobs", "trash", "models"):
-        service.clear_storage(what)
+        service.storage.clear(what)
     assert before in ("preparing", "training") and service.job(busy)["state"] in (
         "preparing",
         "training",
     )
     with pytest.raises(Refused, match="nothing to clear that is called 'all'"):
-        service.clear_storage("all")
+        service.storage.clear("all")
 
 
 def test_models_and_trash(service, host, pictures):
@@ -95,13 +95,17 @@ def test_models_and_trash(service, host, pictures):
         service.library.add("set", picture.name, picture.read_bytes())
     editor = service.library.open("set")
     editor.discard(["0.png", "1.png"])
-    report = service.storage()
+    report = service.storage.report()
     assert report["models"] == {"count": 1, "bytes": 1000} and report["trash"]["count"] >= 2
     assert (
-        service.clear_storage("models")["bytes"] == 1000
-        and service.clear_storage("trash")["count"] == report["trash"]["count"]
+        service.storage.clear("models")["bytes"] == 1000
+        and service.storage.clear("trash")["count"] == report["trash"]["count"]
     )
-    assert service.storage()["trash"] == service.storage()["models"] == {"count": 0, "bytes": 0}
+    assert (
+        service.storage.report()["trash"]
+        == service.storage.report()["models"]
+        == {"count": 0, "bytes": 0}
+    )
     assert "0.png" not in editor.captions() and "2.png" in editor.captions()
     with pytest.raises(Refused, match="Not in the trash folder any more"):
         editor.undo()
@@ -119,7 +123,7 @@ def test_a_link_in_the_trash_leads_nowhere(service, host, tmp_path, pictures):
     (trash / "file").symlink_to(outside / "mine.txt")
     (trash / "folder").symlink_to(outside, target_is_directory=True)
     assert (
-        service.clear_storage("trash")["count"] == 1
+        service.storage.clear("trash")["count"] == 1
         and (outside / "mine.txt").read_text() == "mine"
     )
 
@@ -178,7 +182,7 @@ def test_states_of_older_versions_are_pruned(host, service, done):
 def test_what_cannot_be_removed_is_said(service, done):
     folder = service.job_folder(done[0]) / "state"
     folder.chmod(0o500)
-    cleared = service.clear_storage("states")
+    cleared = service.storage.clear("states")
     folder.chmod(0o700)
     assert cleared["count"] == 2 and "stays" in cleared["problems"][0]
 
@@ -205,27 +209,27 @@ def test_closing_keeps_the_running_jobs_progress(host, service, short, monkeypat
 def test_a_finished_job_of_an_unknown_end_is_as_old_as_its_beginning(service, short):
     job = service.wait(service.start(short), 60)["id"]
     service.store.update(job, finished_at=None)
-    service._storage.tidy()
+    service.storage.tidy()
     assert service.job(job)["resumable"]
     service.store._database.execute(
         "update jobs set created_at = ? where id = ?", (time.time() - 31 * DAY, job)
     )
-    service._storage.tidy()
+    service.storage.tidy()
     assert not service.job(job)["resumable"]
 
 
 def test_a_state_that_goes_while_a_job_is_asked_to_go_on_is_missed(
     service, host, short, monkeypatch
 ):
-    job, check = service.wait(service.start(short), 60)["id"], service._resuming.check
+    job, check = service.wait(service.start(short), 60)["id"], service._resume_check.check
     learned = (host.lora_dir / "mine.safetensors").read_bytes()
 
     def slow(*arguments, **options):
         checked = check(*arguments, **options)
-        service.clear_storage("states")
+        service.storage.clear("states")
         return checked
 
-    monkeypatch.setattr(service._resuming, "check", slow)
+    monkeypatch.setattr(service._resume_check, "check", slow)
     with pytest.raises(Refused, match="removed in this moment"):
         service.resume(job, {"max_train_steps": 14})
     assert (

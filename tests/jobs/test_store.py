@@ -4,6 +4,7 @@ import sqlite3
 
 import pytest
 
+from lora_trainer.jobs.job import JobKind
 from lora_trainer.jobs.store import JobStore
 
 OLD_TABLE = """create table jobs (
@@ -22,7 +23,7 @@ def test_a_database_of_before_there_were_kinds(tmp_path):
     old.close()
     for _ in range(2):
         store = JobStore(tmp_path / "jobs.sqlite3")
-        assert [(job["name"], job["kind"]) for job in store.newest()] == [
+        assert [(job.name, job.kind) for job in store.newest()] == [
             ("zob", "training"),
             ("zib", "training"),
         ]
@@ -30,13 +31,13 @@ def test_a_database_of_before_there_were_kinds(tmp_path):
     store = JobStore(tmp_path / "jobs.sqlite3")
     job_id = store.add("set", {"captioner": "fixed"}, kind="captioning")
     store.update(job_id, state="captioning", progress={"done": 3})
-    assert store.get(job_id)["kind"] == "captioning" and store.get(job_id)["done"] == 3
+    assert store.get(job_id).kind == "captioning" and store.get(job_id).progress["done"] == 3
     assert (
-        [job["name"] for job in store.newest(kind="captioning")] == ["set"]
-        and len(store.newest(kind="training")) == 2
+        [job.name for job in store.newest(kind=JobKind.CAPTIONING)] == ["set"]
+        and len(store.newest(kind=JobKind.TRAINING)) == 2
         and len(store.newest()) == 3
     )
-    assert store.interrupt_all() == 2 and store.get(job_id)["state"] == "interrupted"
+    assert store.interrupt_all() == 2 and store.get(job_id).state == "interrupted"
     store.close()
 
 
@@ -48,15 +49,15 @@ def test_the_queue_keeps_its_order(tmp_path):
     store.move(d, 2)
     store.move(a, 99)
     assert store.waiting() == [b, d, c, a]
-    assert store.take(d) and not store.take(d) and store.get(d)["state"] == "preparing"
+    assert store.take(d) and not store.take(d) and store.get(d).state == "preparing"
     store.update(d, state="failed", error="x", finished_at=1.0)
     assert (
-        not store.queue(d, "stopped", resume="same") and store.get(d)["state"] == "failed"
+        not store.requeue(d, "stopped", resume="same") and store.get(d).state == "failed"
     )  # it is not what it was thought to be
-    assert store.queue(d, "failed", resume="same", config={"epochs": 3})
+    assert store.requeue(d, "failed", resume="same", config={"epochs": 3})
     assert store.waiting() == [d, b, c, a]
     row = store.get(d)
-    assert (row["state"], row["error"], row["finished_at"], row["resume"], row["config"]) == (
+    assert (row.state, row.error, row.finished_at, row.resume, row.config) == (
         "queued",
         None,
         None,
@@ -80,12 +81,12 @@ def test_queued_jobs_of_an_older_version_wait_behind_in_their_order(tmp_path):
         )
     old.close()
     store = JobStore(tmp_path / "jobs.sqlite3")
-    assert [store.get(job_id)["name"] for job_id in store.waiting()] == [
+    assert [store.get(job_id).name for job_id in store.waiting()] == [
         "a",
         "b",
     ] and store.interrupt_all() == 0
     store.add("c", {})
-    assert [store.get(job_id)["name"] for job_id in store.waiting()] == ["a", "b", "c"]
+    assert [store.get(job_id).name for job_id in store.waiting()] == ["a", "b", "c"]
     store.close()
 
 
@@ -93,7 +94,7 @@ def test_version_tells_changes_but_not_figures(tmp_path):
     store = JobStore(tmp_path / "jobs.sqlite3")
     job_id, before = store.add("a", {}), store.version
     store.update(job_id, progress={"step": 1}, message="Training")
-    assert store.version == before and store.get(job_id)["step"] == 1
+    assert store.version == before and store.get(job_id).progress["step"] == 1
     store.update(job_id, state="training", progress={"step": 2})
     assert store.version > before
     store.close()
@@ -105,7 +106,7 @@ def test_what_lives_elsewhere_is_not_interrupted(tmp_path):
     for job_id in (a, b):
         store.update(job_id, state="training")
     assert store.interrupt_all(lambda job_id: job_id == a) == 1
-    assert [store.get(job_id)["state"] for job_id in (a, b)] == ["training", "interrupted"]
+    assert [store.get(job_id).state for job_id in (a, b)] == ["training", "interrupted"]
     store.close()
 
 
@@ -114,10 +115,10 @@ def test_a_job_is_taken_with_its_last_values_or_not_at_all(tmp_path):
     job_id = store.add("a", {})
     with pytest.raises(TypeError):
         store.take(job_id, progress={"step": object()})
-    assert store.get(job_id)["state"] == "queued" and store.waiting() == [job_id]
+    assert store.get(job_id).state == "queued" and store.waiting() == [job_id]
     assert (
         store.take(job_id, state="stopped", message="Cancelled")
-        and store.get(job_id)["state"] == "stopped"
+        and store.get(job_id).state == "stopped"
     )
     store.close()
 
@@ -163,20 +164,20 @@ def test_names_that_are_not_utf8_are_stored(tmp_path):
     job_id = store.add(name, {"filenames": [name]})
     store.update(job_id, message=name, error=name, output_file=name, progress={"failed": [name]})
     row = store.get(job_id)
-    assert row["config"] == {"filenames": [name]} and row["failed"] == [
+    assert row.config == {"filenames": [name]} and row.progress["failed"] == [
         name
     ]  # these must still name the file
-    assert {row[column] for column in ("name", "message", "error", "output_file")} == {
+    assert {getattr(row, column) for column in ("name", "message", "error", "output_file")} == {
         "caf\\udce9.png"
     }
-    assert [each["id"] for each in store.named(name)] == [job_id]
+    assert [each.id for each in store.named(name)] == [job_id]
     store.close()
 
 
 def test_the_checkpoint_is_kept(tmp_path):
     store = JobStore(tmp_path / "jobs.sqlite3")
     row = store.get(store.add("a", {}, checkpoint="dreamy", sha256="ab"))
-    assert (row["for_checkpoint"], row["for_sha256"]) == ("dreamy", "ab")
+    assert (row.for_checkpoint, row.for_sha256) == ("dreamy", "ab")
     row = store.get(store.add("b", {}))
-    assert (row["for_checkpoint"], row["for_sha256"]) == ("", None)
+    assert (row.for_checkpoint, row.for_sha256) == ("", None)
     store.close()

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.jobs.reports import describe
+from lora_trainer.jobs.job_views import view_job
+from lora_trainer.jobs.store import JobStore
 from lora_trainer.jobs.tensorboard import EventFile
 
 event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
@@ -104,14 +105,11 @@ def test_without_the_package_it_says_how_to_get_it(tmp_path, caplog, monkeypatch
 def test_the_folder_is_told_in_full_wherever_the_command_is_typed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "jobs" / "1" / "tensorboard").mkdir(parents=True)
-    row = {
-        "kind": "training",
-        "state": "finished",
-        "config": {},
-        "for_checkpoint": "",
-        "finished_at": 1.0,
-        "resume": "",
-    }
-    assert describe(row, {}, Path("jobs/1"), position=None)["tensorboard_dir"] == str(
+    store = JobStore(tmp_path / "jobs.sqlite3")
+    job_id = store.add("mine", {})
+    store.update(job_id, state="finished", finished_at=1.0)
+    row = store.get(job_id)
+    store.close()
+    assert view_job(row, {}, Path("jobs/1"), position=None)["tensorboard_dir"] == str(
         tmp_path / "jobs" / "1" / "tensorboard"
     )

@@ -172,7 +172,10 @@ def test_refused_with_its_sentence(service, host, settings, pictures, what):
     with pytest.raises(Exception) as caught:
         service.start({**settings, **changes})
     assert caught.value.field == field and sentence in caught.value.message
-    assert service.plan({**settings, **changes})["errors"][0]["message"] == caught.value.message
+    assert (
+        service.planner.plan({**settings, **changes})["errors"][0]["message"]
+        == caught.value.message
+    )
     assert (
         not borrowed
         and service.jobs() == []
@@ -185,7 +188,7 @@ def test_refused_with_its_sentence(service, host, settings, pictures, what):
 def test_used_with_a_word_about_it(service, host, settings, pictures, what):
     changes, file, warning = USED[what]
     only(pictures, *file)
-    plan = service.plan({**settings, **changes})
+    plan = service.planner.plan({**settings, **changes})
     assert plan["errors"] == [] and (
         warning is None or any(warning in said for said in plan["warnings"])
     ), plan
@@ -199,7 +202,7 @@ def test_used_with_a_word_about_it(service, host, settings, pictures, what):
 def test_folder_without_permission(service, settings, pictures):
     pictures.chmod(0)
     try:
-        assert "permission denied" in service.plan(settings)["errors"][0]["message"]
+        assert "permission denied" in service.planner.plan(settings)["errors"][0]["message"]
     finally:
         pictures.chmod(0o755)
 
@@ -210,7 +213,10 @@ def test_folder_without_permission_as_the_system_says_it(service, settings, pict
         "pathlib.Path.iterdir",
         lambda self: (_ for _ in ()).throw(PermissionError(13, "Permission denied")),
     )
-    assert "may not be read: permission denied" in service.plan(settings)["errors"][0]["message"]
+    assert (
+        "may not be read: permission denied"
+        in service.planner.plan(settings)["errors"][0]["message"]
+    )
 
 
 def test_a_disk_without_room(service, settings, monkeypatch):
@@ -241,7 +247,9 @@ def test_a_disk_that_fills_up_while_saving(service, host, settings, monkeypatch)
 
 def test_no_model(service, host, settings):
     host.status = ModelStatus(False, "No checkpoint is loaded: choose one at the top left.")
-    assert service.plan(settings)["errors"][0]["message"].startswith("No checkpoint is loaded")
+    assert service.planner.plan(settings)["errors"][0]["message"].startswith(
+        "No checkpoint is loaded"
+    )
 
 
 def test_a_second_job_of_the_same_name(service, settings):

@@ -473,7 +473,7 @@ def test_lora_that_was_saved_elsewhere_is_not_offered(page, service, settings):
         lora_tag="",
         output_file="/data/jobs/1/mine.safetensors",
         progress={
-            **service.store.get(job).get("progress", {}),
+            **service.store.get(job).progress,
             "step": 5,
             "remarks": ["first", where],
         },

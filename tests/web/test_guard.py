@@ -27,6 +27,7 @@ from lora_trainer.base.paths import check_inside
 from lora_trainer.jobs.service import TrainingService
 from lora_trainer.web import api
 from lora_trainer.web import guard as doors
+from lora_trainer.web.routes import host as host_routes
 from tests.support.waiting import stop_all
 
 V1 = "/train-lora/v1"
@@ -1203,9 +1204,8 @@ def test_half_letters_and_names_that_are_not_utf8_can_be_told(client, host):
 
 
 def test_numbers_that_json_has_not_become_null(client, local, monkeypatch):
-    monkeypatch.setattr(
-        local, "loras", lambda: [{"loss": float("nan"), "most": [float("inf"), 1.5]}]
-    )
+    found = [{"loss": float("nan"), "most": [float("inf"), 1.5]}]
+    monkeypatch.setattr(host_routes, "list_loras", lambda lora_dir: found)
     assert client.get(f"{V1}/loras").json() == [{"loss": None, "most": [None, 1.5]}]
 
 

@@ -7,6 +7,7 @@ import zipfile
 import pytest
 
 from lora_trainer.cli import main
+from lora_trainer.web.routes import storage as storage_routes
 from tests.cli.test_train import make_host
 
 URL = "/train-lora/v1"
@@ -103,9 +104,7 @@ def test_storage(client, job):
 
 
 def test_tensorboard_is_looked_for_on_this_machine_only(client, service, monkeypatch):
-    from lora_trainer.jobs import service as service_module
-
-    monkeypatch.setattr(service_module, "find_tensorboard", lambda: "http://localhost:6006/")
+    monkeypatch.setattr(storage_routes, "find_tensorboard", lambda: "http://localhost:6006/")
     local = {"Host": "127.0.0.1:7860"}
     assert client.get(f"{URL}/tensorboard", headers=local).json() == {
         "url": "http://localhost:6006/"
@@ -113,7 +112,7 @@ def test_tensorboard_is_looked_for_on_this_machine_only(client, service, monkeyp
     assert client.get(f"{URL}/tensorboard", headers={"Host": "train.example.com"}).json() == {
         "url": None
     }  # whose localhost is another machine
-    monkeypatch.setattr(service, "_allowed_roots", [])
+    monkeypatch.setattr(service.path_rules, "allowed_roots", [])
     assert client.get(f"{URL}/tensorboard", headers=local).json() == {"url": None}
 
 

@@ -331,7 +331,7 @@ def get(port, path):
 def test_a_listener_that_never_reads_is_in_nobodys_way(service, port, settings, monkeypatch):
     monkeypatch.setattr(websockets, "LONGEST_SEND_SECONDS", 1.0)
     told = []
-    tell = websockets._tell
+    tell = websockets._send_changes
 
     async def watched(websocket, feed):
         told.append("begun")
@@ -340,7 +340,7 @@ def test_a_listener_that_never_reads_is_in_nobodys_way(service, port, settings, 
         finally:
             told.append("over")
 
-    monkeypatch.setattr(websockets, "_tell", watched)
+    monkeypatch.setattr(websockets, "_send_changes", watched)
     long = service.store.add("long", settings)
     service.store.update(long, state="stopped")
     service.job_folder(long).mkdir(parents=True)

@@ -279,7 +279,7 @@ def _end_well(service: Any) -> None:
     """Keep the running job's progress however the WebUI ends: signals, its own end, and its
     buttons, which end it by `os._exit` (restart.py:16-25).
     """
-    from ...jobs.shutdown import close_at_end
+    from ...base.shutdown import close_at_end
 
     close_at_end(service.close)
     stop_program = restart.stop_program

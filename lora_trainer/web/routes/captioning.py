@@ -6,12 +6,32 @@ from typing import Any
 
 from fastapi import APIRouter, Body
 
-from ...base.errors import Refused
+from ...captioning.labels import LARGEST_GROUP_BYTES, MOST_GROUPS
 from ...jobs.service import TrainingService
-from ..bodies import mapping, switch, text, texts
-from ..schemas import FILENAMES, LABEL_GROUPS, OPTIONS, SWITCH, a_list, an_object, gives, takes
+from ..bodies import JsonBody, Mapped, Switch, Text, Texts, TextsByName
+from ..responses import a_list, an_object, gives
 
 _LABELS = ("name", "title", "editable", "changed", "path", "groups")
+
+
+_OPTIONS = Mapped(
+    {
+        "type": "object",
+        "description": (
+            "The captioner's options, as GET /captioners lists them; left out: its defaults."
+        ),
+    },
+    of="names",
+)
+_READINESS = JsonBody(options=_OPTIONS)
+_SAVE_LABELS = JsonBody(
+    groups=TextsByName(
+        required=True,
+        additionalProperties={"type": "string", "maxLength": LARGEST_GROUP_BYTES},
+        minProperties=1,
+        maxProperties=MOST_GROUPS,
+    )
+)
 
 
 def add_routes(router: APIRouter, service: TrainingService) -> None:
@@ -21,69 +41,53 @@ def add_routes(router: APIRouter, service: TrainingService) -> None:
 
 
 def _add_captioners(router: APIRouter, service: TrainingService) -> None:
-    captioner = {"type": "string", "enum": service.captioners.names()}
+    registry = service.captioning.captioners
+    start_body = JsonBody(
+        captioner=Text({"type": "string", "enum": registry.names()}, required=True),
+        options=_OPTIONS,
+        overwrite=Switch(),
+        filenames=Texts(description="Pictures by file name; left out: all."),
+    )
 
     @router.get(
         "/captioners", **gives(a_list("name", "title", "help", "ready", "needs", "options"))
     )
     def captioners() -> Any:
-        return service.captioners.all()
+        return registry.all()
 
     @router.post(
         "/captioners/{name}/readiness",
-        **takes(options=OPTIONS),
+        **_READINESS.describe(),
         **gives(an_object("ready", "needs", "download_bytes", "downloads")),
     )
     def readiness(name: str, body: dict = Body(...)) -> Any:
-        return service.captioners.readiness(name, _options(body))
+        return registry.readiness(name, _READINESS.read(body)["options"])
 
     @router.post(
         "/datasets/{name}/autocaption",
         status_code=201,
-        **takes(
-            required=["captioner"],
-            captioner=captioner,
-            options=OPTIONS,
-            overwrite=SWITCH,
-            filenames=FILENAMES,
-        ),
+        **start_body.describe(),
         **gives(an_object("id"), 201),
     )
     def autocaption(name: str, body: dict = Body(...)) -> Any:
-        return {
-            "id": service.autocaption(
-                name,
-                text(body, "captioner"),
-                options=_options(body),
-                overwrite=switch(body, "overwrite"),
-                filenames=texts(body, "filenames", required=False),
-            )
-        }
+        values = start_body.read(body)
+        return {"id": service.captioning.start(name, values.pop("captioner"), **values)}
 
 
 def _add_labels(router: APIRouter, service: TrainingService) -> None:
     @router.get("/labels", **gives(a_list(*_LABELS)))
     def labels() -> Any:
-        return service.labels.all()
+        return service.captioning.labels.all()
 
     @router.put(
         "/labels/{name}",
-        **takes(required=["groups"], groups=LABEL_GROUPS),
+        **_SAVE_LABELS.describe(),
         **gives(an_object(*_LABELS)),
     )
     def save_labels(name: str, body: dict = Body(...)) -> Any:
-        return service.labels.save(name, mapping(body, "groups"))
+        return service.captioning.labels.save(name, _SAVE_LABELS.read(body)["groups"])
 
     @router.delete("/labels/{name}", **gives(a_list(*_LABELS)))
     def restore_labels(name: str) -> Any:
-        service.labels.restore(name)
-        return service.labels.all()
-
-
-def _options(body: dict) -> dict[str, Any]:
-    options = body.get("options")
-    if options is None:
-        return {}
-    if not isinstance(options, dict):
-        raise Refused("`options` must map names to values.", field="options", code="bad_request")
-    return options
+        service.captioning.labels.restore(name)
+        return service.captioning.labels.all()

@@ -1,6 +1,4 @@
-"""The REST routes of data sets: pictures, captions, edits of both, checks, tables. Mounted by
-api.py, which turns refusals into answers.
-"""
+"""The REST routes of data sets: pictures, captions, edits of both, checks, caption tables."""
 
 import json
 from typing import Any
@@ -10,31 +8,27 @@ from fastapi.responses import FileResponse
 
 from ...base.errors import Refused
 from ...dataset.caption_tables import LARGEST_TABLE_BYTES
-from ...dataset.captions import CAPTION_ENDINGS, LINE_USES
+from ...editor.bulk_edits import ACTIONS
+from ...editor.bulk_edits import LONGEST_TEXT as LONGEST_EDIT_TEXT
 from ...editor.checks import Wanted
-from ...editor.library import LARGEST_UPLOAD_BYTES
+from ...editor.library import LARGEST_UPLOAD_BYTES, Library
 from ...editor.picture_files import TURNS
 from ...jobs.service import TrainingService
-from ..bodies import mapping, one_of, switch, text, texts, whole
+from ..bodies import (
+    JsonBody,
+    Schema,
+    Switch,
+    Text,
+    Texts,
+    TextsByName,
+    Unread,
+    Value,
+    WholeNumber,
+    setting_value,
+)
 from ..guard import refuse_embedding
 from ..json import Json
-from ..schemas import (
-    EDITED,
-    FILENAMES,
-    IF_CHANGED,
-    SWITCH,
-    TEXT,
-    TEXTS,
-    TEXTS_BY_NAME,
-    VERSIONS,
-    a_list,
-    an_object,
-    edits,
-    file_of,
-    gives,
-    takes,
-    whole_number,
-)
+from ..responses import EDITED, a_list, an_object, file_of, gives
 
 _CACHED = {"Cache-Control": "private, max-age=86400"}
 _PICTURE = {
@@ -42,25 +36,72 @@ _PICTURE = {
     "responses": file_of("image/jpeg"),
     "dependencies": [Depends(refuse_embedding)],
 }
-_WANTED = {
-    "resolution": whole_number(64, 4096),
-    "bucket_step": whole_number(8, 512),
-    "enable_bucket": SWITCH,
-    "trigger_word": TEXT,
-    "caption_lines": {"enum": list(LINE_USES), "default": LINE_USES[0]},
-    "caption_extension": {"enum": list(CAPTION_ENDINGS), "default": CAPTION_ENDINGS[0]},
-}
+_FILENAMES = Texts(description="Pictures by file name; left out: all.")
+_VERSIONS = TextsByName(
+    description=(
+        "The versions seen, by picture; one that is not on disk any more is answered with 409."
+    )
+)
+_IF_CHANGED = Text({"type": "string", "enum": ["refuse", "skip", "overwrite"]})
+
+
+def _bulk_edit_settings() -> dict[str, Value]:
+    """Return the settings of all actions of editor/bulk_edits.py, which reads them itself; which of
+    them an action needs is in docs/api.md.
+    """
+    types = {name: type for _, names in ACTIONS.values() for name, (type, _) in names.items()}
+    return {name: Unread(_bulk_edit_schema(type)) for name, type in types.items()}
+
+
+def _bulk_edit_schema(type: Any) -> Schema:
+    if type is bool:
+        return {"type": "boolean"}
+    return {"type": "string", "maxLength": LONGEST_EDIT_TEXT}
+
+
+_CREATE = JsonBody(name=Text(), path=Text())
+_ADD_FOLDER = JsonBody(caption_from_prompt=Switch(), folder=Text(required=True), create=Switch())
+_SET_CAPTIONS = JsonBody(changes=TextsByName(required=True), versions=_VERSIONS)
+_UNDO = JsonBody(optional=True, if_changed=_IF_CHANGED)
+_BULK_EDIT = JsonBody(
+    action=Text({"type": "string", "enum": list(ACTIONS)}, required=True),
+    filenames=_FILENAMES,
+    preview=Switch(),
+    versions=_VERSIONS,
+)
+_BULK_EDIT_DESCRIBED = JsonBody(**_BULK_EDIT.values, **_bulk_edit_settings())
+_TRASH_TABLE = JsonBody(filename=Text(required=True))
+_RENAME = JsonBody(filename=Text(required=True), to=Text(required=True))
+_ROTATE = JsonBody(
+    filenames=Texts(required=True),
+    degrees=WholeNumber(0, 360, default=90, enum=list(TURNS)),
+)
+_TRASH = JsonBody(filenames=Texts(required=True))
+_CHECK = JsonBody(  # a picture can be looked at with wider ranges than a run has
+    optional=True,
+    resolution=setting_value("resolution", maximum=4096),
+    bucket_step=setting_value("bucket_step", maximum=512),
+    enable_bucket=setting_value("enable_bucket"),
+    trigger_word=setting_value("trigger_word"),
+    bucket_min=setting_value("bucket_min"),
+    bucket_max=setting_value("bucket_max"),
+    bucket_no_upscale=setting_value("bucket_no_upscale"),
+    max_token_length=setting_value("max_token_length"),
+    caption_lines=setting_value("caption_lines"),
+    caption_extension=setting_value("caption_extension"),
+)
 
 
 def add_routes(router: APIRouter, service: TrainingService) -> None:
     _add_collection(router, service.library)
+    _add_uploads(router, service.library)
     _add_captions(router, service.library)
     _add_tables(router, service.library)
     _add_files(router, service.library)
     _add_views(router, service.library)
 
 
-def _add_collection(router: APIRouter, library: Any) -> None:  # noqa: C901
+def _add_collection(router: APIRouter, library: Library) -> None:
     @router.get("/datasets", **gives(a_list("name", "path", "pictures")))
     def datasets() -> Any:
         return library.all()
@@ -68,13 +109,12 @@ def _add_collection(router: APIRouter, library: Any) -> None:  # noqa: C901
     @router.post(
         "/datasets",
         status_code=201,
-        **takes(name=TEXT, path=TEXT),
+        **_CREATE.describe(),
         **gives(an_object("name", "path", "pictures"), 201),
     )
     def create_dataset(body: dict = Body(...)) -> Any:
-        return library.create(
-            text(body, "name", required=False), text(body, "path", required=False)
-        )
+        values = _CREATE.read(body)
+        return library.create(values["name"], values["path"])
 
     @router.get(
         "/datasets/{name}",
@@ -87,106 +127,98 @@ def _add_collection(router: APIRouter, library: Any) -> None:  # noqa: C901
     def revision(name: str) -> Any:
         return library.open(name).state()
 
+
+def _add_uploads(router: APIRouter, library: Library) -> None:
     @router.post("/datasets/{name}/images", **gives(an_object("added", "refused")))
     def add_images(
         name: str, files: list[UploadFile] = File(...), caption_from_prompt: bool = Form(False)
     ) -> Any:
         library.path(name)
-        added, refused = [], []
+        added: list[str] = []
+        refused: list[dict[str, Any]] = []
         for file in files:
             try:
-                if (file.filename or "").lower().endswith(".zip"):
-                    taken = library.add_archive(name, file.filename, file.file)
-                    added += taken.added
-                    refused += taken.refused
-                else:
-                    added.append(
-                        library.add(
-                            name, file.filename or "", file.file.read(LARGEST_UPLOAD_BYTES + 1)
-                        )
-                    )
+                _add_upload(library, name, file, added, refused)
             except Refused as error:
                 refused.append({"filename": file.filename, "reason": error.message})
-        return _added(name, added, refused, caption_from_prompt)
+        return _added(library, name, added, refused, caption_from_prompt)
 
     @router.post(
         "/datasets/{name}/folder",
-        **takes(required=["folder"], folder=TEXT, create=SWITCH, caption_from_prompt=SWITCH),
+        **_ADD_FOLDER.describe(),
         **gives(an_object("added", "refused")),
     )
     def add_folder(name: str, body: dict = Body(...)) -> Any:
-        with_prompts = switch(body, "caption_from_prompt")
+        values = _ADD_FOLDER.read(body)
+        with_prompts = values["caption_from_prompt"]
         taken = library.add_folder(
-            name, text(body, "folder"), with_prompts=with_prompts, create=switch(body, "create")
+            name, values["folder"], with_prompts=with_prompts, create=values["create"]
         )
-        return _added(name, taken.added, taken.refused, with_prompts)
-
-    def _added(name: str, added: list, refused: list, caption_from_prompt: bool) -> dict:
-        prompts = (
-            {"uncaptioned": library.add_captions_from_prompts(name, added)}
-            if caption_from_prompt
-            else {}
-        )
-        return {"added": added, "refused": refused, **prompts}
+        return _added(library, name, taken.added, taken.refused, with_prompts)
 
 
-def _add_captions(router: APIRouter, library: Any) -> None:
+def _add_upload(
+    library: Library,
+    name: str,
+    file: UploadFile,
+    added: list[str],
+    refused: list[dict[str, Any]],
+) -> None:
+    """Add a picture, or all that are in a ZIP, to a data set. Raises `Refused`."""
+    if (file.filename or "").lower().endswith(".zip"):
+        taken = library.add_archive(name, file.filename, file.file)
+        added += taken.added
+        refused += taken.refused
+    else:
+        data = file.file.read(LARGEST_UPLOAD_BYTES + 1)
+        added.append(library.add(name, file.filename or "", data))
+
+
+def _added(
+    library: Library,
+    name: str,
+    added: list[str],
+    refused: list[dict[str, Any]],
+    caption_from_prompt: bool,
+) -> dict[str, Any]:
+    result: dict[str, Any] = {"added": added, "refused": refused}
+    if caption_from_prompt:
+        result["uncaptioned"] = library.add_captions_from_prompts(name, added)
+    return result
+
+
+def _add_captions(router: APIRouter, library: Library) -> None:
     @router.patch(
         "/datasets/{name}/captions",
-        **takes(required=["changes"], changes=TEXTS_BY_NAME, versions=VERSIONS),
+        **_SET_CAPTIONS.describe(),
         **gives(EDITED),
     )
     def set_captions(name: str, body: dict = Body(...)) -> Any:
-        changes = mapping(body, "changes")
-        return {
-            "changed": list(changes),
-            **library.open(name).set_captions(
-                changes, versions=mapping(body, "versions", required=False)
-            ),
-        }
+        values = _SET_CAPTIONS.read(body)
+        changes = values["changes"]
+        edited = library.open(name).set_captions(changes, versions=values["versions"])
+        return {"changed": list(changes), **edited}
 
-    @router.post(
-        "/datasets/{name}/captions/undo",
-        **takes(optional_body=True, if_changed=IF_CHANGED),
-        **gives(EDITED),
-    )
+    @router.post("/datasets/{name}/captions/undo", **_UNDO.describe(), **gives(EDITED))
     def undo(name: str, body: dict = Body({})) -> Any:
-        return Json(
-            library.open(name).undo(if_changed=text(body, "if_changed", required=False) or "refuse")
-        )
+        if_changed = _UNDO.read(body)["if_changed"] or "refuse"
+        return Json(library.open(name).undo(if_changed=if_changed))
 
-    @router.post(
-        "/datasets/{name}/captions/redo",
-        **takes(optional_body=True, if_changed=IF_CHANGED),
-        **gives(EDITED),
-    )
+    @router.post("/datasets/{name}/captions/redo", **_UNDO.describe(), **gives(EDITED))
     def redo(name: str, body: dict = Body({})) -> Any:
-        return Json(
-            library.open(name).redo(if_changed=text(body, "if_changed", required=False) or "refuse")
-        )
+        if_changed = _UNDO.read(body)["if_changed"] or "refuse"
+        return Json(library.open(name).redo(if_changed=if_changed))
 
     @router.post(
         "/datasets/{name}/bulk-edit",
-        **takes(
-            required=["action"], **edits(), filenames=FILENAMES, preview=SWITCH, versions=VERSIONS
-        ),
+        **_BULK_EDIT_DESCRIBED.describe(),
         **gives(an_object("count")),
     )
     def bulk_edit(name: str, body: dict = Body(...)) -> Any:
-        settings = {
-            key: value
-            for key, value in body.items()
-            if key not in ("action", "filenames", "preview", "versions")
-        }
-        return Json(
-            library.open(name).bulk_edit(
-                text(body, "action"),
-                settings,
-                filenames=texts(body, "filenames", required=False),
-                preview=switch(body, "preview"),
-                versions=mapping(body, "versions", required=False),
-            )
-        )
+        values = _BULK_EDIT.read(body)
+        settings = {key: value for key, value in body.items() if key not in values}
+        editor = library.open(name)
+        return Json(editor.bulk_edit(values.pop("action"), settings, **values))
 
     @router.post(
         "/datasets/{name}/captions/import",
@@ -222,7 +254,7 @@ def _add_captions(router: APIRouter, library: Any) -> None:
         )
 
 
-def _add_tables(router: APIRouter, library: Any) -> None:
+def _add_tables(router: APIRouter, library: Library) -> None:
     """A metadata.csv or metadata.jsonl that lies in the data set: read, put another in its place,
     thrown away.
     """
@@ -245,11 +277,11 @@ def _add_tables(router: APIRouter, library: Any) -> None:
 
     @router.post(
         "/datasets/{name}/table/trash",
-        **takes(required=["filename"], filename=TEXT),
+        **_TRASH_TABLE.describe(),
         **gives(EDITED),
     )
     def trash_table(name: str, body: dict = Body(...)) -> Any:
-        return library.open(name).discard_table(text(body, "filename"))
+        return library.open(name).discard_table(**_TRASH_TABLE.read(body))
 
 
 def _table_of(file: UploadFile) -> bytes:
@@ -263,42 +295,30 @@ def _table_of(file: UploadFile) -> bytes:
     return data
 
 
-def _add_files(router: APIRouter, library: Any) -> None:
-    @router.post(
-        "/datasets/{name}/rename",
-        **takes(required=["filename", "to"], filename=TEXT, to=TEXT),
-        **gives(EDITED),
-    )
+def _add_files(router: APIRouter, library: Library) -> None:
+    @router.post("/datasets/{name}/rename", **_RENAME.describe(), **gives(EDITED))
     def rename(name: str, body: dict = Body(...)) -> Any:
-        return library.open(name).rename(text(body, "filename"), text(body, "to"))
+        values = _RENAME.read(body)
+        return library.open(name).rename(values["filename"], values["to"])
 
-    @router.post(
-        "/datasets/{name}/rotate",
-        **takes(
-            required=["filenames"], filenames=TEXTS, degrees={"enum": list(TURNS), "default": 90}
-        ),
-        **gives(EDITED),
-    )
+    @router.post("/datasets/{name}/rotate", **_ROTATE.describe(), **gives(EDITED))
     def rotate(name: str, body: dict = Body(...)) -> Any:
-        return library.open(name).rotate(
-            texts(body, "filenames"), whole(body, "degrees", 90, 0, 360)
-        )
+        values = _ROTATE.read(body)
+        return library.open(name).rotate(values["filenames"], values["degrees"])
 
-    @router.post(
-        "/datasets/{name}/trash", **takes(required=["filenames"], filenames=TEXTS), **gives(EDITED)
-    )
+    @router.post("/datasets/{name}/trash", **_TRASH.describe(), **gives(EDITED))
     def trash(name: str, body: dict = Body(...)) -> Any:
-        return library.open(name).discard(texts(body, "filenames"))
+        return library.open(name).discard(_TRASH.read(body)["filenames"])
 
 
-def _add_views(router: APIRouter, library: Any) -> None:
+def _add_views(router: APIRouter, library: Library) -> None:
     @router.post(
         "/datasets/{name}/checks",
-        **takes(optional_body=True, **_WANTED),
+        **_CHECK.describe(),
         **gives(an_object("ready", "examined", "total", "summary", "pictures")),
     )
     def checks(name: str, body: dict = Body({})) -> Any:
-        return Json(library.open(name).check(_wanted(body)))
+        return Json(library.open(name).check(_check_settings(body)))
 
     @router.get("/datasets/{name}/thumbnails/{filename:path}", **_PICTURE)
     def thumbnail(name: str, filename: str) -> Any:
@@ -323,7 +343,7 @@ def _add_views(router: APIRouter, library: Any) -> None:
         bucket_max: int = 0,
         bucket_no_upscale: bool = False,
     ) -> Any:
-        wanted = _wanted(
+        wanted = _check_settings(
             {
                 "resolution": resolution,
                 "bucket_step": bucket_step,
@@ -340,26 +360,16 @@ def _add_views(router: APIRouter, library: Any) -> None:
         )
 
 
-def _wanted(body: dict) -> Wanted:
-    ordinary = Wanted()
-    return Wanted(
-        whole(body, "resolution", ordinary.resolution, 64, 4096),
-        whole(body, "bucket_step", ordinary.bucket_step, 8, 512),
-        switch(body, "enable_bucket", ordinary.enable_bucket),
-        (text(body, "trigger_word", required=False) or "").strip(),
-        whole(body, "bucket_min", ordinary.bucket_min, 0, 2048),
-        whole(body, "bucket_max", ordinary.bucket_max, 0, 8192),
-        switch(body, "bucket_no_upscale", ordinary.bucket_no_upscale),
-        whole(body, "max_token_length", ordinary.max_token_length, 75, 750),
-        one_of(body, "caption_lines", LINE_USES),
-        one_of(body, "caption_extension", CAPTION_ENDINGS),
-    )
+def _check_settings(body: dict[str, Any]) -> Wanted:
+    values = _CHECK.read(body)
+    values["trigger_word"] = (values["trigger_word"] or "").strip()
+    return Wanted(**values)
 
 
 def _versions(source: str) -> dict[str, str] | None:
     if not source:
         return None
     try:
-        return mapping({"versions": json.loads(source)}, "versions")
+        return _VERSIONS.read({"versions": json.loads(source)}, "versions")
     except ValueError as error:
         raise Refused("`versions` must be JSON.", field="versions", code="bad_request") from error

@@ -1,5 +1,5 @@
-"""REST of jobs and their queue: plan, start, pause, resume, stop, reorder, duplicate, delete;
-figures, logs and files; what it all takes of the disk. Events are in events.py.
+"""The REST routes of jobs and their queue: plan, start, pause, resume, stop, reorder, duplicate,
+delete; metrics, logs and files. Events are in websockets.py.
 """
 
 from typing import Any
@@ -10,11 +10,10 @@ from fastapi.responses import FileResponse, StreamingResponse
 
 from ...base.errors import Refused
 from ...jobs import metrics
-from ...jobs.job_files import describe_file, find_file, zipped
+from ...jobs.lora_files import describe_file, find_file, zipped
 from ...jobs.service import TrainingService
-from ...jobs.storage import WHAT
-from ..bodies import mapping_of_settings, switch, text, whole
-from ..schemas import ROWS, SWITCH, a_list, an_object, file_of, gives, settings, takes, whole_number
+from ..bodies import JsonBody, Mapped, Switch, WholeNumber, config_value
+from ..responses import ROWS, a_list, an_object, file_of, gives
 
 MOST_JOBS = 1_000_000
 OCTETS = "application/octet-stream"
@@ -43,11 +42,14 @@ _JOB = (
     "tensorboard_dir",
     "config",
 )
-_CONFIG, _ENTRY, _QUEUE = (
-    settings(),
-    an_object("id", "state", "position"),
-    an_object("queue_held", "queued"),
-)
+_ENTRY = an_object("id", "state", "position")
+_QUEUE = an_object("queue_held", "queued")
+
+_CONFIG = JsonBody(config=config_value(required=True))
+_DUPLICATE = JsonBody(optional=True, changes=Mapped({"type": "object"}))
+_PAUSE = JsonBody(optional=True, free_memory=Switch())
+_RESUME = JsonBody(optional=True, changes=config_value(), anyway=Switch())
+_MOVE = JsonBody(position=WholeNumber(0, MOST_JOBS, required=True))
 
 
 def add_routes(router: APIRouter, service: TrainingService) -> None:
@@ -57,25 +59,21 @@ def add_routes(router: APIRouter, service: TrainingService) -> None:
     _add_queue(router, service)
     _add_figures(router, service)
     _add_files(router, service)
-    _add_storage(router, service)
 
 
 def _add_collection(router: APIRouter, service: TrainingService) -> None:
     @router.post(
         "/plan",
-        **takes(required=["config"], config=_CONFIG),
+        **_CONFIG.describe(),
         **gives(an_object("errors", "warnings", "advice")),
     )
     def plan(body: dict = Body(...)) -> Any:
-        return service.plan(
-            mapping_of_settings(body, "config"), thorough=False
-        )  # the page asks at every key press; its checks find damage
+        # not thorough: the page asks at every key press, and its checks find damaged pictures
+        return service.planner.plan(_CONFIG.read(body)["config"], thorough=False)
 
-    @router.post(
-        "/jobs", status_code=201, **takes(required=["config"], config=_CONFIG), **gives(_ENTRY, 201)
-    )
+    @router.post("/jobs", status_code=201, **_CONFIG.describe(), **gives(_ENTRY, 201))
     def start(body: dict = Body(...)) -> Any:
-        return _entry(service, service.start(mapping_of_settings(body, "config")))
+        return _entry(service, service.start(_CONFIG.read(body)["config"]))
 
     @router.get("/jobs", **gives(a_list(*_JOB)))
     def jobs(kind: str | None = None) -> Any:
@@ -88,41 +86,34 @@ def _add_collection(router: APIRouter, service: TrainingService) -> None:
     @router.post(
         "/jobs/{job_id}/duplicate",
         status_code=201,
-        **takes(optional_body=True, changes={"type": "object"}),
+        **_DUPLICATE.describe(),
         **gives(_ENTRY, 201),
     )
     def duplicate(job_id: str, body: dict = Body({})) -> Any:
-        return _entry(
-            service, service.duplicate(job_id, mapping_of_settings(body, "changes", required=False))
-        )
+        return _entry(service, service.duplicate(job_id, _DUPLICATE.read(body)["changes"]))
 
     @router.delete("/jobs/{job_id}", **gives(an_object("moved")))
     def delete(job_id: str) -> Any:
-        return {
-            "moved": [str(path) for path in service.delete(job_id)]
-        }  # LoRAs that were in the job's folder only
+        moved = service.delete(job_id)  # LoRAs that were in the job's folder only
+        return {"moved": [str(path) for path in moved]}
 
 
 def _add_steering(router: APIRouter, service: TrainingService) -> None:
     @router.post(
         "/jobs/{job_id}/pause",
-        **takes(optional_body=True, free_memory=SWITCH),
+        **_PAUSE.describe(),
         **gives(an_object(*_JOB)),
     )
     def pause(job_id: str, body: dict = Body({})) -> Any:
-        return service.pause(job_id, free_memory=switch(body, "free_memory"))
+        return service.pause(job_id, **_PAUSE.read(body))
 
     @router.post(
         "/jobs/{job_id}/resume",
-        **takes(optional_body=True, changes=_CONFIG, anyway=SWITCH),
+        **_RESUME.describe(),
         **gives(an_object(*_JOB)),
     )
     def resume(job_id: str, body: dict = Body({})) -> Any:
-        return service.resume(
-            job_id,
-            mapping_of_settings(body, "changes", required=False),
-            anyway=switch(body, "anyway"),
-        )
+        return service.resume(job_id, **_RESUME.read(body))
 
     @router.post("/jobs/{job_id}/stop", **gives(an_object(*_JOB)))
     def stop(job_id: str) -> Any:
@@ -140,7 +131,7 @@ def _add_steering(router: APIRouter, service: TrainingService) -> None:
 def _add_queue(router: APIRouter, service: TrainingService) -> None:
     @router.post(
         "/jobs/{job_id}/move",
-        **takes(required=["position"], position=whole_number(0, MOST_JOBS)),
+        **_MOVE.describe(),
         **gives(a_list(*_JOB)),
     )
     def move(job_id: str, body: dict = Body(...)) -> Any:
@@ -148,7 +139,7 @@ def _add_queue(router: APIRouter, service: TrainingService) -> None:
             raise Refused(
                 "Where to? Give `position`: 0 is next.", field="position", code="bad_request"
             )
-        return service.move(job_id, whole(body, "position", 0, 0, MOST_JOBS))
+        return service.move(job_id, **_MOVE.read(body))
 
     @router.post("/queue/hold", **gives(_QUEUE))
     def hold() -> Any:
@@ -168,7 +159,8 @@ def _add_figures(router: APIRouter, service: TrainingService) -> None:
         "/jobs/{job_id}/metrics.csv", response_class=FileResponse, responses=file_of("text/csv")
     )
     def table(job_id: str) -> Any:
-        job, path = service.job(job_id), service.job_folder(job_id) / metrics.NAME
+        job = service.job(job_id)
+        path = service.job_folder(job_id) / metrics.NAME
         if not path.is_file():
             raise Refused(f"Job {job_id} has no figures yet.", code="not_found")
         return FileResponse(
@@ -192,8 +184,8 @@ def _add_files(router: APIRouter, service: TrainingService) -> None:
     )
     def file(job_id: str, name: str) -> Any:
         path = find_file(service.files(job_id), name)
-        kind = {".json": "application/json", ".png": "image/png"}.get(path.suffix, OCTETS)
-        return FileResponse(path, media_type=kind, filename=path.name)
+        media_type = {".json": "application/json", ".png": "image/png"}.get(path.suffix, OCTETS)
+        return FileResponse(path, media_type=media_type, filename=path.name)
 
     @router.get(
         "/jobs/{job_id}/files.zip",
@@ -202,38 +194,16 @@ def _add_files(router: APIRouter, service: TrainingService) -> None:
     )
     def archive(job_id: str, lora: str | None = None) -> Any:
         found = service.files(job_id)
-        name = lora if lora is not None else found[0].stem if found else service.job(job_id)["name"]
+        name = lora
+        if name is None:
+            name = found[0].stem if found else service.job(job_id)["name"]
         chosen = find_file(found, f"{name}.safetensors")
-        header = {"Content-Disposition": f"attachment; filename*=utf-8''{quote(name, safe='')}.zip"}
+        disposition = f"attachment; filename*=utf-8''{quote(name, safe='')}.zip"
         return StreamingResponse(
             zipped([path for path in found if path.stem == chosen.stem]),
             media_type="application/zip",
-            headers=header,
+            headers={"Content-Disposition": disposition},
         )
-
-
-def _add_storage(router: APIRouter, service: TrainingService) -> None:
-    @router.get(
-        "/storage", **gives(an_object("jobs", "states", "trash", "models", "free_bytes", "limits"))
-    )
-    def storage() -> Any:
-        return service.storage()
-
-    @router.post(
-        "/storage/clear",
-        **takes(
-            required=["what"],
-            what={"type": "string", "enum": list(WHAT)},
-            keep=whole_number(0, MOST_JOBS),
-        ),
-        **gives(an_object("count", "bytes", "problems")),
-    )
-    def clear(body: dict = Body(...)) -> Any:
-        return service.clear_storage(text(body, "what"), keep=whole(body, "keep", 0, 0, MOST_JOBS))
-
-    @router.get("/tensorboard", **gives(an_object("url")))
-    def tensorboard() -> Any:
-        return service.tensorboard()
 
 
 def _entry(service: TrainingService, job_id: str) -> dict[str, Any]:

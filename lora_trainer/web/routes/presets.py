@@ -1,6 +1,4 @@
-"""The REST routes of presets: the list, the user's own ones, and files to share. Mounted by
-api.py.
-"""
+"""The REST routes of presets: the list, the user's own ones, and files to share."""
 
 from typing import Any
 from urllib.parse import quote
@@ -9,8 +7,8 @@ from fastapi import APIRouter, Body, File, Response, UploadFile
 
 from ...base.errors import Refused
 from ...jobs.service import TrainingService
-from ..bodies import mapping_of_settings, switch, text
-from ..schemas import SWITCH, TEXT, a_list, an_object, gives, settings, takes
+from ..bodies import JsonBody, Switch, Text, config_value
+from ..responses import a_list, an_object, gives
 
 _PRESET = ("name", "title", "help", "settings", "own", "problem")
 _YAML = {
@@ -19,6 +17,10 @@ _YAML = {
         "content": {"application/yaml": {"schema": an_object("title", "help", "settings")}},
     }
 }
+
+
+_SAVE = JsonBody(settings=config_value(required=True), help=Text(), overwrite=Switch())
+_RENAME = JsonBody(to=Text(required=True))
 
 
 def add_routes(router: APIRouter, service: TrainingService) -> None:
@@ -38,15 +40,16 @@ def add_routes(router: APIRouter, service: TrainingService) -> None:
 
     @router.put(
         "/presets/{name}",
-        **takes(required=["settings"], settings=settings(), help=TEXT, overwrite=SWITCH),
+        **_SAVE.describe(),
         **gives(an_object(*_PRESET)),
     )
     def save_preset(name: str, body: dict = Body(...)) -> Any:
+        values = _SAVE.read(body)
         return shelf.save(
             name,
-            mapping_of_settings(body, "settings"),
-            help=text(body, "help", required=False) or "",
-            overwrite=switch(body, "overwrite"),
+            values["settings"],
+            help=values["help"] or "",
+            overwrite=values["overwrite"],
         )
 
     @router.delete("/presets/{name}", **gives(a_list(*_PRESET)))
@@ -54,11 +57,9 @@ def add_routes(router: APIRouter, service: TrainingService) -> None:
         shelf.delete(name)
         return shelf.all()
 
-    @router.post(
-        "/presets/{name}/rename", **takes(required=["to"], to=TEXT), **gives(an_object(*_PRESET))
-    )
+    @router.post("/presets/{name}/rename", **_RENAME.describe(), **gives(an_object(*_PRESET)))
     def rename_preset(name: str, body: dict = Body(...)) -> Any:
-        return shelf.rename(name, text(body, "to"))
+        return shelf.rename(name, _RENAME.read(body)["to"])
 
     @router.get("/presets/{name}/export", response_class=Response, responses=_YAML)
     def export_preset(name: str) -> Any:

@@ -1,15 +1,17 @@
 """The REST routes of settings: what there is to set, settings out of another trainer's file or a
-LoRA, and settings as YAML. Mounted by api.py.
+LoRA, and settings as YAML.
 """
 
+import functools
 from typing import Any
 
 from fastapi import APIRouter, Body, File, Form, Response, UploadFile
 
 from ...base.errors import Refused
+from ...jobs import settings_form
 from ...jobs.service import TrainingService
-from ..bodies import mapping_of_settings
-from ..schemas import an_object, gives, settings, takes
+from ..bodies import JsonBody, config_value
+from ..responses import an_object, gives
 
 _YAML = {
     200: {
@@ -19,10 +21,16 @@ _YAML = {
 }
 
 
+_EXPORT = JsonBody(config=config_value(required=True))
+
+
 def add_routes(router: APIRouter, service: TrainingService) -> None:
+    # the packages that it looks for come and go with a restart only
+    cached_form = functools.cache(settings_form.form)
+
     @router.get("/settings", **gives(an_object("groups", "settings")))
     def form() -> Any:
-        return service.form()
+        return cached_form()
 
     @router.post(
         "/settings/import",
@@ -30,7 +38,7 @@ def add_routes(router: APIRouter, service: TrainingService) -> None:
     )
     def import_settings(file: UploadFile = File(None), lora: str = Form("")) -> Any:
         if lora:
-            return service.settings_of_lora(lora)
+            return service.settings_import.from_lora(lora)
         if file is None:
             raise Refused(
                 "Send a settings file or a LoRA as `file`, or the name of a LoRA in the LoRA folder"
@@ -38,17 +46,17 @@ def add_routes(router: APIRouter, service: TrainingService) -> None:
                 field="file",
                 code="bad_request",
             )
-        return service.import_settings(file.filename or "", file.file)
+        return service.settings_import.upload(file.filename or "", file.file)
 
     @router.post(
         "/settings/export",
         response_class=Response,
         responses=_YAML,
-        **takes(required=["config"], config=settings()),
+        **_EXPORT.describe(),
     )
     def export_settings(body: dict = Body(...)) -> Any:
         return Response(
-            service.export_settings(mapping_of_settings(body, "config")),
+            service.settings.parse(_EXPORT.read(body)["config"]).to_yaml(),
             media_type="application/yaml; charset=utf-8",
             headers={"Content-Disposition": 'attachment; filename="settings.yaml"'},
         )

@@ -161,7 +161,7 @@ def test_a_reachable_webui_reads_no_folder_by_any_setting(host, settings, pictur
         ("init_lora", str(outside / "x.safetensors")),
         ("extra_data_dirs", "5 x \\\\server\\share"),
     ):
-        errors = service.plan({**settings, field: value})["errors"]
+        errors = service.planner.plan({**settings, field: value})["errors"]
         assert [(error["field"], error["code"]) for error in errors] == [
             (field, "forbidden_path")
         ], (field, value)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals")
 # As the WebUI: Ctrl-C ends it at once, without its `finally` and `atexit`.
 PROGRAM = """
     import os, signal, sys, time
-    from lora_trainer.jobs.shutdown import close_at_end
+    from lora_trainer.base.shutdown import close_at_end
     signal.signal(signal.SIGINT, lambda number, frame: (print("the WebUI's own", flush=True), os._exit(7)))
     if "ignored" in sys.argv:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""The end of the program, whoever asks for it: the running job keeps its progress first."""
+"""The end of the program, by itself or by a signal: what must be closed is closed first."""
 
 import atexit
 import functools
@@ -16,8 +16,8 @@ SIGNALS = tuple(
 
 
 def close_at_end(close: Callable[[], None]) -> None:
-    """Have `close` called before the program ends, by itself or by a signal; then the signal does
-    what it did before. Asked a second time, at once.
+    """Call `close` before the program ends, by itself or by a signal; then the signal does what it
+    did before. A second signal is not held up.
     """
     atexit.register(close)
     if threading.current_thread() is not threading.main_thread():

@@ -6,7 +6,7 @@ import zipfile
 import pytest
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.jobs.job_files import find_file, zipped
+from lora_trainer.jobs.lora_files import find_file, zipped
 from tests.jobs.test_resume import slowed, stopped_at
 
 

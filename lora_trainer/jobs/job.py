@@ -1,0 +1,159 @@
+"""The records of a job: its kind and state, `JobRow` (a row of the table, read by store.py) and
+`JobView` (what the API and the events say of it, made by job_views.py).
+"""
+
+import dataclasses
+import enum
+import json
+import sqlite3
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+
+class JobKind(str, enum.Enum):
+    TRAINING = "training"
+    CAPTIONING = "captioning"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class JobState(str, enum.Enum):
+    """Where a job is. The values are those of the database and of the API."""
+
+    QUEUED = "queued"
+    PREPARING = "preparing"
+    TRAINING = "training"
+    CAPTIONING = "captioning"
+    PAUSED = "paused"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+STARTED = (JobState.PREPARING, JobState.TRAINING, JobState.CAPTIONING, JobState.PAUSED)
+ALIVE = (JobState.QUEUED, *STARTED)  # all others have ended
+INTERRUPTED_MESSAGE = "The program ended while this was running."
+
+
+@dataclasses.dataclass(frozen=True)
+class JobRow:
+    """A row of the table of jobs; fields are named as its columns.
+
+    `config` is what was asked for: a TrainConfig's fields, or dataset, captioner, options,
+    overwrite and filenames. `progress` is the last figures that the job wrote down. `resume` says
+    how it begins: "" anew, "same" from its training state, "anyway" from its training state though
+    the data have changed. `for_checkpoint`, `for_sha256`, `for_kind` (family, variant and size)
+    describe the checkpoint that was loaded when the job was added. Times are Unix seconds.
+    """
+
+    id: str
+    name: str
+    kind: JobKind
+    state: JobState
+    created_at: float
+    finished_at: float | None
+    config: dict[str, Any]
+    progress: dict[str, Any]
+    message: str
+    error: str | None
+    output_file: str | None
+    lora_tag: str | None
+    position: int | None
+    resume: str
+    for_checkpoint: str
+    for_sha256: str | None
+    for_kind: str
+
+    @classmethod
+    def read(cls, row: sqlite3.Row) -> "JobRow":
+        values: dict[str, Any] = {field.name: row[field.name] for field in dataclasses.fields(cls)}
+        values["id"] = str(row["id"])
+        values["kind"] = JobKind(row["kind"])
+        values["state"] = JobState(row["state"])
+        values["config"] = json.loads(row["config"])
+        values["progress"] = json.loads(row["progress"])
+        return cls(**values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the columns by name, and the figures of `progress` among them."""
+        columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**columns.pop("progress"), **columns}
+
+
+@dataclasses.dataclass(frozen=True)
+class NewJob:
+    """A job to be put into the queue; `figures` are known before it begins."""
+
+    name: str
+    kind: JobKind
+    config: Mapping[str, Any]
+    figures: Mapping[str, int]
+    checkpoint: str = ""
+    sha256: str | None = None
+    model_kind: str = ""
+
+
+class CaptionFailure(TypedDict):
+    filename: str
+    reason: str
+
+
+class JobFigures(TypedDict, total=False):
+    """What a job reports while it runs. Training has steps, captioning has pictures done."""
+
+    fraction: float
+    pictures: int | None
+    eta_seconds: float | None
+    # training
+    stage: str
+    step: int
+    total_steps: int | None
+    epoch: int
+    loss: float | None
+    loss_average: float | None
+    validation_loss: float | None
+    learning_rate: float | None
+    seconds_per_step: float | None
+    elapsed_seconds: float | None
+    # captioning
+    dataset: str
+    captioner: str
+    done: int
+    total: int
+    written: int
+    skipped: int
+    failed: list[CaptionFailure]
+
+
+class JobView(JobFigures):
+    """A job as the API gives it; the keys are those of the JSON."""
+
+    id: str
+    name: str
+    kind: JobKind
+    state: JobState
+    position: int | None  # among the jobs that wait, from 0
+    created_at: float
+    finished_at: float | None
+    ended_at: float | None  # the same, under the name that the API documents
+    config: Mapping[str, Any]
+    message: str
+    error: str | None
+    output_file: str | None
+    lora_tag: str | None
+    checkpoint: str
+    waiting_for: str  # why it is paused: "user" or "checkpoint", else ""
+    resumable: bool
+    resume_step: int | None  # of the newest training state
+    state_step: int
+    snapshots: list[str]
+    remarks: list[str]  # warnings
+    stopping: bool
+    pausing: bool
+    free_memory: bool
+    tensorboard_dir: str | None

@@ -1,0 +1,128 @@
+"""What a run would do, for people who have not started it yet: counts, memory, time, warnings and
+errors, each with the settings that would end it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..base.contracts import Host, ModelStatus
+from ..base.errors import ErrorCode, Refused
+from ..runs.plan import Plan, check_space, estimate, make_plan
+from ..runs.plan_warnings import remarks_on_model
+from ..settings.config import TrainConfig
+from ..settings.remedies import Remedy, advice_in
+from .job import JobKind, JobRow, JobState
+from .output_names import OutputNames
+from .settings_service import Settings
+from .store import JobStore
+
+# Settings that decide how long a step takes; jobs of older versions lack those with a value here.
+_DECIDE_SPEED = (
+    "resolution",
+    "extra_resolutions",
+    "batch_size",
+    "lora_targets",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "train_text_encoder",
+)
+_IN_OLDER_JOBS = {"train_text_encoder": False, "extra_resolutions": ""}
+
+
+class Planner:
+    def __init__(
+        self, host: Host, store: JobStore, settings: Settings, output_names: OutputNames
+    ) -> None:
+        self._host = host
+        self._store = store
+        self._settings = settings
+        self._output_names = output_names
+
+    def plan(self, values: Mapping[str, Any], *, thorough: bool = True) -> dict[str, Any]:
+        """Return what a run with these settings would do, as the API gives it; trains nothing.
+
+        What makes the run impossible is in `errors`, each with `remedies` where they are known, and
+        is not raised. `advice` has the changes of settings that end a warning.
+        """
+        model = self._host.model_status()
+        errors: list[dict[str, Any]] = []
+        if not model.trainable:
+            errors.append({"code": ErrorCode.NOT_TRAINABLE, "field": None, "message": model.reason})
+        config = None
+        try:
+            config = self._settings.parse(values)
+            plan = make_plan(config, lora_dir=self._host.lora_dir, thorough=thorough)
+            self._output_names.refuse_taken(config)
+        except Refused as error:
+            errors.append(self._describe_error(error, config))
+            return {"errors": errors, "warnings": [], "advice": []}
+        needed = estimate(plan, config, self._host.peek_parts())
+        try:
+            check_space(plan.output_file, needed["file_bytes"] or 0)
+        except Refused as error:
+            errors.append(self._describe_error(error, config))
+        warnings = plan.warnings + remarks_on_model(config, model)
+        return {
+            **count_pictures(plan),
+            "buckets": plan.bucket_counts(),
+            "steps": plan.schedule.total_steps,
+            "epochs": plan.epochs,
+            **needed,
+            "estimated_seconds": self._estimated_seconds(config, plan.schedule.total_steps, model),
+            "warnings": warnings,
+            "advice": advice_in(warnings),
+            "errors": errors,
+            "output_file": str(plan.output_file),
+            "lora_tag": plan.lora_tag,
+        }
+
+    def _describe_error(self, error: Refused, config: TrainConfig | None) -> dict[str, Any]:
+        remedies = error.details.get("remedies", [])
+        if config and error.code == "name_taken":
+            name = self._output_names.free(config)
+            remedies = [Remedy(f"Call it {name}", {"output_name": name}).described()]
+        described = {"code": error.code, "field": error.field, "message": error.message}
+        return {**described, "remedies": remedies} if remedies else described
+
+    def _estimated_seconds(
+        self, config: TrainConfig, steps: int, model: ModelStatus
+    ) -> float | None:
+        """Estimate from the last finished job that was as fast to compute, if there is one."""
+        for row in self._store.newest(kind=JobKind.TRAINING):
+            seconds_per_step = row.progress.get("seconds_per_step")
+            if (
+                seconds_per_step
+                and row.state == JobState.FINISHED
+                and _is_same_model(row, model)
+                and _is_same_speed(row, config)
+            ):
+                return seconds_per_step * steps
+        return None
+
+
+def count_pictures(plan: Plan) -> dict[str, Any]:
+    """Return how many pictures a run trains on, regularises with and validates on, and in which
+    resolutions.
+    """
+    return {
+        "pictures": plan.count("train"),
+        "regularisation_pictures": plan.count("regularisation"),
+        "validation_pictures": plan.count("validation"),
+        "resolutions": list(dict.fromkeys(plan.resolutions)),
+    }
+
+
+def model_kind(model: ModelStatus) -> str:
+    """Return what decides, of a checkpoint, how long a step takes."""
+    return f"{model.family} {model.variant} {model.size_px}" if model.trainable else ""
+
+
+def _is_same_model(row: JobRow, model: ModelStatus) -> bool:
+    if row.for_kind:
+        return row.for_kind == model_kind(model)
+    return row.for_checkpoint == model.checkpoint  # jobs of older versions
+
+
+def _is_same_speed(row: JobRow, config: TrainConfig) -> bool:
+    before = {**_IN_OLDER_JOBS, **row.config}
+    return all(before.get(name) == getattr(config, name) for name in _DECIDE_SPEED)

@@ -41,6 +41,7 @@ from .training.model_patches import ModelPatches
 from .training.objective import Objective
 from .training.optimizers import LearningRates, make_optimizer
 from .training.train_state import TrainState
+from .training.training_data import Schedule, TrainingData
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CLIP_L, _CLIP_H, _CLIP_G = (
@@ -275,13 +276,13 @@ def _measure(
         bare.append(time.perf_counter() - began)
         patches.open()
 
-    schedule = loop.Schedule(steps + 1, 1, batch_size, 1, (1,) * batch_size, 0)
+    schedule = Schedule(steps + 1, 1, batch_size, 1, (1,) * batch_size, 0)
     with _peak_memory(model.device) as memory, patches.opened():
-        loop.run(
+        loop.train(
             patches,
             train_state,
-            loop.TrainingData(encoded, schedule, Objective(), Texts(CaptionAugmentation())),
-            on_step=bare_pass,
+            TrainingData(encoded, schedule, Objective(), Texts(CaptionAugmentation())),
+            callbacks=loop.LoopCallbacks(after_step=bare_pass),
         )
     parts = {"lora": 4 * sum(parameter.numel() for parameter in adapters.parameters())}
     parts["adamw"], parts["grads"] = 2 * parts["lora"], parts["lora"]
@@ -300,7 +301,7 @@ def _measure(
         reporter=ProgressReporter(lambda progress: None),
         chosen=patches.compute_mode,
     )
-    between_seconds = min(timeit.repeat(callbacks.between, number=1000, repeat=5)) / 1000
+    between_seconds = min(timeit.repeat(callbacks.before_step, number=1000, repeat=5)) / 1000
     return (
         ours[1:],
         bare[1:],

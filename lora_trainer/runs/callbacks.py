@@ -20,10 +20,11 @@ from ..base.errors import Refused
 from ..settings.config import TrainConfig
 from ..training import state_files
 from ..training.compute_mode import ComputeMode
-from ..training.loop import FinishedStep, Schedule
+from ..training.loop import FinishedStep
 from ..training.model_patches import ModelPatches
 from ..training.precision import free_memory
 from ..training.train_state import TrainState
+from ..training.training_data import Schedule
 from .give_way import Sharing
 from .output_files import Output
 
@@ -112,7 +113,7 @@ class RunCallbacks:
 
     # --- Called by the trainer --------------------------------------------------------------------
 
-    def between(self) -> bool:
+    def before_step(self) -> bool:
         """Do what is due between two steps; False when the run is to end."""
         if self._control.should_stop() or (
             self._sharing.is_wanted() and not self._give_way()
@@ -125,7 +126,7 @@ class RunCallbacks:
             self._snapshot()
         return True
 
-    def on_step(self, done: FinishedStep) -> None:
+    def after_step(self, done: FinishedStep) -> None:
         if (
             done.step > self._first_step
         ):  # the first step warms caches up and would spoil the estimate

@@ -34,8 +34,10 @@ from ..training.optimizers import (
     remarks_on,
 )
 from ..training.parameter_groups import LOWER_HALF, UPPER_HALF, groups_of, own_settings, rates_of
+from ..training.recovery import Recovery
 from ..training.state_files import State
 from ..training.train_state import TrainState, form_of_state, shapes_of_state
+from ..training.training_data import TrainingData
 from . import lora_metadata
 from .callbacks import ProgressReporter, RunCallbacks
 from .give_way import Sharing
@@ -567,7 +569,7 @@ class _Run:
         shapes, _, _ = self.layers
         return any(not path.startswith("unet.") for path in shapes)
 
-    def _training_data(self, encoded: list[encoded_dataset.Encoded]) -> loop.TrainingData:
+    def _training_data(self, encoded: list[encoded_dataset.Encoded]) -> TrainingData:
         config, plan = self.config, self.plan
         objective = Objective(
             **{field.name: getattr(config, field.name) for field in dataclasses.fields(Objective)}
@@ -575,7 +577,7 @@ class _Run:
         validation_indices = tuple(
             number for number, role in enumerate(plan.roles) if role == "validation"
         )
-        return loop.TrainingData(
+        return TrainingData(
             encoded,
             plan.schedule,
             objective,
@@ -587,12 +589,15 @@ class _Run:
     # --- The steps and the end --------------------------------------------------------------------
 
     def _take_steps(
-        self, patches: ModelPatches, training_data: loop.TrainingData, callbacks: RunCallbacks
+        self,
+        patches: ModelPatches,
+        training_data: TrainingData,
+        callbacks: RunCallbacks,
     ) -> None:
         config = self.config
 
         def on_step(done: loop.FinishedStep) -> None:
-            callbacks.on_step(done)
+            callbacks.after_step(done)
             if done.step == 1:
                 log.info(
                     "first step done %.2f s after the start, of which encoding took %.2f s",
@@ -601,16 +606,20 @@ class _Run:
                 )
 
         try:
-            loop.run(
+            loop.train(
                 patches,
                 self.train_state,
                 training_data,
+                callbacks=loop.LoopCallbacks(callbacks.before_step, on_step),
+                recovery=Recovery(
+                    patches,
+                    self.train_state,
+                    training_data,
+                    may_save_memory=config.when_memory_runs_out == "adapt",
+                    roll_back=callbacks.roll_back,
+                    warn=self.reporter.remark,
+                ),
                 max_grad_norm=config.max_grad_norm,
-                may_adapt=config.when_memory_runs_out == "adapt",
-                on_step=on_step,
-                between=callbacks.between,
-                roll_back=callbacks.roll_back,
-                remark=self.reporter.remark,
             )
         except NotFinite as error:
             raise Refused(f"{error} {_advice(self.plan, error)}", code="not_finite") from error

@@ -17,6 +17,7 @@ from .optimizers import LearningRates, averaged, is_schedule_free
 from .precision import grad_scaler
 from .state_files import State
 
+AVERAGED_OVER_STEPS = 50
 Weights = dict[str, dict[str, torch.Tensor]]
 _DRIVEN = {"params", "lr"}  # of a group: not the optimizer's own, so not in a state
 
@@ -57,7 +58,7 @@ class TrainState:
         self.scaler = grad_scaler(self._device, dtype)
 
     @torch.no_grad()
-    def after_step(self) -> None:
+    def limit_norms_and_average(self) -> None:
         """Keep layers below the weight-norm limit and the average up to date; after each optimizer
         step, when `step` counts it.
         """
@@ -261,6 +262,13 @@ class TrainState:
         finally:
             for parameter, data in own:
                 parameter.data = data
+
+
+def smooth_loss(average: float | None, loss: float, step: int) -> float:
+    """Return the average of the last losses, moved towards that of `step`, counted from 1."""
+    if average is None:
+        return loss
+    return average + (loss - average) / min(step, AVERAGED_OVER_STEPS)
 
 
 def shapes_of_state(state: State) -> dict[str, RankAlpha]:

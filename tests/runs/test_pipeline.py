@@ -274,7 +274,7 @@ def test_overwriting_fails_whole(host, settings, monkeypatch):
     """A run that fails leaves the LoRA that was there."""
     old = train_lora(TrainConfig.parse(settings), host).output_file.read_bytes()
     monkeypatch.setattr(
-        loop, "run", lambda *args, **kwargs: (_ for _ in ()).throw(RuntimeError("injected"))
+        loop, "train", lambda *args, **kwargs: (_ for _ in ()).throw(RuntimeError("injected"))
     )
     with pytest.raises(RuntimeError):
         train_lora(TrainConfig.parse({**settings, "overwrite": True}), host)

@@ -16,8 +16,7 @@ from lora_trainer.runs import output_files
 from lora_trainer.runs.pipeline import train_lora
 from lora_trainer.runs.resume import state_folder, state_step
 from lora_trainer.settings.config import TrainConfig
-from lora_trainer.training import compute_mode, loop, state_files
-from lora_trainer.training.compute_mode import ComputeMode
+from lora_trainer.training import state_files
 from tests.runs.test_pipeline import assert_untouched, state_of
 
 OUT_OF_MEMORY = (
@@ -243,22 +242,6 @@ def test_no_file_with_numbers_that_are_not_finite(host, settings, monkeypatch):
     with pytest.raises(Refused, match="not finite"):
         train_lora(config.replace(max_train_steps=1), host)
     assert (host.lora_dir / "mine.safetensors").read_bytes() == old
-
-
-@pytest.mark.parametrize(
-    "weights, dtype, bf16, expected",
-    [
-        (torch.float32, torch.bfloat16, True, torch.float32),
-        (torch.float32, torch.float16, False, torch.float32),
-        (torch.float16, torch.float16, True, torch.bfloat16),
-        (torch.float16, torch.float16, False, None),
-        (torch.float32, torch.float32, True, None),
-        (torch.bfloat16, torch.bfloat16, True, None),
-    ],
-)
-def test_ladder_of_numbers(weights, dtype, bf16, expected):
-    rung = compute_mode.with_safer_numbers(ComputeMode(dtype), weights, has_bf16=bf16)
-    assert (rung[0].dtype if rung else None) == expected
 
 
 # --- Disks ----------------------------------------------------------------------------------------
@@ -551,7 +534,3 @@ def test_a_snapshot_on_demand(host, settings, folder):
         ),
     )
     assert (host.lora_dir / "mine-000002.safetensors").is_file() and told[-1] == ("mine-000002",)
-
-
-def test_the_average_is_the_trainers():
-    assert loop.average(None, 2.0, 1) == 2.0 and loop.average(2.0, 4.0, 2) == 3.0

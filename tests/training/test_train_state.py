@@ -21,7 +21,12 @@ from lora_trainer.training.optimizers import (
     make_optimizer,
 )
 from lora_trainer.training.parameter_groups import RateChoice, groups_of, own_settings, rates_of
-from lora_trainer.training.train_state import TrainState, form_of_state, shapes_of_state
+from lora_trainer.training.train_state import (
+    TrainState,
+    form_of_state,
+    shapes_of_state,
+    smooth_loss,
+)
 
 CPU = torch.device("cpu")
 LAYERS = (
@@ -88,7 +93,7 @@ def train(train_state, until: int) -> None:
             )
         train_state.optimizer.step()
         train_state.step += 1
-        train_state.after_step()
+        train_state.limit_norms_and_average()
         train_state.optimizer.zero_grad(set_to_none=True)
 
 
@@ -436,7 +441,7 @@ def test_schedule_free_is_scaled_down_as_a_whole(host):
     train_state = make(host.model, "schedulefree", rate=0.1)
     train(train_state, 6)
     before, train_state._largest_norm = train_state.weights_to_save(), 1e-3
-    train_state.after_step()
+    train_state.limit_norms_and_average()
     after = train_state.weights_to_save()
     assert max(norms_of(after)) <= 1.001e-3 and min(norms_of(before)) > 0.1
     for path in before:
@@ -503,7 +508,7 @@ def test_magnitudes_of_a_dora_are_neither_limited_nor_do_they_decay(host):
         train_state.rates.set(step)
         train_state.optimizer.step()
         train_state.step += 1
-        train_state.after_step()
+        train_state.limit_norms_and_average()
     after = train_state.adapters.weights()
     assert all(torch.equal(weights["dora_scale"], before[path]) for path, weights in after.items())
 
@@ -530,3 +535,7 @@ def test_rates_of_groups_follow_the_schedule_and_the_usual_one_is_reported(host)
         }
     )
     assert effective_rate(train_state.optimizer) == pytest.approx(usual)
+
+
+def test_the_loss_is_averaged_over_the_last_steps():
+    assert smooth_loss(None, 2.0, 1) == 2.0 and smooth_loss(2.0, 4.0, 2) == 3.0

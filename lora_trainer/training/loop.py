@@ -9,18 +9,10 @@ import math
 import time
 from collections.abc import Callable
 
-from . import validation
+from . import step, validation
 from .model_patches import ModelPatches
 from .recovery import Recovery
-from .step import (
-    clip_gradients,
-    forward_backward,
-    max_attempts,
-    not_finite,
-    optimizer_step,
-    skip_step,
-)
-from .train_state import TrainState, smooth_loss
+from .train_state import TrainState
 from .training_data import TrainingData
 
 
@@ -67,24 +59,16 @@ def train(
         return FinishedStep(train_state.step, loss, rate, time.monotonic() - began)
 
     def validation_loss() -> float | None:
-        if not training_data.is_validated_after(train_state.step):
-            return None
-        return validation.validate(patches, training_data, callbacks.before_step)
+        return validation.validate_if_due(
+            patches, training_data, train_state.step, callbacks.before_step, recovery.warn
+        )
 
     while train_state.step < training_data.schedule.total_steps:
         finished = recovery.retry(next_step)
         if finished is None:
             return
-        train_state.loss_average = smooth_loss(
-            train_state.loss_average, finished.loss, train_state.step
-        )
+        train_state.add_loss(finished.loss)
         loss = recovery.retry(validation_loss, within_step=False)
-        if loss is not None and not math.isfinite(loss):
-            recovery.warn(
-                "The validation loss is not a finite number any more (first at step"
-                f" {train_state.step}); it is left out of the curve."
-            )
-            loss = None
         callbacks.after_step(dataclasses.replace(finished, validation_loss=loss))
 
 
@@ -100,12 +84,12 @@ def take_step(
     """
     base_model, compute_mode = patches.base_model, patches.compute_mode
     train_state.rates.set(train_state.step)
-    for _ in range(max_attempts(train_state)):
-        loss = forward_backward(
+    for _ in range(step.max_attempts(train_state)):
+        loss = step.forward_backward(
             base_model, training_data, train_state.step, compute_mode, train_state.scaler
         )
-        norm = clip_gradients(train_state, max_grad_norm)
+        norm = step.clip_gradients(train_state, max_grad_norm)
         if math.isfinite(norm):
-            return loss, optimizer_step(train_state)
-        skip_step(train_state)
-    raise not_finite(training_data, train_state.step, "loss's gradient", norm)
+            return loss, step.optimizer_step(train_state)
+        step.skip_step(train_state)
+    raise step.not_finite(training_data, train_state.step, "loss's gradient", norm)

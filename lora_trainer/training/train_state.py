@@ -53,6 +53,10 @@ class TrainState:
             for group in optimizer.param_groups
         ]
 
+    def add_loss(self, loss: float) -> None:
+        """Move the average towards the loss of the step that was just taken."""
+        self.loss_average = smooth_loss(self.loss_average, loss, self.step)
+
     def compute_in(self, dtype: torch.dtype) -> None:
         """Get ready for steps in another type: a loss scaler for float16, none for others."""
         self.scaler = grad_scaler(self._device, dtype)

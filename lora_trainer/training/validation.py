@@ -1,5 +1,6 @@
 """The validation loss: what the model gets wrong of the pictures that are kept out of training."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,28 @@ from .objective import Objective
 from .training_data import TrainingData
 
 TIMESTEPS_PER_PICTURE = 4
+
+
+def validate_if_due(
+    patches: ModelPatches,
+    training_data: TrainingData,
+    step: int,
+    before_picture: Callable[[], bool],
+    warn: Callable[[str], None],
+) -> float | None:
+    """Return the validation loss after `step`, counted from 1; None when none is due, when
+    `before_picture` broke it off, or when it is not finite, of which `warn` is told.
+    """
+    if not training_data.is_validated_after(step):
+        return None
+    loss = validate(patches, training_data, before_picture)
+    if loss is None or math.isfinite(loss):
+        return loss
+    warn(
+        "The validation loss is not a finite number any more (first at step"
+        f" {step}); it is left out of the curve."
+    )
+    return None
 
 
 def validate(

@@ -31,8 +31,10 @@ from .hosts.checkpoint_file import (
 from .hosts.standalone.loading import unet_config
 from .lora.adapters import Adapters
 from .lora.target_layers import LayerChoice, plan_shapes
-from .runs.callbacks import ProgressReporter, RunCallbacks
-from .runs.give_way import Sharing
+from .runs.callbacks import RunCallbacks
+from .runs.context import RunContext
+from .runs.prepare import PreparedRun
+from .runs.progress import ProgressReporter
 from .settings.config import TrainConfig
 from .training import encoded_dataset, loop, precision
 from .training.compute_mode import ComputeMode
@@ -118,7 +120,7 @@ class RandomModel(BaseModel):
         self.device, self.dtype, self.unet = device, dtype, _made_in(family, dtype, device)
         self.alphas_cumprod = torch.linspace(0.999, 0.005, 1000)
 
-    def read_as(self, reading):
+    def configure(self, options):
         raise NotImplementedError
 
     def encode_images(self, pixels):
@@ -196,7 +198,7 @@ def report(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     model = RandomModel(family, DTYPES[dtype], device)
-    ours, bare, between_seconds, memory = _measure(
+    ours, bare, idle_seconds, memory = _measure(
         model, size_px, batch_size, steps, rank, targets, checkpointing
     )
     lines = [
@@ -216,8 +218,8 @@ def report(
         ),
         f"ratio   {statistics.median(ours) / statistics.median(bare):.3f}",
         (
-            f"between {1e6 * between_seconds:.1f} us from step to step while nobody waits:"
-            f" {between_seconds / statistics.median(ours):.6%} of a step"
+            f"between {1e6 * idle_seconds:.1f} us from step to step while nobody waits:"
+            f" {idle_seconds / statistics.median(ours):.6%} of a step"
         ),
     ]
     return "\n".join(
@@ -277,37 +279,50 @@ def _measure(
         patches.open()
 
     schedule = Schedule(steps + 1, 1, batch_size, 1, (1,) * batch_size, 0)
+    training_data = TrainingData(encoded, schedule, Objective(), Texts(CaptionAugmentation()))
     with _peak_memory(model.device) as memory, patches.opened():
         loop.train(
             patches,
             train_state,
-            TrainingData(encoded, schedule, Objective(), Texts(CaptionAugmentation())),
+            training_data,
             callbacks=loop.LoopCallbacks(after_step=bare_pass),
         )
     parts = {"lora": 4 * sum(parameter.numel() for parameter in adapters.parameters())}
     parts["adamw"], parts["grads"] = 2 * parts["lora"], parts["lora"]
-    callbacks = RunCallbacks(
-        TrainConfig(),
-        schedule,
-        Nobody(),
-        Control(),
-        patches=patches,
-        train_state=train_state,
-        output=None,
-        write=None,
-        facts={},
-        states=None,
-        sharing=Sharing(Nobody(), Control(), share=True, tell=None),
-        reporter=ProgressReporter(lambda progress: None),
-        chosen=patches.compute_mode,
-    )
-    between_seconds = min(timeit.repeat(callbacks.before_step, number=1000, repeat=5)) / 1000
+    idle_seconds = _idle_seconds(patches, train_state, training_data)
     return (
         ours[1:],
         bare[1:],
-        between_seconds,
+        idle_seconds,
         {"peak": memory["peak"], **parts, "rest": max(0, memory["peak"] - sum(parts.values()))},
     )
+
+
+def _idle_seconds(
+    patches: ModelPatches, train_state: TrainState, training_data: TrainingData
+) -> float:
+    """Return what a run's callbacks cost before a step while there is nothing to do."""
+    context = RunContext(
+        config=TrainConfig(),
+        plan=None,
+        host=Nobody(),
+        control=Control(),
+        reporter=ProgressReporter(),
+        output=None,
+        session_id=0.0,
+    )
+    run = PreparedRun(
+        patches=patches,
+        train_state=train_state,
+        training_data=training_data,
+        writer=None,
+        chosen_mode=patches.compute_mode,
+        facts={},
+        encoding_seconds=0.0,
+        elapsed_seconds=0.0,
+    )
+    callbacks = RunCallbacks(context, run)
+    return min(timeit.repeat(callbacks.before_step, number=1000, repeat=5)) / 1000
 
 
 def _bare(model: RandomModel, encoded: list[encoded_dataset.Encoded], dtype: torch.dtype) -> None:

@@ -1,7 +1,7 @@
-"""What the core asks of its surroundings: `Host` lends a `BaseModel`, `Conditioning` goes into it,
-`Progress` comes out of a run.
+"""What training needs of its surroundings: a `Host` lends a `BaseModel`, and `Conditioning` goes
+into it.
 
-Hosts implement these; steps and interfaces only use them. Differences between model families live
+Hosts implement these; everything else only uses them. Differences between model families live
 behind `BaseModel`.
 """
 
@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -124,8 +124,8 @@ def _filled(states: torch.Tensor, empty: torch.Tensor, tokens: int) -> torch.Ten
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
-    """How a model is to be taken, where the user knows better than the checkpoint. `clip_skip` 0,
+class ModelOptions:
+    """How a model is to be used, where the user knows better than the checkpoint. `clip_skip` 0,
     `prediction_type` "" and `zero_terminal_snr` None mean: as the host and the checkpoint say.
     """
 
@@ -134,6 +134,27 @@ class Reading:
     zero_terminal_snr: bool | None = None
     max_token_length: int = 225  # in tokens, counted without start and end; captions are cut there
     weighted_captions: bool = False
+
+
+class CheckpointId(NamedTuple):
+    """Which checkpoint a run trains: its name, without folder and ending, and the SHA-256 of its
+    file, lower-case hex, if known.
+    """
+
+    name: str
+    sha256: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFacts:
+    """What a LoRA's metadata and card say of the base model; fields as in `BaseModel`."""
+
+    name: str
+    family: str
+    prediction_type: str
+    zero_terminal_snr: bool
+    clip_skip: int
+    sha256: str | None
 
 
 class BaseModel(abc.ABC):
@@ -173,11 +194,22 @@ class BaseModel(abc.ABC):
         return torch.nn.ModuleDict({"unet": self.unet, **encoders})
 
     @abc.abstractmethod
-    def read_as(self, reading: Reading) -> None:
-        """Take the model so from now on: sets `clip_skip`, `prediction_type`, `alphas_cumprod`,
+    def configure(self, options: ModelOptions) -> None:
+        """Use the model so from now on: sets `clip_skip`, `prediction_type`, `alphas_cumprod`,
         `zero_terminal_snr`. Called once, right after borrowing; raises `Refused` for what this
         model cannot do.
         """
+
+    def facts(self) -> ModelFacts:
+        """Return what is to be known of the model when it is given back."""
+        return ModelFacts(
+            name=self.name,
+            family=self.family,
+            prediction_type=self.prediction_type,
+            zero_terminal_snr=self.zero_terminal_snr,
+            clip_skip=self.clip_skip,
+            sha256=self.sha256,
+        )
 
     def encoding_key(self) -> str:
         """Name everything besides the pictures and captions that decides how they are encoded (VAE,
@@ -256,7 +288,7 @@ class Host(abc.ABC):
     lora_dir: Path  # where finished LoRAs go
     data_dir: Path  # train_lora/ of DESIGN.md: data sets, jobs, the jobs' database
     device: torch.device = torch.device("cpu")  # where captioners compute
-    offered: tuple[str, Callable[[], Path | None]] | None = None
+    live_lora: tuple[str, Callable[[], Path | None]] | None = None
     changes_checkpoints: bool = (
         False  # whether another checkpoint may be loaded than the one a run was begun with
     )
@@ -283,7 +315,7 @@ class Host(abc.ABC):
         self,
         *,
         until: Callable[[], bool] = lambda: True,
-        say: Callable[[str, str], None] = lambda waiting_for, sentence: None,
+        on_wait: Callable[[str, str], None] = lambda waiting_for, sentence: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> bool:
         """Give the borrowed model back for a while, and come back with it: let waiting generations
@@ -291,36 +323,37 @@ class Host(abc.ABC):
 
         Called by the borrower between optimizer steps, when nothing of ours is on the model and no
         autograd graph is alive. Afterwards the `BaseModel` may hold other modules, of the same
-        weights. While the model is not to be had, `say` is told what is waited for and a sentence
-        for the user. Returns False, and the model stays given back, when `should_stop` came first.
+        weights. While the model is not to be had, `on_wait` is told what is waited for and a
+        sentence for the user. Returns False, and the model stays given back, when `should_stop`
+        came first.
         """
         return not should_stop()
 
     @contextlib.contextmanager
-    def offer(self, name: str, write: Callable[[], Path | None]) -> Iterator[None]:
+    def offer_live_lora(self, name: str, write: Callable[[], Path | None]) -> Iterator[None]:
         """While this lasts, a generation whose prompt names the LoRA `name` first calls `write`, in
         its own thread, and uses what that wrote.
 
-        Hosts look at `offered` before they draw.
+        Hosts look at `live_lora` before they draw.
         """
-        self.offered = (name, write)
+        self.live_lora = (name, write)
         try:
             yield
         finally:
-            self.offered = None
+            self.live_lora = None
 
     def load_checkpoint(self, name: str) -> None:  # noqa: B027
         """Load the checkpoint of this name, if another is loaded; raises `Refused` when it cannot
         be found.
         """
 
-    def turn(self) -> contextlib.AbstractContextManager[None]:
+    def exclusive_use(self) -> contextlib.AbstractContextManager[None]:
         """Have the device to oneself for a while; pictures that are drawn wait. Not longer than
         `wanted()` says nothing.
         """
         return contextlib.nullcontext()
 
-    def wanted(self) -> bool:
+    def others_are_waiting(self) -> bool:
         """Tell whether somebody waits for the device."""
         return False
 
@@ -358,35 +391,3 @@ class Host(abc.ABC):
         Width and height in pixels; `default_size_px` when left out. A host that can end in the
         middle raises `Stopped` when `should_stop` says so.
         """
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """One moment of a run. `stage` is "preparing", "training" or "paused"; `message` is for the
-    user.
-
-    `waiting_for` says why a run is paused: "user", or "checkpoint" when the one it trains,
-    `checkpoint`, is not loaded as it was. `elapsed_seconds` is the time spent encoding and in
-    steps, over all parts of a run that was interrupted. `state_step` is the last step that a crash
-    would not cost; `snapshots` are the names of LoRAs saved on the way.
-    """
-
-    stage: str
-    message: str = ""
-    fraction: float = 0.0  # of the stage, in [0, 1]
-    step: int = 0
-    total_steps: int = 0
-    epoch: int = 0
-    loss: float | None = None
-    loss_average: float | None = None
-    validation_loss: float | None = None  # the newest, if anything is kept out of training
-    learning_rate: float | None = None
-    seconds_per_step: float | None = None
-    eta_seconds: float | None = None
-    pictures: int = 0
-    elapsed_seconds: float | None = None
-    waiting_for: str = ""
-    checkpoint: str = ""
-    state_step: int = 0
-    snapshots: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()

@@ -43,22 +43,22 @@ class Control:
     def should_stop(self) -> bool:
         return self._stop.is_set()
 
-    stop_asked = property(should_stop)
+    stop_requested = property(should_stop)
 
     @property
-    def interrupt_asked(self) -> bool:
+    def interrupt_requested(self) -> bool:
         return self._interrupt.is_set()
 
     @property
-    def pause_asked(self) -> bool:
+    def pause_requested(self) -> bool:
         return self._pause.is_set()
 
     @property
-    def memory_asked(self) -> bool:
+    def free_memory_requested(self) -> bool:
         """Whether the pause is to free memory, too."""
         return self._free_memory.is_set()
 
-    def snapshot_asked(self) -> bool:
+    def pop_snapshot_request(self) -> bool:
         """Tell whether a snapshot is wanted, and forget the wish."""
         wanted = self._snapshot.is_set()
         self._snapshot.clear()

@@ -123,7 +123,7 @@ class Job(abc.ABC, threading.Thread):
         """
         return (
             {**ended, "state": "interrupted", "message": INTERRUPTED}
-            if ended["state"] == "stopped" and self.control.interrupt_asked
+            if ended["state"] == "stopped" and self.control.interrupt_requested
             else ended
         )
 
@@ -155,9 +155,9 @@ class Job(abc.ABC, threading.Thread):
     def _asked(self) -> dict[str, Any]:
         control = self.control
         return {
-            "stopping": control.stop_asked,
-            "pausing": control.pause_asked and self._state != "paused",
-            "free_memory": control.memory_asked,
+            "stopping": control.stop_requested,
+            "pausing": control.pause_requested and self._state != "paused",
+            "free_memory": control.free_memory_requested,
         }
 
     def _save(self, state: str) -> None:

@@ -29,8 +29,12 @@ class State:
     """A moment of a run: the tensors to go on with, and `facts`, which are plain JSON."""
 
     step: int
-    tensors: Mapping[str, torch.Tensor]
+    tensors: dict[str, torch.Tensor]
     facts: Mapping[str, Any]
+
+    def free_tensors(self) -> None:
+        """Forget the tensors, once a train state has copies of them; step and facts stay."""
+        self.tensors.clear()
 
 
 def save(folder: Path, state: State, *, keep: int) -> Path:

@@ -39,9 +39,10 @@ from .settings.config import TrainConfig
 from .training import encoded_dataset, loop, precision
 from .training.compute_mode import ComputeMode
 from .training.conditioning import Texts
+from .training.learning_rates import LearningRates
 from .training.model_patches import ModelPatches
 from .training.objective import Objective
-from .training.optimizers import LearningRates, make_optimizer
+from .training.optimizers import make_optimizer
 from .training.train_state import TrainState
 from .training.training_data import Schedule, TrainingData
 

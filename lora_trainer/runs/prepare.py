@@ -20,15 +20,10 @@ from ..settings.config import TrainConfig
 from ..training import encoded_dataset, precision
 from ..training.compute_mode import ComputeMode, describe_out_of_memory, is_out_of_memory
 from ..training.conditioning import Texts
+from ..training.learning_rates import LearningRates, check_rates, rate_warnings
 from ..training.model_patches import ModelPatches
 from ..training.objective import Objective
-from ..training.optimizers import (
-    LearningRates,
-    check_optimizer,
-    check_rates,
-    make_optimizer,
-)
-from ..training.optimizers import remarks_on as optimizer_warnings
+from ..training.optimizers import check_optimizer, make_optimizer
 from ..training.parameter_groups import (
     LOWER_HALF,
     UPPER_HALF,
@@ -339,7 +334,7 @@ def _make_train_state(
 def _warn_of_rates(context: RunContext, groups: Iterable[Group]) -> None:
     """Warn of learning rates of what really learns, unless the plan has done so already."""
     config, rates = context.config, rate_choice(context.config).rates()
-    warnings = optimizer_warnings(
+    warnings = rate_warnings(
         config.optimizer,
         learning_rates={group.part: rates[group.part] for group in groups},
         scheduler=config.scheduler,

@@ -13,7 +13,7 @@ from ..base.errors import NotFinite
 from ..base.rng import generator
 from . import diffusion, precision
 from .compute_mode import ComputeMode
-from .optimizers import effective_rate
+from .learning_rates import effective_rate
 from .train_state import TrainState
 from .training_data import DrawnBatch, TrainingData
 

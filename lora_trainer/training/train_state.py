@@ -13,8 +13,9 @@ import torch
 
 from ..lora.adapter_layers import AdapterSpec, RankAlpha
 from ..lora.adapters import Adapters
-from .optimizers import LearningRates, averaged, is_schedule_free
+from .learning_rates import LearningRates
 from .precision import grad_scaler
+from .schedule_free import averaged_weights, is_schedule_free
 from .state_files import State
 
 AVERAGED_OVER_STEPS = 50
@@ -222,7 +223,7 @@ class TrainState:
 
     def _points(self) -> list[torch.Tensor]:
         return [
-            averaged(self.optimizer, group, parameter)
+            averaged_weights(self.optimizer, group, parameter)
             for group in self.optimizer.param_groups
             for parameter in group["params"]
         ]

@@ -11,8 +11,9 @@ from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
 from lora_trainer.training.compute_mode import ComputeMode
 from lora_trainer.training.conditioning import Texts
 from lora_trainer.training.encoded_dataset import Encoded
+from lora_trainer.training.learning_rates import LearningRates
 from lora_trainer.training.objective import Objective
-from lora_trainer.training.optimizers import LearningRates, make_optimizer
+from lora_trainer.training.optimizers import make_optimizer
 from lora_trainer.training.precision import grad_scaler
 from lora_trainer.training.step import forward_backward
 from lora_trainer.training.train_state import TrainState

@@ -13,13 +13,9 @@ from lora_trainer.base.errors import Refused
 from lora_trainer.lora.adapter_layers import AdapterSpec, RankAlpha
 from lora_trainer.lora.adapters import Adapters
 from lora_trainer.training import state_files
-from lora_trainer.training.optimizers import (
-    KINDS,
-    LearningRates,
-    check_optimizer,
-    effective_rate,
-    make_optimizer,
-)
+from lora_trainer.training.learning_rates import LearningRates, effective_rate
+from lora_trainer.training.optimizer_kinds import KINDS
+from lora_trainer.training.optimizers import check_optimizer, make_optimizer
 from lora_trainer.training.parameter_groups import RateChoice, groups_of, own_settings, rates_of
 from lora_trainer.training.train_state import (
     TrainState,

@@ -159,7 +159,7 @@ class CaptioningJob(Job):
         if selection.pictures:
             self._caption(selection.pictures, captioner, options)
         progress = self._progress
-        if progress.failed and not progress.written and not self.control.stop_requested:
+        if progress.failed and not progress.written and not self.control.should_stop():
             raise Refused(
                 f"None of {len(progress.failed)} pictures could be captioned."
                 f" {progress.failed[0]['filename']}: {progress.failed[0]['reason']}"

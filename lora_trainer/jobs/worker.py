@@ -155,7 +155,7 @@ class Job(abc.ABC, threading.Thread):
     def _asked(self) -> dict[str, Any]:
         control = self.control
         return {
-            "stopping": control.stop_requested,
+            "stopping": control.should_stop(),
             "pausing": control.pause_requested and self._state != "paused",
             "free_memory": control.free_memory_requested,
         }

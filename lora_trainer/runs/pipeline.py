@@ -18,6 +18,7 @@ from ..lora import save
 from ..settings.config import TrainConfig
 from ..training import loop, state_files
 from ..training.recovery import Recovery
+from ..training.state_files import State
 from .callbacks import RunCallbacks
 from .context import RunContext
 from .give_way import GiveWay
@@ -70,20 +71,12 @@ def train_lora(
     if folder and resume:
         earlier = state_files.latest(state_folder(folder))
         warnings = check_readable(folder, found=earlier is not None, anyway=anyway)
-    session_id = earlier.facts["session"] if earlier else None
-    plan = make_plan(config, lora_dir=host.lora_dir, session_id=session_id)
-    for warning in plan.warnings:
-        log.warning(warning)
-    session_id = session_id or time.time()
-    context = RunContext(
+    context = _plan_run(
         config,
-        plan,
         host,
         control=control or Control(),
         reporter=reporter or ProgressReporter(),
-        output=Output(plan.output_file, folder, session_id=session_id, overwrite=config.overwrite),
-        states=state_folder(folder) if folder else None,
-        session_id=session_id,
+        folder=folder,
         earlier=earlier,
         anyway=anyway,
     )
@@ -106,6 +99,36 @@ def train_lora(
     if result.output_file and result.lora_tag and config.preview:
         _draw_preview(context, result.output_file, result.lora_tag)
     return result
+
+
+def _plan_run(
+    config: TrainConfig,
+    host: Host,
+    *,
+    control: Control,
+    reporter: ProgressReporter,
+    folder: Path | None,
+    earlier: State | None,
+    anyway: bool,
+) -> RunContext:
+    """Plan the run, or what is left of it after the state `earlier`."""
+    session_id = earlier.facts["session"] if earlier else None
+    plan = make_plan(config, lora_dir=host.lora_dir, session_id=session_id)
+    for warning in plan.warnings:
+        log.warning(warning)
+    session_id = session_id or time.time()
+    return RunContext(
+        config,
+        plan,
+        host,
+        control=control,
+        reporter=reporter,
+        output=Output(plan.output_file, folder, session_id=session_id, overwrite=config.overwrite),
+        states=state_folder(folder) if folder else None,
+        session_id=session_id,
+        earlier=earlier,
+        anyway=anyway,
+    )
 
 
 def _examine(

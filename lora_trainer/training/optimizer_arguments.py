@@ -12,7 +12,8 @@ from typing import Any
 from ..base.errors import Refused
 from .optimizer_kinds import OptimizerKind, import_class
 
-_NOT_THE_USERS = {
+# Arguments of constructors that are not the user's to set.
+_INTERNAL = {
     "params",
     "lr",
     "name",
@@ -23,12 +24,8 @@ _NOT_THE_USERS = {
     "capturable",
     "differentiable",
     "maximize",
-}  # not the user's to set
-
-
+}
 _NAME = re.compile(r"(?:^|(?<=[\s,;]))([A-Za-z_]\w*)\s*=")
-
-
 _WORDS = {"true": True, "false": False, "none": None, "inf": math.inf}
 
 
@@ -45,11 +42,11 @@ def read_arguments(kind: OptimizerKind, text: str) -> dict[str, Any]:
             code="bad_optimizer",
         )
     ends = [*(match.start() for match in found[1:]), len(text)]
-    accepted = _accepted(kind)
-    return {
-        match[1]: _read_value(kind, accepted, match[1], text[match.end() : end].strip(" \t\r\n,;"))
-        for match, end in zip(found, ends, strict=False)
-    }
+    accepted, arguments = _accepted(kind), {}
+    for match, end in zip(found, ends, strict=False):
+        value = text[match.end() : end].strip(" \t\r\n,;")
+        arguments[match[1]] = _read_value(kind, accepted, match[1], value)
+    return arguments
 
 
 def _accepted(kind: OptimizerKind) -> dict[str, Any]:
@@ -58,7 +55,7 @@ def _accepted(kind: OptimizerKind) -> dict[str, Any]:
     return {
         parameter.name: kind.settings.get(parameter.name, parameter.default)
         for parameter in parameters
-        if parameter.name not in _NOT_THE_USERS
+        if parameter.name not in _INTERNAL
         and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     }
 
@@ -80,7 +77,7 @@ def _read_value(kind: OptimizerKind, accepted: Mapping[str, Any], name: str, tex
     if not _fits(value, default) or (name == "weight_decay" and value < 0):
         raise Refused(
             f"Optimizer's own settings: {name}={text[:60]} does not fit. Expected"
-            f" {_form_of(default)}, such as {name}={_as_written(default)}.",
+            f" {_describe_type(default)}, such as {name}={_as_written(default)}.",
             field="optimizer_args",
             code="bad_optimizer",
         )
@@ -88,11 +85,13 @@ def _read_value(kind: OptimizerKind, accepted: Mapping[str, Any], name: str, tex
 
 
 def _fits(value: Any, default: Any) -> bool:
-    """Tell whether a value is of its default's kind; where that is None, a number, yes or no, or
-    None will do.
+    """Tell whether a value is of its default's type; where the default is None, a number, a bool or
+    None is accepted.
     """
-    if default is None or isinstance(default, bool):
-        return isinstance(value, bool) or (default is None and (value is None or _is_number(value)))
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if default is None:
+        return value is None or isinstance(value, bool) or _is_number(value)
     if isinstance(default, (tuple, list)):
         return (
             isinstance(value, (tuple, list))
@@ -106,16 +105,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
 
 
-def _form_of(default: Any) -> str:
+def _describe_type(default: Any) -> str:
     if default is None:
         return "a number, True, False or None"
     if isinstance(default, bool):
         return "True or False"
-    return (
-        f"{len(default)} numbers with commas between"
-        if isinstance(default, (tuple, list))
-        else "a number"
-    )
+    if isinstance(default, (tuple, list)):
+        return f"{len(default)} numbers with commas between"
+    return "a number"
 
 
 def _as_written(default: Any) -> str:

@@ -140,11 +140,12 @@ def _read_row(cells: Sequence[str]) -> StepMetrics | None:
     if len(required) < len(REQUIRED_COLUMNS) or len(optional) > 1:
         return None
     try:
-        step, figures = int(required[0]), [float(cell) for cell in required[1:]]
+        step = int(required[0])
+        loss, loss_average, learning_rate, seconds = map(float, required[1:])
         validation_loss = float(optional[0]) if optional and optional[0] else None
     except ValueError:
         return None
-    return StepMetrics(step, *figures, validation_loss)
+    return StepMetrics(step, loss, loss_average, learning_rate, seconds, validation_loss)
 
 
 def read_metrics(folder: Path, since: int = 0) -> list[dict[str, Any]]:

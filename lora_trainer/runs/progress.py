@@ -87,15 +87,18 @@ class ProgressReporter:
 
     def finish_step(self, metrics: StepMetrics, **changes: Any) -> None:
         """Send the figures of a step, and the status with these and other changes."""
-        figures = {
-            "step": metrics.step,
-            "loss": metrics.loss,
-            "loss_average": metrics.loss_average,
-            "learning_rate": metrics.learning_rate,
-        }
-        if metrics.validation_loss is not None:
-            figures["validation_loss"] = metrics.validation_loss
-        self.status = dataclasses.replace(self.status, **figures, **changes)
+        validation_loss = metrics.validation_loss
+        if validation_loss is None:
+            validation_loss = self.status.validation_loss
+        self.status = dataclasses.replace(
+            self.status,
+            step=metrics.step,
+            loss=metrics.loss,
+            loss_average=metrics.loss_average,
+            learning_rate=metrics.learning_rate,
+            validation_loss=validation_loss,
+            **changes,
+        )
         self._on_step(metrics, self.status)
         self._on_status(self.status)
 

@@ -130,6 +130,8 @@ def distance(
         return difference**2
     if kind == "l1":
         return difference.abs()
+    if borders is None:
+        raise ValueError(f"the loss {kind!r} needs borders")
     c = borders.to(difference).view(-1, *[1] * (difference.dim() - 1))
     # Equal to 2 (sqrt(d² + c²) - c), without a difference of nearly equal numbers.
     smooth = 2 * difference**2 / ((difference**2 + c**2).sqrt() + c)

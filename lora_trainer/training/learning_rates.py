@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -53,7 +53,7 @@ def _rate_of(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> floa
     if group["lr"] is None:  # Adafactor with relative_step
         for parameter in group["params"]:
             if state := optimizer.state.get(parameter):
-                return float(optimizer._get_lr(group, state))
+                return float(cast(Any, optimizer)._get_lr(group, state))
         return 0.0
     if "scheduled_lr" in group:  # Schedule-Free, with a warm-up of its own
         return float(group["scheduled_lr"])

@@ -69,6 +69,7 @@ def _read_value(kind: OptimizerKind, accepted: Mapping[str, Any], name: str, tex
             field="optimizer_args",
             code="bad_optimizer",
         )
+    value: Any
     try:
         value = _WORDS[text.lower()] if text.lower() in _WORDS else ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

@@ -9,7 +9,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -39,9 +39,17 @@ class OptimizerKind:
     too_high_rate: float = 3e-3
 
 
-# Of optimizers that find the learning rate themselves: the setting is a factor on it.
-_FACTOR_RATES = dict(usual_rate=1.0, lowest_rate=0.1, too_high_rate=5.0)
-KINDS = {
+@dataclasses.dataclass(frozen=True)
+class RateFinder(OptimizerKind):
+    """An optimizer that finds the learning rate itself; the setting is a factor on it."""
+
+    finds_rate: bool = True
+    usual_rate: float = 1.0
+    lowest_rate: float = 0.1
+    too_high_rate: float = 5.0
+
+
+KINDS: dict[str, OptimizerKind] = {
     "adamw": OptimizerKind("AdamW", "torch.optim", "AdamW"),
     "adamw8bit": OptimizerKind(
         "AdamW 8-bit", "bitsandbytes.optim", "AdamW8bit", "bitsandbytes", loads_slowly=True
@@ -62,17 +70,9 @@ KINDS = {
         "transformers",
         dict(relative_step=False, scale_parameter=False, warmup_init=False),
     ),
-    "prodigy": OptimizerKind(
-        "Prodigy", "prodigyopt", "Prodigy", "prodigyopt", finds_rate=True, **_FACTOR_RATES
-    ),
-    "dadaptation": OptimizerKind(
-        "D-Adaptation",
-        "dadaptation",
-        "DAdaptAdam",
-        "dadaptation",
-        dict(decouple=True),
-        finds_rate=True,
-        **_FACTOR_RATES,
+    "prodigy": RateFinder("Prodigy", "prodigyopt", "Prodigy", "prodigyopt"),
+    "dadaptation": RateFinder(
+        "D-Adaptation", "dadaptation", "DAdaptAdam", "dadaptation", dict(decouple=True)
     ),
     "schedulefree": OptimizerKind(
         "Schedule-Free AdamW",
@@ -102,7 +102,7 @@ def is_installed(kind: OptimizerKind) -> bool:
     return importlib.util.find_spec(kind.module.split(".")[0]) is not None
 
 
-def import_class(kind: OptimizerKind) -> type[torch.optim.Optimizer]:
+def import_class(kind: OptimizerKind) -> Callable[..., torch.optim.Optimizer]:
     """Import an optimizer's class; raises `Refused` when its package is missing or does not work
     here.
     """
@@ -111,7 +111,7 @@ def import_class(kind: OptimizerKind) -> type[torch.optim.Optimizer]:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == kind.module.split(".")[0]:
             raise missing_package(kind) from error
-        reason = error
+        reason: Exception = error
     except Exception as error:  # a package made for another torch may raise anything
         reason = error
     raise Refused(

@@ -4,7 +4,7 @@ device.
 
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -139,7 +139,7 @@ def _build(
     highest = None if relative_step else max(rates.values())
     optimizer = import_class(kind)(param_groups, lr=highest, **settings)
     if is_schedule_free(optimizer):
-        optimizer.train()
+        cast(Any, optimizer).train()
     return optimizer
 
 

@@ -75,7 +75,7 @@ class RunCallbacks:
         metrics = StepMetrics(
             step=step,
             loss=finished.loss,
-            loss_average=self._run.train_state.loss_average,
+            loss_average=finished.loss_average,
             learning_rate=finished.learning_rate,
             seconds=round(time.monotonic() - started, 3),
             validation_loss=finished.validation_loss,

@@ -91,7 +91,8 @@ def prepare_run(
     layers = _plan_layers(base_model, context)
     texts = Texts(variation_of(config), trained=layers.train_text_encoder)
     _check_settings(base_model, context, layers, texts)
-    check_space(plan.output_file, estimate(plan, config, base_model.parts())["file_bytes"])
+    file_bytes = estimate(plan, config, base_model.parts())["file_bytes"]
+    check_space(plan.output_file, file_bytes or 0)
     facts = {
         **run_facts,
         "base_model": model_facts(base_model),
@@ -154,18 +155,23 @@ def _plan_layers(base_model: BaseModel, context: RunContext) -> LayerPlan:
     """Choose the layers as a training state, another LoRA or the settings have them."""
     config, parts = context.config, base_model.parts()
     chosen = form_of(config)
-    dropouts = {
-        "dropout": chosen.dropout,
-        "rank_dropout": chosen.rank_dropout,
-        "module_dropout": chosen.module_dropout,
-    }
     if context.earlier:
-        spec = dataclasses.replace(form_of_state(context.earlier), **dropouts)
+        spec = _with_dropouts(form_of_state(context.earlier), chosen)
         return LayerPlan(shapes_of_state(context.earlier), {}, spec)
     if context.plan.init_lora:
         shapes, weights, spec = fit(context.plan.init_lora, parts, base_model.export_name)
-        return LayerPlan(shapes, weights, dataclasses.replace(spec, **dropouts))
+        return LayerPlan(shapes, weights, _with_dropouts(spec, chosen))
     return LayerPlan(plan_shapes(parts, layer_choice(config)), {}, chosen)
+
+
+def _with_dropouts(spec: AdapterSpec, chosen: AdapterSpec) -> AdapterSpec:
+    """Return a spec with the dropouts of the settings, which are no part of a LoRA."""
+    return dataclasses.replace(
+        spec,
+        dropout=chosen.dropout,
+        rank_dropout=chosen.rank_dropout,
+        module_dropout=chosen.module_dropout,
+    )
 
 
 def _check_settings(

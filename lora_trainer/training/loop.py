@@ -24,6 +24,7 @@ class FinishedStep:
 
     step: int
     loss: float
+    loss_average: float
     learning_rate: float
     seconds: float
     validation_loss: float | None = None
@@ -56,7 +57,9 @@ def train(
             return None
         began = time.monotonic()
         loss, rate = take_step(patches, train_state, training_data, max_grad_norm=max_grad_norm)
-        return FinishedStep(train_state.step, loss, rate, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        average = train_state.average_loss(loss)
+        return FinishedStep(train_state.step, loss, average, rate, seconds)
 
     def validation_loss() -> float | None:
         return validation.validate_if_due(
@@ -67,7 +70,6 @@ def train(
         finished = recovery.retry(next_step)
         if finished is None:
             return
-        train_state.add_loss(finished.loss)
         loss = recovery.retry(validation_loss, within_step=False)
         callbacks.after_step(dataclasses.replace(finished, validation_loss=loss))
 

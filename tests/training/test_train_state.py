@@ -382,9 +382,9 @@ def test_saving_on_the_way_disturbs_nothing(host, name, options):
 def test_limiting_what_is_saved_leaves_the_average_as_it_is(host):
     train_state = make(host.model, ema_decay=0.9, rate=0.1)
     train(train_state, 5)
-    before, train_state._largest_norm = train_state.weights_to_save(), 1e-3
+    before, train_state._max_norm = train_state.weights_to_save(), 1e-3
     assert max(norms_of(train_state.weights_to_save())) < 2e-3 < min(norms_of(before))
-    train_state._largest_norm = 0.0
+    train_state._max_norm = 0.0
     assert_same(train_state.weights_to_save(), before)
 
 
@@ -436,7 +436,7 @@ def test_schedule_free_is_scaled_down_as_a_whole(host):
     needs("schedulefree")
     train_state = make(host.model, "schedulefree", rate=0.1)
     train(train_state, 6)
-    before, train_state._largest_norm = train_state.weights_to_save(), 1e-3
+    before, train_state._max_norm = train_state.weights_to_save(), 1e-3
     train_state.limit_norms_and_average()
     after = train_state.weights_to_save()
     assert max(norms_of(after)) <= 1.001e-3 and min(norms_of(before)) > 0.1

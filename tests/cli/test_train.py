@@ -269,7 +269,7 @@ def stop_after(monkeypatch, step):
     def and_stop(callbacks, finished):
         after_step(callbacks, finished)
         if finished.step == step and not stopped:
-            stopped.append(callbacks._control.stop())
+            stopped.append(callbacks._context.control.stop())
 
     monkeypatch.setattr(RunCallbacks, "after_step", and_stop)
 

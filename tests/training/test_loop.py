@@ -30,7 +30,7 @@ def test_text_encoder_learns_through_its_captions(host):
     } == {"unet", "te1"}
 
 
-def test_kept_out_pictures_are_measured_but_not_learned_from(host):
+def test_validation_pictures_are_not_trained_on(host):
     pictures, finished = encoded_pictures(), []
     schedule = Schedule(6, 2, 2, 1, (1, 1, 1, 0), 0)
     assert all(3 not in batch for step in range(6) for batch in schedule.batches_of(step, pictures))
@@ -49,7 +49,7 @@ def test_kept_out_pictures_are_measured_but_not_learned_from(host):
     assert [done.step for done in finished if done.validation_loss is not None] == [4, 6]
 
 
-def test_a_measure_that_is_no_number_is_left_out_and_said(host, monkeypatch):
+def test_a_validation_loss_that_is_not_finite_is_left_out_with_a_warning(host, monkeypatch):
     adapters, warnings, finished = make_adapters(host.model), [], []
     training_data = make_training_data(
         encoded_pictures(),

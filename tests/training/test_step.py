@@ -44,7 +44,7 @@ def test_accumulated_gradient_is_the_mean_of_its_batches(host):
 
 
 @pytest.mark.parametrize("text_encoder", [False, True])
-def test_portions_of_a_batch_give_its_gradient(host, text_encoder):
+def test_micro_batches_give_the_gradient_of_the_batch(host, text_encoder):
     adapters = make_adapters(host.model, text_encoder=text_encoder)
     training_data = make_training_data(
         encoded_pictures(), Schedule(1, 1, 4, 1, (1,) * 4, 0), trained=text_encoder
@@ -68,7 +68,7 @@ LENGTHS = ("short", "long " * 30, "longer " * 50, "of two words")
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_portions_are_told_as_much_as_the_whole_batch(host, trained):
+def test_micro_batches_get_conditioning_as_long_as_the_whole_batch(host, trained):
     """The first portion has the longest caption, the second none of its length."""
     adapters = make_adapters(host.model, text_encoder=trained)
     pictures = [

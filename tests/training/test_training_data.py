@@ -40,7 +40,7 @@ def test_largest_batch_is_what_a_bucket_can_fill():
     assert make_training_data(pictures, Schedule(1, 1, 2, 1, (1, 2, 0, 2), 0)).largest_batch() == 2
 
 
-def test_each_epoch_is_measured_where_no_number_of_steps_is_given():
+def test_each_epoch_is_validated_where_no_number_of_steps_is_given():
     training_data = make_training_data(
         encoded_pictures(),
         Schedule(10, 3, 1, 1, (1, 1, 1, 0), 0),

@@ -12,7 +12,7 @@ from lora_trainer.training.training_data import Schedule
 from tests.support.training import encoded_pictures, make_adapters, make_training_data
 
 
-def test_measuring_repeats_itself_without_dropout_and_changes_nothing(host):
+def test_validation_repeats_itself_without_dropout_and_changes_nothing(host):
     adapters = make_adapters(host.model, dropout=0.5)
     with torch.no_grad():
         for parameter in adapters.parameters():
@@ -47,7 +47,7 @@ def test_measuring_repeats_itself_without_dropout_and_changes_nothing(host):
     assert one == pytest.approx(sum(expected) / 4, rel=1e-5)
 
 
-def test_measuring_is_broken_off_by_whoever_stops(host):
+def test_validation_is_broken_off_by_a_stop(host):
     training_data = make_training_data(
         encoded_pictures(),
         Schedule(1, 1, 2, 1, (1, 1, 0, 0), 0),
@@ -61,7 +61,7 @@ def test_measuring_is_broken_off_by_whoever_stops(host):
         )
 
 
-def test_measured_timesteps_are_among_those_that_are_trained(host, monkeypatch):
+def test_validation_timesteps_are_among_those_that_are_trained(host, monkeypatch):
     seen, predict = [], host.model.predict
     monkeypatch.setattr(
         host.model,
@@ -84,7 +84,7 @@ def test_measured_timesteps_are_among_those_that_are_trained(host, monkeypatch):
     assert seen == [125, 175, 225, 275]
 
 
-def test_measuring_with_sixteen_bit_weights_encodes_as_training_does(host):
+def test_validation_with_sixteen_bit_weights_encodes_as_training_does(host):
     adapters = make_adapters(host.model, text_encoder=True)
     host.model.parts().bfloat16()
     training_data = make_training_data(

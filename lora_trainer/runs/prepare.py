@@ -60,10 +60,6 @@ class PreparedRun:
     encoding_seconds: float
     elapsed_seconds: float
 
-    @property
-    def is_unfinished(self) -> bool:
-        return self.train_state.step < self.training_data.schedule.total_steps
-
 
 class LayerPlan(NamedTuple):
     """The layers that are trained: rank and alpha by path, the weights they begin with (none: new
@@ -76,6 +72,7 @@ class LayerPlan(NamedTuple):
 
     @property
     def train_text_encoder(self) -> bool:
+        """Whether any of the layers is in a text encoder."""
         return any(not path.startswith("unet.") for path in self.shapes)
 
 

@@ -134,5 +134,5 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         digest.update(name.encode())
         numbers = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy()
-        digest.update(memoryview(numbers))
+        digest.update(numbers.data)
     return digest.hexdigest()

@@ -1,10 +1,9 @@
-"""Time and memory of our step, as ratios: against the bare UNet's forward and backward pass,
-interleaved in one process, medians. And what it costs to look, between two steps, whether somebody
-waits.
+"""Measures time and memory of our training step against the bare UNet's forward and backward pass,
+interleaved in one process, as medians; and what a run's callbacks cost while there is nothing to
+do.
 
-The UNet is of a family's true size, with random weights. "Bare" is forward and backward for
-activations only, with nothing attached, in the same precision. Memory is what is above the loaded
-model.
+The UNet has a family's true size and random weights. "Bare" is forward and backward for activations
+only, with nothing attached, in the same precision. Memory is what is used above the loaded model.
 """
 
 import contextlib
@@ -13,6 +12,7 @@ import threading
 import time
 import timeit
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
@@ -31,16 +31,20 @@ from .hosts.checkpoint_file import (
 from .hosts.standalone.loading import unet_config
 from .lora.adapters import Adapters
 from .lora.target_layers import LayerChoice, plan_shapes
-from .runs.callbacks import ProgressReporter, RunCallbacks
-from .runs.give_way import Sharing
+from .runs.callbacks import RunCallbacks
+from .runs.context import RunContext
+from .runs.prepare import PreparedRun
+from .runs.progress import ProgressReporter
 from .settings.config import TrainConfig
 from .training import encoded_dataset, loop, precision
 from .training.compute_mode import ComputeMode
 from .training.conditioning import Texts
+from .training.learning_rates import LearningRates
 from .training.model_patches import ModelPatches
 from .training.objective import Objective
-from .training.optimizers import LearningRates, make_optimizer
+from .training.optimizers import make_optimizer
 from .training.train_state import TrainState
+from .training.training_data import Schedule, TrainingData
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CLIP_L, _CLIP_H, _CLIP_G = (
@@ -109,15 +113,13 @@ class RandomModel(BaseModel):
     prediction_type, name, sha256, text_encoders = "epsilon", "random", None, []
 
     def __init__(self, family: str, dtype: torch.dtype, device: torch.device) -> None:
-        self.family, self.variant, self._texts = (
-            FAMILIES[family].family,
-            FAMILIES[family].variant,
-            FAMILIES[family].texts,
-        )
-        self.device, self.dtype, self.unet = device, dtype, _made_in(family, dtype, device)
+        facts = FAMILIES[family]
+        self.family, self.variant, self._texts = facts.family, facts.variant, facts.texts
+        self.device, self.dtype = device, dtype
+        self.unet = _make_unet_in(family, dtype, device)
         self.alphas_cumprod = torch.linspace(0.999, 0.005, 1000)
 
-    def read_as(self, reading):
+    def configure(self, options):
         raise NotImplementedError
 
     def encode_images(self, pixels):
@@ -137,30 +139,29 @@ class RandomModel(BaseModel):
         )
 
     def predict(self, noisy_latents, timesteps, conditioning):
-        told = (
-            None
-            if conditioning.pooled is None
-            else {"text_embeds": conditioning.pooled.to(self.dtype), "time_ids": conditioning.sizes}
-        )
+        added = None
+        if conditioning.pooled is not None:
+            pooled = conditioning.pooled.to(self.dtype)
+            added = {"text_embeds": pooled, "time_ids": conditioning.sizes}
         return self.unet(
             noisy_latents.to(self.dtype),
             timesteps,
             conditioning.hidden_states.to(self.dtype),
-            added_cond_kwargs=told,
+            added_cond_kwargs=added,
         ).sample
 
 
-def _made_in(family: str, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
-    """Make it in its own type: nothing is freed that would hide growth."""
-    usual = torch.get_default_dtype()
+def _make_unet_in(family: str, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+    """Make a UNet in its dtype at once: casting would free memory and so hide growth."""
+    default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         return make_unet(family).to(device).requires_grad_(False).eval()
     finally:
-        torch.set_default_dtype(usual)
+        torch.set_default_dtype(default)
 
 
-class Nobody(Host):
+class IdleHost(Host):
     """A host that nobody else uses."""
 
     kind, version = "standalone", "bench"
@@ -189,56 +190,55 @@ def report(
     targets: str = "attention+feed-forward",
     checkpointing: bool = False,
 ) -> str:
-    """Measure and say, line by line; `family` is one of `FAMILIES`, `ratio` our step's median over
-    the bare pass's.
+    """Measure and return lines of text; `family` is one of `FAMILIES`, `ratio` is our step's median
+    over the bare pass's.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     model = RandomModel(family, DTYPES[dtype], device)
-    ours, bare, between_seconds, memory = _measure(
-        model, size_px, batch_size, steps, rank, targets, checkpointing
-    )
+    encoded = _random_pictures(model, size_px, batch_size)
+    layers = LayerChoice(targets=targets, rank=rank, alpha=rank)
+    measured = _measure(model, encoded, layers, steps=steps, checkpointing=checkpointing)
+    step_seconds = statistics.median(measured.step_seconds)
+    bare_seconds = statistics.median(measured.bare_seconds)
+    with_checkpointing = ", gradient checkpointing" if checkpointing else ""
     lines = [
-        (
-            f"UNet of {family}, {count_parameters(model.unet) / 1e6:.0f} M parameters in {dtype} on"
-            f" {device}, {size_px}x{size_px}, batch {batch_size}, rank {rank},"
-            f" {targets}{', gradient checkpointing' if checkpointing else ''}, torch"
-            f" {torch.__version__}, {torch.get_num_threads()} threads"
-        ),
-        (
-            f"bare    {statistics.median(bare):.3f} s  (of {len(bare)}: {min(bare):.3f} to"
-            f" {max(bare):.3f})"
-        ),
-        (
-            f"step    {statistics.median(ours):.3f} s  (of {len(ours)}: {min(ours):.3f} to"
-            f" {max(ours):.3f})"
-        ),
-        f"ratio   {statistics.median(ours) / statistics.median(bare):.3f}",
-        (
-            f"between {1e6 * between_seconds:.1f} us from step to step while nobody waits:"
-            f" {between_seconds / statistics.median(ours):.6%} of a step"
-        ),
+        f"UNet of {family}, {count_parameters(model.unet) / 1e6:.0f} M parameters in {dtype} on"
+        f" {device}, {size_px}x{size_px}, batch {batch_size}, rank {rank},"
+        f" {targets}{with_checkpointing}, torch"
+        f" {torch.__version__}, {torch.get_num_threads()} threads",
+        f"bare    {_describe_seconds(measured.bare_seconds)}",
+        f"step    {_describe_seconds(measured.step_seconds)}",
+        f"ratio   {step_seconds / bare_seconds:.3f}",
+        f"between {1e6 * measured.idle_seconds:.1f} us from step to step while nobody waits:"
+        f" {measured.idle_seconds / step_seconds:.6%} of a step",
     ]
-    return "\n".join(
-        lines + [f"{name:7} {value / 2**20:.0f} MiB" for name, value in memory.items()]
-    )
+    lines += [f"{name:7} {value / 2**20:.0f} MiB" for name, value in measured.memory_bytes.items()]
+    return "\n".join(lines)
 
 
-def _measure(
-    model: RandomModel,
-    size_px: int,
-    batch_size: int,
-    steps: int,
-    rank: int,
-    targets: str,
-    checkpointing: bool,
-):
-    """Run `steps` rounds of one step of ours and one bare pass, after one round to warm up."""
-    latents, size = (
-        torch.randn(batch_size, 1, 4, size_px // 8, size_px // 8),
-        Size(size_px, size_px, 0, 0, size_px, size_px),
-    )
-    encoded = [
+def _describe_seconds(seconds: list[float]) -> str:
+    median = statistics.median(seconds)
+    return f"{median:.3f} s  (of {len(seconds)}: {min(seconds):.3f} to {max(seconds):.3f})"
+
+
+class Measured(NamedTuple):
+    """Seconds of each step, of each bare pass, and of a run's callbacks before a step; memory by
+    what it is used for.
+    """
+
+    step_seconds: list[float]
+    bare_seconds: list[float]
+    idle_seconds: float
+    memory_bytes: dict[str, int]
+
+
+def _random_pictures(
+    model: RandomModel, size_px: int, batch_size: int
+) -> list[encoded_dataset.Encoded]:
+    latents = torch.randn(batch_size, 1, 4, size_px // 8, size_px // 8)
+    size = Size(size_px, size_px, 0, 0, size_px, size_px)
+    return [
         encoded_dataset.Encoded(
             item,
             None,
@@ -251,10 +251,18 @@ def _measure(
         )
         for item in latents
     ]
-    adapters = Adapters.create(
-        model.parts(),
-        plan_shapes(model.parts(), LayerChoice(targets=targets, rank=rank, alpha=rank)),
-    )
+
+
+def _measure(
+    model: RandomModel,
+    encoded: list[encoded_dataset.Encoded],
+    layers: LayerChoice,
+    *,
+    steps: int,
+    checkpointing: bool,
+) -> Measured:
+    """Run `steps` rounds of one step of ours and one bare pass, after one round to warm up."""
+    adapters = Adapters.create(model.parts(), plan_shapes(model.parts(), layers))
     optimizer = make_optimizer(
         "adamw", {"unet": adapters.parameters()}, learning_rates={"unet": 1e-4}, weight_decay=0.01
     )
@@ -264,49 +272,61 @@ def _measure(
     patches = ModelPatches(
         model, adapters, ComputeMode(dtype, gradient_checkpointing=checkpointing)
     )
-    ours, bare = [], []
+    ours: list[float] = []
+    bare: list[float] = []
 
-    def bare_pass(done: loop.FinishedStep) -> None:
+    def bare_pass(finished: loop.FinishedStep) -> None:
         _synchronize(model.device)
-        ours.append(done.seconds)
+        ours.append(finished.seconds)
         patches.close()
         began = time.perf_counter()
         _bare(model, encoded, dtype)
         bare.append(time.perf_counter() - began)
         patches.open()
 
-    schedule = loop.Schedule(steps + 1, 1, batch_size, 1, (1,) * batch_size, 0)
+    batch_size = len(encoded)
+    schedule = Schedule(steps + 1, 1, batch_size, 1, (1,) * batch_size, 0)
+    training_data = TrainingData(encoded, schedule, Objective(), Texts(CaptionAugmentation()))
     with _peak_memory(model.device) as memory, patches.opened():
-        loop.run(
+        loop.train(
             patches,
             train_state,
-            loop.TrainingData(encoded, schedule, Objective(), Texts(CaptionAugmentation())),
-            on_step=bare_pass,
+            training_data,
+            callbacks=loop.LoopCallbacks(after_step=bare_pass),
         )
-    parts = {"lora": 4 * sum(parameter.numel() for parameter in adapters.parameters())}
-    parts["adamw"], parts["grads"] = 2 * parts["lora"], parts["lora"]
-    callbacks = RunCallbacks(
-        TrainConfig(),
-        schedule,
-        Nobody(),
-        Control(),
+    lora_bytes = 4 * sum(parameter.numel() for parameter in adapters.parameters())
+    parts = {"lora": lora_bytes, "adamw": 2 * lora_bytes, "grads": lora_bytes}
+    rest = max(0, memory["peak"] - sum(parts.values()))
+    idle_seconds = _idle_seconds(patches, train_state, training_data)
+    memory_bytes = {"peak": memory["peak"], **parts, "rest": rest}
+    return Measured(ours[1:], bare[1:], idle_seconds, memory_bytes)
+
+
+def _idle_seconds(
+    patches: ModelPatches, train_state: TrainState, training_data: TrainingData
+) -> float:
+    """Return what a run's callbacks cost before a step while there is nothing to do."""
+    context = RunContext(
+        config=TrainConfig(),
+        plan=None,
+        host=IdleHost(),
+        control=Control(),
+        reporter=ProgressReporter(),
+        output=None,
+        session_id=0.0,
+    )
+    run = PreparedRun(
         patches=patches,
         train_state=train_state,
-        output=None,
-        write=None,
+        training_data=training_data,
+        writer=None,
+        chosen_mode=patches.compute_mode,
         facts={},
-        states=None,
-        sharing=Sharing(Nobody(), Control(), share=True, tell=None),
-        reporter=ProgressReporter(lambda progress: None),
-        chosen=patches.compute_mode,
+        encoding_seconds=0.0,
+        elapsed_seconds=0.0,
     )
-    between_seconds = min(timeit.repeat(callbacks.between, number=1000, repeat=5)) / 1000
-    return (
-        ours[1:],
-        bare[1:],
-        between_seconds,
-        {"peak": memory["peak"], **parts, "rest": max(0, memory["peak"] - sum(parts.values()))},
-    )
+    callbacks = RunCallbacks(context, run)
+    return min(timeit.repeat(callbacks.before_step, number=1000, repeat=5)) / 1000
 
 
 def _bare(model: RandomModel, encoded: list[encoded_dataset.Encoded], dtype: torch.dtype) -> None:

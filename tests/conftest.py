@@ -189,10 +189,10 @@ class TinyModel(BaseModel):
     def encode_images(self, pixels):
         return self._encoder(pixels).detach()
 
-    def read_as(self, reading):
-        self.clip_skip = reading.clip_skip or 1
-        self.prediction_type = reading.prediction_type or "epsilon"
-        self.zero_terminal_snr = bool(reading.zero_terminal_snr)
+    def configure(self, options):
+        self.clip_skip = options.clip_skip or 1
+        self.prediction_type = options.prediction_type or "epsilon"
+        self.zero_terminal_snr = bool(options.zero_terminal_snr)
         if self.zero_terminal_snr:
             self.alphas_cumprod = diffusion.rescale_zero_terminal_snr(self.alphas_cumprod)
 
@@ -258,14 +258,14 @@ class TinyHost(Host):
             for parameter, flag in zip(parts.parameters(), flags):
                 parameter.requires_grad_(flag)
 
-    def wanted(self):
+    def others_are_waiting(self):
         return self.waiting
 
     def give_way(
         self,
         *,
         until=lambda: True,
-        say=lambda waiting_for, sentence: None,
+        on_wait=lambda waiting_for, sentence: None,
         should_stop=lambda: False,
     ):
         self.gave_way += 1

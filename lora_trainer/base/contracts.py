@@ -1,7 +1,7 @@
-"""What the core asks of its surroundings: `Host` lends a `BaseModel`, `Conditioning` goes into it,
-`Progress` comes out of a run.
+"""What training needs of its surroundings: a `Host` lends a `BaseModel`, and `Conditioning` goes
+into it.
 
-Hosts implement these; steps and interfaces only use them. Differences between model families live
+Hosts implement these; everything else only uses them. Differences between model families live
 behind `BaseModel`.
 """
 
@@ -10,15 +10,15 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What SDXL is told of each picture, all in pixels: its own size, where the crop began, and the
-    bucket's size.
+    """SDXL's size conditioning of a picture, in pixels: its own size, where the crop begins, and
+    the bucket's size.
     """
 
     original_width_px: int
@@ -29,8 +29,8 @@ class Size:
     target_height_px: int
 
     def numbers(self) -> list[int]:
-        """In SDXL's order (arXiv 2307.01952, section 2.2): original height, width, crop top, left,
-        target height, width.
+        """Return the numbers in SDXL's order (arXiv 2307.01952, section 2.2): original height,
+        width, crop top, left, target height, width.
         """
         return [
             self.original_height_px,
@@ -44,8 +44,9 @@ class Size:
 
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
-    """What the UNet is told: `hidden_states` `(batch, 77 * chunks, width)` and for SDXL, else None,
-    `pooled` `(batch, width)` and `sizes` `(batch, 6)`, float32, as `Size.numbers` orders them.
+    """What the UNet is conditioned on: `hidden_states` `(batch, 77 * chunks, width)`, and for SDXL,
+    else None, `pooled` `(batch, width)` and `sizes` `(batch, 6)`, float32, in the order of
+    `Size.numbers`.
     """
 
     hidden_states: torch.Tensor
@@ -56,27 +57,23 @@ class Conditioning:
         return len(self.hidden_states)
 
     def to(self, *args: Any, **kwargs: Any) -> "Conditioning":
+        """Return this with each tensor moved or cast, as `torch.Tensor.to`."""
         return self._each(lambda tensor: tensor.to(*args, **kwargs))
 
     def __getitem__(self, index: Any) -> "Conditioning":
         return self._each(lambda tensor: tensor[index])
 
     def of_sizes(self, sizes: "list[Size]") -> "Conditioning":
-        """Return this told of one `Size` for each picture."""
-        numbers = torch.tensor(
-            [size.numbers() for size in sizes],
-            dtype=torch.float32,
-            device=self.hidden_states.device,
-        )
-        return dataclasses.replace(self, sizes=numbers)
+        """Return this with one `Size` for each picture."""
+        numbers = torch.tensor([size.numbers() for size in sizes], dtype=torch.float32)
+        return dataclasses.replace(self, sizes=numbers.to(self.hidden_states.device))
 
     def filled(self, empty: "Conditioning", tokens: int) -> "Conditioning":
-        """Return this with hidden states of so many `tokens`, those of an empty caption `(1, 77,
-        width)` at the end.
+        """Return this with hidden states of so many `tokens`, filled up with those of an empty
+        caption `(1, 77, width)`.
         """
-        return dataclasses.replace(
-            self, hidden_states=_filled(self.hidden_states, empty.hidden_states, tokens)
-        )
+        hidden_states = _filled(self.hidden_states, empty.hidden_states, tokens)
+        return dataclasses.replace(self, hidden_states=hidden_states)
 
     @staticmethod
     def cat(parts: "list[Conditioning]", empty: "Conditioning | None" = None) -> "Conditioning":
@@ -84,48 +81,40 @@ class Conditioning:
         is encoded to `(1, 77, width)`, as the WebUI fills a batch of prompts; without it captions
         of different lengths raise RuntimeError.
         """
-        longest = max(part.hidden_states.shape[1] for part in parts)
-        states = [
-            (
-                part.hidden_states
-                if empty is None
-                else _filled(part.hidden_states, empty.hidden_states, longest)
-            )
-            for part in parts
-        ]
+        if empty is not None:
+            longest = max(part.hidden_states.shape[1] for part in parts)
+            parts = [part.filled(empty, longest) for part in parts]
         return Conditioning(
-            torch.cat(states),
-            *(
-                (
-                    None
-                    if getattr(parts[0], name) is None
-                    else torch.cat([getattr(part, name) for part in parts])
-                )
-                for name in ("pooled", "sizes")
-            ),
+            torch.cat([part.hidden_states for part in parts]),
+            _cat_if_given([part.pooled for part in parts]),
+            _cat_if_given([part.sizes for part in parts]),
         )
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Conditioning":
         return Conditioning(
             change(self.hidden_states),
-            *(None if value is None else change(value) for value in (self.pooled, self.sizes)),
+            None if self.pooled is None else change(self.pooled),
+            None if self.sizes is None else change(self.sizes),
         )
 
 
 def _filled(states: torch.Tensor, empty: torch.Tensor, tokens: int) -> torch.Tensor:
     missing = (tokens - states.shape[1]) // empty.shape[1]
-    return (
-        torch.cat(
-            [states, empty.to(states).expand(len(states), -1, -1).repeat(1, missing, 1)], dim=1
-        )
-        if missing
-        else states
-    )
+    if not missing:
+        return states
+    filling = empty.to(states).expand(len(states), -1, -1).repeat(1, missing, 1)
+    return torch.cat([states, filling], dim=1)
+
+
+def _cat_if_given(tensors: "list[torch.Tensor | None]") -> torch.Tensor | None:
+    """Join tensors along the batch; either all are given or none."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(given) if given else None
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
-    """How a model is to be taken, where the user knows better than the checkpoint. `clip_skip` 0,
+class ModelOptions:
+    """How a model is to be used, where the user knows better than the checkpoint. `clip_skip` 0,
     `prediction_type` "" and `zero_terminal_snr` None mean: as the host and the checkpoint say.
     """
 
@@ -136,6 +125,27 @@ class Reading:
     weighted_captions: bool = False
 
 
+class CheckpointId(NamedTuple):
+    """Which checkpoint a run trains: its name, without folder and ending, and the SHA-256 of its
+    file, lower-case hex, if known.
+    """
+
+    name: str
+    sha256: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFacts:
+    """What a LoRA's metadata and card say of the base model; fields as in `BaseModel`."""
+
+    name: str
+    family: str
+    prediction_type: str
+    zero_terminal_snr: bool
+    clip_skip: int
+    sha256: str | None
+
+
 class BaseModel(abc.ABC):
     """A base model lent by a host. Nothing here may change a weight, a module's type or a flag that
     outlives `borrow_model()`.
@@ -144,28 +154,24 @@ class BaseModel(abc.ABC):
     family: str  # "sd1", "sd2" or "sdxl"
     variant: str = ""  # "", "inpainting" or "ssd-1b"
     prediction_type: str  # "epsilon" or "v_prediction"
-    alphas_cumprod: (
-        torch.Tensor
-    )  # float32, (1000,), on the CPU: the noise schedule's cumulative product of 1 - beta
+    # The noise schedule's cumulative product of 1 - beta: float32, (1000,), on the CPU.
+    alphas_cumprod: torch.Tensor
     unet: torch.nn.Module
-    text_encoders: list[
-        torch.nn.Module
-    ]  # what holds each text encoder's layers; adapters go in here and into the UNet
+    # What holds each text encoder's layers; adapters are attached here and in the UNet.
+    text_encoders: list[torch.nn.Module]
     device: torch.device  # where the UNet computes
     dtype: torch.dtype  # of the UNet's weights
     name: str  # the checkpoint's name, without folder and ending
     sha256: str | None  # of the checkpoint's file, lower-case hex, if known
     clip_skip: int = 1  # in use: 1 is the text encoder's last layer
     zero_terminal_snr: bool = False  # whether `alphas_cumprod` ends in pure noise
-    encodes_between_steps: bool = (
-        True  # False where the text encoders are not on the device beside the UNet (--medvram)
-    )
-
-    fingerprint: str = ""  # of the UNet's weights, as `core.fingerprint` takes it
+    # False where the text encoders are not on the device beside the UNet (--medvram).
+    encodes_between_steps: bool = True
+    fingerprint: str = ""  # of the UNet's weights, as `fingerprint_of_weights` takes it
 
     def parts(self) -> torch.nn.ModuleDict:
-        """Return everything that can learn under the names `unet`, `te1`, `te2`; a layer's path
-        begins with one of them.
+        """Return everything that can be trained under the names `unet`, `te1`, `te2`; a layer's
+        path begins with one of them.
         """
         encoders = {
             f"te{number}": module for number, module in enumerate(self.text_encoders, start=1)
@@ -173,22 +179,34 @@ class BaseModel(abc.ABC):
         return torch.nn.ModuleDict({"unet": self.unet, **encoders})
 
     @abc.abstractmethod
-    def read_as(self, reading: Reading) -> None:
-        """Take the model so from now on: sets `clip_skip`, `prediction_type`, `alphas_cumprod`,
+    def configure(self, options: ModelOptions) -> None:
+        """Use the model so from now on: sets `clip_skip`, `prediction_type`, `alphas_cumprod`,
         `zero_terminal_snr`. Called once, right after borrowing; raises `Refused` for what this
         model cannot do.
         """
 
+    def facts(self) -> ModelFacts:
+        """Return what is to be known of the model when it is given back."""
+        return ModelFacts(
+            name=self.name,
+            family=self.family,
+            prediction_type=self.prediction_type,
+            zero_terminal_snr=self.zero_terminal_snr,
+            clip_skip=self.clip_skip,
+            sha256=self.sha256,
+        )
+
     def encoding_key(self) -> str:
-        """Name everything besides the pictures and captions that decides how they are encoded (VAE,
-        clip skip); other keys, other encodings.
+        """Return a key of everything besides pictures and captions that their encoding depends on
+        (VAE, clip skip).
         """
         return f"clip skip {self.clip_skip}"
 
-    def offload_encoders(self) -> None:  # noqa: B027
-        """Move the VAE and the text encoders off the device until the model is given back; for when
-        memory is short.
+    def offload_encoders(self) -> None:
+        """Move the VAE and the text encoders off the device until the model is given back, where
+        the host can; for when memory is short.
         """
+        return None
 
     @abc.abstractmethod
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -214,7 +232,7 @@ class BaseModel(abc.ABC):
         prediction of the latents' shape.
 
         What it predicts is `prediction_type`. Differentiable; runs under the caller's autocast and
-        gradient mode. An inpainting UNet is told that all of the picture is to be painted.
+        gradient mode. An inpainting UNet gets a mask of the whole picture.
         """
 
     @abc.abstractmethod
@@ -246,6 +264,15 @@ class ModelStatus:
     dtype: str = ""
 
 
+class LiveLora(NamedTuple):
+    """A LoRA that is being trained: its name, and what writes it as it is now and returns where;
+    None when nothing is newer than what is there.
+    """
+
+    name: str
+    write: Callable[[], Path | None]
+
+
 class Host(abc.ABC):
     """Lends the model and knows the surroundings. `hosts/webui/host.py` and
     `hosts/standalone/host.py` are the two.
@@ -256,10 +283,9 @@ class Host(abc.ABC):
     lora_dir: Path  # where finished LoRAs go
     data_dir: Path  # train_lora/ of DESIGN.md: data sets, jobs, the jobs' database
     device: torch.device = torch.device("cpu")  # where captioners compute
-    offered: tuple[str, Callable[[], Path | None]] | None = None
-    changes_checkpoints: bool = (
-        False  # whether another checkpoint may be loaded than the one a run was begun with
-    )
+    live_lora: LiveLora | None = None  # of the run that is in progress
+    # Whether another checkpoint may be loaded than the one that a run was begun with.
+    changes_checkpoints: bool = False
 
     @abc.abstractmethod
     def model_status(self) -> ModelStatus:
@@ -283,7 +309,7 @@ class Host(abc.ABC):
         self,
         *,
         until: Callable[[], bool] = lambda: True,
-        say: Callable[[str, str], None] = lambda waiting_for, sentence: None,
+        on_wait: Callable[[str, str], None] = lambda waiting_for, sentence: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> bool:
         """Give the borrowed model back for a while, and come back with it: let waiting generations
@@ -291,36 +317,38 @@ class Host(abc.ABC):
 
         Called by the borrower between optimizer steps, when nothing of ours is on the model and no
         autograd graph is alive. Afterwards the `BaseModel` may hold other modules, of the same
-        weights. While the model is not to be had, `say` is told what is waited for and a sentence
-        for the user. Returns False, and the model stays given back, when `should_stop` came first.
+        weights. While the model cannot be had, `on_wait(waiting_for, sentence)` gets what is waited
+        for and a sentence for the user. Returns False, and the model stays given back, when
+        `should_stop` came first.
         """
         return not should_stop()
 
     @contextlib.contextmanager
-    def offer(self, name: str, write: Callable[[], Path | None]) -> Iterator[None]:
+    def offer_live_lora(self, name: str, write: Callable[[], Path | None]) -> Iterator[None]:
         """While this lasts, a generation whose prompt names the LoRA `name` first calls `write`, in
         its own thread, and uses what that wrote.
 
-        Hosts look at `offered` before they draw.
+        Hosts look at `live_lora` before they generate.
         """
-        self.offered = (name, write)
+        self.live_lora = LiveLora(name, write)
         try:
             yield
         finally:
-            self.offered = None
+            self.live_lora = None
 
-    def load_checkpoint(self, name: str) -> None:  # noqa: B027
-        """Load the checkpoint of this name, if another is loaded; raises `Refused` when it cannot
-        be found.
+    def load_checkpoint(self, name: str) -> None:
+        """Load the checkpoint of this name, where the host has several and another is loaded;
+        raises `Refused` when it cannot be found.
         """
+        return None
 
-    def turn(self) -> contextlib.AbstractContextManager[None]:
-        """Have the device to oneself for a while; pictures that are drawn wait. Not longer than
-        `wanted()` says nothing.
+    def exclusive_use(self) -> contextlib.AbstractContextManager[None]:
+        """Have the device to oneself, while generations wait; to be ended soon after
+        `others_are_waiting()`.
         """
         return contextlib.nullcontext()
 
-    def wanted(self) -> bool:
+    def others_are_waiting(self) -> bool:
         """Tell whether somebody waits for the device."""
         return False
 
@@ -330,13 +358,13 @@ class Host(abc.ABC):
 
     @abc.abstractmethod
     def register(self, path: Path) -> None:
-        """Make a LoRA file callable by its stem now; one of the same name that was used before is
+        """Make a LoRA file usable by its stem now; one of the same name that was used before is
         really replaced.
         """
 
     @property
     def default_size_px(self) -> int:
-        """The side of the pictures that the loaded checkpoint draws best."""
+        """The side of the pictures that the loaded checkpoint was made for."""
         return 512
 
     @abc.abstractmethod
@@ -358,35 +386,3 @@ class Host(abc.ABC):
         Width and height in pixels; `default_size_px` when left out. A host that can end in the
         middle raises `Stopped` when `should_stop` says so.
         """
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """One moment of a run. `stage` is "preparing", "training" or "paused"; `message` is for the
-    user.
-
-    `waiting_for` says why a run is paused: "user", or "checkpoint" when the one it trains,
-    `checkpoint`, is not loaded as it was. `elapsed_seconds` is the time spent encoding and in
-    steps, over all parts of a run that was interrupted. `state_step` is the last step that a crash
-    would not cost; `snapshots` are the names of LoRAs saved on the way.
-    """
-
-    stage: str
-    message: str = ""
-    fraction: float = 0.0  # of the stage, in [0, 1]
-    step: int = 0
-    total_steps: int = 0
-    epoch: int = 0
-    loss: float | None = None
-    loss_average: float | None = None
-    validation_loss: float | None = None  # the newest, if anything is kept out of training
-    learning_rate: float | None = None
-    seconds_per_step: float | None = None
-    eta_seconds: float | None = None
-    pictures: int = 0
-    elapsed_seconds: float | None = None
-    waiting_for: str = ""
-    checkpoint: str = ""
-    state_step: int = 0
-    snapshots: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()

@@ -129,7 +129,7 @@ class _Run:
         """Take turns until every picture is done or somebody asks to stop."""
         with contextlib.closing(loaded.preparation()) as preparation:
             while self._next < len(self._pictures) and not self._should_stop():
-                with self._host.turn():
+                with self._host.exclusive_use():
                     loaded.to(self._host.device)
                     try:
                         self._take_turn(loaded, preparation)
@@ -146,7 +146,7 @@ class _Run:
         """
         for message, fraction in preparation:
             self.prepare(message, fraction)
-            if self._should_stop() or self._host.wanted():
+            if self._should_stop() or self._host.others_are_waiting():
                 return
         while True:
             batch = self._pictures[self._next : self._next + loaded.batch_size]
@@ -155,7 +155,11 @@ class _Run:
             captions = self._words(loaded, batch)
             self._save(captions)
             self._count(len(batch), time.monotonic() - started)
-            if self._next >= len(self._pictures) or self._should_stop() or self._host.wanted():
+            if (
+                self._next >= len(self._pictures)
+                or self._should_stop()
+                or self._host.others_are_waiting()
+            ):
                 return
 
     def _words(self, loaded: LoadedCaptioner, batch: list[Picture]) -> dict[Picture, str]:

@@ -145,7 +145,7 @@ class CaptioningJob(Job):
         if selection.pictures:
             self._caption(selection.pictures, captioner, options)
         progress = self._progress
-        if progress.failed and not progress.written and not self.control.stop_asked:
+        if progress.failed and not progress.written and not self.control.should_stop():
             raise Refused(
                 f"None of {len(progress.failed)} pictures could be captioned."
                 f" {progress.failed[0]['filename']}: {progress.failed[0]['reason']}"

@@ -6,25 +6,17 @@ import contextlib
 import csv
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..base.files import write_atomically
+from ..runs.progress import StepMetrics
 
 log = logging.getLogger(__name__)
 NAME = "metrics.csv"
-COLUMNS = (
-    "step",
-    "loss",
-    "loss_average",
-    "learning_rate",
-    "seconds",
-    "validation_loss",
-)  # files of older versions lack the last
-SECONDS, VALIDATION_LOSS = COLUMNS.index("seconds"), COLUMNS.index("validation_loss")
-FEWEST = 5
-Row = tuple[int, float, float, float, float, float | None]
+COLUMNS = StepMetrics._fields
+REQUIRED_COLUMNS = COLUMNS[:-1]  # files of older versions lack validation_loss
 
 
 class Metrics:
@@ -33,19 +25,18 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        self._rows: list[Row] = []
-        self.validation_loss: float | None = None  # what was measured last
-        self._file: Any = None
+        self._rows: list[StepMetrics] = []
+        self._file: TextIO | None = None
         self._path: Path | None = None
-        self._complete = True
+        self._complete = True  # whether the file holds all rows
 
     @property
-    def last(self) -> Row | None:
+    def last(self) -> StepMetrics | None:
         return self._rows[-1] if self._rows else None
 
     def since(self, step: int) -> list[dict[str, Any]]:
         """Return the rows of the steps after `step`; from any thread."""
-        return [dict(zip(COLUMNS, row, strict=True)) for row in after(list(self._rows), step)]
+        return [row._asdict() for row in after(list(self._rows), step)]
 
     @contextlib.contextmanager
     def kept_in(self, folder: Path) -> Iterator[None]:
@@ -57,51 +48,40 @@ class Metrics:
         finally:
             if not self._complete:  # by now the disk may have room again
                 self._begin_file()
-            self._refusable(self._close)
+            self._try(self._close)
             self._path = None
 
     def load(self, folder: Path, until: int) -> None:
         """Take over a folder's rows of the steps up to `until`."""
-        self._take([row for row in read_rows(folder / NAME) if row[0] <= until])
+        self._rows = [row for row in read_rows(folder / NAME) if row.step <= until]
 
     def cut(self, until: int) -> None:
         """Forget the rows after a step."""
-        if self.last and self.last[0] > until:
-            self._take([row for row in self._rows if row[0] <= until])
+        if self.last and self.last.step > until:
+            self._rows = [row for row in self._rows if row.step <= until]
             self._begin_file()
 
-    def add(self, row: Row) -> bool:
+    def add(self, row: StepMetrics) -> bool:
         """Add the row of a step; one that is there already stays, and False is returned."""
-        if self.last and self.last[0] >= row[0]:
+        if self.last and self.last.step >= row.step:
             return False
         self._rows.append(row)
-        self._note(row)
-        self._refusable(self._write, row)
+        self._try(self._write, row)
         return True
-
-    def _take(self, rows: list[Row]) -> None:
-        self._rows, self.validation_loss = rows, None
-        for row in rows:
-            self._note(row)
-
-    def _note(self, row: Row) -> None:
-        self.validation_loss = (
-            self.validation_loss if row[VALIDATION_LOSS] is None else row[VALIDATION_LOSS]
-        )
 
     def _begin_file(self) -> None:
         """Write the file anew, for its last line may be half a line, and open it for more."""
-        self._refusable(self._close)
+        self._try(self._close)
         if self._path:
-            self._refusable(self._open)
+            self._try(self._open, self._path)
 
-    def _open(self) -> None:
+    def _open(self, path: Path) -> None:
         text = io.StringIO()
         csv.writer(text).writerows([COLUMNS, *self._rows])
-        write_atomically(self._path, text.getvalue().encode())
-        self._file = open(self._path, "a", newline="", encoding="utf-8")  # noqa: SIM115
+        write_atomically(path, text.getvalue().encode())
+        self._file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115
 
-    def _write(self, row: Row) -> None:
+    def _write(self, row: StepMetrics) -> None:
         if self._file:
             csv.writer(self._file).writerow(row)
             self._file.flush()
@@ -111,60 +91,63 @@ class Metrics:
         if file:
             file.close()
 
-    def _refusable(self, action: Any, *arguments: Any) -> None:
+    def _try(self, action: Callable[..., None], *arguments: Any) -> None:
+        """Touch the file. A disk that refuses is logged once, and not tried again until the end."""
         try:
             action(*arguments)
         except OSError as error:
             log.warning("The figures cannot be written to %s: %s", self._path, error)
-            self._complete = False  # told once, and not tried again at every step
+            self._complete = False
             with contextlib.suppress(OSError):
                 self._close()
 
 
-def after(rows: Sequence[Row], step: int) -> Sequence[Row]:
-    """Return the rows of the steps after `step`. Steps count from 1 and hardly ever lack one, so
-    that place and step are near each other.
+def after(rows: Sequence[StepMetrics], step: int) -> Sequence[StepMetrics]:
+    """Return the rows of the steps after `step`.
+
+    Steps count from 1 and hardly ever lack one, so a row is at or shortly before the index that is
+    its step.
     """
     start = min(max(0, step), len(rows))
-    while start and rows[start - 1][0] > step:
+    while start and rows[start - 1].step > step:
         start -= 1
     return rows[start:]
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[StepMetrics]:
     """Read a metrics.csv up to the first line that is no whole row: the one that was being written
     when the process died.
     """
     if not path.is_file():
         return []
-    rows: list[Row] = []
+    rows: list[StepMetrics] = []
     with open(path, encoding="utf-8", errors="replace") as file:
         columns = next(file, "").count(",") + 1
-        for line in file:  # numbers only, and csv's reader stops at what a power cut leaves
-            row = (
-                _row(line[:-1].split(","))
-                if line.endswith("\n") and line.count(",") + 1 == columns
-                else None
-            )
-            if row is None or (rows and row[0] <= rows[-1][0]):
+        for line in file:  # not by csv's reader, which raises at what a power cut leaves
+            is_whole = line.endswith("\n") and line.count(",") + 1 == columns
+            row = _read_row(line[:-1].split(",")) if is_whole else None
+            if row is None or (rows and row.step <= rows[-1].step):
                 break
             rows.append(row)
     return rows
 
 
-def _row(cells: Sequence[str]) -> Row | None:
-    """Return a line's figures, or None for what is no whole row. Where nothing was measured the
-    last cell is empty, or not there.
+def _read_row(cells: Sequence[str]) -> StepMetrics | None:
+    """Return a line's figures, or None for what is no whole row. Without a validation loss the last
+    cell is empty, or not there.
     """
+    required, optional = cells[: len(REQUIRED_COLUMNS)], cells[len(REQUIRED_COLUMNS) :]
+    if len(required) < len(REQUIRED_COLUMNS) or len(optional) > 1:
+        return None
     try:
-        step, *values = int(cells[0]), *map(float, cells[1:FEWEST])
-        measured = [float(cell) if cell else None for cell in cells[FEWEST:]] or [None]
+        step = int(required[0])
+        loss, loss_average, learning_rate, seconds = map(float, required[1:])
+        validation_loss = float(optional[0]) if optional and optional[0] else None
     except ValueError:
         return None
-    row = (step, *values, *measured)
-    return row if len(row) == len(COLUMNS) else None
+    return StepMetrics(step, loss, loss_average, learning_rate, seconds, validation_loss)
 
 
 def read_metrics(folder: Path, since: int = 0) -> list[dict[str, Any]]:
     """Return a job's rows after a step from its folder."""
-    return [dict(zip(COLUMNS, row, strict=True)) for row in after(read_rows(folder / NAME), since)]
+    return [row._asdict() for row in after(read_rows(folder / NAME), since)]

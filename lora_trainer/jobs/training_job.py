@@ -11,15 +11,16 @@ from typing import Any
 
 import yaml
 
-from ..base.contracts import Host, Progress
+from ..base.contracts import CheckpointId, Host
 from ..base.errors import Refused
 from ..base.files import write_atomically
 from ..runs.pipeline import Result, train_lora
+from ..runs.progress import ProgressReporter, RunStatus, StepMetrics
 from ..runs.resume import state_folder, state_step
 from ..settings.config import TrainConfig
 from ..training.state_files import prune
 from .job import JobKind, JobRow
-from .metrics import SECONDS, Metrics
+from .metrics import Metrics
 from .store import JobStore
 from .tensorboard import EventFile
 from .worker import Job
@@ -36,49 +37,45 @@ class TrainingJob(Job):
     def __init__(self, row: JobRow, host: Host, store: JobStore, folder: Path) -> None:
         """`row` is the job as the store has it; with `resume` it goes on from its newest state."""
         super().__init__(row.id, store, folder)
-        self._values, self._resume, self._host, self._metrics = (
-            row.config,
-            row.resume,
-            host,
-            Metrics(),
-        )
-        self._checkpoint, self._sha256 = row.for_checkpoint, row.for_sha256
+        self._host = host
+        self._values, self._resume = row.config, row.resume
+        self._checkpoint = CheckpointId(row.for_checkpoint, row.for_sha256)
         self.from_step = (state_step(folder) or 0) if self._resume else 0
-        self._progress = Progress(
-            "preparing",
-            "Waiting for the model",
+        self._status = RunStatus(
+            message="Waiting for the model",
             step=self.from_step,
             state_step=self.from_step,
             total_steps=row.progress.get("total_steps") or 0,
             pictures=row.progress.get("pictures") or 0,
         )
-        self._began_at, self._going = time.monotonic(), False
+        self._metrics = Metrics()
+        self._event_file: EventFile | None = None  # open while the job runs
+        self._began_at = time.monotonic()
+        self._has_steps = False  # whether this part of the run has finished one
 
     def metrics(self, since: int = 0) -> list[dict[str, Any]]:
         return self._metrics.since(since)
 
     def _figures(self) -> dict[str, Any]:
-        return dataclasses.asdict(self._progress)
+        return self._status.to_json()
 
     @contextlib.contextmanager
     def _files(self) -> Iterator[None]:
-        write_atomically(
-            self.folder / "config.yaml",
-            yaml.safe_dump(self._values, allow_unicode=True, sort_keys=False).encode(),
-        )
+        config = yaml.safe_dump(self._values, allow_unicode=True, sort_keys=False)
+        write_atomically(self.folder / "config.yaml", config.encode())
         if self._resume:
             self._metrics.load(self.folder, self.from_step)
-            self._began_at -= self._metrics.last[SECONDS] if self._metrics.last else 0.0
-        place = tensorboard_dir(
-            self._values,
-            self.folder,
-            loras=self._host.lora_dir if self._host.kind == "webui" else None,
-        )
-        self._events = EventFile(
-            place, purge_step=self.from_step + 1 if self._resume or place.is_dir() else None
-        )
-        with self._metrics.kept_in(self.folder), contextlib.closing(self._events):
+        if self._metrics.last:
+            self._began_at -= self._metrics.last.seconds
+        self._event_file = self._open_event_file()
+        with self._metrics.kept_in(self.folder), contextlib.closing(self._event_file):
             yield
+
+    def _open_event_file(self) -> EventFile:
+        loras = self._host.lora_dir if self._host.kind == "webui" else None
+        folder = tensorboard_dir(self._values, self.folder, loras=loras)
+        goes_on = bool(self._resume) or folder.is_dir()
+        return EventFile(folder, purge_step=self.from_step + 1 if goes_on else None)
 
     def _work(self) -> Mapping[str, Any]:
         self._update_row(message="Waiting for the model")
@@ -87,101 +84,77 @@ class TrainingJob(Job):
             TrainConfig.parse(self._values),
             self._host,
             control=self.control,
-            on_progress=self._report,
+            reporter=ProgressReporter(self._on_status, self._on_step),
             folder=self.folder,
             resume=bool(self._resume),
             anyway=self._resume == "anyway",
             checkpoint=self._checkpoint,
-            checkpoint_sha256=self._sha256,
         )
-        self._progress = dataclasses.replace(
-            self._progress, remarks=tuple(result.remarks), waiting_for="", eta_seconds=None
+        self._status = dataclasses.replace(
+            self._status, warnings=result.warnings, waiting_for="", eta_seconds=None
         )
-        if not result.stopped:
-            prune(
-                state_folder(self.folder), keep=1
-            )  # for more epochs; the one before was for a crash
+        if not result.stopped:  # one state is enough to add epochs; the others were for a crash
+            prune(state_folder(self.folder), keep=1)
         return _ending(result)
 
     def _refuse_other_checkpoint(self) -> None:
         """Where users can load another checkpoint a run waits for its own; a program that has one
         only will never have it.
         """
-        loaded = self._host.model_status().checkpoint
-        if (
-            self._checkpoint
-            and loaded != self._checkpoint
-            and not self._host.changes_checkpoints
-            and not self.from_step
-        ):
-            raise Refused(
-                f"This job is for the checkpoint {self._checkpoint}, and this program was started"
-                f" with {loaded or 'none'}. Start it with {self._checkpoint}, and resume the job.",
-                code="not_trainable",
-            )
-
-    def _report(self, progress: Progress) -> None:
-        self._progress = progress
-        if progress.stage == "training" and progress.loss is not None:
-            self._note(progress)
-        self._save(progress.stage if progress.stage in ("preparing", "paused") else "training")
-
-    def _note(self, progress: Progress) -> None:
-        """Write down a step's figures. Steps may be reported again, with the same values, and then
-        the first row stays.
-        """
-        if not self._going:  # the newest state may have been damaged, and an older one taken
-            self._going = True
-            self._metrics.cut(progress.step - 1)
-        measured = (
-            progress.validation_loss
-            if progress.validation_loss != self._metrics.validation_loss
-            else None
-        )  # it tells the newest at every step
-        row = (
-            progress.step,
-            progress.loss,
-            progress.loss_average,
-            progress.learning_rate,
-            round(time.monotonic() - self._began_at, 3),
-            measured,
+        name, loaded = self._checkpoint.name, self._host.model_status().checkpoint
+        if not name or name == loaded or self._host.changes_checkpoints or self.from_step:
+            return
+        raise Refused(
+            f"This job is for the checkpoint {name}, and this program was started with"
+            f" {loaded or 'none'}. Start it with {name}, and resume the job.",
+            code="not_trainable",
         )
-        if self._metrics.add(row):
-            self._events.add(
-                progress.step,
-                loss=progress.loss,
-                loss_average=progress.loss_average,
-                validation_loss=measured,
-                learning_rate=progress.learning_rate,
-                seconds_per_step=progress.seconds_per_step,
+
+    def _on_status(self, status: RunStatus) -> None:
+        self._status = status
+        self._save(status.stage)
+
+    def _on_step(self, metrics: StepMetrics, status: RunStatus) -> None:
+        """Write down a step's figures. After a roll-back steps are taken again; the first row of
+        each stays.
+        """
+        if not self._has_steps:  # the newest state may have been damaged, and an older one taken
+            self._has_steps = True
+            self._metrics.cut(metrics.step - 1)
+        metrics = metrics._replace(seconds=round(time.monotonic() - self._began_at, 3))
+        if self._metrics.add(metrics) and self._event_file:
+            self._event_file.add(
+                metrics.step,
+                loss=metrics.loss,
+                loss_average=metrics.loss_average,
+                validation_loss=metrics.validation_loss,
+                learning_rate=metrics.learning_rate,
+                seconds_per_step=status.seconds_per_step,
             )
 
 
 def tensorboard_dir(config: Mapping[str, Any], folder: Path, *, loras: Path | None = None) -> Path:
-    """Return where a job's event files are: by the LoRA's name under the log folder or, where only
-    an output folder is given, in `logs` there; else in the job's own folder, and so for an output
-    folder within `loras`, where only LoRAs should be.
+    """Return the folder of a job's TensorBoard files: named after the LoRA within `logging_dir`;
+    else within `logs` in `output_dir`, where that is given and not within `loras`, which is for
+    LoRAs only; else the job's own.
     """
-    own, output = folder / "tensorboard", config.get("output_dir")
+    own, output_dir = folder / "tensorboard", config.get("output_dir")
     if config.get("logging_dir"):
         return Path(config["logging_dir"]) / config["output_name"]
-    if (
-        not output
-        or own.is_dir()
-        or (loras and Path(output).resolve().is_relative_to(loras.resolve()))
-    ):
+    if not output_dir or own.is_dir():
         return own
-    return Path(output) / "logs" / config["output_name"]
+    if loras and Path(output_dir).resolve().is_relative_to(loras.resolve()):
+        return own
+    return Path(output_dir) / "logs" / config["output_name"]
 
 
 def _ending(result: Result) -> dict[str, Any]:
-    saved = (
-        {"lora_tag": result.lora_tag, "output_file": str(result.output_file)}
-        if result.output_file
-        else {}
-    )
-    return {
+    """Return the last values of the job's row."""
+    ending: dict[str, Any] = {
         "state": "stopped" if result.stopped else "finished",
         "message": f"{result.steps} steps",
-        **saved,
     }
+    if result.output_file:
+        ending["lora_tag"] = result.lora_tag
+        ending["output_file"] = str(result.output_file)
+    return ending

@@ -117,7 +117,7 @@ class Job(abc.ABC, threading.Thread):
 
     def _as_interrupted(self, ended: dict[str, Any]) -> dict[str, Any]:
         """Call a job interrupted, not stopped, when it was the program's end that stopped it."""
-        if ended["state"] != JobState.STOPPED or not self.control.interrupt_asked:
+        if ended["state"] != JobState.STOPPED or not self.control.interrupt_requested:
             return ended
         return {**ended, "state": JobState.INTERRUPTED, "message": INTERRUPTED_MESSAGE}
 
@@ -144,9 +144,9 @@ class Job(abc.ABC, threading.Thread):
     def _pending_requests(self) -> dict[str, bool]:
         control = self.control
         return {
-            "stopping": control.stop_asked,
-            "pausing": control.pause_asked and self._state != JobState.PAUSED,
-            "free_memory": control.memory_asked,
+            "stopping": control.should_stop(),
+            "pausing": control.pause_requested and self._state != JobState.PAUSED,
+            "free_memory": control.free_memory_requested,
         }
 
     def _save(self, state: str) -> None:

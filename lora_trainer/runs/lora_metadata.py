@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..base.contracts import BaseModel
+from ..base.contracts import ModelFacts
 from ..dataset.captions import split_tags
 from ..interop.kohya import OPTIMIZER_CLASSES, OUR_SETTINGS, WEIGHT_DECAY
 from ..lora.blocks import block_names, read_block_rates, read_blocks
@@ -41,7 +41,7 @@ _LYCORIS_PRESETS = {"all": "full", "attention+feed-forward": "attn-mlp", "attent
 
 def metadata(
     config: TrainConfig,
-    base_model: BaseModel,
+    base_model: ModelFacts,
     shapes: "Mapping[str, RankAlpha]",
     form: "AdapterSpec",
     plan: "Plan",
@@ -104,7 +104,7 @@ def _batches(config: TrainConfig, plan: "Plan") -> int:
     return sum(math.ceil(count / config.batch_size) for count in counted.values())
 
 
-def _model(config: TrainConfig, base_model: BaseModel) -> dict[str, Any]:
+def _model(config: TrainConfig, base_model: ModelFacts) -> dict[str, Any]:
     family, predicts_v = base_model.family, base_model.prediction_type == "v_prediction"
     hashed = {"ss_new_sd_model_hash": base_model.sha256} if base_model.sha256 else {}
     return {
@@ -133,7 +133,7 @@ def _tokens(config: TrainConfig) -> int | None:
 
 def _network(
     config: TrainConfig,
-    base_model: BaseModel,
+    base_model: ModelFacts,
     shapes: "Mapping[str, RankAlpha]",
     form: "AdapterSpec",
 ) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def _network(
 
 
 def _network_arguments(
-    config: TrainConfig, base_model: BaseModel, form: "AdapterSpec", *, rank: int, alpha: float
+    config: TrainConfig, base_model: ModelFacts, form: "AdapterSpec", *, rank: int, alpha: float
 ) -> dict[str, Any]:
     """What stands behind --network_args in sd-scripts, where something does."""
     found: dict[str, Any] = {}
@@ -290,7 +290,7 @@ def _python(value: str) -> str:
     )
 
 
-def _noise_and_loss(config: TrainConfig, base_model: BaseModel) -> dict[str, Any]:
+def _noise_and_loss(config: TrainConfig, base_model: ModelFacts) -> dict[str, Any]:
     return {
         "ss_noise_offset": _given(config.noise_offset),
         "ss_noise_offset_random_strength": config.noise_offset_random,
@@ -395,7 +395,7 @@ def _folders(plan: "Plan", chosen: list[int]) -> dict[str, dict[str, int]]:
     return found
 
 
-def _specification(config: TrainConfig, base_model: BaseModel) -> dict[str, Any]:
+def _specification(config: TrainConfig, base_model: ModelFacts) -> dict[str, Any]:
     """Stability's model spec 1.0.1, as sd-scripts fills it in."""
     predicts_v = base_model.prediction_type == "v_prediction"
     values = {

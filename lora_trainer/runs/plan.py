@@ -33,10 +33,10 @@ from ..lora.load import FoundLora, find_lora, look_into
 from ..lora.target_layers import plan_shapes
 from ..settings.config import TrainConfig, check_name
 from ..training.encoded_dataset import JITTERED
-from ..training.loop import Schedule
-from ..training.optimizers import check_rates, check_settings
-from ..training.optimizers import remarks_on as optimizer_remarks
+from ..training.learning_rates import check_rates, rate_warnings
+from ..training.optimizers import check_settings
 from ..training.parameter_groups import groups_without_model, rates_of
+from ..training.training_data import Schedule
 from .plan_warnings import remarks_on, remarks_on_batches
 from .step_options import (
     check_choices,
@@ -174,7 +174,7 @@ def make_plan(
         list(sides),
     )
     warnings += _sizes(plan, config, resolutions)
-    warnings += _large_cache(plan, config) + optimizer_remarks(
+    warnings += _large_cache(plan, config) + rate_warnings(
         config.optimizer,
         learning_rates=_learning_rates(config, init_lora),
         scheduler=config.scheduler,

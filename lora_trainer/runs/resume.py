@@ -1,8 +1,7 @@
-"""Whether a run can go on where it was: what a state remembers of its run, and what has changed
-since.
+"""Whether a run can be resumed: what a training state says of its run, and what has changed since.
 
-Some changes make another run of it that is as good (a changed caption); those are refused until the
-user says to go on anyway. Others make the state worthless (another base model, other layers); those
+Some changes make it another run that is as good (a changed caption); those are refused until the
+user says to go on anyway. Others make the state useless (another base model, other layers); those
 are always refused.
 """
 
@@ -106,7 +105,7 @@ file.
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """Something that is not as it was. `fatal`: the state cannot be gone on from."""
+    """Something that has changed. `fatal`: the state cannot be used any more."""
 
     reason: str
     fatal: bool = False
@@ -130,7 +129,8 @@ def run_facts(
     """Describe a run so that `check_resume` can tell later what has changed; reads every picture
     once. Raises OSError, and `Stopped` when told to stop.
     """
-    pictures, contents = {}, {}
+    pictures: dict[str, dict[str, Any]] = {}
+    contents: dict[Path, str] = {}
     for number, picture in enumerate(plan.pictures):
         if should_stop():
             raise Stopped
@@ -146,6 +146,7 @@ def run_facts(
 
 
 def model_facts(base_model: BaseModel) -> dict[str, Any]:
+    """Describe a base model for `compare_models`, as plain values."""
     return {
         "name": base_model.name,
         "family": base_model.family,
@@ -162,11 +163,11 @@ def model_facts(base_model: BaseModel) -> dict[str, Any]:
 def check_resume(
     config: TrainConfig, lora_dir: Path, folder: Path, *, anyway: bool = False
 ) -> list[str]:
-    """Raise `Refused` (code "cannot_resume") when going on would not be the same run; returns
-    remarks on what differs all the same.
+    """Raise `Refused` (code "cannot_resume") when going on would not be the same run; return
+    warnings of what has changed and is accepted.
 
-    `details` hold `reasons` and `anyway_possible`. With `anyway` only what makes the state
-    worthless is refused. Without a state a run begins from its first step, and nothing is compared.
+    `details` hold `reasons` and `anyway_possible`. With `anyway` only what makes the state useless
+    is refused. Without a state a run begins from its first step, and nothing is compared.
     """
     facts = state_files.latest_facts(state_folder(folder))
     if facts is None:
@@ -176,16 +177,13 @@ def check_resume(
 
 
 def check_readable(folder: Path, *, found: bool, anyway: bool) -> list[str]:
-    """Refuse to begin a run anew in silence: its states are there, and none can be read."""
-    damaged = list(state_folder(folder).glob("step-*")) if not found else []
-    return judge(
-        (
-            [Change("its progress on disk is damaged, so it begins with its first step again")]
-            if damaged
-            else []
-        ),
-        anyway=anyway,
-    )
+    """As `check_resume` for a run that begins anew because none of its states can be read; `found`:
+    one could.
+    """
+    if found or not any(state_folder(folder).glob("step-*")):
+        return []
+    damaged = Change("its progress on disk is damaged, so it begins with its first step again")
+    return judge([damaged], anyway=anyway)
 
 
 def compare_runs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
@@ -223,68 +221,60 @@ def compare_runs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Chan
 
 
 def compare_models(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """List what differs in the base model. The file's hash decides where both are known, else the
-    weights themselves.
-    """
-    if before["sha256"] and now["sha256"]:
-        differs = before["sha256"] != now["sha256"]
-    else:  # the same weights in other numbers have another fingerprint
-        differs = before["name"] != now["name"] or (
-            before["fingerprint"] != now["fingerprint"] and before["dtype"] == now["dtype"]
-        )
-    if differs or any(before[name] != now[name] for name in ("family", "variant")):
-        return [
-            Change(
-                (
-                    f"it was trained on {before['name']}, and {now['name']} is loaded"
-                    if before["name"] != now["name"]
-                    else f"the checkpoint {now['name']} has other weights than before"
-                ),
-                fatal=True,
-            )
-        ]
+    """List what has changed in the base model, both as `model_facts`."""
+    if not _is_same_checkpoint(before, now):
+        reason = f"the checkpoint {now['name']} has other weights than before"
+        if before["name"] != now["name"]:
+            reason = f"it was trained on {before['name']}, and {now['name']} is loaded"
+        return [Change(reason, fatal=True)]
     if before["prediction_type"] != now["prediction_type"]:
-        return [
-            Change(
-                f"the model was taken to predict {before['prediction_type']} and is taken to"
-                f" predict {now['prediction_type']} now",
-                fatal=True,
-            )
-        ]
-    return [
-        Change(
-            f"the {what} was {before[name]} and is {now[name]} now",
-            fatal=name == "zero_terminal_snr",
+        reason = (
+            f"the model was taken to predict {before['prediction_type']} and is taken to"
+            f" predict {now['prediction_type']} now"
         )
-        for name, what in (
-            ("zero_terminal_snr", "zero terminal SNR"),
-            ("dtype", "checkpoint's precision"),
-            ("encoding", "VAE, clip skip or reading of captions"),
-        )
-        if before[name] != now[name]
-    ]
+        return [Change(reason, fatal=True)]
+    names = {
+        "zero_terminal_snr": "zero terminal SNR",
+        "dtype": "checkpoint's precision",
+        "encoding": "VAE, clip skip or reading of captions",
+    }
+    changes = []
+    for key, name in names.items():
+        if before[key] != now[key]:
+            reason = f"the {name} was {before[key]} and is {now[key]} now"
+            changes.append(Change(reason, fatal=key == "zero_terminal_snr"))
+    return changes
+
+
+def _is_same_checkpoint(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Compare the files' hashes where both are known, else names and weights."""
+    if (before["family"], before["variant"]) != (now["family"], now["variant"]):
+        return False
+    if before["sha256"] and now["sha256"]:
+        return before["sha256"] == now["sha256"]
+    if before["name"] != now["name"]:
+        return False
+    # The same weights in another dtype have another fingerprint.
+    return before["fingerprint"] == now["fingerprint"] or before["dtype"] != now["dtype"]
 
 
 def judge(changes: list[Change], *, anyway: bool) -> list[str]:
-    """Refuse to go on over these changes, or turn them into remarks; as `check_resume`."""
-    blocking = [change for change in changes if change.fatal or not anyway]
-    if blocking:
-        possible = not any(change.fatal for change in changes)
-        reasons = [change.reason for change in changes]
-        listed = "; ".join(reasons[:4]) + (
-            f"; and {len(reasons) - 4} more changes" if len(reasons) > 4 else ""
-        )
-        advice = (
-            "Put it back as it was, or go on anyway."
-            if possible
-            else "Put it back as it was, or train anew under another name."
-        )
-        raise Refused(
-            f"This run cannot go on just as it was: {listed}. {advice}",
-            code="cannot_resume",
-            details={"reasons": reasons, "anyway_possible": possible},
-        )
-    return [f"Gone on although {change.reason}." for change in changes]
+    """Raise `Refused` for changes that forbid going on, as `check_resume`; else return them as
+    warnings.
+    """
+    reasons = [change.reason for change in changes]
+    possible = not any(change.fatal for change in changes)
+    if not reasons or (anyway and possible):
+        return [f"Gone on although {reason}." for reason in reasons]
+    listed = "; ".join(reasons[:4])
+    if len(reasons) > 4:
+        listed += f"; and {len(reasons) - 4} more changes"
+    otherwise = "go on anyway" if possible else "train anew under another name"
+    raise Refused(
+        f"This run cannot go on just as it was: {listed}. Put it back as it was, or {otherwise}.",
+        code="cannot_resume",
+        details={"reasons": reasons, "anyway_possible": possible},
+    )
 
 
 def _compare_pictures(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:

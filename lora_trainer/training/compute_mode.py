@@ -1,13 +1,15 @@
-"""How a step is computed, and the ladders that a run climbs down when memory or numbers fail it.
+"""How a step is computed, and which modes are tried when memory runs out or numbers overflow.
 
-Every rung gives the same LoRA up to rounding: a batch is drawn whole and only computed in portions.
-Only what dropouts leave out is drawn for each portion, so with them another LoRA comes of it, as
-good.
+Every mode gives the same LoRA up to rounding: a batch is drawn whole and only computed in parts.
+Dropout alone is drawn for each part, so with it the LoRA is another one, as good.
 """
 
 import dataclasses
+import functools
+import math
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,17 +17,17 @@ _OUT_OF_MEMORY = re.compile(
     r"out of memory|not enough memory|can't allocate memory|alloc_failed|cudaerrormemoryallocation",
     re.IGNORECASE,
 )
-_ASKED = re.compile(r"tried to allocate ([\d.]+) ?(bytes|[KMGT]i?B)?", re.IGNORECASE)
+_REQUESTED = re.compile(r"tried to allocate ([\d.]+) ?(bytes|[KMGT]i?B)?", re.IGNORECASE)
 _FREE = re.compile(r"of which ([\d.]+ [KMGT]i?B) is free", re.IGNORECASE)
 
 
-# What training states on disk call a field.
-_IN_STATE = {"micro_batch_size": "at_once", "offload_encoders": "encoders_aside"}
+# Names of fields in training states on disk, where they differ.
+_NAMES_ON_DISK = {"micro_batch_size": "at_once", "offload_encoders": "encoders_aside"}
 
 
 @dataclasses.dataclass(frozen=True)
 class ComputeMode:
-    """How a step is computed: in which `dtype`, and what it does to need less memory.
+    """How a step is computed: its `dtype`, and what is done to need less memory.
 
     `micro_batch_size` is how many pictures go through the UNet together, 0 for the whole batch.
     """
@@ -36,102 +38,99 @@ class ComputeMode:
     offload_encoders: bool = False  # VAE and text encoders wait off the device
 
     def overrides(self, chosen: "ComputeMode") -> dict[str, Any]:
-        """Return what trouble has changed in a run, as plain values in the names of a training
-        state: where this differs from what was chosen.
+        """Return where this differs from the mode that was chosen, as plain values under their
+        names in a training state.
         """
-        changed = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if getattr(self, field.name) != getattr(chosen, field.name)
-        }
-        return {
-            _IN_STATE.get(name, name): (
-                str(value).removeprefix("torch.") if name == "dtype" else value
-            )
-            for name, value in changed.items()
-        }
+        changed = {}
+        for name in _field_names():
+            value = getattr(self, name)
+            if value != getattr(chosen, name):
+                plain = str(value).removeprefix("torch.") if name == "dtype" else value
+                changed[_NAMES_ON_DISK.get(name, name)] = plain
+        return changed
 
-    def with_overrides(self, values: dict[str, Any], weights: torch.dtype) -> "ComputeMode":
-        """Return this with the `overrides` of the run before; float32 is left out where the weights
-        are not float32.
+    def with_overrides(self, overrides: Mapping[str, Any], weights: torch.dtype) -> "ComputeMode":
+        """Return this with the `overrides` of an earlier part of the run; float32 only where the
+        base model's `weights` are float32.
         """
-        known = {name: values[key] for name, key in self._keys().items() if key in values}
-        if "dtype" in known:
-            known["dtype"] = getattr(torch, known["dtype"])
-        if known.get("dtype") == torch.float32 != weights:
-            del known["dtype"]
-        return dataclasses.replace(self, **known)
+        values = {}
+        for name in _field_names():
+            name_on_disk = _NAMES_ON_DISK.get(name, name)
+            if name_on_disk in overrides:
+                values[name] = overrides[name_on_disk]
+        if "dtype" in values:
+            values["dtype"] = getattr(torch, values["dtype"])
+        if values.get("dtype") == torch.float32 != weights:
+            del values["dtype"]
+        return dataclasses.replace(self, **values)
 
-    def _keys(self) -> dict[str, str]:
-        return {
-            field.name: _IN_STATE.get(field.name, field.name) for field in dataclasses.fields(self)
-        }
+
+def _field_names() -> list[str]:
+    return [field.name for field in dataclasses.fields(ComputeMode)]
+
+
+class ModeChange(NamedTuple):
+    """Another compute mode to try, and what it is called in a sentence for the user."""
+
+    compute_mode: ComputeMode
+    description: str
 
 
 def with_less_memory(
     compute_mode: ComputeMode, batch_size: int, *, needs_encoders: bool = False
-) -> tuple[ComputeMode, str] | None:
-    """Return the next rung down and how to call it, or None at the bottom. `needs_encoders`:
-    captions are encoded within the steps.
+) -> ModeChange | None:
+    """Return the next mode that needs less memory; None when there is none.
+
+    `needs_encoders`: captions are encoded within the steps, so the encoders have to stay.
     """
+    replace = functools.partial(dataclasses.replace, compute_mode)
     if not compute_mode.gradient_checkpointing:
-        return dataclasses.replace(
-            compute_mode, gradient_checkpointing=True
-        ), "gradient checkpointing"
+        return ModeChange(replace(gradient_checkpointing=True), "gradient checkpointing")
     micro_batch_size = compute_mode.micro_batch_size or batch_size
     if micro_batch_size > 1:
-        half = -(-micro_batch_size // 2)
-        return dataclasses.replace(
-            compute_mode, micro_batch_size=half
-        ), f"{half} of {batch_size} pictures at once"
-    if not compute_mode.offload_encoders and not needs_encoders:
-        return (
-            dataclasses.replace(compute_mode, offload_encoders=True),
-            "the VAE and the text encoder set aside",
+        half = math.ceil(micro_batch_size / 2)
+        return ModeChange(
+            replace(micro_batch_size=half), f"{half} of {batch_size} pictures at once"
         )
+    if not compute_mode.offload_encoders and not needs_encoders:
+        return ModeChange(replace(offload_encoders=True), "the VAE and the text encoder set aside")
     return None
 
 
 def with_safer_numbers(
     compute_mode: ComputeMode, weights: torch.dtype, *, has_bf16: bool
-) -> tuple[ComputeMode, str] | None:
-    """Return how to compute so that fewer numbers overflow, and how to call it; None when it is
-    done so already.
+) -> ModeChange | None:
+    """Return the mode in which fewer numbers overflow; None when it is in use already.
 
-    float32 needs float32 weights. 16-bit weights can only go from float16 to bfloat16, which has
-    float32's range.
+    `weights` is the dtype of the base model. float32 needs float32 weights. 16-bit weights can only
+    go from float16 to bfloat16, which has float32's range.
     """
-    safer = (
-        torch.float32
-        if weights == torch.float32
-        else torch.bfloat16
-        if has_bf16
-        else compute_mode.dtype
-    )
-    if compute_mode.dtype in (safer, torch.float32):
+    if compute_mode.dtype == torch.float32:
         return None
-    return (
-        dataclasses.replace(compute_mode, dtype=safer),
-        {torch.float32: "fp32", torch.bfloat16: "bf16"}[safer],
-    )
+    if weights == torch.float32:
+        return ModeChange(dataclasses.replace(compute_mode, dtype=torch.float32), "fp32")
+    if has_bf16 and compute_mode.dtype != torch.bfloat16:
+        return ModeChange(dataclasses.replace(compute_mode, dtype=torch.bfloat16), "bf16")
+    return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
-    )
+    """Tell whether an error means that memory ran out, on any device."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def describe_out_of_memory(error: BaseException) -> str:
-    """Say how much was asked for and how much was there, as far as torch told; e.g. "2.00 GiB were
-    needed, 512.00 MiB were free".
+    """Say how much was requested and how much was free, as far as torch's message has it: "2.00 GiB
+    more were needed, 512.00 MiB were free".
     """
-    asked, free = _ASKED.search(str(error)), _FREE.search(str(error))
-    if not asked:
+    requested, free = _REQUESTED.search(str(error)), _FREE.search(str(error))
+    if not requested:
         return "how much was needed is not known"
-    needed = (
-        f"{asked[1]} {asked[2]}"
-        if asked[2] and asked[2] != "bytes"
-        else f"{float(asked[1].rstrip('.')) / 2**20:,.0f} MiB"
-    )
+    amount, unit = requested.groups()
+    if unit and unit != "bytes":
+        needed = f"{amount} {unit}"
+    else:
+        needed = f"{float(amount.rstrip('.')) / 2**20:,.0f} MiB"
     return f"{needed} more were needed" + (f", {free[1]} were free" if free else "")

@@ -33,7 +33,7 @@ def target(
     alphas_cumprod: torch.Tensor,
     prediction_type: str,
 ) -> torch.Tensor:
-    """Return what the UNet should say: ε, or v = sqrt(ā) ε - sqrt(1 - ā) x_0 (arXiv 2202.00512,
+    """Return what the UNet should predict: ε, or v = sqrt(ā) ε - sqrt(1 - ā) x_0 (arXiv 2202.00512,
     appendix D).
     """
     if prediction_type == "epsilon":
@@ -88,9 +88,8 @@ def multires_noise(
         shrink = (2 + 2 * torch.rand((), generator=draws).item()) ** level
         size = max(1, int(height / shrink)), max(1, int(width / shrink))
         coarse = torch.randn(*noise.shape[:2], *size, generator=draws)
-        total = total + discount**level * F.interpolate(
-            coarse, size=(height, width), mode="bilinear"
-        )
+        enlarged = F.interpolate(coarse, size=(height, width), mode="bilinear")
+        total = total + discount**level * enlarged
         if 1 in size:
             break
     return total / total.std()
@@ -111,10 +110,9 @@ def draw_timesteps(
     """
     if sampling == "uniform":
         return torch.randint(lowest, below, (count,), generator=draws)
-    places = torch.sigmoid(
-        logit_mean + logit_std * torch.randn(count, generator=draws, dtype=torch.float64)
-    )
-    return (lowest + (places * (below - lowest)).long()).clamp(max=below - 1)
+    normal = torch.randn(count, generator=draws, dtype=torch.float64)
+    fractions = torch.sigmoid(logit_mean + logit_std * normal)
+    return (lowest + (fractions * (below - lowest)).long()).clamp(max=below - 1)
 
 
 # --- Losses ---------------------------------------------------------------------------------------
@@ -123,19 +121,20 @@ def draw_timesteps(
 def distance(
     predicted: torch.Tensor, target: torch.Tensor, kind: str, borders: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return how far two tensors are apart, elementwise in float32: "l2", "l1", or with `borders` c
-    `(batch,)` the pseudo-Huber losses "huber" 2c (sqrt(d² + c²) - c), which is d² for small d, and
-    "smooth_l1" 2 (sqrt(d² + c²) - c), which is 2|d| for large d.
+    """Return the elementwise loss of the difference d, float32, of `kind` "l2" or "l1", or with
+    `borders` c `(batch,)` a pseudo-Huber loss: "huber" 2c (sqrt(d² + c²) - c), which is d² for
+    small d, or "smooth_l1" 2 (sqrt(d² + c²) - c), which is 2|d| for large d.
     """
     difference = predicted.float() - target.float()
     if kind == "l2":
         return difference**2
     if kind == "l1":
         return difference.abs()
+    if borders is None:
+        raise ValueError(f"the loss {kind!r} needs borders")
     c = borders.to(difference).view(-1, *[1] * (difference.dim() - 1))
-    smooth = (
-        2 * difference**2 / ((difference**2 + c**2).sqrt() + c)
-    )  # the same, without a difference of nearly equal numbers
+    # Equal to 2 (sqrt(d² + c²) - c), without a difference of nearly equal numbers.
+    smooth = 2 * difference**2 / ((difference**2 + c**2).sqrt() + c)
     return c * smooth if kind == "huber" else smooth
 
 
@@ -175,6 +174,6 @@ def noise_like_weights(snr: torch.Tensor) -> torch.Tensor:
 def _per_sample(
     alphas_cumprod: torch.Tensor, timesteps: torch.Tensor, like: torch.Tensor
 ) -> torch.Tensor:
-    return (
-        alphas_cumprod.to(like.device)[timesteps].view(-1, *[1] * (like.dim() - 1)).to(like.dtype)
-    )
+    """Return ā at timesteps `(batch,)`, shaped to multiply `like` and of its dtype."""
+    alpha_bar = alphas_cumprod.to(like.device)[timesteps]
+    return alpha_bar.view(-1, *[1] * (like.dim() - 1)).to(like.dtype)

@@ -1,5 +1,5 @@
-"""Everything of ours that is on the base model while it learns; taken off as one, so that others
-find it clean, and put on again.
+"""Everything of ours that is on the base model while it is trained: put on and taken off as one, so
+that others find the model clean.
 """
 
 import contextlib
@@ -21,11 +21,15 @@ class ModelPatches:
     def __init__(
         self, base_model: BaseModel, adapters: Adapters, compute_mode: ComputeMode
     ) -> None:
-        self.base_model, self.adapters, self.compute_mode = base_model, adapters, compute_mode
-        self._modules, self._on_model = _modules(base_model), contextlib.ExitStack()
+        self.base_model = base_model
+        self.adapters = adapters
+        self.compute_mode = compute_mode
+        self._modules = _modules(base_model)
+        self._on_model = contextlib.ExitStack()
 
     @contextlib.contextmanager
     def opened(self) -> Iterator["ModelPatches"]:
+        """Put everything on for the time of a `with` block."""
         try:
             self.open()
             yield self
@@ -34,34 +38,35 @@ class ModelPatches:
 
     def open(self) -> None:
         """Put everything on. The model's modules may be other objects than before."""
-        if self._modules != (modules := _modules(self.base_model)):
+        base_model, compute_mode = self.base_model, self.compute_mode
+        modules = _modules(base_model)
+        if modules != self._modules:
             self._modules = modules
-            self.adapters.move_to(self.base_model.parts())
+            self.adapters.move_to(base_model.parts())
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(self.adapters.attached())
-            stack.enter_context(
-                precision.safe_attention(self.base_model.device, self.compute_mode.dtype)
-            )
+            stack.enter_context(precision.safe_attention(base_model.device, compute_mode.dtype))
             stack.enter_context(
                 precision.gradient_checkpointing(
-                    self.base_model.parts(), self.compute_mode.gradient_checkpointing
+                    base_model.parts(), compute_mode.gradient_checkpointing
                 )
             )
-            if self.compute_mode.offload_encoders:
-                self.base_model.offload_encoders()
+            if compute_mode.offload_encoders:
+                base_model.offload_encoders()
             self._on_model = stack.pop_all()
 
     def close(self) -> None:
+        """Take everything off."""
         self._on_model.close()
 
     def change(self, compute_mode: ComputeMode) -> None:
-        """Go on in another compute mode."""
+        """Put everything on anew for another compute mode."""
         self.close()
         self.compute_mode = compute_mode
         self.open()
 
 
 def _modules(base_model: BaseModel) -> list[torch.nn.Module]:
-    """The model's own objects; they compare by identity."""
+    """Return the model's own modules, which compare by identity."""
     return [base_model.unet, *base_model.text_encoders]

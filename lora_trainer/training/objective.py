@@ -1,5 +1,5 @@
-"""What a step asks of the model: which noise at which timesteps, and how far off its prediction is.
-Every draw depends on (seed, number) alone.
+"""The objective: which noise at which timesteps a batch gets, and the loss of a prediction. Every
+draw depends on (seed, number) alone, where `number` counts the batches.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ from . import diffusion
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One batch's draws: `noise` to be predicted and `perturbed_noise` `(batch, 4, h, w)`, which is
-    mixed into the latents, at int64 `timesteps` `(batch,)`.
+    """What is drawn for a batch: `noise` to be predicted and `perturbed_noise` `(batch, 4, h, w)`,
+    which is mixed into the latents, at int64 `timesteps` `(batch,)`.
     """
 
     noise: torch.Tensor
@@ -52,11 +52,8 @@ class Objective:
         noise = torch.randn(shape, generator=generator(seed, "noise", number))
         draws = generator(seed, "noise settings", number)
         if self.noise_offset:
-            noise = diffusion.offset_noise(
-                noise,
-                self._strengths(self.noise_offset, self.noise_offset_random, shape[0], draws),
-                draws,
-            )
+            strengths = _strengths(self.noise_offset, self.noise_offset_random, shape[0], draws)
+            noise = diffusion.offset_noise(noise, strengths, draws)
         if self.multires_noise_iterations:
             noise = diffusion.multires_noise(
                 noise,
@@ -66,12 +63,11 @@ class Objective:
             )
         perturbed_noise = noise
         if self.input_perturbation:  # arXiv 2301.11706, algorithm 1
-            strengths = self._strengths(
+            strengths = _strengths(
                 self.input_perturbation, self.input_perturbation_random, shape[0], draws
             )
-            perturbed_noise = noise + strengths.view(-1, 1, 1, 1) * torch.randn(
-                shape, generator=draws
-            )
+            perturbation = torch.randn(shape, generator=draws)
+            perturbed_noise = noise + strengths.view(-1, 1, 1, 1) * perturbation
         timesteps = diffusion.draw_timesteps(
             shape[0],
             generator(seed, "timesteps", number),
@@ -84,7 +80,7 @@ class Objective:
         return Task(noise, perturbed_noise, timesteps)
 
     def borders(self, timesteps: torch.Tensor, alphas_cumprod: torch.Tensor) -> torch.Tensor | None:
-        """Return Huber's border at timesteps `(batch,)` on the CPU; None for other losses."""
+        """Return Huber's border c at timesteps `(batch,)` on the CPU; None for other losses."""
         if self.loss_type not in ("huber", "smooth_l1"):
             return None
         return diffusion.huber_borders(
@@ -99,16 +95,18 @@ class Objective:
         borders: torch.Tensor | None = None,
         masks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return each picture's loss `(batch,)`, float32: the mean over its latents, `masks`
-        `(batch, 1, h, w)` weighing them.
+        """Return each picture's loss `(batch,)`, float32: the mean over its latents, multiplied by
+        `masks` `(batch, 1, h, w)`.
         """
         distance = diffusion.distance(predicted, target, self.loss_type, borders)
-        return (distance if masks is None else distance * masks).mean(dim=(1, 2, 3))
+        if masks is not None:
+            distance = distance * masks
+        return distance.mean(dim=(1, 2, 3))
 
     def weights(
         self, timesteps: torch.Tensor, alphas_cumprod: torch.Tensor, prediction_type: str
     ) -> torch.Tensor:
-        """Return how much timesteps `(batch,)` count, all on the CPU."""
+        """Return the loss weights of timesteps `(batch,)`, all on the CPU."""
         snr = diffusion.signal_to_noise(alphas_cumprod, timesteps)
         weights = torch.ones_like(snr)
         if self.min_snr_gamma:
@@ -121,6 +119,7 @@ class Objective:
             weights = weights * diffusion.debiased_weights(snr, prediction_type)
         return weights
 
-    @staticmethod
-    def _strengths(most: float, random: bool, count: int, draws: torch.Generator) -> torch.Tensor:
-        return most * (torch.rand(count, generator=draws) if random else torch.ones(count))
+
+def _strengths(most: float, random: bool, count: int, draws: torch.Generator) -> torch.Tensor:
+    """Return `most` for each of `count` pictures, or, if `random`, evenly drawn from [0, most)."""
+    return most * (torch.rand(count, generator=draws) if random else torch.ones(count))

@@ -1,6 +1,5 @@
-"""Which weights learn at which rate: those of the UNet and of the text encoder, LoRA+'s upper
-halves (arXiv 2402.12354), and blocks that have a rate of their own. The optimizer gets a group for
-each.
+"""The optimizer's parameter groups: weights of the UNet and of the text encoder, LoRA+'s upper
+halves (arXiv 2402.12354), and blocks that have a learning rate of their own.
 """
 
 import contextlib
@@ -13,10 +12,8 @@ from ..lora.adapter_layers import DORA_SCALE
 from ..lora.blocks import PRESETS, block_of, read_block_rates
 
 UNET, TEXT_ENCODER = "unet", "text_encoder"
-LOWER_HALF, UPPER_HALF = (
-    "lora_down.weight",
-    "lora_up.weight",
-)  # LoRA+ is about these; other kinds have none
+# The halves that LoRA+ tells apart; other kinds of layers have none.
+LOWER_HALF, UPPER_HALF = "lora_down.weight", "lora_up.weight"
 Weight = TypeVar("Weight")
 
 
@@ -32,6 +29,7 @@ class RateChoice:
     block_learning_rates: str = ""
 
     def rates(self) -> dict[str, float]:
+        """Return the learning rates by part."""
         return {UNET: self.learning_rate, TEXT_ENCODER: self.text_encoder_lr}
 
     def ratios(self) -> dict[str, float]:
@@ -42,8 +40,9 @@ class RateChoice:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Weights that learn alike: `factor` times their part's learning rate. DoRA's magnitudes do
-    not decay: towards zero they would take away what the base model knows."""
+    """Weights with the same learning rate: `factor` times that of their part. DoRA's magnitudes do
+    not decay: towards zero they would take away what the base model knows.
+    """
 
     part: str
     factor: float = 1.0
@@ -58,32 +57,36 @@ class Group:
 def groups_of(
     weights: Mapping[str, Mapping[str, Weight]], choice: RateChoice, *, levels: int
 ) -> dict[Group, list[Weight]]:
-    """Sort what layers learn, by path and by the name in the file, into groups: what learns first,
-    and of each part the usual group, where there is one. The model's UNet has so many `levels`.
+    """Sort the weights of layers, by path and by the name in the file, into groups. Those with a
+    learning rate of 0 come last; of each part the group without a factor comes first.
 
-    Raises `Refused` for factors of blocks that such a model lacks.
+    `levels` is how many the model's UNet has. Raises `Refused` for factors of blocks that such a
+    model lacks.
     """
     blocks = read_block_rates(choice.block_learning_rates, levels)
-    found: dict[Group, list[Weight]] = {}
-    for path, parts in weights.items():
+    groups: dict[Group, list[Weight]] = {}
+    for path, layer_weights in weights.items():
         part = UNET if path.startswith("unet.") else TEXT_ENCODER
-        of_block = blocks.get(block_of(path.removeprefix("unet.")), 1.0) if part == UNET else 1.0
-        for name, weight in parts.items():
+        block = block_of(path.removeprefix("unet.")) if part == UNET else None
+        factor = blocks.get(block, 1.0) if block else 1.0
+        for name, weight in layer_weights.items():
             ratio = choice.ratios()[part] if name == UPPER_HALF else 1.0
-            group = Group(part, of_block * ratio, decays=name != DORA_SCALE)
-            found.setdefault(group, []).append(weight)
-    order = list(dict.fromkeys(group.part for group in found))
-    place = {
-        group: (group.factor == 0, order.index(group.part), group != Group(group.part))
-        for group in found
-    }
-    return dict(sorted(found.items(), key=lambda item: place[item[0]]))
+            group = Group(part, factor * ratio, decays=name != DORA_SCALE)
+            groups.setdefault(group, []).append(weight)
+    parts = list(dict.fromkeys(group.part for group in groups))
+
+    def position(group: Group) -> tuple[bool, int, bool]:
+        return group.factor == 0, parts.index(group.part), group != Group(group.part)
+
+    return {group: groups[group] for group in sorted(groups, key=position)}
 
 
 def groups_without_model(
     parts: Iterable[str], choice: RateChoice, *, has_halves: bool
 ) -> list[Group]:
-    """Tell the groups that there may be, as far as the settings say; `has_halves`: of LoRAs."""
+    """Return the groups that there may be, as far as the settings say; `has_halves`: the layers
+    have the halves of LoRA+.
+    """
     factors = {UNET: {1.0: None}, TEXT_ENCODER: {1.0: None}}
     for levels in PRESETS:  # what fits neither is refused once the model is known
         with contextlib.suppress(Refused):
@@ -103,9 +106,11 @@ def rates_of(groups: Iterable[Group], choice: RateChoice) -> dict[str, float]:
 
 
 def own_settings(groups: Iterable[Group]) -> dict[str, dict[str, float]]:
-    """Return by name what the optimizer has to know of a group beside its rate."""
-    return {
-        group.name: {"factor": group.factor, **({} if group.decays else {"weight_decay": 0.0})}
-        for group in groups
-        if group != Group(group.part)
-    }
+    """Return by name the settings of a group besides its rate; groups with none are left out."""
+    settings = {}
+    for group in groups:
+        if group != Group(group.part):
+            settings[group.name] = {"factor": group.factor}
+            if not group.decays:
+                settings[group.name]["weight_decay"] = 0.0
+    return settings

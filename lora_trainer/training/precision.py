@@ -1,9 +1,10 @@
-"""Which numbers a step computes with, and the memory it may trade for time."""
+"""The precision of a step, and gradient checkpointing, which trades time for memory."""
 
 import contextlib
 import gc
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -12,12 +13,12 @@ from ..base.errors import Refused
 from ..base.patching import own_forward
 
 CHECKPOINTED_BLOCKS = (
-    "BasicTransformerBlock",
-    "ResBlock",
-    "ResnetBlock2D",  # ldm's, sgm's and diffusers'
-    "CLIPEncoderLayer",
-    "ResidualAttentionBlock",
-)  # transformers' and open_clip'
+    "BasicTransformerBlock",  # ldm, sgm, diffusers
+    "ResBlock",  # ldm, sgm
+    "ResnetBlock2D",  # diffusers
+    "CLIPEncoderLayer",  # transformers
+    "ResidualAttentionBlock",  # open_clip
+)
 
 
 def resolve(requested: str, *, device: torch.device, weights: torch.dtype) -> torch.dtype:
@@ -28,13 +29,9 @@ def resolve(requested: str, *, device: torch.device, weights: torch.dtype) -> to
     if requested == "auto":
         if weights != torch.float32:  # another type would keep a cast copy of every weight
             return torch.bfloat16 if on_cpu else weights
-        return (
-            torch.float32
-            if device.type != "cuda"
-            else torch.bfloat16
-            if has_bf16(device)
-            else torch.float16
-        )
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if has_bf16(device) else torch.float16
     if requested == "fp16" and on_cpu:
         raise Refused(
             "Precision: fp16 needs a GPU. Use auto, no or bf16 on a CPU.",
@@ -59,20 +56,18 @@ def resolve(requested: str, *, device: torch.device, weights: torch.dtype) -> to
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
     """Compute in `dtype` where that is safe; in float32, as the tensors are."""
-    return (
-        contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
-    )
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)
 
 
 def no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
     """Compute as the tensors are, whatever surrounds this; old torch knows no autocast on other
     devices than these two.
     """
-    return (
-        torch.autocast(device.type, enabled=False)
-        if device.type in ("cpu", "cuda")
-        else contextlib.nullcontext()
-    )
+    if device.type not in ("cpu", "cuda"):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def safe_attention(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
@@ -91,7 +86,7 @@ def _is_torch(*version: int) -> bool:
     return tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) >= version
 
 
-def grad_scaler(device: torch.device, dtype: torch.dtype):
+def grad_scaler(device: torch.device, dtype: torch.dtype) -> "torch.amp.GradScaler":
     """Return a loss scaler, switched on for fp16 only; works across torch 2.1 to the newest."""
     enabled = dtype == torch.float16
     if hasattr(torch.amp, "GradScaler"):
@@ -106,18 +101,14 @@ def gradient_checkpointing(model: torch.nn.Module, enabled: bool = True) -> Iter
     Overrides `forward` on the block objects and puts back what they had. Non-reentrant: the models'
     own checkpointing gives frozen weights' adapters no gradient.
     """
-    blocks = (
-        [module for module in model.modules() if type(module).__name__ in CHECKPOINTED_BLOCKS]
-        if enabled
-        else []
-    )
     with contextlib.ExitStack() as stack:
-        for block in blocks:
-            stack.enter_context(own_forward(block, _checkpointed(block.forward)))
+        for module in model.modules() if enabled else ():
+            if type(module).__name__ in CHECKPOINTED_BLOCKS:
+                stack.enter_context(own_forward(module, _checkpointed(module.forward)))
         yield
 
 
-def _checkpointed(forward):
+def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
@@ -129,4 +120,5 @@ def free_memory(device: torch.device) -> None:
 
 
 def has_bf16(device: torch.device) -> bool:
+    """Tell whether a device computes in bfloat16."""
     return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 8

@@ -29,8 +29,12 @@ class State:
     """A moment of a run: the tensors to go on with, and `facts`, which are plain JSON."""
 
     step: int
-    tensors: Mapping[str, torch.Tensor]
+    tensors: dict[str, torch.Tensor]
     facts: Mapping[str, Any]
+
+    def free_tensors(self) -> None:
+        """Forget the tensors, once a train state has copies of them; step and facts stay."""
+        self.tensors.clear()
 
 
 def save(folder: Path, state: State, *, keep: int) -> Path:
@@ -54,14 +58,9 @@ def save(folder: Path, state: State, *, keep: int) -> Path:
 
 def steps(folder: Path) -> list[int]:
     """Return the steps of the states in a folder, newest first, from the file names alone."""
-    return sorted(
-        (
-            int(found[1])
-            for path in folder.glob("step-*.safetensors")
-            if (found := _NAME.fullmatch(path.name))
-        ),
-        reverse=True,
-    )
+    names = [path.name for path in folder.glob("step-*.safetensors")]
+    matches = [match for match in map(_NAME.fullmatch, names) if match]
+    return sorted((int(match[1]) for match in matches), reverse=True)
 
 
 def latest(folder: Path) -> State | None:
@@ -80,15 +79,19 @@ def latest(folder: Path) -> State | None:
 
 def latest_facts(folder: Path) -> Mapping[str, Any] | None:
     """Read the facts of the newest readable state without its tensors; None when there is none."""
-    return next((facts for step in steps(folder) if (facts := _facts(_path(folder, step)))), None)
+    for step in steps(folder):
+        if facts := _facts(_path(folder, step)):
+            return facts
+    return None
 
 
 def _path(folder: Path, step: int) -> Path:
-    return next(
-        path
-        for path in folder.glob("step-*.safetensors")
-        if (found := _NAME.fullmatch(path.name)) and int(found[1]) == step
-    )
+    """Return the file of a step, however many zeros its name has."""
+    for path in folder.glob("step-*.safetensors"):
+        match = _NAME.fullmatch(path.name)
+        if match and int(match[1]) == step:
+            return path
+    raise FileNotFoundError(f"no state of step {step} in {folder}")
 
 
 def _facts(path: Path) -> Mapping[str, Any] | None:
@@ -108,17 +111,16 @@ def _read(path: Path) -> State | None:
     try:
         with safetensors.safe_open(path, "pt") as file:
             digest = file.metadata().get("digest")
-        tensors = safetensors.torch.load(
-            path.read_bytes()
-        )  # not mapped: Windows could not replace a mapped file
+        # Not mapped: Windows could not replace a mapped file.
+        tensors = safetensors.torch.load(path.read_bytes())
     except (OSError, safetensors.SafetensorError):
         return None
     return State(int(facts["step"]), tensors, facts) if digest == _digest(tensors) else None
 
 
 def prune(folder: Path, *, keep: int, newest: Path | None = None) -> None:
-    """Remove all states but those of the `keep` highest steps, and `newest`, which was written
-    last.
+    """Remove all states but those of the `keep` highest steps, and `newest`, the last one
+    written.
     """
     for step in steps(folder)[keep:]:
         old = _path(folder, step)
@@ -131,5 +133,6 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+        numbers = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(numbers.data)
     return digest.hexdigest()

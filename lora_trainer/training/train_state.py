@@ -1,5 +1,5 @@
-"""What learns: the adapters with their optimizer, learning rate, average and place in the run. Can
-be taken down as a `State` and set up again.
+"""What a run changes as it trains: adapters, optimizer, averages and the step. Can be saved as a
+`State` and restored.
 
 A state holds every number that the next step depends on; all else comes from (seed, purpose, step).
 """
@@ -13,12 +13,14 @@ import torch
 
 from ..lora.adapter_layers import AdapterSpec, RankAlpha
 from ..lora.adapters import Adapters
-from .optimizers import LearningRates, averaged, is_schedule_free
+from .learning_rates import LearningRates
 from .precision import grad_scaler
+from .schedule_free import averaged_weights, is_schedule_free
 from .state_files import State
 
+AVERAGED_OVER_STEPS = 50
 Weights = dict[str, dict[str, torch.Tensor]]
-_DRIVEN = {"params", "lr"}  # of a group: not the optimizer's own, so not in a state
+_DRIVEN = {"params", "lr"}  # of a param_group: set by us, so not in a state
 
 
 class TrainState:
@@ -40,96 +42,110 @@ class TrainState:
         ema_decay: float = 0.0,
         scale_weight_norms: float = 0.0,
     ) -> None:
-        self.adapters, self.optimizer, self.rates, self._device = adapters, optimizer, rates, device
+        self.adapters = adapters
+        self.optimizer = optimizer
+        self.rates = rates
         self.scaler = grad_scaler(device, dtype)
-        self.step, self.loss_average = 0, None
-        # inside the optimizer's step: an error there leaves some weights changed, some not
+        self.step = 0
+        self.loss_average: float | None = None
+        # True while the optimizer works: an error then leaves some weights changed, some not.
         self.in_optimizer_step = False
-        self._ema_decay, self._largest_norm = ema_decay, scale_weight_norms
+        self._device = device
+        self._ema_decay = ema_decay
+        self._max_norm = scale_weight_norms
         self._ema: list[torch.Tensor] | None = None
-        self._as_made = [
-            {key: value for key, value in group.items() if key not in _DRIVEN}
-            for group in optimizer.param_groups
-        ]
+        self._initial_groups = [_own_values(group) for group in optimizer.param_groups]
+
+    def average_loss(self, loss: float) -> float:
+        """Move the average towards the loss of the step that was just taken, and return it."""
+        self.loss_average = smooth_loss(self.loss_average, loss, self.step)
+        return self.loss_average
 
     def compute_in(self, dtype: torch.dtype) -> None:
-        """Get ready for steps in another type: a loss scaler for float16, none for others."""
+        """Compute steps in another dtype from now on: with a loss scaler for float16 only."""
         self.scaler = grad_scaler(self._device, dtype)
 
     @torch.no_grad()
-    def after_step(self) -> None:
-        """Keep layers below the weight-norm limit and the average up to date; after each optimizer
-        step, when `step` counts it.
+    def limit_norms_and_average(self) -> None:
+        """Keep layers below the weight-norm limit and the moving average up to date; called after
+        each optimizer step, when `step` counts it.
         """
-        if self._largest_norm:
+        if self._max_norm:
             self._limit_norms()
         if self._ema_decay:
-            self._average()
+            self._update_average()
 
     @torch.no_grad()
     def weights_to_save(self) -> Weights:
-        """Return the weights of a LoRA to be used now, as `Adapters.weights()`: averaged where they
-        are averaged. Training is not disturbed by it.
+        """Return the weights that a LoRA file gets, as `Adapters.weights()`: the average, if there
+        is one. Nothing is changed.
         """
         if self._ema is None and not is_schedule_free(self.optimizer):
             return self.adapters.weights()
         points = self._points() if self._ema is None else self._ema
         with self._holding([point.clone() for point in points]):
-            if self._largest_norm:
-                self.adapters.limit_norms(self._largest_norm)
+            if self._max_norm:
+                self.adapters.limit_norms(self._max_norm)
             return self.adapters.weights()
 
     def to(self, device: torch.device) -> None:
-        """Move weights, moments and average; a pause frees the device's memory so."""
+        """Move weights, the optimizer's state and the average, to free the memory of a device."""
         for parameter in self._parameters():
             parameter.data = parameter.data.to(device)
         if self._ema is not None:
             self._ema = [tensor.to(device) for tensor in self._ema]
-        moved: dict[
-            int, tuple[torch.Tensor, torch.Tensor]
-        ] = {}  # what several parameters share stays one; the old keep their ids
+        # A tensor that several parameters share stays one. The old ones are held: ids stay unique.
+        moved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         for values in self.optimizer.state.values():
             for key, value in values.items():
                 if isinstance(value, torch.Tensor) and value.dim():
-                    moved[id(value)] = moved.get(id(value)) or (value, value.to(device))
+                    if id(value) not in moved:
+                        moved[id(value)] = (value, value.to(device))
                     values[key] = moved[id(value)][1]
 
-    # --- Taken down and set up --------------------------------------------------------------------
+    # --- Saved and restored -----------------------------------------------------------------------
 
     def state(self, facts: Mapping[str, Any]) -> State:
-        """Take everything down, tensors as they are; `facts` are added to the train state's own."""
+        """Return everything as a `State`, tensors as they are, with `facts` of the run."""
         tensors = _named("lora", self.adapters.weights())
         if self._ema is not None:
             with self._holding(self._ema):
                 tensors |= _named("ema", self.adapters.weights())
-        numbers, shared, held = {}, {}, {}
-        for place, values in self._optimizer_values():
-            for key, value in values.items():
-                if not isinstance(value, torch.Tensor):
-                    numbers.setdefault(place, {})[key] = value
-                elif id(value) in held:
-                    shared[f"{place}/{key}"] = held[id(value)]
-                else:
-                    held[id(value)] = f"{place}/{key}"
-                    tensors[f"{place}/{key}"] = value.detach()
+        optimizer_tensors, optimizer_facts = self._optimizer_state()
+        shapes = self.adapters.shapes
         own = {
-            "shapes": {
-                path: [shape.rank, shape.alpha] for path, shape in self.adapters.shapes.items()
-            },
+            "shapes": {path: [shape.rank, shape.alpha] for path, shape in shapes.items()},
             "form": dataclasses.asdict(self.adapters.form),
             "loss_average": self.loss_average,
             "scaler": self.scaler.state_dict(),
-            "optimizer": {
-                "type": type(self.optimizer).__name__,
-                "numbers": numbers,
-                "shared": shared,
-            },
+            "optimizer": optimizer_facts,
         }
-        return State(self.step, tensors, {**facts, **own})
+        return State(self.step, tensors | optimizer_tensors, {**facts, **own})
+
+    def _optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Return the optimizer's tensors, named by place and key, and as plain values the rest:
+        numbers by place, and for a tensor that is shared the name it is saved under.
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        numbers: dict[str, dict[str, Any]] = {}
+        shared: dict[str, str] = {}
+        names: dict[int, str] = {}  # by id
+        for place, values in self._optimizer_values():
+            for key, value in values.items():
+                name = f"{place}/{key}"
+                if not isinstance(value, torch.Tensor):
+                    numbers.setdefault(place, {})[key] = value
+                elif id(value) in names:
+                    shared[name] = names[id(value)]
+                else:
+                    names[id(value)] = name
+                    tensors[name] = value.detach()
+        facts = {"type": type(self.optimizer).__name__, "numbers": numbers, "shared": shared}
+        return tensors, facts
 
     def restore(self, state: State) -> None:
-        """Go back, or on, to where a state was taken; raises ValueError when it is of other layers
-        or of another optimizer.
+        """Set everything to the values of a state; raises ValueError when it is of other layers or
+        of another optimizer.
         """
         optimizer = state.facts["optimizer"]
         if optimizer["type"] != type(self.optimizer).__name__:
@@ -147,30 +163,28 @@ class TrainState:
         if state.facts["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state.facts["scaler"])
         self.optimizer.zero_grad(set_to_none=True)
-        self.step, self.loss_average, self.in_optimizer_step = (
-            state.step,
-            state.facts["loss_average"],
-            False,
-        )
+        self.step = state.step
+        self.loss_average = state.facts["loss_average"]
+        self.in_optimizer_step = False
 
     def _optimizer_values(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Yield what the optimizer holds of each parameter, and of each group what has changed
-        since it was made: Prodigy's d, Schedule-Free's k.
+        """Yield, by their place in a state, the values that the optimizer holds for each parameter,
+        and those of each group that have changed since it was made: Prodigy's d, Schedule-Free's k.
         """
         for index, parameter in enumerate(self._parameters()):
             if parameter in self.optimizer.state:
                 yield f"optimizer/{index}", self.optimizer.state[parameter]
-        for index, (group, made) in enumerate(
-            zip(self.optimizer.param_groups, self._as_made, strict=True)
-        ):
-            yield (
-                f"group/{index}",
-                {
-                    key: value
-                    for key, value in group.items()
-                    if key not in _DRIVEN and not (key in made and _is_same(value, made[key]))
-                },
-            )
+        for index, (group, initial) in enumerate(self._groups()):
+            changed = {
+                key: value
+                for key, value in _own_values(group).items()
+                if key not in initial or not _is_same(value, initial[key])
+            }
+            yield f"group/{index}", changed
+
+    def _groups(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Yield the optimizer's groups, each with its own values as it was made."""
+        return zip(self.optimizer.param_groups, self._initial_groups, strict=True)
 
     def _restore_weights(self, state: State) -> None:
         weights, average = _weights_in(state, "lora"), _weights_in(state, "ema")
@@ -185,72 +199,67 @@ class TrainState:
     ) -> None:
         """Set the optimizer's values one by one: its own `load_state_dict` would cast them."""
         self.optimizer.state.clear()
-        found: dict[str, dict[str, Any]] = {
-            place: dict(values) for place, values in numbers.items()
-        }
+        saved = {place: dict(values) for place, values in numbers.items()}
         for name, tensor in tensors.items():
             place, key = name.rsplit("/", 1)
-            found.setdefault(place, {})[key] = tensor
+            saved.setdefault(place, {})[key] = tensor
         moved: dict[int, torch.Tensor] = {}
-        of_group = [
-            (group, parameter)
-            for group in self.optimizer.param_groups
-            for parameter in group["params"]
-        ]
-        for index, (group, parameter) in enumerate(of_group):
-            if values := found.get(f"optimizer/{index}"):
+        for index, (group, parameter) in enumerate(self._parameters_with_groups()):
+            if values := saved.get(f"optimizer/{index}"):
                 self.optimizer.state[parameter] = {
                     key: _placed(key, value, group, parameter, moved)
                     for key, value in values.items()
                 }
-        for index, (group, made) in enumerate(
-            zip(self.optimizer.param_groups, self._as_made, strict=True)
-        ):
-            for key in group.keys() - made.keys() - _DRIVEN:
+        for index, (group, initial) in enumerate(self._groups()):
+            for key in group.keys() - initial.keys() - _DRIVEN:
                 del group[key]
-            group.update({**made, **found.get(f"group/{index}", {})})
+            group.update({**initial, **saved.get(f"group/{index}", {})})
 
     # --- Averages and norms -----------------------------------------------------------------------
 
+    def _parameters_with_groups(self) -> Iterator[tuple[dict[str, Any], torch.nn.Parameter]]:
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                yield group, parameter
+
     def _parameters(self) -> list[torch.nn.Parameter]:
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        return [parameter for _, parameter in self._parameters_with_groups()]
 
     def _points(self) -> list[torch.Tensor]:
+        """Return the values of all parameters that are to be used."""
         return [
-            averaged(self.optimizer, group, parameter)
-            for group in self.optimizer.param_groups
-            for parameter in group["params"]
+            averaged_weights(self.optimizer, group, parameter)
+            for group, parameter in self._parameters_with_groups()
         ]
 
-    def _average(self) -> None:
+    def _update_average(self) -> None:
         """Move the average towards the weights by 1 - min(decay, (1 + n) / (10 + n)) at the n-th
         step, counted from 0; it begins as the first step's weights.
         """
-        points, before = [point.float() for point in self._points()], self.step - 1
+        points = [point.float() for point in self._points()]
+        n = self.step - 1
         if self._ema is None:
             self._ema = [point.clone() for point in points]
         else:
-            torch._foreach_lerp_(
-                self._ema, points, 1 - min(self._ema_decay, (1 + before) / (10 + before))
-            )
+            torch._foreach_lerp_(self._ema, points, 1 - min(self._ema_decay, (1 + n) / (10 + n)))
 
     def _limit_norms(self) -> None:
-        """Scale large layers down, and with Schedule-Free the point z of their weights alike, on
-        which the average rests.
+        """Scale large layers down, and with Schedule-Free by the same factor the point z, from
+        which the average is computed.
         """
-        places = [
-            (parameter, values["z"], parameter.norm())
-            for parameter in self._parameters()
-            if "z" in (values := self.optimizer.state.get(parameter, {}))
-        ]
-        self.adapters.limit_norms(self._largest_norm)
-        for parameter, z, norm in places:
-            after = parameter.norm()
-            z.mul_(torch.where(norm > 0, after / norm, torch.ones_like(norm)))
+        before = []
+        for parameter in self._parameters():
+            z = self.optimizer.state.get(parameter, {}).get("z")
+            if z is not None:
+                before.append((parameter, z, parameter.norm()))
+        self.adapters.limit_norms(self._max_norm)
+        for parameter, z, norm in before:
+            factor = torch.where(norm > 0, parameter.norm() / norm, torch.ones_like(norm))
+            z.mul_(factor)
 
     @contextlib.contextmanager
     def _holding(self, points: list[torch.Tensor]) -> Iterator[None]:
-        """Let the adapters hold other values for a while; their own come back as they were, bit for
+        """Let the adapters hold other values within a `with` block; their own come back bit for
         bit.
         """
         own = [(parameter, parameter.data) for parameter in self._parameters()]
@@ -263,6 +272,13 @@ class TrainState:
                 parameter.data = data
 
 
+def smooth_loss(average: float | None, loss: float, step: int) -> float:
+    """Return the average of the last losses, moved towards that of `step`, counted from 1."""
+    if average is None:
+        return loss
+    return average + (loss - average) / min(step, AVERAGED_OVER_STEPS)
+
+
 def shapes_of_state(state: State) -> dict[str, RankAlpha]:
     """Return rank and alpha of each layer of a state, by path, in the layers' order."""
     return {
@@ -272,7 +288,7 @@ def shapes_of_state(state: State) -> dict[str, RankAlpha]:
 
 
 def form_of_state(state: State) -> AdapterSpec:
-    """Return what kind of layers a state is of."""
+    """Return what a state says is built into each layer."""
     return AdapterSpec(**state.facts["form"])
 
 
@@ -294,13 +310,16 @@ def _weights_in(state: State, prefix: str) -> Weights:
     return weights
 
 
+def _own_values(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a param_group that are the optimizer's own."""
+    return {key: value for key, value in group.items() if key not in _DRIVEN}
+
+
 def _is_same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(one, other)
     if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
-        return (
-            isinstance(one, torch.Tensor)
-            and isinstance(other, torch.Tensor)
-            and torch.equal(one, other)
-        )
+        return False
     return type(one) is type(other) and one == other
 
 
@@ -311,8 +330,9 @@ def _placed(
     parameter: torch.nn.Parameter,
     moved: dict[int, torch.Tensor],
 ) -> Any:
-    """Put a value where the optimizer wants it: beside its parameter, only torch's step counts on
-    the CPU unless they are fused.
+    """Return a value on the device where the optimizer expects it: its parameter's, except for
+    step counts, which stay on the CPU unless the optimizer is fused. `moved` are the tensors that
+    were moved before, by the id of the original, as some are shared.
     """
     if not isinstance(value, torch.Tensor) or (key == "step" and not group.get("fused")):
         return value

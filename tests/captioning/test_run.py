@@ -188,20 +188,20 @@ def test_everything_is_given_back_whatever_happens(eight, host, written, trouble
 
 
 class Queue:
-    """A host with one device and a first-come-first-served lock, as the WebUI's; `wanted` sees who
-    waits.
+    """A host with one device and a first-come-first-served lock, as the WebUI's;
+    `others_are_waiting` sees who waits.
     """
 
     def __init__(self, host) -> None:
         self._lock, self._inner, self._waiting = threading.Lock(), threading.Lock(), []
-        host.turn, host.wanted, host.device = (
-            self.turn,
+        host.exclusive_use, host.others_are_waiting, host.device = (
+            self.exclusive_use,
             lambda: bool(self._waiting),
             torch.device("meta"),
         )
 
     @contextlib.contextmanager
-    def turn(self):
+    def exclusive_use(self):
         with self._inner:
             taken = self._lock.acquire(False)
             if not taken:
@@ -237,7 +237,7 @@ def test_whoever_waits_gets_the_device_after_the_batch_under_way(eight, host, wr
     def somebody_draws():
         for _ in range(3):
             before = len(fake.loaded.batches)
-            with queue.turn():
+            with queue.exclusive_use():
                 turns.append((len(fake.loaded.batches) - before, fake.loaded.devices[-1]))
             time.sleep(0.01)
 
@@ -255,7 +255,7 @@ def test_whoever_waits_gets_the_device_after_the_batch_under_way(eight, host, wr
 def test_preparation_goes_step_by_step_and_others_get_the_device_between(eight, host, written):
     fake, told, moved = Fake(), [], []
     fake.loaded.steps = 3
-    host.wanted = lambda: fake.loaded.prepared < 2
+    host.others_are_waiting = lambda: fake.loaded.prepared < 2
     fake.loaded.to = lambda device: moved.append(fake.loaded.prepared)
     run(eight, fake, host, written, on_progress=told.append)
     assert [each.message for each in told if each.stage == "preparing"] == [

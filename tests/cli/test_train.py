@@ -265,14 +265,14 @@ def stop_after(monkeypatch, step):
     """Have the next run stopped after so many steps, as by Ctrl-C."""
     from lora_trainer.runs.callbacks import RunCallbacks
 
-    on_step, stopped = RunCallbacks.on_step, []
+    after_step, stopped = RunCallbacks.after_step, []
 
-    def and_stop(attendant, done):
-        on_step(attendant, done)
-        if done.step == step and not stopped:
-            stopped.append(attendant._control.stop())
+    def and_stop(callbacks, finished):
+        after_step(callbacks, finished)
+        if finished.step == step and not stopped:
+            stopped.append(callbacks._context.control.stop())
 
-    monkeypatch.setattr(RunCallbacks, "on_step", and_stop)
+    monkeypatch.setattr(RunCallbacks, "after_step", and_stop)
 
 
 @pytest.mark.parametrize(

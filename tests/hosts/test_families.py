@@ -14,7 +14,7 @@ pytest.importorskip("diffusers")
 if not importlib.util.find_spec("open_clip"):
     pytest.skip("CLIP's vocabulary comes with open_clip", allow_module_level=True)
 
-from lora_trainer.base.contracts import Conditioning, Reading, Size  # noqa: E402
+from lora_trainer.base.contracts import Conditioning, ModelOptions, Size  # noqa: E402
 from lora_trainer.base.errors import Refused  # noqa: E402
 from lora_trainer.hosts.standalone.loading import what_it_predicts  # noqa: E402
 from lora_trainer.hosts.standalone.model import scaled_linear_alphas_cumprod  # noqa: E402
@@ -146,7 +146,7 @@ def their_encoding(pipeline, captions, clip_skip=None):
 def test_short_captions_are_encoded_as_by_diffusers(hosts, name, clip_skip):
     captions = ["a red circle, on the left", "", "Two SQUARES!"]
     with hosts(name).borrow_model() as model:
-        model.read_as(Reading(clip_skip=clip_skip))
+        model.configure(ModelOptions(clip_skip=clip_skip))
         ours = model.encode_captions(captions)
     hidden_states, pooled = their_encoding(
         hosts(name)._load(), captions, clip_skip=1 if (name, clip_skip) == ("sd1", 2) else None
@@ -228,7 +228,7 @@ def test_long_captions_are_read_in_chunks(hosts, name):
 @pytest.mark.parametrize(("most", "tokens"), [(75, 77), (150, 154), (225, 231)])
 def test_captions_are_cut_where_the_reading_says(hosts, most, tokens):
     with hosts("sd1").borrow_model() as model:
-        model.read_as(Reading(max_token_length=most))
+        model.configure(ModelOptions(max_token_length=most))
         assert model.encode_captions(["word " * 500]).hidden_states.shape == (
             1,
             tokens,
@@ -246,7 +246,7 @@ def test_weighted_captions(hosts, name):
     with hosts(name).borrow_model() as model:
         plain = model.encode_captions(["a red circle"])
         literal = model.encode_captions(["a (red:1.5) circle"])
-        model.read_as(Reading(weighted_captions=True))
+        model.configure(ModelOptions(weighted_captions=True))
         weighted = model.encode_captions(["a (red:1.5) circle", "a red circle"])
     weights = np.ones((77, 1))
     weights[2] = 1.5  # start, a, red
@@ -274,7 +274,7 @@ def test_weighted_captions(hosts, name):
 def test_clip_skip_in_use(hosts, name, clip_skip, in_use):
     """SD2 and SDXL are always read at the layer before the last, whatever the WebUI is set to."""
     with hosts(name).borrow_model() as model:
-        model.read_as(Reading(clip_skip=clip_skip))
+        model.configure(ModelOptions(clip_skip=clip_skip))
         assert model.clip_skip == in_use
 
 
@@ -288,7 +288,7 @@ def test_clip_skip_in_use(hosts, name, clip_skip, in_use):
 )
 def test_impossible_clip_skip_is_refused(hosts, name, says):
     with hosts(name).borrow_model() as model, pytest.raises(Refused, match=says) as caught:
-        model.read_as(Reading(clip_skip=3))
+        model.configure(ModelOptions(clip_skip=3))
     assert caught.value.field == "clip_skip"
 
 
@@ -398,10 +398,10 @@ def test_pictures_are_encoded_to_the_means(hosts, name):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_the_user_knows_better_what_it_predicts(hosts, prediction_type):
     with hosts("sdxl-v").borrow_model() as model:
-        model.read_as(Reading(prediction_type=prediction_type, zero_terminal_snr=False))
+        model.configure(ModelOptions(prediction_type=prediction_type, zero_terminal_snr=False))
         assert (model.prediction_type, model.zero_terminal_snr) == (prediction_type, False)
         torch.testing.assert_close(model.alphas_cumprod, scaled_linear_alphas_cumprod())
-        model.read_as(Reading())
+        model.configure(ModelOptions())
         assert (model.prediction_type, model.zero_terminal_snr) == ("v_prediction", True)
 
 

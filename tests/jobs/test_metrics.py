@@ -5,10 +5,11 @@ import os
 import pytest
 
 from lora_trainer.jobs.metrics import Metrics, read_metrics, read_rows
+from lora_trainer.runs.progress import StepMetrics
 
 
 def row(step, loss=0.5, validation_loss=None):
-    return (step, loss, 0.4, 1e-4, step * 0.1, validation_loss)
+    return StepMetrics(step, loss, 0.4, 1e-4, step * 0.1, validation_loss)
 
 
 def write(folder, steps, *, load_until=None, loss=0.5):
@@ -135,12 +136,11 @@ def test_what_is_measured_stands_in_the_rows_where_it_was_measured(tmp_path):
         None,
         0.6,
     ] and read_metrics(tmp_path) == metrics.since(0)
-    assert metrics.validation_loss == 0.6
     again = Metrics()
     again.load(tmp_path, 5)
-    assert again.validation_loss == 0.3
+    assert [each["validation_loss"] for each in again.since(0)] == [None, None, 0.3, None, None]
     again.cut(2)
-    assert again.validation_loss is None
+    assert [each["validation_loss"] for each in again.since(0)] == [None, None]
 
 
 def test_a_file_of_an_older_version_is_read_and_written_anew(tmp_path):

@@ -14,6 +14,7 @@ from lora_trainer.lora.save import to_tensors
 from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
 from lora_trainer.runs.pipeline import train_lora
 from lora_trainer.runs.plan import make_plan
+from lora_trainer.runs.progress import ProgressReporter
 from lora_trainer.settings.config import TrainConfig
 from tests.support.open_clip_text import OpenClipText
 
@@ -499,7 +500,7 @@ def test_going_on_from_itself_survives_a_crash(host, settings, first, tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        train_lora(config, host, folder=tmp_path / "job", on_progress=die)
+        train_lora(config, host, folder=tmp_path / "job", reporter=ProgressReporter(die))
     train_lora(config, host, folder=tmp_path / "job", resume=True)
     one, other = load_file(first), load(wanted)
     assert all(torch.equal(one[name], other[name]) for name in one)

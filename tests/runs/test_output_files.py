@@ -13,6 +13,7 @@ from lora_trainer.base.errors import Refused
 from lora_trainer.runs import output_files
 from lora_trainer.runs.pipeline import train_lora
 from lora_trainer.runs.plan import make_plan
+from lora_trainer.runs.progress import ProgressReporter
 from lora_trainer.settings.config import TrainConfig
 
 
@@ -49,7 +50,7 @@ def test_a_failed_run_puts_back_lora_and_card(host, config, lora, tmp_path):
             config.replace(seed=7, trigger_word="new"),
             host,
             folder=tmp_path / "job",
-            on_progress=stop_at(5, RuntimeError()),
+            reporter=ProgressReporter(stop_at(5, RuntimeError())),
         )
     assert (lora.read_bytes(), lora.with_suffix(".json").read_bytes()) == before
     assert not list((tmp_path / "job" / "replaced").iterdir())
@@ -71,7 +72,10 @@ def test_a_killed_run_that_is_refused_later_leaves_the_lora_of_another_job(
     train_lora(config.replace(seed=1), host)
     with pytest.raises(Killed):
         train_lora(
-            config.replace(seed=2), host, folder=tmp_path / "one", on_progress=stop_at(5, Killed())
+            config.replace(seed=2),
+            host,
+            folder=tmp_path / "one",
+            reporter=ProgressReporter(stop_at(5, Killed())),
         )
     train_lora(config.replace(seed=3), host, folder=tmp_path / "two")
     finished = lora.read_bytes()
@@ -90,7 +94,7 @@ def test_more_epochs_that_fail_leave_the_finished_lora(host, config, lora, tmp_p
             host,
             folder=tmp_path / "job",
             resume=True,
-            on_progress=stop_at(15, RuntimeError()),
+            reporter=ProgressReporter(stop_at(15, RuntimeError())),
         )
     assert lora.read_bytes() == finished
 
@@ -116,7 +120,7 @@ def test_what_fails_after_the_save_does_not_undo_it(
     result = train_lora(config.replace(seed=7), host, folder=tmp_path / "job")
     assert result.output_file == lora and lora.read_bytes() != old
     assert (broken == "unlink") != any(
-        "could not be made known" in remark for remark in result.remarks
+        "could not be made known" in remark for remark in result.warnings
     )
 
 
@@ -130,7 +134,9 @@ def test_a_snapshot_does_not_write_over_another_runs(host, settings, lora):
         TrainConfig.parse({**settings, "seed": 9}),
         host,
         control=control,
-        on_progress=lambda progress: control.take_snapshot() if progress.step == 2 else None,
+        reporter=ProgressReporter(
+            lambda progress: control.take_snapshot() if progress.step == 2 else None
+        ),
     )
     assert other.read_bytes() == before
     assert safe_open(lora.with_name("mine-000002-2.safetensors"), "pt").metadata()["ss_seed"] == "9"
@@ -160,7 +166,9 @@ def test_snapshots_by_epochs_and_by_steps_are_named_by_their_step(host, settings
         }
     )
     seen = []
-    train_lora(config, host, on_progress=lambda progress: seen.append(progress.snapshots))
+    train_lora(
+        config, host, reporter=ProgressReporter(lambda progress: seen.append(progress.snapshots))
+    )
     epoch_steps = make_plan(
         config.replace(overwrite=True), lora_dir=host.lora_dir
     ).schedule.steps_per_epoch
@@ -186,7 +194,9 @@ def test_only_the_newest_snapshots_of_this_run_are_kept(host, settings):
         }
     )
     seen = []
-    train_lora(config, host, on_progress=lambda progress: seen.append(progress.snapshots))
+    train_lora(
+        config, host, reporter=ProgressReporter(lambda progress: seen.append(progress.snapshots))
+    )
     assert {name: (host.lora_dir / name).read_bytes() for name in others} == others
     assert seen[-1] == ("two-000007", "two-000008")
     assert [name for name in names_of(host) if name.startswith("two-")] == [
@@ -222,7 +232,7 @@ def test_snapshots_that_were_asked_for_and_those_of_others_stay(host, settings, 
         ),
         host,
         control=control,
-        on_progress=listen,
+        reporter=ProgressReporter(listen),
     )
     assert seen[-1] == ("mine-000003", "mine-000004", "mine-000008")
     assert (host.lora_dir / "mine-000004.safetensors").read_bytes() == b"somebody else's by now"
@@ -241,7 +251,9 @@ def test_a_run_that_goes_on_removes_what_it_saved_before(host, settings, tmp_pat
         }
     )
     with pytest.raises(Killed):
-        train_lora(config, host, folder=tmp_path / "job", on_progress=stop_at(6, Killed()))
+        train_lora(
+            config, host, folder=tmp_path / "job", reporter=ProgressReporter(stop_at(6, Killed()))
+        )
     assert [path.stem for path in host.lora_dir.glob("mine-*.safetensors")] == ["mine-000004"]
     seen = []
     train_lora(
@@ -249,7 +261,7 @@ def test_a_run_that_goes_on_removes_what_it_saved_before(host, settings, tmp_pat
         host,
         folder=tmp_path / "job",
         resume=True,
-        on_progress=lambda progress: seen.append(progress.snapshots),
+        reporter=ProgressReporter(lambda progress: seen.append(progress.snapshots)),
     )
     assert [path.stem for path in host.lora_dir.glob("mine-*.safetensors")] == [
         "mine-000008"

@@ -15,6 +15,7 @@ from lora_trainer.base.control import Control
 from lora_trainer.base.errors import Refused
 from lora_trainer.lora import save
 from lora_trainer.runs.pipeline import train_lora
+from lora_trainer.runs.progress import ProgressReporter
 from lora_trainer.settings.config import TrainConfig
 from lora_trainer.training import loop
 
@@ -94,7 +95,7 @@ def test_base_is_untouched_after_a_run(host, settings, targets):
 
 
 @pytest.mark.parametrize(
-    "stage", ["encode_images", "encode_captions", "predict", "backward", "save", "on_progress"]
+    "stage", ["encode_images", "encode_captions", "predict", "backward", "save", "on_status"]
 )
 def test_base_is_untouched_after_a_fault(host, settings, stage, monkeypatch):
     before = state_of(host.model.unet)
@@ -106,13 +107,13 @@ def test_base_is_untouched_after_a_fault(host, settings, stage, monkeypatch):
         monkeypatch.setattr(torch.Tensor, "backward", fail)
     elif stage == "save":
         monkeypatch.setattr(save, "save", fail)
-    elif stage != "on_progress":
+    elif stage != "on_status":
         monkeypatch.setattr(host.model, stage, fail)
     with pytest.raises(RuntimeError, match="injected"):
         train_lora(
             TrainConfig.parse(settings),
             host,
-            **({"on_progress": fail} if stage == "on_progress" else {}),
+            reporter=ProgressReporter(fail) if stage == "on_status" else None,
         )
     monkeypatch.undo()
     assert_untouched(before, host.model.unet)
@@ -180,8 +181,8 @@ def test_training_lowers_the_loss(host, settings):
     train_lora(
         TrainConfig.parse({**settings, "max_train_steps": 300, "scheduler": "constant"}),
         host,
-        on_progress=lambda progress: (
-            losses.append(progress.loss) if progress.loss is not None else None
+        reporter=ProgressReporter(
+            lambda progress: losses.append(progress.loss) if progress.loss is not None else None
         ),
     )
     assert sum(losses[-100:]) < 0.9 * sum(losses[:100])
@@ -193,7 +194,7 @@ def test_stop_keeps_what_was_learned(host, settings):
         TrainConfig.parse({**settings, "max_train_steps": 100}),
         host,
         control=control,
-        on_progress=lambda progress: control.stop() if progress.step >= 3 else None,
+        reporter=ProgressReporter(lambda progress: control.stop() if progress.step >= 3 else None),
     )
     assert result.stopped and result.steps == 3 and result.output_file.is_file()
 
@@ -274,7 +275,7 @@ def test_overwriting_fails_whole(host, settings, monkeypatch):
     """A run that fails leaves the LoRA that was there."""
     old = train_lora(TrainConfig.parse(settings), host).output_file.read_bytes()
     monkeypatch.setattr(
-        loop, "run", lambda *args, **kwargs: (_ for _ in ()).throw(RuntimeError("injected"))
+        loop, "train", lambda *args, **kwargs: (_ for _ in ()).throw(RuntimeError("injected"))
     )
     with pytest.raises(RuntimeError):
         train_lora(TrainConfig.parse({**settings, "overwrite": True}), host)

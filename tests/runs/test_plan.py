@@ -23,7 +23,7 @@ from lora_trainer.runs import plan as plan_module
 from lora_trainer.runs.plan import bucket_of, estimate, make_plan
 from lora_trainer.runs.step_options import form_of, layer_choice, variation_of
 from lora_trainer.settings.config import TrainConfig
-from lora_trainer.training import encoded_dataset, optimizers
+from lora_trainer.training import encoded_dataset, optimizer_kinds, optimizers
 from lora_trainer.training.conditioning import Texts
 
 
@@ -680,7 +680,7 @@ def test_what_could_never_run_is_refused_by_the_plan(host, settings, changes, fi
 
 
 def test_an_optimizer_that_is_not_there_is_refused_by_the_plan(host, settings, monkeypatch):
-    monkeypatch.setattr(optimizers, "_is_there", lambda kind: False)
+    monkeypatch.setattr(optimizers, "is_installed", lambda kind: False)
     monkeypatch.setitem(sys.modules, "lion_pytorch", None)
     with pytest.raises(Refused, match="lion-pytorch") as caught:
         make_plan(TrainConfig.parse({**settings, "optimizer": "lion"}), lora_dir=host.lora_dir)
@@ -705,7 +705,7 @@ def test_a_folder_of_no_repeats_is_left_out(host, settings, pictures, tmp_path):
 
 def test_the_package_of_an_optimizer_is_looked_for_and_not_tried(host, settings, monkeypatch):
     monkeypatch.setattr(optimizers, "_try", lambda *args: pytest.fail("a step was taken"))
-    for name, kind in optimizers.KINDS.items():
+    for name, kind in optimizer_kinds.KINDS.items():
         if kind.package:
             with monkeypatch.context() as patched:
                 patched.setitem(sys.modules, kind.module.split(".")[0], None)

@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from lora_trainer.base.contracts import CheckpointId
 from lora_trainer.base.control import Control
 from lora_trainer.base.errors import Refused
 from lora_trainer.runs.pipeline import train_lora
+from lora_trainer.runs.progress import ProgressReporter
 from lora_trainer.runs.resume import check_resume, state_folder, state_step
 from lora_trainer.settings.config import TrainConfig
 from lora_trainer.training import state_files
@@ -53,7 +55,7 @@ def run_until(step, config, host, folder, **options):
             raise Killed
 
     with pytest.raises(Killed):
-        train_lora(config, host, folder=folder, on_progress=die, **options)
+        train_lora(config, host, folder=folder, reporter=ProgressReporter(die), **options)
 
 
 def weights_of(host, name="mine"):
@@ -387,9 +389,8 @@ def test_a_run_from_the_queue_waits_for_its_checkpoint(host, settings, name, sha
         TrainConfig.parse(settings),
         host,
         control=control,
-        on_progress=listen,
-        checkpoint=name,
-        checkpoint_sha256=sha256,
+        reporter=ProgressReporter(listen),
+        checkpoint=CheckpointId(name, sha256),
     )
     assert result.stopped == waits == ("checkpoint" in told)
 
@@ -407,7 +408,7 @@ def test_stop_and_go_on(host, longer, folder):
         host,
         folder=folder,
         control=control,
-        on_progress=lambda progress: control.stop() if progress.step == 4 else None,
+        reporter=ProgressReporter(lambda progress: control.stop() if progress.step == 4 else None),
     )
     assert result.stopped and result.output_file.is_file() and state_step(folder) == 4
     result = train_lora(
@@ -466,7 +467,7 @@ def test_changed_pictures_are_refused_with_the_reason(
     with pytest.raises(Refused, match=reason):
         train_lora(config, host, folder=folder, resume=True)
     result = train_lora(config, host, folder=folder, resume=True, anyway=True)
-    assert result.steps == 12 and any(reason in remark for remark in result.remarks)
+    assert result.steps == 12 and any(reason in remark for remark in result.warnings)
 
 
 @pytest.mark.parametrize(
@@ -509,7 +510,12 @@ def test_where_users_load_others_a_resumed_run_waits_for_its_checkpoint(
         if len(told) == 4:
             host.status = mine
 
-    assert train_lora(config, host, folder=folder, resume=True, on_progress=listen).steps == 12
+    assert (
+        train_lora(
+            config, host, folder=folder, resume=True, reporter=ProgressReporter(listen)
+        ).steps
+        == 12
+    )
     assert ("paused", "Paused: waiting for the checkpoint tiny; other is loaded.", 4) in told
     host.status = dataclasses.replace(mine, checkpoint="other")
     stopped = train_lora(
@@ -518,7 +524,7 @@ def test_where_users_load_others_a_resumed_run_waits_for_its_checkpoint(
         folder=folder,
         resume=True,
         control=control,
-        on_progress=lambda progress: control.stop(),
+        reporter=ProgressReporter(lambda progress: control.stop()),
     )
     assert stopped.stopped and stopped.steps == 12
 

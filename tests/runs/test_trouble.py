@@ -14,10 +14,10 @@ from lora_trainer.base.control import Control
 from lora_trainer.base.errors import Refused
 from lora_trainer.runs import output_files
 from lora_trainer.runs.pipeline import train_lora
+from lora_trainer.runs.progress import ProgressReporter
 from lora_trainer.runs.resume import state_folder, state_step
 from lora_trainer.settings.config import TrainConfig
-from lora_trainer.training import compute_mode, loop, state_files
-from lora_trainer.training.compute_mode import ComputeMode
+from lora_trainer.training import state_files
 from tests.runs.test_pipeline import assert_untouched, state_of
 
 OUT_OF_MEMORY = (
@@ -71,14 +71,14 @@ def test_memory_that_runs_out_costs_no_step_and_changes_nothing(
     )
     result = train_lora(config, host, folder=folder)
     assert result.steps == 6 and not result.stopped
-    assert [remark.split(" Going on ")[1] for remark in result.remarks] == [
+    assert [remark.split(" Going on ")[1] for remark in result.warnings] == [
         "with gradient checkpointing.",
         "with 2 of 4 pictures at once.",
         "with 1 of 4 pictures at once.",
     ]
     assert (
-        "2.00 GiB more were needed, 512.00 MiB were free" in result.remarks[0]
-        and "at step 3" in result.remarks[0]
+        "2.00 GiB more were needed, 512.00 MiB were free" in result.warnings[0]
+        and "at step 3" in result.warnings[0]
     )
     plain, adapted = load_file(host.lora_dir / "plain.safetensors"), load_file(result.output_file)
     assert all(torch.allclose(plain[name], adapted[name], rtol=1e-3, atol=1e-5) for name in plain)
@@ -92,7 +92,7 @@ def test_the_last_rung_sets_the_encoders_aside(host, settings, monkeypatch):
     monkeypatch.setattr(host.model, "offload_encoders", lambda: aside.append(1), raising=False)
     monkeypatch.setattr(host.model, "predict", failing(host.model.predict, {2, 3}, MemoryError()))
     result = train_lora(TrainConfig.parse({**settings, "batch_size": 1}), host)
-    assert aside == [1] and "the VAE and the text encoder set aside" in result.remarks[1]
+    assert aside == [1] and "the VAE and the text encoder set aside" in result.warnings[1]
 
 
 def test_when_nothing_is_left_it_says_so_and_the_state_is_kept(host, settings, folder, monkeypatch):
@@ -146,7 +146,7 @@ def test_memory_that_runs_out_inside_the_optimizer_rolls_back(host, settings, fo
     half.calls = 0
     monkeypatch.setattr(torch.optim.AdamW, "step", half)
     result = train_lora(config, host, folder=folder)
-    assert "Going on from step 2 with" in result.remarks[0]
+    assert "Going on from step 2 with" in result.warnings[0]
     plain, other = load_file(host.lora_dir / "plain.safetensors"), load_file(result.output_file)
     assert all(torch.equal(plain[name], other[name]) for name in plain)
 
@@ -186,7 +186,7 @@ def test_bf16_that_fails_goes_on_in_fp32(host, settings, monkeypatch):
     host.count = iter(range(1, 999)).__next__
     monkeypatch.setattr(host.model, "predict", predict)
     result = train_lora(TrainConfig.parse({**settings, "mixed_precision": "bf16"}), host)
-    assert result.steps == 6 and result.remarks == (
+    assert result.steps == 6 and result.warnings == (
         "The loss became nan at step 3. Going on with fp32.",
     )
     assert all(torch.isfinite(tensor).all() for tensor in load_file(result.output_file).values())
@@ -221,7 +221,7 @@ def test_spoiled_weights_go_back_to_the_last_finite_state(host, settings, folder
     spoiling.calls = 0
     monkeypatch.setattr(torch.optim.AdamW, "step", spoiling)
     result = train_lora(config, host, folder=folder)
-    assert "The loss became nan at step 4. Going on from step 2 with fp32." in result.remarks
+    assert "The loss became nan at step 4. Going on from step 2 with fp32." in result.warnings
     assert result.steps == 6 and all(
         torch.isfinite(tensor).all() for tensor in load_file(result.output_file).values()
     )
@@ -243,22 +243,6 @@ def test_no_file_with_numbers_that_are_not_finite(host, settings, monkeypatch):
     with pytest.raises(Refused, match="not finite"):
         train_lora(config.replace(max_train_steps=1), host)
     assert (host.lora_dir / "mine.safetensors").read_bytes() == old
-
-
-@pytest.mark.parametrize(
-    "weights, dtype, bf16, expected",
-    [
-        (torch.float32, torch.bfloat16, True, torch.float32),
-        (torch.float32, torch.float16, False, torch.float32),
-        (torch.float16, torch.float16, True, torch.bfloat16),
-        (torch.float16, torch.float16, False, None),
-        (torch.float32, torch.float32, True, None),
-        (torch.bfloat16, torch.bfloat16, True, None),
-    ],
-)
-def test_ladder_of_numbers(weights, dtype, bf16, expected):
-    rung = compute_mode.with_safer_numbers(ComputeMode(dtype), weights, has_bf16=bf16)
-    assert (rung[0].dtype if rung else None) == expected
 
 
 # --- Disks ----------------------------------------------------------------------------------------
@@ -286,7 +270,7 @@ def test_a_full_disk_ends_with_a_file_in_the_jobs_folder(host, settings, folder,
         TrainConfig.parse({**settings, "save_steps": 2, "preview": False}),
         host,
         folder=folder,
-        on_progress=lambda progress: told.append(progress.remarks),
+        reporter=ProgressReporter(lambda progress: told.append(progress.warnings)),
     )
     assert (
         result.output_file == folder / "mine.safetensors"
@@ -300,9 +284,9 @@ def test_a_full_disk_ends_with_a_file_in_the_jobs_folder(host, settings, folder,
         for remark in remarks
     )
     assert (
-        max(map(len, told)) == 1 and len(result.remarks) == 1
+        max(map(len, told)) == 1 and len(result.warnings) == 1
     )  # the same trouble at every snapshot is one remark, and the end takes its place
-    assert "So it was saved to" in result.remarks[0] and str(folder) in result.remarks[0]
+    assert "So it was saved to" in result.warnings[0] and str(folder) in result.warnings[0]
     assert result.lora_tag == ""  # no prompt finds it there
 
 
@@ -315,11 +299,11 @@ def test_everything_full_ends_in_the_temporary_folder(
         refuse_writes(monkeypatch, where)
     result = train_lora(TrainConfig.parse({**settings, "preview": False}), host, folder=folder)
     assert result.output_file == tmp_path / "elsewhere" / "train-lora" / "mine.safetensors"
-    assert any("The progress cannot be kept" in remark for remark in result.remarks)
+    assert any("The progress cannot be kept" in remark for remark in result.warnings)
 
 
 def test_a_disk_that_recovers_is_used_again(host, settings, folder, monkeypatch):
-    monkeypatch.setattr("lora_trainer.runs.callbacks.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("lora_trainer.runs.retry.RETRY_SECONDS", 0.0)
     tried = refuse_writes(monkeypatch, state_folder(folder), times=2)
     train_lora(TrainConfig.parse(settings), host, folder=folder)
     assert len(tried) == 2 and state_files.latest(state_folder(folder)).step == 6
@@ -377,10 +361,12 @@ def test_a_failed_run_puts_back_what_its_snapshots_replaced(host, settings, fold
             config.replace(seed=7),
             host,
             folder=folder,
-            on_progress=lambda progress: (
-                seen.append((host.lora_dir / "mine.safetensors").read_bytes() != old)
-                if progress.snapshots
-                else None
+            reporter=ProgressReporter(
+                lambda progress: (
+                    seen.append((host.lora_dir / "mine.safetensors").read_bytes() != old)
+                    if progress.snapshots
+                    else None
+                )
             ),
         )
     assert seen and all(seen)  # the tag meant the newest snapshot
@@ -426,7 +412,7 @@ def test_base_is_untouched_after_a_fault_anywhere(
     if (stage, type(error)) == ("register", RuntimeError):  # the LoRA is saved by then
         assert any(
             "could not be made known" in remark
-            for remark in train_lora(config, host, folder=folder).remarks
+            for remark in train_lora(config, host, folder=folder).warnings
         )
     else:
         with pytest.raises(type(error)):
@@ -461,9 +447,11 @@ def test_pause_frees_the_model_and_goes_on(host, settings, folder, monkeypatch):
         host,
         folder=folder,
         control=control,
-        on_progress=lambda progress: (
-            told.append((progress.stage, progress.waiting_for)),
-            control.pause() if progress.step == 2 else None,
+        reporter=ProgressReporter(
+            lambda progress: (
+                told.append((progress.stage, progress.waiting_for)),
+                control.pause() if progress.step == 2 else None,
+            )
         ),
     )
     assert seen[0] == (2, True) and ("paused", "user") in told
@@ -481,7 +469,7 @@ def test_a_pause_that_is_asked_for_while_a_picture_is_drawn(host, settings, fold
     """
     control, told, seen = Control(), [], []
 
-    def give_way(*, until, say, should_stop):
+    def give_way(*, until, on_wait, should_stop):
         host.waiting = False
         control.pause(free_memory=True)
         control.take_snapshot()
@@ -502,7 +490,11 @@ def test_a_pause_that_is_asked_for_while_a_picture_is_drawn(host, settings, fold
         host.waiting = progress.step == 3 and not seen
 
     train_lora(
-        TrainConfig.parse(settings), host, folder=folder, control=control, on_progress=listen
+        TrainConfig.parse(settings),
+        host,
+        folder=folder,
+        control=control,
+        reporter=ProgressReporter(listen),
     )
     assert (
         seen == [(3, ["mine-000003.safetensors", "mine.safetensors"])]
@@ -523,9 +515,9 @@ def test_memory_that_runs_out_on_coming_back_from_a_picture(host, settings, fold
         TrainConfig.parse(settings),
         host,
         folder=folder,
-        on_progress=lambda progress: setattr(host, "waiting", progress.step == 3),
+        reporter=ProgressReporter(lambda progress: setattr(host, "waiting", progress.step == 3)),
     )
-    assert result.steps == 6 and "gradient checkpointing" in result.remarks[0]
+    assert result.steps == 6 and "gradient checkpointing" in result.warnings[0]
 
 
 def test_exclusive_does_not_give_way(host, settings):
@@ -545,13 +537,11 @@ def test_a_snapshot_on_demand(host, settings, folder):
         host,
         folder=folder,
         control=control,
-        on_progress=lambda progress: (
-            told.append(progress.snapshots),
-            control.take_snapshot() if progress.step == 2 and not progress.snapshots else None,
+        reporter=ProgressReporter(
+            lambda progress: (
+                told.append(progress.snapshots),
+                control.take_snapshot() if progress.step == 2 and not progress.snapshots else None,
+            )
         ),
     )
     assert (host.lora_dir / "mine-000002.safetensors").is_file() and told[-1] == ("mine-000002",)
-
-
-def test_the_average_is_the_trainers():
-    assert loop.average(None, 2.0, 1) == 2.0 and loop.average(2.0, 4.0, 2) == 3.0

@@ -12,16 +12,10 @@ import torch
 
 from lora_trainer.base.errors import Refused
 from lora_trainer.settings.config import TrainConfig
-from lora_trainer.training import optimizers
-from lora_trainer.training.optimizers import (
-    KINDS,
-    LearningRates,
-    check_optimizer,
-    effective_rate,
-    make_optimizer,
-    optimizer_choices,
-    remarks_on,
-)
+from lora_trainer.training import optimizer_kinds, schedule_free
+from lora_trainer.training.learning_rates import LearningRates, effective_rate, rate_warnings
+from lora_trainer.training.optimizer_kinds import KINDS
+from lora_trainer.training.optimizers import check_optimizer, make_optimizer, optimizer_choices
 
 CPU = torch.device("cpu")
 RATES = {"unet": 1e-2, "text_encoder": 5e-3}
@@ -164,9 +158,9 @@ def test_a_package_whose_step_fails_is_refused_before_the_run(step, reason, monk
 
 def test_old_torch_is_offered_the_bitsandbytes_that_loads_with_it(monkeypatch):
     """Newer ones fail at import under torch 2.1, and take peft with them."""
-    monkeypatch.setattr(optimizers, "_torch_version", lambda: (2, 1))
+    monkeypatch.setattr(optimizer_kinds, "torch_version", lambda: (2, 1))
     assert optimizer_choices()[1]["needs"].endswith("--no-deps bitsandbytes==0.45.5")
-    monkeypatch.setattr(optimizers, "_torch_version", lambda: (2, 10))
+    monkeypatch.setattr(optimizer_kinds, "torch_version", lambda: (2, 10))
     assert optimizer_choices()[1]["needs"].endswith("--no-deps bitsandbytes")
 
 
@@ -175,7 +169,7 @@ def test_old_torch_is_offered_the_bitsandbytes_that_loads_with_it(monkeypatch):
 )
 def test_versions_are_numbers(version, expected, monkeypatch):
     monkeypatch.setattr(torch, "__version__", version)
-    assert optimizers._torch_version() == expected
+    assert optimizer_kinds.torch_version() == expected
 
 
 # --- Each of them ---------------------------------------------------------------------------------
@@ -197,7 +191,7 @@ def test_each_learns_says_its_groups_and_prints_nothing(name, capsys):
 def test_adamw_is_the_papers():
     """Against arXiv 1711.05101, algorithm 2, in numpy; one kernel for all where torch has one."""
     optimizer = make(weight_decay=0.1, unet=8)
-    assert optimizer.param_groups[0]["fused"] == (optimizers._torch_version() >= (2, 4))
+    assert optimizer.param_groups[0]["fused"] == (optimizer_kinds.torch_version() >= (2, 4))
     w, m, v, draws = np.linspace(-1, 1, 8), np.zeros(8), np.zeros(8), np.random.default_rng(0)
     for step in range(1, 6):
         grad = draws.normal(size=8)
@@ -345,7 +339,7 @@ def test_schedule_free_is_the_papers():
         assert group["params"][0].detach().flatten().numpy() == pytest.approx(
             (1 - beta) * z + beta * x, abs=2e-6
         )
-    assert optimizers.averaged(
+    assert schedule_free.averaged_weights(
         optimizer, group, group["params"][0]
     ).flatten().numpy() == pytest.approx(x, abs=2e-6)
 
@@ -356,7 +350,7 @@ def test_schedule_frees_average_is_the_packages_own():
     fall(optimizer, 5)
     group = optimizer.param_groups[0]
     mine, training = (
-        optimizers.averaged(optimizer, group, group["params"][0]).clone(),
+        schedule_free.averaged_weights(optimizer, group, group["params"][0]).clone(),
         group["params"][0].detach().clone(),
     )
     assert torch.equal(group["params"][0], training) and group["train_mode"]
@@ -488,5 +482,5 @@ def test_unknown_names_are_said():
     ],
 )
 def test_unusual_settings_are_remarked(name, rate, scheduler, said):
-    remarks = remarks_on(name, learning_rates={"unet": rate}, scheduler=scheduler)
+    remarks = rate_warnings(name, learning_rates={"unet": rate}, scheduler=scheduler)
     assert (said in remarks[0]) if said else remarks == []

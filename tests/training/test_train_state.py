@@ -13,15 +13,16 @@ from lora_trainer.base.errors import Refused
 from lora_trainer.lora.adapter_layers import AdapterSpec, RankAlpha
 from lora_trainer.lora.adapters import Adapters
 from lora_trainer.training import state_files
-from lora_trainer.training.optimizers import (
-    KINDS,
-    LearningRates,
-    check_optimizer,
-    effective_rate,
-    make_optimizer,
-)
+from lora_trainer.training.learning_rates import LearningRates, effective_rate
+from lora_trainer.training.optimizer_kinds import KINDS
+from lora_trainer.training.optimizers import check_optimizer, make_optimizer
 from lora_trainer.training.parameter_groups import RateChoice, groups_of, own_settings, rates_of
-from lora_trainer.training.train_state import TrainState, form_of_state, shapes_of_state
+from lora_trainer.training.train_state import (
+    TrainState,
+    form_of_state,
+    shapes_of_state,
+    smooth_loss,
+)
 
 CPU = torch.device("cpu")
 LAYERS = (
@@ -88,7 +89,7 @@ def train(train_state, until: int) -> None:
             )
         train_state.optimizer.step()
         train_state.step += 1
-        train_state.after_step()
+        train_state.limit_norms_and_average()
         train_state.optimizer.zero_grad(set_to_none=True)
 
 
@@ -381,9 +382,9 @@ def test_saving_on_the_way_disturbs_nothing(host, name, options):
 def test_limiting_what_is_saved_leaves_the_average_as_it_is(host):
     train_state = make(host.model, ema_decay=0.9, rate=0.1)
     train(train_state, 5)
-    before, train_state._largest_norm = train_state.weights_to_save(), 1e-3
+    before, train_state._max_norm = train_state.weights_to_save(), 1e-3
     assert max(norms_of(train_state.weights_to_save())) < 2e-3 < min(norms_of(before))
-    train_state._largest_norm = 0.0
+    train_state._max_norm = 0.0
     assert_same(train_state.weights_to_save(), before)
 
 
@@ -435,8 +436,8 @@ def test_schedule_free_is_scaled_down_as_a_whole(host):
     needs("schedulefree")
     train_state = make(host.model, "schedulefree", rate=0.1)
     train(train_state, 6)
-    before, train_state._largest_norm = train_state.weights_to_save(), 1e-3
-    train_state.after_step()
+    before, train_state._max_norm = train_state.weights_to_save(), 1e-3
+    train_state.limit_norms_and_average()
     after = train_state.weights_to_save()
     assert max(norms_of(after)) <= 1.001e-3 and min(norms_of(before)) > 0.1
     for path in before:
@@ -503,7 +504,7 @@ def test_magnitudes_of_a_dora_are_neither_limited_nor_do_they_decay(host):
         train_state.rates.set(step)
         train_state.optimizer.step()
         train_state.step += 1
-        train_state.after_step()
+        train_state.limit_norms_and_average()
     after = train_state.adapters.weights()
     assert all(torch.equal(weights["dora_scale"], before[path]) for path, weights in after.items())
 
@@ -530,3 +531,7 @@ def test_rates_of_groups_follow_the_schedule_and_the_usual_one_is_reported(host)
         }
     )
     assert effective_rate(train_state.optimizer) == pytest.approx(usual)
+
+
+def test_the_loss_is_averaged_over_the_last_steps():
+    assert smooth_loss(None, 2.0, 1) == 2.0 and smooth_loss(2.0, 4.0, 2) == 3.0

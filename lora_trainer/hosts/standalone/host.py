@@ -116,7 +116,7 @@ class StandaloneHost(Host):
             self._loan.close()
             self._borrower, self._lent_model = None, None
 
-    def wanted(self) -> bool:
+    def others_are_waiting(self) -> bool:
         """Tell whether somebody waits to draw."""
         return self._drawing > 0
 
@@ -124,14 +124,14 @@ class StandaloneHost(Host):
         self,
         *,
         until: Callable[[], bool] = lambda: True,
-        say: Callable[[str, str], None] = lambda waiting_for, sentence: None,
+        on_wait: Callable[[str, str], None] = lambda waiting_for, sentence: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> bool:
         """As the contract says; nothing but a picture can want this model, and nobody changes
         it.
         """
         self._loan.close()
-        while not should_stop() and (self.wanted() or not until()):
+        while not should_stop() and (self.others_are_waiting() or not until()):
             time.sleep(0.01)
         if should_stop():
             return False
@@ -199,7 +199,7 @@ class StandaloneHost(Host):
         """Have the LoRA that is being trained written, if a picture is about to use it; the picture
         is more important than the newest weights.
         """
-        name, write = self.offered or (None, None)
+        name, write = self.live_lora or (None, None)
         if name in names:
             try:
                 if path := write():

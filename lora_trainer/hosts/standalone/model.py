@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ...base.contracts import BaseModel, Conditioning, Reading
+from ...base.contracts import BaseModel, Conditioning, ModelOptions
 from ...base.errors import Refused
 from ...base.fingerprint import fingerprint_of_weights
 from ...lora.weight_names import SDXL_LEVELS, unet_to_ldm
@@ -54,15 +54,15 @@ class StableDiffusion(BaseModel):
         self.fingerprint = fingerprint_of_weights(self.unet)
         self._facts, self._painted_over = facts, {}
         self._comma = self._tokenize(",")[0]
-        self.read_as(Reading())
+        self.configure(ModelOptions())
 
-    def read_as(self, reading: Reading) -> None:
-        self.clip_skip, self._reading = self._layers_back(reading.clip_skip), reading
-        self.prediction_type = reading.prediction_type or self._facts.prediction_type
+    def configure(self, options: ModelOptions) -> None:
+        self.clip_skip, self._options = self._layers_back(options.clip_skip), options
+        self.prediction_type = options.prediction_type or self._facts.prediction_type
         self.zero_terminal_snr = (
             self._facts.zero_terminal_snr
-            if reading.zero_terminal_snr is None
-            else reading.zero_terminal_snr
+            if options.zero_terminal_snr is None
+            else options.zero_terminal_snr
         )
         schedule = scaled_linear_alphas_cumprod()
         self.alphas_cumprod = (
@@ -70,8 +70,8 @@ class StableDiffusion(BaseModel):
         )
 
     def encoding_key(self) -> str:
-        weighted = ", weighted" if self._reading.weighted_captions else ""
-        return f"clip skip {self.clip_skip}, {self._reading.max_token_length} tokens{weighted}"
+        weighted = ", weighted" if self._options.weighted_captions else ""
+        return f"clip skip {self.clip_skip}, {self._options.max_token_length} tokens{weighted}"
 
     def offload_encoders(self) -> None:
         for module in (self._vae, *self.text_encoders):
@@ -95,7 +95,7 @@ class StableDiffusion(BaseModel):
             ).sample.float()
 
     def encode_captions(self, captions: list[str]) -> Conditioning:
-        weighted, most_tokens = self._reading.weighted_captions, self._reading.max_token_length
+        weighted, most_tokens = self._options.weighted_captions, self._options.max_token_length
         return self._encode_all(
             [
                 self._split(parse_weights(caption) if weighted else [(caption, 1.0)], most_tokens)

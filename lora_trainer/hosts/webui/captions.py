@@ -11,7 +11,7 @@ import torch
 from modules import sd_emphasis, shared
 from modules.sd_hijack_clip import PromptChunk, TextConditionalModel
 
-from ...base.contracts import Reading
+from ...base.contracts import ModelOptions
 
 LITERAL = "caption"  # a line without brackets, in whose place a caption's tokens are put
 
@@ -30,25 +30,25 @@ class _WithoutEmbeddings:
         return None, None
 
 
-def chunks_of(text: Any, caption: str, reading: Reading) -> list[PromptChunk]:
+def chunks_of(text: Any, caption: str, options: ModelOptions) -> list[PromptChunk]:
     """Split a caption for a text encoder's wrapper: literally, or with `(word:1.2)`, `[word]` and
     `BREAK` as the setting Emphasis mode says.
     """
-    left = reading.max_token_length
+    left = options.max_token_length
 
     def tokenize(parts: list[str]) -> list[list[int]]:
         nonlocal left
-        found = text.tokenize(parts if reading.weighted_captions else [caption])
+        found = text.tokenize(parts if options.weighted_captions else [caption])
         for number, tokens in enumerate(found):
-            if not reading.weighted_captions or parts[number] != "BREAK":
+            if not options.weighted_captions or parts[number] != "BREAK":
                 found[number] = tokens[:left]
                 left -= len(found[number])
         return found
 
     chunks, _ = TextConditionalModel.tokenize_line(
-        _WithoutEmbeddings(text, tokenize), caption if reading.weighted_captions else LITERAL
+        _WithoutEmbeddings(text, tokenize), caption if options.weighted_captions else LITERAL
     )
-    return chunks[: math.ceil(reading.max_token_length / text.chunk_length)]
+    return chunks[: math.ceil(options.max_token_length / text.chunk_length)]
 
 
 def token_rows(text: Any, chunks: list[PromptChunk]) -> list[list[int]]:
@@ -94,9 +94,9 @@ def no_embeddings_left(hijack: Any) -> Iterator[None]:
         hijack.fixes = fixes
 
 
-def key_of(reading: Reading) -> str:
+def key_of(options: ModelOptions) -> str:
     """Name the settings that decide how captions are read, besides the clip skip."""
-    weighted = f", weighted ({shared.opts.emphasis})" if reading.weighted_captions else ""
+    weighted = f", weighted ({shared.opts.emphasis})" if options.weighted_captions else ""
     return (
-        f"{reading.max_token_length} tokens, comma {shared.opts.comma_padding_backtrack}{weighted}"
+        f"{options.max_token_length} tokens, comma {shared.opts.comma_padding_backtrack}{weighted}"
     )

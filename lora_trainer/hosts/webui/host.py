@@ -80,7 +80,7 @@ class WebUIHost(Host):
         `give_way`. One thread, one loan at a time.
         """
         _wait_until_loaded()
-        loan = Loan(self._turn, self.wanted, self._movers)
+        loan = Loan(self._turn, self.others_are_waiting, self._movers)
         with self._movers.asked():
             try:
                 base_model, self._loan = loan.begin(), loan
@@ -94,16 +94,16 @@ class WebUIHost(Host):
         self,
         *,
         until: Callable[[], bool] = lambda: True,
-        say: Callable[[str, str], None] = lambda waiting_for, sentence: None,
+        on_wait: Callable[[str, str], None] = lambda waiting_for, sentence: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> bool:
-        return self._loan.give_way(until=until, say=say, should_stop=should_stop)
+        return self._loan.give_way(until=until, on_wait=on_wait, should_stop=should_stop)
 
     def prepare_picture(self, prompts: list[str]) -> None:
         """Before a picture is drawn, in the thread that draws it: bring the LoRA that is being
         trained up to date, if the prompts name it.
         """
-        name, write = self.offered or (None, None)
+        name, write = self.live_lora or (None, None)
         if name not in loras_in(prompts):
             return
         try:
@@ -150,7 +150,7 @@ class WebUIHost(Host):
         return devices.device_interrogate
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
+    def exclusive_use(self) -> Iterator[None]:
         """Hold the queue; under --medvram and --lowvram the part of the checkpoint that is on the
         GPU makes room, as for Interrogate.
         """
@@ -158,7 +158,7 @@ class WebUIHost(Host):
             lowvram.send_everything_to_cpu()
             yield
 
-    def wanted(self) -> bool:
+    def others_are_waiting(self) -> bool:
         """Tell whether somebody waits in the queue; its list of waiters is private, and where it is
         not to be seen somebody always may.
         """

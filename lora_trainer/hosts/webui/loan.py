@@ -231,18 +231,18 @@ class Movers:
 
 class Loan:
     """The loaded checkpoint in one thread's hands. `turn` is a context manager that holds the
-    WebUI's queue, `is_wanted` tells whether somebody waits.
+    WebUI's queue, `others_are_waiting` tells whether somebody waits.
     """
 
     def __init__(
         self,
         turn: Callable[[], contextlib.AbstractContextManager[None]],
-        is_wanted: Callable[[], bool],
+        others_are_waiting: Callable[[], bool],
         movers: Movers,
     ) -> None:
-        self._turn, self._is_wanted, self._movers, self._taken = (
+        self._turn, self._others_are_waiting, self._movers, self._taken = (
             turn,
-            is_wanted,
+            others_are_waiting,
             movers,
             contextlib.ExitStack(),
         )
@@ -269,13 +269,13 @@ class Loan:
         self,
         *,
         until: Callable[[], bool],
-        say: Callable[[str, str], None],
+        on_wait: Callable[[str, str], None],
         should_stop: Callable[[], bool],
     ) -> bool:
         """Give the model back, wait until it may and can be had again, and take it; as
         `Host.give_way`.
         """
-        somebody = self._is_wanted()
+        somebody = self._others_are_waiting()
         self.give_back()
         _let_in(somebody)
         while not should_stop():
@@ -284,7 +284,7 @@ class Loan:
             elif (problem := self._take_again()) is None:
                 return True
             else:
-                say("checkpoint", problem)
+                on_wait("checkpoint", problem)
                 _sleep_until(LOOK_AGAIN_SECONDS, should_stop)
         return False
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from modules import devices, lowvram, sd_vae, shared
 
-from ...base.contracts import BaseModel, Conditioning, Reading
+from ...base.contracts import BaseModel, Conditioning, ModelOptions
 from ...base.errors import Refused
 from ...lora.weight_names import unet_to_diffusers
 from ...training.diffusion import rescale_zero_terminal_snr
@@ -53,7 +53,7 @@ class WebUIModel(BaseModel):
         self.name, self.sha256 = info.name_for_extra, info.sha256
         self.encoders_offloaded = False
         self.adopt(sd_model)
-        self.read_as(Reading())
+        self.configure(ModelOptions())
 
     def adopt(self, sd_model: Any) -> None:
         """Use these objects from now on; they hold the same checkpoint."""
@@ -72,14 +72,14 @@ class WebUIModel(BaseModel):
         bring_to_device(self._sd_model, self._sd_model.model)
         return super().parts()
 
-    def read_as(self, reading: Reading) -> None:
+    def configure(self, options: ModelOptions) -> None:
         sd_model = self._sd_model
-        self.clip_skip, self._reading = self._layers_back(reading.clip_skip), reading
-        self.prediction_type = reading.prediction_type or prediction_type(sd_model)
+        self.clip_skip, self._options = self._layers_back(options.clip_skip), options
+        self.prediction_type = options.prediction_type or prediction_type(sd_model)
         self.zero_terminal_snr = (
             zero_terminal_snr(sd_model)
-            if reading.zero_terminal_snr is None
-            else reading.zero_terminal_snr
+            if options.zero_terminal_snr is None
+            else options.zero_terminal_snr
         )
         schedule = noise_schedule(sd_model)
         self.alphas_cumprod = (
@@ -91,7 +91,7 @@ class WebUIModel(BaseModel):
             f"{sd_vae.get_loaded_vae_name() or 'the VAE of the checkpoint'}"
             f" {sd_vae.get_loaded_vae_hash() or ''}"
         )
-        return f"{vae}, clip skip {self.clip_skip}, {captioned.key_of(self._reading)}"
+        return f"{vae}, clip skip {self.clip_skip}, {captioned.key_of(self._options)}"
 
     def offload_encoders(self) -> None:
         """Under --medvram they are aside anyway, and the WebUI's own hooks keep the books."""
@@ -122,7 +122,7 @@ class WebUIModel(BaseModel):
         """
         wrappers = text_wrappers(self._sd_model)
         read = [
-            [captioned.chunks_of(text, caption, self._reading) for caption in captions]
+            [captioned.chunks_of(text, caption, self._options) for caption in captions]
             for text in wrappers
         ]
         portions = max(len(chunks) for of_encoder in read for chunks in of_encoder)
@@ -157,7 +157,7 @@ class WebUIModel(BaseModel):
                 (
                     (
                         captioned.emphasized(states, chunks)
-                        if self._reading.weighted_captions
+                        if self._options.weighted_captions
                         else states
                     ),
                     pooled,

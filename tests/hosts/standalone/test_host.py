@@ -18,7 +18,7 @@ pytest.importorskip("diffusers")
 if not importlib.util.find_spec("open_clip"):
     pytest.skip("CLIP's vocabulary comes with open_clip", allow_module_level=True)
 
-from lora_trainer.base.contracts import Reading  # noqa: E402
+from lora_trainer.base.contracts import ModelOptions  # noqa: E402
 from lora_trainer.hosts.standalone.host import StandaloneHost  # noqa: E402
 from lora_trainer.hosts.standalone.loading import modules_of  # noqa: E402
 from lora_trainer.lora.weight_names import unet_to_ldm  # noqa: E402
@@ -171,17 +171,17 @@ def test_a_picture_is_drawn_when_the_borrower_gives_way(host):
         other = threading.Thread(target=lambda: drawn.append(host.generate("a circle", **DRAWING)))
         other.start()
         deadline = time.monotonic() + 30
-        while not host.wanted() and time.monotonic() < deadline:
+        while not host.others_are_waiting() and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert host.wanted() and not drawn
-        assert host.give_way() and len(drawn) == 1 and not host.wanted()
+        assert host.others_are_waiting() and not drawn
+        assert host.give_way() and len(drawn) == 1 and not host.others_are_waiting()
         assert not any(parameter.requires_grad for parameter in model.unet.parameters())
     assert np.array_equal(drawn[0], expected)
 
 
 def test_an_offered_lora_is_written_before_a_picture_that_names_it(host):
     written = []
-    with host.offer("alive", lambda: written.append(1)):
+    with host.offer_live_lora("alive", lambda: written.append(1)):
         host.generate("a circle", **DRAWING)
         assert not written
         with pytest.raises(Refused, match="There is no LoRA named 'alive'"):
@@ -200,7 +200,7 @@ def test_giving_way_ends_when_told_to_stop(host):
 def test_what_a_run_reads_otherwise_is_read_so_until_it_ends(host):
     plain = host.generate("a", **DRAWING)
     with host.borrow_model() as model:
-        model.read_as(Reading(prediction_type="v_prediction", zero_terminal_snr=True))
+        model.configure(ModelOptions(prediction_type="v_prediction", zero_terminal_snr=True))
         meanwhile = host.generate("a", **DRAWING)
     assert not np.array_equal(meanwhile, plain) and np.array_equal(
         host.generate("a", **DRAWING), plain

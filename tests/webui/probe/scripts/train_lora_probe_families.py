@@ -99,7 +99,7 @@ def encoding_differences(captions: list, weighted: bool, clip_skip: int, clip_l_
     """How far captions as the trainer encodes them are from the same as prompts, each alone;
     relative.
     """
-    from lora_trainer.base.contracts import Reading
+    from lora_trainer.base.contracts import ModelOptions
 
     found = {}
     with (
@@ -109,7 +109,7 @@ def encoding_differences(captions: list, weighted: bool, clip_skip: int, clip_l_
         with call_queue.queue_lock, torch.no_grad(), devices.autocast():
             theirs = [webui_conditioning([caption]) for caption in captions]
     with option("sdxl_clip_l_skip", clip_l_skip), host().borrow_model() as base, torch.no_grad():
-        base.read_as(Reading(clip_skip=clip_skip, weighted_captions=weighted))
+        base.configure(ModelOptions(clip_skip=clip_skip, weighted_captions=weighted))
         for caption, prompt in zip(captions, theirs):
             ours = base.encode_captions([caption])
             if not isinstance(prompt, dict):
@@ -287,14 +287,14 @@ def counted_while_attached() -> dict:
             return {"before": before, "while": count()}
 
 
-def read_as(reading: dict) -> dict:
+def configure(reading: dict) -> dict:
     """Say how a model is taken, or why it is refused."""
-    from lora_trainer.base.contracts import Reading
+    from lora_trainer.base.contracts import ModelOptions
     from lora_trainer.base.errors import Refused
 
     with host().borrow_model() as base:
         try:
-            base.read_as(Reading(**reading))
+            base.configure(ModelOptions(**reading))
         except Refused as error:
             return {"refused": error.message, "field": error.field}
         return {
@@ -394,7 +394,7 @@ def on_app_started(demo, app):
 
     @app.post("/probe/read-as")
     def _read_as(body: dict = Body(...)):
-        return in_thread(lambda: read_as(body))
+        return in_thread(lambda: configure(body))
 
     @app.post("/probe/medvram")
     def _medvram(body: dict = Body(...)):

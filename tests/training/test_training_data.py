@@ -1,0 +1,54 @@
+"""The order of batches, and which pictures are validated when."""
+
+from collections import Counter
+
+from lora_trainer.dataset.buckets import Bucket
+from lora_trainer.training.training_data import Schedule
+from tests.support.training import encoded_pictures, make_training_data
+
+
+def test_every_epoch_shows_each_picture_as_often_as_its_repeats():
+    schedule = Schedule(
+        total_steps=8, steps_per_epoch=4, batch_size=2, accumulation=1, repeats=(1, 2, 3, 1), seed=3
+    )
+    epochs = [
+        [
+            number
+            for step in steps
+            for batch in schedule.batches_of(step, encoded_pictures())
+            for number in batch
+        ]
+        for steps in (range(4), range(4, 8))
+    ]
+    assert Counter(epochs[0]) == Counter(epochs[1]) == {0: 1, 1: 2, 2: 3, 3: 1}
+    assert epochs[0] != epochs[1]
+
+
+def test_order_depends_on_the_step_alone():
+    schedule = Schedule(100, 2, 2, 1, (1,) * 4, 3)
+    pictures = encoded_pictures()
+    assert [schedule.batches_of(step, pictures) for step in (7, 3)] == [
+        schedule.batches_of(step, pictures) for step in (7, 3)
+    ]
+
+
+def test_largest_batch_is_what_a_bucket_can_fill():
+    pictures = encoded_pictures(3) + encoded_pictures(1, bucket=Bucket(64, 128))
+    assert (
+        make_training_data(pictures, Schedule(1, 1, 256, 1, (1, 2, 0, 2), 0)).largest_batch() == 3
+    )
+    assert make_training_data(pictures, Schedule(1, 1, 2, 1, (1, 2, 0, 2), 0)).largest_batch() == 2
+
+
+def test_each_epoch_is_validated_where_no_number_of_steps_is_given():
+    training_data = make_training_data(
+        encoded_pictures(),
+        Schedule(10, 3, 1, 1, (1, 1, 1, 0), 0),
+        validation_indices=(3,),
+    )
+    assert [step for step in range(1, 11) if training_data.is_validated_after(step)] == [
+        3,
+        6,
+        9,
+        10,
+    ]

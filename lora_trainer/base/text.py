@@ -4,6 +4,7 @@ what Windows writes.
 
 import functools
 import math
+import re
 from typing import Any
 
 import charset_normalizer
@@ -83,3 +84,8 @@ def number(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return found if found is not None and math.isfinite(found) else None
+
+
+def is_plain_text(text: str) -> bool:
+    """Say whether text can be stored anywhere: no NUL, no half of a surrogate pair."""
+    return "\x00" not in text and not re.search("[\ud800-\udfff]", text)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..base.errors import Refused
-from ..settings.config import is_plain_text
+from ..base.text import is_plain_text
 
 Report = Callable[[str, float], None]  # a sentence for the user, and how far it is, in [0, 1]
 Asked = Callable[[], bool]  # whether the user wants it to stop

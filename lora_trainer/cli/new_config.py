@@ -13,7 +13,8 @@ import yaml
 from ..base.errors import Refused
 from ..base.files import write_atomically
 from ..interop.presets import find_preset, presets_folder
-from ..settings.config import GROUPS, check_name, schema
+from ..settings.config import GROUPS, schema
+from ..settings.lora_name import check_name
 from .run_settings import data_dir_of
 
 WIDTH = 98

@@ -14,14 +14,8 @@ from ..base.errors import Refused
 from ..base.paths import expanded
 from ..interop.presets import find_preset, presets_folder
 from ..interop.readers import IN_OUR_NAMES, import_settings, name_for
-from ..settings.config import (
-    KOHYA_NAMES,
-    TrainConfig,
-    in_our_names,
-    read_resolutions,
-    read_settings,
-    schema,
-)
+from ..settings.config import KOHYA_NAMES, TrainConfig, in_our_names, read_resolutions, schema
+from ..settings.files import read_settings
 
 READ_FROM = ("train_data_dir", "metadata_path", "base_model", "reg_data_dir", "init_lora")
 Values = dict[str, Any]

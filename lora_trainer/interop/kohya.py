@@ -17,7 +17,8 @@ from typing import Any
 from ..base.errors import Refused
 from ..base.text import number
 from ..dataset.captions import CAPTION_ENDINGS
-from ..settings.config import GROUPS, KOHYA_NAMES, LONGEST_KEY, MOST_KEYS, TrainConfig, check_extent
+from ..settings.config import GROUPS, KOHYA_NAMES, LONGEST_KEY, TrainConfig
+from ..settings.files import MOST_KEYS, check_extent
 
 NOT_NEEDED = "not needed here"
 # the key of a LoRA's metadata that holds, as JSON, all settings of ours that made it

@@ -15,15 +15,11 @@ import yaml
 from ..base.errors import Refused
 from ..base.files import write_atomically
 from ..base.paths import numbered
+from ..base.text import is_plain_text
 from ..settings.advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
-from ..settings.config import (
-    TrainConfig,
-    check_name,
-    in_our_names,
-    is_plain_text,
-    read_mapping,
-    read_resolutions,
-)
+from ..settings.config import TrainConfig, in_our_names, read_resolutions
+from ..settings.files import read_mapping
+from ..settings.lora_name import check_name
 from .kohya import LeftOut
 from .readers import our_settings
 

@@ -20,18 +20,9 @@ from ..base.tensor_files import check_json, parse_header
 from ..base.text import number
 from ..dataset.captions import content_of
 from ..dataset.concepts import LARGEST_BYTES, are_concepts, concepts_in, is_concepts
-from ..settings.config import (
-    KOHYA_NAMES,
-    MOST_KEYS,
-    TrainConfig,
-    check_extent,
-    check_name,
-    flattened,
-    held_names,
-    in_our_names,
-    read_mapping,
-    read_resolutions,
-)
+from ..settings.config import KOHYA_NAMES, TrainConfig, held_names, in_our_names, read_resolutions
+from ..settings.files import MOST_KEYS, check_extent, flattened, read_mapping
+from ..settings.lora_name import check_name
 from . import onetrainer
 from .kohya import (
     LONGEST_ARGUMENTS,

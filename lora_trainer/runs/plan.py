@@ -31,7 +31,8 @@ from ..lora.adapters import count_parameters
 from ..lora.blocks import BASE, PRESETS, BlockChoice, read_blocks
 from ..lora.load import FoundLora, find_lora, look_into
 from ..lora.target_layers import plan_shapes
-from ..settings.config import TrainConfig, check_name
+from ..settings.config import TrainConfig
+from ..settings.lora_name import check_name
 from ..training.encoded_dataset import JITTERED
 from ..training.loop import Schedule
 from ..training.optimizers import check_rates, check_settings

@@ -5,7 +5,7 @@ name.
 from collections.abc import Sequence
 
 from ..base.errors import Refused
-from ..settings.config import is_plain_text
+from ..base.text import is_plain_text
 
 LONGEST_TEXT = 20_000
 

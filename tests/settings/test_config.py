@@ -6,7 +6,8 @@ import pytest
 
 from lora_trainer.base.errors import Refused
 from lora_trainer.runs.step_options import layer_choice
-from lora_trainer.settings.config import GROUPS, KOHYA_NAMES, TrainConfig, check_name, schema
+from lora_trainer.settings.config import GROUPS, KOHYA_NAMES, TrainConfig, schema
+from lora_trainer.settings.lora_name import check_name
 
 
 def refused(values):

@@ -3,7 +3,6 @@ places, names or pictures.
 """
 
 import contextlib
-import dataclasses
 import logging
 from collections.abc import Mapping
 from importlib import resources
@@ -17,7 +16,8 @@ from ..base.files import write_atomically
 from ..base.paths import numbered
 from ..base.text import is_plain_text
 from ..settings.advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
-from ..settings.config import TrainConfig, in_our_names, read_resolutions
+from ..settings.aliases import read_resolutions
+from ..settings.config import TrainConfig, all_settings, in_our_names
 from ..settings.files import read_mapping
 from ..settings.lora_name import check_name
 from .kohya import LeftOut
@@ -29,17 +29,6 @@ Preset = dict[str, Any]
 cannot be used, else "".
 """
 MOST_PRESETS, LONGEST_HELP = 200, 500
-_NOT_IN_ONE = {
-    "output_name",
-    "output_dir",
-    "overwrite",
-    "base_model",
-    "task_type",
-    "trigger_word",
-    "logging_dir",
-    "reg_data_dir",
-    "init_lora",
-}
 
 
 def package_presets() -> list[Preset]:
@@ -244,21 +233,21 @@ def _read(path: Path) -> tuple[Preset, list[LeftOut]]:
 
 
 def belongs(name: str) -> bool:
-    """Tell whether a setting may stand in a preset: one that names no pictures, places or LoRAs."""
-    field = TrainConfig.__dataclass_fields__.get(name)
-    return field is not None and name not in _NOT_IN_ONE and field.metadata["group"] != "pictures"
+    """Return whether a preset may hold this setting: not names, pictures, places or LoRAs."""
+    return any(setting.name == name and setting.kept_in_presets for setting in all_settings())
 
 
 def _worth_keeping(values: Mapping[str, Any], *, said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what differs from the defaults, and what is no default even so: what presets decide,
-    and the resolution, which follows the model.
+    """Return the settings that a preset keeps, of those that were `said`: what differs from the
+    defaults, what the package's presets decide, and the resolution, which follows the model.
     """
     decided = {"resolution"} | {name for preset in package_presets() for name in preset["settings"]}
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    kept = [setting for setting in all_settings() if setting.kept_in_presets]
     return {
-        name: value
-        for name, value in values.items()
-        if name in said and belongs(name) and (name in decided or value != defaults[name])
+        setting.name: values[setting.name]
+        for setting in kept
+        if setting.name in said
+        and (setting.name in decided or values[setting.name] != setting.default)
     }
 
 

@@ -33,6 +33,7 @@ from ..lora.load import FoundLora, find_lora, look_into
 from ..lora.target_layers import plan_shapes
 from ..settings.config import TrainConfig
 from ..settings.lora_name import check_name
+from ..settings.rules import check_contradictions, resolutions_of
 from ..training.encoded_dataset import JITTERED
 from ..training.loop import Schedule
 from ..training.optimizers import check_rates, check_settings
@@ -40,11 +41,9 @@ from ..training.optimizers import remarks_on as optimizer_remarks
 from ..training.parameter_groups import groups_without_model, rates_of
 from .plan_warnings import remarks_on, remarks_on_batches
 from .step_options import (
-    check_choices,
     form_of,
     layer_choice,
     rate_choice,
-    resolutions_of,
     variation_of,
 )
 
@@ -128,7 +127,7 @@ def make_plan(
             code="no_pictures",
         )
     output_file = plan_output(config, lora_dir, session_id=session_id)
-    check_choices(config)
+    check_contradictions(config)
     check_settings(config.optimizer, config.optimizer_args)
     init_lora = (
         look_into(find_lora(config.init_lora, lora_dir))

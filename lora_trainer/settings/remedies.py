@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .config import TrainConfig
+from .config import setting_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Remark(str):
 
 def set_to(name: str, value: Any) -> Remedy:
     """Return the remedy of giving one setting another value."""
-    title = TrainConfig.__dataclass_fields__[name].metadata["title"]
+    title = setting_of(name).title
     words = f"{value:g}" if isinstance(value, float) else value
     return Remedy(f"Set {title[0].lower() + title[1:]} to {words}", {name: value})
 

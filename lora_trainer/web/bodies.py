@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from ..base.errors import Refused
 from ..base.text import is_plain_text
-
-LONGEST_TEXT = 20_000
+from ..settings.config import setting_of
+from ..settings.setting import LONGEST_TEXT
 
 
 def text(body: dict, key: str, *, required: bool = True) -> str | None:
@@ -35,6 +35,12 @@ def whole(body: dict, key: str, default: int, low: int, high: int) -> int:
     return int(value)
 
 
+def whole_setting(body: dict, name: str) -> int:
+    """Read a whole number that is a training setting, within that setting's own range."""
+    setting = setting_of(name)
+    return whole(body, name, setting.default, setting.minimum, setting.maximum)
+
+
 def switch(body: dict, key: str, default: bool = False) -> bool:
     value = body.get(key, default)
     if not isinstance(value, bool):
@@ -48,6 +54,12 @@ def one_of(body: dict, key: str, choices: Sequence[str]) -> str:
     if value not in choices:
         raise Refused(f"`{key}` must be one of {', '.join(choices)}.", field=key, code="bad_value")
     return value
+
+
+def one_of_setting(body: dict, name: str) -> str:
+    """Read a training setting's choice; its default where none is given."""
+    setting = setting_of(name)
+    return one_of({name: setting.default, **body}, name, setting.choices or ())
 
 
 def texts(body: dict, key: str, *, required: bool = True) -> list[str] | None:

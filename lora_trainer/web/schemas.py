@@ -6,15 +6,18 @@ versions. `takes` and `gives` are arguments for a route's decorator; settings an
 from where they are declared.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ..captioning.labels import LARGEST_GROUP_BYTES, MOST_GROUPS
 from ..editor.bulk_edits import ACTIONS, LONGEST_TEXT
-from ..settings.config import schema
-from .bodies import LONGEST_TEXT as LONGEST_VALUE
+from ..settings.config import all_settings, setting_of
+from ..settings.setting import LONGEST_TEXT as LONGEST_VALUE
+from ..settings.setting import Setting
 
 Schema = dict[str, Any]
+
+_JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
 
 TEXT: Schema = {"type": "string", "maxLength": LONGEST_VALUE}
 SWITCH: Schema = {"type": "boolean"}
@@ -59,27 +62,33 @@ def settings() -> Schema:
     """Return the schema of a training config, from TrainConfig's fields; kohya's names are taken,
     too.
     """
-    ours = {entry["name"]: _setting(entry) for entry in schema()}
+    ours = {setting.name: setting_schema(setting) for setting in all_settings()}
     theirs = {
-        name: {**ours[entry["name"]], "description": f"Another name of {entry['name']}."}
-        for entry in schema()
-        for name in (*entry["kohya"], *entry["also"])
+        name: {**ours[setting.name], "description": f"Another name of {setting.name}."}
+        for setting in all_settings()
+        for name in (*setting.kohya, *setting.also)
     }
     return {"type": "object", "properties": {**ours, **theirs}, "additionalProperties": False}
 
 
-def _setting(entry: Mapping[str, Any]) -> Schema:
-    kind = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}[entry["type"]]
-    limits = {key: entry[key] for key in ("minimum", "maximum") if entry[key] is not None}
-    choices = {"enum": list(entry["choices"])} if entry["choices"] else {}
-    return {
-        "type": kind,
-        "title": entry["title"],
-        "description": entry["help"],
-        "default": entry["default"],
-        **limits,
-        **choices,
+def setting_schema(setting: Setting) -> Schema:
+    """Return the schema of one setting's value: its type, range and choices."""
+    schema: Schema = {
+        "type": _JSON_TYPES[setting.type],
+        "title": setting.title,
+        "description": setting.help,
+        "default": setting.default,
     }
+    if setting.minimum is not None:
+        schema |= {"minimum": setting.minimum, "maximum": setting.maximum}
+    if setting.choices:
+        schema["enum"] = list(setting.choices)
+    return schema
+
+
+def settings_named(*names: str) -> dict[str, Schema]:
+    """Return the schemas of single settings, as properties of a body that takes only these."""
+    return {name: setting_schema(setting_of(name)) for name in names}
 
 
 def edits() -> Schema:

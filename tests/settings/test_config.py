@@ -6,7 +6,13 @@ import pytest
 
 from lora_trainer.base.errors import Refused
 from lora_trainer.runs.step_options import layer_choice
-from lora_trainer.settings.config import GROUPS, KOHYA_NAMES, TrainConfig, schema
+from lora_trainer.settings.config import (
+    GROUPS,
+    KOHYA_NAMES,
+    TrainConfig,
+    all_settings,
+    setting_of,
+)
 from lora_trainer.settings.lora_name import check_name
 
 
@@ -212,39 +218,46 @@ def test_anchors_without_an_alias_are_harmless(tmp_path):
 
 
 def test_every_setting_has_title_help_group_and_limits_around_its_default():
-    for field in dataclasses.fields(TrainConfig):
-        facts, default = field.metadata, field.default
-        assert facts["title"] and facts["help"].endswith((".", "?")) and facts["group"] in GROUPS, (
-            field.name
-        )
+    for setting in all_settings():
+        name, default = setting.name, setting.default
+        assert setting.title and setting.help.endswith((".", "?")) and setting.group in GROUPS, name
         number = isinstance(default, (int, float)) and not isinstance(default, bool)
-        assert (facts["minimum"] is not None) == (facts["maximum"] is not None) == number, (
-            f"{field.name}: a number has a range, nothing else has"
+        assert (setting.minimum is not None) == (setting.maximum is not None) == number, (
+            f"{name}: a number has a range, nothing else has"
         )
-        assert (
-            not number
-            or facts["minimum"] <= default <= facts["maximum"]
-            and facts["minimum"] < facts["maximum"]
-        ), field.name
-        assert facts["choices"] is None or (
-            isinstance(default, str)
-            and default in facts["choices"]
-            and len(set(facts["choices"])) == len(facts["choices"])
-        ), field.name
-        assert getattr(TrainConfig.parse({field.name: default}), field.name) == default
-    assert {field.metadata["group"] for field in dataclasses.fields(TrainConfig)} == set(GROUPS)
-    assert len({field.metadata["title"] for field in dataclasses.fields(TrainConfig)}) == len(
-        dataclasses.fields(TrainConfig)
-    )
+        if number:
+            assert setting.minimum <= default <= setting.maximum, name
+            assert setting.minimum < setting.maximum, name
+        if setting.choices is not None:
+            assert isinstance(default, str) and default in setting.choices, name
+            assert len(set(setting.choices)) == len(setting.choices), name
+        assert getattr(TrainConfig.parse({name: default}), name) == default
+    assert {setting.group for setting in all_settings()} == set(GROUPS)
+    assert len({setting.title for setting in all_settings()}) == len(all_settings())
+
+
+def test_every_field_is_declared_as_a_setting_of_its_type():
+    fields = dataclasses.fields(TrainConfig)
+    assert [field.name for field in fields] == [setting.name for setting in all_settings()]
+    for field in fields:
+        assert field.type is setting_of(field.name).type, field.name
+        assert field.default == setting_of(field.name).default, field.name
+
+
+def test_what_names_a_place_stays_on_this_machine():
+    """A LoRA's metadata and presets are shared: no path may be in them, nor come out of them."""
+    for setting in all_settings():
+        if setting.path is not None:
+            assert not setting.kept_in_lora and not setting.kept_in_presets, setting.name
 
 
 @pytest.mark.parametrize(
-    "entry",
-    [entry for entry in schema() if entry["minimum"] is not None],
-    ids=lambda entry: entry["name"],
+    "setting",
+    [setting for setting in all_settings() if setting.minimum is not None],
+    ids=lambda setting: setting.name,
 )
-def test_the_ends_of_every_range_are_taken_and_what_is_beyond_is_not(entry):
-    name, low, high = entry["name"], entry["minimum"], entry["maximum"]
+def test_the_ends_of_every_range_are_taken_and_what_is_beyond_is_not(setting):
+    name, low, high = setting.name, setting.minimum, setting.maximum
     assert (
         getattr(TrainConfig.parse({name: low}), name),
         getattr(TrainConfig.parse({name: high}), name),
@@ -254,36 +267,32 @@ def test_the_ends_of_every_range_are_taken_and_what_is_beyond_is_not(entry):
 
 
 @pytest.mark.parametrize(
-    "entry", [entry for entry in schema() if entry["choices"]], ids=lambda entry: entry["name"]
+    "setting",
+    [setting for setting in all_settings() if setting.choices],
+    ids=lambda setting: setting.name,
 )
-def test_every_choice_is_taken(entry):
-    assert [
-        getattr(TrainConfig.parse({entry["name"]: choice}), entry["name"])
-        for choice in entry["choices"]
-    ] == list(entry["choices"])
-    assert refused({entry["name"]: "no such choice"}).field == entry["name"]
+def test_every_choice_is_taken(setting):
+    name = setting.name
+    assert [getattr(TrainConfig.parse({name: choice}), name) for choice in setting.choices] == list(
+        setting.choices
+    )
+    assert refused({name: "no such choice"}).field == name
 
 
 @pytest.mark.parametrize("theirs, ours", KOHYA_NAMES.items())
 def test_every_name_of_kohyas_means_ours(theirs, ours):
-    field = TrainConfig.__dataclass_fields__[ours]
+    setting = setting_of(ours)
     assert theirs not in TrainConfig.__dataclass_fields__, (
         "a name of ours cannot be another's alias"
     )
-    other = (
-        {
-            bool: not field.default,
-            int: field.metadata["maximum"],
-            float: field.metadata["maximum"],
-        }.get(type(field.default))
-        if not isinstance(field.default, str)
-        else field.metadata["choices"][-1]
-        if field.metadata["choices"]
-        else "text"
-    )
+    other = setting.choices[-1] if setting.choices else "text"
+    if setting.type is bool:
+        other = not setting.default
+    elif setting.type in (int, float):
+        other = setting.maximum
     assert getattr(TrainConfig.parse({theirs: other}), ours) == other
-    assert getattr(TrainConfig.parse({theirs: other, ours: field.default}), ours) == (
-        other if theirs == "unet_lr" else field.default
+    assert getattr(TrainConfig.parse({theirs: other, ours: setting.default}), ours) == (
+        other if theirs == "unet_lr" else setting.default
     )
 
 

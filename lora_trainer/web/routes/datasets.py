@@ -10,12 +10,11 @@ from fastapi.responses import FileResponse
 
 from ...base.errors import Refused
 from ...dataset.caption_tables import LARGEST_TABLE_BYTES
-from ...dataset.captions import CAPTION_ENDINGS, LINE_USES
 from ...editor.checks import Wanted
 from ...editor.library import LARGEST_UPLOAD_BYTES
 from ...editor.picture_files import TURNS
 from ...jobs.service import TrainingService
-from ..bodies import mapping, one_of, switch, text, texts, whole
+from ..bodies import mapping, one_of_setting, switch, text, texts, whole, whole_setting
 from ..guard import refuse_embedding
 from ..json import Json
 from ..schemas import (
@@ -32,8 +31,8 @@ from ..schemas import (
     edits,
     file_of,
     gives,
+    settings_named,
     takes,
-    whole_number,
 )
 
 _CACHED = {"Cache-Control": "private, max-age=86400"}
@@ -43,12 +42,10 @@ _PICTURE = {
     "dependencies": [Depends(refuse_embedding)],
 }
 _WANTED = {
-    "resolution": whole_number(64, 4096),
-    "bucket_step": whole_number(8, 512),
-    "enable_bucket": SWITCH,
+    **settings_named(
+        "resolution", "bucket_step", "enable_bucket", "caption_lines", "caption_extension"
+    ),
     "trigger_word": TEXT,
-    "caption_lines": {"enum": list(LINE_USES), "default": LINE_USES[0]},
-    "caption_extension": {"enum": list(CAPTION_ENDINGS), "default": CAPTION_ENDINGS[0]},
 }
 
 
@@ -343,16 +340,16 @@ def _add_views(router: APIRouter, library: Any) -> None:
 def _wanted(body: dict) -> Wanted:
     ordinary = Wanted()
     return Wanted(
-        whole(body, "resolution", ordinary.resolution, 64, 4096),
-        whole(body, "bucket_step", ordinary.bucket_step, 8, 512),
+        whole_setting(body, "resolution"),
+        whole_setting(body, "bucket_step"),
         switch(body, "enable_bucket", ordinary.enable_bucket),
         (text(body, "trigger_word", required=False) or "").strip(),
-        whole(body, "bucket_min", ordinary.bucket_min, 0, 2048),
-        whole(body, "bucket_max", ordinary.bucket_max, 0, 8192),
+        whole_setting(body, "bucket_min"),
+        whole_setting(body, "bucket_max"),
         switch(body, "bucket_no_upscale", ordinary.bucket_no_upscale),
-        whole(body, "max_token_length", ordinary.max_token_length, 75, 750),
-        one_of(body, "caption_lines", LINE_USES),
-        one_of(body, "caption_extension", CAPTION_ENDINGS),
+        whole_setting(body, "max_token_length"),
+        one_of_setting(body, "caption_lines"),
+        one_of_setting(body, "caption_extension"),
     )
 
 

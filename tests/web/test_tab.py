@@ -91,6 +91,19 @@ def test_script_names_only_settings_that_exist():
     )
 
 
+def test_script_lays_out_the_settings_as_they_are_declared():
+    script = (JAVASCRIPT / "train_lora_settings.js").read_text(encoding="utf-8")
+    hidden = re.search(r"const HIDDEN = (.*?);", script).group(1)
+    pairs = re.search(r"const SECOND_OF = (.*?);", script, flags=re.DOTALL).group(1)
+    beside = {second: first for first, second in re.findall(r"(\w+): '(\w+)'", pairs)}
+    parts = re.search(r"\[([^\]]*)\]\.map", pairs).group(1)
+    beside |= {f"{part}_alpha": f"{part}_rank" for part in re.findall(r"\w+", parts)}
+    assert set(re.findall(r"\w+_\w+|overwrite", hidden)) == {
+        setting.name for setting in all_settings() if setting.hidden
+    }
+    assert beside == {setting.name: setting.beside for setting in all_settings() if setting.beside}
+
+
 @pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.stem)
 def test_script_never_writes_markup_and_fetches_from_nowhere_else(file):
     script = file.read_text(encoding="utf-8").replace("'http://www.w3.org/2000/svg'", "")

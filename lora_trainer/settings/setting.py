@@ -64,13 +64,29 @@ class PathKind(enum.Enum):
     """A LoRA file that is read, or the name of one in the LoRA folder."""
 
 
+class Choice(str):
+    """One of a setting's choices that has a title and a help of its own; it is stored as text."""
+
+    title: str
+    help: str
+
+    def __new__(cls, value: str, title: str, help: str = "") -> "Choice":
+        choice = super().__new__(cls, value)
+        choice.title = title
+        choice.help = help
+        return choice
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One setting. Its type is that of `default`.
+    """One setting of a training run, or one option of a captioner. Its type is that of `default`.
 
     Args:
-        group: the part of the page and of the reference that it stands in, a key of GROUPS.
+        group: the part of the page and of the reference that it stands in, a key of GROUPS; "" for
+            a captioner's option, which stands with its captioner.
         minimum, maximum: the range of a number, both included.
+        step: by how much its field on the page counts up.
+        choices: the texts that it can be; a `Choice` where the text does not say it all.
         kohya: kohya's names for it, which are accepted as they are.
         also: how people and other programs write it besides.
         kohya_forms: options of kohya's that say it in another form, for the reference only.
@@ -81,16 +97,17 @@ class Setting:
         kept_in_presets: whether a preset may hold it; not names, pictures and places.
         beside: the setting that it follows on the page, in the same row.
         hidden: whether the page has no field for it.
-        name: that of TrainConfig's field; `settings_of` fills it in.
+        name: that of the field, which `settings_of` fills in; given for a captioner's option.
     """
 
     default: Value
     title: str
     help: str
     _: dataclasses.KW_ONLY
-    group: str
+    group: str = ""
     minimum: float | None = None
     maximum: float | None = None
+    step: float | None = None
     choices: tuple[str, ...] | None = None
     unit: str = ""
     kohya: tuple[str, ...] = ()

@@ -63,11 +63,15 @@ class LoadedCaptioner(abc.ABC):
         each its tags, or one sentence.
         """
 
-    def to(self, device: torch.device) -> None:  # noqa: B027
-        """Bring the model to a device; leave nothing of it on the one before."""
+    def to(self, device: torch.device) -> None:
+        """Move the model to a device, and nothing of it stays on the one before. A captioner
+        without a model has nothing to move.
+        """
+        return
 
-    def close(self) -> None:  # noqa: B027
-        """Give the model back. Nothing else is called afterwards."""
+    def close(self) -> None:
+        """Give the model's memory back. Nothing else is called afterwards."""
+        return
 
 
 class Captioner(abc.ABC):

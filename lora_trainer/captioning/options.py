@@ -41,7 +41,7 @@ def describe_option(option: Setting) -> dict[str, Any]:
 
 def _describe_choice(choice: str) -> dict[str, str]:
     if isinstance(choice, Choice):
-        return {"value": str(choice), "title": choice.title, "help": choice.help}
+        return {"value": str(choice), "title": choice.label, "help": choice.help}
     return {"value": choice, "title": choice, "help": ""}
 
 

@@ -115,11 +115,11 @@ def read_resolutions(values: Mapping[str, Any], *, kohya: bool = False) -> dict[
     it is, for the check of its type.
     """
     found = {name: values[name] for name in ("resolution", "extra_resolutions") if name in values}
-    extra, given = found.get("extra_resolutions"), found.get("resolution")
+    extra: Any = found.get("extra_resolutions")
     if _is_plain_list(extra):
         extra = ", ".join(map(str, extra))
         found["extra_resolutions"] = extra
-    sides = _sides(given, kohya=kohya)
+    sides = _sides(found.get("resolution"), kohya=kohya)
     if not sides or None in sides:
         return found
     main, *more = dict.fromkeys(sides)

@@ -1233,7 +1233,7 @@ class TrainConfig:
         """
         settings = settings_of(cls)
         aliases = aliases_of(settings.values())
-        read = {}
+        read: dict[str, Any] = {}
         for name, value in to_our_names(values, aliases).items():
             if name not in settings:
                 raise unknown_setting(name, [*settings, *aliases])

@@ -65,14 +65,14 @@ class PathKind(enum.Enum):
 
 
 class Choice(str):
-    """One of a setting's choices that has a title and a help of its own; it is stored as text."""
+    """One of a setting's choices that has a label and a help of its own; it is stored as text."""
 
-    title: str
+    label: str
     help: str
 
-    def __new__(cls, value: str, title: str, help: str = "") -> "Choice":
+    def __new__(cls, value: str, label: str, help: str = "") -> "Choice":
         choice = super().__new__(cls, value)
-        choice.title = title
+        choice.label = label
         choice.help = help
         return choice
 
@@ -194,9 +194,13 @@ class Setting:
         return Refused(f"{self.title}: {sentence}", field=self.name, code="bad_value")
 
 
-@functools.cache
 def settings_of(config_class: type) -> Mapping[str, Setting]:
     """Return the settings that a dataclass declares, by name, in their order."""
+    return _declared_in(config_class)
+
+
+@functools.cache
+def _declared_in(config_class: type) -> Mapping[str, Setting]:
     return {
         field.name: dataclasses.replace(field.metadata[_METADATA_KEY], name=field.name)
         for field in dataclasses.fields(config_class)

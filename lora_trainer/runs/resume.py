@@ -49,7 +49,8 @@ def run_facts(
     """Describe a run so that `check_resume` can tell later what has changed; reads every picture
     once. Raises OSError, and `Stopped` when told to stop.
     """
-    pictures, contents = {}, {}
+    pictures: dict[str, Any] = {}
+    contents: dict[Path, str] = {}
     for number, picture in enumerate(plan.pictures):
         if should_stop():
             raise Stopped

@@ -5,6 +5,7 @@ what Windows writes.
 import functools
 import json
 import math
+import re
 from typing import Any
 
 import charset_normalizer
@@ -100,3 +101,8 @@ def to_json(value: Any, *, indent: int | None = None) -> bytes:
     return json.dumps(value, ensure_ascii=False, indent=indent).encode(
         "utf-8", "backslashreplace"
     )  # JSON's own escapes, in JSON's own spelling
+
+
+def is_plain_text(text: str) -> bool:
+    """Say whether text can be stored anywhere: no NUL, no half of a surrogate pair."""
+    return "\x00" not in text and not re.search("[\ud800-\udfff]", text)

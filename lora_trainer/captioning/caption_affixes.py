@@ -8,37 +8,37 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..dataset.captions import contains_word
-from .contracts import Option
+from ..settings.setting import Setting
 
 OPTIONS = (
-    Option("trigger_word", "Trigger word", "Put first in every caption that lacks it.", ""),
-    Option(
-        "prefix",
+    Setting("", "Trigger word", "Put first in every caption that lacks it.", name="trigger_word"),
+    Setting(
+        "",
         "Prefix",
         "Put in front of what the captioner says: joined as it is if it ends with a space, else by"
         " the separator.",
-        "",
+        name="prefix",
     ),
-    Option(
-        "suffix",
+    Setting(
+        "",
         "Suffix",
         "Put behind what the captioner says: joined as it is if it begins with a space, else by the"
         " separator.",
-        "",
+        name="suffix",
     ),
-    Option(
-        "exclude",
+    Setting(
+        "",
         "Excluded words",
         "Tags, or words of a sentence, that are left out; commas between them.",
-        "",
+        name="exclude",
     ),
-    Option(
-        "underscores_to_spaces",
+    Setting(
+        False,
         "Underscores to spaces",
         "long_hair becomes long hair; faces such as ^_^ stay.",
-        False,
+        name="underscores_to_spaces",
     ),
-    Option("separator", "Separator", "What is put between tags.", ", "),
+    Setting(", ", "Separator", "What is put between tags.", name="separator"),
 )
 _TWO_LETTERS = re.compile(r"[^\W\d_]{2}")
 
@@ -62,7 +62,7 @@ class Wording:
         )
 
 
-def options_for(underscores_to_spaces: bool) -> list[Option]:
+def options_for(underscores_to_spaces: bool) -> list[Setting]:
     """Return the common options with a captioner's own default."""
     return [
         (

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import Refused
-from ..settings.config import is_plain_text
+from ..base.text import is_plain_text
 
 TITLES = {"default": "Photos and art", "shapes": "Embedded demo: shapes and colours"}
 MOST_LABELS, LARGEST_GROUP_BYTES, MOST_GROUPS = 3000, 200_000, 40

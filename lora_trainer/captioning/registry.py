@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import Refused
+from ..settings.setting import Setting
 from .caption_affixes import options_for
-from .contracts import Captioner, Option, Readiness, read_options
+from .contracts import Captioner, Readiness
 from .labels import LabelSets
 from .models.clip_labels import ClipLabelsCaptioner
 from .models.coca import CocaCaptioner
 from .models.fixed import FixedCaptioner
 from .models.tagger import WdTagger
+from .options import describe_option, read_options
 
 
 class Captioners:
@@ -49,7 +51,7 @@ class Captioners:
     def names(self) -> list[str]:
         return list(self._captioners)
 
-    def options(self, captioner: Captioner) -> list[Option]:
+    def options(self, captioner: Captioner) -> list[Setting]:
         """Return its own options, then the common ones."""
         return [*captioner.options(), *options_for(captioner.underscores_to_spaces)]
 
@@ -79,7 +81,7 @@ class Captioners:
             "title": captioner.title,
             "help": captioner.help,
             **_readiness(readiness),
-            "options": [option.to_dict() for option in options],
+            "options": [describe_option(option) for option in options],
         }
 
 

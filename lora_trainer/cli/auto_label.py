@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for option in OPTIONS:
         names = [f"--{option.name.replace('_', '-')}"]
-        if option.type == "bool":
+        if option.type is bool:
             parser.add_argument(
                 *names, action=argparse.BooleanOptionalAction, default=None, help=option.help
             )

@@ -13,7 +13,9 @@ import yaml
 from ..base.errors import Refused
 from ..base.files import write_atomically
 from ..interop.presets import find_preset, presets_folder
-from ..settings.config import GROUPS, check_name, schema
+from ..settings.config import GROUPS, all_settings
+from ..settings.lora_name import check_name
+from ..settings.setting import Setting, Value
 from .run_settings import data_dir_of
 
 WIDTH = 98
@@ -67,24 +69,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the template and return 0. Raises `Refused`."""
-    if args.file.suffix.lower() not in (".yaml", ".yml"):
-        raise Refused(
-            f"{args.file} would not be read as YAML. Let its name end in .yaml.",
-            field="file",
-            code="bad_name",
-        )
-    if args.file.exists() and not args.overwrite:
-        raise Refused(
-            f"{args.file} exists already. Give another name, or --overwrite to replace it.",
-            field="file",
-            code="exists",
-        )
+    _check_file(args.file, overwrite=args.overwrite)
     name = check_name(args.file.stem)
-    preset = (
-        find_preset(args.preset, presets_folder(args.data_dir or data_dir_of(None)))["settings"]
-        if args.preset
-        else {}
-    )
+    preset = {}
+    if args.preset:
+        folder = presets_folder(args.data_dir or data_dir_of(None))
+        preset = find_preset(args.preset, folder)["settings"]
     try:
         args.file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(args.file, template(name, preset).encode("utf-8"))
@@ -101,6 +91,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_file(file: Path, *, overwrite: bool) -> None:
+    """Raise `Refused` for a file that would not be read as YAML, or is there already."""
+    if file.suffix.lower() not in (".yaml", ".yml"):
+        raise Refused(
+            f"{file} would not be read as YAML. Let its name end in .yaml.",
+            field="file",
+            code="bad_name",
+        )
+    if file.exists() and not overwrite:
+        raise Refused(
+            f"{file} exists already. Give another name, or --overwrite to replace it.",
+            field="file",
+            code="exists",
+        )
+
+
 def template(name: str, preset: Mapping[str, Any]) -> str:
     """Return the text of a settings file for a LoRA of this name: what most runs set, and all else
     commented out with its default.
@@ -115,51 +121,42 @@ def _lines(values: Mapping[str, Any]) -> Iterator[str]:
         "# A line that begins with # says nothing; take the # and the space away to set what it"
         " names."
     )
-    entries = [entry for entry in schema() if entry["name"] != "task_type"]
     for group, title in GROUPS.items():
         yield from ("", "", f"# --- {title} {'-' * (WIDTH - len(title) - 7)}")
-        for entry in entries:
-            if entry["group"] == group:
-                yield from _entry(entry, values)
+        for setting in all_settings():
+            if setting.group == group and not setting.has_one_choice:
+                yield from _entry(setting, values)
 
 
-def _entry(entry: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[str]:
-    name = entry["name"]
-    about = " ".join(
-        filter(
-            None,
-            (
-                f"{entry['title']}. {entry['help']}",
-                _limits(entry),
-                FOLLOWS.get(name, "") and f"({FOLLOWS[name]})",
-            ),
-        )
+def _entry(setting: Setting, values: Mapping[str, Any]) -> Iterator[str]:
+    name = setting.name
+    left_out = FOLLOWS.get(name, "")
+    sentences = (
+        f"{setting.title}. {setting.help}",
+        _limits(setting),
+        f"({left_out})" if left_out else "",
     )
     yield ""
     yield from textwrap.wrap(
-        about, WIDTH, initial_indent="# ", subsequent_indent="# ", break_long_words=False
+        " ".join(filter(None, sentences)),
+        WIDTH,
+        initial_indent="# ",
+        subsequent_indent="# ",
+        break_long_words=False,
     )
     given = name in GIVEN or name in values
-    yield f"{'' if given else '# '}{name}: {_as_yaml(values.get(name, entry['default']))}"
+    value = _as_yaml(values.get(name, setting.default))
+    yield f"{name}: {value}" if given else f"# {name}: {value}"
 
 
-def _limits(entry: Mapping[str, Any]) -> str:
-    if entry["choices"]:
-        return f"One of {', '.join(entry['choices'])}."
-    return (
-        ""
-        if entry["minimum"] is None
-        else (
-            f"{entry['minimum']:.10g} to"
-            f" {entry['maximum']:.10g}{' ' * bool(entry['unit'])}{entry['unit']}."
-        )
-    )
+def _limits(setting: Setting) -> str:
+    if setting.choices:
+        return f"One of {', '.join(setting.choices)}."
+    phrase = setting.range_phrase()
+    return f"{phrase}." if phrase else ""
 
 
-def _as_yaml(value: Any) -> str:
+def _as_yaml(value: Value) -> str:
     """Return a value as one line of YAML."""
-    return (
-        yaml.safe_dump(value, allow_unicode=True, default_flow_style=True, width=10_000)
-        .removesuffix("\n")
-        .removesuffix("\n...")
-    )
+    text: str = yaml.safe_dump(value, allow_unicode=True, default_flow_style=True, width=10_000)
+    return text.removesuffix("\n").removesuffix("\n...")

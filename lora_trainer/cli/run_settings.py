@@ -5,7 +5,6 @@ leave to the program that it was written for.
 
 import argparse
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +13,38 @@ from ..base.errors import Refused
 from ..base.paths import expanded
 from ..interop.presets import find_preset, presets_folder
 from ..interop.readers import IN_OUR_NAMES, import_settings, name_for
-from ..settings.config import (
-    KOHYA_NAMES,
-    TrainConfig,
-    in_our_names,
-    read_resolutions,
-    read_settings,
-    schema,
-)
+from ..settings.aliases import read_resolutions
+from ..settings.config import KOHYA_NAMES, TrainConfig, all_settings, in_our_names
+from ..settings.files import read_settings
+from ..settings.setting import PathKind
 
-READ_FROM = ("train_data_dir", "metadata_path", "base_model", "reg_data_dir", "init_lora")
 Values = dict[str, Any]
 
 
 def read_run(args: argparse.Namespace) -> Values:
-    """Return what the options of `train` say. Prints what the settings leave open and how it is
-    taken. Raises `Refused`.
+    """Return what the preset, the file and the options of `train` say, and a name for the LoRA.
+
+    Prints what the settings leave open and how it is taken. Raises `Refused`.
     """
-    typed = {
-        entry["name"]: value
-        for entry in schema()
-        if (value := getattr(args, entry["name"])) is not None
-    }
-    typed |= read_resolutions(typed)
-    written = read_settings(args.config) if args.config else {}
-    values = _over({**written, **_places(written, args.config)} if args.config else {}, typed)
+    values = _read_typed(args)
+    if args.config:
+        written = read_settings(args.config)
+        values = _over({**written, **_found_places(written, args.config)}, values)
     if args.preset:
-        output = in_our_names(values).get("output_dir")
-        values = _over(
-            find_preset(args.preset, presets_folder(args.data_dir or data_dir_of(output)))[
-                "settings"
-            ],
-            values,
-        )
+        data_dir = args.data_dir or data_dir_of(in_our_names(values).get("output_dir"))
+        preset = find_preset(args.preset, presets_folder(data_dir))
+        values = _over(preset["settings"], values)
     if not in_our_names(values).get("output_name") and (name := name_for(values, args.config)):
         print(f"note: no output_name is given; the LoRA is called {name}")
         values["output_name"] = name
     return values
+
+
+def _read_typed(args: argparse.Namespace) -> Values:
+    """Return the settings that are given as options."""
+    options = {setting.name: getattr(args, setting.name) for setting in all_settings()}
+    typed = {name: value for name, value in options.items() if value is not None}
+    return typed | read_resolutions(typed)
 
 
 def parsed(values: Values, file: Path | None) -> TrainConfig:
@@ -92,32 +86,35 @@ def at_model_size(values: Values, host: Host) -> Values:
 def _over(lower: Values, upper: Values) -> Values:
     """Put settings over others, whichever names either uses."""
     said = in_our_names(upper)
-    return {
-        **{name: value for name, value in lower.items() if KOHYA_NAMES.get(name, name) not in said},
-        **upper,
+    unsaid = {
+        name: value for name, value in lower.items() if KOHYA_NAMES.get(name, name) not in said
     }
+    return {**unsaid, **upper}
 
 
-def _places(values: Values, config: Path) -> dict[str, str]:
-    """Find what is not where a relative path says, from the current folder: beside the settings
-    file, or beside its folder.
+def _found_places(values: Values, config: Path) -> dict[str, str]:
+    """Find files and folders that are not where a relative path says, from the current folder:
+    beside the settings file, or beside its folder. Prints where each was found.
     """
     found = {}
+    read_from = {
+        setting.name for setting in all_settings() if setting.path not in (None, PathKind.OUTPUT)
+    }
     for name, written in values.items():
-        if KOHYA_NAMES.get(name, name) not in READ_FROM or not isinstance(written, str):
+        if KOHYA_NAMES.get(name, name) not in read_from or not isinstance(written, str):
             continue
-        if place := _elsewhere(expanded(written.strip()), config):
+        if place := _place_near(expanded(written.strip()), config):
             found[name] = str(place)
             print(f"note: {name}: {written} is not in this folder; {place} is taken")
     return found
 
 
-def _elsewhere(path: Path, config: Path) -> Path | None:
+def _place_near(path: Path, config: Path) -> Path | None:
+    """Return where a relative path leads from the settings file's folder or the one above it; None
+    for nowhere, and for a path that leads somewhere as it is.
+    """
     if not path.name or path.is_absolute() or path.exists():
         return None
-    return next((place for folder in _beside(config) if (place := folder / path).exists()), None)
-
-
-def _beside(config: Path) -> Iterator[Path]:
     folder = config.absolute().parent
-    yield from (folder, folder.parent)
+    places = (folder / path, folder.parent / path)
+    return next((place for place in places if place.exists()), None)

@@ -12,7 +12,8 @@ from ..base.errors import Refused
 from ..jobs.job import ALIVE, STARTED
 from ..jobs.service import TrainingService
 from ..runs.pipeline import DRAWING
-from ..settings.config import TrainConfig, schema
+from ..settings.config import TrainConfig, all_settings
+from ..settings.setting import Setting, Value
 from .ctrl_c import asked_by_ctrl_c, asked_by_termination
 from .progress import ProgressDisplay, show_progress
 from .run_settings import at_model_size, data_dir_of, parsed, read_run
@@ -64,35 +65,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--job", metavar="ID", help="with --resume: go on with this job; `jobs` lists them"
     )
     add_limits(parser)
-    for entry in schema():
-        limits = (
-            f" [{entry['minimum']:g} to {entry['maximum']:g}]"
-            if entry["minimum"] is not None
-            else ""
-        )
-        choices = f" ({', '.join(entry['choices'])})" if entry["choices"] else ""
-        spellings = dict.fromkeys((f"--{entry['name'].replace('_', '-')}", f"--{entry['name']}"))
-        explained = (
-            f"{entry['help']}{limits}{choices} (default: {_default_words(entry['default'])})"
-        )
-        parser.add_argument(
-            *spellings,
-            dest=entry["name"],
-            metavar=entry["type"].upper(),
-            nargs="?" if entry["type"] == "bool" else None,
-            const="true" if entry["type"] == "bool" else None,
-            help=explained.replace("%", "%%"),
-        )
+    for setting in all_settings():
+        _add_option(parser, setting)
 
 
-def _default_words(value: Any) -> str:
-    return (
-        {True: "on", False: "off"}[value]
-        if isinstance(value, bool)
-        else "none"
-        if value in ("", None)
-        else str(value)
+def _add_option(parser: argparse.ArgumentParser, setting: Setting) -> None:
+    """Add a setting as an option, in both spellings; `Setting.read` reads its text."""
+    spellings = dict.fromkeys((f"--{setting.name.replace('_', '-')}", f"--{setting.name}"))
+    is_switch = setting.type is bool
+    parser.add_argument(
+        *spellings,
+        dest=setting.name,
+        metavar=setting.type.__name__.upper(),
+        nargs="?" if is_switch else None,
+        const="true" if is_switch else None,
+        help=_option_help(setting).replace("%", "%%"),
     )
+
+
+def _option_help(setting: Setting) -> str:
+    text = setting.help
+    if setting.minimum is not None:
+        text += f" [{setting.minimum:g} to {setting.maximum:g}]"
+    if setting.choices:
+        text += f" ({', '.join(setting.choices)})"
+    return f"{text} (default: {_default_text(setting.default)})"
+
+
+def _default_text(default: Value) -> str:
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return str(default) if default != "" else "none"
 
 
 def run(args: argparse.Namespace, make_host: Callable[..., Host]) -> int:

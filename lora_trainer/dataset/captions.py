@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.paths import lies_in
-from ..base.text import decode
-from ..settings.config import is_plain_text
+from ..base.text import decode, is_plain_text
 
 LARGEST_CAPTION_BYTES = 100_000
 LARGEST_CAPTION_FILE_BYTES = 2 * LARGEST_CAPTION_BYTES  # it may be in UTF-16

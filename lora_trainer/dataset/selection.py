@@ -15,7 +15,7 @@ import torch
 from ..base.errors import Refused
 from ..base.paths import expanded
 from ..base.rng import generator
-from ..settings.config import TrainConfig
+from ..settings.config import TrainConfig, setting_of
 from ..settings.remedies import details_of, set_to
 from .concepts import Concept, is_concepts, read_concepts, read_prompts
 from .masks import check_mask, find_masks, learns_everywhere
@@ -272,12 +272,11 @@ def _of_concepts(config: TrainConfig) -> list[str]:
     if not is_concepts(path):
         return []
     concepts, remarks = read_concepts(path)
-    titles = {field.name: field.metadata["title"] for field in dataclasses.fields(TrainConfig)}
     wishes = {
         name: value for concept in reversed(concepts) for name, value in concept.settings.items()
     }
     lacking = [
-        f"{titles[name]} {'on' if value is True else value}"
+        f"{setting_of(name).title} {'on' if value is True else value}"
         for name, value in wishes.items()
         if getattr(config, name) != value
     ]

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from ..base.errors import Refused
 from ..base.paths import lies_in
-from ..base.text import ENCODINGS, decode
+from ..base.text import ENCODINGS, decode, is_plain_text
 from ..dataset import caption_tables
 from ..dataset.captions import (
     LARGEST_CAPTION_BYTES,
@@ -32,7 +32,6 @@ from ..dataset.captions import (
     with_trigger,
 )
 from ..dataset.scan import Picture, inspect, is_picture_file, is_picture_name, read_kohya_name
-from ..settings.config import is_plain_text
 from . import checks, picture_files
 from .background_scan import Examination, Twins
 from .bulk_edits import plan_edit

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..base.paths import lies_in
+from ..base.text import is_plain_text
 from ..dataset.scan import is_other_folder, is_picture_name, read_kohya_name
-from ..settings.config import is_plain_text
 
 SETTLED_NS = (
     2_000_000_000  # a file system's clock may tick this slowly (FAT); most do it every 4 ms

@@ -17,7 +17,9 @@ from typing import Any
 from ..base.errors import Refused
 from ..base.text import number
 from ..dataset.captions import CAPTION_ENDINGS
-from ..settings.config import GROUPS, KOHYA_NAMES, LONGEST_KEY, MOST_KEYS, TrainConfig, check_extent
+from ..settings.aliases import LONGEST_KEY
+from ..settings.config import KOHYA_NAMES, TrainConfig, all_settings
+from ..settings.files import MOST_KEYS, check_extent
 
 NOT_NEEDED = "not needed here"
 # the key of a LoRA's metadata that holds, as JSON, all settings of ours that made it
@@ -1085,16 +1087,16 @@ def _text(taking: Taking, said: set[str], *, sdxl: bool, complete: bool) -> None
 
 def _rest(taking: Taking) -> None:
     """Take over what has the same meaning, and say of all else why not."""
-    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
+    known = {setting.name: setting for setting in all_settings()}
     for key, value in list(taking.values.items()):
         name = KOHYA_NAMES.get(key, key)
-        if name in fields and name not in taking.settings and not _OTHER_MODELS.fullmatch(key):
-            if not (is_off(value) and is_off(fields[name].default)):
+        if name in known and name not in taking.settings and not _OTHER_MODELS.fullmatch(key):
+            if not (is_off(value) and is_off(known[name].default)):
                 taking.set(name, value, key)
         elif name in taking.settings:
             taking.leave(key, value, f"{NOT_NEEDED}: another setting of the file says so already")
         else:
-            taking.leave(key, value, why_not(key, known=fields))
+            taking.leave(key, value, why_not(key, known=known))
 
 
 def why_not(key: str, *, known: Iterable[str]) -> str:
@@ -1127,80 +1129,3 @@ def keep_valid(taking: Taking) -> dict[str, Any]:
         except Refused as error:
             taking.left_out.append(LeftOut(taking.origin[name], value, error.message))
     return valid
-
-
-def reference_table() -> str:
-    """Return every setting as a Markdown table, a part for each group: our name, title, kohya's and
-    other names, default, range, what it does.
-    """
-    lines = []
-    for group, heading in GROUPS.items():
-        lines += [
-            f"### {heading}",
-            "",
-            "| setting | title | other names | default | range | what it does |",
-            "|---|---|---|---|---|---|",
-        ]
-        lines += [
-            _row(field)
-            for field in dataclasses.fields(TrainConfig)
-            if field.metadata["group"] == group
-        ]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _row(field: dataclasses.Field) -> str:
-    facts = field.metadata
-    default = (
-        {True: "on", False: "off"}[field.default]
-        if isinstance(field.default, bool)
-        else f"{field.default:g}"
-        if isinstance(field.default, float)
-        else str(field.default)
-    )
-    limits = (
-        ", ".join(f"`{choice}`" for choice in facts["choices"])
-        if facts["choices"]
-        else (
-            ""
-            if facts["minimum"] is None
-            else f"{facts['minimum']:.10g} to {facts['maximum']:.10g}"
-            + (f" {facts['unit']}" if facts["unit"] else "")
-        )
-    )
-    cells = [
-        f"`{field.name}`",
-        facts["title"],
-        ", ".join(
-            f"`{name}`" for name in (*facts["kohya"], *facts["also"], *_SPECIAL.get(field.name, ()))
-        ),
-        default,
-        limits,
-        facts["help"],
-    ]
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
-
-
-_SPECIAL = {  # kohya's names that are not plain aliases: another form or meaning
-    "save_every_n_epochs": ("save_every_n_epochs, save_n_epoch_ratio",),
-    "keep_snapshots": ("save_last_n_steps (as a number of snapshots)",),
-    "train_text_encoder": ("network_train_unet_only (reversed)",),
-    "train_unet": ("network_train_text_encoder_only (reversed)",),
-    "lora_type": ("network_module",),
-    "lora_targets": ("network_args conv_dim, preset",),
-    "lora_blocks": ("network_args block_dims",),
-    "block_learning_rates": ("network_args down_lr_weight, mid_lr_weight, up_lr_weight",),
-    "loraplus_lr_ratio": ("network_args loraplus_lr_ratio, loraplus_unet_lr_ratio",),
-    "loraplus_text_encoder_lr_ratio": ("network_args loraplus_text_encoder_lr_ratio",),
-    "lokr_factor": ("network_args factor",),
-    "rslora": ("network_args rs_lora",),
-    "use_dora": ("network_args dora_wd",),
-    "rank_dropout": ("network_args rank_dropout",),
-    "module_dropout": ("network_args module_dropout",),
-    "prediction_type": ("v_parameterization",),
-    "masked_loss": ("masked_loss, alpha_mask",),
-    "caption_lines": ("enable_wildcard",),
-    "caption_wildcards": ("enable_wildcard",),
-    "color_jitter": ("color_aug",),
-}

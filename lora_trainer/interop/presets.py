@@ -3,56 +3,49 @@ places, names or pictures.
 """
 
 import contextlib
-import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import yaml
 
 from ..base.errors import Refused
 from ..base.files import write_atomically
 from ..base.paths import numbered
+from ..base.text import is_plain_text
 from ..settings.advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
-from ..settings.config import (
-    TrainConfig,
-    check_name,
-    in_our_names,
-    is_plain_text,
-    read_mapping,
-    read_resolutions,
-)
+from ..settings.aliases import read_resolutions
+from ..settings.config import TrainConfig, all_settings, in_our_names
+from ..settings.files import read_mapping
+from ..settings.lora_name import check_name
 from .kohya import LeftOut
 from .readers import our_settings
 
 log = logging.getLogger(__name__)
-Preset = dict[str, Any]
-"""`{name, title, help, settings, own, problem}`: `own` ones can be changed; `problem` says why one
-cannot be used, else "".
-"""
-MOST_PRESETS, LONGEST_HELP = 200, 500
-_NOT_IN_ONE = {
-    "output_name",
-    "output_dir",
-    "overwrite",
-    "base_model",
-    "task_type",
-    "trigger_word",
-    "logging_dir",
-    "reg_data_dir",
-    "init_lora",
-}
+MOST_PRESETS = 200
+LONGEST_HELP = 500  # characters
+
+
+class Preset(TypedDict, total=False):
+    """A preset as interfaces get it."""
+
+    name: str
+    title: str
+    help: str
+    order: int  # of the package's presets only
+    settings: dict[str, Any]
+    own: bool  # whether it is the user's, who may change it
+    problem: str  # why it cannot be used, else ""
 
 
 def package_presets() -> list[Preset]:
     """Return the package's presets in the order in which they should be shown."""
     folder = resources.files("lora_trainer").joinpath("presets")
-    texts = [
-        item.read_text(encoding="utf-8") for item in folder.iterdir() if item.name.endswith(".yaml")
-    ]
-    found = sorted(map(yaml.safe_load, texts), key=lambda preset: preset["order"])
+    files = [item for item in folder.iterdir() if item.name.endswith(".yaml")]
+    loaded = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
+    found = sorted(loaded, key=lambda preset: preset["order"])
     figures = {
         "subject_pictures": in_words(SUBJECT_PICTURES),
         "style_pictures": in_words(STYLE_PICTURES),
@@ -70,17 +63,17 @@ def presets_folder(data_dir: Path) -> Path:
 
 def find_preset(name: str, folder: Path) -> Preset:
     """Return a preset by its name or title, or out of a preset's file. Raises `Refused`."""
-    there = [*package_presets(), *OwnPresets(folder).all()]
-    for preset in there:
+    known = [*package_presets(), *OwnPresets(folder).all()]
+    for preset in known:
         if name.casefold() in (preset["name"].casefold(), preset["title"].casefold()):
             if preset["problem"]:
                 raise Refused(preset["problem"], field="preset", code="unreadable_config")
             return preset
     if Path(name).suffix.lower() in (".yaml", ".yml") and Path(name).is_file():
         return _read(Path(name))[0]
+    names = ", ".join(preset["name"] for preset in known)
     raise Refused(
-        f"There is no preset {name[:80]!r}. There are"
-        f" {', '.join(preset['name'] for preset in there)}; the file of one can be given, too.",
+        f"There is no preset {name[:80]!r}. There are {names}; the file of one can be given, too.",
         field="preset",
         code="not_found",
     )
@@ -94,15 +87,11 @@ class OwnPresets:
 
     def all(self) -> list[Preset]:
         """Return them by name; one whose file cannot be read has a `problem` and no settings."""
-        return [
-            self._entry(path)
-            for path in sorted(self._folder.glob("*.yaml"), key=lambda path: path.stem.casefold())[
-                :MOST_PRESETS
-            ]
-            if not path.name.startswith(".")
-        ]
+        files = sorted(self._folder.glob("*.yaml"), key=lambda path: path.stem.casefold())
+        return [self._entry(path) for path in files[:MOST_PRESETS] if not path.name.startswith(".")]
 
     def get(self, name: str) -> Preset:
+        """Return the preset of this name; raises `Refused` (code "not_found")."""
         return self._entry(self._path(name))
 
     def save(
@@ -131,7 +120,7 @@ class OwnPresets:
         return self.get(name)
 
     def rename(self, name: str, to: str) -> Preset:
-        """Raises `Refused` (code "name_taken") when there is one of the new name."""
+        """Give a preset another name; raises `Refused` (code "name_taken") when there is one."""
         path, target = self._path(name), self._folder / f"{_check_name(to)}.yaml"
         self._refuse_taken(to, but=name)
         with _refused_by_the_disk(target):
@@ -139,6 +128,7 @@ class OwnPresets:
         return self.get(to)
 
     def delete(self, name: str) -> None:
+        """Remove a preset's file; raises `Refused`."""
         path = self._path(name)
         with _refused_by_the_disk(path):
             path.unlink()
@@ -148,23 +138,14 @@ class OwnPresets:
         what could not be taken over.
         """
         found, left_out = _read(file)
-        wanted = _check_name(name)
-        free = (
-            wanted
-            if not self._is_taken(wanted)
-            else next(path.name for path in numbered(Path(wanted)) if not self._is_taken(path.name))
-        )
+        free = _check_name(name)
+        if self._is_taken(free):
+            names = (path.name for path in numbered(Path(free)))
+            free = next(each for each in names if not self._is_taken(each))
         return self.save(free, found["settings"], help=found["help"]), left_out
 
     def _entry(self, path: Path) -> Preset:
-        entry = {
-            "name": path.stem,
-            "title": path.stem,
-            "help": "",
-            "settings": {},
-            "own": True,
-            "problem": "",
-        }
+        entry = Preset(name=path.stem, title=path.stem, help="", settings={}, own=True, problem="")
         try:
             found, left_out = _read(path)
         except Refused as error:
@@ -190,11 +171,9 @@ class OwnPresets:
 
     def _refuse_taken(self, name: str, *, but: str = "") -> None:
         if self._is_taken(name, but=but):
-            way = (
-                "Choose another name"
-                if _is_packaged(name)
-                else "Replace it, or choose another name"
-            )
+            way = "Replace it, or choose another name"
+            if _is_packaged(name):
+                way = "Choose another name"
             raise Refused(
                 f"There is a preset called {name} already. {way}.", field="name", code="name_taken"
             )
@@ -208,19 +187,18 @@ class OwnPresets:
             )
         with _refused_by_the_disk(path):
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(
-                path,
-                as_file({"title": path.stem, "help": help, "settings": settings}).encode("utf-8"),
-            )
+            text = as_file(Preset(title=path.stem, help=help, settings=dict(settings)))
+            write_atomically(path, text.encode("utf-8"))
 
 
-def as_file(preset: Mapping[str, Any]) -> str:
+def as_file(preset: Preset) -> str:
     """Return a preset as the text of a file that can be shared."""
-    return yaml.safe_dump(
-        {key: preset[key] for key in ("title", "help", "settings")},
-        allow_unicode=True,
-        sort_keys=False,
-    )
+    shared = {
+        "title": preset["title"],
+        "help": preset["help"],
+        "settings": preset["settings"],
+    }
+    return yaml.safe_dump(shared, allow_unicode=True, sort_keys=False)
 
 
 def _read(path: Path) -> tuple[Preset, list[LeftOut]]:
@@ -237,32 +215,33 @@ def _read(path: Path) -> tuple[Preset, list[LeftOut]]:
         )
     settings, left_out = our_settings(values["settings"])
     kept = {name: value for name, value in settings.items() if belongs(name)}
-    left_out = left_out + [
-        LeftOut(name, settings[name], "a preset holds no names and no places")
-        for name in settings
+    refused = [
+        LeftOut(name, value, "a preset holds no names and no places")
+        for name, value in settings.items()
         if name not in kept
     ]
-    said = values.get("help")
-    help = said[:LONGEST_HELP] if isinstance(said, str) and is_plain_text(said) else ""
-    return {"help": help, "settings": kept}, left_out
+    help = values.get("help")
+    if not isinstance(help, str) or not is_plain_text(help):
+        help = ""
+    return Preset(help=help[:LONGEST_HELP], settings=kept), [*left_out, *refused]
 
 
 def belongs(name: str) -> bool:
-    """Tell whether a setting may stand in a preset: one that names no pictures, places or LoRAs."""
-    field = TrainConfig.__dataclass_fields__.get(name)
-    return field is not None and name not in _NOT_IN_ONE and field.metadata["group"] != "pictures"
+    """Return whether a preset may hold this setting: not names, pictures, places or LoRAs."""
+    return any(setting.name == name and setting.kept_in_presets for setting in all_settings())
 
 
 def _worth_keeping(values: Mapping[str, Any], *, said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what differs from the defaults, and what is no default even so: what presets decide,
-    and the resolution, which follows the model.
+    """Return the settings that a preset keeps, of those that were `said`: what differs from the
+    defaults, what the package's presets decide, and the resolution, which follows the model.
     """
     decided = {"resolution"} | {name for preset in package_presets() for name in preset["settings"]}
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    kept = [setting for setting in all_settings() if setting.kept_in_presets]
     return {
-        name: value
-        for name, value in values.items()
-        if name in said and belongs(name) and (name in decided or value != defaults[name])
+        setting.name: values[setting.name]
+        for setting in kept
+        if setting.name in said
+        and (setting.name in decided or values[setting.name] != setting.default)
     }
 
 
@@ -275,6 +254,7 @@ def _is_packaged(name: str) -> bool:
 
 
 def _check_name(name: str) -> str:
+    """Return a preset's name, which has to be possible as a LoRA's; raises `Refused`."""
     try:
         return check_name(name)
     except Refused as error:
@@ -285,7 +265,8 @@ def _check_name(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _refused_by_the_disk(path: Path) -> Any:
+def _refused_by_the_disk(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses into `Refused` (code "cannot_save")."""
     try:
         yield
     except OSError as error:

@@ -20,18 +20,10 @@ from ..base.tensor_files import check_json, parse_header
 from ..base.text import number
 from ..dataset.captions import content_of
 from ..dataset.concepts import LARGEST_BYTES, are_concepts, concepts_in, is_concepts
-from ..settings.config import (
-    KOHYA_NAMES,
-    MOST_KEYS,
-    TrainConfig,
-    check_extent,
-    check_name,
-    flattened,
-    held_names,
-    in_our_names,
-    read_mapping,
-    read_resolutions,
-)
+from ..settings.aliases import read_resolutions
+from ..settings.config import KOHYA_NAMES, TrainConfig, all_settings, held_names, in_our_names
+from ..settings.files import MOST_KEYS, check_extent, flattened, read_mapping
+from ..settings.lora_name import check_name
 from . import onetrainer
 from .kohya import (
     LONGEST_ARGUMENTS,
@@ -287,7 +279,7 @@ def _from_ours(values: Mapping[str, Any]) -> Taking:
     """Ours, or lora-scripts' YAML: names are ours or plain aliases."""
     taking = Taking(values)
     taking.values |= read_resolutions(taking.values)
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    known = {setting.name for setting in all_settings()}
     for key, value in sorted(
         taking.values.items(), key=lambda item: item[0] in KOHYA_NAMES
     ):  # ours first: they win over aliases

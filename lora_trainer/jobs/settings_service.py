@@ -10,10 +10,8 @@ from ..base.errors import Refused
 from ..base.paths import check_possible, expanded
 from ..dataset.selection import folders_of
 from ..editor.library import Library
-from ..runs.resume import FREE
-from ..settings.config import TrainConfig, in_our_names
-
-_PATHS = ("metadata_path", "output_dir", "base_model", "logging_dir", "init_lora", "reg_data_dir")
+from ..settings.config import TrainConfig, all_settings, in_our_names
+from ..settings.setting import OnResume, PathKind, Setting
 
 
 class Settings:
@@ -24,7 +22,9 @@ class Settings:
     def __init__(
         self, host_kind: str, library: Library, check_path: Callable[[Path], None]
     ) -> None:
-        self._host_kind, self._library, self._check_path = host_kind, library, check_path
+        self._host_kind = host_kind
+        self._library = library
+        self._check_path = check_path
 
     def parse(self, values: Mapping[str, Any]) -> TrainConfig:
         """Read a config, turn a data set's name into its folder, and check every path in it. Raises
@@ -32,10 +32,10 @@ class Settings:
         """
         config = TrainConfig.parse(values)
         changes = {
-            name: self._path(name, value) for name in _PATHS if (value := getattr(config, name))
+            setting.name: self._place(setting, value)
+            for setting in all_settings()
+            if setting.path and (value := getattr(config, setting.name))
         }
-        if config.train_data_dir:
-            changes["train_data_dir"] = str(self._library.resolve(config.train_data_dir))
         if config.base_model and self._host_kind == "webui":
             raise Refused(
                 "In the WebUI the loaded checkpoint is trained. Choose it at the top left and leave"
@@ -44,63 +44,64 @@ class Settings:
                 code="bad_value",
             )
         config = config.replace(**changes)
-        for folder in set(folders_of(config)) - {
-            config.train_data_dir,
-            config.reg_data_dir,
-        }:  # these two are checked already
-            self._path("extra_data_dirs", folder)
+        checked = {config.train_data_dir, config.reg_data_dir}
+        for folder in set(folders_of(config)) - checked:
+            self._checked_path("extra_data_dirs", folder)
         return config
 
     def changed(self, before: Mapping[str, Any], changes: Mapping[str, Any]) -> TrainConfig:
-        """Return a job's config with changes that a run which goes on can take; raises `Refused`
-        for any other.
+        """Return a job's config with changes that a resumed run can take; raises `Refused` for any
+        other.
         """
-        return self.parse(
-            {**before, **self.differences(before, {**before, **in_our_names(changes)})}
-        )
+        after = {**before, **in_our_names(changes)}
+        return self.parse({**before, **self.differences(before, after)})
 
     def differences(self, before: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings in which `values` differ from a job's; raises `Refused` for one that
         cannot change in the middle of a run.
         """
         old, new = self.parse(before).meant(), self.parse(values).meant()
-        names = [
-            name
-            for name in new
-            if old[name] != new[name] and not _same_path(name, old[name], new[name])
+        changed = [
+            setting
+            for setting in all_settings()
+            if not _is_same(setting, old[setting.name], new[setting.name])
         ]
-        for name in names:
-            if name not in FREE:
+        for setting in changed:
+            if setting.on_resume is not OnResume.FREE:
+                was, now = old[setting.name], new[setting.name]
                 raise Refused(
-                    f"{_title(name)} cannot change in the middle of a run: it was {old[name]!r},"
-                    f" and is to be {new[name]!r}. Put it back, or train anew under another name.",
-                    field=name,
+                    f"{setting.title} cannot change in the middle of a run: it was {was!r},"
+                    f" and is to be {now!r}. Put it back, or train anew under another name.",
+                    field=setting.name,
                     code="bad_value",
                 )
-        return {name: new[name] for name in names}
+        return {setting.name: new[setting.name] for setting in changed}
 
-    def _path(self, name: str, value: str) -> str:
-        path = str(expanded(value))
+    def _place(self, setting: Setting, value: str) -> str:
+        """Return the path that a setting names, checked; raises `Refused`."""
+        if setting.path is PathKind.DATASET:
+            return str(self._library.resolve(value))
+        return self._checked_path(setting.name, value, may_be_name=setting.path is PathKind.LORA)
+
+    def _checked_path(self, field: str, value: str, *, may_be_name: bool = False) -> str:
+        """Return a path that may be used; raises `Refused` naming the field. A bare name may be
+        that of a LoRA in the LoRA folder, if so said, and is no path then.
+        """
+        path = expanded(value)
         try:
-            check_possible(Path(path))
-            if (
-                name == "init_lora" and Path(path).name == path and not Path(path).is_file()
-            ):  # the name of a LoRA in the LoRA folder
-                return path
-            self._check_path(Path(path))
+            check_possible(path)
+            is_name = may_be_name and path.name == str(path) and not path.is_file()
+            if not is_name:
+                self._check_path(path)
         except Refused as error:
-            raise Refused(error.message, field=name, code=error.code) from error
-        return path
+            raise Refused(error.message, field=field, code=error.code) from error
+        return str(path)
 
 
-def _same_path(name: str, old: str, new: str) -> bool:
-    """Tell whether two spellings, such as a relative and an absolute one, are the same place."""
-    return (
-        name in (*_PATHS, "train_data_dir")
-        and bool(old and new)
-        and Path(old).resolve() == Path(new).resolve()
-    )
-
-
-def _title(name: str) -> str:
-    return TrainConfig.__dataclass_fields__[name].metadata["title"]
+def _is_same(setting: Setting, old: Any, new: Any) -> bool:
+    """Compare two values; two spellings of a path, such as a relative and an absolute one, are the
+    same place.
+    """
+    if old == new or not (setting.path and old and new):
+        return bool(old == new)
+    return Path(old).resolve() == Path(new).resolve()

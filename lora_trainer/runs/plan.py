@@ -31,7 +31,9 @@ from ..lora.adapters import count_parameters
 from ..lora.blocks import BASE, PRESETS, BlockChoice, read_blocks
 from ..lora.load import FoundLora, find_lora, look_into
 from ..lora.target_layers import plan_shapes
-from ..settings.config import TrainConfig, check_name
+from ..settings.config import TrainConfig
+from ..settings.lora_name import check_name
+from ..settings.rules import check_contradictions, resolutions_of
 from ..training.encoded_dataset import JITTERED
 from ..training.learning_rates import check_rates, rate_warnings
 from ..training.optimizers import check_settings
@@ -39,11 +41,9 @@ from ..training.parameter_groups import groups_without_model, rates_of
 from ..training.training_data import Schedule
 from .plan_warnings import remarks_on, remarks_on_batches
 from .step_options import (
-    check_choices,
     form_of,
     layer_choice,
     rate_choice,
-    resolutions_of,
     variation_of,
 )
 
@@ -127,7 +127,7 @@ def make_plan(
             code="no_pictures",
         )
     output_file = plan_output(config, lora_dir, session_id=session_id)
-    check_choices(config)
+    check_contradictions(config)
     check_settings(config.optimizer, config.optimizer_args)
     init_lora = (
         look_into(find_lora(config.init_lora, lora_dir))

@@ -14,7 +14,7 @@ from ..dataset.selection import Selection
 from ..settings.advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
 from ..settings.config import TrainConfig
 from ..settings.remedies import Remark, Remedy, set_to
-from .step_options import resolutions_of
+from ..settings.rules import resolutions_of
 
 FEW_PICTURES, FEW_MIRRORED, MOST_SAID = 6, 4, 5
 MOST_STEPS_PER_PICTURE = 300

@@ -16,91 +16,10 @@ from .. import __version__
 from ..base.contracts import BaseModel
 from ..base.errors import Refused, Stopped
 from ..base.fingerprint import fingerprint_of_file, fingerprint_of_text
-from ..settings.config import TrainConfig
+from ..settings.config import TrainConfig, all_settings
+from ..settings.setting import OnResume
 from ..training import state_files
 from .plan import Plan, make_plan
-
-FREE = frozenset(
-    (
-        "epochs",
-        "max_train_steps",
-        "learning_rate",
-        "scheduler",
-        "lr_warmup_steps",
-        "weight_decay",
-        "max_grad_norm",
-        "save_steps",
-        "save_every_n_epochs",
-        "keep_snapshots",
-        "negative_text",
-        "save_state_steps",
-        "save_state_minutes",
-        "keep_states",
-        "preview",
-        "sharing",
-        "live",
-        "when_memory_runs_out",
-        "gradient_checkpointing",
-        "overwrite",
-        "logging_dir",
-        "preferred_weight",
-        "save_precision",
-        "scheduler_cycles",
-        "scheduler_power",
-        "text_encoder_lr",
-        "validate_every",
-        "scale_weight_norms",
-    )
-)
-"""Settings that may change in the middle of a run: the user changes them on purpose, and nothing
-that was learned is lost.
-"""
-FIXED = (
-    "lora_rank",
-    "lora_alpha",
-    "lora_targets",
-    "optimizer",
-    "task_type",
-    "lora_type",
-    "lora_blocks",
-    "attention_rank",
-    "attention_alpha",
-    "feed_forward_rank",
-    "feed_forward_alpha",
-    "conv_rank",
-    "conv_alpha",
-    "lokr_factor",
-    "rslora",
-    "use_dora",
-    "train_unet",
-    "train_text_encoder",
-    "text_encoder_rank",
-    "text_encoder_alpha",
-    "optimizer_args",
-    "ema_decay",
-    "loraplus_lr_ratio",
-    "loraplus_text_encoder_lr_ratio",
-    "block_learning_rates",
-)
-ELSEWHERE = (
-    "prediction_type",
-    "zero_terminal_snr",
-    "train_data_dir",
-    "extra_data_dirs",
-    "extra_resolutions",
-    "reg_data_dir",
-    "validation_split",
-    "metadata_path",
-    "output_name",
-    "output_dir",
-    "base_model",
-    "init_lora",
-    "repeats",
-    "trigger_word",
-)
-"""Settings that are compared by what they lead to: the pictures, the captions, the base model, the
-file.
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,20 +107,10 @@ def check_readable(folder: Path, *, found: bool, anyway: bool) -> list[str]:
 
 def compare_runs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     """List what differs in settings, pictures and captions."""
-    old, new = (
-        {**TrainConfig().to_dict(), **before["config"]},
-        now["config"],
-    )  # a setting that an earlier version did not have was as it is by default
-    changes = [
-        Change(f"{name} was {old[name]} and is {new[name]} now", fatal=True)
-        for name in FIXED
-        if old.get(name) != new.get(name)
-    ]
-    changes += [
-        Change(f"{name} was {old[name]} and is {new[name]} now")
-        for name in new
-        if name in old and name not in FREE | {*FIXED, *ELSEWHERE} and old[name] != new[name]
-    ]
+    # A setting that an earlier version did not have was as it is by default.
+    old = {**TrainConfig().to_dict(), **before["config"]}
+    new = now["config"]
+    changes = _compare_settings(old, new)
     if new["init_lora"] and new["init_lora"] != old["init_lora"]:
         changes.append(
             Change(
@@ -218,6 +127,20 @@ def compare_runs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Chan
             )
         )
     return changes
+
+
+def _compare_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """List the settings that may not change in silence, the fatal ones first."""
+    changes = [
+        Change(
+            f"{setting.name} was {old[setting.name]} and is {new[setting.name]} now",
+            fatal=setting.on_resume is OnResume.FATAL,
+        )
+        for setting in all_settings()
+        if setting.on_resume in (OnResume.FATAL, OnResume.ASK)
+        and old[setting.name] != new[setting.name]
+    ]
+    return sorted(changes, key=lambda change: not change.fatal)
 
 
 def compare_models(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:

@@ -1,14 +1,15 @@
-"""What sets a remark right: settings to change by one press on the page or one option on the
-command line.
+"""Remedies: settings to change that set a warning or a refusal right, by one press on the page or
+one option on the command line.
 
-Remarks are sentences, plain strings; one that knows a remedy is a `Remark`.
+Warnings of a plan are sentences, plain strings; one that knows a remedy is a `Remark`.
 """
 
 import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .config import TrainConfig
+from .config import setting_of
+from .setting import Value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,11 +20,12 @@ class Remedy:
     changes: Mapping[str, Any]
 
     def described(self) -> dict[str, Any]:
+        """Return it as JSON."""
         return {"label": self.label, "changes": dict(self.changes)}
 
 
 class Remark(str):
-    """A sentence with its remedies, the best one first."""
+    """A warning, one sentence, with its remedies, the best one first."""
 
     remedies: tuple[Remedy, ...]
 
@@ -33,15 +35,15 @@ class Remark(str):
         return remark
 
 
-def set_to(name: str, value: Any) -> Remedy:
+def set_to(name: str, value: Value) -> Remedy:
     """Return the remedy of giving one setting another value."""
-    title = TrainConfig.__dataclass_fields__[name].metadata["title"]
+    title = setting_of(name).title
     words = f"{value:g}" if isinstance(value, float) else value
     return Remedy(f"Set {title[0].lower() + title[1:]} to {words}", {name: value})
 
 
 def advice_in(remarks: Iterable[str]) -> list[dict[str, Any]]:
-    """Return one `{message, label, changes}` for each remedy of the remarks that have some."""
+    """Return `{message, label, changes}` for each remedy that warnings have, as JSON."""
     return [
         {"message": str(remark), **remedy.described()}
         for remark in remarks

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..base.errors import Refused
-from ..settings.config import is_plain_text, schema
+from ..base.text import is_plain_text
+from ..settings.config import all_settings, setting_of
+from ..settings.setting import LONGEST_TEXT, Setting
 
-LONGEST_TEXT = 20_000
 Schema = dict[str, Any]
 
 
@@ -219,46 +220,45 @@ def _number(value: Any, name: str, low: float, high: float) -> float:
 
 # --- Training settings ----------------------------------------------------------------------------
 
-_SETTINGS = {entry["name"]: entry for entry in schema()}
-_JSON_TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
+_JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
 
 
 def config_value(*, required: bool = False) -> Value:
     """Return a training config; kohya's names are taken, too."""
-    ours = {name: _setting_schema(entry) for name, entry in _SETTINGS.items()}
+    ours = {setting.name: setting_schema(setting) for setting in all_settings()}
     theirs = {
-        other: {**ours[name], "description": f"Another name of {name}."}
-        for name, entry in _SETTINGS.items()
-        for other in (*entry["kohya"], *entry["also"])
+        other: {**ours[setting.name], "description": f"Another name of {setting.name}."}
+        for setting in all_settings()
+        for other in (*setting.kohya, *setting.also)
     }
     properties = {**ours, **theirs}
     config = {"type": "object", "properties": properties, "additionalProperties": False}
     return Mapped(config, required=required)
 
 
-def setting_value(name: str, *, maximum: int | None = None) -> Value:
-    """Return one training setting as a value of a body; with its own range, or up to `maximum`."""
-    entry = _SETTINGS[name]
-    default = entry["default"]
-    if entry["type"] == "bool":
-        return Switch(default=default)
-    if entry["choices"]:
-        return OneOf([default, *(each for each in entry["choices"] if each != default)])
-    if entry["type"] == "int":
-        return WholeNumber(entry["minimum"], maximum or entry["maximum"], default=default)
+def setting_value(name: str) -> Value:
+    """Return one training setting as a value of a body, with its own range and choices."""
+    setting = setting_of(name)
+    if setting.type is bool:
+        return Switch(default=setting.default)
+    if setting.choices:
+        others = [choice for choice in setting.choices if choice != setting.default]
+        return OneOf([setting.default, *others])
+    if setting.type is int:
+        return WholeNumber(setting.minimum, setting.maximum, default=setting.default)
     return Text()
 
 
-def _setting_schema(entry: Mapping[str, Any]) -> Schema:
+def setting_schema(setting: Setting) -> Schema:
+    """Return the schema of one setting's value: its type, range and choices."""
     described: Schema = {
-        "type": _JSON_TYPES[entry["type"]],
-        "title": entry["title"],
-        "description": entry["help"],
-        "default": entry["default"],
+        "type": _JSON_TYPES[setting.type],
+        "title": setting.title,
+        "description": setting.help,
+        "default": setting.default,
     }
-    for limit in ("minimum", "maximum"):
-        if entry[limit] is not None:
-            described[limit] = entry[limit]
-    if entry["choices"]:
-        described["enum"] = list(entry["choices"])
+    if setting.minimum is not None:
+        described |= {"minimum": setting.minimum, "maximum": setting.maximum}
+    if setting.choices:
+        described["enum"] = list(setting.choices)
     return described

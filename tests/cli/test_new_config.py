@@ -7,7 +7,7 @@ import yaml
 
 from lora_trainer.cli import main
 from lora_trainer.interop.presets import OwnPresets, package_presets
-from lora_trainer.settings.config import GROUPS, TrainConfig, schema
+from lora_trainer.settings.config import GROUPS, TrainConfig, all_settings
 
 
 def new_config(*arguments):
@@ -30,10 +30,10 @@ def test_it_is_valid_as_it_stands_and_names_every_setting(tmp_path, capsys):
         "lora_alpha",
         "mirror",
     } & given
-    for entry in schema():
-        if entry["name"] != "task_type":
-            assert f"\n{entry['name']}: " in text or f"\n# {entry['name']}: " in text, entry["name"]
-            assert entry["help"].split(".")[0][:40] in text.replace("\n# ", " ")
+    for setting in all_settings():
+        if setting.name != "task_type":
+            assert f"\n{setting.name}: " in text or f"\n# {setting.name}: " in text, setting.name
+            assert setting.help.split(".")[0][:40] in text.replace("\n# ", " ")
     assert (
         all(f"# --- {title} " in text for title in GROUPS.values())
         and max(map(len, text.splitlines())) <= 100
@@ -44,7 +44,7 @@ def test_every_line_can_be_set_as_it_is(tmp_path):
     """Taking the # away gives the default, whatever the setting is."""
     new_config(tmp_path / "x.yaml")
     lines = (tmp_path / "x.yaml").read_text(encoding="utf-8").splitlines()
-    names = {entry["name"] for entry in schema()}
+    names = {setting.name for setting in all_settings()}
     values = yaml.safe_load(
         "\n".join(
             line.removeprefix("# ")

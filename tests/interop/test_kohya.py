@@ -1,6 +1,5 @@
 """sd-scripts' names, defaults and habits, against its documented meaning."""
 
-import dataclasses
 import math
 
 import pytest
@@ -13,11 +12,10 @@ from lora_trainer.interop.kohya import (
     clean,
     is_off,
     keep_valid,
-    reference_table,
     translate,
 )
 from lora_trainer.lora.blocks import read_block_rates, read_blocks
-from lora_trainer.settings.config import GROUPS, KOHYA_NAMES, TrainConfig
+from lora_trainer.settings.config import setting_of
 
 
 def taken(values, complete=False):
@@ -673,7 +671,7 @@ def test_a_dropout_of_another_kind_is_said():
         and "between" in reasons[0]
         and "between" not in reasons[1]
     )
-    assert "kohya" in TrainConfig.__dataclass_fields__["lora_dropout"].metadata["help"]
+    assert "kohya" in setting_of("lora_dropout").help
 
 
 @pytest.mark.parametrize(
@@ -723,24 +721,6 @@ def test_arguments_and_emptiness():
     ]
     assert all(map(is_off, (None, False, "", 0, 0.0, "0", [], {}))) and not any(
         map(is_off, (True, 1, "x", [0], math.nan))
-    )
-
-
-def test_the_reference_has_every_setting_once_with_its_names():
-    table = reference_table()
-    rows = [line for line in table.splitlines() if line.startswith("| `")]
-    assert sorted(row.split("`")[1] for row in rows) == sorted(
-        field.name for field in dataclasses.fields(TrainConfig)
-    )
-    assert all(f"### {heading}" in table for heading in GROUPS.values()) and all(
-        f"`{theirs}`" in table for theirs in KOHYA_NAMES
-    )
-    row = next(row for row in rows if "`lora_rank`" in row)
-    assert (
-        row == "| `lora_rank` | Rank | `network_dim`, `rank`, `network_rank`, `dim`, `lora_dim`,"
-        " `lora_r` | 16 | 1 to 1024 | "
-        + TrainConfig.__dataclass_fields__["lora_rank"].metadata["help"]
-        + " |"
     )
 
 

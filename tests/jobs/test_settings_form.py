@@ -5,13 +5,11 @@ conditions that can come true.
 import pytest
 
 from lora_trainer.jobs import settings_form
-from lora_trainer.settings.config import GROUPS, schema
+from lora_trainer.settings.config import GROUPS, all_settings
 
-SETTINGS = {entry["name"]: entry for entry in schema()}
+SETTINGS = {setting.name: setting for setting in all_settings()}
 CONDITIONS = [
-    (name, condition)
-    for name, conditions in settings_form.EFFECTIVE_WHEN.items()
-    for condition in conditions
+    (setting.name, condition) for setting in all_settings() for condition in setting.effective_when
 ]
 
 
@@ -34,16 +32,16 @@ def test_every_setting_is_in_a_group_that_has_a_title():
 def test_conditions_name_settings_and_values_that_there_are(name, condition):
     assert name in SETTINGS and condition and name not in condition
     for other, wanted in condition.items():
-        entry = SETTINGS[other]
-        assert isinstance(wanted, bool) or (
-            entry["choices"] and set(wanted) < set(entry["choices"])
-        ), f"{name} wants {other} to be {wanted}"
+        choices = SETTINGS[other].choices
+        assert isinstance(wanted, bool) or (choices and set(wanted) < set(choices)), (
+            f"{name} wants {other} to be {wanted}"
+        )
 
 
 def test_no_setting_waits_for_itself_over_others():
     waits_for = {
-        name: {other for condition in conditions for other in condition}
-        for name, conditions in settings_form.EFFECTIVE_WHEN.items()
+        setting.name: {other for condition in setting.effective_when for other in condition}
+        for setting in all_settings()
     }
     for name in waits_for:
         seen, found = set(), {name}
@@ -53,7 +51,7 @@ def test_no_setting_waits_for_itself_over_others():
 
 
 def test_an_optimizer_that_is_not_installed_says_how_to_get_it(monkeypatch):
-    names = SETTINGS["optimizer"]["choices"]
+    names = SETTINGS["optimizer"].choices
     there = [
         dict(
             name=name,

@@ -33,6 +33,15 @@ from tests.journeys.reference import environment, hash_of_tensors
 
 REFERENCE = REPOSITORY / "tests" / "journeys" / "reference"
 RUNS = ("simple", "rich", "prodigy")
+# The checks of pictures took more than can be trained with; now they take the settings' own ranges.
+MENDED = {
+    "/datasets/{name}/checks/post/requestBody/content/application/json/schema/properties/"
+    + difference
+    for difference in (
+        "resolution/maximum was 4096 and is 2048",
+        "bucket_step/maximum was 512 and is 256",
+    )
+}
 IN_WORDS_ONLY = {"operationId", "title", "summary", "description", "tags"}
 
 
@@ -82,7 +91,8 @@ def assert_as_it_was(name: str, found: Any) -> None:
 def test_everything_is_listed_and_read_as_before(page, root):
     assert_as_it_was("questions", without_place(asking.ask_all(page, root), root))
     document = json.loads((REFERENCE / "openapi.json").read_text(encoding="utf-8"))
-    gone = list(missing(resolved(document)["paths"], resolved(page.get("/openapi.json"))["paths"]))
+    found = missing(resolved(document)["paths"], resolved(page.get("/openapi.json"))["paths"])
+    gone = [each for each in found if each.partition("/v1")[2] not in MENDED]
     assert not gone, "\n".join(gone[:30])
 
 

@@ -2,7 +2,6 @@
 sentence that helps.
 """
 
-import dataclasses
 import math
 import sys
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.settings.config import TrainConfig
+from lora_trainer.settings.config import setting_of
 from lora_trainer.training import optimizer_kinds, schedule_free
 from lora_trainer.training.learning_rates import LearningRates, effective_rate, rate_warnings
 from lora_trainer.training.optimizer_kinds import KINDS
@@ -72,8 +71,9 @@ def fall(optimizer, steps: int) -> float:
 
 
 def test_the_choices_are_the_settings():
-    field = next(field for field in dataclasses.fields(TrainConfig) if field.name == "optimizer")
-    assert [choice["name"] for choice in optimizer_choices()] == list(field.metadata["choices"])
+    assert [choice["name"] for choice in optimizer_choices()] == list(
+        setting_of("optimizer").choices
+    )
     assert optimizer_choices()[0] == dict(name="adamw", title="AdamW", available=True, needs="")
     assert all("pip install" in choice["needs"] for choice in optimizer_choices()[1:])
 

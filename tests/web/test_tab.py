@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from lora_trainer.interop.presets import package_presets
-from lora_trainer.settings.config import TrainConfig, schema
+from lora_trainer.settings.config import TrainConfig, all_settings
 from lora_trainer.web import tab
 
 # What gradio leaves open when it goes is not ours to close.
@@ -84,7 +84,24 @@ def test_script_names_only_settings_that_exist():
         "feed_forward",
         "text_encoder",
     }  # of which rank and alpha are made
-    assert len(tables) == 5 and len(named) > 20 and named <= {entry["name"] for entry in schema()}
+    assert (
+        len(tables) == 5
+        and len(named) > 20
+        and named <= {setting.name for setting in all_settings()}
+    )
+
+
+def test_script_lays_out_the_settings_as_they_are_declared():
+    script = (JAVASCRIPT / "train_lora_settings.js").read_text(encoding="utf-8")
+    hidden = re.search(r"const HIDDEN = (.*?);", script).group(1)
+    pairs = re.search(r"const SECOND_OF = (.*?);", script, flags=re.DOTALL).group(1)
+    beside = {second: first for first, second in re.findall(r"(\w+): '(\w+)'", pairs)}
+    parts = re.search(r"\[([^\]]*)\]\.map", pairs).group(1)
+    beside |= {f"{part}_alpha": f"{part}_rank" for part in re.findall(r"\w+", parts)}
+    assert set(re.findall(r"\w+_\w+|overwrite", hidden)) == {
+        setting.name for setting in all_settings() if setting.hidden
+    }
+    assert beside == {setting.name: setting.beside for setting in all_settings() if setting.beside}
 
 
 @pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.stem)

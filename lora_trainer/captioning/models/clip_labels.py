@@ -20,7 +20,8 @@ from safetensors.torch import save
 from ...base.files import write_atomically
 from ...base.tensor_files import read_tensors
 from ...demo import clip as demo_clip
-from ..contracts import READY, Asked, Captioner, Choice, LoadedCaptioner, Option, Readiness, Report
+from ...settings.setting import Choice, Setting
+from ..contracts import READY, Asked, Captioner, LoadedCaptioner, Readiness, Report
 from ..labels import Label, LabelGroup, LabelSets
 from .open_clip_models import (
     CheckPath,
@@ -88,7 +89,7 @@ class ClipLabelsCaptioner(Captioner):
             str, dict[str, torch.Tensor]
         ] = {}  # by model: label features on the CPU
 
-    def options(self) -> list[Option]:
+    def options(self) -> list[Setting]:
         demo = Choice(
             DEMO,
             "Embedded demo",
@@ -97,35 +98,35 @@ class ClipLabelsCaptioner(Captioner):
         sets = [Choice(name, self._label_sets.title(name)) for name in self._label_sets.names()]
         return [
             *model_options(KNOWN, "ViT-L-14", more=(demo,)),
-            Option(
-                "labels",
+            Setting(
+                "",
                 "Labels",
                 "The list that is looked through.",
-                "",
+                name="labels",
                 choices=(Choice("", "Suits the model"), *sets),
             ),
-            Option(
-                "threshold",
+            Setting(
+                0.2,
                 "Threshold",
                 "A label is written if its share among its group is at least this.",
-                0.2,
+                name="threshold",
                 minimum=0.0,
                 maximum=1.0,
                 step=0.05,
             ),
-            Option(
-                "per_group",
+            Setting(
+                1,
                 "Labels per group",
                 "At most so many of each group.",
-                1,
+                name="per_group",
                 minimum=1,
                 maximum=10,
             ),
-            Option(
-                "batch_size",
+            Setting(
+                16,
                 "Batch size",
                 "Pictures looked at together; more is faster and needs more memory.",
-                16,
+                name="batch_size",
                 minimum=1,
                 maximum=256,
             ),

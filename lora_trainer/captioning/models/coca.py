@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from ...base.errors import Refused
-from ..contracts import Asked, Captioner, Choice, LoadedCaptioner, Option, Readiness, Report
+from ...settings.setting import Choice, Setting
+from ..contracts import Asked, Captioner, LoadedCaptioner, Readiness, Report
 from .beam_search import beam_search
 from .open_clip_models import (
     CheckPath,
@@ -81,41 +82,43 @@ class CocaCaptioner(Captioner):
             check_path,
         )
 
-    def options(self) -> list[Option]:
+    def options(self) -> list[Setting]:
         return [
             *model_options(KNOWN, "coca_ViT-L-14"),
-            Option(
-                "num_beams",
+            Setting(
+                6,
                 "Beams",
                 "How many sentences are followed at once; more is better and slower. 1: the"
                 " likeliest word each time.",
-                6,
+                name="num_beams",
                 minimum=1,
                 maximum=32,
             ),
-            Option(
-                "max_length",
+            Setting(
+                30,
                 "Longest",
                 "At most so many tokens (a word has one or two).",
-                30,
+                name="max_length",
                 minimum=3,
                 maximum=74,
             ),
-            Option("min_length", "Shortest", "At least so many tokens.", 5, minimum=0, maximum=60),
-            Option(
-                "length_penalty",
+            Setting(
+                5, "Shortest", "At least so many tokens.", name="min_length", minimum=0, maximum=60
+            ),
+            Setting(
+                1.0,
                 "Length",
                 "Above 1 longer sentences are preferred, below 1 shorter ones.",
-                1.0,
+                name="length_penalty",
                 minimum=-2.0,
                 maximum=4.0,
                 step=0.1,
             ),
-            Option(
-                "batch_size",
+            Setting(
+                8,
                 "Batch size",
                 "Pictures looked at together; more is faster and needs more memory.",
-                8,
+                name="batch_size",
                 minimum=1,
                 maximum=128,
             ),

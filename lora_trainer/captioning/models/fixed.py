@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...base.errors import Refused
-from ..contracts import READY, Asked, Captioner, LoadedCaptioner, Option, Readiness, Report
+from ...settings.setting import Setting
+from ..contracts import READY, Asked, Captioner, LoadedCaptioner, Readiness, Report
 
 FIELDS = ("trigger", "filename", "folder")
 _FIELD = re.compile(r"\{(\w*)\}")
@@ -22,14 +23,14 @@ class FixedCaptioner(Captioner):
         " {trigger} for the trigger word. Looks at no picture."
     )
 
-    def options(self) -> list[Option]:
+    def options(self) -> list[Setting]:
         return [
-            Option(
-                "template",
+            Setting(
+                "{trigger}, {folder}",
                 "Text",
                 "What is written. {trigger}, {filename} (without its ending) and {folder} (without"
                 " a leading 10_) are filled in.",
-                "{trigger}, {folder}",
+                name="template",
             )
         ]
 

@@ -23,7 +23,8 @@ from ...base.errors import Refused
 from ...base.files import write_atomically
 from ...base.paths import expanded
 from ...base.tensor_files import read_header, read_tensors
-from ..contracts import Asked, Choice, Option, Readiness, Report
+from ...settings.setting import Choice, Setting
+from ..contracts import Asked, Readiness, Report
 from ..downloads import RemoteFile, checked_repository, fetch, readiness_of
 
 CUSTOM = "custom"
@@ -77,7 +78,7 @@ def hub_weights(repository: str, size_bytes: int | None = None) -> RemoteFile:
 
 def model_options(
     known: Mapping[str, tuple[Choice, ModelSource]], default: str, *, more: tuple[Choice, ...] = ()
-) -> list[Option]:
+) -> list[Setting]:
     """Return the three options that choose a model: one of a list, or open_clip's name or a folder,
     with tag or file.
     """
@@ -87,22 +88,24 @@ def model_options(
         Choice(CUSTOM, "Another", "Named below."),
     )
     return [
-        Option("model", "Model", "Larger ones see more and take longer.", default, choices=choices),
-        Option(
-            "model_name",
+        Setting(
+            default, "Model", "Larger ones see more and take longer.", name="model", choices=choices
+        ),
+        Setting(
+            "",
             "Other model",
             "open_clip's name of a model (ViT-B-16), hf-hub:owner/repository, or a folder with"
             f" {CONFIG_NAME} and the weights.",
-            "",
-            only_if={"model": CUSTOM},
+            name="model_name",
+            effective_when=({"model": (CUSTOM,)},),
         ),
-        Option(
-            "weights",
+        Setting(
+            "",
             "Its weights",
             "open_clip's tag (laion2b_s34b_b88k), or a file (.safetensors, .pt). Empty for a folder"
             " or a repository.",
-            "",
-            only_if={"model": CUSTOM},
+            name="weights",
+            effective_when=({"model": (CUSTOM,)},),
         ),
     ]
 

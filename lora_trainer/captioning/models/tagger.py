@@ -19,7 +19,8 @@ from PIL import Image
 from ...base.errors import Refused
 from ...base.paths import expanded
 from ...base.tensor_files import read_tensors
-from ..contracts import READY, Asked, Captioner, Choice, LoadedCaptioner, Option, Readiness, Report
+from ...settings.setting import Choice, Setting
+from ..contracts import READY, Asked, Captioner, LoadedCaptioner, Readiness, Report
 from ..downloads import RemoteFile, fetch, readiness_of
 from .open_clip_models import CheckPath
 
@@ -116,54 +117,54 @@ class WdTagger(Captioner):
     def __init__(self, data_dir: Path, check_path: CheckPath) -> None:
         self._models, self._check_path = data_dir / "models", check_path
 
-    def options(self) -> list[Option]:
+    def options(self) -> list[Setting]:
         return [
-            Option(
-                "model",
+            Setting(
+                "wd-vit-tagger-v3",
                 "Model",
                 "By SmilingWolf.",
-                "wd-vit-tagger-v3",
+                name="model",
                 choices=(
                     *(choice for choice, _ in KNOWN.values()),
                     Choice(CUSTOM, "Another", "The folder below."),
                 ),
             ),
-            Option(
-                "folder",
+            Setting(
+                "",
                 "Other model",
                 f"A folder with {CONFIG}, {WEIGHTS} and {TAGS}.",
-                "",
-                only_if={"model": CUSTOM},
+                name="folder",
+                effective_when=({"model": (CUSTOM,)},),
             ),
-            Option(
-                "general_threshold",
+            Setting(
+                0.35,
                 "Threshold",
                 "A tag is written if the model is at least this sure of it.",
-                0.35,
+                name="general_threshold",
                 minimum=0.0,
                 maximum=1.0,
                 step=0.05,
             ),
-            Option(
-                "character_threshold",
+            Setting(
+                0.85,
                 "Threshold for characters",
                 "The same for names of characters, which are easily mistaken.",
-                0.85,
+                name="character_threshold",
                 minimum=0.0,
                 maximum=1.0,
                 step=0.05,
             ),
-            Option(
-                "rating",
+            Setting(
+                False,
                 "Rating",
                 "Also write the likeliest rating: general, sensitive, questionable or explicit.",
-                False,
+                name="rating",
             ),
-            Option(
-                "batch_size",
+            Setting(
+                8,
                 "Batch size",
                 "Pictures looked at together; more is faster and needs more memory.",
-                8,
+                name="batch_size",
                 minimum=1,
                 maximum=128,
             ),

@@ -17,8 +17,9 @@ import torch
 from modules import deepbooru, devices, images, interrogate, paths, shared
 from PIL import Image
 
-from ...captioning.contracts import Asked, Captioner, LoadedCaptioner, Option, Readiness, Report
+from ...captioning.contracts import Asked, Captioner, LoadedCaptioner, Readiness, Report
 from ...captioning.downloads import RemoteFile, fetch, find, forbidden, readiness_of
+from ...settings.setting import Setting
 
 Turn = Callable[[], AbstractContextManager[None]]
 DEEPBOORU_FILE = RemoteFile(
@@ -54,25 +55,28 @@ class DeepbooruCaptioner(Captioner):
     def __init__(self, turn: Turn) -> None:
         self._turn, self._folder = turn, Path(paths.models_path) / "torch_deepdanbooru"
 
-    def options(self) -> list[Option]:
+    def options(self) -> list[Setting]:
         return [
-            Option(
-                "threshold",
+            Setting(
+                float(shared.opts.interrogate_deepbooru_score_threshold),
                 "Threshold",
                 "A tag is written if the model is at least this sure of it.",
-                float(shared.opts.interrogate_deepbooru_score_threshold),
+                name="threshold",
                 minimum=0.0,
                 maximum=1.0,
                 step=0.05,
             ),
-            Option(
-                "alphabetical", "In alphabetical order", "Else the surest tag comes first.", False
+            Setting(
+                False,
+                "In alphabetical order",
+                "Else the surest tag comes first.",
+                name="alphabetical",
             ),
-            Option(
-                "batch_size",
+            Setting(
+                4,
                 "Batch size",
                 "Pictures looked at together; more is faster and needs more memory.",
-                4,
+                name="batch_size",
                 minimum=1,
                 maximum=64,
             ),
@@ -142,37 +146,37 @@ class BlipCaptioner(Captioner):
     def __init__(self, turn: Turn) -> None:
         self._turn, self._folder = turn, Path(paths.models_path) / "BLIP"
 
-    def options(self) -> list[Option]:
+    def options(self) -> list[Setting]:
         return [
-            Option(
-                "num_beams",
+            Setting(
+                int(shared.opts.interrogate_clip_num_beams),
                 "Beams",
                 "How many sentences are followed at once; more is better and slower.",
-                int(shared.opts.interrogate_clip_num_beams),
+                name="num_beams",
                 minimum=1,
                 maximum=16,
             ),
-            Option(
-                "min_length",
+            Setting(
+                int(shared.opts.interrogate_clip_min_length),
                 "Shortest",
                 "At least so many tokens.",
-                int(shared.opts.interrogate_clip_min_length),
+                name="min_length",
                 minimum=1,
                 maximum=128,
             ),
-            Option(
-                "max_length",
+            Setting(
+                int(shared.opts.interrogate_clip_max_length),
                 "Longest",
                 "At most so many tokens.",
-                int(shared.opts.interrogate_clip_max_length),
+                name="max_length",
                 minimum=1,
                 maximum=256,
             ),
-            Option(
-                "batch_size",
+            Setting(
+                4,
                 "Batch size",
                 "Pictures looked at together; more is faster and needs more memory.",
-                4,
+                name="batch_size",
                 minimum=1,
                 maximum=64,
             ),

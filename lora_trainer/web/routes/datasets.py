@@ -77,10 +77,10 @@ _ROTATE = JsonBody(
     degrees=WholeNumber(0, 360, default=90, enum=list(TURNS)),
 )
 _TRASH = JsonBody(filenames=Texts(required=True))
-_CHECK = JsonBody(  # a picture can be looked at with wider ranges than a run has
+_CHECK = JsonBody(
     optional=True,
-    resolution=setting_value("resolution", maximum=4096),
-    bucket_step=setting_value("bucket_step", maximum=512),
+    resolution=setting_value("resolution"),
+    bucket_step=setting_value("bucket_step"),
     enable_bucket=setting_value("enable_bucket"),
     trigger_word=setting_value("trigger_word"),
     bucket_min=setting_value("bucket_min"),

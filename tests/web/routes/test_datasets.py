@@ -15,6 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from lora_trainer.jobs.service import TrainingService
+from lora_trainer.settings.config import setting_of
 from lora_trainer.web import api
 
 SETS = "/train-lora/v1/datasets"
@@ -50,6 +51,20 @@ def client(service):
 
 def captions(client):
     return {row["filename"]: row["caption"] for row in client.get(CATS).json()["pictures"]}
+
+
+NUMBERS_OF_CHECKS = ("resolution", "bucket_step", "bucket_min", "bucket_max", "max_token_length")
+
+
+@pytest.mark.parametrize("name", NUMBERS_OF_CHECKS)
+def test_checks_take_what_the_settings_take_and_nothing_else(client, name):
+    setting = setting_of(name)
+    for value in (setting.minimum, setting.maximum):
+        assert client.post(f"{CATS}/checks", json={name: value}).status_code == 200
+    for value in (setting.minimum - 1, setting.maximum + 1):
+        answer = client.post(f"{CATS}/checks", json={name: value})
+        assert answer.status_code == 422 and answer.json()["error"]["field"] == name
+        assert f"from {setting.minimum:g} to {setting.maximum:g}" in answer.text
 
 
 def test_edit_conflict_undo_redo(client, service):

@@ -1,0 +1,40 @@
+"""Check the name of a LoRA, which becomes a file name and is written in prompts."""
+
+import re
+
+from ..base.errors import Refused
+
+MAX_NAME_BYTES = 180
+_FORBIDDEN = re.compile(r'[\\/:*?"<>|,=\x00-\x1f]')
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d|none|addams)(\..*)?")
+
+
+def check_name(name: str) -> str:
+    """Return a LoRA's name if every system can store it and a prompt can call it, else raise
+    `Refused`.
+    """
+    if reason := _why_not(name):
+        raise Refused(
+            f"The name {name[:60]!r} {reason}. Use letters, digits, spaces, - and _; it becomes a"
+            " file name and is written in prompts.",
+            field="output_name",
+            code="bad_name",
+        )
+    return name
+
+
+def _why_not(name: str) -> str:
+    """Return what is wrong with a name, as the end of a sentence; "" for a good one."""
+    if not name.strip():
+        return "is empty"
+    if name != name.strip() or name.endswith("."):
+        return "begins or ends with a space or a full stop"
+    if ".." in name:
+        return "contains '..'"
+    if found := _FORBIDDEN.search(name):
+        return f"contains {found.group()!r}"
+    if (size := len(name.encode("utf-8"))) > MAX_NAME_BYTES:
+        return f"is {len(name)} characters long ({size} bytes; at most {MAX_NAME_BYTES})"
+    if _RESERVED.fullmatch(name) or name.startswith("."):
+        return "is reserved by Windows or the WebUI, or begins with a full stop"
+    return ""

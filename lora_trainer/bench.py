@@ -13,6 +13,7 @@ import threading
 import time
 import timeit
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -20,6 +21,7 @@ from .base.contracts import BaseModel, Conditioning, Host, Size
 from .base.control import Control
 from .dataset.buckets import Bucket
 from .dataset.caption_augmentation import CaptionAugmentation
+from .dataset.sample import Picture, Sample
 from .hosts.checkpoint_file import (
     CLIP,
     OPEN_CLIP,
@@ -36,7 +38,7 @@ from .runs.give_way import Sharing
 from .settings.config import TrainConfig
 from .training import encoded_dataset, loop, precision
 from .training.compute_mode import ComputeMode
-from .training.conditioning import Texts
+from .training.conditioning import Conditioner
 from .training.model_patches import ModelPatches
 from .training.objective import Objective
 from .training.optimizers import LearningRates, make_optimizer
@@ -238,17 +240,18 @@ def _measure(
         torch.randn(batch_size, 1, 4, size_px // 8, size_px // 8),
         Size(size_px, size_px, 0, 0, size_px, size_px),
     )
+    sample = Sample(
+        Picture(Path("random.png"), size_px, size_px, ""),
+        "",
+        Bucket(size_px, size_px),
+        "train",
+        repeats=1,
+        weight=1.0,
+        mask=None,
+        resolution_px=size_px,
+    )
     encoded = [
-        encoded_dataset.Encoded(
-            item,
-            None,
-            (size,),
-            "",
-            1.0,
-            False,
-            model.random_conditioning(),
-            Bucket(size_px, size_px),
-        )
+        encoded_dataset.Encoded(sample, item, None, (size,), model.random_conditioning())
         for item in latents
     ]
     adapters = Adapters.create(
@@ -280,7 +283,7 @@ def _measure(
         loop.run(
             patches,
             train_state,
-            loop.TrainingData(encoded, schedule, Objective(), Texts(CaptionAugmentation())),
+            loop.TrainingData(encoded, schedule, Objective(), Conditioner(CaptionAugmentation())),
             on_step=bare_pass,
         )
     parts = {"lora": 4 * sum(parameter.numel() for parameter in adapters.parameters())}

@@ -23,7 +23,8 @@ from ..base.paths import expanded
 from ..base.text import decode
 from ..dataset.caption_tables import LARGEST_TABLE_BYTES, TABLE_NAMES
 from ..dataset.captions import CAPTION_ENDINGS, LARGEST_CAPTION_BYTES, read_caption, sidecar
-from ..dataset.scan import PICTURE_ENDINGS, Problem, examine, is_picture_file, picture_folders
+from ..dataset.images import PICTURE_ENDINGS
+from ..dataset.scan import Problem, examine, is_picture_file, picture_folders
 from ..settings.config import check_name, is_plain_text
 from . import uploads
 from .archives import Archive

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import Refused
-from ..runs.plan import session_id_of
+from ..runs.output_files import session_id_of
 
 PARTS = {".safetensors": "lora", ".json": "card", ".png": "preview"}
 CLOCK_SECONDS, CHUNK_BYTES = 1.0, 1 << 20

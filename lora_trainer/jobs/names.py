@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..base.errors import Refused
 from ..base.paths import numbered
-from ..runs.plan import plan_output
+from ..runs.output_files import plan_output
 from ..settings.config import TrainConfig
 from .queue import JobQueue
 from .store import JobStore

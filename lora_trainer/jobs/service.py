@@ -20,8 +20,10 @@ from ..captioning.registry import Captioners
 from ..captioning.tokens import TokenCounter
 from ..editor.library import Library
 from ..interop.presets import OwnPresets, presets_folder
-from ..runs.plan import Plan, check_space, estimate, make_plan
-from ..runs.plan_warnings import remarks_on_model
+from ..runs.memory import estimate
+from ..runs.output_files import check_space
+from ..runs.plan import Plan, make_plan
+from ..runs.plan_warnings import model_warnings
 from ..runs.resume import state_step
 from ..settings.config import TrainConfig, in_our_names
 from ..settings.remedies import Remedy, advice_in
@@ -229,12 +231,12 @@ class TrainingService:
             self._names.refuse_taken(config)
         except Refused as error:
             return {"errors": [*blocked, self._told(error, config)], "warnings": [], "advice": []}
-        needed = estimate(plan, config, self.host.peek_parts())
+        needed = estimate(config, plan.samples, self.host.peek_parts(), init_lora=plan.init_lora)
         try:
             check_space(plan.output_file, needed["file_bytes"] or 0)
         except Refused as error:
             blocked.append(self._told(error, config))
-        warnings = plan.warnings + remarks_on_model(config, model)
+        warnings = plan.warnings + model_warnings(config, model)
         return {
             **_counts(plan),
             "buckets": plan.bucket_counts(),
@@ -717,5 +719,5 @@ def _counts(plan: Plan) -> dict[str, Any]:
         "pictures": plan.count("train"),
         "regularisation_pictures": plan.count("regularisation"),
         "validation_pictures": plan.count("validation"),
-        "resolutions": list(dict.fromkeys(plan.resolutions)),
+        "resolutions": plan.resolutions,
     }

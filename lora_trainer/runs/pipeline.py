@@ -23,7 +23,7 @@ from ..settings.config import TrainConfig
 from ..training import encoded_dataset, loop, precision
 from ..training import state_files as checkpoints
 from ..training.compute_mode import ComputeMode, describe_out_of_memory, is_out_of_memory
-from ..training.conditioning import Texts
+from ..training.conditioning import Conditioner
 from ..training.model_patches import ModelPatches
 from ..training.objective import Objective
 from ..training.optimizers import (
@@ -39,8 +39,9 @@ from ..training.train_state import TrainState, form_of_state, shapes_of_state
 from . import lora_metadata
 from .callbacks import ProgressReporter, RunCallbacks
 from .give_way import Sharing
-from .output_files import Output
-from .plan import Plan, check_space, estimate, make_plan, tag_of
+from .memory import estimate
+from .output_files import Output, check_space, tag_of
+from .plan import Plan, make_plan
 from .resume import (
     check_readable,
     compare_models,
@@ -50,7 +51,7 @@ from .resume import (
     run_facts,
     state_folder,
 )
-from .step_options import form_of, layer_choice, rate_choice, variation_of
+from .step_options import encoding_options, form_of, layer_choice, rate_choice, variation_of
 
 log = logging.getLogger(__name__)
 DRAWING = "Drawing the preview"
@@ -128,7 +129,7 @@ def train_lora(  # noqa: PLR0913
             plan,
             host,
             saved,
-            f"{variation_of(config).plain(plan.captions[0])} {result.lora_tag}",
+            f"{variation_of(config).plain(plan.samples[0].caption)} {result.lora_tag}",
             should_stop=control.should_stop,
         )
     return result
@@ -140,7 +141,7 @@ def _draw_preview(
     """Give the card a picture of the first caption. The LoRA is ready already, so a failure here is
     only logged.
     """
-    bucket = plan.buckets[0]
+    bucket = plan.samples[0].bucket
     try:
         picture = host.generate(
             prompt,
@@ -310,10 +311,14 @@ class _Run:
                 base_model,
                 adapters.shapes,
                 adapters.form,
-                plan,
-                steps=train_state.step,
-                started_at=self.session_id,
-                loss_average=train_state.loss_average,
+                plan.samples,
+                lora_metadata.RunFigures(
+                    steps=train_state.step,
+                    total_steps=plan.schedule.total_steps,
+                    steps_per_epoch=plan.schedule.steps_per_epoch,
+                    started_at=self.session_id,
+                    loss_average=train_state.loss_average,
+                ),
             ),
         )
         notes = (
@@ -401,7 +406,7 @@ class _Run:
                 "Nothing of the text encoder learns, although it is switched on: the blocks or the"
                 " LoRA that is gone on from leave it out."
             )
-        if self._texts().change and not base_model.encodes_between_steps:
+        if self._conditioner().encodes_each_step and not base_model.encodes_between_steps:
             raise Refused(
                 "The WebUI was started with --medvram, which keeps the text encoder off the GPU"
                 " while the UNet is there. Switch off training of the text encoder and everything"
@@ -421,7 +426,8 @@ class _Run:
     def _check_model(self) -> None:
         """Check that the run is possible on this model and, if it goes on, the same."""
         base_model, plan = self.base_model, self.plan
-        check_space(plan.output_file, estimate(plan, self.config, base_model.parts())["file_bytes"])
+        needed = estimate(self.config, plan.samples, base_model.parts(), init_lora=plan.init_lora)
+        check_space(plan.output_file, needed["file_bytes"] or 0)
         self.facts |= {"base_model": model_facts(base_model), "session": self.session_id}
         self.reporter.tell(message="Preparing", checkpoint=base_model.name)
         if self.earlier:
@@ -435,7 +441,7 @@ class _Run:
             base_model.name,
             base_model.family,
             base_model.prediction_type,
-            len(plan.pictures),
+            len(plan.samples),
             plan.schedule.total_steps,
             f", going on after step {self.earlier.step}" if self.earlier else "",
         )
@@ -458,18 +464,10 @@ class _Run:
             try:
                 encoded = encoded_dataset.encode(
                     self.base_model,
-                    plan.pictures,
-                    plan.buckets,
-                    plan.captions,
-                    plan.roles,
-                    mirror=config.mirror,
-                    random_crop=config.random_crop,
-                    color_jitter=config.color_jitter,
-                    masked_loss=config.masked_loss,
-                    masked_loss_floor=config.masked_loss_floor,
-                    prior_loss_weight=config.prior_loss_weight,
-                    with_captions=not self._texts().change,
-                    seed=config.seed,
+                    plan.samples,
+                    encoding_options(
+                        config, with_captions=not self._conditioner().encodes_each_step
+                    ),
                     between=self._between_pictures,
                     on_progress=self._tell_encoding,
                 )
@@ -560,8 +558,8 @@ class _Run:
             return shapes, weights, dataclasses.replace(kind, **dropouts)
         return plan_shapes(parts, layer_choice(config)), {}, chosen
 
-    def _texts(self) -> Texts:
-        return Texts(variation_of(self.config), trained=self._trains_text_encoder())
+    def _conditioner(self) -> Conditioner:
+        return Conditioner(variation_of(self.config), trained=self._trains_text_encoder())
 
     def _trains_text_encoder(self) -> bool:
         shapes, _, _ = self.layers
@@ -573,13 +571,13 @@ class _Run:
             **{field.name: getattr(config, field.name) for field in dataclasses.fields(Objective)}
         )
         validation_indices = tuple(
-            number for number, role in enumerate(plan.roles) if role == "validation"
+            index for index, sample in enumerate(plan.samples) if sample.role == "validation"
         )
         return loop.TrainingData(
             encoded,
             plan.schedule,
             objective,
-            self._texts(),
+            self._conditioner(),
             validation_indices,
             config.validate_every,
         )
@@ -645,8 +643,8 @@ class _Run:
 def _advice(plan: Plan, error: NotFinite) -> str:
     """Name the pictures of the step that failed, and say what to try."""
     shown = [
-        f"{plan.pictures[number].path.name} ({plan.captions[number][:80]!r})"
-        for number in error.pictures[:3]
+        f"{sample.picture.path.name} ({sample.caption[:80]!r})"
+        for sample in (plan.samples[index] for index in error.pictures[:3])
     ]
     more = f" and {len(error.pictures) - 3} more" if len(error.pictures) > 3 else ""
     return (

@@ -17,8 +17,9 @@ import torch
 from ..base.contracts import BaseModel
 from ..base.errors import NotFinite, OutOfMemory
 from ..base.rng import generator
-from ..dataset.buckets import Bucket, epoch_batches
+from ..dataset.buckets import Bucket
 from . import diffusion, precision
+from .batches import epoch_batches
 from .compute_mode import (
     ComputeMode,
     describe_out_of_memory,
@@ -26,7 +27,7 @@ from .compute_mode import (
     with_less_memory,
     with_safer_numbers,
 )
-from .conditioning import Texts
+from .conditioning import Conditioner
 from .encoded_dataset import Batch, Encoded, assemble
 from .model_patches import ModelPatches
 from .objective import Objective, Task
@@ -54,7 +55,11 @@ class Schedule:
         """Return the batches of picture numbers that make up a step, counted from 0."""
         epoch, within = divmod(step, self.steps_per_epoch)
         batches = _epoch(
-            tuple(item.bucket for item in encoded), self.repeats, self.batch_size, self.seed, epoch
+            tuple(item.sample.bucket for item in encoded),
+            self.repeats,
+            self.batch_size,
+            self.seed,
+            epoch,
         )
         return batches[within * self.accumulation : (within + 1) * self.accumulation]
 
@@ -63,9 +68,7 @@ class Schedule:
 def _epoch(
     buckets: tuple[Bucket, ...], repeats: tuple[int, ...], batch_size: int, seed: int, epoch: int
 ) -> list[list[int]]:
-    return epoch_batches(
-        list(buckets), list(repeats), batch_size=batch_size, seed=seed, epoch=epoch
-    )
+    return epoch_batches(buckets, repeats, batch_size=batch_size, seed=seed, epoch=epoch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +81,7 @@ class TrainingData:
     encoded: list[Encoded]
     schedule: Schedule
     objective: Objective
-    texts: Texts
+    conditioner: Conditioner
     validation_indices: tuple[int, ...] = ()
     validate_every: int = 0
 
@@ -88,7 +91,7 @@ class TrainingData:
         """
         members: Counter[Bucket] = Counter()
         for item, repeats in zip(self.encoded, self.schedule.repeats, strict=True):
-            members[item.bucket] += repeats
+            members[item.sample.bucket] += repeats
         return min(self.schedule.batch_size, max(members.values()))
 
     def is_validated_after(self, step: int) -> bool:
@@ -267,7 +270,7 @@ def _recover(
             with_less_memory(
                 patches.compute_mode,
                 training_data.largest_batch(),
-                needs_encoders=training_data.texts.change,
+                needs_encoders=training_data.conditioner.encodes_each_step,
             )
             if may_adapt
             else None
@@ -309,7 +312,7 @@ def _backward(
         number = step * schedule.accumulation + part
         batch = assemble(training_data.encoded, numbers, seed=seed, number=number)
         captions, task = (
-            training_data.texts.draw(batch, seed=seed, number=number),
+            training_data.conditioner.draw_captions(batch, seed=seed, number=number),
             training_data.objective.draw(batch.latents.shape, seed=seed, number=number),
         )
         micro_batch_size = compute_mode.micro_batch_size or len(numbers)
@@ -376,7 +379,7 @@ def _losses(
         predicted = base_model.predict(
             noisy,
             timesteps,
-            training_data.texts.conditioning(base_model, batch, captions, portion, dtype),
+            training_data.conditioner.conditioning(base_model, batch, captions, portion, dtype),
         )
     return objective.losses(predicted, target, borders=borders, masks=masks) * weights
 
@@ -423,7 +426,7 @@ def _measured(
     lowest, below = training_data.objective.min_timestep, training_data.objective.max_timestep
     squares = []
     with precision.autocast(device, dtype):
-        conditioning = training_data.texts.conditioning(
+        conditioning = training_data.conditioner.conditioning(
             base_model, batch, batch.captions, slice(0, 1), dtype
         )
     for place in range(MEASURED_TIMESTEPS):

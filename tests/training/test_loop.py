@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from lora_trainer.base.contracts import Conditioning, Size
+from lora_trainer.base.contracts import Size
 from lora_trainer.base.rng import generator
 from lora_trainer.dataset.buckets import Bucket
 from lora_trainer.dataset.caption_augmentation import CaptionAugmentation
@@ -15,41 +15,22 @@ from lora_trainer.lora.adapters import Adapters
 from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
 from lora_trainer.training import diffusion, loop
 from lora_trainer.training.compute_mode import ComputeMode
-from lora_trainer.training.conditioning import Texts
-from lora_trainer.training.encoded_dataset import Encoded, assemble
+from lora_trainer.training.conditioning import Conditioner
+from lora_trainer.training.encoded_dataset import assemble
 from lora_trainer.training.model_patches import ModelPatches
 from lora_trainer.training.objective import Objective
 from lora_trainer.training.optimizers import LearningRates, make_optimizer
 from lora_trainer.training.precision import grad_scaler
 from lora_trainer.training.train_state import TrainState
+from tests.support.samples import encoded_pictures
 
 CPU, PLAIN = torch.device("cpu"), CaptionAugmentation()
 SIZE = Size(64, 64, 0, 0, 64, 64)
 
 
-def encoded_pictures(count=4, **changes):
-    draws = torch.Generator().manual_seed(0)
-    return [
-        Encoded(
-            **{
-                "latents": torch.randn(1, 4, 8, 8, generator=draws),
-                "masks": None,
-                "sizes": (SIZE,),
-                "caption": f"picture, number {number}",
-                "weight": 1.0,
-                "regularisation": False,
-                "conditioning": Conditioning(torch.randn(1, 77, 12, generator=draws)),
-                "bucket": Bucket(64, 64),
-                **changes,
-            }
-        )
-        for number in range(count)
-    ]
-
-
 def lesson_of(pictures, schedule, objective=Objective(), variation=PLAIN, trained=False, **more):
     return loop.TrainingData(
-        pictures, schedule, objective, Texts(variation, trained=trained), **more
+        pictures, schedule, objective, Conditioner(variation, trained=trained), **more
     )
 
 
@@ -169,7 +150,9 @@ def test_portions_are_told_as_much_as_the_whole_batch(host, trained):
     """The first portion has the longest caption, the second none of its length."""
     adapters = adapters_of(host.model, text_encoder=trained)
     pictures = [
-        dataclasses.replace(picture, caption=caption, conditioning=None)
+        dataclasses.replace(
+            picture, sample=dataclasses.replace(picture.sample, caption=caption), conditioning=None
+        )
         for picture, caption in zip(encoded_pictures(), LENGTHS)
     ]
     training_data = lesson_of(
@@ -198,7 +181,7 @@ def test_weights_and_masks_reach_the_gradient(host):
     half, weighted = gradients(
         host.model,
         adapters,
-        lesson_of(encoded_pictures(2, weight=0.5, regularisation=True), schedule),
+        lesson_of(encoded_pictures(2, weight=0.5, role="regularisation"), schedule),
     )
     nothing, masked = gradients(
         host.model,
@@ -212,16 +195,16 @@ def test_weights_and_masks_reach_the_gradient(host):
 
 
 def test_captions_that_vary_are_encoded_anew_and_drawn_from_the_number_alone(host):
-    texts = Texts(CaptionAugmentation(shuffle=True))
+    conditioner = Conditioner(CaptionAugmentation(shuffle=True))
     batch = assemble(encoded_pictures(4, caption="a, b, c, d, e"), [0, 1, 2, 3], seed=1, number=5)
-    captions = texts.draw(batch, seed=1, number=5)
+    captions = conditioner.draw_captions(batch, seed=1, number=5)
     assert (
         captions
-        == Texts(CaptionAugmentation(shuffle=True)).draw(batch, seed=1, number=5)
-        != texts.draw(batch, seed=1, number=6)
+        == Conditioner(CaptionAugmentation(shuffle=True)).draw_captions(batch, seed=1, number=5)
+        != conditioner.draw_captions(batch, seed=1, number=6)
         and len(set(captions)) > 1
     )
-    told = texts.conditioning(host.model, batch, captions, slice(1, 3), torch.float32)
+    told = conditioner.conditioning(host.model, batch, captions, slice(1, 3), torch.float32)
     assert (
         torch.equal(told.hidden_states, host.model.encode_captions(captions[1:3]).hidden_states)
         and not told.hidden_states.requires_grad
@@ -230,7 +213,9 @@ def test_captions_that_vary_are_encoded_anew_and_drawn_from_the_number_alone(hos
 
 def test_captions_that_do_not_vary_are_those_encoded_before(host):
     batch = assemble(encoded_pictures(), [0, 1, 2, 3], seed=1, number=5)
-    told = Texts(PLAIN).conditioning(host.model, batch, batch.captions, slice(1, 3), torch.float32)
+    told = Conditioner(PLAIN).conditioning(
+        host.model, batch, batch.captions, slice(1, 3), torch.float32
+    )
     assert torch.equal(told.hidden_states, batch.conditioning.hidden_states[1:3])
 
 

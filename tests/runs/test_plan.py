@@ -471,7 +471,7 @@ def test_the_estimate_is_what_is_built(host, settings, changes):
 
 def test_memory_by_optimizer_and_average(host, settings):
     def memory(**changes):
-        found = estimate(
+        found = estimated(
             planned(settings, host), TrainConfig.parse({**settings, **changes}), host.peek_parts()
         )
         return found["estimated_memory_bytes"] / found["trainable_parameters"]

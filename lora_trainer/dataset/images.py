@@ -222,7 +222,7 @@ def look(path: Path, side_px: int) -> tuple[Facts, Image.Image]:
         if _can_shrink_first(image):
             image.thumbnail(twice)
         small = to_rgb(image)
-        small.thumbnail((side_px, side_px), Image.LANCZOS)
+        small.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
     return facts, small
 
 

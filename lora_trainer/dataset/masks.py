@@ -84,7 +84,7 @@ def check_mask(mask: Path, picture: Picture, *, thorough: bool = True) -> str:
 @functools.lru_cache(maxsize=4096)
 def _brightest(path: Path, mtime_ns: int) -> int:
     with opened(path) as image:
-        return _grey(image).getextrema()[1]
+        return max(value for value, count in enumerate(_grey(image).histogram()) if count)
 
 
 def is_opaque(picture: Picture) -> bool:
@@ -121,7 +121,9 @@ def load_mask(
 
 def _latent_mask(grey: Image.Image, place: Placement) -> torch.Tensor:
     """Place a grey image and average 8x8 pixels: float32 `(1, height/8, width/8)` in [0, 1]."""
-    pixels = torch.from_numpy(np.asarray(place.apply(grey, Image.BILINEAR), dtype=np.float32) / 255)
+    pixels = torch.from_numpy(
+        np.asarray(place.apply(grey, Image.Resampling.BILINEAR), dtype=np.float32) / 255
+    )
     return torch.nn.functional.avg_pool2d(pixels[None], 8)
 
 

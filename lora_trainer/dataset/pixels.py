@@ -34,7 +34,7 @@ class Placement:
     width: int
     height: int
 
-    def apply(self, image: Image.Image, resample: int = Image.LANCZOS) -> Image.Image:
+    def apply(self, image: Image.Image, resample: int = Image.Resampling.LANCZOS) -> Image.Image:
         resized = image.resize(self.covering, resample)
         return resized.crop((self.left, self.top, self.left + self.width, self.top + self.height))
 

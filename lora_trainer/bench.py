@@ -12,6 +12,7 @@ import threading
 import time
 import timeit
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from .base.contracts import BaseModel, Conditioning, Host, Size
 from .base.control import Control
 from .dataset.buckets import Bucket
 from .dataset.caption_augmentation import CaptionAugmentation
+from .dataset.sample import Picture, Sample
 from .hosts.checkpoint_file import (
     CLIP,
     OPEN_CLIP,
@@ -38,7 +40,7 @@ from .runs.progress import ProgressReporter
 from .settings.config import TrainConfig
 from .training import encoded_dataset, loop, precision
 from .training.compute_mode import ComputeMode
-from .training.conditioning import Texts
+from .training.conditioning import Conditioner
 from .training.learning_rates import LearningRates
 from .training.model_patches import ModelPatches
 from .training.objective import Objective
@@ -238,17 +240,18 @@ def _random_pictures(
 ) -> list[encoded_dataset.Encoded]:
     latents = torch.randn(batch_size, 1, 4, size_px // 8, size_px // 8)
     size = Size(size_px, size_px, 0, 0, size_px, size_px)
+    sample = Sample(
+        Picture(Path("random.png"), size_px, size_px, ""),
+        "",
+        Bucket(size_px, size_px),
+        "train",
+        repeats=1,
+        weight=1.0,
+        mask=None,
+        resolution_px=size_px,
+    )
     return [
-        encoded_dataset.Encoded(
-            item,
-            None,
-            (size,),
-            "",
-            1.0,
-            False,
-            model.random_conditioning(),
-            Bucket(size_px, size_px),
-        )
+        encoded_dataset.Encoded(sample, item, None, (size,), model.random_conditioning())
         for item in latents
     ]
 
@@ -286,7 +289,7 @@ def _measure(
 
     batch_size = len(encoded)
     schedule = Schedule(steps + 1, 1, batch_size, 1, (1,) * batch_size, 0)
-    training_data = TrainingData(encoded, schedule, Objective(), Texts(CaptionAugmentation()))
+    training_data = TrainingData(encoded, schedule, Objective(), Conditioner(CaptionAugmentation()))
     with _peak_memory(model.device) as memory, patches.opened():
         loop.train(
             patches,

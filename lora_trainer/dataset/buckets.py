@@ -1,28 +1,62 @@
-"""Aspect-ratio buckets: the size that each picture is trained in, what of it fits, and which
-pictures make up which batch.
+"""Aspect-ratio buckets: the size that each picture is trained in, and what of it fits.
+
+How buckets make up batches is in training.batches.
 """
 
 import dataclasses
 import functools
 import math
-from collections import defaultdict
-
-import torch
-
-from ..base.rng import generator
+from typing import Protocol
 
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
     """A training size in pixels; sides are multiples of the bucket step.
 
-    `covering` is the size `(width, height)` that a picture is scaled to before it is cropped, and
-    no part of what makes buckets equal; None: the smallest that covers the bucket.
+    `covering` is the size `(width, height)` that a picture is scaled to before it is cropped; None:
+    the smallest that covers the bucket. Buckets are equal whatever their `covering`.
     """
 
     width: int
     height: int
     covering: tuple[int, int] | None = dataclasses.field(default=None, compare=False, repr=False)
+
+
+class BucketSettings(Protocol):
+    """The settings that buckets depend on, named as in TrainConfig."""
+
+    @property
+    def resolution(self) -> int: ...
+    @property
+    def enable_bucket(self) -> bool: ...
+    @property
+    def bucket_step(self) -> int: ...
+    @property
+    def bucket_min(self) -> int: ...
+    @property
+    def bucket_max(self) -> int: ...
+    @property
+    def bucket_no_upscale(self) -> bool: ...
+
+
+def bucket_for(
+    width: int, height: int, settings: BucketSettings, *, resolution: int | None = None
+) -> Bucket:
+    """Return the bucket of a picture of this upright size, as the settings say.
+
+    `resolution` in pixels counts instead of the settings' own. The step is never larger than it.
+    """
+    side = resolution or settings.resolution
+    return assign_bucket(
+        width,
+        height,
+        resolution=side,
+        step=min(settings.bucket_step, side // 8 * 8),
+        enable_bucket=settings.enable_bucket,
+        shortest=settings.bucket_min,
+        longest=settings.bucket_max,
+        no_upscale=settings.bucket_no_upscale,
+    )
 
 
 def assign_bucket(
@@ -36,12 +70,11 @@ def assign_bucket(
     longest: int = 0,
     no_upscale: bool = False,
 ) -> Bucket:
-    """Return the training size for a picture: nearest in aspect ratio, of at most `resolution`²
-    pixels, sides multiples of `step`.
+    """Return the training size nearest to a picture's aspect ratio, at most `resolution`² pixels.
 
-    No side is shorter than `shortest` or longer than `longest` (0: four times the resolution), as
-    kohya's min_bucket_reso and max_bucket_reso. With `no_upscale` the picture's own size decides
-    and those two do not, as with kohya's bucket_no_upscale.
+    Sides are multiples of `step`, and none is shorter than `shortest` or longer than `longest` (0:
+    four times the resolution), as kohya's min_bucket_reso and max_bucket_reso. With `no_upscale`
+    the picture's own size decides and those two do not, as with kohya's bucket_no_upscale.
     """
     side = max(step, resolution // step * step)
     if not enable_bucket:
@@ -49,58 +82,59 @@ def assign_bucket(
     if no_upscale:
         return _own_size(width, height, resolution**2, step)
     ratio = math.log(width / height)
-    return min(
-        _buckets(side, step, shortest, longest),
-        key=lambda bucket: (
-            round(abs(math.log(bucket.width / bucket.height) - ratio), 6),
-            -bucket.width * bucket.height,
-            (bucket.width, bucket.height),
-        ),
-    )
+
+    def distance(bucket: Bucket) -> tuple[float, int, int, int]:
+        """Compare by aspect ratio; then the larger bucket, then the narrower one comes first."""
+        difference = abs(math.log(bucket.width / bucket.height) - ratio)
+        return (round(difference, 6), -bucket.width * bucket.height, bucket.width, bucket.height)
+
+    return min(_buckets(side, step, shortest, longest), key=distance)
 
 
 @functools.lru_cache(maxsize=64)
 def _buckets(side: int, step: int, shortest: int, longest: int) -> tuple[Bucket, ...]:
-    low, high = max(step, -(-shortest // step) * step), (longest or 4 * side) // step * step
-    sizes = {
-        (w, h)
-        for w in range(low, high + 1, step)
-        if low <= (h := min(high, side * side // w // step * step))
-    }
-    return tuple(Bucket(w, h) for w, h in {(side, side)} | sizes | {(h, w) for w, h in sizes})
+    """Return the square, and for each width within the limits the bucket of most height."""
+    low = max(step, -(-shortest // step) * step)
+    high = (longest or 4 * side) // step * step
+    sizes = {(side, side)}
+    for width in range(low, high + 1, step):
+        height = min(high, side * side // width // step * step)
+        if height >= low:
+            sizes |= {(width, height), (height, width)}
+    return tuple(Bucket(*size) for size in sizes)
 
 
 def _own_size(width: int, height: int, area: int, step: int) -> Bucket:
-    """Round a picture's own size down to the step. A picture of more than `area` pixels is scaled
-    down to that first, so that one of its sides is a multiple of the step already: the side with
-    which the bucket's shape is nearer to the picture's.
+    """Round a picture's own size down to the step, after scaling it down to at most `area` pixels.
+
+    It is scaled so that one of its sides is a multiple of the step already: the side with which the
+    bucket's aspect ratio is nearer to the picture's.
     """
     if width * height <= area:
         return _cut_to_step((width, height), step)
-    ratio, scale = width / height, math.sqrt(area / (width * height))
-    wide, tall = _down(int(width * scale + 0.5), step), _down(int(height * scale + 0.5), step)
+    ratio = width / height
+    scale = math.sqrt(area / (width * height))
+    kept_width = _down(int(width * scale + 0.5), step)
+    kept_height = _down(int(height * scale + 0.5), step)
     candidates = [
-        _cut_to_step(size, step)
-        for size in ((int(tall * ratio + 0.5), tall), (wide, int(wide / ratio + 0.5)))
+        _cut_to_step((int(kept_height * ratio + 0.5), kept_height), step),
+        _cut_to_step((kept_width, int(kept_width / ratio + 0.5)), step),
     ]
     return min(candidates, key=lambda bucket: abs(bucket.width / bucket.height - ratio))
 
 
 def _cut_to_step(covering: tuple[int, int], step: int) -> Bucket:
-    return Bucket(*(_down(side, step) for side in covering), covering=covering)
+    width, height = covering
+    return Bucket(_down(width, step), _down(height, step), covering=covering)
 
 
 def _down(side: int, step: int) -> int:
-    """Round down to the step; a side that is shorter than that, to a multiple of 8, below which
-    there are no latents.
-    """
+    """Round down to the step; a side shorter than the step to a multiple of 8, at least 8."""
     return side // step * step or max(8, side // 8 * 8)
 
 
 def covering_of(width: int, height: int, bucket: Bucket) -> tuple[int, int]:
-    """Return the size in pixels that an upright picture is scaled to before it is cropped to its
-    bucket.
-    """
+    """Return the size in pixels that an upright picture is scaled to before it is cropped."""
     if bucket.covering:
         return max(bucket.width, bucket.covering[0]), max(bucket.height, bucket.covering[1])
     scale = max(bucket.width / width, bucket.height / height)
@@ -108,44 +142,14 @@ def covering_of(width: int, height: int, bucket: Bucket) -> tuple[int, int]:
 
 
 def crop_of(width: int, height: int, bucket: Bucket) -> tuple[float, float, float, float]:
-    """Return what of an upright picture fits its bucket, in its own pixels: left, top, width,
-    height; and cut evenly from both sides.
+    """Return what of an upright picture fits its bucket: left, top, width and height in its pixels.
+
+    The rest is cut evenly from both sides.
     """
-    scale = max(bucket.width / width, bucket.height / height)
-    scales = (
-        (scale, scale)
-        if bucket.covering is None
-        else tuple(
-            long / own
-            for long, own in zip(covering_of(width, height, bucket), (width, height), strict=True)
-        )
-    )
-    kept = min(width, bucket.width / scales[0]), min(height, bucket.height / scales[1])
-    return (width - kept[0]) / 2, (height - kept[1]) / 2, *kept
-
-
-# --- Order ----------------------------------------------------------------------------------------
-
-
-def epoch_batches(
-    buckets: list[Bucket], repeats: list[int], *, batch_size: int, seed: int, epoch: int
-) -> list[list[int]]:
-    """Return one epoch's batches of picture numbers: each picture `repeats` times, one bucket a
-    batch, shuffled by (seed, epoch).
-    """
-    draws = generator(seed, "order", epoch)
-    members: dict[Bucket, list[int]] = defaultdict(list)
-    for number, (bucket, count) in enumerate(zip(buckets, repeats, strict=True)):
-        members[bucket].extend([number] * count)
-    batches = []
-    for numbers in members.values():
-        shuffled = [numbers[at] for at in torch.randperm(len(numbers), generator=draws).tolist()]
-        batches.extend(shuffled[at : at + batch_size] for at in range(0, len(shuffled), batch_size))
-    return [batches[at] for at in torch.randperm(len(batches), generator=draws).tolist()]
-
-
-def batches_per_epoch(buckets: list[Bucket], repeats: list[int], batch_size: int) -> int:
-    counts: dict[Bucket, int] = defaultdict(int)
-    for bucket, count in zip(buckets, repeats, strict=True):
-        counts[bucket] += count
-    return sum(-(-count // batch_size) for count in counts.values())
+    scale_x = scale_y = max(bucket.width / width, bucket.height / height)
+    if bucket.covering is not None:
+        covering = covering_of(width, height, bucket)
+        scale_x, scale_y = covering[0] / width, covering[1] / height
+    kept_width = min(width, bucket.width / scale_x)
+    kept_height = min(height, bucket.height / scale_y)
+    return (width - kept_width) / 2, (height - kept_height) / 2, kept_width, kept_height

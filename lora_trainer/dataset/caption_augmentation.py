@@ -1,5 +1,5 @@
-"""Captions that are other each time: one of several lines, {this|that}, shuffled, with tags or all
-of it left out, or the trigger word alone. In the order in which kohya does it.
+"""Captions that vary from step to step: one of several lines, {this|that}, shuffled tags, tags or
+all of it left out, or the trigger word alone. In the order of sd-scripts.
 """
 
 import dataclasses
@@ -12,19 +12,17 @@ from .captions import contains_word, split_tags
 
 MOST_NESTED = 10
 _CHOICE = re.compile(r"\{([^{}]+)\}")
-_BRACES = "\ufdd0\ufdd1"  # of Unicode's noncharacters, which no text has
+_BRACES = "\ufdd0\ufdd1"  # noncharacters of Unicode, which no text has
 
 
 @dataclasses.dataclass(frozen=True)
 class CaptionAugmentation:
-    """How captions vary; the fields are the settings of the same purpose. Shares are of the times
-    that a picture is shown.
+    """How captions vary; dropouts and `trigger_only` are shares of the times they are drawn.
 
-    Parts, between commas, that are kept stay in front and are never left out: the first
-    `keep_tokens`, or instead all before `keep_tokens_separator` where a caption has it; all after a
-    second one is kept, too, and stays at the end. The trigger word counts as kept: in front it
-    stays in front (among the `keep_tokens`, not besides them), elsewhere its part is shuffled but
-    never left out.
+    Tags that are kept stay in front and are never left out. They are the first `keep_tokens`, or,
+    where a caption has `keep_tokens_separator`, all before it; what follows a second separator is
+    kept at the end. The trigger word is kept, too: in front it stays there and counts among the
+    `keep_tokens`; elsewhere it is shuffled, but never left out.
 
     With `alternatives` one of a caption's lines is drawn each time, with `wildcards` one of
     {this|that}.
@@ -50,8 +48,9 @@ class CaptionAugmentation:
         )
 
     def plain(self, caption: str) -> str:
-        """Return a caption as it is when nothing varies: its first line, the first of each choice,
-        without the separator.
+        """Return a caption as it is when nothing varies, without the separator.
+
+        Of several lines and of each {this|that} the first is taken.
         """
         return self._joined(self._chosen(caption, lambda count: 0))
 
@@ -64,37 +63,36 @@ class CaptionAugmentation:
             for part in split_tags(piece)
         )
 
-    def draw(self, caption: str, draws: torch.Generator, *, regularisation: bool = False) -> str:
-        """Return a caption as it is this time. Those of regularisation pictures know no trigger
-        word.
-        """
-        trigger_word, trigger_only = (
-            ("", 0.0) if regularisation else (self.trigger_word, self.trigger_only)
-        )
+    def draw(self, caption: str, rng: torch.Generator, *, regularisation: bool = False) -> str:
+        """Draw a caption as it is this time; for regularisation, without the trigger word."""
+        trigger_word = "" if regularisation else self.trigger_word
+        trigger_only = 0.0 if regularisation else self.trigger_only
         if self.caption_dropout or trigger_only:
-            drawn = torch.rand(
-                (), generator=draws
-            ).item()  # one draw for both, so that each share is of all times
+            # One number decides about both, so that each share is of all times.
+            drawn = torch.rand((), generator=rng).item()
             if drawn < self.caption_dropout:
                 return ""
             if drawn < self.caption_dropout + trigger_only:
                 return trigger_word
-        caption = self._chosen(
-            caption, lambda count: int(torch.randint(count, (), generator=draws))
-        )
+        caption = self._chosen(caption, lambda count: int(torch.randint(count, (), generator=rng)))
         if not (self.shuffle or self.tag_dropout):
             return self._joined(caption)
         kept, rest, last = self._split(caption, trigger_word)
         if self.shuffle:
-            rest = [rest[at] for at in torch.randperm(len(rest), generator=draws).tolist()]
+            rest = [rest[at] for at in torch.randperm(len(rest), generator=rng).tolist()]
         if self.tag_dropout:
-            drawn = torch.rand(len(rest), generator=draws).tolist()
-            rest = [
-                part
-                for part, each in zip(rest, drawn, strict=True)
-                if each >= self.tag_dropout or (trigger_word and contains_word(part, trigger_word))
-            ]
+            rest = self._with_tag_dropout(rest, trigger_word, rng)
         return ", ".join([*kept, *rest, *last])
+
+    def _with_tag_dropout(
+        self, tags: list[str], trigger_word: str, rng: torch.Generator
+    ) -> list[str]:
+        found = []
+        for tag, drawn in zip(tags, torch.rand(len(tags), generator=rng).tolist(), strict=True):
+            has_trigger = trigger_word and contains_word(tag, trigger_word)
+            if has_trigger or drawn >= self.tag_dropout:
+                found.append(tag)
+        return found
 
     def _chosen(self, caption: str, choose: Callable[[int], int]) -> str:
         if self.alternatives and "\n" in caption:
@@ -103,23 +101,22 @@ class CaptionAugmentation:
         return filled(caption, choose) if self.wildcards else caption
 
     def _split(self, caption: str, trigger_word: str) -> tuple[list[str], list[str], list[str]]:
-        """Part a caption into what stays in front, what varies, and what stays at the end."""
+        """Split a caption into what stays in front, what varies, and what stays at the end."""
         if self.keep_tokens_separator and self.keep_tokens_separator in caption:
             front, between, *last = caption.split(self.keep_tokens_separator, 2)
             return split_tags(front), split_tags(between), split_tags(self._joined("".join(last)))
-        parts, trigger = split_tags(caption), split_tags(trigger_word)
-        front, word = ", ".join(parts[: len(trigger)]), ", ".join(trigger)
-        count = max(
-            self.keep_tokens,
-            len(trigger) if front.startswith(word) and contains_word(front, word) else 0,
-        )
-        return parts[:count], parts[count:], []
+        tags, trigger = split_tags(caption), split_tags(trigger_word)
+        front, word = ", ".join(tags[: len(trigger)]), ", ".join(trigger)
+        count = self.keep_tokens
+        if front.startswith(word) and contains_word(front, word):
+            count = max(count, len(trigger))
+        return tags[:count], tags[count:], []
 
 
 def filled(caption: str, choose: Callable[[int], int]) -> str:
-    """Fill in `{this|that}`, from the inside outwards; `choose(count)` names the one to take.
+    """Fill in `{this|that}` from the inside outwards; `choose(count)` returns the index to take.
 
-    `{{` and `}}` are braces that stay, so `}}` closes no choice: as sd-scripts reads them.
+    As in sd-scripts, `{{` and `}}` are braces that stay, so `}}` closes no choice.
     """
     caption = caption.replace("{{", _BRACES[0]).replace("}}", _BRACES[1])
     for _ in range(MOST_NESTED):
@@ -139,7 +136,7 @@ def has_choices(caption: str) -> bool:
 
 
 def without_choices(caption: str) -> str:
-    """Return what is in a caption whatever is drawn."""
+    """Return the parts of a caption that are there whatever is drawn."""
     for _ in range(MOST_NESTED):
         caption, count = _CHOICE.subn(" ", caption)
         if not count:

@@ -79,12 +79,14 @@ def parse_table(name: str, data: bytes, *, encoding: str | None = None) -> Table
 
 
 def match_rows(table: Table, filenames: Iterable[str]) -> tuple[dict[str, Row], list[LineProblem]]:
-    """Find the picture that each row means. Returns rows by picture, and the lines that name none,
-    or one that had its caption already.
+    """Find the picture that each row means: rows by picture, and the lines that cannot be used.
 
-    A name may be a path of another machine: what counts is its end. `..` in it is refused.
+    Those name no picture, or one that has another caption already. A name may be a path of another
+    machine: what counts is its end. `..` in it is refused.
     """
-    pictures, found, problems = _Pictures(filenames), {}, []
+    pictures = _Pictures(filenames)
+    found: dict[str, Row] = {}
+    problems: list[LineProblem] = []
     for row in table.rows:
         try:
             filename = pictures.find(row.filename)
@@ -104,19 +106,16 @@ def match_rows(table: Table, filenames: Iterable[str]) -> tuple[dict[str, Row], 
 
 
 def fitting_encoding(name: str, data: bytes, filenames: Iterable[str]) -> str:
-    """Return the encoding that a table is in; where several could be, the one in which it names the
-    most of these pictures decides.
-    """
+    """Return the encoding of a table; of several possible, that in which it names most pictures."""
     likeliest, filenames = guess_encoding(data), list(filenames)
     if likeliest not in (*LEGACY_ENCODINGS, "latin-1"):
         return likeliest
-    found = {}
+    named: dict[str, int] = {}
     for encoding in (likeliest, *LEGACY_ENCODINGS, "big5", "euc_kr"):
         with contextlib.suppress(Refused):
-            found.setdefault(
-                encoding, len(match_rows(parse_table(name, data, encoding=encoding), filenames)[0])
-            )
-    return max(found, key=found.get) if found else likeliest
+            rows, _ = match_rows(parse_table(name, data, encoding=encoding), filenames)
+            named.setdefault(encoding, len(rows))
+    return max(named, key=lambda encoding: named[encoding]) if named else likeliest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,8 +189,10 @@ def find_table(folder: Path, metadata_path: str = "") -> dict[str, str]:
     if metadata_path:
         return read_table(Path(metadata_path))
     path = next((folder / name for name in TABLE_NAMES if (folder / name).is_file()), None)
+    if path is None:
+        return {}
     try:
-        return {} if path is None else read_table(path)
+        return read_table(path)
     except Refused:
         if _may_be_anothers(path):
             return {}
@@ -232,7 +233,9 @@ def _read_csv(name: str, text: str) -> tuple[list[Row], list[LineProblem]]:
         io.StringIO(text.lstrip("\r\n"), newline=""), delimiter=delimiter, strict=True
     )
     skipped = text[: len(text) - len(text.lstrip("\r\n"))].count("\n")
-    rows, problems, columns, width, line = [], [], None, 0, 1 + skipped
+    rows: list[Row] = []
+    problems: list[LineProblem] = []
+    columns, width, line = None, 0, 1 + skipped
     while True:
         try:
             fields = next(reader)
@@ -270,7 +273,8 @@ def _read_kohya(text: str) -> tuple[list[Row], list[LineProblem]] | None:
         isinstance(entry, dict) and {"caption", "tags"} & entry.keys() for entry in found.values()
     ):
         return None
-    rows, problems = [], []
+    rows: list[Row] = []
+    problems: list[LineProblem] = []
     for number, (picture, entry) in enumerate(found.items(), start=1):
         if not isinstance(entry, dict):
             problems.append(LineProblem(number, "is not a JSON object with caption and tags."))
@@ -311,7 +315,8 @@ def _take(
 
 
 def _read_json_lines(name: str, text: str) -> tuple[list[Row], list[LineProblem]]:
-    rows, problems = [], []
+    rows: list[Row] = []
+    problems: list[LineProblem] = []
     for line, source in enumerate(
         text.split("\n"), start=1
     ):  # not splitlines(): U+2028 may stand in a caption

@@ -1,8 +1,7 @@
-"""Captions of pictures: sidecar .txt files (the truth), trigger words, tags. Tables are in
-tables.py, editing in editor.py.
+"""Captions of pictures: the sidecar .txt files, which count more than tables, trigger words, tags.
 
-Reads what people bring in any usual encoding; writes UTF-8, atomically. A caption is text of one or
-more lines; what several lines mean is a setting of the run.
+Reads files in any usual encoding. A caption is text of one or more lines; what several lines mean
+is a setting of the run. Tables are in caption_tables, editing in the editor.
 """
 
 import dataclasses
@@ -28,8 +27,10 @@ _LORA = re.compile(
 
 
 def sidecar(picture: Path, *, preferred: str = CAPTION_ENDINGS[0]) -> Path:
-    """Return the path of a picture's caption file: the preferred one if it is there, else the other
-    one if that is, else where a new one goes."""
+    """Return the path of a picture's caption file, or where a new one goes.
+
+    Of several, it is the one with the preferred ending.
+    """
     files = caption_paths(picture, preferred=preferred)
     return next((path for path in files if _is_file(path)), picture.with_suffix(CAPTION_ENDINGS[0]))
 
@@ -49,8 +50,10 @@ def _is_file(path: Path) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-    """A picture's caption (None: it has none), and the name of its other caption file where that
-    says something else."""
+    """A picture's caption (None: it has none).
+
+    `other` is the name of its other caption file, where that says something else.
+    """
 
     text: str | None
     other: str = ""
@@ -60,19 +63,18 @@ def find_caption(
     picture: Path, table: dict[str, str] | None = None, *, preferred: str = CAPTION_ENDINGS[0]
 ) -> Caption:
     """Return a picture's caption: its caption file's, else the table's. Raises OSError."""
-    file, *others = [
-        path for path in caption_paths(picture, preferred=preferred) if _is_file(path)
-    ] or [sidecar(picture)]
+    paths = [path for path in caption_paths(picture, preferred=preferred) if _is_file(path)]
+    file, *others = paths or [sidecar(picture)]
     content = content_of(file)
     if content is None:
         return Caption(in_table(picture, table or {}))
     text = text_of(content)
-    return Caption(
-        text, next((path.name for path in others if _says(path) not in (None, text)), "")
-    )
+    rivals = [path.name for path in others if _text_in(path) not in (None, text)]
+    return Caption(text, rivals[0] if rivals else "")
 
 
-def _says(path: Path) -> str | None:
+def _text_in(path: Path) -> str | None:
+    """Return the text of a caption file; None if it is not there, "" if it cannot be read."""
     try:
         content = content_of(path)
     except OSError:
@@ -91,9 +93,10 @@ def read_caption(picture: Path, table: dict[str, str] | None = None) -> str | No
 
 
 def content_of(path: Path, *, most_bytes: int = LARGEST_CAPTION_FILE_BYTES) -> bytes | None:
-    """Return a file's content; None when there is no such file, only a link that leads out of its
-    folder, or something that is no file (a pipe, a device). Raises OSError (EFBIG) for a larger
-    one.
+    """Return a file's content, or None when there is no such file.
+
+    A link that leads out of its folder, a pipe or a device is none either. Raises OSError, with
+    EFBIG for a file of more than `most_bytes`.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -123,16 +126,16 @@ def plain_lines(text: str) -> str:
 
 
 def lines_of(caption: str, use: str) -> list[str]:
-    """Return the captions that are meant by one of several lines: all together as one ("join"), its
-    "first" line, or each line ("alternatives"). Never empty."""
+    """Return the captions that are meant by one of several lines; there is at least one.
+
+    `use`: all lines as one ("join"), the "first" line, or each line ("alternatives").
+    """
     lines = caption.split("\n")
     return {"join": [" ".join(lines)], "first": lines[:1], "alternatives": lines}[use]
 
 
 def to_bytes(caption: str) -> bytes:
-    """Return what a caption file holds for a caption: UTF-8, a line break at its end; nothing for
-    an empty one.
-    """
+    """Return a caption file's content: UTF-8, a line break at its end; empty for no caption."""
     text = plain_lines(caption)
     return (text + "\n").encode("utf-8") if text else b""
 
@@ -147,28 +150,23 @@ def can_be_caption(text: Any) -> bool:
 
 
 def with_trigger(caption: str, trigger_word: str, *, certain: Callable[[str], str] = str) -> str:
-    """Put the trigger word in front of each of a caption's lines that does not contain it as a tag.
+    """Put the trigger word in front of each of a caption's lines that does not contain it.
 
-    `certain` returns what of a line is always shown: there it is looked for.
+    `certain` returns the parts of a line that are there whatever is drawn; only those are searched.
     """
     if not trigger_word:
         return caption
-    return "\n".join(
-        (
-            line
-            if contains_word(certain(line), trigger_word)
-            else f"{trigger_word}, {line}"
-            if line
-            else trigger_word
-        )
-        for line in caption.split("\n")
-    )
+    lines = []
+    for line in caption.split("\n"):
+        if contains_word(certain(line), trigger_word):
+            lines.append(line)
+        else:
+            lines.append(f"{trigger_word}, {line}" if line else trigger_word)
+    return "\n".join(lines)
 
 
 def contains_word(caption: str, word: str) -> bool:
-    """Tell whether a word, or several, stands in a caption as such, not as a part of a longer
-    word.
-    """
+    """Tell whether a caption contains a word (or several), not as a part of a longer word."""
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", caption) is not None
 
 

@@ -1,68 +1,198 @@
-"""A picture's pixels as the trainer sees them: upright RGB, scaled to cover its bucket, cropped;
-and the same in other colours.
+"""Image files: opening them whatever they claim to be, what their headers say, and decoding them to
+upright RGB.
+
+scan asks for facts, pixels for the decoded image. An error that Pillow raises becomes a `Refused`
+that says what is wrong with the file.
 """
 
+import contextlib
 import dataclasses
-import math
+import functools
+import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
-from ..base.contracts import Size
+from ..base.errors import Refused
 from ..base.paths import check_file
-from .buckets import Bucket, covering_of
+from .decode_limit import TRIMMED_PIXELS, DecodeLimit
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "MPO")
+PICTURE_ENDINGS = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".jfif",
+)
+TRANSPARENT = "transparent parts become white"
+SMALLEST_PX, MOST_PIXELS, WIDEST_RATIO = 16, 120_000_000, 8.0
+MOST_REMEMBERED = 60_000
 ROWS, _ORIENTATION = 256, 0x0112
-LUMA = (0.30, 0.59, 0.11)
-_YIQ = (LUMA, (0.599, -0.2773, -0.3217), (0.213, -0.5251, 0.3121))  # NTSC, 47 CFR 73.682 (a)(20)
+
+_decode_limit = DecodeLimit(40_000_000)
 
 
 @dataclasses.dataclass(frozen=True)
-class Placement:
-    """How a picture comes into its bucket, in pixels: scaled to `covering` (width, height), then
-    cut to `width` x `height` at (`left`, `top`).
-    """
+class Facts:
+    """What a header says of an image: upright size in pixels, and warnings for the user."""
 
-    covering: tuple[int, int]
-    left: int
-    top: int
     width: int
     height: int
-
-    def apply(self, image: Image.Image, resample: int = Image.LANCZOS) -> Image.Image:
-        resized = image.resize(self.covering, resample)
-        return resized.crop((self.left, self.top, self.left + self.width, self.top + self.height))
+    warnings: tuple[str, ...] = ()
 
 
-def placement(width: int, height: int, bucket: Bucket, *, whole: bool = False) -> Placement:
-    """Place an upright picture of this size. What does not fit is cut evenly from both sides;
-    `whole` keeps it, with sides rounded down to multiples of 8.
+# --- Facts ----------------------------------------------------------------------------------------
+
+
+def inspect(path: Path, *, thorough: bool = True) -> Facts:
+    """Return the facts of an image, after decoding it or (not `thorough`) from its header.
+
+    A file that has not changed is not decoded again: plans are made at every key press. Raises
+    `Refused` when the image cannot be used, and OSError.
     """
-    covering = covering_of(width, height, bucket)
-    kept = (covering[0] // 8 * 8, covering[1] // 8 * 8) if whole else (bucket.width, bucket.height)
-    return Placement(covering, (covering[0] - kept[0]) // 2, (covering[1] - kept[1]) // 2, *kept)
+    stat = path.stat()
+    key = (path, stat.st_mtime_ns, stat.st_size)
+    if thorough and key not in _decoded:
+        remember(path, stat, _decode(path))
+    found = _decoded.get(key) or _read_header(*key)
+    if isinstance(found, Refused):
+        raise found
+    return found
 
 
-def load_pixels(path: Path, bucket: Bucket, *, whole: bool = False) -> tuple[torch.Tensor, Size]:
-    """Read a picture upright and scale it to cover its bucket: float32 `(3, height, width)` in [-1,
-    1], and what SDXL is told.
+def remember(path: Path, stat: os.stat_result, found: Facts | Refused) -> None:
+    """Keep what decoding a file in the state `stat` gave."""
+    if len(_decoded) >= MOST_REMEMBERED:
+        _decoded.clear()
+    _decoded[path, stat.st_mtime_ns, stat.st_size] = found
 
-    The part that does not fit is cut as in `placement`.
+
+_decoded: dict[tuple[Path, int, int], Facts | Refused] = {}
+
+
+@functools.lru_cache(maxsize=MOST_REMEMBERED)
+def _read_header(path: Path, mtime_ns: int, size: int) -> Facts | Refused:
+    try:
+        with opened(path, decodes=False) as image:
+            return facts_of(image)
+    except Refused as error:
+        return error
+
+
+def _decode(path: Path) -> Facts | Refused:
+    try:
+        with opened(path) as image:
+            image.load()
+            return facts_of(image)
+    except Refused as error:
+        return error
+
+
+def facts_of(image: Image.Image) -> Facts:
+    """Return the facts of an open image, as far as its header tells them.
+
+    What stands behind a PNG's pixels is known only once they were decoded.
     """
-    image = read_rgb(path)
-    place = placement(image.width, image.height, bucket, whole=whole)
-    pixels = (
-        torch.from_numpy(np.asarray(place.apply(image), dtype=np.float32) / 127.5 - 1)
-        .permute(2, 0, 1)
-        .contiguous()
-    )
-    return pixels, Size(
-        image.width, image.height, place.left, place.top, bucket.width, bucket.height
-    )
+    width, height = image.size
+    if _orientation(image) in (5, 6, 7, 8):
+        width, height = height, width
+    return Facts(width, height, tuple(_warnings(image)))
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """Return the EXIF orientation; Pillow would decode a PNG without EXIF data to be sure."""
+    has_exif = any(key in image.info for key in ("exif", "Raw profile type exif"))
+    if image.format == "PNG" and not has_exif:
+        return None
+    return image.getexif().get(_ORIENTATION)
+
+
+def _warnings(image: Image.Image) -> list[str]:
+    found = []
+    if getattr(image, "is_animated", False):  # not n_frames, which reads a GIF to its end
+        if image.format == "TIFF":
+            found.append("several pages: only the first is used")
+        else:
+            found.append("animated: only the first frame is used")
+    if has_alpha(image):
+        found.append(TRANSPARENT)
+    return found
+
+
+# --- Opening --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def opened(path: Path, *, decodes: bool = True) -> Iterator[Image.Image]:
+    """Open an image by its content; whatever Pillow raises inside becomes a `Refused`.
+
+    Images that are decoded wait until `DecodeLimit` has room for their pixels. With `decodes` False
+    only the header is read, and nothing waits.
+    """
+    check_file(path)
+    with warnings.catch_warnings(), _as_refusals(path):
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path, formats=openable()) as image:
+            _check_size(path, *image.size)
+            keep_exif(image)
+            pixels = image.width * image.height
+            with _decode_limit.room_for(pixels) if decodes else contextlib.nullcontext():
+                yield image
+
+
+@contextlib.contextmanager
+def _as_refusals(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Image.UnidentifiedImageError as error:
+        raise Refused(
+            f"{path.name} is not a picture (its content is none of"
+            f" {', '.join(PICTURE_FORMATS[:5])}).",
+            code="not_a_picture",
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise Refused(
+            f"{path.name} is too large: {error}. At most {MOST_PIXELS // 1_000_000} million"
+            " pixels.",
+            code="too_large",
+        ) from error
+    except (Refused, FileNotFoundError):
+        raise
+    # Pillow raises what it likes at damaged files: TypeError, SyntaxError, struct.error
+    except Exception as error:
+        raise Refused(
+            f"{path.name} is damaged or cut off: {error}. Save it again in a picture editor.",
+            code="damaged",
+        ) from error
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise Refused(
+            f"{path.name} is {width}x{height}; at most {MOST_PIXELS // 1_000_000} million pixels"
+            " can be used. Scale it down.",
+            code="too_large",
+        )
+    if min(width, height) < SMALLEST_PX:
+        raise Refused(
+            f"{path.name} is {width}x{height}; a side needs at least {SMALLEST_PX} pixels.",
+            code="too_small",
+        )
+    if max(width, height) > WIDEST_RATIO * min(width, height):
+        raise Refused(
+            f"{path.name} is {width}x{height}; one side may be at most {WIDEST_RATIO:g} times the"
+            " other. Crop it.",
+            code="too_narrow",
+        )
 
 
 def openable() -> list[str]:
@@ -71,9 +201,44 @@ def openable() -> list[str]:
     return [name for name in PICTURE_FORMATS if name in Image.OPEN]
 
 
+def keep_exif(opened: Image.Image) -> None:
+    """Read the EXIF data of a TIFF: Pillow 9.5 cannot once it has decoded the pixels."""
+    if opened.format == "TIFF":
+        opened.getexif()
+
+
+# --- Decoding -------------------------------------------------------------------------------------
+
+
+def look(path: Path, side_px: int) -> tuple[Facts, Image.Image]:
+    """Decode an image once: its facts, and all of it as upright RGB of at most `side_px` a side.
+
+    Raises `Refused` as `inspect`.
+    """
+    twice = (2 * side_px, 2 * side_px)
+    with opened(path) as image:
+        facts = facts_of(image)
+        image.draft("RGB", twice)  # a JPEG is decoded at a fraction of its size
+        if _can_shrink_first(image):
+            image.thumbnail(twice)
+        small = to_rgb(image)
+        small.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
+    return facts, small
+
+
+def _can_shrink_first(image: Image.Image) -> bool:
+    """Tell whether an image is better scaled before its colours are converted, which copies it."""
+    return (
+        image.width * image.height > TRIMMED_PIXELS
+        and image.mode in ("RGB", "RGBA", "L", "LA")
+        and "transparency" not in image.info
+    )
+
+
 def read_rgb(path: Path) -> Image.Image:
-    """Read any picture as upright 8-bit RGB: EXIF rotation applied, first frame, transparency on
-    white, CMYK and 16 bit converted.
+    """Read any image as upright 8-bit RGB: first frame, EXIF rotation applied, transparency white.
+
+    CMYK and 16 bit are converted.
     """
     check_file(path)
     with warnings.catch_warnings():
@@ -83,87 +248,45 @@ def read_rgb(path: Path) -> Image.Image:
             return to_rgb(opened)
 
 
-def keep_exif(opened: Image.Image) -> None:
-    """Read the EXIF data of a TIFF: Pillow 9.5 cannot any more once it has read the pixels."""
-    if opened.format == "TIFF":
-        opened.getexif()
-
-
 def to_rgb(opened: Image.Image) -> Image.Image:
-    """As `read_rgb`, of a picture that is open."""
+    """Convert an open image as `read_rgb` does."""
     image = upright(opened)
     return _on_white(image) if has_alpha(image) else image.convert("RGB")
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Lay a picture with transparency on white, some rows at a time: each step of it makes a
-    copy.
-    """
+    """Lay a transparent image on white, `ROWS` rows at a time, as every step makes a copy."""
     whole = Image.new("RGB", image.size)
     for top in range(0, image.height, ROWS):
-        rows = image.crop((0, top, image.width, min(image.height, top + ROWS))).convert("RGBA")
-        whole.paste(
-            Image.alpha_composite(Image.new("RGBA", rows.size, "white"), rows).convert("RGB"),
-            (0, top),
-        )
+        bottom = min(image.height, top + ROWS)
+        rows = image.crop((0, top, image.width, bottom)).convert("RGBA")
+        white = Image.new("RGBA", rows.size, "white")
+        whole.paste(Image.alpha_composite(white, rows).convert("RGB"), (0, top))
     return whole
 
 
 def upright(opened: Image.Image) -> Image.Image:
-    """Return a picture as the camera says, of 8 bits: the very one that is open where nothing is to
-    be done.
-    """
+    """Return an open image turned as its EXIF data say, in 8 bits; itself if nothing changes."""
     opened.load()
-    image = (
-        opened if opened.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(opened)
-    )
-    return _eight_bits(image) if image.mode in ("I", "I;16", "I;16B", "I;16L", "F") else image
+    image = opened
+    if opened.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(opened)
+    if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
+        return _eight_bits(image)
+    return image
 
 
 def has_alpha(image: Image.Image) -> bool:
-    """Tell whether a picture's kind has transparency, by its header."""
+    """Tell by its header whether an image has transparency."""
     return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Scale 16-bit or float grey to 8 bits; Pillow's own conversion would cut at 255."""
     values = np.asarray(image, dtype=np.float32)
-    top = (
-        65535
-        if image.mode.startswith("I") and values.max() > 255
-        else max(float(values.max()), 1.0)
-        if image.mode == "F"
-        else 255
-    )
-    return Image.fromarray(np.clip(values / top * 255, 0, 255).astype(np.uint8))
-
-
-# --- Other colours --------------------------------------------------------------------------------
-
-
-def jittered(pixels: torch.Tensor, strength: float, draws: torch.Generator) -> torch.Tensor:
-    """Return pixels float32 `(3, height, width)` in [-1, 1] with brightness, contrast and
-    saturation each times a number within 1 ± `strength`.
-
-    The hue is turned by up to `strength / 4` of the colour circle, the proportion of arXiv
-    2002.05709, appendix A. Contrast is about the picture's mean luma; saturation and hue are those
-    of YIQ, so they leave the luma as it is, where nothing is clipped.
-    """
-    brightness, contrast, saturation = (
-        1 + strength * (2 * torch.rand(3, generator=draws) - 1)
-    ).tolist()
-    turn = math.tau * strength / 4 * (2 * torch.rand((), generator=draws).item() - 1)
-    image = ((pixels + 1) / 2 * brightness).clamp(0, 1)
-    mean = (image.mean(dim=(1, 2)) * torch.tensor(LUMA)).sum()
-    image = (mean + contrast * (image - mean)).clamp(0, 1)
-    return torch.einsum("ij,jhw->ihw", _recolouring(saturation, turn), image).clamp(0, 1) * 2 - 1
-
-
-def _recolouring(saturation: float, turn: float) -> torch.Tensor:
-    """Return the `(3, 3)` matrix on RGB that scales and turns (radians) the two colour axes of
-    YIQ.
-    """
-    to_yiq = torch.tensor(_YIQ, dtype=torch.float64)
-    across, along = saturation * math.sin(turn), saturation * math.cos(turn)
-    change = torch.tensor([[1, 0, 0], [0, along, -across], [0, across, along]], dtype=torch.float64)
-    return (torch.linalg.inv(to_yiq) @ change @ to_yiq).float()
+    brightest = 255.0
+    if image.mode.startswith("I") and values.max() > 255:
+        brightest = 65535.0
+    elif image.mode == "F":
+        brightest = max(float(values.max()), 1.0)
+    return Image.fromarray(np.clip(values / brightest * 255, 0, 255).astype(np.uint8))

@@ -24,7 +24,7 @@ from PIL import Image
 from ..base.errors import Refused
 from ..base.files import write_atomically
 from ..base.sqlite import open_database
-from ..dataset.scan import Facts, look, remember
+from ..dataset.images import Facts, look, remember
 
 log = logging.getLogger(__name__)
 THUMBNAIL_PX = 256
@@ -200,7 +200,7 @@ class Examination:
                         stat.st_size,
                         facts.width,
                         facts.height,
-                        json.dumps(facts.remarks),
+                        json.dumps(facts.warnings),
                         problem,
                         finding.hash,
                         finding.mosaic,

@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable
 
-from ..dataset.buckets import Bucket, assign_bucket, crop_of
+from ..dataset.buckets import bucket_for, crop_of
 from ..dataset.captions import CAPTION_ENDINGS, contains_word, loras_in
 
 ENLARGED, MOST_CUT, ODD_RATIO = 1.05, 0.2, 2.0
@@ -77,20 +77,6 @@ def remarks_on(  # noqa: PLR0913
         )
         if remark
     ]
-
-
-def bucket_for(width: int, height: int, wanted: Wanted) -> Bucket:
-    """Return the bucket of a picture of this upright size."""
-    return assign_bucket(
-        width,
-        height,
-        resolution=wanted.resolution,
-        step=min(wanted.bucket_step, wanted.resolution // 8 * 8),
-        enable_bucket=wanted.enable_bucket,
-        shortest=wanted.bucket_min,
-        longest=wanted.bucket_max,
-        no_upscale=wanted.bucket_no_upscale,
-    )
 
 
 def crop_for(width: int, height: int, wanted: Wanted) -> dict:

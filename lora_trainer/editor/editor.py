@@ -20,6 +20,7 @@ from ..base.errors import Refused
 from ..base.paths import lies_in
 from ..base.text import ENCODINGS, decode, is_plain_text
 from ..dataset import caption_tables
+from ..dataset.buckets import bucket_for
 from ..dataset.captions import (
     LARGEST_CAPTION_BYTES,
     can_be_caption,
@@ -31,7 +32,9 @@ from ..dataset.captions import (
     to_bytes,
     with_trigger,
 )
-from ..dataset.scan import Picture, inspect, is_picture_file, is_picture_name, read_kohya_name
+from ..dataset.images import inspect
+from ..dataset.sample import Picture
+from ..dataset.scan import is_picture_file, is_picture_name, read_kohya_name
 from . import checks, picture_files
 from .background_scan import Examination, Twins
 from .bulk_edits import plan_edit
@@ -545,9 +548,7 @@ class DataSetEditor:
     def trained_view(self, filename: str, wanted: checks.Wanted) -> bytes:
         """Return a JPEG of what the trainer gets from a picture."""
         facts = inspect(path := self.picture_path(filename), thorough=False)
-        return picture_files.trained_view(
-            path, checks.bucket_for(facts.width, facts.height, wanted)
-        )
+        return picture_files.trained_view(path, bucket_for(facts.width, facts.height, wanted))
 
     def check(self, wanted: checks.Wanted) -> dict[str, Any]:
         """Return `{ready, examined, total, summary, pictures}`: remarks and crops; starts the

@@ -23,8 +23,10 @@ from ..base.paths import expanded
 from ..base.text import decode, is_plain_text
 from ..dataset.caption_tables import LARGEST_TABLE_BYTES, TABLE_NAMES
 from ..dataset.captions import CAPTION_ENDINGS, LARGEST_CAPTION_BYTES, read_caption, sidecar
-from ..dataset.scan import PICTURE_ENDINGS, Problem, examine, is_picture_file, picture_folders
+from ..dataset.images import PICTURE_ENDINGS
+from ..dataset.scan import Problem, examine, is_picture_file, picture_folders
 from ..settings.lora_name import check_name
+from ..settings.config import is_plain_text
 from . import uploads
 from .archives import Archive
 from .editor import CountTokens, DataSetEditor, check_caption, safe_filename

@@ -11,8 +11,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..base.errors import Refused
 from ..dataset.buckets import Bucket
-from ..dataset.images import load_pixels
-from ..dataset.scan import look, opened
+from ..dataset.images import look, opened
+from ..dataset.pixels import load_pixels
 
 TURNS = {
     90: Image.Transpose.ROTATE_270,

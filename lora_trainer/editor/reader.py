@@ -12,7 +12,9 @@ from typing import Any
 from ..base.errors import Refused
 from ..dataset.caption_tables import TABLE_NAMES, LaidTable, look_at_table
 from ..dataset.captions import caption_paths, content_of, in_table, sidecar, text_of
-from ..dataset.scan import Picture, Problem, examine, remember
+from ..dataset.images import remember
+from ..dataset.sample import Picture
+from ..dataset.scan import Problem, examine
 from .background_scan import Examination, Finding
 from .listing import Listing, Remembered, Stamp, list_files
 from .undo_history import digest

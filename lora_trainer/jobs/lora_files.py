@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from ..base.errors import Refused
-from ..runs.plan import session_id_of
+from ..runs.output_files import session_id_of
 from .job import JobView
 
 PARTS = {".safetensors": "lora", ".json": "card", ".png": "preview"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..base.errors import Refused
 from ..base.paths import numbered
-from ..runs.plan import plan_output
+from ..runs.output_files import plan_output
 from ..settings.config import TrainConfig
 from .job import JobKind
 from .queue import JobQueue

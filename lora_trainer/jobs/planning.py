@@ -7,8 +7,10 @@ from typing import Any
 
 from ..base.contracts import Host, ModelStatus
 from ..base.errors import ErrorCode, Refused
-from ..runs.plan import Plan, check_space, estimate, make_plan
-from ..runs.plan_warnings import remarks_on_model
+from ..runs.memory import estimate
+from ..runs.output_files import check_space
+from ..runs.plan import Plan, make_plan
+from ..runs.plan_warnings import model_warnings
 from ..settings.config import TrainConfig
 from ..settings.remedies import Remedy, advice_in
 from .job import JobKind, JobRow, JobState
@@ -56,12 +58,12 @@ class Planner:
         except Refused as error:
             errors.append(self._describe_error(error, config))
             return {"errors": errors, "warnings": [], "advice": []}
-        needed = estimate(plan, config, self._host.peek_parts())
+        needed = estimate(config, plan.samples, self._host.peek_parts(), init_lora=plan.init_lora)
         try:
             check_space(plan.output_file, needed["file_bytes"] or 0)
         except Refused as error:
             errors.append(self._describe_error(error, config))
-        warnings = plan.warnings + remarks_on_model(config, model)
+        warnings = plan.warnings + model_warnings(config, model)
         return {
             **count_pictures(plan),
             "buckets": plan.bucket_counts(),
@@ -108,7 +110,7 @@ def count_pictures(plan: Plan) -> dict[str, Any]:
         "pictures": plan.count("train"),
         "regularisation_pictures": plan.count("regularisation"),
         "validation_pictures": plan.count("validation"),
-        "resolutions": list(dict.fromkeys(plan.resolutions)),
+        "resolutions": plan.resolutions,
     }
 
 

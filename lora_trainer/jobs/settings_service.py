@@ -8,7 +8,7 @@ from typing import Any
 
 from ..base.errors import Refused
 from ..base.paths import check_possible, expanded
-from ..dataset.selection import folders_of
+from ..dataset.folders import folders_of
 from ..editor.library import Library
 from ..settings.config import TrainConfig, all_settings, in_our_names
 from ..settings.setting import OnResume, PathKind, Setting

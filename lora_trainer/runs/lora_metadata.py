@@ -1,30 +1,30 @@
-"""What a LoRA says of itself: kohya's `ss_*` keys in kohya's own formats, Stability's
+"""What a LoRA file says of itself: kohya's `ss_*` keys in kohya's own formats, Stability's
 `modelspec.*`, and all of our settings, so that one can train like it.
 
-Names and formats are those of sd-scripts' train_network.py; what is not set is "None" there, too.
-Nothing here names a folder beyond its own name.
+Names and formats are those of sd-scripts' train_network.py, where a setting that is off is "None".
+No folder is named beyond its own name.
 """
 
+import dataclasses
 import datetime
 import json
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..base.contracts import ModelFacts
 from ..dataset.captions import split_tags
+from ..dataset.sample import Sample
 from ..interop.kohya import OPTIMIZER_CLASSES, OUR_SETTINGS, WEIGHT_DECAY
+from ..lora.adapter_layers import AdapterSpec, RankAlpha
 from ..lora.blocks import block_names, read_block_rates, read_blocks
 from ..lora.weight_names import LEVELS, SDXL_LEVELS
 from ..settings.config import TrainConfig, held_settings
+from ..training.batches import batches_per_epoch
 from .step_options import rate_choice
-
-if TYPE_CHECKING:
-    from ..lora.adapter_layers import AdapterSpec, RankAlpha
-    from .plan import Plan
 
 _VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 _ARCHITECTURES = {
@@ -39,69 +39,70 @@ _SDXL_IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 _LYCORIS_PRESETS = {"all": "full", "attention+feed-forward": "attn-mlp", "attention": "attn-only"}
 
 
+@dataclasses.dataclass(frozen=True)
+class RunFigures:
+    """How far a run is. `started_at` is its session id, in seconds since 1970."""
+
+    steps: int
+    total_steps: int
+    steps_per_epoch: int
+    started_at: float
+    loss_average: float | None
+
+
 def metadata(
     config: TrainConfig,
     base_model: ModelFacts,
-    shapes: "Mapping[str, RankAlpha]",
-    form: "AdapterSpec",
-    plan: "Plan",
-    *,
-    steps: int,
-    started_at: float,
-    loss_average: float | None,
+    shapes: Mapping[str, RankAlpha],
+    spec: AdapterSpec,
+    samples: Sequence[Sample],
+    figures: RunFigures,
 ) -> dict[str, str]:
-    """Describe a LoRA after `steps` steps; all values are strings. `started_at` is the run's name
-    for itself, in seconds since 1970.
-    """
+    """Describe a LoRA after some steps; `shapes` are rank and alpha by layer."""
     values = {
-        **_run(config, plan, steps=steps, started_at=started_at),
+        **_run(config, samples, figures),
         **_model(config, base_model),
-        **_network(config, base_model, shapes, form),
+        **_network(config, base_model, shapes, spec),
         **_training(config, shapes),
         **_noise_and_loss(config, base_model),
         **_captions(config),
-        **_pictures(config, plan),
+        **_pictures(config, samples),
         **_specification(config, base_model),
     }
-    values |= {"ss_loss_average": loss_average} if loss_average is not None else {}
-    return {
-        key: _text(value) for key, value in {**values, OUR_SETTINGS: held_settings(config)}.items()
-    }
+    if figures.loss_average is not None:
+        values["ss_loss_average"] = figures.loss_average
+    values[OUR_SETTINGS] = held_settings(config)
+    return {key: _text(value) for key, value in values.items()}
 
 
 def _text(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
-    return text.encode(
-        "utf-8", "backslashreplace"
-    ).decode()  # a folder's name need not be Unicode; metadata must
+    # A folder's name need not be valid Unicode, but metadata must be.
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _given(value: Any) -> Any:
-    """What is off is None in sd-scripts."""
+    """Return None for what is off, as sd-scripts has it."""
     return value or None
 
 
-def _run(config: TrainConfig, plan: "Plan", *, steps: int, started_at: float) -> dict[str, Any]:
-    schedule = plan.schedule
+def _run(config: TrainConfig, samples: Sequence[Sample], figures: RunFigures) -> dict[str, Any]:
     return {
         "ss_output_name": config.output_name,
-        "ss_session_id": int(started_at),
-        "ss_training_started_at": started_at,
+        "ss_session_id": int(figures.started_at),
+        "ss_training_started_at": figures.started_at,
         "ss_training_finished_at": time.time(),
-        "ss_steps": steps,
-        "ss_epoch": math.ceil(steps / schedule.steps_per_epoch),
-        "ss_max_train_steps": schedule.total_steps,
-        "ss_num_epochs": math.ceil(schedule.total_steps / schedule.steps_per_epoch),
-        "ss_num_batches_per_epoch": _batches(config, plan),
+        "ss_steps": figures.steps,
+        "ss_epoch": math.ceil(figures.steps / figures.steps_per_epoch),
+        "ss_max_train_steps": figures.total_steps,
+        "ss_num_epochs": math.ceil(figures.total_steps / figures.steps_per_epoch),
+        "ss_num_batches_per_epoch": batches_per_epoch(
+            [sample.bucket for sample in samples],
+            [sample.repeats for sample in samples],
+            batch_size=config.batch_size,
+        ),
         "ss_training_comment": None,
     }
-
-
-def _batches(config: TrainConfig, plan: "Plan") -> int:
-    counted = Counter()
-    for bucket, repeats in zip(plan.buckets, plan.schedule.repeats, strict=True):
-        counted[bucket] += repeats
-    return sum(math.ceil(count / config.batch_size) for count in counted.values())
 
 
 def _model(config: TrainConfig, base_model: ModelFacts) -> dict[str, Any]:
@@ -126,79 +127,79 @@ def _model(config: TrainConfig, base_model: ModelFacts) -> dict[str, Any]:
 
 
 def _tokens(config: TrainConfig) -> int | None:
-    return (
-        config.max_token_length if config.max_token_length > 75 else None
-    )  # one portion is what sd-scripts calls None
+    """Return the most tokens of a caption; 75, the usual, are None in sd-scripts."""
+    return config.max_token_length if config.max_token_length > 75 else None
 
 
 def _network(
     config: TrainConfig,
     base_model: ModelFacts,
-    shapes: "Mapping[str, RankAlpha]",
-    form: "AdapterSpec",
+    shapes: Mapping[str, RankAlpha],
+    spec: AdapterSpec,
 ) -> dict[str, Any]:
-    """Rank and alpha as set, or of most layers where none has those: a LoRA that was gone on from
-    brings its own.
+    """Describe the adapters.
+
+    Rank and alpha are as set, or those of most layers where none has those: a LoRA that is trained
+    further brings its own.
     """
     usual = Counter((shape.rank, shape.alpha) for shape in shapes.values())
-    rank, alpha = (
-        (config.lora_rank, config.alpha)
-        if (config.lora_rank, config.alpha) in usual
-        else usual.most_common(1)[0][0]
-    )
-    arguments = _network_arguments(config, base_model, form, rank=rank, alpha=alpha)
-    return {
-        "ss_network_module": (
-            "networks.lora" if form.kind == "lora" and not form.use_dora else "lycoris.kohya"
-        ),
+    rank, alpha = config.lora_rank, config.alpha
+    if (rank, alpha) not in usual:
+        rank, alpha = usual.most_common(1)[0][0]
+    plain = spec.kind == "lora" and not spec.use_dora
+    values = {
+        "ss_network_module": "networks.lora" if plain else "lycoris.kohya",
         "ss_network_dim": rank,
         "ss_network_alpha": f"{alpha:g}",
-        "ss_network_dropout": _given(form.dropout),
+        "ss_network_dropout": _given(spec.dropout),
         "ss_scale_weight_norms": _given(config.scale_weight_norms),
-        **({"ss_network_args": arguments} if arguments else {}),
     }
+    if arguments := _network_arguments(config, base_model, spec, rank=rank, alpha=alpha):
+        values["ss_network_args"] = arguments
+    return values
 
 
 def _network_arguments(
-    config: TrainConfig, base_model: ModelFacts, form: "AdapterSpec", *, rank: int, alpha: float
+    config: TrainConfig, base_model: ModelFacts, spec: AdapterSpec, *, rank: int, alpha: float
 ) -> dict[str, Any]:
-    """What stands behind --network_args in sd-scripts, where something does."""
+    """Return what stands behind --network_args in sd-scripts, where something does."""
+    levels = SDXL_LEVELS if base_model.family == "sdxl" else LEVELS
     found: dict[str, Any] = {}
-    if form.kind != "lora" or form.use_dora:
-        found |= {
-            "algo": "locon" if form.kind == "lora" else form.kind,
-            "preset": _LYCORIS_PRESETS[config.lora_targets],
-        }
+    if spec.kind != "lora" or spec.use_dora:
+        found["algo"] = "locon" if spec.kind == "lora" else spec.kind
+        found["preset"] = _LYCORIS_PRESETS[config.lora_targets]
     elif config.lora_targets == "attention":
         found["targets"] = "attention"
     if config.lora_targets == "all":
-        found |= {
-            "conv_dim": config.conv_rank or rank,
-            "conv_alpha": config.conv_alpha or alpha * (config.conv_rank or rank) / rank,
-        }
+        found["conv_dim"] = config.conv_rank or rank
+        found["conv_alpha"] = config.conv_alpha or alpha * (config.conv_rank or rank) / rank
     if config.lora_blocks:
-        found |= _block_arguments(
-            config, SDXL_LEVELS if base_model.family == "sdxl" else LEVELS, rank=rank, alpha=alpha
-        )
-    found |= _rate_arguments(config, SDXL_LEVELS if base_model.family == "sdxl" else LEVELS, form)
-    found |= {"factor": form.lokr_factor} if form.kind == "lokr" else {}
-    found |= {"rs_lora": True} if form.rslora else {}
-    found |= {"dora_wd": True, "wd_on_output": False} if form.use_dora else {}
-    found |= {
-        name: value
-        for name, value in (
-            ("rank_dropout", form.rank_dropout),
-            ("module_dropout", form.module_dropout),
-        )
-        if value
-    }
-    texts = {
+        found |= _block_arguments(config, levels, rank=rank, alpha=alpha)
+    found |= _rate_arguments(config, levels, spec)
+    found |= _kind_arguments(spec)
+    if not found:
+        return {}
+    written = {
         name: f"{value:g}" if isinstance(value, float) else str(value)
         for name, value in found.items()
     }
-    return (
-        {**texts, "dropout": _given(form.dropout)} if found else {}
-    )  # sd-scripts puts it there, too, and as a number
+    # sd-scripts repeats the dropout here, as a number.
+    return {**written, "dropout": _given(spec.dropout)}
+
+
+def _kind_arguments(spec: AdapterSpec) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if spec.kind == "lokr":
+        found["factor"] = spec.lokr_factor
+    if spec.rslora:
+        found["rs_lora"] = True
+    if spec.use_dora:
+        found |= {"dora_wd": True, "wd_on_output": False}
+    if spec.rank_dropout:
+        found["rank_dropout"] = spec.rank_dropout
+    if spec.module_dropout:
+        found["module_dropout"] = spec.module_dropout
+    return found
 
 
 def _block_arguments(
@@ -206,10 +207,11 @@ def _block_arguments(
 ) -> dict[str, str]:
     chosen = read_blocks(config.lora_blocks, levels)
     names = block_names(levels)
-    if (
-        levels == SDXL_LEVELS
-    ):  # its embeddings and last layer, which do not learn, and three blocks in the middle
-        names = ["", *(name for each in names for name in [each] * (3 if each == "MID" else 1)), ""]
+    if levels == SDXL_LEVELS:
+        # sd-scripts has its embeddings and last layer, which are not trained, and three blocks in
+        # the middle.
+        middle = [name for name in names for _ in range(3 if name == "MID" else 1)]
+        names = ["", *middle, ""]
     pairs = [chosen[name].beside(rank, alpha) if name in chosen else (0, alpha) for name in names]
     return {
         "block_dims": ",".join(str(own) for own, _ in pairs),
@@ -217,57 +219,41 @@ def _block_arguments(
     }
 
 
-def _rate_arguments(config: TrainConfig, levels: int, form: "AdapterSpec") -> dict[str, str]:
-    """LoRA+'s ratios, and factors of blocks as sd-scripts lists them; SDXL has three blocks in the
-    middle there.
+def _rate_arguments(config: TrainConfig, levels: int, spec: AdapterSpec) -> dict[str, Any]:
+    """Return LoRA+'s ratios and the factors of blocks, as sd-scripts lists them.
+
+    SDXL has three blocks in the middle there.
     """
-    choice, found = rate_choice(config), {}
-    if form.kind == "lora" and set(choice.ratios().values()) != {1.0}:
+    choice = rate_choice(config)
+    found: dict[str, Any] = {}
+    if spec.kind == "lora" and set(choice.ratios().values()) != {1.0}:
         found |= {f"loraplus_{part}_lr_ratio": ratio for part, ratio in choice.ratios().items()}
     rates = read_block_rates(config.block_learning_rates, levels)
-    for key, start in (("down", "IN"), ("mid", "MID"), ("up", "OUT")) if rates else ():
-        factors = [rates.get(name, 1.0) for name in block_names(levels) if name.startswith(start)]
-        found[f"{key}_lr_weight"] = ",".join(
-            f"{factor:.10g}"
-            for factor in factors * (3 if levels == SDXL_LEVELS and key == "mid" else 1)
-        )
+    if not rates:
+        return found
+    for key, start in (("down", "IN"), ("mid", "MID"), ("up", "OUT")):
+        names = [name for name in block_names(levels) if name.startswith(start)]
+        factors = [f"{rates.get(name, 1.0):.10g}" for name in names]
+        if levels == SDXL_LEVELS and key == "mid":
+            factors *= 3
+        found[f"{key}_lr_weight"] = ",".join(factors)
     return found
 
 
-def _training(config: TrainConfig, shapes: "Mapping[str, RankAlpha]") -> dict[str, Any]:
-    unet, text = (
-        any(path.startswith("unet.") == inside for path in shapes) for inside in (True, False)
-    )  # a LoRA gone on from decides it, not the switches
-    scheduler = (
-        "constant_with_warmup"
-        if config.scheduler == "constant" and config.lr_warmup_steps
-        else config.scheduler
-    )
-    decay = (
-        [f"weight_decay={config.weight_decay}"]
-        if config.weight_decay != WEIGHT_DECAY.get(config.optimizer, 0.0)
-        else []
-    )
-    arguments = ",".join(
-        [
-            *decay,
-            *(
-                f"{name}={_python(value)}"
-                for name, _, value in (
-                    item.partition("=") for item in config.optimizer_args.split()
-                )
-            ),
-        ]
-    )
+def _training(config: TrainConfig, shapes: Mapping[str, RankAlpha]) -> dict[str, Any]:
+    # The layers tell which parts are trained; with a LoRA trained further, the switches do not.
+    trains_unet = any(path.startswith("unet.") for path in shapes)
+    trains_text_encoder = any(not path.startswith("unet.") for path in shapes)
+    scheduler = config.scheduler
+    if scheduler == "constant" and config.lr_warmup_steps:
+        scheduler = "constant_with_warmup"
     return {
         "ss_learning_rate": config.learning_rate,
-        "ss_unet_lr": config.learning_rate if unet else None,
-        "ss_text_encoder_lr": config.text_encoder_lr if text else None,
+        "ss_unet_lr": config.learning_rate if trains_unet else None,
+        "ss_text_encoder_lr": config.text_encoder_lr if trains_text_encoder else None,
         "ss_lr_scheduler": scheduler,
         "ss_lr_warmup_steps": config.lr_warmup_steps,
-        "ss_optimizer": (
-            OPTIMIZER_CLASSES[config.optimizer] + (f"({arguments})" if arguments else "")
-        ),
+        "ss_optimizer": _optimizer(config),
         "ss_max_grad_norm": config.max_grad_norm,
         "ss_gradient_checkpointing": config.gradient_checkpointing,
         "ss_gradient_accumulation_steps": config.gradient_accumulation_steps,
@@ -282,12 +268,23 @@ def _training(config: TrainConfig, shapes: "Mapping[str, RankAlpha]") -> dict[st
     }
 
 
+def _optimizer(config: TrainConfig) -> str:
+    """Return the optimizer's class and arguments, as sd-scripts writes them."""
+    arguments = []
+    if config.weight_decay != WEIGHT_DECAY.get(config.optimizer, 0.0):
+        arguments.append(f"weight_decay={config.weight_decay}")
+    for item in config.optimizer_args.split():
+        name, _, value = item.partition("=")
+        arguments.append(f"{name}={_python(value)}")
+    called = OPTIMIZER_CLASSES[config.optimizer]
+    return f"{called}({','.join(arguments)})" if arguments else called
+
+
 def _python(value: str) -> str:
-    return (
-        f"({', '.join(value.split(','))})"
-        if "," in value and not value.startswith(("(", "["))
-        else value
-    )
+    """Write several numbers as a tuple."""
+    if "," in value and not value.startswith(("(", "[")):
+        return f"({', '.join(value.split(','))})"
+    return value
 
 
 def _noise_and_loss(config: TrainConfig, base_model: ModelFacts) -> dict[str, Any]:
@@ -320,24 +317,17 @@ def _captions(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _pictures(config: TrainConfig, plan: "Plan") -> dict[str, Any]:
-    """Pictures, tags and buckets; numbers of pictures count repeats, as sd-scripts' do."""
-    counted = {
-        role: [at for at, found in enumerate(plan.roles) if found == role]
-        for role in ("train", "regularisation", "validation")
-    }
-    tags: dict[str, Counter] = defaultdict(Counter)
-    once = [
-        at
-        for at in counted["train"] + counted["regularisation"]
-        if plan.resolutions[at] == config.resolution
-    ]
-    for at in once:
-        tags[plan.pictures[at].path.parent.name].update(split_tags(plan.captions[at]))
+def _pictures(config: TrainConfig, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Describe pictures, tags and buckets; numbers of pictures count repeats, as sd-scripts' do."""
+    train = [sample for sample in samples if sample.role == "train"]
+    regularisation = [sample for sample in samples if sample.role == "regularisation"]
+    buckets: Any = "null"
+    if config.enable_bucket:
+        buckets = _buckets(train + regularisation)
     return {
-        "ss_num_train_images": sum(plan.pictures[at].repeats for at in counted["train"]),
-        "ss_num_validation_images": len(counted["validation"]),
-        "ss_num_reg_images": sum(plan.pictures[at].repeats for at in counted["regularisation"]),
+        "ss_num_train_images": sum(sample.repeats for sample in train),
+        "ss_num_validation_images": sum(sample.role == "validation" for sample in samples),
+        "ss_num_reg_images": sum(sample.repeats for sample in regularisation),
         "ss_resolution": (config.resolution, config.resolution),
         "ss_enable_bucket": config.enable_bucket,
         "ss_bucket_no_upscale": config.bucket_no_upscale,
@@ -348,44 +338,47 @@ def _pictures(config: TrainConfig, plan: "Plan") -> dict[str, Any]:
         "ss_color_aug": config.color_jitter > 0,
         "ss_face_crop_aug_range": None,
         "ss_resize_interpolation": None,
-        "ss_bucket_info": (
-            _buckets(plan, counted["train"] + counted["regularisation"])
-            if config.enable_bucket
-            else "null"
-        ),
-        "ss_dataset_dirs": _folders(plan, [at for at in once if plan.roles[at] == "train"]),
-        "ss_reg_dataset_dirs": _folders(
-            plan, [at for at in once if plan.roles[at] == "regularisation"]
-        ),
-        "ss_tag_frequency": {folder: dict(found.most_common()) for folder, found in tags.items()},
+        "ss_bucket_info": buckets,
+        "ss_dataset_dirs": _folders(_once(config, train)),
+        "ss_reg_dataset_dirs": _folders(_once(config, regularisation)),
+        "ss_tag_frequency": _tag_frequency(_once(config, train + regularisation)),
     }
 
 
-def _buckets(plan: "Plan", chosen: list[int]) -> dict[str, Any]:
-    counted: Counter = Counter()
-    for at in chosen:
-        counted[plan.buckets[at].width, plan.buckets[at].height] += plan.pictures[at].repeats
-    errors = [
-        abs(
-            plan.buckets[at].width / plan.buckets[at].height
-            - plan.pictures[at].width / plan.pictures[at].height
-        )
-        for at in chosen
-    ]
+def _once(config: TrainConfig, samples: Sequence[Sample]) -> list[Sample]:
+    """Keep one sample of each picture: the one in the main resolution."""
+    return [sample for sample in samples if sample.resolution_px == config.resolution]
+
+
+def _tag_frequency(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
+    """Count the tags of each folder, the most frequent first."""
+    tags: dict[str, Counter[str]] = defaultdict(Counter)
+    for sample in samples:
+        tags[sample.picture.path.parent.name].update(split_tags(sample.caption))
+    return {folder: dict(found.most_common()) for folder, found in tags.items()}
+
+
+def _buckets(samples: Sequence[Sample]) -> dict[str, Any]:
+    counts: Counter[tuple[int, int]] = Counter()
+    errors = []
+    for sample in samples:
+        picture, bucket = sample.picture, sample.bucket
+        counts[bucket.width, bucket.height] += sample.repeats
+        errors.append(abs(bucket.width / bucket.height - picture.width / picture.height))
     return {
         "buckets": {
             str(at): {"resolution": list(size), "count": count}
-            for at, (size, count) in enumerate(sorted(counted.items()))
+            for at, (size, count) in enumerate(sorted(counts.items()))
         },
         "mean_img_ar_error": sum(errors) / max(1, len(errors)),
     }
 
 
-def _folders(plan: "Plan", chosen: list[int]) -> dict[str, dict[str, int]]:
-    """Each folder by its name alone, a second of the same name as "name (2)"."""
+def _folders(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
+    """Describe each folder by its name alone, a second of the same name as "name (2)"."""
     by_folder: dict[Path, list[int]] = defaultdict(list)
-    for at in chosen:
-        by_folder[plan.pictures[at].path.parent].append(plan.pictures[at].repeats)
+    for sample in samples:
+        by_folder[sample.picture.path.parent].append(sample.repeats)
     found: dict[str, dict[str, int]] = {}
     for folder, repeats in by_folder.items():
         name, number = folder.name or "pictures", 2
@@ -396,7 +389,7 @@ def _folders(plan: "Plan", chosen: list[int]) -> dict[str, dict[str, int]]:
 
 
 def _specification(config: TrainConfig, base_model: ModelFacts) -> dict[str, Any]:
-    """Stability's model spec 1.0.1, as sd-scripts fills it in."""
+    """Fill in Stability's model spec 1.0.1, as sd-scripts does."""
     predicts_v = base_model.prediction_type == "v_prediction"
     values = {
         "sai_model_spec": "1.0.1",

@@ -54,10 +54,14 @@ class LoraWriter:
             self.model,
             adapters.shapes,
             adapters.form,
-            self.plan,
-            steps=self.train_state.step,
-            started_at=self.session_id,
-            loss_average=self.train_state.loss_average,
+            self.plan.samples,
+            lora_metadata.RunFigures(
+                steps=self.train_state.step,
+                total_steps=self.plan.schedule.total_steps,
+                steps_per_epoch=self.plan.schedule.steps_per_epoch,
+                started_at=self.session_id,
+                loss_average=self.train_state.loss_average,
+            ),
         )
 
     def _write_card(self, path: Path) -> None:

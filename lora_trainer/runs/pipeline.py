@@ -23,8 +23,8 @@ from .callbacks import RunCallbacks
 from .context import RunContext
 from .give_way import GiveWay
 from .lora_writer import LoraWriter
-from .output_files import Output
-from .plan import Plan, make_plan, tag_of
+from .output_files import Output, tag_of
+from .plan import Plan, make_plan
 from .prepare import PreparedRun, prepare_run
 from .progress import ProgressReporter
 from .resume import check_readable, compare_runs, judge, run_facts, state_folder
@@ -278,8 +278,8 @@ def _draw_preview(context: RunContext, lora: Path, lora_tag: str) -> None:
     if control.should_stop():
         return
     context.reporter.update(message=DRAWING)
-    caption = variation_of(context.config).plain(plan.captions[0])
-    bucket = plan.buckets[0]
+    caption = variation_of(context.config).plain(plan.samples[0].caption)
+    bucket = plan.samples[0].bucket
     try:
         picture = context.host.generate(
             f"{caption} {lora_tag}",
@@ -301,8 +301,8 @@ def _draw_preview(context: RunContext, lora: Path, lora_tag: str) -> None:
 def _advice_on_not_finite(plan: Plan, error: NotFinite) -> str:
     """Name the pictures of the step that failed, and say what to try."""
     listed = ", ".join(
-        f"{plan.pictures[index].path.name} ({plan.captions[index][:80]!r})"
-        for index in error.pictures[:3]
+        f"{sample.picture.path.name} ({sample.caption[:80]!r})"
+        for sample in (plan.samples[index] for index in error.pictures[:3])
     )
     more = f" and {len(error.pictures) - 3} more" if len(error.pictures) > 3 else ""
     return (

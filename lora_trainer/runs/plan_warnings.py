@@ -1,78 +1,32 @@
-"""What a person should know of a run before it begins, in sentences. What would make it fail is
-refused elsewhere.
+"""What a person should know of a run as a whole before it begins, as sentences.
+
+Settings without effect, batches, memory, the output file, a LoRA that is trained further. What is
+about pictures and captions is in picture_warnings; what would make a run fail is refused elsewhere.
 """
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..base.contracts import ModelStatus
 from ..dataset.buckets import Bucket
-from ..dataset.caption_augmentation import has_choices
-from ..dataset.captions import loras_in
-from ..dataset.scan import TRANSPARENT, Picture, Problem
-from ..dataset.selection import Selection
-from ..settings.advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
+from ..dataset.sample import Sample
+from ..lora.load import FoundLora
 from ..settings.config import TrainConfig
 from ..settings.remedies import Remark, Remedy, set_to
 from ..settings.rules import resolutions_of
+from ..training.batches import bucket_counts
+from .output_files import same_names_elsewhere
 
-FEW_PICTURES, FEW_MIRRORED, MOST_SAID = 6, 4, 5
 MOST_STEPS_PER_PICTURE = 300
+LARGE_CACHE_BYTES = 4_000_000_000
 SMALLEST_SHARE = 0.75  # of the side that a checkpoint was made for
 SIZES = {"sdxl": 1024}  # of families, where the checkpoint does not say it
 FAMILIES = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
-WORDS_PER_TOKEN = 55 / 75  # of captions in English; lists of tags have fewer
 
 
-def remarks_on(
-    config: TrainConfig, selection: Selection, captions: list[str], *, total_steps: int
-) -> list[str]:
-    """Return the remarks on a run, those on its files first."""
-    by_role = {
-        role: [
-            (picture, caption)
-            for picture, caption, of in zip(
-                selection.pictures, captions, selection.roles, strict=True
-            )
-            if of == role
-        ]
-        for role in ("train", "regularisation", "validation")
-    }
-    yours = by_role["train"] + by_role["validation"]
-    return (
-        _unusable(selection.problems)
-        + _few(config, len(by_role["train"]))
-        + _bare(yours)
-        + _captions(config, [picture for picture, _ in yours])
-        + _long(config, yours + by_role["regularisation"])
-        + _one_tag_each(config, yours)
-        + _small(config, [picture for picture, _ in yours])
-        + selection.remarks
-        + _regularisation(config, by_role["regularisation"])
-        + _without_effect(config, total_steps)
-        + _of_single_pictures(config, selection.pictures)
-    )
-
-
-def remarks_on_batches(
-    config: TrainConfig,
-    buckets: Sequence[Bucket],
-    repeats: Sequence[int],
-    *,
-    pictures: int,
-    total_steps: int,
-    steps_per_epoch: int,
-) -> list[str]:
-    """Return the remarks on how a run's `pictures` to learn from are put into steps. `buckets` and
-    `repeats` have an entry for each, and for those that are not learned from, with 0 repeats."""
-    most = MOST_STEPS_PER_PICTURE * pictures
-    return _large_batch(config, buckets, repeats) + _by_heart(
-        config, total_steps, steps_per_epoch, most=most
-    )
-
-
-def remarks_on_model(config: TrainConfig, model: ModelStatus) -> list[str]:
-    """Return the remarks on settings that do not suit the checkpoint which is loaded."""
+def model_warnings(config: TrainConfig, model: ModelStatus) -> list[str]:
+    """Return the warnings about settings that do not suit the loaded checkpoint."""
     size = model.size_px or SIZES.get(model.family, 0)
     if not model.trainable or config.resolution >= SMALLEST_SHARE * size:
         return []
@@ -85,248 +39,190 @@ def remarks_on_model(config: TrainConfig, model: ModelStatus) -> list[str]:
     ]
 
 
-def _unusable(problems: list[Problem]) -> list[str]:
-    found = [problem.reason for problem in problems[:MOST_SAID]]
-    return found + [f"{len(problems) - MOST_SAID} more files cannot be used."] * (
-        len(problems) > MOST_SAID
+def setting_warnings(config: TrainConfig, total_steps: int) -> list[str]:
+    """Return the warnings about settings that have no effect, or little."""
+    warnings: list[str] = []
+    if config.lr_warmup_steps >= total_steps:
+        sentence = (
+            f"The warm-up takes {config.lr_warmup_steps} steps and the run {total_steps}: the"
+            " learning rate never gets to its full height."
+        )
+        warnings.append(Remark(sentence, set_to("lr_warmup_steps", total_steps // 10)))
+    elif config.lr_warmup_steps > total_steps // 2:
+        sentence = (
+            f"The warm-up takes {config.lr_warmup_steps} of {total_steps} steps: the learning rate"
+            " is at its full height for the rest only."
+        )
+        warnings.append(Remark(sentence, set_to("lr_warmup_steps", total_steps // 10)))
+    if (config.conv_rank or config.conv_alpha) and config.lora_targets != "all":
+        sentence = "Rank and alpha of convolutions change nothing unless Layers is all."
+        warnings.append(Remark(sentence, set_to("lora_targets", "all")))
+    if config.train_text_encoder and not config.text_encoder_lr:
+        sentence = "The text encoder's learning rate is 0: it learns nothing."
+        remedy = Remedy("Do not train the text encoder", {"train_text_encoder": False})
+        warnings.append(Remark(sentence, remedy))
+    return warnings
+
+
+def resolution_warnings(config: TrainConfig, samples: Sequence[Sample]) -> list[str]:
+    """Say in which sizes pictures are learned, where that is unusual."""
+    resolutions = resolutions_of(config)
+    if len(resolutions) > 1:
+        return [_in_several(config, samples, resolutions)]
+    if resolutions[0] % 8 == 0:
+        return []
+    return [
+        f"The resolution is {resolutions[0]} px, the side of a square. Two numbers such as "
+        "512x768, or 512,768 in a file of kohya's, are read as a "
+        "rectangle of that area; to learn in two sizes, write one into More resolutions."
+    ]
+
+
+def _in_several(config: TrainConfig, samples: Sequence[Sample], resolutions: list[int]) -> str:
+    training = [sample for sample in samples if sample.role == "train"]
+    count = len({sample.picture.path for sample in training})
+    listed = ", ".join(map(str, resolutions[:-1])) + f" and {resolutions[-1]}"
+    sentence = f"Each picture is learned in {listed} px: {count} pictures count as {len(training)}."
+    sizes = Counter((sample.picture.path, sample.bucket) for sample in training)
+    if alike := sum(times - 1 for times in sizes.values()):
+        why = f"sides are multiples of the bucket step, {config.bucket_step} px"
+        if config.bucket_no_upscale:
+            why = "small pictures are not enlarged"
+        sentence += f" Of them, {alike} are of the same size as in another resolution: {why}."
+    if any(sample.role == "validation" for sample in samples):
+        sentence += " The pictures for validation are measured in the first."
+    return sentence
+
+
+def cache_warnings(config: TrainConfig, needed_bytes: int, *, resolutions: int) -> list[str]:
+    """Say so where the encoded samples take much of the main memory, and what makes it so much."""
+    if needed_bytes <= LARGE_CACHE_BYTES:
+        return []
+    causes = []
+    if config.mirror:
+        causes.append("Mirror doubles it")
+    if config.color_jitter:
+        causes.append("Colour jitter makes it fourfold")
+    if resolutions > 1:
+        causes.append("each picture is kept in every resolution")
+    why = f" ({', '.join(causes)})" if causes else ""
+    gigabytes = f"{needed_bytes / 1e9:.1f} GB"
+    return [f"The encoded pictures will take about {gigabytes} of main memory{why}."]
+
+
+def batch_warnings(
+    config: TrainConfig,
+    buckets: Sequence[Bucket],
+    repeats: Sequence[int],
+    *,
+    pictures: int,
+    total_steps: int,
+    steps_per_epoch: int,
+) -> list[str]:
+    """Return the warnings about how `pictures` to learn from are put into steps.
+
+    `buckets` and `repeats` have one entry for each sample, with 0 repeats for validation.
+    """
+    return _small_batches(config, buckets, repeats) + _too_many_steps(
+        config, total_steps, steps_per_epoch, pictures=pictures
     )
 
 
-def _large_batch(
+def _small_batches(
     config: TrainConfig, buckets: Sequence[Bucket], repeats: Sequence[int]
 ) -> list[str]:
     """Say so where fewer than half of the pictures are in buckets that fill a batch."""
-    held: Counter[Bucket] = Counter()
-    for bucket, count in zip(buckets, repeats, strict=True):
-        held[bucket] += count
-    shown = held.total()
+    counts = bucket_counts(buckets, repeats)
+    total = counts.total()
     filling = {
-        size: sum(count for count in held.values() if count >= size)
+        size: sum(count for count in counts.values() if count >= size)
         for size in range(1, config.batch_size + 1)
     }
-    if 2 * filling[config.batch_size] >= shown:
+    if 2 * filling[config.batch_size] >= total:
         return []
-    fitting = max(size for size, count in filling.items() if 2 * count >= shown)
-    squares = Remedy("Crop all to squares", {"enable_bucket": False})
+    remedies = [set_to("batch_size", max(size for size in filling if 2 * filling[size] >= total))]
+    if config.enable_bucket and total >= config.batch_size:
+        remedies.append(Remedy("Crop all to squares", {"enable_bucket": False}))
     return [
         Remark(
-            f"Batch size {config.batch_size}: {shown - filling[config.batch_size]} of {shown}"
+            f"Batch size {config.batch_size}: {total - filling[config.batch_size]} of {total}"
             " pictures (repeats included) are in buckets that hold fewer, so their batches are"
             " smaller.",
-            set_to("batch_size", fitting),
-            *([squares] if config.enable_bucket and shown >= config.batch_size else []),
+            *remedies,
         )
     ]
 
 
-def _by_heart(
-    config: TrainConfig, total_steps: int, steps_per_epoch: int, *, most: int
+def _too_many_steps(
+    config: TrainConfig, total_steps: int, steps_per_epoch: int, *, pictures: int
 ) -> list[str]:
+    most = MOST_STEPS_PER_PICTURE * pictures
     if total_steps <= most:
         return []
-    pictures = most // MOST_STEPS_PER_PICTURE
     epochs = 0 if config.max_train_steps else most // steps_per_epoch
+    remedy = set_to("epochs", epochs) if epochs else set_to("max_train_steps", most)
     return [
         Remark(
-            f"{total_steps:,} steps for {pictures} picture{'s' * (pictures > 1)} are more than "
-            f"{MOST_STEPS_PER_PICTURE} each: long before the end they are learned by heart.",
-            set_to("epochs", epochs) if epochs else set_to("max_train_steps", most),
-        )
-    ]
-
-
-def _few(config: TrainConfig, count: int) -> list[str]:
-    if count >= (FEW_MIRRORED if config.mirror else FEW_PICTURES):
-        return []
-    mirrored = (
-        [Remedy("Learn them mirrored, too", {"mirror": True})] if count >= FEW_MIRRORED else []
-    )
-    return [
-        Remark(
-            f"Only {count} picture{'s' * (count > 1)}: the LoRA may learn"
-            f" {'it' if count == 1 else 'them'} by heart. {in_words(SUBJECT_PICTURES)} work best,"
-            f" for a style {in_words(STYLE_PICTURES)}.",
-            *mirrored,
-        )
-    ]
-
-
-def _bare(pictures: list[tuple[Picture, str]]) -> list[str]:
-    bare = [picture for picture, caption in pictures if not caption]
-    return (
-        [
-            f"{len(bare)} of {len(pictures)} pictures have no caption and there is no trigger word:"
-            " nothing will call what they teach."
-        ]
-        if bare
-        else []
-    )
-
-
-def _captions(config: TrainConfig, pictures: list[Picture]) -> list[str]:
-    """Say what is done with captions that can be read in more than one way."""
-    several = [picture for picture in pictures if "\n" in picture.caption]
-    choices = [picture for picture in pictures if has_choices(picture.caption)]
-    rivals = [picture for picture in pictures if picture.other_caption]
-    loras = [picture for picture in pictures if loras_in(picture.caption)]
-    lines = {
-        "join": "they are joined; Several lines can make them alternatives",
-        "first": "only the first counts",
-        "alternatives": "one is drawn each time",
-    }
-    drawn = (
-        "one of them is drawn each time"
-        if config.caption_wildcards
-        else "read as it is written; Wildcards would draw one each time"
-    )
-    said = [
-        (several, "{which} {has} several lines: " + lines[config.caption_lines] + "."),
-        (choices, "{which} {has} {{this|that}}: " + drawn + "."),
-        (
-            rivals,
-            "{which} {has} a .txt and a .caption that differ: the "
-            + config.caption_extension
-            + " counts.",
-        ),
-        (
-            loras,
-            (
-                "{which} {has} a LoRA's tag in the caption, which calls none there and is learned"
-                " as words. Take it out."
-            ),
-        ),
-    ]
-    found = [
-        sentence.format(which=_which(those), has="has" if len(those) == 1 else "have")
-        for those, sentence in said
-        if those
-    ]
-    return found + [
-        f"The trigger word holds {tag}: that belongs in a prompt. Take it out."
-        for tag in loras_in(config.trigger_word)
-    ]
-
-
-def _which(pictures: list[Picture]) -> str:
-    first = pictures[0].path.name
-    return first if len(pictures) == 1 else f"{len(pictures)} pictures ({first}, …)"
-
-
-def _long(config: TrainConfig, pictures: list[tuple[Picture, str]]) -> list[str]:
-    most = round(config.max_token_length * WORDS_PER_TOKEN)
-    words = [
-        (picture, max(len(line.split()) for line in caption.split("\n")))
-        for picture, caption in pictures
-    ]
-    long = [(picture, count) for picture, count in words if count > most]
-    return (
-        [
-            f"The caption of {long[0][0].path.name} has {long[0][1]} words; only the first"
-            f" {config.max_token_length} tokens, about {most} words, count."
-        ]
-        if long
-        else []
-    )
-
-
-def _one_tag_each(config: TrainConfig, pictures: list[tuple[Picture, str]]) -> list[str]:
-    """Tags stand between commas; sentences have nothing to shuffle."""
-    varied = {
-        name: type(value)()
-        for name in ("shuffle_caption", "caption_tag_dropout_rate")
-        if (value := getattr(config, name))
-    }
-    return (
-        [
-            Remark(
-                "Tags are shuffled or left out, but no caption has more than one part: they stand"
-                " between commas.",
-                Remedy("Leave captions as they are", varied),
-            )
-        ]
-        if varied and not any("," in picture.caption for picture, _ in pictures)
-        else []
-    )
-
-
-def _small(config: TrainConfig, pictures: list[Picture]) -> list[str]:
-    if config.bucket_no_upscale and config.enable_bucket:
-        return []
-    counts = {
-        side: sum(picture.width * picture.height < 0.8 * side**2 for picture in pictures)
-        for side in resolutions_of(config)
-    }
-    remedy = Remedy("Never enlarge", {"enable_bucket": True, "bucket_no_upscale": True})
-    return [
-        Remark(
-            f"{count} pictures are smaller than {side}x{side} and will be enlarged, which blurs"
-            " them.",
+            f"{total_steps:,} steps for {pictures} picture{'s' if pictures > 1 else ''} are more"
+            f" than {MOST_STEPS_PER_PICTURE} each: long before the end they are learned by heart.",
             remedy,
         )
-        for side, count in counts.items()
-        if count
     ]
 
 
-def _regularisation(config: TrainConfig, pictures: list[tuple[Picture, str]]) -> list[str]:
-    if not pictures:
-        return []
-    bare = [picture for picture, caption in pictures if not caption]
-    found = (
-        [
-            f"{len(bare)} of {len(pictures)} regularisation pictures have no caption. Put them into"
-            " a folder called 1_ and what they show, such as 1_cat."
+def output_warnings(output_file: Path, lora_dir: Path, *, is_resumed: bool) -> list[str]:
+    """Say so where a prompt's tag would not find the LoRA, or could mean another file."""
+    moved = next(same_names_elsewhere(output_file, lora_dir), None) if is_resumed else None
+    if moved:
+        return [
+            f"{moved} is an earlier file of this run, and {output_file.stem} in a prompt may mean"
+            f" either: move it out of {lora_dir}."
         ]
-        if bare
-        else []
-    )
-    weightless = Remark(
-        "The regularisation pictures' weight is 0: they take time and change nothing.",
-        Remedy("Set their weight to 1", {"prior_loss_weight": 1.0}),
-    )
-    return found + [weightless] * (not config.prior_loss_weight)
-
-
-def _without_effect(config: TrainConfig, total_steps: int) -> list[str]:
-    checks = [
-        (
-            config.lr_warmup_steps >= total_steps,
-            (
-                f"The warm-up takes {config.lr_warmup_steps} steps and the run {total_steps}: the"
-                " learning rate never gets to its full height."
-            ),
-            set_to("lr_warmup_steps", total_steps // 10),
-        ),
-        (
-            total_steps // 2 < config.lr_warmup_steps < total_steps,
-            (
-                f"The warm-up takes {config.lr_warmup_steps} of {total_steps} steps: the learning"
-                " rate is at its full height for the rest only."
-            ),
-            set_to("lr_warmup_steps", total_steps // 10),
-        ),
-        (
-            (config.conv_rank or config.conv_alpha) and config.lora_targets != "all",
-            "Rank and alpha of convolutions change nothing unless Layers is all.",
-            set_to("lora_targets", "all"),
-        ),
-        (
-            config.train_text_encoder and not config.text_encoder_lr,
-            "The text encoder's learning rate is 0: it learns nothing.",
-            Remedy("Do not train the text encoder", {"train_text_encoder": False}),
-        ),
-    ]
-    return [Remark(sentence, remedy) for wrong, sentence, remedy in checks if wrong]
-
-
-def _of_single_pictures(config: TrainConfig, pictures: list[Picture]) -> list[str]:
-    """What scanning found; with masks from transparency, what is transparent is not learned and its
-    colour is all the same.
-    """
-    known = {"no caption", TRANSPARENT} if config.masked_loss == "alpha" else {"no caption"}
+    if output_file.resolve().is_relative_to(lora_dir.resolve()):
+        return []
     return [
-        f"{picture.path.name}: {remark}."
-        for picture in pictures
-        for remark in picture.warnings
-        if remark not in known
-    ][:MOST_SAID]
+        f"{output_file.parent} is outside the LoRA folder {lora_dir}: the tag works when the file"
+        " is copied there."
+    ]
+
+
+def init_lora_warnings(config: TrainConfig, init_lora: FoundLora | None) -> list[str]:
+    """Say where a LoRA that is trained further decides, instead of the settings."""
+    if init_lora is None:
+        return []
+    name, kind = init_lora.path.name, init_lora.kind
+    warnings = [
+        f"Going on from {name}: its rank {init_lora.rank}, alpha {init_lora.alpha:g} and layers"
+        " are used, whatever the settings say."
+    ]
+    if kind != config.lora_type:
+        warnings.append(f"{name} is a {kind}, and so will this be; Kind says {config.lora_type}.")
+    if kind != "lora" and config.loraplus_lr_ratio != 1:
+        warnings.append(f"{name} is a {kind}, which has no halves: LoRA+ ratio is without effect.")
+    if init_lora.is_dora != config.use_dora:
+        warnings.append(
+            f"{name} is {'a' if init_lora.is_dora else 'no'} DoRA, and so will this be; DoRA is"
+            f" switched {'on' if config.use_dora else 'off'}."
+        )
+    return warnings + _trained_part_warnings(config, init_lora)
+
+
+def _trained_part_warnings(config: TrainConfig, init_lora: FoundLora) -> list[str]:
+    name = init_lora.path.name
+    has_text_encoder = init_lora.text_encoder_layers > 0
+    has_unet = init_lora.text_encoder_layers < len(init_lora.ranks)
+    warnings = []
+    if has_text_encoder and not config.train_text_encoder and config.text_encoder_lr:
+        warnings.append(
+            f"{name} has layers of the text encoder, so that learns too, at"
+            f" {config.text_encoder_lr:g}; 0 as its learning rate keeps it as it is."
+        )
+    if not has_text_encoder and config.train_text_encoder:
+        warnings.append(f"{name} has no layers of the text encoder, so that does not learn.")
+    if has_unet and not config.train_unet:
+        warnings.append(
+            f"{name} has layers of the UNet, so that learns too, although it is switched off."
+        )
+    if not has_unet and config.train_unet:
+        warnings.append(f"{name} has no layers of the UNet, so that does not learn.")
+    return warnings

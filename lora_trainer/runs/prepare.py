@@ -19,7 +19,7 @@ from ..lora.target_layers import levels_in, plan_shapes
 from ..settings.config import TrainConfig
 from ..training import encoded_dataset, precision
 from ..training.compute_mode import ComputeMode, describe_out_of_memory, is_out_of_memory
-from ..training.conditioning import Texts
+from ..training.conditioning import Conditioner
 from ..training.learning_rates import LearningRates, check_rates, rate_warnings
 from ..training.model_patches import ModelPatches
 from ..training.objective import Objective
@@ -37,9 +37,16 @@ from ..training.training_data import TrainingData
 from .context import RunContext
 from .give_way import GiveWay
 from .lora_writer import LoraWriter
-from .plan import check_space, estimate
+from .memory import estimate
+from .output_files import check_space
 from .resume import compare_models, judge, model_facts
-from .step_options import form_of, layer_choice, rate_choice, variation_of
+from .step_options import (
+    encoding_options,
+    form_of,
+    layer_choice,
+    rate_choice,
+    variation_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +93,11 @@ def prepare_run(
     base_model.configure(_model_options(config))
     _check_model(base_model, config)
     layers = _plan_layers(base_model, context)
-    texts = Texts(variation_of(config), trained=layers.train_text_encoder)
-    _check_settings(base_model, context, layers, texts)
-    file_bytes = estimate(plan, config, base_model.parts())["file_bytes"]
+    conditioner = Conditioner(variation_of(config), trained=layers.train_text_encoder)
+    _check_settings(base_model, context, layers, conditioner)
+    file_bytes = estimate(config, plan.samples, base_model.parts(), init_lora=plan.init_lora)[
+        "file_bytes"
+    ]
     check_space(plan.output_file, file_bytes or 0)
     facts = {
         **run_facts,
@@ -102,13 +111,13 @@ def prepare_run(
         compute_mode = chosen_mode.with_overrides(earlier.facts["forced"], base_model.dtype)
     log.info("computing in %s on %s", compute_mode.dtype, base_model.device)
     began = time.monotonic()
-    encoded = _encode(base_model, context, with_captions=not texts.change)
+    encoded = _encode(base_model, context, with_captions=not conditioner.encodes_each_step)
     encoding_seconds = time.monotonic() - began
     train_state = _make_train_state(base_model, context, layers, compute_mode.dtype)
     return PreparedRun(
         patches=ModelPatches(base_model, train_state.adapters, compute_mode),
         train_state=train_state,
-        training_data=_training_data(context, encoded, texts),
+        training_data=_training_data(context, encoded, conditioner),
         writer=_make_writer(base_model, context, train_state),
         chosen_mode=chosen_mode,
         facts=facts,
@@ -172,7 +181,7 @@ def _with_dropouts(spec: AdapterSpec, chosen: AdapterSpec) -> AdapterSpec:
 
 
 def _check_settings(
-    base_model: BaseModel, context: RunContext, layers: LayerPlan, texts: Texts
+    base_model: BaseModel, context: RunContext, layers: LayerPlan, conditioner: Conditioner
 ) -> None:
     """Raise `Refused` for settings that cannot be used with this model and these layers."""
     config = context.config
@@ -181,7 +190,7 @@ def _check_settings(
             "Nothing of the text encoder learns, although it is switched on: the blocks or the"
             " LoRA that is gone on from leave it out."
         )
-    if texts.change and not base_model.encodes_between_steps:
+    if conditioner.encodes_each_step and not base_model.encodes_between_steps:
         raise Refused(
             "The WebUI was started with --medvram, which keeps the text encoder off the GPU"
             " while the UNet is there. Switch off training of the text encoder and everything"
@@ -215,7 +224,7 @@ def _check_same_model(base_model: BaseModel, context: RunContext, facts: Mapping
         base_model.name,
         base_model.family,
         base_model.prediction_type,
-        len(context.plan.pictures),
+        len(context.plan.samples),
         context.plan.schedule.total_steps,
         going_on,
     )
@@ -255,18 +264,8 @@ def _encode(
         try:
             encoded = encoded_dataset.encode(
                 base_model,
-                plan.pictures,
-                plan.buckets,
-                plan.captions,
-                plan.roles,
-                mirror=config.mirror,
-                random_crop=config.random_crop,
-                color_jitter=config.color_jitter,
-                masked_loss=config.masked_loss,
-                masked_loss_floor=config.masked_loss_floor,
-                prior_loss_weight=config.prior_loss_weight,
-                with_captions=with_captions,
-                seed=config.seed,
+                plan.samples,
+                encoding_options(config, with_captions=with_captions),
                 between=before_picture,
                 on_progress=on_progress,
             )
@@ -279,16 +278,18 @@ def _encode(
 
 
 def _training_data(
-    context: RunContext, encoded: list[encoded_dataset.Encoded], texts: Texts
+    context: RunContext, encoded: list[encoded_dataset.Encoded], conditioner: Conditioner
 ) -> TrainingData:
     config, plan = context.config, context.plan
     names = [field.name for field in dataclasses.fields(Objective)]
-    validation_indices = [index for index, role in enumerate(plan.roles) if role == "validation"]
+    validation_indices = [
+        index for index, sample in enumerate(plan.samples) if sample.role == "validation"
+    ]
     return TrainingData(
         encoded=encoded,
         schedule=plan.schedule,
         objective=Objective(**{name: getattr(config, name) for name in names}),
-        texts=texts,
+        conditioner=conditioner,
         validation_indices=tuple(validation_indices),
         validate_every=config.validate_every,
     )

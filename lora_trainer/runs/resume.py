@@ -16,6 +16,7 @@ from .. import __version__
 from ..base.contracts import BaseModel
 from ..base.errors import Refused, Stopped
 from ..base.fingerprint import fingerprint_of_file, fingerprint_of_text
+from ..dataset.sample import Sample
 from ..settings.config import TrainConfig, all_settings
 from ..settings.setting import OnResume
 from ..training import state_files
@@ -48,13 +49,13 @@ def run_facts(
     """Describe a run so that `check_resume` can tell later what has changed; reads every picture
     once. Raises OSError, and `Stopped` when told to stop.
     """
-    pictures: dict[str, dict[str, Any]] = {}
+    pictures: dict[str, Any] = {}
     contents: dict[Path, str] = {}
-    for number, picture in enumerate(plan.pictures):
+    for sample in plan.samples:
         if should_stop():
             raise Stopped
-        facts = _picture_facts(plan, number, contents)
-        pictures[_name(picture.path, config) + _in_size(plan.resolutions[number], config)] = facts
+        name = _name(sample.picture.path, config) + _in_size(sample.resolution_px, config)
+        pictures[name] = _sample_facts(sample, contents)
     return {
         "version": __version__,
         "torch": torch.__version__,
@@ -242,17 +243,16 @@ def _in_size(resolution: int, config: TrainConfig) -> str:
     return "" if resolution == config.resolution else f" in {resolution} px"
 
 
-def _picture_facts(plan: Plan, number: int, contents: dict[Path, str]) -> dict[str, Any]:
-    """`contents` are the fingerprints of pictures that were read already."""
-    picture, bucket = plan.pictures[number], plan.buckets[number]
-    mask = plan.masks.get(picture.path)
-    if picture.path not in contents:
-        contents[picture.path] = fingerprint_of_file(picture.path)
+def _sample_facts(sample: Sample, contents: dict[Path, str]) -> dict[str, Any]:
+    """Describe a sample; `contents` are the fingerprints of pictures that were read already."""
+    path, bucket = sample.picture.path, sample.bucket
+    if path not in contents:
+        contents[path] = fingerprint_of_file(path)
     return {
-        "content": contents[picture.path],
-        "caption": fingerprint_of_text(plan.captions[number]),
-        "repeats": plan.schedule.repeats[number],
+        "content": contents[path],
+        "caption": fingerprint_of_text(sample.caption),
+        "repeats": sample.repeats,
         "bucket": [bucket.width, bucket.height],
-        "role": plan.roles[number],
-        "mask": mask and fingerprint_of_file(mask),
+        "role": sample.role,
+        "mask": sample.mask and fingerprint_of_file(sample.mask),
     }

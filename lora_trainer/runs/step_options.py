@@ -6,6 +6,7 @@ from ..dataset.caption_augmentation import CaptionAugmentation
 from ..lora.adapter_layers import AdapterSpec
 from ..lora.target_layers import LayerChoice
 from ..settings.config import TrainConfig
+from ..training.encoded_dataset import EncodingOptions
 from ..training.parameter_groups import RateChoice
 
 
@@ -66,4 +67,17 @@ def variation_of(config: TrainConfig) -> CaptionAugmentation:
         config.trigger_word,
         alternatives=config.caption_lines == "alternatives",
         wildcards=config.caption_wildcards,
+    )
+
+
+def encoding_options(config: TrainConfig, *, with_captions: bool) -> EncodingOptions:
+    """Return what encoding makes of the samples."""
+    return EncodingOptions(
+        mirror=config.mirror,
+        random_crop=config.random_crop,
+        color_jitter=config.color_jitter,
+        masks_from_alpha=config.masked_loss == "alpha",
+        mask_floor=config.masked_loss_floor,
+        with_captions=with_captions,
+        seed=config.seed,
     )

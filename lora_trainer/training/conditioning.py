@@ -1,5 +1,5 @@
-"""What the UNet is told of each batch: text embeddings that were encoded once, or captions that
-vary or whose encoder learns, encoded at each step.
+"""The conditioning of each batch: text embeddings that were encoded once, or captions that vary or
+whose text encoder is trained, encoded at each step.
 """
 
 from collections import OrderedDict
@@ -14,28 +14,31 @@ from .encoded_dataset import Batch
 MOST_REMEMBERED = 64
 
 
-class Texts:
-    """`trained`: the text encoders learn, so captions are encoded within the step, with
+class Conditioner:
+    """Draws a batch's captions and encodes them.
+
+    `trained`: the text encoders are trained, so captions are encoded within the step, with
     gradient.
     """
 
-    def __init__(self, variation: CaptionAugmentation, *, trained: bool = False) -> None:
-        self.variation, self.trained = variation, trained
+    def __init__(self, augmentation: CaptionAugmentation, *, trained: bool = False) -> None:
+        self.augmentation = augmentation
+        self.trained = trained
         self._encoded: OrderedDict[tuple[str, torch.dtype], Conditioning] = OrderedDict()
 
     @property
-    def change(self) -> bool:
-        """Whether captions are encoded while training."""
-        return self.trained or self.variation.varies
+    def encodes_each_step(self) -> bool:
+        """Whether captions are encoded while training, not once before it."""
+        return self.trained or self.augmentation.varies
 
-    def draw(self, batch: Batch, *, seed: int, number: int) -> list[str]:
-        """Return a batch's captions as they are this time; the draws depend on (seed, number)
-        alone.
-        """
-        draws = generator(seed, "captions", number)
+    def draw_captions(self, batch: Batch, *, seed: int, number: int) -> list[str]:
+        """Draw a batch's captions as they are this time; it depends on (seed, number) alone."""
+        rng = generator(seed, "captions", number)
         return [
-            self.variation.draw(caption, draws, regularisation=regularisation)
-            for caption, regularisation in zip(batch.captions, batch.regularisation, strict=True)
+            self.augmentation.draw(
+                sample.caption, rng, regularisation=sample.role == "regularisation"
+            )
+            for sample in batch.samples
         ]
 
     def conditioning(
@@ -46,46 +49,47 @@ class Texts:
         portion: slice,
         dtype: torch.dtype,
     ) -> Conditioning:
-        """Return what the UNet is told of a portion of the batch, as long as for the whole of it,
-        in the caller's gradient mode and autocast to `dtype`.
+        """Return the conditioning of a portion of the batch, with as many tokens as all of it.
+
+        `captions` are the drawn ones of the whole batch. The caller decides about gradients and has
+        switched autocast to `dtype`.
         """
-        if batch.conditioning is not None and not self.change:
+        if batch.conditioning is not None and not self.encodes_each_step:
             return batch.conditioning[portion].to(base_model.device)
-        told = (
-            self._learning(base_model, captions, portion)
-            if self.trained
-            else self._frozen(base_model, captions, dtype)[portion]
-        )
-        return told.to(base_model.device).of_sizes(batch.sizes[portion])
+        if self.trained:
+            encoded = self._with_gradient(base_model, captions, portion)
+        else:
+            encoded = self._frozen(base_model, captions, dtype)[portion]
+        return encoded.to(base_model.device).of_sizes(batch.sizes[portion])
 
     @staticmethod
-    def _learning(base_model: BaseModel, captions: list[str], portion: slice) -> Conditioning:
-        told = base_model.encode_captions(captions[portion])
-        if len(told) == len(captions):
-            return told
+    def _with_gradient(base_model: BaseModel, captions: list[str], portion: slice) -> Conditioning:
+        encoded = base_model.encode_captions(captions[portion])
+        if len(encoded) == len(captions):
+            return encoded
         with torch.no_grad():  # how long the longest of the batch is
             tokens = base_model.encode_captions(captions).hidden_states.shape[1]
-        return (
-            told
-            if told.hidden_states.shape[1] == tokens
-            else told.filled(base_model.encode_captions([""]), tokens)
-        )
+        if encoded.hidden_states.shape[1] == tokens:
+            return encoded
+        return encoded.filled(base_model.encode_captions([""]), tokens)
 
     def _frozen(
         self, base_model: BaseModel, captions: list[str], dtype: torch.dtype
     ) -> Conditioning:
-        """Encode captions one by one: together, a caption's numbers would depend on which others
-        were remembered, and a resumed run on the break.
+        """Encode captions one by one.
+
+        Together, a caption's numbers would depend on which others were remembered, and so would a
+        resumed run on where it was interrupted.
         """
         parts = [self._remembered(base_model, caption, dtype) for caption in captions]
-        lengths = {part.hidden_states.shape[1] for part in parts}
-        return Conditioning.cat(
-            parts, self._remembered(base_model, "", dtype) if len(lengths) > 1 else None
-        )
+        empty = None
+        if len({part.hidden_states.shape[1] for part in parts}) > 1:
+            empty = self._remembered(base_model, "", dtype)
+        return Conditioning.cat(parts, empty)
 
     def _remembered(self, base_model: BaseModel, caption: str, dtype: torch.dtype) -> Conditioning:
-        """Encode a caption unless it came by lately; an empty one, which dropout gives, often
-        did.
+        """Encode a caption, unless it is among the last ones, as empty ones of dropout often
+        are.
         """
         key = (caption, dtype)
         if key not in self._encoded:

@@ -1,256 +1,256 @@
 """Latents, masks and text embeddings, encoded once before the first step and kept on the CPU;
 batches are indexed out of them.
+
+runs.plan makes samples, `encode` encodes them, and `assemble` puts together each batch of the loop.
 """
 
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import torch
 
 from ..base.contracts import BaseModel, Conditioning, Size
 from ..base.errors import Refused, Stopped
 from ..base.rng import generator
-from ..dataset.buckets import Bucket, covering_of
-from ..dataset.images import jittered, load_pixels
-from ..dataset.masks import find_masks, load_mask
-from ..dataset.scan import Picture
+from ..dataset.buckets import covering_of
+from ..dataset.masks import load_mask
+from ..dataset.pixels import jitter_colors, load_pixels
+from ..dataset.sample import Sample
 
-PIXELS_AT_ONCE, JITTERED = 4 * 512 * 512, 4
+PIXELS_AT_ONCE = 4 * 512 * 512
+JITTERED = 4  # how many times colours are changed, of each picture
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodingOptions:
+    """What encoding makes of samples, as the settings say.
+
+    `masks_from_alpha`: a picture's transparency is its mask. `mask_floor`: masks are nowhere lower.
+    `with_captions`: captions are encoded now, not while training.
+    """
+
+    mirror: bool = False
+    random_crop: bool = False
+    color_jitter: float = 0.0
+    masks_from_alpha: bool = False
+    mask_floor: float = 0.0
+    with_captions: bool = True
+    seed: int = 0
+
+    def for_validation(self) -> "EncodingOptions":
+        """Return the options for samples whose loss must be comparable: nothing varies."""
+        return dataclasses.replace(self, mirror=False, random_crop=False, color_jitter=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """One picture as the UNet sees it, in `variants`: plain, or in four other colours, and each of
-    them mirrored.
+    """One sample as the UNet sees it, in variants: plain or recoloured, and each of them mirrored.
 
     latents: float32 `(variants, 4, h, w)`. With random crop they, and the masks, are of the whole
-    picture, larger than the bucket. masks: float32 `(variants, 1, h, w)`, 1 where it learns; None:
-    everywhere. sizes: one for each variant, what SDXL is told when nothing more is cropped.
+    picture, larger than the bucket.
+    masks: float32 `(variants, 1, h, w)`, 1 where it is learned; None: everywhere.
+    sizes: SDXL's sizes, one for each variant, when nothing more is cropped.
     conditioning: of its caption, `(1, tokens, width)`, without sizes; None where captions are
-    encoded while training. empty: what an empty caption is encoded to, for batches of captions of
-    different lengths; None where there are none.
+    encoded while training.
+    empty: of an empty caption, to fill up shorter captions of a batch; None where all are as long.
     """
 
+    sample: Sample
     latents: torch.Tensor
     masks: torch.Tensor | None
     sizes: tuple[Size, ...]
-    caption: str
-    weight: float
-    regularisation: bool
     conditioning: Conditioning | None
-    bucket: Bucket
     empty: Conditioning | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What a batch learns from: latents float32 `(batch, 4, h, w)`, masks `(batch, 1, h, w)` or
-    None, and for each picture its size, caption, weight `(batch,)` and whether it is for
-    regularisation. Conditioning as in `Encoded`, with sizes.
+    """What a batch learns from.
+
+    latents float32 `(batch, 4, h, w)`, masks `(batch, 1, h, w)` or None, weights `(batch,)`, and
+    for each picture its size and its sample. Conditioning as in `Encoded`, with sizes.
     """
 
+    samples: list[Sample]
     latents: torch.Tensor
     masks: torch.Tensor | None
     sizes: list[Size]
-    captions: list[str]
     weights: torch.Tensor
-    regularisation: list[bool]
     conditioning: Conditioning | None
 
     def __len__(self) -> int:
         return len(self.latents)
 
+    @property
+    def captions(self) -> list[str]:
+        """The captions as they were planned, before they vary."""
+        return [sample.caption for sample in self.samples]
 
-def encode(  # noqa: PLR0913
+
+def encode(
     base_model: BaseModel,
-    pictures: list[Picture],
-    buckets: list[Bucket],
-    captions: list[str],
-    roles: list[str],
+    samples: Sequence[Sample],
+    options: EncodingOptions,
     *,
-    mirror: bool = False,
-    random_crop: bool = False,
-    color_jitter: float = 0.0,
-    masked_loss: str = "off",
-    masked_loss_floor: float = 0.0,
-    prior_loss_weight: float = 1.0,
-    with_captions: bool = True,
-    seed: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     between: Callable[[], bool] = lambda: True,
 ) -> list[Encoded]:
-    """Encode every picture and, `with_captions`, every caption once, in order. Pictures for
-    validation are never mirrored, cropped at random or recoloured.
+    """Encode every sample in order, and every different caption once.
 
-    The colours of a picture depend on (seed, its file name). `between()` runs before each; False
-    raises `Stopped`. Raises what the base model raises.
+    Samples for validation are never mirrored, cropped at random or recoloured. The colours of a
+    picture depend on (seed, its file name). `between()` runs before each; when it returns False,
+    `Stopped` is raised. Raises what the base model raises, and `Refused` for a mask that is gone.
     """
-    encoded, texts = [], {}
-    mask_files = find_masks(picture.path for picture in pictures) if masked_loss == "files" else {}
-    for number, (picture, bucket, caption, role) in enumerate(
-        zip(pictures, buckets, captions, roles, strict=True)
-    ):
+    encoded = []
+    captions = _EncodedCaptions(base_model)
+    for index, sample in enumerate(samples):
         if not between():
             raise Stopped
-        on_progress(number, len(pictures))
-        varies = role != "validation"
-        whole = random_crop and varies
+        on_progress(index, len(samples))
+        own = options.for_validation() if sample.role == "validation" else options
         with torch.no_grad():
-            latents, sizes = _latents_of(
-                base_model,
-                picture,
-                bucket,
-                mirror=mirror and varies,
-                color_jitter=color_jitter if varies else 0.0,
-                whole=whole,
-                seed=seed,
-            )
-            masks = _masks_of(
-                picture,
-                bucket,
-                masked_loss,
-                mask_files.get(picture.path),
-                floor=masked_loss_floor,
-                whole=whole,
-                variants=len(sizes),
-                mirrored=mirror and varies,
-            )
-            if with_captions and caption not in texts:
-                texts[caption] = base_model.encode_captions([caption]).to("cpu")
-        regularisation = role == "regularisation"
-        encoded.append(
-            Encoded(
-                latents,
-                masks,
-                sizes,
-                caption,
-                prior_loss_weight if regularisation else 1.0,
-                regularisation,
-                texts.get(caption),
-                bucket,
-            )
-        )
-    if len({text.hidden_states.shape[1] for text in texts.values()}) > 1:
+            latents, sizes = _latents_of(base_model, sample, own)
+            masks = _masks_of(sample, own, variants=len(sizes))
+            conditioning = captions.encode(sample.caption) if options.with_captions else None
+        encoded.append(Encoded(sample, latents, masks, sizes, conditioning))
+    if captions.differ_in_length():
         with torch.no_grad():
-            empty = texts.get("") or base_model.encode_captions([""]).to("cpu")
+            empty = captions.encode("")
         encoded = [dataclasses.replace(item, empty=empty) for item in encoded]
-    on_progress(len(pictures), len(pictures))
+    on_progress(len(samples), len(samples))
     return encoded
 
 
+class _EncodedCaptions:
+    """Encodes each caption once, and keeps it on the CPU."""
+
+    def __init__(self, base_model: BaseModel) -> None:
+        self._base_model = base_model
+        self._encoded: dict[str, Conditioning] = {}
+
+    def encode(self, caption: str) -> Conditioning:
+        if caption not in self._encoded:
+            self._encoded[caption] = self._base_model.encode_captions([caption]).to("cpu")
+        return self._encoded[caption]
+
+    def differ_in_length(self) -> bool:
+        return len({item.hidden_states.shape[1] for item in self._encoded.values()}) > 1
+
+
 def _latents_of(
-    base_model: BaseModel,
-    picture: Picture,
-    bucket: Bucket,
-    *,
-    mirror: bool,
-    color_jitter: float,
-    whole: bool,
-    seed: int,
+    base_model: BaseModel, sample: Sample, options: EncodingOptions
 ) -> tuple[torch.Tensor, tuple[Size, ...]]:
-    """Encode a picture's variants, a few at once, and say where each was cropped; raises `Refused`
-    when the VAE gives numbers that are not finite.
+    """Encode a picture's variants, a few at once: `(variants, 4, h, w)`, and each one's size.
+
+    Raises `Refused` when the VAE gives numbers that are not finite.
     """
-    pixels, size = load_pixels(picture.path, bucket, whole=whole)
-    coloured = (
-        [
-            jittered(pixels, color_jitter, generator(seed, f"jitter {picture.path.name}", number))
-            for number in range(JITTERED)
+    name = sample.picture.path.name
+    pixels, size = load_pixels(sample.picture.path, sample.bucket, whole=options.random_crop)
+    coloured = [pixels]
+    if options.color_jitter:
+        coloured = [
+            jitter_colors(
+                pixels, options.color_jitter, generator(options.seed, f"jitter {name}", at)
+            )
+            for at in range(JITTERED)
         ]
-        if color_jitter
-        else [pixels]
-    )
-    variants = torch.stack(coloured + [each.flip(-1) for each in coloured] if mirror else coloured)
-    together = max(1, PIXELS_AT_ONCE // pixels[0].numel())
-    latents = torch.cat(
-        [
-            base_model.encode_images(part.to(base_model.device)).float().cpu()
-            for part in variants.split(together)
-        ]
-    )
+    sizes = (size,) * len(coloured)
+    variants = torch.stack(coloured)
+    if options.mirror:
+        variants = torch.cat([variants, variants.flip(-1)])
+        sizes += (_mirrored(size, sample, pixels.shape[-1]),) * len(coloured)
+    at_once = max(1, PIXELS_AT_ONCE // pixels[0].numel())
+    parts = [
+        base_model.encode_images(part.to(base_model.device)).float().cpu()
+        for part in variants.split(at_once)
+    ]
+    latents = torch.cat(parts)
     if not torch.isfinite(latents).all():
         raise Refused(
-            f"The VAE gave numbers that are not finite for {picture.path.name}, as some do in fp16."
+            f"The VAE gave numbers that are not finite for {name}, as some do in fp16."
             " Start the WebUI with --no-half-vae.",
             code="vae_not_finite",
         )
-    return latents, (size,) * len(coloured) + (
-        (_mirrored(size, picture, bucket, pixels.shape[-1]),) * len(coloured) if mirror else ()
-    )
+    return latents, sizes
 
 
-def _mirrored(size: Size, picture: Picture, bucket: Bucket, width_px: int) -> Size:
-    """Say where the crop of the mirrored picture began: as far from the left as the other's end is
-    from the right.
+def _mirrored(size: Size, sample: Sample, width_px: int) -> Size:
+    """Return the size of the mirrored picture, `width_px` wide: its crop begins at the other
+    end.
     """
-    return dataclasses.replace(
-        size,
-        crop_left_px=covering_of(picture.width, picture.height, bucket)[0]
-        - size.crop_left_px
-        - width_px,
-    )
+    covering_px, _ = covering_of(sample.picture.width, sample.picture.height, sample.bucket)
+    return dataclasses.replace(size, crop_left_px=covering_px - size.crop_left_px - width_px)
 
 
-def _masks_of(
-    picture: Picture,
-    bucket: Bucket,
-    kind: str,
-    mask_file: Path | None,
-    *,
-    floor: float,
-    whole: bool,
-    variants: int,
-    mirrored: bool,
-) -> torch.Tensor | None:
-    if kind == "off" or (kind == "files" and mask_file is None):
+def _masks_of(sample: Sample, options: EncodingOptions, *, variants: int) -> torch.Tensor | None:
+    """Return the masks of a sample's variants, `(variants, 1, h, w)`; None where it has none."""
+    if sample.mask is None and not options.masks_from_alpha:
         return None
-    mask = load_mask(picture, bucket, mask_path=mask_file, floor=floor, whole=whole)
+    mask = load_mask(
+        sample.picture,
+        sample.bucket,
+        mask_path=sample.mask,
+        floor=options.mask_floor,
+        whole=options.random_crop,
+    )
     if mask is None:
         return None
-    each = variants // 2 if mirrored else variants
-    return torch.cat(
-        [side.expand(each, -1, -1, -1) for side in ([mask, mask.flip(-1)] if mirrored else [mask])]
-    )
+    if not options.mirror:
+        return mask.expand(variants, -1, -1, -1)
+    half = variants // 2
+    return torch.cat([mask.expand(half, -1, -1, -1), mask.flip(-1).expand(half, -1, -1, -1)])
 
 
-def assemble(encoded: list[Encoded], numbers: list[int], *, seed: int, number: int) -> Batch:
-    """Put a batch together; variant and crop of each picture are drawn from (seed, number)."""
-    draws = generator(seed, "augment", number)
-    chosen = [encoded[at] for at in numbers]
-    latents, masks, sizes = zip(*(_shown(item, draws) for item in chosen), strict=True)
-    texts = [item.conditioning for item in chosen]
+def assemble(
+    encoded: Sequence[Encoded], indices: Sequence[int], *, seed: int, number: int
+) -> Batch:
+    """Put a batch together; variant and crop of each sample are drawn from (seed, number)."""
+    rng = generator(seed, "augment", number)
+    chosen = [encoded[index] for index in indices]
+    crops = [_crop(item, rng) for item in chosen]
+    sizes = [crop.size for crop in crops]
+    masks = None
+    if any(item.masks is not None for item in chosen):
+        masks = torch.stack([crop.mask for crop in crops])
     return Batch(
-        torch.stack(latents),
-        torch.stack(masks) if any(item.masks is not None for item in chosen) else None,
-        list(sizes),
-        [item.caption for item in chosen],
-        torch.tensor([item.weight for item in chosen], dtype=torch.float32),
-        [item.regularisation for item in chosen],
-        (
-            None
-            if any(text is None for text in texts)
-            else Conditioning.cat(texts, chosen[0].empty).of_sizes(list(sizes))
-        ),
+        [item.sample for item in chosen],
+        torch.stack([crop.latents for crop in crops]),
+        masks,
+        sizes,
+        torch.tensor([item.sample.weight for item in chosen], dtype=torch.float32),
+        _conditioning_of(chosen, sizes),
     )
 
 
-def _shown(item: Encoded, draws: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, Size]:
-    """Return one picture as it is this time: latents `(4, h, w)`, mask `(1, h, w)` and size of a
-    variant, of that the part that fits the bucket.
-    """
-    variant = int(torch.randint(len(item.latents), (), generator=draws))
-    height, width = item.bucket.height // 8, item.bucket.width // 8
-    top, left = (
-        int(torch.randint(have - want + 1, (), generator=draws))
-        for have, want in zip(item.latents.shape[-2:], (height, width), strict=True)
-    )
+def _conditioning_of(chosen: Sequence[Encoded], sizes: list[Size]) -> Conditioning | None:
+    found = [item.conditioning for item in chosen if item.conditioning is not None]
+    if len(found) < len(chosen):  # captions are encoded while training
+        return None
+    return Conditioning.cat(found, chosen[0].empty).of_sizes(sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Crop:
+    """A sample as one batch sees it: latents `(4, h, w)`, mask `(1, h, w)`, SDXL's size."""
+
+    latents: torch.Tensor
+    mask: torch.Tensor
+    size: Size
+
+
+def _crop(item: Encoded, rng: torch.Generator) -> _Crop:
+    """Draw a variant, and of that a part that fits the bucket."""
+    variant = int(torch.randint(len(item.latents), (), generator=rng))
+    height, width = item.sample.bucket.height // 8, item.sample.bucket.width // 8
+    have_height, have_width = item.latents.shape[-2:]
+    top = int(torch.randint(have_height - height + 1, (), generator=rng))
+    left = int(torch.randint(have_width - width + 1, (), generator=rng))
     part = (slice(None), slice(top, top + height), slice(left, left + width))
+    mask = torch.ones(1, height, width) if item.masks is None else item.masks[variant][part]
     size = item.sizes[variant]
-    return (
-        item.latents[variant][part],
-        torch.ones(1, height, width) if item.masks is None else item.masks[variant][part],
-        dataclasses.replace(
-            size, crop_left_px=size.crop_left_px + 8 * left, crop_top_px=size.crop_top_px + 8 * top
-        ),
+    size = dataclasses.replace(
+        size,
+        crop_left_px=size.crop_left_px + 8 * left,
+        crop_top_px=size.crop_top_px + 8 * top,
     )
+    return _Crop(item.latents[variant][part], mask, size)

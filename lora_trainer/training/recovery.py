@@ -108,5 +108,5 @@ class Recovery:
         return with_less_memory(
             compute_mode,
             self._training_data.largest_batch(),
-            needs_encoders=self._training_data.texts.change,
+            needs_encoders=self._training_data.conditioner.encodes_each_step,
         )

@@ -67,7 +67,7 @@ def compute_losses(
         latents, task.noise.to(device), timesteps, alphas_cumprod, base_model.prediction_type
     )
     with precision.autocast(device, dtype):
-        conditioning = training_data.texts.conditioning(
+        conditioning = training_data.conditioner.conditioning(
             base_model, batch, drawn.captions, part, dtype
         )
         predicted = base_model.predict(noisy_latents, timesteps, conditioning)

@@ -9,8 +9,9 @@ import functools
 from collections import Counter
 from collections.abc import Iterator
 
-from ..dataset.buckets import Bucket, epoch_batches
-from .conditioning import Texts
+from ..dataset.buckets import Bucket
+from .batches import epoch_batches
+from .conditioning import Conditioner
 from .encoded_dataset import Batch, Encoded, assemble
 from .objective import Objective, Task
 
@@ -31,7 +32,7 @@ class Schedule:
     def batches_of(self, step: int, encoded: list[Encoded]) -> list[list[int]]:
         """Return the batches of a step, counted from 0, as lists of picture indices."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        buckets = tuple(item.bucket for item in encoded)
+        buckets = tuple(item.sample.bucket for item in encoded)
         batches = _epoch(buckets, self.repeats, self.batch_size, self.seed, epoch)
         first = step_in_epoch * self.accumulation
         return batches[first : first + self.accumulation]
@@ -41,9 +42,7 @@ class Schedule:
 def _epoch(
     buckets: tuple[Bucket, ...], repeats: tuple[int, ...], batch_size: int, seed: int, epoch: int
 ) -> list[list[int]]:
-    return epoch_batches(
-        list(buckets), list(repeats), batch_size=batch_size, seed=seed, epoch=epoch
-    )
+    return epoch_batches(buckets, repeats, batch_size=batch_size, seed=seed, epoch=epoch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +81,7 @@ class TrainingData:
     encoded: list[Encoded]
     schedule: Schedule
     objective: Objective
-    texts: Texts
+    conditioner: Conditioner
     validation_indices: tuple[int, ...] = ()
     validate_every: int = 0
 
@@ -93,7 +92,7 @@ class TrainingData:
         for part, indices in enumerate(batches):
             number = step * schedule.accumulation + part
             batch = assemble(self.encoded, indices, seed=seed, number=number)
-            captions = self.texts.draw(batch, seed=seed, number=number)
+            captions = self.conditioner.draw_captions(batch, seed=seed, number=number)
             task = self.objective.draw(batch.latents.shape, seed=seed, number=number)
             yield DrawnBatch(batch, captions, task, seed, number, len(batches))
 
@@ -108,7 +107,7 @@ class TrainingData:
         """
         members: Counter[Bucket] = Counter()
         for item, repeats in zip(self.encoded, self.schedule.repeats, strict=True):
-            members[item.bucket] += repeats
+            members[item.sample.bucket] += repeats
         return min(self.schedule.batch_size, max(members.values()))
 
     def is_validated_after(self, step: int) -> bool:

@@ -71,7 +71,7 @@ def _picture_loss(
     latents = batch.latents.to(device)
     masks = None if batch.masks is None else batch.masks.to(device)
     with precision.autocast(device, dtype):
-        conditioning = training_data.texts.conditioning(
+        conditioning = training_data.conditioner.conditioning(
             base_model, batch, batch.captions, slice(0, 1), dtype
         )
     losses = []

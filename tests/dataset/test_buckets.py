@@ -7,7 +7,15 @@ import math
 
 import pytest
 
-from lora_trainer.dataset.buckets import Bucket, assign_bucket, covering_of, crop_of
+from lora_trainer.dataset.buckets import (
+    Bucket,
+    assign_bucket,
+    bucket_for,
+    covering_of,
+    crop_of,
+)
+from lora_trainer.editor import checks
+from lora_trainer.settings.config import TrainConfig
 
 SIZES = [(1000, 1000), (1920, 1080), (700, 300), (90, 700), (3000, 1000), (513, 511), (200, 64)]
 
@@ -112,3 +120,32 @@ def test_the_crop_in_the_pictures_own_pixels():
         448,
     )
     assert crop_of(192, 64, Bucket(64, 64)) == (64, 0, 64, 64)
+
+
+def test_the_editor_and_a_run_have_the_same_bucket_for_a_picture():
+    """Once it was worked out in two places, each from settings of its own."""
+    for changes in ({}, {"bucket_step": 96}, {"resolution": 100}, {"bucket_no_upscale": True}):
+        config, checked = TrainConfig().replace(**changes), checks.Wanted(**changes)
+        for size in SIZES:
+            bucket = bucket_for(*size, config)
+            assert bucket == bucket_for(*size, checked)
+            assert checks.crop_for(*size, checked)["bucket"] == [bucket.width, bucket.height]
+    assert bucket_for(100, 100, TrainConfig(), resolution=128) == Bucket(128, 128)
+
+
+@pytest.mark.parametrize(
+    "size, expected",
+    [
+        ((1000, 1000), (512, 512)),
+        ((1920, 1080), (640, 384)),
+        ((1080, 1920), (384, 640)),
+        ((3000, 1000), (832, 256)),
+    ],
+)
+def test_buckets_keep_the_shape_and_the_area(size, expected):
+    bucket = assign_bucket(*size, resolution=512)
+    assert (bucket.width, bucket.height) == expected and bucket.width * bucket.height <= 512 * 512
+
+
+def test_without_buckets_everything_is_square():
+    assert assign_bucket(1920, 1080, resolution=512, enable_bucket=False) == Bucket(512, 512)

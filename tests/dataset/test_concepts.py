@@ -10,7 +10,7 @@ from PIL import Image
 
 from lora_trainer.base.errors import Refused
 from lora_trainer.dataset.concepts import read_concepts
-from lora_trainer.dataset.selection import folders_of
+from lora_trainer.dataset.folders import folders_of
 from lora_trainer.interop.readers import import_settings
 from lora_trainer.runs.pipeline import train_lora
 from lora_trainer.runs.plan import make_plan
@@ -83,8 +83,8 @@ def planned(settings, host):
 
 def shown(plan):
     return {
-        picture.path.name: (caption, picture.repeats)
-        for picture, caption in zip(plan.pictures, plan.captions)
+        sample.picture.path.name: (sample.caption, sample.picture.repeats)
+        for sample in plan.samples
     }
 
 

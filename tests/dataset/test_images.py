@@ -1,77 +1,83 @@
-"""Pixels in place, and in other colours."""
-
-import colorsys
+"""Image files as people have them: opened by their content, decoded upright and in 8-bit RGB."""
 
 import numpy as np
-import torch
+import pytest
 from PIL import Image
 
-from lora_trainer.base.rng import generator
-from lora_trainer.dataset.buckets import Bucket, assign_bucket
-from lora_trainer.dataset.images import LUMA, jittered, load_pixels
+from lora_trainer.dataset import images
+from lora_trainer.dataset.images import look, read_rgb
+from lora_trainer.dataset.sample import Picture
+from lora_trainer.dataset.scan import examine, scan
 
 
-def test_without_enlarging_pixels_stay_as_they_are(tmp_path):
-    values = np.random.default_rng(0).integers(0, 256, (90, 110, 3), np.uint8)
-    Image.fromarray(values).save(tmp_path / "a.png")
-    pixels, size = load_pixels(
-        tmp_path / "a.png", assign_bucket(110, 90, resolution=512, no_upscale=True)
+def test_exif_rotation(tmp_path):
+    image = Image.new("RGB", (100, 50), "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert (examine(tmp_path / "a.jpg").width, read_rgb(tmp_path / "a.jpg").size) == (50, (50, 100))
+
+
+def test_cmyk_16_bit_palette_and_transparency(tmp_path):
+    Image.new("CMYK", (32, 32), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg")
+    Image.fromarray(np.full((32, 32), 65535, np.uint16)).save(tmp_path / "grey16.png")
+    Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert np.asarray(read_rgb(tmp_path / "cmyk.jpg"))[0, 0, 0] > 180
+    assert np.asarray(read_rgb(tmp_path / "grey16.png")).min() == 255
+    assert np.asarray(read_rgb(tmp_path / "clear.png")).min() == 255
+    assert "transparent parts become white" in examine(tmp_path / "clear.png").warnings
+
+
+@pytest.mark.parametrize("thorough", [True, False])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_the_first_page_of_a_tiff_is_used(tmp_path, compression, thorough):
+    path = tmp_path / "a.tif"
+    Image.new("RGB", (64, 48), "red").save(
+        path,
+        save_all=True,
+        append_images=[Image.new("RGB", (32, 32), "blue")],
+        compression=compression,
     )
-    assert torch.equal(
-        pixels,
-        torch.from_numpy(values[13:77, 23:87].astype(np.float32) / 127.5 - 1).permute(2, 0, 1),
+    found = examine(path, thorough=thorough)
+    assert (
+        isinstance(found, Picture)
+        and (found.width, found.height) == (64, 48)
+        and found.warnings == ("several pages: only the first is used", "no caption")
     )
-    assert size.numbers() == [90, 110, 13, 23, 64, 64]
+    assert look(path, 32)[1].getpixel((0, 0)) == read_rgb(path).getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_a_bucket_without_its_covering_size_is_covered(tmp_path):
-    Image.new("RGB", (110, 90)).save(tmp_path / "a.png")
-    assert load_pixels(tmp_path / "a.png", Bucket(64, 64), whole=True)[0].shape == (
-        3,
-        64,
-        72,
-    )  # 78 wide, of which 72 make latents
+def test_animated_gif_uses_the_first_frame(tmp_path):
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    found = examine(tmp_path / "a.gif")
+    assert isinstance(found, Picture) and "animated: only the first frame is used" in found.warnings
+    assert np.asarray(read_rgb(tmp_path / "a.gif"))[0, 0].tolist() == [255, 0, 0]
 
 
-def by_hand(colours, strength, draws):
-    """The same on `(n, 3)` colours in [0, 1], with Python's own colour conversion for one colour
-    after the other.
+def test_bomb_is_refused_without_decoding(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MOST_PIXELS", 1000)
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    assert "million pixels" in scan(tmp_path)[1][0].reason
+
+
+def test_a_small_view_is_the_same_however_large_the_picture(tmp_path):
+    """It is scaled down before its colours are converted; edges keep their colour, transparency
+    becomes white.
     """
-    bright, contrast, saturation = [
-        1 + strength * (2 * number - 1) for number in torch.rand(3, generator=draws).tolist()
-    ]
-    turn = 2 * np.pi * strength / 4 * (2 * torch.rand((), generator=draws).item() - 1)
-    colours = np.clip(colours * bright, 0, 1)
-    mean = (colours @ np.array(LUMA)).mean()
-    colours = np.clip(mean + contrast * (colours - mean), 0, 1)
-    yiq = np.array([colorsys.rgb_to_yiq(*colour) for colour in colours])
-    chroma = (yiq[:, 1] + 1j * yiq[:, 2]) * saturation * np.exp(1j * turn)
-    turned = np.stack([yiq[:, 0], chroma.real, chroma.imag], axis=1)
-    return np.array([colorsys.yiq_to_rgb(*colour) for colour in turned])  # which clips at 0 and 1
-
-
-def test_jitter_is_brightness_contrast_saturation_and_hue():
-    colours = np.random.default_rng(3).random((64, 3))
-    pixels = torch.from_numpy(colours * 2 - 1).float().T.reshape(3, 8, 8)
-    for number in range(6):
-        found = jittered(pixels, 0.3, generator(1, "x", number))
-        expected = (
-            torch.from_numpy(by_hand(colours, 0.3, generator(1, "x", number)) * 2 - 1)
-            .float()
-            .T.reshape(3, 8, 8)
-        )
-        assert torch.allclose(found, expected, atol=2e-5) and not torch.allclose(
-            found, pixels, atol=0.01
-        )
-
-
-def test_jitter_keeps_grey_grey_and_its_strength():
-    grey = torch.linspace(-1, 1, 64).expand(3, 8, 64).contiguous()
-    for number in range(20):
-        found = jittered(grey, 0.1, generator(1, "x", number))
-        assert (
-            torch.allclose(found[0], found[1], atol=1e-5)
-            and (found - grey).abs().max() < 0.1 * 2 * 2.5
-            and found.abs().max() <= 1
-        )
-    assert torch.allclose(jittered(grey, 0.0, generator(1, "x")), grey, atol=1e-6)
+    image = Image.new("RGBA", (3000, 2000), (200, 30, 30, 255))
+    image.paste((0, 0, 0, 0), (1500, 0, 3000, 2000))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.png", exif=exif)
+    facts, small = images.look(tmp_path / "a.png", 300)
+    assert (
+        (facts.width, facts.height) == (2000, 3000)
+        and small.size == (200, 300)
+        and small.mode == "RGB"
+    )
+    assert small.getpixel((100, 50)) == (200, 30, 30) and small.getpixel((100, 250)) == (
+        255,
+        255,
+        255,
+    )

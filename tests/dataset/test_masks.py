@@ -9,9 +9,10 @@ from PIL import Image
 
 from lora_trainer.base.errors import Refused
 from lora_trainer.dataset.buckets import Bucket, assign_bucket
-from lora_trainer.dataset.images import load_pixels
-from lora_trainer.dataset.masks import check_mask, find_masks, learns_everywhere, load_mask
-from lora_trainer.dataset.scan import Picture, examine, scan
+from lora_trainer.dataset.masks import check_mask, find_masks, is_opaque, load_mask
+from lora_trainer.dataset.pixels import load_pixels
+from lora_trainer.dataset.sample import Picture
+from lora_trainer.dataset.scan import examine, scan
 
 
 def picture(folder, name="a.png", size=(128, 64), **kwargs):
@@ -146,17 +147,14 @@ def test_transparency_turned_as_the_camera_says(tmp_path):
     exif[0x0112] = 6
     image.save(tmp_path / "a.png", exif=exif)
     base = examine(tmp_path / "a.png")
-    assert (base.width, base.height) == (128, 64) and not learns_everywhere(base)
+    assert (base.width, base.height) == (128, 64) and not is_opaque(base)
     found = load_mask(base, Bucket(128, 64), mask_path=None)
     assert torch.equal(found, torch.cat([torch.ones(1, 8, 12), torch.zeros(1, 8, 4)], -1))
 
 
 def test_a_picture_without_transparency_is_learned_everywhere(tmp_path):
     base = picture(tmp_path)
-    assert (
-        learns_everywhere(base)
-        and load_mask(base, Bucket(128, 64), mask_path=None, floor=0.5) is None
-    )
+    assert is_opaque(base) and load_mask(base, Bucket(128, 64), mask_path=None, floor=0.5) is None
 
 
 def test_what_is_said_of_masks(tmp_path):

@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.dataset.selection import extra_folders, folders_of, select
+from lora_trainer.dataset.folders import extra_folders, folders_of
+from lora_trainer.dataset.sample import ROLES
+from lora_trainer.dataset.selection import select
 from lora_trainer.settings.config import TrainConfig
 
 
@@ -26,11 +28,22 @@ def selected(folder, thorough=True, **settings):
 
 
 def named(selection, role="train"):
-    return {
-        picture.path.stem: picture.repeats
-        for picture, of in zip(selection.pictures, selection.roles)
-        if of == role
-    }
+    return {picture.path.stem: picture.repeats for picture in selection.of(role)}
+
+
+def roles(selection):
+    return [role for role in ROLES for _ in selection.of(role)]
+
+
+def pictures(selection):
+    return [picture for role in ROLES for picture in selection.of(role)]
+
+
+def repeats_of(selection):
+    """How often each picture is trained in an epoch."""
+    return [picture.repeats for picture in selection.training + selection.regularisation] + [
+        0 for _ in selection.validation
+    ]
 
 
 def refused(folder, **settings):
@@ -86,7 +99,9 @@ def test_several_folders_with_their_own_repeats(tmp_path):
             f"5 x {tmp_path / '猫 😺'}\n{tmp_path / '10_cat'}\n1 x {tmp_path / '4_dog'}"
         ),
     )
-    assert named(found) == {"a": 1, "b": 1, "c": 5, "d": 7, "e": 10, "f": 1} and found.repeats == [
+    assert named(found) == {"a": 1, "b": 1, "c": 5, "d": 7, "e": 10, "f": 1} and repeats_of(
+        found
+    ) == [
         1,
         1,
         5,
@@ -94,7 +109,7 @@ def test_several_folders_with_their_own_repeats(tmp_path):
         10,
         1,
     ]
-    assert [picture.caption for picture in found.pictures] == [
+    assert [picture.caption for picture in pictures(found)] == [
         "",
         "",
         "",
@@ -159,7 +174,7 @@ def test_folders_of_no_repeats_are_left_out_and_said(tmp_path):
     assert (
         set(named(found)) | set(named(found, "validation")) == set("abc")
         and named(found, "regularisation") == {"r": 2}
-        and found.repeats == [1, 1, 2, 0]
+        and repeats_of(found) == [1, 1, 2, 0]
     )
     assert [problem.path for problem in found.problems] == [main / "0_zero", more, other / "0_dog"]
     assert [problem.reason for problem in found.problems[:2]] == [
@@ -199,13 +214,13 @@ def test_a_table_that_lies_in_the_first_folder_is_its_own(tmp_path):
         picture.caption
         for picture in selected(
             main, extra_data_dirs=str(more), metadata_path=str(main / "list.csv")
-        ).pictures
+        ).training
     ] == ["first", "", ""]
     assert [
         picture.caption
         for picture in selected(
             main, extra_data_dirs=str(more), metadata_path=str(tmp_path / "list.csv")
-        ).pictures
+        ).training
     ] == ["first", "first", "second"]
 
 
@@ -241,14 +256,14 @@ def test_regularisation_pictures_are_raised_to_as_many_as_yours(tmp_path, reg, r
     assert (
         list(named(found, "regularisation").values())
         == counted_as_kohya_does([repeats] * len(reg), 10)
-        and sum(found.repeats) == 20
+        and sum(repeats_of(found)) == 20
     )
-    assert found.roles == ["train"] * 5 + ["regularisation"] * len(reg) and found.repeats[
+    assert roles(found) == ["train"] * 5 + ["regularisation"] * len(reg) and repeats_of(found)[
         5:
     ] == list(named(found, "regularisation").values())
-    assert [picture.caption for picture in found.pictures[5:]] == ["cat"] * len(
+    assert [picture.caption for picture in pictures(found)[5:]] == ["cat"] * len(
         reg
-    ) and not found.remarks
+    ) and not found.warnings
 
 
 def test_of_more_regularisation_pictures_some_are_taken(tmp_path):
@@ -258,11 +273,11 @@ def test_of_more_regularisation_pictures_some_are_taken(tmp_path):
     found, again, other_seed = (
         selected(main, reg_data_dir=str(other), repeats=2, seed=seed) for seed in (1, 1, 2)
     )
-    assert sum(found.repeats) == 12 and named(found, "regularisation") == named(
+    assert sum(repeats_of(found)) == 12 and named(found, "regularisation") == named(
         again, "regularisation"
     ) != named(other_seed, "regularisation")
-    count = found.roles.count("regularisation")
-    assert found.remarks == [
+    count = roles(found).count("regularisation")
+    assert found.warnings == [
         f"{20 - count} of the 20 regularisation pictures are left out: as many are shown as of"
         " yours, repeats included."
     ]
@@ -287,10 +302,10 @@ def test_whole_pictures_are_kept_out(tmp_path, count, share, expected):
     main = fill(tmp_path / "3_cat", *(f"p{number}" for number in range(count)))
     found = selected(main, validation_split=share)
     assert (
-        Counter(found.roles) == Counter({"train": count - expected, "validation": expected})
-        and found.repeats == [3] * (count - expected) + [0] * expected
+        Counter(roles(found)) == Counter({"train": count - expected, "validation": expected})
+        and repeats_of(found) == [3] * (count - expected) + [0] * expected
     )
-    assert len({picture.path for picture in found.pictures}) == count
+    assert len({picture.path for picture in pictures(found)}) == count
 
 
 def test_which_are_kept_out_depends_on_the_seed_alone(tmp_path):
@@ -313,7 +328,9 @@ def test_too_few_to_keep_any_out(tmp_path):
 def test_order_of_all_three(tmp_path):
     main, other = fill(tmp_path / "main", *"abcde"), fill(tmp_path / "reg", "r")
     found = selected(main, reg_data_dir=str(other), validation_split=0.2)
-    assert found.roles == ["train"] * 4 + ["regularisation", "validation"] and found.repeats == [
+    assert roles(found) == ["train"] * 4 + ["regularisation", "validation"] and repeats_of(
+        found
+    ) == [
         1,
         1,
         1,
@@ -338,10 +355,10 @@ def test_missing_masks_are_told_once_and_bad_ones_cost_their_picture(tmp_path):
     assert [problem.path.name for problem in found.problems] == [
         "b-masklabel.png"
     ] and "mask of b.png, which is left out" in found.problems[0].reason
-    assert found.remarks == [
+    assert found.warnings == [
         "2 of 3 pictures (c.png, …) have no mask beside them: all of them is learned."
     ]
-    assert set(named(selected(main))) == set("abcd") and not selected(main).remarks
+    assert set(named(selected(main))) == set("abcd") and not selected(main).warnings
 
 
 def test_no_usable_mask_at_all(tmp_path):
@@ -353,11 +370,11 @@ def test_no_usable_mask_at_all(tmp_path):
 def test_pictures_without_transparency_are_told_once(tmp_path):
     main = fill(tmp_path / "main", "a", "b")
     Image.new("RGBA", (64, 64)).save(main / "c.png")
-    assert selected(main, masked_loss="alpha").remarks == [
+    assert selected(main, masked_loss="alpha").warnings == [
         "2 of 3 pictures (a.png, …) are transparent nowhere: all of them is learned."
     ]
     (main / "b.png").unlink()
-    assert selected(main, masked_loss="alpha").remarks == [
+    assert selected(main, masked_loss="alpha").warnings == [
         "a.png is transparent nowhere: all of it is learned."
     ]
 
@@ -370,7 +387,7 @@ def test_masks_of_regularisation_pictures_are_used_and_not_missed(tmp_path):
     found = selected(main, masked_loss="files", reg_data_dir=str(other), repeats=3)
     assert (
         named(found, "regularisation") == {"r": 2, "t": 1}
-        and not found.remarks
+        and not found.warnings
         and other / "r.png" in found.masks
     )
     assert [problem.path.name for problem in found.problems] == ["s-masklabel.png"]

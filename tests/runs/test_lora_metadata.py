@@ -288,10 +288,14 @@ def written(config, folder, model=None, shapes=None):
         model or base_model(),
         shapes or dict.fromkeys(parts, RankAlpha(config.lora_rank, config.lora_alpha)),
         form_of(config),
-        made,
-        steps=made.schedule.total_steps,
-        started_at=1.5,
-        loss_average=0.1,
+        made.samples,
+        lora_metadata.RunFigures(
+            steps=made.schedule.total_steps,
+            total_steps=made.schedule.total_steps,
+            steps_per_epoch=made.schedule.steps_per_epoch,
+            started_at=1.5,
+            loss_average=0.1,
+        ),
     )
 
 

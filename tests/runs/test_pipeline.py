@@ -304,3 +304,21 @@ def test_metrics_csv_is_whole(host, settings):
     assert job["state"] == "finished", job["error"]
     with open(host.data_dir / "jobs" / job["id"] / "metrics.csv", newline="") as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4", "5", "6"]
+
+
+def test_a_mask_that_appears_after_the_plan_is_not_trained_with(host, settings, pictures):
+    """What is trained on is what the run's training states know by its hash."""
+    config = TrainConfig.parse({**settings, "masked_loss": "files", "overwrite": True})
+    Image.new("L", (64, 64), 255).save(pictures / "1-masklabel.png")
+
+    def trained(on_progress):
+        return load_file(train_lora(config, host, on_progress=on_progress).output_file)
+
+    def add_mask(progress):
+        if progress.message == "Looking at the pictures":
+            Image.new("L", (64, 64), 0).save(pictures / "0-masklabel.png")
+
+    expected = trained(lambda progress: None)
+    found = trained(add_mask)
+    assert (pictures / "0-masklabel.png").exists()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)

@@ -15,16 +15,18 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lora_trainer.base.errors import Refused
+from lora_trainer.dataset.buckets import bucket_for
 from lora_trainer.dataset.caption_augmentation import CaptionAugmentation
 from lora_trainer.lora.adapter_layers import AdapterSpec
 from lora_trainer.lora.adapters import Adapters
 from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
-from lora_trainer.runs import plan as plan_module
-from lora_trainer.runs.plan import bucket_of, estimate, make_plan
-from lora_trainer.runs.step_options import form_of, layer_choice, variation_of
+from lora_trainer.runs import plan_warnings
+from lora_trainer.runs.memory import estimate
+from lora_trainer.runs.plan import make_plan
+from lora_trainer.runs.step_options import encoding_options, form_of, layer_choice, variation_of
 from lora_trainer.settings.config import TrainConfig
-from lora_trainer.training import encoded_dataset, optimizer_kinds, optimizers
-from lora_trainer.training.conditioning import Texts
+from lora_trainer.training import encoded_dataset, optimizers
+from lora_trainer.training.conditioning import Conditioner
 
 
 def planned(settings, host, thorough=True, session_id=None, **changes):
@@ -34,6 +36,22 @@ def planned(settings, host, thorough=True, session_id=None, **changes):
         thorough=thorough,
         session_id=session_id,
     )
+
+
+def pictures_of(plan):
+    return [sample.picture for sample in plan.samples]
+
+
+def captions(plan):
+    return [sample.caption for sample in plan.samples]
+
+
+def buckets(plan):
+    return [sample.bucket for sample in plan.samples]
+
+
+def estimated(plan, config, parts=None):
+    return estimate(config, plan.samples, parts, init_lora=plan.init_lora)
 
 
 @pytest.fixture
@@ -56,13 +74,15 @@ def test_roles_captions_and_repeats(host, settings, others):
         validation_split=0.2,
         keep_tokens_separator="|||",
     )
-    assert plan.roles == ["train"] * 5 + ["regularisation"] * 2 + ["validation"]
-    assert len(plan.pictures) == len(plan.captions) == len(plan.buckets) == 8
+    assert [sample.role for sample in plan.samples] == ["train"] * 5 + ["regularisation"] * 2 + [
+        "validation"
+    ]
+    assert len(plan.samples) == 8
     assert all(
         caption.startswith("zib, a circle, number")
-        for caption in plan.captions[:5] + plan.captions[7:]
+        for caption in captions(plan)[:5] + captions(plan)[7:]
     )
-    assert plan.captions[5:7] == ["any circle", "a circle, grey"] and plan.schedule.repeats == (
+    assert captions(plan)[5:7] == ["any circle", "a circle, grey"] and plan.schedule.repeats == (
         1,
         1,
         1,
@@ -76,7 +96,7 @@ def test_roles_captions_and_repeats(host, settings, others):
         number
         for step in range(plan.schedule.steps_per_epoch)
         for batch in plan.schedule.batches_of(
-            step, [type("Item", (), {"bucket": bucket}) for bucket in plan.buckets]
+            step, [types.SimpleNamespace(sample=sample) for sample in plan.samples]
         )
         for number in batch
     }
@@ -88,21 +108,25 @@ def test_each_picture_is_learned_in_each_resolution(host, settings, others):
         settings, host, extra_resolutions="128", reg_data_dir=str(others), validation_split=0.2
     )
     single = planned(settings, host, reg_data_dir=str(others), validation_split=0.2)
-    assert plan.roles == ["train"] * 10 + ["regularisation"] * 4 + ["validation"]
-    assert plan.resolutions == [64] * 5 + [128] * 5 + [64] * 2 + [128] * 2 + [64]
+    assert [sample.role for sample in plan.samples] == ["train"] * 10 + ["regularisation"] * 4 + [
+        "validation"
+    ]
+    assert [sample.resolution_px for sample in plan.samples] == [64] * 5 + [128] * 5 + [64] * 2 + [
+        128
+    ] * 2 + [64]
     assert (
-        plan.pictures[:5] == plan.pictures[5:10] == single.pictures[:5]
-        and plan.captions[:5] == plan.captions[5:10]
+        pictures_of(plan)[:5] == pictures_of(plan)[5:10] == pictures_of(single)[:5]
+        and captions(plan)[:5] == captions(plan)[5:10]
     )
-    assert plan.buckets[:5] == single.buckets[:5] and plan.schedule.repeats == (1,) * 10 + (
+    assert buckets(plan)[:5] == buckets(single)[:5] and plan.schedule.repeats == (1,) * 10 + (
         3,
         2,
         3,
         2,
         0,
     )
-    assert all(bucket.width * bucket.height <= 64**2 for bucket in plan.buckets[:5])
-    assert all(96**2 <= bucket.width * bucket.height <= 128**2 for bucket in plan.buckets[5:10])
+    assert all(bucket.width * bucket.height <= 64**2 for bucket in buckets(plan)[:5])
+    assert all(96**2 <= bucket.width * bucket.height <= 128**2 for bucket in buckets(plan)[5:10])
     assert plan.schedule.steps_per_epoch > single.schedule.steps_per_epoch
     assert (plan.count("train"), plan.count("regularisation"), plan.count("validation")) == (
         5,
@@ -115,7 +139,7 @@ def test_each_picture_is_learned_in_each_resolution(host, settings, others):
     assert any("smaller than 128x128" in warning for warning in plan.warnings) and not any(
         "64x64" in warning for warning in plan.warnings
     )
-    assert single.resolutions == [64] * 8 and not any(
+    assert {sample.resolution_px for sample in single.samples} == {64} and not any(
         "px:" in warning for warning in single.warnings
     )
 
@@ -140,7 +164,7 @@ def test_small_pictures_that_are_not_enlarged_are_the_same_in_two_resolutions(ho
 
 def test_a_resolution_that_came_from_a_rectangle_is_said(host, settings):
     plan = planned(settings, host, resolution="64x128")
-    assert plan.resolutions == [91] * 6 and any(
+    assert [sample.resolution_px for sample in plan.samples] == [91] * 6 and any(
         "91 px" in warning and "rectangle" in warning for warning in plan.warnings
     )
 
@@ -190,9 +214,10 @@ def test_captions_that_vary_keep_their_separator_until_they_are_drawn(host, sett
         keep_tokens=1,
         validation_split=0.2,
     )
-    assert plan.captions == ["a circle ||| red, blue"] * 5 + ["any circle", "a circle ||| grey"] + [
-        "a circle, red, blue"
-    ]
+    assert captions(plan) == ["a circle ||| red, blue"] * 5 + [
+        "any circle",
+        "a circle ||| grey",
+    ] + ["a circle, red, blue"]
     assert variation_of(
         TrainConfig.parse({**settings, "keep_tokens_separator": "|||", "shuffle_caption": True})
     ) == CaptionAugmentation(True, 0, "|||")
@@ -343,7 +368,8 @@ def test_what_contradicts_itself_is_refused(host, settings, changes, field, sent
     ],
 )
 def test_what_does_not_contradict_itself(host, settings, changes):
-    assert planned(settings, host, **changes).roles == ["train"] * 6
+    plan = planned(settings, host, **changes)
+    assert [sample.role for sample in plan.samples] == ["train"] * 6
 
 
 @pytest.mark.parametrize(
@@ -404,8 +430,8 @@ def test_buckets_as_set(host, settings):
     config = TrainConfig.parse(
         {**settings, "resolution": 512, "bucket_step": 64, "bucket_max": 640, "bucket_min": 256}
     )
-    assert (bucket_of(2000, 500, config).width, bucket_of(2000, 500, config).height) == (640, 256)
-    assert bucket_of(300, 500, config.replace(bucket_no_upscale=True)).covering == (300, 500)
+    assert (bucket_for(2000, 500, config).width, bucket_for(2000, 500, config).height) == (640, 256)
+    assert bucket_for(300, 500, config.replace(bucket_no_upscale=True)).covering == (300, 500)
 
 
 # --- How much -------------------------------------------------------------------------------------
@@ -424,7 +450,7 @@ def test_buckets_as_set(host, settings):
 def test_the_estimate_is_what_is_built(host, settings, changes):
     config = TrainConfig.parse({**settings, **changes})
     parts = host.peek_parts()
-    found = estimate(planned(settings, host, **changes), config, parts)
+    found = estimated(planned(settings, host, **changes), config, parts)
     parameters = sum(
         weight.numel()
         for weight in Adapters.create(
@@ -445,7 +471,7 @@ def test_the_estimate_is_what_is_built(host, settings, changes):
 
 def test_memory_by_optimizer_and_average(host, settings):
     def memory(**changes):
-        found = estimate(
+        found = estimated(
             planned(settings, host), TrainConfig.parse({**settings, **changes}), host.peek_parts()
         )
         return found["estimated_memory_bytes"] / found["trainable_parameters"]
@@ -459,7 +485,7 @@ def test_memory_by_optimizer_and_average(host, settings):
 
 
 def test_nothing_is_known_of_a_model_that_is_not_there(host, settings):
-    found = estimate(planned(settings, host), TrainConfig.parse(settings), None)
+    found = estimated(planned(settings, host), TrainConfig.parse(settings))
     assert found.pop("cache_bytes") > 0 and set(found.values()) == {
         None
     }  # but what the pictures take is
@@ -488,16 +514,7 @@ def test_the_memory_of_encoded_pictures_is_what_they_take(host, settings, pictur
     Image.new("L", (64, 64), 100).save(pictures / "1-masklabel.png")
     config, plan = TrainConfig.parse({**settings, **changes}), planned(settings, host, **changes)
     encoded = encoded_dataset.encode(
-        host.model,
-        plan.pictures,
-        plan.buckets,
-        plan.captions,
-        plan.roles,
-        with_captions=False,
-        **{
-            name: getattr(config, name)
-            for name in ("mirror", "random_crop", "color_jitter", "masked_loss", "seed")
-        },
+        host.model, plan.samples, encoding_options(config, with_captions=False)
     )
     taken = sum(
         tensor.numel() * tensor.element_size()
@@ -505,15 +522,15 @@ def test_the_memory_of_encoded_pictures_is_what_they_take(host, settings, pictur
         for tensor in (item.latents, item.masks)
         if tensor is not None
     )
-    without_captions = dataclasses.replace(plan, captions=["" for _ in plan.captions])
-    one_caption = estimate(without_captions, config, None)["cache_bytes"] - taken
+    without_captions = [dataclasses.replace(sample, caption="") for sample in plan.samples]
+    one_caption = estimate(config, without_captions, None)["cache_bytes"] - taken
     assert (
         0 < one_caption < 1_000_000
-        and estimate(plan, config, None)["cache_bytes"] == taken + 6 * one_caption
+        and estimated(plan, config)["cache_bytes"] == taken + 6 * one_caption
     )
     assert (
-        estimate(plan, config.replace(shuffle_caption=True), None)["cache_bytes"]
-        == estimate(plan, config.replace(train_text_encoder=True), None)["cache_bytes"]
+        estimated(plan, config.replace(shuffle_caption=True))["cache_bytes"]
+        == estimated(plan, config.replace(train_text_encoder=True))["cache_bytes"]
         == taken
     )
 
@@ -523,7 +540,7 @@ def test_pictures_that_fill_the_memory_are_said(host, settings, monkeypatch):
         "memory" in warning
         for warning in planned(settings, host, color_jitter=0.1, mirror=True).warnings
     )
-    monkeypatch.setattr(plan_module, "LARGE_CACHE_BYTES", 10_000)
+    monkeypatch.setattr(plan_warnings, "LARGE_CACHE_BYTES", 10_000)
     found = planned(settings, host, color_jitter=0.1, mirror=True).warnings
     assert any(
         "encoded pictures will take about" in warning
@@ -642,7 +659,8 @@ def test_a_quick_plan_decodes_nothing(host, settings, pictures, others, monkeypa
         validation_split=0.2,
         color_jitter=0.1,
     )
-    assert plan.masks == {pictures / "0.png": pictures / "0-masklabel.png"}
+    masks = {sample.picture.path: sample.mask for sample in plan.samples if sample.mask}
+    assert masks == {pictures / "0.png": pictures / "0-masklabel.png"}
 
 
 def test_a_quick_plan_of_many_pictures_is_quick(host, settings, tmp_path):
@@ -680,7 +698,7 @@ def test_what_could_never_run_is_refused_by_the_plan(host, settings, changes, fi
 
 
 def test_an_optimizer_that_is_not_there_is_refused_by_the_plan(host, settings, monkeypatch):
-    monkeypatch.setattr(optimizers, "is_installed", lambda kind: False)
+    monkeypatch.setattr(optimizers, "_is_there", lambda kind: False)
     monkeypatch.setitem(sys.modules, "lion_pytorch", None)
     with pytest.raises(Refused, match="lion-pytorch") as caught:
         make_plan(TrainConfig.parse({**settings, "optimizer": "lion"}), lora_dir=host.lora_dir)
@@ -691,7 +709,7 @@ def test_a_folder_of_no_repeats_is_left_out(host, settings, pictures, tmp_path):
     nothing = shutil.copytree(pictures, pictures / "0_nothing")
     plan = make_plan(TrainConfig.parse(settings), lora_dir=host.lora_dir)
     assert (
-        len(plan.pictures) == 6
+        len(plan.samples) == 6
         and len(plan.problems) == 1
         and "0 repeats" in plan.problems[0].reason
     )
@@ -705,7 +723,7 @@ def test_a_folder_of_no_repeats_is_left_out(host, settings, pictures, tmp_path):
 
 def test_the_package_of_an_optimizer_is_looked_for_and_not_tried(host, settings, monkeypatch):
     monkeypatch.setattr(optimizers, "_try", lambda *args: pytest.fail("a step was taken"))
-    for name, kind in optimizer_kinds.KINDS.items():
+    for name, kind in optimizers.KINDS.items():
         if kind.package:
             with monkeypatch.context() as patched:
                 patched.setitem(sys.modules, kind.module.split(".")[0], None)
@@ -789,7 +807,7 @@ def lines(pictures):
 )
 def test_lines_are_used_as_set_and_said(host, settings, lines, use, shown, sentence):
     plan = planned(settings, host, trigger_word="zib", caption_lines=use)
-    assert plan.captions[2] == shown and [
+    assert captions(plan)[2] == shown and [
         warning for warning in plan.warnings if warning.startswith(sentence)
     ]
 
@@ -802,7 +820,7 @@ def test_choices_are_drawn_where_asked_for_and_said(host, settings, lines):
     plan = planned(settings, host, caption_wildcards=True, trigger_word="red")
     assert "2.png has {this|that}: one of them is drawn each time." in plan.warnings
     assert (
-        plan.captions[2] == "red, a circle {red|blue} shape"
+        captions(plan)[2] == "red, a circle {red|blue} shape"
     )  # what may be drawn is not sure to be there
 
 
@@ -812,21 +830,21 @@ def test_validation_measures_with_one_and_the_same_caption(host, settings, lines
     plan = planned(
         settings, host, caption_lines="alternatives", caption_wildcards=True, validation_split=0.3
     )
-    assert {
-        caption for caption, role in zip(plan.captions, plan.roles) if role == "validation"
-    } == {"a red circle"}
+    assert {sample.caption for sample in plan.samples if sample.role == "validation"} == {
+        "a red circle"
+    }
 
 
 def test_two_captions_that_differ_are_named_and_one_counts(host, settings, lines):
     plan = planned(settings, host)
     assert (
         "3.png has a .txt and a .caption that differ: the .txt counts." in plan.warnings
-        and plan.captions[3] == "a circle, number 3"
+        and captions(plan)[3] == "a circle, number 3"
     )
     plan = planned(settings, host, caption_extension=".caption")
     assert (
         "3.png has a .txt and a .caption that differ: the .caption counts." in plan.warnings
-        and plan.captions[3] == "kohya's"
+        and captions(plan)[3] == "kohya's"
     )
     (lines / "4.caption").write_text("kohya's", encoding="utf-8")
     assert any(
@@ -848,17 +866,18 @@ def test_a_run_with_drawn_captions_that_is_resumed_is_the_same_run(settings, pic
     """
     for path in pictures.glob("*.txt"):
         path.write_text("a {red|blue|green|grey} circle\nanother, shape\nzib", encoding="utf-8")
-    variation = variation_of(
+    augmentation = variation_of(
         TrainConfig.parse({**settings, "caption_lines": "alternatives", "caption_wildcards": True})
     )
-    texts = [Texts(variation), Texts(variation)]
+    conditioners = [Conditioner(augmentation), Conditioner(augmentation)]
+    caption = "a {red|blue|green|grey} circle\nanother, shape\nzib"
     batch = types.SimpleNamespace(
-        captions=["a {red|blue|green|grey} circle\nanother, shape\nzib"] * 4,
-        regularisation=[False] * 4,
+        samples=[types.SimpleNamespace(caption=caption, role="train")] * 4
     )
-    whole = [texts[0].draw(batch, seed=3, number=step) for step in range(8)]
+    whole = [conditioners[0].draw_captions(batch, seed=3, number=step) for step in range(8)]
     assert (
-        whole[4:] == [texts[1].draw(batch, seed=3, number=step) for step in range(4, 8)]
+        whole[4:]
+        == [conditioners[1].draw_captions(batch, seed=3, number=step) for step in range(4, 8)]
         and len({tuple(each) for each in whole}) > 4
     )
 

@@ -5,7 +5,7 @@ import pytest
 from lora_trainer.base.contracts import ModelStatus
 from lora_trainer.base.errors import Refused
 from lora_trainer.runs.plan import make_plan
-from lora_trainer.runs.plan_warnings import remarks_on_batches, remarks_on_model
+from lora_trainer.runs.plan_warnings import batch_warnings, model_warnings
 from lora_trainer.settings.config import TrainConfig
 from lora_trainer.settings.remedies import Remark, advice_in, set_to
 
@@ -162,8 +162,8 @@ def test_few_pictures(host, good, pictures, count, labels):
 def test_buckets_are_counted_with_repeats_and_without_validation():
     config = TrainConfig.parse({"batch_size": 4, "enable_bucket": False})
     figures = dict(pictures=3, total_steps=1, steps_per_epoch=1)
-    assert remarks_on_batches(config, ["a", "a", "b"], [2, 2, 4], **figures) == []
-    (said,) = remarks_on_batches(config, ["a", "a", "a", "a"], [1, 1, 1, 0], **figures)
+    assert batch_warnings(config, ["a", "a", "b"], [2, 2, 4], **figures) == []
+    (said,) = batch_warnings(config, ["a", "a", "a", "a"], [1, 1, 1, 0], **figures)
     assert said.remedies == (set_to("batch_size", 3),) and said.startswith(
         "Batch size 4: 3 of 3 pictures"
     )
@@ -186,11 +186,11 @@ def test_buckets_are_counted_with_repeats_and_without_validation():
 )
 def test_pictures_much_smaller_than_the_checkpoint_was_made_for(model, resolution, size):
     config = TrainConfig.parse({"resolution": resolution})
-    said = remarks_on_model(config, model)
+    said = model_warnings(config, model)
     assert [each["changes"] for each in advice_in(said)] == ([{"resolution": size}] if size else [])
     for each in said:
         assert f"{size} px" in each and f"{resolution} px" in each and "  " not in each
-        assert remarks_on_model(config.replace(**each.remedies[0].changes), model) == []
+        assert model_warnings(config.replace(**each.remedies[0].changes), model) == []
 
 
 def test_validation_that_leaves_nobody_is_refused_with_what_to_do(host, good, pictures):

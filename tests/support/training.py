@@ -2,15 +2,12 @@
 
 import torch
 
-from lora_trainer.base.contracts import Conditioning, Size
-from lora_trainer.dataset.buckets import Bucket
 from lora_trainer.dataset.caption_augmentation import CaptionAugmentation
 from lora_trainer.lora.adapter_layers import AdapterSpec
 from lora_trainer.lora.adapters import Adapters
 from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
 from lora_trainer.training.compute_mode import ComputeMode
-from lora_trainer.training.conditioning import Texts
-from lora_trainer.training.encoded_dataset import Encoded
+from lora_trainer.training.conditioning import Conditioner
 from lora_trainer.training.learning_rates import LearningRates
 from lora_trainer.training.objective import Objective
 from lora_trainer.training.optimizers import make_optimizer
@@ -22,33 +19,12 @@ from lora_trainer.training.training_data import TrainingData
 CPU, PLAIN = torch.device("cpu"), CaptionAugmentation()
 
 
-SIZE = Size(64, 64, 0, 0, 64, 64)
-
-
-def encoded_pictures(count=4, **changes):
-    draws = torch.Generator().manual_seed(0)
-    return [
-        Encoded(
-            **{
-                "latents": torch.randn(1, 4, 8, 8, generator=draws),
-                "masks": None,
-                "sizes": (SIZE,),
-                "caption": f"picture, number {number}",
-                "weight": 1.0,
-                "regularisation": False,
-                "conditioning": Conditioning(torch.randn(1, 77, 12, generator=draws)),
-                "bucket": Bucket(64, 64),
-                **changes,
-            }
-        )
-        for number in range(count)
-    ]
-
-
 def make_training_data(
     pictures, schedule, objective=Objective(), variation=PLAIN, trained=False, **more
 ):
-    return TrainingData(pictures, schedule, objective, Texts(variation, trained=trained), **more)
+    return TrainingData(
+        pictures, schedule, objective, Conditioner(variation, trained=trained), **more
+    )
 
 
 def make_adapters(model, *, text_encoder=False, **form):

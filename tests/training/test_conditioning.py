@@ -5,7 +5,8 @@ import torch
 from lora_trainer.dataset.caption_augmentation import CaptionAugmentation
 from lora_trainer.training.conditioning import Texts
 from lora_trainer.training.encoded_dataset import assemble
-from tests.support.training import PLAIN, encoded_pictures
+from tests.support.samples import encoded_pictures
+from tests.support.training import PLAIN
 
 
 def test_captions_that_vary_are_encoded_anew_and_drawn_from_the_number_alone(host):

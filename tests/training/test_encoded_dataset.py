@@ -11,9 +11,17 @@ from PIL import Image
 from lora_trainer.base.contracts import Conditioning
 from lora_trainer.base.errors import Refused, Stopped
 from lora_trainer.dataset.buckets import Bucket
-from lora_trainer.dataset.images import load_pixels
+from lora_trainer.dataset.masks import find_masks
+from lora_trainer.dataset.pixels import load_pixels
 from lora_trainer.dataset.scan import examine
-from lora_trainer.training.encoded_dataset import JITTERED, Encoded, assemble, encode
+from lora_trainer.training.encoded_dataset import (
+    JITTERED,
+    Encoded,
+    EncodingOptions,
+    assemble,
+    encode,
+)
+from tests.support.samples import sample_of
 
 
 class Model:
@@ -56,33 +64,55 @@ def folder(tmp_path) -> Path:
 
 
 def encoded(
-    folder, model=None, *, buckets=None, roles=("train", "regularisation", "validation"), **settings
+    folder,
+    model=None,
+    *,
+    buckets=(Bucket(128, 64),) * 3,
+    roles=("train", "regularisation", "validation"),
+    numbers=(0, 1, 2),
+    masks=None,
+    weights=(1.0, 1.0, 1.0),
+    between=lambda: True,
+    on_progress=lambda done, total: None,
+    **settings,
 ):
-    pictures = [examine(folder / f"{number}.png") for number in range(3)]
+    pictures = [examine(folder / f"{number}.png") for number in numbers]
+    masks = masks or {}
+    samples = [
+        sample_of(
+            picture.caption,
+            picture=picture,
+            bucket=bucket,
+            role=role,
+            weight=weight,
+            mask=masks.get(picture.path),
+        )
+        for picture, bucket, role, weight in zip(pictures, buckets, roles, weights)
+    ]
     return encode(
         model or Model(),
-        pictures,
-        buckets or [Bucket(128, 64)] * 3,
-        [picture.caption for picture in pictures],
-        list(roles),
-        **settings,
+        samples,
+        EncodingOptions(**settings),
+        between=between,
+        on_progress=on_progress,
     )
 
 
 def test_plain(folder):
     model = Model()
-    items = encoded(folder, model, prior_loss_weight=0.5)
+    items = encoded(folder, model, weights=(1.0, 0.5, 1.0))
     pixels, size = load_pixels(folder / "0.png", Bucket(128, 64))
     assert (
         torch.equal(items[0].latents, model.encode_images(pixels[None]))
         and items[0].sizes == (size,)
         and items[0].masks is None
     )
-    assert [(item.weight, item.regularisation, item.caption) for item in items[:2]] == [
-        (1.0, False, "one"),
-        (0.5, True, "one"),
+    samples = [item.sample for item in items]
+    assert [(sample.weight, sample.role, sample.caption) for sample in samples[:2]] == [
+        (1.0, "train", "one"),
+        (0.5, "regularisation", "one"),
     ]
-    assert items[2].weight == 1.0 and not items[2].regularisation
+    assert samples[2].weight == 1.0 and samples[2].role == "validation"
 
 
 def test_each_caption_is_encoded_once_and_the_empty_one_where_lengths_differ(folder):
@@ -146,10 +176,7 @@ def test_mirror_and_colours_make_variants_but_not_for_validation(folder):
 
 
 def test_colours_depend_on_the_picture_not_on_its_place(folder):
-    pictures = [examine(folder / f"{number}.png") for number in (1, 0)]
-    turned = encode(
-        Model(), pictures, [Bucket(128, 64)] * 2, ["", ""], ["train"] * 2, color_jitter=0.2, seed=3
-    )
+    turned = encoded(folder, numbers=(1, 0), roles=["train"] * 2, color_jitter=0.2, seed=3)
     items = encoded(folder, roles=["train"] * 3, color_jitter=0.2, seed=3)
     assert torch.equal(turned[1].latents, items[0].latents) and torch.equal(
         turned[0].latents, items[1].latents
@@ -219,8 +246,8 @@ def test_masks_go_with_their_variants_and_crops(folder):
         mirror=True,
         color_jitter=0.01,
         random_crop=True,
-        masked_loss="files",
-        masked_loss_floor=0.25,
+        masks=find_masks(folder / f"{number}.png" for number in range(3)),
+        mask_floor=0.25,
         seed=1,
     )
     assert (
@@ -242,18 +269,19 @@ def test_masks_from_transparency(folder):
     image = Image.new("RGBA", (128, 64), (10, 20, 30, 255))
     image.paste((0, 0, 0, 0), (0, 0, 64, 64))
     image.save(folder / "1.png")
-    items = encoded(folder, masked_loss="alpha")
+    items = encoded(folder, masks_from_alpha=True)
     assert items[0].masks is None and items[1].masks[0, 0, 0].tolist() == [0.0] * 8 + [1.0] * 8
     assert all(item.masks is None for item in encoded(folder))
 
 
 def test_a_batch_has_weights_and_draws_from_its_number_alone(folder):
-    items = encoded(folder, mirror=True, color_jitter=0.1, prior_loss_weight=0.25)
+    items = encoded(folder, mirror=True, color_jitter=0.1, weights=(1.0, 0.25, 1.0))
     batch = assemble(items, [1, 0, 1], seed=0, number=4)
     assert (
         batch.weights.tolist() == [0.25, 1.0, 0.25]
         and batch.weights.dtype == torch.float32
-        and batch.regularisation == [True, False, True]
+        and [sample.role for sample in batch.samples]
+        == ["regularisation", "train", "regularisation"]
         and len(batch) == 3
     )
     assert torch.equal(batch.latents, assemble(items, [1, 0, 1], seed=0, number=4).latents)
@@ -283,14 +311,23 @@ def test_progress_and_fields(folder):
     assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)] and [
         field.name for field in dataclasses.fields(Encoded)
     ] == [
+        "sample",
         "latents",
         "masks",
         "sizes",
-        "caption",
-        "weight",
-        "regularisation",
         "conditioning",
-        "bucket",
         "empty",
     ]
     assert item.latents.dtype == torch.float32 and not item.latents.requires_grad
+
+
+def test_masks_are_those_of_the_plan_not_those_on_disk_by_now(folder):
+    """A training state knows the masks that were planned; others must not be trained with."""
+    for number in (0, 1):
+        Image.new("L", (128, 64), 0).save(folder / f"{number}-masklabel.png")
+    planned = {folder / "0.png": folder / "0-masklabel.png"}
+    items = encoded(folder, masks=planned)
+    assert not items[0].masks.any() and items[1].masks is None
+    (folder / "0-masklabel.png").unlink()
+    with pytest.raises(Refused, match="0-masklabel.png is gone"):
+        encoded(folder, masks=planned)

@@ -8,8 +8,8 @@ from lora_trainer.training.compute_mode import ComputeMode
 from lora_trainer.training.model_patches import ModelPatches
 from lora_trainer.training.recovery import Recovery
 from lora_trainer.training.training_data import Schedule
+from tests.support.samples import encoded_pictures
 from tests.support.training import (
-    encoded_pictures,
     make_adapters,
     make_train_state,
     make_training_data,

@@ -12,8 +12,8 @@ from lora_trainer.training.compute_mode import ComputeMode
 from lora_trainer.training.encoded_dataset import assemble
 from lora_trainer.training.model_patches import ModelPatches
 from lora_trainer.training.training_data import Schedule
+from tests.support.samples import encoded_pictures
 from tests.support.training import (
-    encoded_pictures,
     gradients,
     make_adapters,
     make_train_state,

@@ -4,7 +4,8 @@ from collections import Counter
 
 from lora_trainer.dataset.buckets import Bucket
 from lora_trainer.training.training_data import Schedule
-from tests.support.training import encoded_pictures, make_training_data
+from tests.support.samples import encoded_pictures
+from tests.support.training import make_training_data
 
 
 def test_every_epoch_shows_each_picture_as_often_as_its_repeats():

@@ -9,7 +9,8 @@ from lora_trainer.training.compute_mode import ComputeMode
 from lora_trainer.training.model_patches import ModelPatches
 from lora_trainer.training.objective import Objective
 from lora_trainer.training.training_data import Schedule
-from tests.support.training import encoded_pictures, make_adapters, make_training_data
+from tests.support.samples import encoded_pictures
+from tests.support.training import make_adapters, make_training_data
 
 
 def test_validation_repeats_itself_without_dropout_and_changes_nothing(host):

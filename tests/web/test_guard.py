@@ -24,6 +24,8 @@ from starlette.websockets import WebSocketDisconnect
 
 from lora_trainer.base.errors import Refused
 from lora_trainer.base.paths import check_inside
+from lora_trainer.dataset import images
+from lora_trainer.dataset.decode_limit import DecodeLimit
 from lora_trainer.jobs.service import TrainingService
 from lora_trainer.web import api
 from lora_trainer.web import guard as doors
@@ -1062,21 +1064,19 @@ def test_every_answer_says_that_its_kind_is_not_to_be_guessed(client):
 def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch):
     import threading
 
-    from lora_trainer.dataset import scan
-
-    monkeypatch.setattr(scan, "_decoding", scan._Decoding(1000))
+    monkeypatch.setattr(images, "_decode_limit", DecodeLimit(1000))
     (tmp_path / "a.png").write_bytes(picture())
     inside = []
 
     def decode():
-        with scan.opened(tmp_path / "a.png"):
+        with images.opened(tmp_path / "a.png"):
             inside.append(1)
 
-    with scan.opened(tmp_path / "a.png"):
+    with images.opened(tmp_path / "a.png"):
         thread = threading.Thread(target=decode)
         thread.start()
         thread.join(0.2)
-        assert not inside and scan.inspect(tmp_path / "a.png", thorough=False).width == 64
+        assert not inside and images.inspect(tmp_path / "a.png", thorough=False).width == 64
     thread.join()
     assert inside
 

@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lora_trainer.dataset import scan
+from lora_trainer.base.errors import Refused
+from lora_trainer.dataset import images
+from lora_trainer.dataset.decode_limit import DecodeLimit
 
 REPOSITORY = Path(__file__).parents[2]
 RUN = """
 import sys, threading, psutil
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from lora_trainer.editor import picture_files
+from lora_trainer.editor import picture_files as pictures
 from lora_trainer.dataset.buckets import Bucket
-from lora_trainer.dataset.scan import inspect
+from lora_trainer.dataset.images import inspect
 path, process, most = Path(sys.argv[2]), psutil.Process(), [0]
 inspect(path, thorough=False)
 before = process.memory_info().rss
@@ -52,14 +54,14 @@ def test_five_pictures_at_once_take_the_memory_of_one(tmp_path, act, most_mib):
 
 
 def test_pixels_are_counted_over_all_threads(tmp_path, monkeypatch):
-    monkeypatch.setattr(scan, "_decoding", scan._Decoding(3 * 64 * 64))
+    monkeypatch.setattr(images, "_decode_limit", DecodeLimit(3 * 64 * 64))
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     lock, inside, most = threading.Lock(), [0], [0]
 
     def decode():
         with (
-            scan.opened(tmp_path / "a.png"),
-            scan.opened(tmp_path / "a.png"),
+            images.opened(tmp_path / "a.png"),
+            images.opened(tmp_path / "a.png"),
         ):  # the second belongs to the first
             with lock:
                 inside[0] += 1
@@ -77,34 +79,12 @@ def test_pixels_are_counted_over_all_threads(tmp_path, monkeypatch):
 
 
 def test_a_picture_larger_than_the_room_gets_all_of_it_and_gives_it_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(scan, "_decoding", scan._Decoding(100))
+    monkeypatch.setattr(images, "_decode_limit", DecodeLimit(100))
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     for _ in range(2):
-        with pytest.raises(scan.Refused), scan.opened(tmp_path / "a.png"):
+        with pytest.raises(Refused), images.opened(tmp_path / "a.png"):
             raise ValueError("in the middle")
-    done = threading.Thread(target=lambda: scan.look(tmp_path / "a.png", 32))
+    done = threading.Thread(target=lambda: images.look(tmp_path / "a.png", 32))
     done.start()
     done.join(10)
     assert not done.is_alive()
-
-
-def test_a_small_view_is_the_same_however_large_the_picture(tmp_path):
-    """It is scaled down before its colours are converted; edges keep their colour, transparency
-    becomes white.
-    """
-    image = Image.new("RGBA", (3000, 2000), (200, 30, 30, 255))
-    image.paste((0, 0, 0, 0), (1500, 0, 3000, 2000))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image.save(tmp_path / "a.png", exif=exif)
-    facts, small = scan.look(tmp_path / "a.png", 300)
-    assert (
-        (facts.width, facts.height) == (2000, 3000)
-        and small.size == (200, 300)
-        and small.mode == "RGB"
-    )
-    assert small.getpixel((100, 50)) == (200, 30, 30) and small.getpixel((100, 250)) == (
-        255,
-        255,
-        255,
-    )

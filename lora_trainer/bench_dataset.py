@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
-from .editor.checks import Wanted
+from .editor.checks import CheckSettings
 from .editor.editor import DataSetEditor
 
 SIDE_PX = 24
@@ -83,12 +83,12 @@ def _edits(editor: DataSetEditor) -> Iterator[tuple[str, Seconds]]:
         going = names[2 : 2 + count]
         yield f"delete {len(going):,}", _time(lambda: editor.discard(going))  # noqa: B023
         yield f"undo of deleting {len(going):,}", _time(editor.undo)
-    yield "checks", _time(lambda: editor.check(Wanted()))
-    yield "checks, again", _time(lambda: editor.check(Wanted()))
+    yield "checks", _time(lambda: editor.check(CheckSettings()))
+    yield "checks, again", _time(lambda: editor.check(CheckSettings()))
 
 
 def _examine(editor: DataSetEditor) -> None:
-    while not editor.check(Wanted())["ready"]:
+    while not editor.check(CheckSettings())["ready"]:
         time.sleep(0.5)
 
 

@@ -46,7 +46,7 @@ _TABLE = """create table if not exists pictures (
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class ScanResult:
     """What a look at a picture has shown: facts or a problem; its hash, 63 bits, and its colours,
     uint8 `(8, 8, 3)`, as bytes.
     """
@@ -57,7 +57,7 @@ class Finding:
     mosaic: bytes = b""
 
 
-class Examination:
+class BackgroundScan:
     """The findings of one data set's pictures. `start` looks at them in a thread of its own;
     `known` never waits for it.
     """
@@ -79,7 +79,7 @@ class Examination:
             for row in self._database.execute("select * from pictures")
         }
 
-    def known(self, path: Path, stat: Any) -> Finding | None:
+    def known(self, path: Path, stat: Any) -> ScanResult | None:
         """Return what is known of a picture in this state: an `os.stat_result`, or as much of one
         as `listing.Stamp` has.
         """
@@ -155,7 +155,7 @@ class Examination:
             except OSError as error:  # it went away meanwhile, or the disk is full
                 log.info("%s was not examined: %s", path, error)
 
-    def _examine(self, path: Path, stat: os.stat_result) -> Finding:
+    def _examine(self, path: Path, stat: os.stat_result) -> ScanResult:
         """Decode a picture once, keep its thumbnail and what else there is to know."""
         known = self.known(path, stat)
         if known is not None and (known.problem or self._thumbnail_path(path, stat).is_file()):
@@ -163,11 +163,11 @@ class Examination:
         try:
             facts, small = look(path, THUMBNAIL_PX)
         except Refused as error:
-            finding = Finding(None, error)
+            finding = ScanResult(None, error)
         else:
             with contextlib.suppress(OSError):  # a full disk costs thumbnails, not the findings
                 self._save_thumbnail(path, stat, small)
-            finding = Finding(facts, None, perceptual_hash(small), mosaic(small))
+            finding = ScanResult(facts, None, perceptual_hash(small), mosaic(small))
         remember(path, stat, finding.facts or finding.problem)
         self._keep(path, stat, finding)
         return finding
@@ -184,7 +184,7 @@ class Examination:
         ).hexdigest()[:24]
         return self._home / "thumbnails" / f"{key}.jpg"
 
-    def _keep(self, path: Path, stat: os.stat_result, finding: Finding) -> None:
+    def _keep(self, path: Path, stat: os.stat_result, finding: ScanResult) -> None:
         facts, problem = (
             finding.facts or Facts(0, 0),
             finding.problem and json.dumps([finding.problem.message, finding.problem.code]),
@@ -229,13 +229,13 @@ def mosaic(image: Image.Image) -> bytes:
     return np.asarray(image.resize((MOSAIC, MOSAIC), Image.BOX), dtype=np.uint8).tobytes()
 
 
-class Twins:
+class DuplicateFinder:
     """Finds near-duplicates, and looks again only when pictures have come, gone or changed."""
 
     def __init__(self) -> None:
         self._seen: tuple[Any, dict[str, list[str]]] = None, {}
 
-    def among(self, findings: Mapping[str, Finding]) -> dict[str, list[str]]:
+    def among(self, findings: Mapping[str, ScanResult]) -> dict[str, list[str]]:
         """As `near_duplicates`."""
         seen = [(name, finding.hash, finding.mosaic) for name, finding in findings.items()]
         before, found = self._seen
@@ -245,7 +245,7 @@ class Twins:
         return found
 
 
-def near_duplicates(findings: Mapping[str, Finding]) -> dict[str, list[str]]:
+def near_duplicates(findings: Mapping[str, ScanResult]) -> dict[str, list[str]]:
     """Return, for each picture by name that has any, the first others that look nearly the same: in
     structure and in colours.
 
@@ -290,9 +290,9 @@ def _of_alike_colours(colours: np.ndarray, row: int, others: np.ndarray) -> list
     return found[:MOST_TWINS]
 
 
-def _finding(row: tuple) -> Finding:
+def _finding(row: tuple) -> ScanResult:
     _, _, _, width, height, remarks, problem, hash_, mosaic_ = row
     if problem:
         message, code = json.loads(problem)
-        return Finding(None, Refused(message, code=code))
-    return Finding(Facts(width, height, tuple(json.loads(remarks))), None, hash_, mosaic_)
+        return ScanResult(None, Refused(message, code=code))
+    return ScanResult(Facts(width, height, tuple(json.loads(remarks))), None, hash_, mosaic_)

@@ -13,7 +13,7 @@ import regex
 
 from ..base.errors import Refused
 from ..dataset.captions import split_tags
-from .patterns import compile_pattern, compile_text, substitute
+from .safe_regex import compile_literal, compile_pattern, substitute
 
 PATTERN_SECONDS = 5.0  # for all captions; a pattern that takes longer backtracks without end
 LONGEST_CAPTION = 100_000
@@ -87,7 +87,7 @@ def replace(find: str, replace: str, regex: bool, match_case: bool) -> Edit:
     pattern = (
         compile_pattern(find, match_case=match_case)
         if regex
-        else compile_text(find, match_case=match_case)
+        else compile_literal(find, match_case=match_case)
     )
     replacement, deadline = (
         (replace if regex else replace.replace("\\", r"\\")),

@@ -25,7 +25,7 @@ TITLES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class CheckSettings:
     """The settings that checks go by; as in TrainConfig."""
 
     resolution: int = 512
@@ -55,7 +55,7 @@ def remarks_on(  # noqa: PLR0913
     duplicates: list[str],
     shared: list[str],
     crop: dict,
-    wanted: Wanted,
+    wanted: CheckSettings,
     other: str = "",
 ) -> list[Remark]:
     """Say what is to be said of a picture, given its upright size in pixels, its tokens in
@@ -79,7 +79,7 @@ def remarks_on(  # noqa: PLR0913
     ]
 
 
-def bucket_for(width: int, height: int, wanted: Wanted) -> Bucket:
+def bucket_for(width: int, height: int, wanted: CheckSettings) -> Bucket:
     """Return the bucket of a picture of this upright size."""
     return assign_bucket(
         width,
@@ -93,7 +93,7 @@ def bucket_for(width: int, height: int, wanted: Wanted) -> Bucket:
     )
 
 
-def crop_for(width: int, height: int, wanted: Wanted) -> dict:
+def crop_for(width: int, height: int, wanted: CheckSettings) -> dict:
     """Return `{bucket: [width, height], left, top, width, height}`: what the trainer will see, in
     pixels of the upright picture.
     """

@@ -34,10 +34,10 @@ from ..dataset.captions import (
 from ..dataset.scan import Picture, inspect, is_picture_file, is_picture_name, read_kohya_name
 from ..settings.config import is_plain_text
 from . import checks, picture_files
-from .background_scan import Examination, Twins
+from .background_scan import BackgroundScan, DuplicateFinder
 from .bulk_edits import plan_edit
-from .listing import Listing
-from .reader import Reader, Sidecar, bad_lines, named, picture_in
+from .dataset_reader import CaptionFile, DatasetReader, bad_lines, picture_in, pictures_of
+from .folder_listing import Listing
 from .undo_history import Change, ChangedMeanwhile, History, Outcome, digest
 
 WINDOWS_OWN = (  # names of devices, whatever ending they have
@@ -60,10 +60,10 @@ class DataSetEditor:
         self._lock = threading.RLock()
         self._history, self._examination, self._twins = (
             History(folder, home),
-            Examination(home),
-            Twins(),
+            BackgroundScan(home),
+            DuplicateFinder(),
         )
-        self._reader = Reader(folder, self._examination)
+        self._reader = DatasetReader(folder, self._examination)
 
     def alive(self) -> bool:
         """Tell whether what it keeps is still on disk; a user may have deleted the folder and made
@@ -331,7 +331,7 @@ class DataSetEditor:
                 [
                     Change(
                         filename,
-                        self._history.put_aside(filename),
+                        self._history.trash_name_of(filename),
                         self._history.stage(filename, data),
                     )
                 ],
@@ -345,7 +345,7 @@ class DataSetEditor:
             path = self._table_path(listing, filename)
             return self._run(
                 f"Delete {path.name}",
-                [Change(filename, self._history.put_aside(filename), None)],
+                [Change(filename, self._history.trash_name_of(filename), None)],
                 listing,
             )
 
@@ -443,7 +443,7 @@ class DataSetEditor:
             if new == path:
                 return {**self._edited("", [], listing), "filename": filename}
             self._refuse_taken(new, listing)
-            key, target = self._history.put_aside(filename), self._relative(new)
+            key, target = self._history.trash_name_of(filename), self._relative(new)
             changes = [Change(filename, key, None, filename), Change(target, None, key, filename)]
             for file in self._reader.caption_files(listing, filename):
                 target_file = self._relative(new.with_suffix(Path(file.path).suffix))
@@ -494,7 +494,9 @@ class DataSetEditor:
             }
             changes = [
                 Change(
-                    filename, self._history.put_aside(filename), self._history.stage(filename, data)
+                    filename,
+                    self._history.trash_name_of(filename),
+                    self._history.stage(filename, data),
                 )
                 for filename, data in turned.items()
             ]
@@ -506,7 +508,7 @@ class DataSetEditor:
             listing, going = self._reader.look(), dict.fromkeys(filenames)
             for filename in going:
                 picture_in(listing, filename)
-            changes, aside = [], self._history.put_all_aside(list(going))
+            changes, aside = [], self._history.trash_names_of(list(going))
             for filename in going:
                 changes.append(Change(filename, aside[filename], None, filename))
                 for file in self._reader.caption_files(listing, filename):
@@ -543,14 +545,14 @@ class DataSetEditor:
     def preview(self, filename: str) -> bytes:
         return picture_files.preview(self.picture_path(filename))
 
-    def trained_view(self, filename: str, wanted: checks.Wanted) -> bytes:
+    def training_crop(self, filename: str, wanted: checks.CheckSettings) -> bytes:
         """Return a JPEG of what the trainer gets from a picture."""
         facts = inspect(path := self.picture_path(filename), thorough=False)
-        return picture_files.trained_view(
+        return picture_files.training_crop(
             path, checks.bucket_for(facts.width, facts.height, wanted)
         )
 
-    def check(self, wanted: checks.Wanted) -> dict[str, Any]:
+    def check(self, wanted: checks.CheckSettings) -> dict[str, Any]:
         """Return `{ready, examined, total, summary, pictures}`: remarks and crops; starts the
         examination of what was not looked at yet.
         """
@@ -651,7 +653,9 @@ class DataSetEditor:
                 )
         return list(dict.fromkeys(filenames))
 
-    def _check_versions(self, sidecars: Mapping[str, Sidecar], versions: Mapping[str, str]) -> None:
+    def _check_versions(
+        self, sidecars: Mapping[str, CaptionFile], versions: Mapping[str, str]
+    ) -> None:
         changed = [
             filename
             for filename, found in sidecars.items()
@@ -708,7 +712,7 @@ class DataSetEditor:
                 now, [filename for path in paths for filename in now.of_stem(path)]
             ),
             "files_changed": any(is_picture_name(path) or _is_table(path) for path in paths),
-            "skipped": named(skipped, now),
+            "skipped": pictures_of(skipped, now),
             "history": self._history.labels(),
             "revision_before": before.revision,
             "revision": now.revision,
@@ -717,7 +721,7 @@ class DataSetEditor:
     def _conflict(self, error: ChangedMeanwhile) -> Refused:
         """Add to an error what is there now."""
         listing = self._reader.look()
-        filenames = named(error.paths, listing)
+        filenames = pictures_of(error.paths, listing)
         current = self._current(
             listing, [filename for filename in filenames if filename in listing.pictures]
         )
@@ -765,7 +769,7 @@ def _row(
 
 
 def _without_caption(
-    found: Sidecar, going: Set[str], listing: Listing, *, bundle: str
+    found: CaptionFile, going: Set[str], listing: Listing, *, bundle: str
 ) -> list[Change]:
     """The change that takes a caption file away, unless a picture that stays needs it, too."""
     needed = any(filename not in going for filename in listing.of_stem(found.path))
@@ -818,7 +822,7 @@ def _not_written(error: Exception, advice: str = "") -> Refused:
     )
 
 
-def _check_shared(sidecars: Mapping[str, Sidecar], wanted: Mapping[str, bytes]) -> None:
+def _check_shared(sidecars: Mapping[str, CaptionFile], wanted: Mapping[str, bytes]) -> None:
     first: dict[str, bytes] = {}
     for filename, found in sidecars.items():
         if first.setdefault(found.path, wanted[filename]) != wanted[filename]:

@@ -26,9 +26,9 @@ from ..dataset.captions import CAPTION_ENDINGS, LARGEST_CAPTION_BYTES, read_capt
 from ..dataset.scan import PICTURE_ENDINGS, Problem, examine, is_picture_file, picture_folders
 from ..settings.config import check_name, is_plain_text
 from . import uploads
-from .archives import Archive
 from .editor import CountTokens, DataSetEditor, check_caption, safe_filename
 from .picture_files import holds_parameters, prompt_of
+from .zip_archive import ZipArchive
 
 LARGEST_UPLOAD_BYTES = 64_000_000
 
@@ -138,17 +138,17 @@ class Library:
         """
         return self._store(self.path(name), PurePosixPath(_uploadable_name(filename)), data)
 
-    def add_archive(self, name: str, filename: str, file: BinaryIO) -> uploads.Taken:
+    def add_archive(self, name: str, filename: str, file: BinaryIO) -> uploads.UploadResult:
         """Add the pictures and captions of a ZIP, each by the rules of `add`.
 
         Raises `Refused` for one that cannot be read at all.
         """
-        archive = Archive(file, re.split(r"[\\/]", filename)[-1][:80])
-        return self._take_in(name, uploads.of_archive(archive), within=archive.name)
+        archive = ZipArchive(file, re.split(r"[\\/]", filename)[-1][:80])
+        return self._take_in(name, uploads.files_of_zip(archive), within=archive.name)
 
     def add_folder(
         self, name: str, path: str, *, with_prompts: bool = False, create: bool = False
-    ) -> uploads.Taken:
+    ) -> uploads.UploadResult:
         """Add copies of the pictures and captions in a folder and those below it, such as the
         WebUI's output folder; as `add_archive`.
 
@@ -165,7 +165,7 @@ class Library:
                 field="folder",
                 code="twice",
             )
-        sources = uploads.of_folder(folder)
+        sources = uploads.files_of_folder(folder)
         if create:
             self.create(name)
         return self._take_in(
@@ -173,10 +173,10 @@ class Library:
         )
 
     def _take_in(
-        self, name: str, sources: list[uploads.Source], *, within: str = ""
-    ) -> uploads.Taken:
+        self, name: str, sources: list[uploads.SourceFile], *, within: str = ""
+    ) -> uploads.UploadResult:
         folder = self.path(name)
-        return uploads.take(
+        return uploads.store_files(
             sources,
             lambda path, data: self._store(folder, path, data),
             lambda filename: _limit_of(_uploadable_name(filename)),
@@ -345,7 +345,7 @@ def _uploadable_name(filename: str) -> str:
     )  # cat.TXT would never be found beside cat.png
 
 
-def _is_note(source: uploads.Source) -> bool:
+def _is_note(source: uploads.SourceFile) -> bool:
     """Tell whether a file is the WebUI's note on how a picture was made."""
     if not source.path.lower().endswith(".txt"):
         return False

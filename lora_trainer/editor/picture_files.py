@@ -61,7 +61,7 @@ def preview(path: Path, side_px: int = 1280) -> bytes:
     return _jpeg(look(path, side_px)[1])
 
 
-def trained_view(path: Path, bucket: Bucket) -> bytes:
+def training_crop(path: Path, bucket: Bucket) -> bytes:
     """Return a JPEG of exactly what the trainer gets from a picture: scaled to its bucket and
     cropped.
     """

@@ -64,7 +64,7 @@ class Change:
     """A file, by its path in the data set, and what it holds before and after.
 
     bytes: a small text; str: a picture, by the name it has in the trash folder while it is not in
-    place (`put_aside`, `stage`); None: there is no such file. Changes of one `bundle` are undone
+    place (`trash_name_of`, `stage`); None: there is no such file. Changes of one `bundle` are undone
     together or not at all; one without is on its own.
     """
 
@@ -182,16 +182,16 @@ class History:
                 is not None
             )
 
-    def put_aside(self, path: str) -> str:
+    def trash_name_of(self, path: str) -> str:
         """Name the place in the trash folder where a picture goes when a step takes it away;
         nothing is moved yet. Raises OSError.
         """
         return _trash_name(path, _digest_of_file(self._folder / path))
 
-    def put_all_aside(self, paths: Sequence[str]) -> dict[str, str]:
-        """As `put_aside`, of many pictures; returns their places by path."""
+    def trash_names_of(self, paths: Sequence[str]) -> dict[str, str]:
+        """As `trash_name_of`, of many pictures; returns their places by path."""
         with ThreadPoolExecutor(THREADS) as threads:
-            return dict(zip(paths, threads.map(self.put_aside, paths), strict=False))
+            return dict(zip(paths, threads.map(self.trash_name_of, paths), strict=False))
 
     def stage(self, path: str, data: bytes) -> str:
         """Put a picture that a step will bring into the trash folder; returns its name there."""
@@ -492,7 +492,7 @@ class History:
             folder.mkdir(parents=True, exist_ok=True)
         if file.exists():
             ours = isinstance(change.before, str) and self._holds(change.path, change.before)
-            aside = self.trash / (change.before if ours else self.put_aside(change.path))
+            aside = self.trash / (change.before if ours else self.trash_name_of(change.path))
             (_copy_file if comes else _move_file)(
                 file, aside
             )  # at no moment is there no picture in its place

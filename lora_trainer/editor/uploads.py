@@ -1,6 +1,6 @@
 """Many files at once into a data set, from an archive or a folder: where each goes.
 
-archives.Archive or a folder → Source … → take → Library's own rules for a single upload
+ZipArchive or a folder → SourceFile … → store_files → the library's rules for a single upload
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from ..base.errors import Refused
 from ..dataset.captions import CAPTION_ENDINGS
 from ..dataset.scan import MASK_ENDING, is_picture_file, read_kohya_name
-from .archives import Archive
+from .zip_archive import ZipArchive
 
 ARCHIVE_ENDINGS = (".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".xz", ".bz2")
 NOT_MEANT = re.compile(r"(?i)__macosx|thumbs\.db|desktop\.ini|\..*")
@@ -25,7 +25,7 @@ Store = Callable[[PurePosixPath, bytes], str]
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class SourceFile:
     """A file that is to come into the data set: its path where it comes from, and
     `read(most_bytes)`, which raises `Refused`."""
 
@@ -34,7 +34,7 @@ class Source:
 
 
 @dataclasses.dataclass
-class Taken:
+class UploadResult:
     """What became of the files: names in the data set, and `{filename, reason}` of the others."""
 
     added: list[str] = dataclasses.field(default_factory=list)
@@ -44,18 +44,20 @@ class Taken:
         self.refused.append({"filename": filename, "reason": reason})
 
 
-def of_archive(archive: Archive) -> list[Source]:
+def files_of_zip(archive: ZipArchive) -> list[SourceFile]:
     """Return an archive's files, but for what systems put there by themselves."""
 
     def read(entry):
         return lambda most_bytes: archive.read(entry, most_bytes)
 
     return [
-        Source(entry.path, read(entry)) for entry in archive.entries if not _not_meant(entry.path)
+        SourceFile(entry.path, read(entry))
+        for entry in archive.entries
+        if not _not_meant(entry.path)
     ]
 
 
-def of_folder(folder: Path) -> list[Source]:
+def files_of_folder(folder: Path) -> list[SourceFile]:
     """Return the files of a folder and of those in it, no links followed. A text file counts as a
     caption where a picture of its name lies beside it; others are somebody's notes.
 
@@ -70,7 +72,7 @@ def of_folder(folder: Path) -> list[Source]:
                 code="too_large",
             )
         found.append(
-            Source(
+            SourceFile(
                 path.relative_to(folder).as_posix(),
                 lambda most_bytes, path=path: _content(path, most_bytes),
             )
@@ -78,7 +80,7 @@ def of_folder(folder: Path) -> list[Source]:
     return _without_notes(found)
 
 
-def _without_notes(sources: Sequence[Source]) -> list[Source]:
+def _without_notes(sources: Sequence[SourceFile]) -> list[SourceFile]:
     paths = [PurePosixPath(source.path) for source in sources]
     pictured = {path.with_suffix("") for path in paths if is_picture_file(path)}
     return [
@@ -88,15 +90,15 @@ def _without_notes(sources: Sequence[Source]) -> list[Source]:
     ]
 
 
-def take(
-    sources: Sequence[Source], store: Store, limit_of: Callable[[str], int], *, within: str = ""
-) -> Taken:
+def store_files(
+    sources: Sequence[SourceFile], store: Store, limit_of: Callable[[str], int], *, within: str = ""
+) -> UploadResult:
     """Put files into a data set; a caption goes with its picture or not at all.
 
     `limit_of(name)` is how many bytes a file may have, and raises `Refused` for a name that is not
     taken. `within` is what the refused are named after.
     """
-    taken, owners = Taken(), {}
+    taken, owners = UploadResult(), {}
     tried, there = set(), set()  # (place, name, folder) of pictures
     for source in _pictures_first(sources):
         shown = f"{within}/{source.path}" if within else source.path
@@ -118,8 +120,8 @@ def take(
     return taken
 
 
-def _pictures_first(sources: Sequence[Source]) -> list[Source]:
-    def order(source: Source) -> tuple[bool, str]:
+def _pictures_first(sources: Sequence[SourceFile]) -> list[SourceFile]:
+    def order(source: SourceFile) -> tuple[bool, str]:
         return not is_picture_file(PurePosixPath(*_parts(source.path))), source.path
 
     return sorted(sources, key=order)

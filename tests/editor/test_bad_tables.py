@@ -7,7 +7,7 @@ from PIL import Image
 
 from lora_trainer.base.errors import Refused
 from lora_trainer.dataset import caption_tables
-from lora_trainer.editor.checks import Wanted
+from lora_trainer.editor.checks import CheckSettings
 from lora_trainer.editor.editor import DataSetEditor
 
 BAD = b"filename,prompt\na.png,cat, red\nb.png,dog\n"
@@ -49,7 +49,7 @@ def test_the_set_opens_with_the_good_lines_and_says_the_bad_ones(editor):
 
 def test_everything_that_is_done_to_a_set_goes_on(editor, folder):
     assert (
-        editor.check(Wanted())["total"] == 3
+        editor.check(CheckSettings())["total"] == 3
         and editor.state()["revision"]
         and b"dog" in editor.export_table("csv")
     )

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from lora_trainer.base.errors import Refused
 from lora_trainer.dataset.captions import read_caption
-from lora_trainer.editor.checks import Wanted
+from lora_trainer.editor.checks import CheckSettings
 from lora_trainer.editor.editor import DataSetEditor, safe_filename
 
 
@@ -117,7 +117,7 @@ def test_what_is_no_picture_of_the_set_is_not_written(editor, folder, tmp_path, 
         lambda: editor.rotate([filename], 90),
         lambda: editor.rename(filename, "y"),
         lambda: editor.preview(filename),
-        lambda: editor.trained_view(filename, Wanted()),
+        lambda: editor.training_crop(filename, CheckSettings()),
         lambda: editor.thumbnail(filename),
     ):
         with pytest.raises(Refused) as caught:
@@ -403,7 +403,7 @@ def test_a_folder_that_is_gone_is_said_so(editor, folder):
 # --- Checks ---------------------------------------------------------------------------------------
 
 
-def checked(editor, wanted=Wanted()):
+def checked(editor, wanted=CheckSettings()):
     while not (found := editor.check(wanted))["ready"]:
         pass
     return found
@@ -440,7 +440,7 @@ def test_every_check_finds_what_it_is_for_and_nothing_else(tmp_path):
         tmp_path / "home",
         count_tokens=lambda captions: [len(caption.split()) for caption in captions],
     )
-    found = checked(editor, Wanted(trigger_word="zib", max_token_length=75))
+    found = checked(editor, CheckSettings(trigger_word="zib", max_token_length=75))
     assert {name: codes(found, name) for name in found["pictures"]} == {
         "good.png": {"near_duplicate"},
         "again.jpg": {"near_duplicate"},
@@ -476,7 +476,7 @@ def test_what_was_examined_is_known_after_a_restart(editor, folder, tmp_path, mo
     monkeypatch.setattr(
         "lora_trainer.editor.background_scan.look", lambda *_: pytest.fail("looked again")
     )
-    assert again.check(Wanted())["ready"]
+    assert again.check(CheckSettings())["ready"]
     assert again.thumbnail("a.png").is_file()
     again.close()
 
@@ -484,7 +484,7 @@ def test_what_was_examined_is_known_after_a_restart(editor, folder, tmp_path, mo
 def test_a_changed_picture_is_looked_at_again(editor, folder):
     checked(editor)
     noise(3).save(folder / "a.png")
-    assert not editor.check(Wanted())["ready"]
+    assert not editor.check(CheckSettings())["ready"]
     assert codes(checked(editor), "a.png") == set() | (
         {"near_duplicate"} & codes(checked(editor), "a.png")
     )
@@ -495,7 +495,7 @@ def test_crop_shows_what_the_trainer_gets(editor, folder):
     gradient = np.zeros((300, 900, 3), np.uint8)
     gradient[:, :, 0] = np.linspace(0, 255, 900).astype(np.uint8)
     Image.fromarray(gradient).save(folder / "wide.png")
-    wanted = Wanted(resolution=256, enable_bucket=False)
+    wanted = CheckSettings(resolution=256, enable_bucket=False)
     crop = editor.check(wanted)["pictures"]["wide.png"]["crop"]
     assert crop == {
         "bucket": [256, 256],
@@ -504,7 +504,7 @@ def test_crop_shows_what_the_trainer_gets(editor, folder):
         "width": 300.0,
         "height": 300.0,
     }
-    with Image.open(io.BytesIO(editor.trained_view("wide.png", wanted))) as image:
+    with Image.open(io.BytesIO(editor.training_crop("wide.png", wanted))) as image:
         pixels = np.asarray(image)
         assert (
             image.size == (256, 256)
@@ -657,7 +657,7 @@ def test_a_name_that_is_no_unicode_is_listed_and_nothing_else_suffers(editor, fo
     ]
     assert (
         editor.bulk_edit("append", {"text": "x"})["count"] == 3
-        and editor.check(Wanted())["total"] == 3
+        and editor.check(CheckSettings())["total"] == 3
     )
 
 

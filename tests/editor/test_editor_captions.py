@@ -11,7 +11,7 @@ from PIL import Image
 from lora_trainer.base.errors import Refused
 from lora_trainer.dataset.caption_tables import find_table
 from lora_trainer.dataset.scan import scan
-from lora_trainer.editor.checks import Wanted
+from lora_trainer.editor.checks import CheckSettings
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def files(folder):
 def remarks(editor, filename, **wanted):
     return {
         remark["code"]: remark["message"]
-        for remark in editor.check(Wanted(**wanted))["pictures"][filename]["remarks"]
+        for remark in editor.check(CheckSettings(**wanted))["pictures"][filename]["remarks"]
     }
 
 
@@ -83,7 +83,7 @@ def test_lines_go_into_a_table_and_come_back(editor, folder):
 def test_tokens_are_counted_as_lines_are_used(editor, folder):
     (folder / "a.txt").write_text("one two\nthree four five\n", encoding="utf-8")
     counts = {
-        use: editor.check(Wanted(caption_lines=use))["pictures"]["a.png"]["tokens"]
+        use: editor.check(CheckSettings(caption_lines=use))["pictures"]["a.png"]["tokens"]
         for use in ("join", "first", "alternatives")
     }
     assert counts == {"join": 5, "first": 2, "alternatives": 3}
@@ -136,10 +136,10 @@ def test_two_captions_that_differ_are_pointed_out(editor, folder):
     assert "a.caption says something else; the .txt counts" in remarks(editor, "a.png")[
         "two_captions"
     ] and "two_captions" not in remarks(editor, "b.png")
-    assert {"code": "two_captions", "title": "two captions", "count": 1} in editor.check(Wanted())[
-        "summary"
-    ]
-    said = editor.check(Wanted(caption_extension=".caption"))["pictures"]["a.png"]["remarks"]
+    assert {"code": "two_captions", "title": "two captions", "count": 1} in editor.check(
+        CheckSettings()
+    )["summary"]
+    said = editor.check(CheckSettings(caption_extension=".caption"))["pictures"]["a.png"]["remarks"]
     assert [
         "a.caption says something else and counts, as Caption file says" in each["message"]
         for each in said
@@ -180,7 +180,7 @@ def test_a_picture_that_is_no_file_costs_nobody_else(editor, folder, make):
         row["filename"] for row in editor.describe()["problems"]
     ] == ["x.png"]
     editor.bulk_edit("prepend", {"text": "zib"})
-    editor.check(Wanted())
+    editor.check(CheckSettings())
     assert captions(editor) == {"a.png": "zib", "b.png": "zib"}
     with pytest.raises(Refused, match="There is no picture"):
         editor.preview("x.png")

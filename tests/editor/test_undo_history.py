@@ -113,7 +113,7 @@ def test_undo_overwrites_when_told_to(history, place):
 
 def test_a_file_goes_to_the_trash_and_comes_back(history, place):
     (place / "a.png").write_bytes(b"picture")
-    key = history.put_aside("a.png")
+    key = history.trash_name_of("a.png")
     history.run("delete", [Change("a.png", key, None)])
     assert (
         not (place / "a.png").exists()
@@ -127,7 +127,7 @@ def test_a_file_goes_to_the_trash_and_comes_back(history, place):
 
 def test_a_file_that_took_the_place_of_a_deleted_one_is_not_lost(history, place):
     (place / "a.png").write_bytes(b"picture")
-    history.run("delete", [Change("a.png", history.put_aside("a.png"), None)])
+    history.run("delete", [Change("a.png", history.trash_name_of("a.png"), None)])
     (place / "a.png").write_bytes(b"another")
     with pytest.raises(ChangedMeanwhile):
         history.undo()
@@ -140,9 +140,10 @@ def test_a_file_that_took_the_place_of_a_deleted_one_is_not_lost(history, place)
 def test_replaced_content_and_rename_change_places(history, place):
     (place / "a.png").write_bytes(b"upright")
     history.run(
-        "rotate", [Change("a.png", history.put_aside("a.png"), history.stage("a.png", b"turned"))]
+        "rotate",
+        [Change("a.png", history.trash_name_of("a.png"), history.stage("a.png", b"turned"))],
     )
-    key = history.put_aside("a.png")
+    key = history.trash_name_of("a.png")
     history.run("rename", [Change("a.png", key, None), Change("b.png", None, key)])
     assert (place / "b.png").read_bytes() == b"turned" and not (place / "a.png").exists()
     history.undo()
@@ -156,7 +157,8 @@ def test_replaced_content_and_rename_change_places(history, place):
 def test_what_an_undone_step_had_staged_goes_with_it(history, place):
     (place / "a.png").write_bytes(b"upright")
     history.run(
-        "rotate", [Change("a.png", history.put_aside("a.png"), history.stage("a.png", b"turned"))]
+        "rotate",
+        [Change("a.png", history.trash_name_of("a.png"), history.stage("a.png", b"turned"))],
     )
     history.undo()
     assert [path.read_bytes() for path in history.trash.iterdir()] == [b"turned"]
@@ -183,7 +185,7 @@ def test_a_failing_step_keeps_what_it_did_and_can_be_undone(history, place):
 def test_old_steps_are_forgotten_and_the_trash_is_not(history, place, monkeypatch):
     monkeypatch.setattr("lora_trainer.editor.undo_history.MOST_STEPS", 2)
     (place / "a.png").write_bytes(b"picture")
-    history.run("delete", [Change("a.png", history.put_aside("a.png"), None)])
+    history.run("delete", [Change("a.png", history.trash_name_of("a.png"), None)])
     for number in range(3):
         history.run(f"{number}", [Change(f"{number}.txt", None, b"x")])
     assert [history.undo().label for _ in range(2)] == ["2", "1"]
@@ -207,7 +209,8 @@ def test_the_history_survives_a_restart(history, place, tmp_path):
 def test_a_picture_that_another_program_saved_over_a_rotated_one_is_kept(history, place):
     (place / "a.png").write_bytes(b"upright")
     history.run(
-        "rotate", [Change("a.png", history.put_aside("a.png"), history.stage("a.png", b"turned"))]
+        "rotate",
+        [Change("a.png", history.trash_name_of("a.png"), history.stage("a.png", b"turned"))],
     )
     (place / "a.png").write_bytes(b"by a person")
     with pytest.raises(ChangedMeanwhile):
@@ -230,7 +233,7 @@ def test_a_picture_that_took_the_old_name_is_not_swallowed_by_undoing_a_rename(
 ):
     (place / "a.png").write_bytes(b"first")
     text(place, "a.txt", b"of the first")
-    key = history.put_aside("a.png")
+    key = history.trash_name_of("a.png")
     changes = [
         Change("a.png", key, None, "a"),
         Change("b.png", None, key, "a"),
@@ -285,7 +288,7 @@ def test_an_emptied_trash_is_said_and_does_not_block_what_was_before(history, pl
     history.run(
         "delete",
         [
-            Change("a.png", history.put_aside("a.png"), None, "a"),
+            Change("a.png", history.trash_name_of("a.png"), None, "a"),
             Change("a.txt", b"new", None, "a"),
         ],
     )
@@ -303,7 +306,7 @@ def test_an_emptied_trash_is_said_and_does_not_block_what_was_before(history, pl
 def test_a_folder_that_is_gone_is_made_again(history, place):
     (place / "10_cat").mkdir()
     (place / "10_cat" / "a.png").write_bytes(b"picture")
-    history.run("delete", [Change("10_cat/a.png", history.put_aside("10_cat/a.png"), None)])
+    history.run("delete", [Change("10_cat/a.png", history.trash_name_of("10_cat/a.png"), None)])
     (place / "10_cat").rmdir()
     history.undo()
     assert (place / "10_cat" / "a.png").read_bytes() == b"picture"
@@ -461,12 +464,12 @@ def test_killed_between_the_moves_of_files(place, tmp_path, monkeypatch, dies_af
     for name in "rgt":
         (place / f"{name}.png").write_bytes(name.encode())
     history = History(place, tmp_path / "home")
-    key = history.put_aside("r.png")
+    key = history.trash_name_of("r.png")
     changes = [
         Change("r.png", key, None),
         Change("new.png", None, key),
-        Change("t.png", history.put_aside("t.png"), history.stage("t.png", b"turned")),
-        Change("g.png", history.put_aside("g.png"), None),
+        Change("t.png", history.trash_name_of("t.png"), history.stage("t.png", b"turned")),
+        Change("g.png", history.trash_name_of("g.png"), None),
     ]
     left = [dies_after]
 

@@ -11,7 +11,7 @@ from fastapi.responses import FileResponse
 from ...base.errors import Refused
 from ...dataset.caption_tables import LARGEST_TABLE_BYTES
 from ...dataset.captions import CAPTION_ENDINGS, LINE_USES
-from ...editor.checks import Wanted
+from ...editor.checks import CheckSettings
 from ...editor.library import LARGEST_UPLOAD_BYTES
 from ...editor.picture_files import TURNS
 from ...jobs.service import TrainingService
@@ -334,15 +334,15 @@ def _add_views(router: APIRouter, library: Any) -> None:
             }
         )
         return Response(
-            library.open(name).trained_view(filename, wanted),
+            library.open(name).training_crop(filename, wanted),
             media_type="image/jpeg",
             headers=_CACHED,
         )
 
 
-def _wanted(body: dict) -> Wanted:
-    ordinary = Wanted()
-    return Wanted(
+def _wanted(body: dict) -> CheckSettings:
+    ordinary = CheckSettings()
+    return CheckSettings(
         whole(body, "resolution", ordinary.resolution, 64, 4096),
         whole(body, "bucket_step", ordinary.bucket_step, 8, 512),
         switch(body, "enable_bucket", ordinary.enable_bucket),

@@ -19,7 +19,7 @@ SETTLED_NS = (
 )
 
 
-class Stamp(NamedTuple):
+class FileStamp(NamedTuple):
     """What the system tells of a file's state; the names are those of `os.stat_result`."""
 
     st_mtime_ns: int
@@ -27,7 +27,7 @@ class Stamp(NamedTuple):
     st_ctime_ns: int
 
 
-Files = tuple[tuple[str, Stamp], ...]
+Files = tuple[tuple[str, FileStamp], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Listing:
 
     folder: Path
     places: list[Place]
-    files: dict[str, Stamp]
+    files: dict[str, FileStamp]
     pictures: dict[str, Path]
     barred: dict[Path, str]
 
@@ -110,15 +110,15 @@ class Listing:
         return found
 
     @functools.cached_property
-    def _others_by_stem(self) -> dict[str, list[tuple[str, Stamp]]]:
-        found: dict[str, list[tuple[str, Stamp]]] = {}
+    def _others_by_stem(self) -> dict[str, list[tuple[str, FileStamp]]]:
+        found: dict[str, list[tuple[str, FileStamp]]] = {}
         for path, stamp in self.files.items():
             if not is_picture_name(path):
                 found.setdefault(_stem(path), []).append((path, stamp))
         return found
 
 
-def list_files(folder: Path) -> Listing:
+def list_folder(folder: Path) -> Listing:
     """Look at a data set's folders. Raises OSError when its own cannot be read."""
     own = read_kohya_name(folder) or (1, "")
     places, files, pictures, barred = [Place(folder, "", *own)], {}, {}, {}
@@ -150,7 +150,7 @@ def list_files(folder: Path) -> Listing:
     return Listing(folder, places, files, pictures, barred)
 
 
-class Remembered:
+class FileCache:
     """Values that were read from files, kept while the stamps of those files stay the same.
 
     A file may be written twice within one tick of the clock that stamps it, and look the same after
@@ -196,7 +196,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _stamp_of(entry: os.DirEntry) -> Stamp | None:
+def _stamp_of(entry: os.DirEntry) -> FileStamp | None:
     """Return the stamp of a regular file; None for anything else, or when it went while we
     looked.
     """
@@ -206,11 +206,11 @@ def _stamp_of(entry: os.DirEntry) -> Stamp | None:
         return None
 
 
-def _stamp(stat: os.stat_result) -> Stamp:
-    return Stamp(stat.st_mtime_ns, stat.st_size, stat.st_ctime_ns)
+def _stamp(stat: os.stat_result) -> FileStamp:
+    return FileStamp(stat.st_mtime_ns, stat.st_size, stat.st_ctime_ns)
 
 
-def _is_settled(stamp: Stamp) -> bool:
+def _is_settled(stamp: FileStamp) -> bool:
     return time.time_ns() - max(stamp.st_mtime_ns, stamp.st_ctime_ns) > SETTLED_NS
 
 

@@ -49,7 +49,7 @@ def compile_pattern(pattern: str, *, match_case: bool) -> regex.Pattern:
         raise _unreadable(error) from error
 
 
-def compile_text(text: str, *, match_case: bool) -> regex.Pattern:
+def compile_literal(text: str, *, match_case: bool) -> regex.Pattern:
     """Return the pattern that finds this very text."""
     return regex.compile(regex.escape(text, special_only=True), _flags(match_case))
 

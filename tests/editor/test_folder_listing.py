@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from lora_trainer.bench_dataset import make_pictures, report
+from lora_trainer.editor import dataset_reader as reader_module
 from lora_trainer.editor import editor as editor_module
-from lora_trainer.editor import listing as listing_module
-from lora_trainer.editor import reader as reader_module
-from lora_trainer.editor.background_scan import Finding, near_duplicates
-from lora_trainer.editor.checks import Wanted
+from lora_trainer.editor import folder_listing as listing_module
+from lora_trainer.editor.background_scan import ScanResult, near_duplicates
+from lora_trainer.editor.checks import CheckSettings
 from lora_trainer.editor.editor import DataSetEditor
-from lora_trainer.editor.listing import list_files
+from lora_trainer.editor.folder_listing import list_folder
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_the_revision_after_an_edit_is_that_of_a_new_look(editor, folder):
         editor.undo,
     ):
         assert act()["revision"] == editor.revision()
-    assert list_files(folder).pictures.keys() == set(found)
+    assert list_folder(folder).pictures.keys() == set(found)
 
 
 def test_damage_that_a_look_finds_later_is_taken_over(editor, folder):
@@ -169,7 +169,7 @@ def test_damage_that_a_look_finds_later_is_taken_over(editor, folder):
     path.write_bytes(path.read_bytes()[:-30])
     assert path.name in names(editor)
     deadline = time.monotonic() + 60
-    while not editor.check(Wanted())["ready"] or path.name in names(editor):
+    while not editor.check(CheckSettings())["ready"] or path.name in names(editor):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert [problem["filename"] for problem in editor.describe()["problems"]] == [path.name]
@@ -184,7 +184,7 @@ def test_links_to_themselves_and_pipes_cost_only_themselves(editor, folder):
     assert len(names(editor)) == 40 and {
         row["filename"] for row in editor.describe()["problems"]
     } == {"loop.png", "pipe.png"}
-    assert editor.check(Wanted())["total"] == 40 and editor.state()
+    assert editor.check(CheckSettings())["total"] == 40 and editor.state()
 
 
 def test_near_duplicates_are_those_of_comparing_each_with_each():
@@ -197,7 +197,7 @@ def test_near_duplicates_are_those_of_comparing_each_with_each():
         bits = bytearray(base[number % 12])
         bits[draws.randrange(8)] ^= 1 << draws.randrange(8)
         colour = bytes([20 * (number % 5)] * 192)
-        findings[f"{number:03}"] = Finding(None, None, bytes(bits), colour)
+        findings[f"{number:03}"] = ScanResult(None, None, bytes(bits), colour)
     found = near_duplicates(findings)
 
     def alike(one, other):
@@ -232,7 +232,7 @@ def test_checks_and_openings_ask_for_no_lock_of_the_editor(editor):
 
     with editor._lock:
         looking = threading.Thread(
-            target=lambda: (editor.describe(), editor.check(Wanted()), editor.state())
+            target=lambda: (editor.describe(), editor.check(CheckSettings()), editor.state())
         )
         looking.start()
         looking.join(30)

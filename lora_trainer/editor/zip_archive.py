@@ -38,14 +38,14 @@ DAMAGED = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class ZipEntry:
     """A file in an archive: its path as it is written there, and what zipfile knows of it."""
 
     path: str
     info: zipfile.ZipInfo = dataclasses.field(repr=False)
 
 
-class Archive:
+class ZipArchive:
     """An open ZIP. `entries` are its files, folders left out.
 
     Raises `Refused` for what is none, is damaged or too large.
@@ -76,9 +76,11 @@ class Archive:
                 f"{name} holds {len(found):,} files; at most {MOST_ENTRIES:,}. Send it in parts.",
                 code="too_large",
             )
-        self.entries = [Entry(path, info) for path, info in zip(_paths(found), found, strict=True)]
+        self.entries = [
+            ZipEntry(path, info) for path, info in zip(_paths(found), found, strict=True)
+        ]
 
-    def read(self, entry: Entry, most_bytes: int) -> bytes:
+    def read(self, entry: ZipEntry, most_bytes: int) -> bytes:
         """Return a file's content, of at most so many bytes.
 
         Raises `Refused` for a link, an encrypted or a damaged file.

@@ -13,15 +13,15 @@ from ..base.errors import Refused
 from ..dataset.caption_tables import TABLE_NAMES, LaidTable, look_at_table
 from ..dataset.captions import caption_paths, content_of, in_table, sidecar, text_of
 from ..dataset.scan import Picture, Problem, examine, remember
-from .background_scan import Examination, Finding
-from .listing import Listing, Remembered, Stamp, list_files
+from .background_scan import BackgroundScan, ScanResult
+from .folder_listing import FileCache, FileStamp, Listing, list_folder
 from .undo_history import digest
 
 MOST_LINES_SHOWN = 100
 
 
 @dataclasses.dataclass(frozen=True)
-class Sidecar:
+class CaptionFile:
     """A picture's caption file: its path in the data set, its content (None: there is none)."""
 
     path: str
@@ -33,20 +33,20 @@ class Sidecar:
         return "" if self.content is None else digest(self.content)
 
 
-class Reader:
+class DatasetReader:
     """What the files of one data set say. What a look at each picture has shown comes from
     `examination`.
     """
 
-    def __init__(self, folder: Path, examination: Examination) -> None:
+    def __init__(self, folder: Path, examination: BackgroundScan) -> None:
         self._folder, self._examination = folder, examination
-        self._pictures, self._versions, self._tables = Remembered(), Remembered(), Remembered()
+        self._pictures, self._versions, self._tables = FileCache(), FileCache(), FileCache()
         self._laid: tuple[Listing | None, dict[str, LaidTable]] = None, {}
 
     def look(self) -> Listing:
         """Look at the folders; raises `Refused` when they cannot be read."""
         try:
-            return list_files(self._folder)
+            return list_folder(self._folder)
         except OSError as error:
             raise Refused(
                 f"The folder {str(self._folder)[:200]} cannot be read: {error.strerror or error}.",
@@ -95,7 +95,7 @@ class Reader:
             filename, ((filename, stamp), *beside), read, other=(table, finding)
         )
 
-    def findings(self, listing: Listing, pictures: Iterable[str]) -> dict[str, Finding]:
+    def findings(self, listing: Listing, pictures: Iterable[str]) -> dict[str, ScanResult]:
         """Return what an earlier look at these pictures has shown, where they are as they were
         then.
         """
@@ -112,13 +112,13 @@ class Reader:
         """Return every usable picture's caption, by file name."""
         return {filename: picture.caption for filename, picture in self.scan(listing)[0].items()}
 
-    def sidecar(self, listing: Listing, filename: str) -> Sidecar:
+    def sidecar(self, listing: Listing, filename: str) -> CaptionFile:
         """Read a picture's caption file; raises `Refused` when there is no such picture, or the
         file cannot be read.
         """
         return self.read_sidecar(filename, sidecar(picture_in(listing, filename)))
 
-    def caption_files(self, listing: Listing, filename: str) -> list[Sidecar]:
+    def caption_files(self, listing: Listing, filename: str) -> list[CaptionFile]:
         """Return a picture's caption files that are there and can be read, the one that counts
         first.
         """
@@ -146,7 +146,7 @@ class Reader:
             or listing.place_of(filename).class_words
         )
 
-    def caption_of(self, listing: Listing, filename: str, found: Sidecar) -> str:
+    def caption_of(self, listing: Listing, filename: str, found: CaptionFile) -> str:
         """Return a picture's caption, whose caption file was read."""
         text = None if found.content is None else text_of(found.content)
         return (
@@ -166,10 +166,10 @@ class Reader:
 
         return self._versions.get(filename, beside, read)
 
-    def read_sidecar(self, filename: str, path: Path) -> Sidecar:
+    def read_sidecar(self, filename: str, path: Path) -> CaptionFile:
         """Read a file beside a picture; raises `Refused` when it cannot be read."""
         try:
-            return Sidecar(_neighbour(filename, path), content_of(path))
+            return CaptionFile(_neighbour(filename, path), content_of(path))
         except OSError as error:
             raise Refused(
                 f"The caption file {path.name} cannot be read: {error.strerror or error}.",
@@ -219,7 +219,7 @@ class Reader:
             self._laid = listing, laid
         return laid
 
-    def _read_table(self, path: str, stamp: Stamp) -> LaidTable:
+    def _read_table(self, path: str, stamp: FileStamp) -> LaidTable:
         return self._tables.get(path, ((path, stamp),), lambda: look_at_table(self._folder / path))
 
 
@@ -244,7 +244,7 @@ def picture_in(listing: Listing, filename: str) -> Path:
     return listing.pictures[filename]
 
 
-def named(paths: Iterable[str], listing: Listing) -> list[str]:
+def pictures_of(paths: Iterable[str], listing: Listing) -> list[str]:
     """Return the pictures that paths of pictures and caption files belong to."""
     return list(
         dict.fromkeys(filename for path in paths for filename in listing.of_stem(path) or [path])

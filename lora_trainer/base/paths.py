@@ -15,7 +15,7 @@ _asked_under: contextvars.ContextVar[str] = contextvars.ContextVar("asked_under"
 
 
 @contextlib.contextmanager
-def asked_under(name: str) -> Iterator[None]:
+def serving_foreign_host(name: str) -> Iterator[None]:
     """Note, for what is done inside, under which foreign host name a request came; "" for one
     under this machine's own. Threads that a server runs a request in see it; jobs do not."""
     token = _asked_under.set(name)
@@ -25,12 +25,12 @@ def asked_under(name: str) -> Iterator[None]:
         _asked_under.reset(token)
 
 
-def foreign_name() -> str:
+def foreign_host() -> str:
     """Return the foreign host name under which the request that is answered came, or ""."""
     return _asked_under.get()
 
 
-def expanded(text: str) -> Path:
+def expand_user(text: str) -> Path:
     """Return a path with `~` filled in; one of a user who is not known stays as it is written."""
     path = Path(text)
     try:
@@ -39,12 +39,12 @@ def expanded(text: str) -> Path:
         return path
 
 
-def numbered(path: Path) -> Iterator[Path]:
+def numbered_paths(path: Path) -> Iterator[Path]:
     """Yield `name-2`, `name-3`, … beside a file, for whoever looks for a name that is not taken."""
     return (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
 
 
-def check_possible(path: Path) -> None:
+def check_path_length(path: Path) -> None:
     """Raise `Refused` for a path that no file system has: merely looking for it would be an
     error.
     """
@@ -77,7 +77,7 @@ def check_inside(path: Path, roots: Sequence[Path], *, because: str = REACHABLE)
         )
 
 
-def check_file(path: Path) -> None:
+def check_regular_file(path: Path) -> None:
     """Raise `Refused` for what is there and is no file: a folder, or a pipe or device, of which a
     read may never end. Raises OSError for what is not there."""
     mode = path.stat().st_mode
@@ -86,7 +86,7 @@ def check_file(path: Path) -> None:
         raise Refused(f"{path.name} is {kind}, not a file.", code="not_a_file")
 
 
-def lies_in(path: Path, folder: Path) -> bool:
+def is_inside(path: Path, folder: Path) -> bool:
     """Tell whether a path is inside a folder once links are followed; False for a circle of
     links.
     """
@@ -102,6 +102,6 @@ def _elsewhere(path: Path) -> bool:
 
 def _resolved(path: Path) -> Path | None:
     try:
-        return expanded(str(path)).resolve()
+        return expand_user(str(path)).resolve()
     except (OSError, RuntimeError, ValueError):  # too long, a circle of links, not text
         return None

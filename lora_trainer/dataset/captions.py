@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..base.paths import lies_in
+from ..base.paths import is_inside
 from ..base.text import decode
 from ..settings.config import is_plain_text
 
@@ -99,7 +99,7 @@ def content_of(path: Path, *, most_bytes: int = LARGEST_CAPTION_FILE_BYTES) -> b
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return None
-        if path.is_symlink() and not lies_in(path, path.parent):
+        if path.is_symlink() and not is_inside(path, path.parent):
             return None
         with open(path, "rb") as file:
             data = file.read(most_bytes + 1)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 
 from ..base.contracts import Size
-from ..base.paths import check_file
+from ..base.paths import check_regular_file
 from .buckets import Bucket, covering_of
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "MPO")
@@ -75,7 +75,7 @@ def read_rgb(path: Path) -> Image.Image:
     """Read any picture as upright 8-bit RGB: EXIF rotation applied, first frame, transparency on
     white, CMYK and 16 bit converted.
     """
-    check_file(path)
+    check_regular_file(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(path, formats=openable()) as opened:

@@ -18,7 +18,7 @@ from pathlib import Path, PurePath
 from PIL import Image
 
 from ..base.errors import Refused
-from ..base.paths import check_file, lies_in
+from ..base.paths import check_regular_file, is_inside
 from .caption_tables import find_table
 from .captions import CAPTION_ENDINGS, find_caption
 from .images import PICTURE_FORMATS, has_alpha, keep_exif, openable, to_rgb
@@ -206,7 +206,7 @@ def picture_folders(folder: Path) -> list[Path]:
 
 def is_other_folder(path: Path, folder: Path) -> bool:
     """A link that leads back to the folder, or above it, would show the same pictures twice."""
-    return path.is_dir() and not (path.is_symlink() and lies_in(folder, path))
+    return path.is_dir() and not (path.is_symlink() and is_inside(folder, path))
 
 
 def _places(folder: Path, repeats: int, subfolders: str) -> list[tuple[Path, int, str]]:
@@ -379,7 +379,7 @@ def opened(path: Path, *, decodes: bool = True) -> Iterator[Image.Image]:
     Those that are decoded wait until there is room for their pixels; where only the header is asked
     for (not `decodes`), nobody waits.
     """
-    check_file(path)
+    check_regular_file(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:

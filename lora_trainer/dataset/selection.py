@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from ..base.errors import Refused
-from ..base.paths import expanded
+from ..base.paths import expand_user
 from ..base.rng import generator
 from ..settings.config import TrainConfig
 from ..settings.remedies import details_of, set_to
@@ -75,7 +75,7 @@ def _folder(line: str) -> Folder:
             field="extra_data_dirs",
             code="bad_value",
         )
-    return Folder(expanded(path), repeats)
+    return Folder(expand_user(path), repeats)
 
 
 def folders_of(config: TrainConfig) -> list[str]:
@@ -93,7 +93,7 @@ def folders_of(config: TrainConfig) -> list[str]:
         for folder in (
             config.train_data_dir,
             *extra,
-            config.reg_data_dir and str(expanded(config.reg_data_dir)),
+            config.reg_data_dir and str(expand_user(config.reg_data_dir)),
         )
         if folder
     ]
@@ -298,7 +298,7 @@ def _regularisation_pictures(
 ) -> tuple[list[Picture], list[Problem]]:
     if not config.reg_data_dir:
         return [], []
-    folder = expanded(config.reg_data_dir)
+    folder = expand_user(config.reg_data_dir)
     with _blamed_on("reg_data_dir"):
         found, damaged = scan(folder, thorough=thorough, caption_ending=config.caption_extension)
         if not found:

@@ -62,7 +62,7 @@ def substitute(
     """
     length = len(text)
 
-    def expanded(match: regex.Match) -> str:
+    def expand_user(match: regex.Match) -> str:
         nonlocal length
         widest = max((len(group) for group in (match[0], *match.groups()) if group), default=0)
         if (
@@ -77,7 +77,7 @@ def substitute(
         return made
 
     try:
-        return pattern.sub(expanded, text, timeout=seconds)
+        return pattern.sub(expand_user, text, timeout=seconds)
     except TimeoutError as error:
         raise Refused(
             "The regular expression takes too long on these captions; make it simpler.",

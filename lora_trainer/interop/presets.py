@@ -14,7 +14,7 @@ import yaml
 
 from ..base.errors import Refused
 from ..base.files import write_atomically
-from ..base.paths import numbered
+from ..base.paths import numbered_paths
 from ..settings.advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
 from ..settings.config import (
     TrainConfig,
@@ -152,7 +152,9 @@ class OwnPresets:
         free = (
             wanted
             if not self._is_taken(wanted)
-            else next(path.name for path in numbered(Path(wanted)) if not self._is_taken(path.name))
+            else next(
+                path.name for path in numbered_paths(Path(wanted)) if not self._is_taken(path.name)
+            )
         )
         return self.save(free, found["settings"], help=found["help"]), left_out
 

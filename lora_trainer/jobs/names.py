@@ -4,7 +4,7 @@ import itertools
 from pathlib import Path
 
 from ..base.errors import Refused
-from ..base.paths import numbered
+from ..base.paths import numbered_paths
 from ..runs.plan import plan_output
 from ..settings.config import TrainConfig
 from .queue import JobQueue
@@ -39,7 +39,7 @@ class Names:
         taken, path = {path for _, path in self._coming()}, self._file(config)
         return next(
             each
-            for each in itertools.chain([path], numbered(path))
+            for each in itertools.chain([path], numbered_paths(path))
             if each not in taken and not self._is_taken(config, each)
         ).stem
 

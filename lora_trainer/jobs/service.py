@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from .. import __version__
 from ..base.contracts import Host, ModelStatus
 from ..base.errors import Refused
-from ..base.paths import check_inside, check_possible, foreign_name
+from ..base.paths import check_inside, check_path_length, foreign_host
 from ..captioning.labels import LabelSets
 from ..captioning.registry import Captioners
 from ..captioning.tokens import TokenCounter
@@ -136,10 +136,10 @@ class TrainingService:
         """Raise `Refused` for a path outside the allowed roots, links followed, and for one that
         cannot be.
         """
-        check_possible(path)
+        check_path_length(path)
         if self._allowed_roots is not None:
             check_inside(path, self._allowed_roots)
-        elif self._foreign_roots is not None and (name := foreign_name()):
+        elif self._foreign_roots is not None and (name := foreign_host()):
             check_inside(
                 path,
                 self._foreign_roots,
@@ -153,7 +153,7 @@ class TrainingService:
         if (
             self._allowed_roots is None
             and self._foreign_roots is not None
-            and (name := foreign_name())
+            and (name := foreign_host())
         ):
             raise Refused(
                 f"This WebUI was asked for as {name}, which is not this machine's name, so nothing"
@@ -586,7 +586,7 @@ class TrainingService:
         """
         return {
             "url": (
-                find_tensorboard() if self._allowed_roots is None and not foreign_name() else None
+                find_tensorboard() if self._allowed_roots is None and not foreign_host() else None
             )
         }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import Refused
-from ..base.paths import check_possible, expanded
+from ..base.paths import check_path_length, expand_user
 from ..dataset.selection import folders_of
 from ..editor.library import Library
 from ..runs.resume import FREE
@@ -80,9 +80,9 @@ class Settings:
         return {name: new[name] for name in names}
 
     def _path(self, name: str, value: str) -> str:
-        path = str(expanded(value))
+        path = str(expand_user(value))
         try:
-            check_possible(Path(path))
+            check_path_length(Path(path))
             if (
                 name == "init_lora" and Path(path).name == path and not Path(path).is_file()
             ):  # the name of a LoRA in the LoRA folder

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ..base.errors import Refused
-from ..base.paths import numbered
+from ..base.paths import numbered_paths
 from ..base.tensor_files import read_header
 from ..dataset.buckets import Bucket, assign_bucket, batches_per_epoch
 from ..dataset.caption_augmentation import without_choices
@@ -359,7 +359,7 @@ def session_id_of(path: Path) -> float | None:
 
 def free_name(path: Path) -> str:
     """Return the stem with the first number that is not taken: `name-2`, `name-3`, …"""
-    return next(other for other in numbered(path) if not other.exists()).stem
+    return next(other for other in numbered_paths(path) if not other.exists()).stem
 
 
 def _names_elsewhere(path: Path, lora_dir: Path) -> Iterator[Path]:

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.routing import BaseRoute, Match, Route, Router
 
 from ..base.errors import Refused
-from ..base.paths import asked_under
+from ..base.paths import serving_foreign_host
 from ..jobs.service import TrainingService
 from . import guard as doors
 from . import websockets
@@ -79,7 +79,7 @@ def _answering(handle: Handle, guard: Guard) -> Handle:
         try:
             guard(request)
             doors.admit(request)
-            with asked_under(doors.foreign_name(request)):
+            with serving_foreign_host(doors.foreign_name(request)):
                 response = await handle(doors.limited(request))
         except Exception as error:  # entry point: log and report
             response = _refusal(request, error)

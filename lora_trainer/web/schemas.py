@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..captioning.labels import LARGEST_GROUP_BYTES, MOST_GROUPS
-from ..editor.bulk_edits import ACTIONS, LONGEST_TEXT
+from ..editor.bulk_edits import ACTIONS, LONGEST_TEXT, SwitchParameter
 from ..settings.config import schema
 from .bodies import LONGEST_TEXT as LONGEST_VALUE
 
@@ -86,14 +86,14 @@ def edits() -> Schema:
     """Return the properties of a bulk edit, from the actions of editor/bulk_edits.py; which of them
     an action needs is in the README.
     """
-    names = {name: kind for _, values in ACTIONS.values() for name, (kind, _) in values.items()}
-    return {
-        "action": {"type": "string", "enum": list(ACTIONS)},
-        **{
-            name: SWITCH if kind is bool else {"type": "string", "maxLength": LONGEST_TEXT}
-            for name, kind in names.items()
-        },
-    }
+    properties: Schema = {"action": {"type": "string", "enum": list(ACTIONS)}}
+    for action in ACTIONS.values():
+        for name, parameter in action.parameters.items():
+            is_switch = isinstance(parameter, SwitchParameter)
+            properties[name] = (
+                SWITCH if is_switch else {"type": "string", "maxLength": LONGEST_TEXT}
+            )
+    return properties
 
 
 def takes(

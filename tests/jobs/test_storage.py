@@ -94,7 +94,7 @@ def test_models_and_trash(service, host, pictures):
     for picture in pictures.iterdir():
         service.library.add("set", picture.name, picture.read_bytes())
     editor = service.library.open("set")
-    editor.discard(["0.png", "1.png"])
+    editor.files.move_to_trash(["0.png", "1.png"])
     report = service.storage()
     assert report["models"] == {"count": 1, "bytes": 1000} and report["trash"]["count"] >= 2
     assert (
@@ -111,7 +111,7 @@ def test_a_link_in_the_trash_leads_nowhere(service, host, tmp_path, pictures):
     service.library.create("set")
     service.library.add("set", "0.png", (pictures / "0.png").read_bytes())
     editor = service.library.open("set")
-    editor.discard(["0.png"])
+    editor.files.move_to_trash(["0.png"])
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "mine.txt").write_text("mine")

@@ -12,8 +12,8 @@ from ...base.errors import Refused
 from ...dataset.caption_tables import LARGEST_TABLE_BYTES
 from ...dataset.captions import CAPTION_ENDINGS, LINE_USES
 from ...editor.checks import CheckSettings
-from ...editor.library import LARGEST_UPLOAD_BYTES
 from ...editor.picture_files import TURNS
+from ...editor.upload_rules import LARGEST_UPLOAD_BYTES
 from ...jobs.service import TrainingService
 from ..bodies import mapping, one_of, switch, text, texts, whole
 from ..guard import refuse_embedding
@@ -199,7 +199,7 @@ def _add_captions(router: APIRouter, library: Any) -> None:
         apply: bool = Form(False),
         versions: str = Form(""),
     ) -> Any:
-        return library.open(name).import_table(
+        return library.open(name).tables.import_captions(
             file.filename or "metadata.csv",
             _table_of(file),
             encoding=encoding or None,
@@ -213,7 +213,7 @@ def _add_captions(router: APIRouter, library: Any) -> None:
         responses=file_of("text/csv", "application/jsonl"),
     )
     def export_table(name: str, format: str = "csv") -> Any:
-        data = library.open(name).export_table(format)
+        data = library.open(name).tables.export_captions(format)
         media_type = "text/csv" if format == "csv" else "application/jsonl"
         return Response(
             data,
@@ -232,7 +232,7 @@ def _add_tables(router: APIRouter, library: Any) -> None:
         **gives(an_object("filename", "text", "version", "reason", "lines")),
     )
     def table(name: str, filename: str = "metadata.csv") -> Any:
-        return library.open(name).read_table(filename)
+        return library.open(name).tables.read(filename)
 
     @router.post("/datasets/{name}/table", **gives(EDITED))
     def replace_table(
@@ -241,7 +241,7 @@ def _add_tables(router: APIRouter, library: Any) -> None:
         filename: str = Form("metadata.csv"),
         version: str = Form(""),
     ) -> Any:
-        return library.open(name).replace_table(filename, _table_of(file), version=version or None)
+        return library.open(name).tables.replace(filename, _table_of(file), version=version or None)
 
     @router.post(
         "/datasets/{name}/table/trash",
@@ -249,7 +249,7 @@ def _add_tables(router: APIRouter, library: Any) -> None:
         **gives(EDITED),
     )
     def trash_table(name: str, body: dict = Body(...)) -> Any:
-        return library.open(name).discard_table(text(body, "filename"))
+        return library.open(name).tables.move_to_trash(text(body, "filename"))
 
 
 def _table_of(file: UploadFile) -> bytes:
@@ -270,7 +270,7 @@ def _add_files(router: APIRouter, library: Any) -> None:
         **gives(EDITED),
     )
     def rename(name: str, body: dict = Body(...)) -> Any:
-        return library.open(name).rename(text(body, "filename"), text(body, "to"))
+        return library.open(name).files.rename(text(body, "filename"), text(body, "to"))
 
     @router.post(
         "/datasets/{name}/rotate",
@@ -280,7 +280,7 @@ def _add_files(router: APIRouter, library: Any) -> None:
         **gives(EDITED),
     )
     def rotate(name: str, body: dict = Body(...)) -> Any:
-        return library.open(name).rotate(
+        return library.open(name).files.rotate(
             texts(body, "filenames"), whole(body, "degrees", 90, 0, 360)
         )
 
@@ -288,7 +288,7 @@ def _add_files(router: APIRouter, library: Any) -> None:
         "/datasets/{name}/trash", **takes(required=["filenames"], filenames=TEXTS), **gives(EDITED)
     )
     def trash(name: str, body: dict = Body(...)) -> Any:
-        return library.open(name).discard(texts(body, "filenames"))
+        return library.open(name).files.move_to_trash(texts(body, "filenames"))
 
 
 def _add_views(router: APIRouter, library: Any) -> None:
@@ -298,18 +298,20 @@ def _add_views(router: APIRouter, library: Any) -> None:
         **gives(an_object("ready", "examined", "total", "summary", "pictures")),
     )
     def checks(name: str, body: dict = Body({})) -> Any:
-        return Json(library.open(name).check(_wanted(body)))
+        return Json(library.open(name).pictures.check(_wanted(body)))
 
     @router.get("/datasets/{name}/thumbnails/{filename:path}", **_PICTURE)
     def thumbnail(name: str, filename: str) -> Any:
         return FileResponse(
-            library.open(name).thumbnail(filename), media_type="image/jpeg", headers=_CACHED
+            library.open(name).pictures.thumbnail(filename),
+            media_type="image/jpeg",
+            headers=_CACHED,
         )
 
     @router.get("/datasets/{name}/previews/{filename:path}", **_PICTURE)
     def preview(name: str, filename: str) -> Any:
         return Response(
-            library.open(name).preview(filename), media_type="image/jpeg", headers=_CACHED
+            library.open(name).pictures.preview(filename), media_type="image/jpeg", headers=_CACHED
         )
 
     @router.get("/datasets/{name}/crops/{filename:path}", **_PICTURE)
@@ -334,7 +336,7 @@ def _add_views(router: APIRouter, library: Any) -> None:
             }
         )
         return Response(
-            library.open(name).training_crop(filename, wanted),
+            library.open(name).pictures.training_crop(filename, wanted),
             media_type="image/jpeg",
             headers=_CACHED,
         )

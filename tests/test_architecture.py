@@ -221,7 +221,7 @@ NEVER = {
 
 # Uploaded ZIPs are read here alone, file by file and within limits, and where each goes is decided
 # by us; nothing is extracted by an archive's own names.
-READS_ARCHIVES = {f"{PACKAGE}/editor/archives.py": ["calls zipfile.ZipFile"]}
+READS_ARCHIVES = {f"{PACKAGE}/editor/zip_archive.py": ["calls zipfile.ZipFile"]}
 
 
 def calls_of(source: str) -> list[tuple[str, ast.Call]]:

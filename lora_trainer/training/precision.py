@@ -9,7 +9,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from ..base.errors import Refused
-from ..base.patching import own_forward
+from ..base.patching import replaced_forward
 
 CHECKPOINTED_BLOCKS = (
     "BasicTransformerBlock",
@@ -113,7 +113,7 @@ def gradient_checkpointing(model: torch.nn.Module, enabled: bool = True) -> Iter
     )
     with contextlib.ExitStack() as stack:
         for block in blocks:
-            stack.enter_context(own_forward(block, _checkpointed(block.forward)))
+            stack.enter_context(replaced_forward(block, _checkpointed(block.forward)))
         yield
 
 

@@ -46,8 +46,8 @@ THEIR_PACKAGES = {
 }
 PLACES = {
     "modules": {f"{PACKAGE}.hosts.webui"},
-    "ldm": {f"{PACKAGE}.hosts.webui.loan"},
-    "sgm": {f"{PACKAGE}.hosts.webui.loan"},
+    "ldm": {f"{PACKAGE}.hosts.webui.model_state"},
+    "sgm": {f"{PACKAGE}.hosts.webui.model_state"},
     "gradio": {f"{PACKAGE}.web"},
     "uvicorn": {f"{PACKAGE}.web"},
     "fastapi": {f"{PACKAGE}.web", f"{PACKAGE}.hosts.webui.guard"},

@@ -80,7 +80,7 @@ class WebUIHost(Host):
 
     @contextlib.contextmanager
     def borrow_model(self) -> Iterator[BaseModel]:
-        """As `Host.borrow_model`; waits for the model and for whoever uses it. One loan at a time."""
+        """As `Host.borrow_model`; waits for the model and whoever uses it. One loan at a time."""
         _wait_until_loaded()
         loan = Loan(self._queue_held, self.wanted, self._movers)
         with self._movers.patched():
@@ -124,8 +124,9 @@ class WebUIHost(Host):
             )
 
     def load_checkpoint(self, name: str) -> None:
-        """Load the checkpoint of this name onto the device, as choosing it at the top left does; one
-        that is loaded already is loaded anew.
+        """Load the checkpoint of this name onto the device, as choosing it at the top left does.
+
+        One that is loaded already is loaded anew.
         """
         info = sd_models.get_closet_checkpoint_match(name)
         if info is None or info.name_for_extra != name:

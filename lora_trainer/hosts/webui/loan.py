@@ -83,17 +83,17 @@ class Loan:
         return False
 
     def _take_again(self) -> str | None:
-        """Take the model if it is as it was at the start; else return what is wrong, for the user."""
+        """Take the model if it is as it was at the start; else return what is wrong, as a sentence
+        for the user.
+        """
         with contextlib.ExitStack() as stack:
             self._hold(stack)
             sd_model = sd_models.model_data.sd_model
             if problem := self._why_not_ours(sd_model):
                 return problem
             self._enter_contexts(stack, sd_model)
-            if (
-                fingerprint_of_weights(sd_model.model.diffusion_model)
-                != self.base_model.fingerprint
-            ):
+            fingerprint = fingerprint_of_weights(sd_model.model.diffusion_model)
+            if fingerprint != self.base_model.fingerprint:
                 return (
                     f"Paused: the weights of {self.base_model.name} are not those of the start; a"
                     " setting or another extension changed them. Load the checkpoint again."

@@ -80,9 +80,9 @@ def _edits(editor: DataSetEditor) -> Iterator[tuple[str, Seconds]]:
     yield "redo of it", _time(editor.redo)
     yield "rename a picture", _time(lambda: editor.files.rename(names[1], "renamed"))
     for count in (100, 1000):
-        going = names[2 : 2 + count]
-        yield f"delete {len(going):,}", _time(lambda: editor.files.move_to_trash(going))  # noqa: B023
-        yield f"undo of deleting {len(going):,}", _time(editor.undo)
+        deleted = names[2 : 2 + count]
+        yield f"delete {len(deleted):,}", _time(lambda: editor.files.move_to_trash(deleted))  # noqa: B023
+        yield f"undo of deleting {len(deleted):,}", _time(editor.undo)
     yield "checks", _time(lambda: editor.pictures.check(CheckSettings()))
     yield "checks, again", _time(lambda: editor.pictures.check(CheckSettings()))
 

@@ -2,8 +2,8 @@
 
 Run by the WebUI at every start, without arguments. By hand, on a machine without a WebUI:
 
-  python3 install.py demo [--ui] [...]   makes .venv beside this file and trains the embedded example
-                                         into demo-output/
+  python3 install.py demo [--ui] [...]   makes .venv beside this file, trains the embedded example,
+                                         leaves demo-output/
   python3 install.py test [...]          makes .venv and runs the tests; what follows goes to pytest
   python3 install.py check               makes .venv and checks format, lint and types
 
@@ -34,10 +34,11 @@ REQUIREMENTS = {
 }
 CHECKS = (["ruff", "format", "--check", "."], ["ruff", "check", "."], ["mypy"])
 
-# What the WebUI's own packages lack, and what they always have unless something is broken: module
-# -> exact pin.
-PEFT, PEFT_FOR_OLD_HUB, HUB_OF_PEFT = "peft==0.13.2", "peft==0.11.1", (0, 23)
+PEFT = "peft==0.13.2"
+PEFT_FOR_OLD_HUB = "peft==0.11.1"
+OLDEST_HUB_FOR_PEFT = (0, 23)
 NEWEST_PEFT_FOR_TRANSFORMERS_4_35 = (0, 13, 2)
+# The other packages that are needed, by module; a WebUI has most of them.
 EXPECTED = {
     "yaml": "PyYAML==6.0.1",
     "pandas": "pandas==2.1.4",
@@ -49,10 +50,9 @@ EXPECTED = {
     "tensorboardX": "tensorboardX==2.6.2.2",
     **({"tomli": "tomli==2.0.1"} if sys.version_info < (3, 11) else {}),
 }
+# What is missing without a package; without any other there is no training.
 WITHOUT = {
-    "tensorboardX==2.6.2.2": (
-        "without figures for TensorBoard"
-    ),  # what cannot be done without what; without another pin no training
+    "tensorboardX==2.6.2.2": "without figures for TensorBoard",
     "tomli==2.0.1": "without settings from TOML files",
 }
 
@@ -85,20 +85,15 @@ def install_for_webui() -> int:
 
 def missing_packages() -> list[str]:
     """Return the pins of what cannot be imported. Imports nothing itself."""
-    needed = {
-        "peft": (
-            PEFT_FOR_OLD_HUB
-            if (installed_version("huggingface_hub") or HUB_OF_PEFT) < HUB_OF_PEFT
-            else PEFT
-        ),
-        **EXPECTED,
-    }
+    hub = installed_version("huggingface_hub")
+    is_hub_old = hub is not None and hub < OLDEST_HUB_FOR_PEFT
+    needed = {"peft": PEFT_FOR_OLD_HUB if is_hub_old else PEFT, **EXPECTED}
     return [pin for module, pin in needed.items() if importlib.util.find_spec(module) is None]
 
 
 def unsuitable_peft() -> str | None:
-    """Say so when somebody else installed a peft that the WebUI's transformers cannot carry; we
-    leave it as it is.
+    """Return a warning when the installed peft does not work with the WebUI's transformers; it is
+    not changed.
     """
     peft, transformers = installed_version("peft"), installed_version("transformers")
     if (
@@ -116,8 +111,8 @@ def unsuitable_peft() -> str | None:
 
 
 def install_pins(pins: list[str]) -> str | None:
-    """Install pinned packages by the WebUI's own pip call, once, for a start should not wait;
-    returns why it failed, or None.
+    """Install pinned packages by the WebUI's own pip call, without waiting long; returns why it
+    failed, or None.
     """
     from launch import run_pip
 
@@ -129,21 +124,18 @@ def install_pins(pins: list[str]) -> str | None:
     except RuntimeError as error:
         return reason_in(str(error).splitlines())
     importlib.invalidate_caches()
-    return (
-        None
-        if all(installed_version(pin.split("==")[0]) for pin in pins)
-        else "installing is switched off with --skip-install"
-    )
+    if all(installed_version(pin.split("==")[0]) for pin in pins):
+        return None
+    return "installing is switched off with --skip-install"
 
 
 def installed_version(name: str) -> tuple[int, ...] | None:
     """Return the numbers of an installed distribution's version, or None."""
     try:
-        return tuple(
-            int(number) for number in re.findall(r"\d+", importlib.metadata.version(name))[:3]
-        )
+        version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
 def dotted(version: tuple[int, ...]) -> str:
@@ -158,7 +150,7 @@ class Failed(Exception):
 
 
 def run_standalone(command: str, arguments: list[str]) -> int:
-    """Make .venv complete, then run the demo, the tests or the checks in it; returns the exit status."""
+    """Complete .venv, then run the demo, the tests or the checks in it; return the status."""
     check_python(command)
     python = ensure_environment(REQUIREMENTS[command])
     environment = {
@@ -170,10 +162,8 @@ def run_standalone(command: str, arguments: list[str]) -> int:
     if command == "test":
         return subprocess.call([str(python), "-m", "pytest", *arguments], cwd=ROOT, env=environment)
     if command == "check":
-        return max(
-            subprocess.call([str(python), "-m", *check], cwd=ROOT, env=environment)
-            for check in CHECKS
-        )
+        commands = [[str(python), "-m", *check] for check in CHECKS]
+        return max(subprocess.call(each, cwd=ROOT, env=environment) for each in commands)
     environment["PYTHONPATH"] = str(ROOT)
     return subprocess.call(
         [str(python), "-m", "lora_trainer", "demo", "--output", "demo-output", *arguments],
@@ -197,9 +187,7 @@ def check_python(command: str) -> None:
 
 
 def ensure_environment(requirements: Path) -> Path:
-    """Return .venv's Python with everything of `requirements` installed; a complete environment is
-    used as it is, a half-made one mended.
-    """
+    """Return the Python of .venv, with everything of `requirements` installed if it was not."""
     python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     stamp = VENV / f".complete-{requirements.stem}"
     wanted = digest_of(requirements)
@@ -229,23 +217,21 @@ def digest_of(requirements: Path) -> str:
 
 
 def works(python: Path, *arguments: str) -> bool:
-    """Tell whether an environment's Python starts and is one that we can use."""
+    """Tell whether an environment's Python starts and has a supported version."""
     check = arguments or (
         "-c",
         f"import sys; sys.exit(not {OLDEST} <= sys.version_info[:2] <= {NEWEST})",
     )
     try:
-        return (
-            subprocess.run(
-                [str(python), *check],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                timeout=120,
-            ).returncode
-            == 0
+        done = subprocess.run(
+            [str(python), *check],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=120,
         )
     except (OSError, subprocess.TimeoutExpired):
         return False
+    return done.returncode == 0
 
 
 def make_environment() -> None:
@@ -322,7 +308,7 @@ def run_showing_progress(command: list[str]) -> tuple[int, list[str]]:
 
 
 def reason_in(lines: list[str]) -> str:
-    """Turn pip's last words into a few of ours."""
+    """Return a short reason for a failure, from pip's last lines."""
     text = "\n".join(lines)
     if re.search(r"No space left|Errno 28", text):
         return "the disk is full"
@@ -333,12 +319,11 @@ def reason_in(lines: list[str]) -> str:
         text,
     ):
         return "the package index cannot be reached; is there a network connection?"
-    errors = [line for line in lines if line.startswith("ERROR:")] or [
-        line for line in lines if line.strip()
-    ]
-    return (
-        errors[-1].removeprefix("ERROR:").strip().rstrip(".")[:300] if errors else "it said nothing"
-    )
+    errors = [line for line in lines if line.startswith("ERROR:")]
+    candidates = errors or [line for line in lines if line.strip()]
+    if not candidates:
+        return "it said nothing"
+    return candidates[-1].removeprefix("ERROR:").strip().rstrip(".")[:300]
 
 
 def say(text: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
-from .editor.checks import Wanted
+from .editor.checks import CheckSettings
 from .editor.editor import DataSetEditor
 
 SIDE_PX = 24
@@ -78,17 +78,17 @@ def _edits(editor: DataSetEditor) -> Iterator[tuple[str, Seconds]]:
     yield "bulk edit of all", _time(lambda: editor.bulk_edit("prepend", edit))
     yield "undo of it", _time(editor.undo)
     yield "redo of it", _time(editor.redo)
-    yield "rename a picture", _time(lambda: editor.rename(names[1], "renamed"))
+    yield "rename a picture", _time(lambda: editor.files.rename(names[1], "renamed"))
     for count in (100, 1000):
-        going = names[2 : 2 + count]
-        yield f"delete {len(going):,}", _time(lambda: editor.discard(going))  # noqa: B023
-        yield f"undo of deleting {len(going):,}", _time(editor.undo)
-    yield "checks", _time(lambda: editor.check(Wanted()))
-    yield "checks, again", _time(lambda: editor.check(Wanted()))
+        deleted = names[2 : 2 + count]
+        yield f"delete {len(deleted):,}", _time(lambda: editor.files.move_to_trash(deleted))  # noqa: B023
+        yield f"undo of deleting {len(deleted):,}", _time(editor.undo)
+    yield "checks", _time(lambda: editor.pictures.check(CheckSettings()))
+    yield "checks, again", _time(lambda: editor.pictures.check(CheckSettings()))
 
 
 def _examine(editor: DataSetEditor) -> None:
-    while not editor.check(Wanted())["ready"]:
+    while not editor.pictures.check(CheckSettings())["ready"]:
         time.sleep(0.5)
 
 

@@ -46,8 +46,8 @@ THEIR_PACKAGES = {
 }
 PLACES = {
     "modules": {f"{PACKAGE}.hosts.webui"},
-    "ldm": {f"{PACKAGE}.hosts.webui.loan"},
-    "sgm": {f"{PACKAGE}.hosts.webui.loan"},
+    "ldm": {f"{PACKAGE}.hosts.webui.model_state"},
+    "sgm": {f"{PACKAGE}.hosts.webui.model_state"},
     "gradio": {f"{PACKAGE}.web"},
     "uvicorn": {f"{PACKAGE}.web"},
     "fastapi": {f"{PACKAGE}.web", f"{PACKAGE}.hosts.webui.guard"},
@@ -221,7 +221,7 @@ NEVER = {
 
 # Uploaded ZIPs are read here alone, file by file and within limits, and where each goes is decided
 # by us; nothing is extracted by an archive's own names.
-READS_ARCHIVES = {f"{PACKAGE}/editor/archives.py": ["calls zipfile.ZipFile"]}
+READS_ARCHIVES = {f"{PACKAGE}/editor/zip_archive.py": ["calls zipfile.ZipFile"]}
 
 
 def calls_of(source: str) -> list[tuple[str, ast.Call]]:

@@ -1,9 +1,8 @@
-"""Many files written atomically, and flushed together: one by one, each would wait for the disk by
-itself.
+"""Files written atomically: no reader, and no power cut, ever sees a part of one.
 
-A flush makes the disk write down what else waits for it. So all the files of a batch are written
-first and flushed then, which costs hardly more than one flush; the first name changes when every
-content is on the disk. A power cut leaves each file old or new, whole.
+`write_atomically` writes one file. `flushed_temporaries` prepares many and flushes them together,
+which costs hardly more than flushing one: a flush makes the disk write everything that waits for
+it. `remove_leftovers` deletes what a killed process left behind.
 """
 
 import contextlib
@@ -16,76 +15,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-FLUSHING = 8  # threads: they wait for the disk, not for the processor
+FLUSH_THREADS = 8  # they wait for the disk, not for the processor
+REPLACE_ATTEMPTS = 5
+REPLACE_WAIT_SECONDS = 0.2
+_TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
-@contextlib.contextmanager
-def prepared(contents: Mapping[Path, bytes]) -> Iterator[dict[Path, Path]]:
-    """Write each content to a temporary file on the disk of its place, all of them flushed; yields
-    the temporary files by place.
-
-    A file that is there lends its mode. Those that were not renamed are removed at the end. Raises
-    OSError; then none is left.
-
-    They lie in a hidden folder of their own beside their places: ext4 takes the longer to make a
-    file the more were just deleted near it, and every file that is replaced is one (5,000 in turns
-    with their replacing: 2.6 s; in such folders: 1.3 s).
-    """
-    asides = {
-        folder: folder / f".{uuid.uuid4().hex}.tmp"
-        for folder in {place.parent for place in contents}
-    }
-    try:
-        for aside in asides.values():
-            aside.mkdir()
-        temporaries = {
-            place: asides[place.parent] / str(number) for number, place in enumerate(contents)
-        }
-        with contextlib.ExitStack() as opened:
-            files = [
-                opened.enter_context(_written(temporaries[place], place, content))
-                for place, content in contents.items()
-            ]
-            with ThreadPoolExecutor(min(FLUSHING, max(1, len(files)))) as threads:
-                list(threads.map(os.fsync, files))
-        yield temporaries
-    finally:
-        for aside in asides.values():
-            shutil.rmtree(aside, ignore_errors=True)
-
-
-def flush_folders(folders: Iterable[Path]) -> None:
-    """Have the names in these folders on the disk: what was renamed stays renamed. Not every system
-    can.
-    """
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            number = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(number)
-            finally:
-                os.close(number)
-
-
-@contextlib.contextmanager
-def _written(temporary: Path, place: Path, content: bytes) -> Iterator[int]:
-    with open(temporary, "xb") as file:
-        file.write(content)
-        file.flush()
-        with contextlib.suppress(FileNotFoundError):
-            os.chmod(temporary, os.stat(place).st_mode)
-        yield file.fileno()
+# --- One file -------------------------------------------------------------------------------------
 
 
 def write_atomically(path: Path, data: bytes, *, check: bool = False) -> None:
-    """Write a file so that no reader, and no power cut, ever sees a part of it: temporary file in
-    the same folder, flush, replace.
+    """Write a file by way of a temporary one in the same folder: write, flush, replace.
 
-    A file that was there keeps its mode; a new one gets the user's usual mode. With `check` what
-    was written is read back first; raises OSError when it is not the same, as for everything that a
-    disk refuses.
+    An existing file keeps its mode; a new one gets the user's usual mode. With `check` the
+    temporary file is read back first. Raises OSError when the disk refuses, or when the content
+    read back differs.
     """
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
+    temporary = _temporary_path(path.parent)
     try:
         with open(temporary, "xb") as file:
             file.write(data)
@@ -101,36 +47,106 @@ def write_atomically(path: Path, data: bytes, *, check: bool = False) -> None:
         raise
 
 
-def remove_leftovers(folders: Iterable[Path], *, older_than_seconds: float = 0.0) -> None:
-    """Remove temporary files, and `atomic`'s folders of them, that a killed process left in these
-    folders.
+def replace_file(source: Path, target: Path) -> None:
+    """Call `os.replace`, several times on Windows, which refuses while another program has the
+    target open.
+    """
+    for attempt in range(1, REPLACE_ATTEMPTS + 1):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if os.name != "nt" or attempt == REPLACE_ATTEMPTS:
+                raise
+            time.sleep(REPLACE_WAIT_SECONDS * attempt)
+
+
+# --- Many files -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def flushed_temporaries(contents: Mapping[Path, bytes]) -> Iterator[dict[Path, Path]]:
+    """Write each content to a temporary file, and flush all; yields the temporary file by target.
+
+    The caller renames them to their targets; those that were not renamed are deleted at the end. A
+    temporary file has the mode of its target, if there is one. Raises OSError; then none is left.
+
+    The temporary files lie in a hidden folder of their own beside their targets: creating a file
+    next to just deleted ones is slow on ext4, and each replaced file is a deleted one (5,000 files:
+    2.6 s in the same folder, 1.3 s in such folders).
+    """
+    folders = {folder: _temporary_path(folder) for folder in {path.parent for path in contents}}
+    try:
+        for folder in folders.values():
+            folder.mkdir()
+        temporaries = {
+            target: folders[target.parent] / str(number) for number, target in enumerate(contents)
+        }
+        with contextlib.ExitStack() as open_files:
+            descriptors = [
+                open_files.enter_context(_written(temporaries[target], target, content))
+                for target, content in contents.items()
+            ]
+            _flush_together(descriptors)
+        yield temporaries
+    finally:
+        for folder in folders.values():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def flush_folders(folders: Iterable[Path]) -> None:
+    """Flush folders' entries, so that renamed files stay renamed; does nothing where the system
+    cannot.
     """
     for folder in folders:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _written(temporary: Path, target: Path, content: bytes) -> Iterator[int]:
+    """Write a temporary file with its target's mode; yields its descriptor while it is open."""
+    with open(temporary, "xb") as file:
+        file.write(content)
+        file.flush()
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(temporary, os.stat(target).st_mode)
+        yield file.fileno()
+
+
+def _flush_together(descriptors: list[int]) -> None:
+    threads_needed = min(FLUSH_THREADS, max(1, len(descriptors)))
+    with ThreadPoolExecutor(threads_needed) as threads:
+        list(threads.map(os.fsync, descriptors))
+
+
+# --- Leftovers ------------------------------------------------------------------------------------
+
+
+def remove_leftovers(folders: Iterable[Path], *, older_than_seconds: float = 0.0) -> None:
+    """Delete the temporary files and folders that a killed process left in these folders."""
+    for folder in folders:
         for path in folder.glob(".*.tmp"):
-            if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", path.name):
+            if _TEMPORARY_NAME.fullmatch(path.name):
                 with contextlib.suppress(OSError):
-                    if (
-                        not older_than_seconds
-                        or time.time() - path.stat().st_mtime > older_than_seconds
-                    ):
-                        _remove(path)
+                    if not older_than_seconds or _age_seconds(path) > older_than_seconds:
+                        _delete(path)
 
 
-def _remove(path: Path) -> None:
+def _temporary_path(folder: Path) -> Path:
+    return folder / f".{uuid.uuid4().hex}.tmp"
+
+
+def _age_seconds(path: Path) -> float:
+    return time.time() - path.stat().st_mtime
+
+
+def _delete(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def replace_file(source: Path, target: Path, attempts: int = 5) -> None:
-    """`os.replace`, several times on Windows, which refuses while another program has the target
-    open.
-    """
-    for attempt in range(attempts):
-        try:
-            return os.replace(source, target)
-        except PermissionError:
-            if os.name != "nt" or attempt == attempts - 1:
-                raise
-            time.sleep(0.2 * (attempt + 1))

@@ -1,5 +1,5 @@
-"""Short names for what must not change between the two halves of a run: a base model's weights, a
-picture, a caption.
+"""Fingerprints of what must be the same when a run is resumed: a base model's weights, picture
+files and captions.
 """
 
 import hashlib
@@ -7,25 +7,27 @@ from pathlib import Path
 
 import torch
 
-SAMPLES = 64
-_BLOCK = 1 << 20
+SAMPLES = 64  # of each parameter
+BLOCK_BYTES = 1 << 20
 
 
 def fingerprint_of_weights(module: torch.nn.Module) -> str:
-    """Return a digest of names, types, shapes and some numbers of every parameter; milliseconds, so
-    it can be taken again and again.
+    """Return a digest of every parameter's name, dtype, shape and `SAMPLES` of its numbers.
 
-    It tells checkpoints apart, and a LoRA's traces in the weights. The same weights on another
-    device have the same one.
+    Takes milliseconds. It differs between checkpoints, and when a LoRA was left in the weights; it
+    is the same on every device. "" for a module on the meta device.
     """
-    digest, samples = hashlib.sha256(), []
+    digest = hashlib.sha256()
+    samples = []
     for name, parameter in module.named_parameters():
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
         if parameter.is_meta:
             return ""
         flat = parameter.detach().reshape(-1)
-        samples.append(flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].float())
-    digest.update(torch.cat(samples).cpu().numpy().tobytes() if samples else b"")
+        stride = max(1, len(flat) // SAMPLES)
+        samples.append(flat[::stride][:SAMPLES].float())
+    if samples:
+        digest.update(torch.cat(samples).cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -33,10 +35,11 @@ def fingerprint_of_file(path: Path) -> str:
     """Return a file's SHA-256; raises OSError."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
 
 
 def fingerprint_of_text(text: str) -> str:
+    """Return a text's SHA-256."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,5 +1,5 @@
-"""Another `forward` on a module's object for a while. What the object had of its own before, from
-the host or another extension, comes back.
+"""Patches of single modules that are taken back. The module's class stays as it is, and so does a
+`forward` that the host or another extension has put on the module before.
 """
 
 import contextlib
@@ -10,8 +10,8 @@ import torch
 
 
 @contextlib.contextmanager
-def own_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Give a module's object this `forward` for the time of a `with`; its class stays as it is."""
+def replaced_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let one module use another `forward` inside a `with` block."""
     before = vars(module).get("forward")
     module.forward = forward
     try:

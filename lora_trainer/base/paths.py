@@ -1,4 +1,6 @@
-"""Paths that requests name: read, and kept inside the folders that are allowed."""
+"""Paths that a user or a request names: expanded, and checked to be in the folders that may be
+read.
+"""
 
 import contextlib
 import contextvars
@@ -9,29 +11,32 @@ from pathlib import Path
 
 from .errors import Refused
 
-LONGEST_NAME_BYTES, LONGEST_PATH_BYTES = 255, 3000
+LONGEST_NAME_BYTES = 255
+LONGEST_PATH_BYTES = 3000
 REACHABLE = "This WebUI can be reached from other machines"
-_asked_under: contextvars.ContextVar[str] = contextvars.ContextVar("asked_under", default="")
+_foreign_host: contextvars.ContextVar[str] = contextvars.ContextVar("foreign_host", default="")
 
 
 @contextlib.contextmanager
-def asked_under(name: str) -> Iterator[None]:
-    """Note, for what is done inside, under which foreign host name a request came; "" for one
-    under this machine's own. Threads that a server runs a request in see it; jobs do not."""
-    token = _asked_under.set(name)
+def serving_foreign_host(name: str) -> Iterator[None]:
+    """Note the foreign host name that a request was addressed to; "" for a name of this machine.
+
+    Holds for the block and the threads that a server runs the request in, not for jobs.
+    """
+    token = _foreign_host.set(name)
     try:
         yield
     finally:
-        _asked_under.reset(token)
+        _foreign_host.reset(token)
 
 
-def foreign_name() -> str:
-    """Return the foreign host name under which the request that is answered came, or ""."""
-    return _asked_under.get()
+def foreign_host() -> str:
+    """Return the foreign host name that the present request was addressed to, or ""."""
+    return _foreign_host.get()
 
 
-def expanded(text: str) -> Path:
-    """Return a path with `~` filled in; one of a user who is not known stays as it is written."""
+def expand_user(text: str) -> Path:
+    """Return a path with `~` expanded; one of an unknown user stays as it is written."""
     path = Path(text)
     try:
         return path.expanduser()
@@ -39,18 +44,15 @@ def expanded(text: str) -> Path:
         return path
 
 
-def numbered(path: Path) -> Iterator[Path]:
-    """Yield `name-2`, `name-3`, … beside a file, for whoever looks for a name that is not taken."""
+def numbered_paths(path: Path) -> Iterator[Path]:
+    """Yield `name-2`, `name-3`, … beside a file, to find a name that is not taken."""
     return (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
 
 
-def check_possible(path: Path) -> None:
-    """Raise `Refused` for a path that no file system has: merely looking for it would be an
-    error.
-    """
-    if len(str(path).encode("utf-8", "replace")) > LONGEST_PATH_BYTES or any(
-        len(part.encode("utf-8", "replace")) > LONGEST_NAME_BYTES for part in path.parts
-    ):
+def check_path_length(path: Path) -> None:
+    """Raise `Refused` for a path that no file system has, which OSError would be raised for."""
+    is_too_long = _length_bytes(str(path)) > LONGEST_PATH_BYTES
+    if is_too_long or any(_length_bytes(part) > LONGEST_NAME_BYTES for part in path.parts):
         raise Refused(
             f"{str(path)[:80]!r}… is too long for a path.", field="train_data_dir", code="bad_value"
         )
@@ -62,12 +64,10 @@ def check_inside(path: Path, roots: Sequence[Path], *, because: str = REACHABLE)
     A path on another machine (`\\\\server\\share`) is refused by its text: merely looking at it
     makes Windows send the user's password hash there.
     """
-    resolved = (
-        None
-        if _elsewhere(path)
-        and not any(_elsewhere(root) and path.is_relative_to(root) for root in roots)
-        else _resolved(path)
+    is_foreign_share = _is_network_share(path) and not any(
+        _is_network_share(root) and path.is_relative_to(root) for root in roots
     )
+    resolved = None if is_foreign_share else _resolved(path)
     if resolved is None or not any(resolved.is_relative_to(root.resolve()) for root in roots):
         raise Refused(
             f"{because}, so only folders inside {', '.join(str(root) for root in roots)} may be"
@@ -77,32 +77,36 @@ def check_inside(path: Path, roots: Sequence[Path], *, because: str = REACHABLE)
         )
 
 
-def check_file(path: Path) -> None:
-    """Raise `Refused` for what is there and is no file: a folder, or a pipe or device, of which a
-    read may never end. Raises OSError for what is not there."""
+def check_regular_file(path: Path) -> None:
+    """Raise `Refused` for a folder, and for a pipe or device, of which a read may never end.
+
+    Raises OSError for a path that does not exist.
+    """
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
         raise Refused(f"{path.name} is {kind}, not a file.", code="not_a_file")
 
 
-def lies_in(path: Path, folder: Path) -> bool:
-    """Tell whether a path is inside a folder once links are followed; False for a circle of
-    links.
-    """
+def is_inside(path: Path, folder: Path) -> bool:
+    """Tell whether a path is inside a folder, links followed; False for a circle of links."""
     try:
         return path.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError, ValueError):  # RuntimeError: Python before 3.13
         return False
 
 
-def _elsewhere(path: Path) -> bool:
+def _length_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
+
+
+def _is_network_share(path: Path) -> bool:
     return str(path).replace("/", "\\").startswith("\\\\")
 
 
 def _resolved(path: Path) -> Path | None:
     try:
-        return expanded(str(path)).resolve()
+        return expand_user(str(path)).resolve()
     except (OSError, RuntimeError, ValueError):  # too long, a circle of links, not text
         return None
 
@@ -121,10 +125,10 @@ class PathRules:
 
     def check(self, path: Path) -> None:
         """Raise `Refused` for a path outside the roots, links followed, or that cannot exist."""
-        check_possible(path)
+        check_path_length(path)
         if self.allowed_roots is not None:
             check_inside(path, self.allowed_roots)
-        elif self.foreign_roots is not None and (name := foreign_name()):
+        elif self.foreign_roots is not None and (name := foreign_host()):
             check_inside(path, self.foreign_roots, because=_asked_for_as(name))
 
     def permits(self, path: Path) -> bool:
@@ -136,16 +140,16 @@ class PathRules:
 
     def check_deletion(self) -> None:
         """Raise `Refused` for deleting where a page of another site could be asking."""
-        if self.allowed_roots is None and self.foreign_roots is not None and foreign_name():
+        if self.allowed_roots is None and self.foreign_roots is not None and foreign_host():
             raise Refused(
-                f"{_asked_for_as(foreign_name())}, so nothing is removed for good. Open it on the"
+                f"{_asked_for_as(foreign_host())}, so nothing is removed for good. Open it on the"
                 " machine itself, as http://127.0.0.1 with its port.",
                 code="forbidden_path",
             )
 
     def is_local_request(self) -> bool:
         """Tell whether only somebody at this machine can have sent the request."""
-        return self.allowed_roots is None and not foreign_name()
+        return self.allowed_roots is None and not foreign_host()
 
 
 def _asked_for_as(name: str) -> str:

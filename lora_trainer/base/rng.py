@@ -1,5 +1,5 @@
-"""Where every random choice of a run comes from: a generator seeded by (seed, purpose, number), so
-that a run can be repeated and resumed.
+"""Random numbers of a run: a generator for each purpose and number (such as a step), so that a run
+can be repeated, and resumed anywhere.
 """
 
 import hashlib
@@ -10,4 +10,5 @@ import torch
 def generator(seed: int, purpose: str, number: int = 0) -> torch.Generator:
     """Return a CPU generator that depends on (seed, purpose, number) alone."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{number}".encode("utf-8", "surrogatepass")).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    seed_63_bit = int.from_bytes(digest[:8], "little") >> 1
+    return torch.Generator().manual_seed(seed_63_bit)

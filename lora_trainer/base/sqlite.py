@@ -1,5 +1,5 @@
-"""SQLite files: opened alike everywhere, and put aside when they are broken, so that nobody is
-locked out of their own pictures.
+"""SQLite databases: opened alike everywhere; a damaged one is renamed and replaced by an empty
+one, so that nobody is locked out of their own data.
 """
 
 import logging
@@ -17,15 +17,14 @@ def open_database(
     *,
     durable: bool = True,
     check: bool = False,
-    on_damage: Callable[[Path], None] = lambda aside: None,
+    on_damage: Callable[[Path], None] = lambda renamed: None,
 ) -> sqlite3.Connection:
-    """Open a database and make the tables of `schema` that it lacks; every thread may use it, one
+    """Open a database and create the tables of `schema` that it lacks; any thread may use it, one
     at a time.
 
-    `durable`: what was committed survives a power cut. A file that is no database any more is
-    renamed and begun anew; `on_damage` is told its new name. With `check` all of it is read for
-    that, else only its beginning. Raises OSError and sqlite3.OperationalError (disk full, no
-    permission).
+    With `durable`, commits survive a power cut. A damaged file is renamed and replaced by a new
+    one; `on_damage` is called with its new name. With `check` the whole file is read for damage,
+    else only its beginning. Raises OSError and sqlite3.OperationalError (disk full, no permission).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -33,13 +32,18 @@ def open_database(
     except sqlite3.OperationalError:
         raise
     except sqlite3.DatabaseError as error:
-        aside = path.with_name(f"{path.stem}-broken-{time.strftime('%Y%m%d-%H%M%S')}{path.suffix}")
-        log.warning("%s is damaged (%s); it is kept as %s and begun anew", path, error, aside.name)
-        path.replace(aside)
-        for leftover in ("-wal", "-shm"):
-            path.with_name(path.name + leftover).unlink(missing_ok=True)
-        on_damage(aside)
+        on_damage(_rename_damaged(path, error))
         return _open(path, schema, durable, check)
+
+
+def _rename_damaged(path: Path, error: sqlite3.DatabaseError) -> Path:
+    """Rename a damaged database and delete its journals; returns its new path."""
+    renamed = path.with_name(f"{path.stem}-broken-{time.strftime('%Y%m%d-%H%M%S')}{path.suffix}")
+    log.warning("%s is damaged (%s); it is kept as %s and begun anew", path, error, renamed.name)
+    path.replace(renamed)
+    for journal in ("-wal", "-shm"):
+        path.with_name(path.name + journal).unlink(missing_ok=True)
+    return renamed
 
 
 def _open(path: Path, schema: str, durable: bool, check: bool) -> sqlite3.Connection:
@@ -49,8 +53,10 @@ def _open(path: Path, schema: str, durable: bool, check: bool) -> sqlite3.Connec
         database.execute("pragma journal_mode=wal")
         database.execute(f"pragma synchronous={'full' if durable else 'off'}")
         database.execute("pragma foreign_keys=on")
-        if check and (found := database.execute("pragma quick_check(1)").fetchone()[0]) != "ok":
-            raise sqlite3.DatabaseError(found)
+        if check:
+            found = database.execute("pragma quick_check(1)").fetchone()[0]
+            if found != "ok":
+                raise sqlite3.DatabaseError(found)
         database.executescript(schema)
     except BaseException:
         database.close()

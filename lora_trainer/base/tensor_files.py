@@ -1,9 +1,9 @@
-"""Files of tensors that strangers made (.safetensors), read within bounds: the header once, then
-single tensors by their place.
+"""Reads .safetensors files of strangers within limits: the header once, then single tensors.
 
-The library looks all names up anew for every tensor under the version that the WebUI pins, and a
-host may have replaced its `load_file` by a function that renames what fails to load. So nothing but
-this file, `safetensors.safe_open` and `safetensors.torch.load` reads a foreign file.
+Used instead of the package's own functions, which look up all names anew for every tensor in the
+version that the WebUI pins, and whose `load_file` a host may have replaced by one that renames what
+fails to load. Foreign files are read by this module, `safetensors.safe_open` and
+`safetensors.torch.load` alone.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
@@ -21,38 +21,36 @@ MOST_TENSORS = 20_000  # five times what a LoRA of every layer of SDXL has
 MOST_PARTS = 250_000  # lists and mappings in a JSON text
 MOST_VALUES = 2_000_000
 _LENGTH_BYTES = 8
+
+
+class _Dtype(NamedTuple):
+    """A dtype of the format: bytes of an item, and torch's dtype, None for one that is not read."""
+
+    item_bytes: int
+    torch_dtype: torch.dtype | None
+
+
 _DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-_ITEM_BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
+    "F64": _Dtype(8, torch.float64),
+    "F32": _Dtype(4, torch.float32),
+    "F16": _Dtype(2, torch.float16),
+    "BF16": _Dtype(2, torch.bfloat16),
+    "I64": _Dtype(8, torch.int64),
+    "I32": _Dtype(4, torch.int32),
+    "I16": _Dtype(2, torch.int16),
+    "I8": _Dtype(1, torch.int8),
+    "U8": _Dtype(1, torch.uint8),
+    "BOOL": _Dtype(1, torch.bool),
+    "F8_E4M3": _Dtype(1, None),
+    "F8_E5M2": _Dtype(1, None),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Where a tensor is: its type in the format's words, its shape, and its bytes from `begin`
-    to before `end`, counted from the end of the header."""
+    """Where a tensor is: its dtype as the format names it, its shape, and its bytes, which are
+    counted from the end of the header; `end` is exclusive.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -62,7 +60,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What the first part of a file says. `data_begins` is the header's length in bytes."""
+    """What stands before the tensors, in `data_begins` bytes."""
 
     metadata: Mapping[str, str]
     entries: Mapping[str, Entry]
@@ -76,16 +74,17 @@ class Header:
 def read_header(path: Path) -> Header:
     """Read a complete file's header; again only when the file has changed.
 
-    Raises OSError, and ValueError for a file that is damaged, of another kind or beyond the
-    bounds, with a phrase that says why.
+    Raises OSError, and ValueError with the reason for a file that is damaged, of another kind or
+    beyond the limits.
     """
-    facts = Path(path).stat()
-    return _read_header(str(path), facts.st_size, facts.st_mtime_ns)
+    stat = Path(path).stat()
+    return _read_header(str(path), stat.st_size, stat.st_mtime_ns)
 
 
 def check_json(text: bytes | str) -> None:
-    """Raise ValueError for a JSON text that would take seconds to parse, counting what could be
-    in it; what is between quotes counts, too."""
+    """Raise ValueError for a JSON text that would take seconds to parse, by its brackets, braces
+    and commas, those in strings included.
+    """
     signs = (b"[", b"{", b",") if isinstance(text, bytes) else ("[", "{", ",")
     lists, mappings, values = (text.count(sign) for sign in signs)
     if lists + mappings > MOST_PARTS or values > MOST_VALUES:
@@ -125,15 +124,16 @@ def parse_header(file: BinaryIO, *, file_bytes: int | None = None) -> Header:
 
 
 def read_tensor(file: BinaryIO, header: Header, name: str) -> torch.Tensor:
-    """Read one tensor of an open file; raises ValueError for a type that is not computed with."""
+    """Read one tensor of an open file; raises ValueError for an 8-bit float dtype."""
     entry = header.entries[name]
-    if entry.dtype not in _DTYPES:
+    dtype = _DTYPES[entry.dtype].torch_dtype
+    if dtype is None:
         raise ValueError(f"{name} is of the type {entry.dtype}, which is not read")
     file.seek(header.data_begins + entry.begin)
     data = bytearray(file.read(entry.end - entry.begin))
     if len(data) != entry.end - entry.begin:
         raise ValueError("it is cut off")
-    flat = torch.frombuffer(data, dtype=_DTYPES[entry.dtype]) if data else torch.empty(0)
+    flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0)
     return flat.reshape(entry.shape)
 
 
@@ -170,15 +170,15 @@ def _entry(name: str, value: Any) -> Entry:
     numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
     if not all(type(number) is int and number >= 0 for number in numbers) or len(shape) > 8:
         raise ValueError(f"its header does not say where {name[:80]} is")
-    if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise ValueError(f"{name[:80]} is of the type {str(dtype)[:20]}, which is not read")
-    if end - begin != math.prod(shape) * _ITEM_BYTES[dtype]:
+    if end - begin != math.prod(shape) * _DTYPES[dtype].item_bytes:
         raise ValueError(f"{name[:80]} has not as many bytes as its shape needs")
     return Entry(dtype, tuple(shape), begin, end)
 
 
 def _check_places(entries: Mapping[str, Entry], data_bytes: int) -> None:
-    """Tensors must lie one after the other and fill the file, as the format wants it."""
+    """Raise ValueError unless the tensors follow each other and fill the file."""
     places = sorted((entry.begin, entry.end) for entry in entries.values())
     ends = [0, *(end for _, end in places)]
     if any(begin != end for (begin, _), end in zip(places, ends, strict=False)):

@@ -1,5 +1,5 @@
-"""Text files of unknown encoding: UTF-8 and UTF-16 as they say themselves, else the likeliest of
-what Windows writes.
+"""Texts of unknown encoding: UTF-8 and UTF-16 where they can be recognised, else the likeliest of
+the encodings that Windows writes. And numbers that are written as text.
 """
 
 import functools
@@ -12,25 +12,28 @@ import charset_normalizer
 
 from .errors import Refused
 
-LEGACY_ENCODINGS = (
-    "gb18030",
-    "cp932",
-    "cp1252",
-)  # told apart by charset-normalizer; with more to choose from it errs on short texts
+# distinguished by charset-normalizer, which errs on short texts with more to choose from
+LEGACY_ENCODINGS = ("gb18030", "cp932", "cp1252")
 ENCODINGS = ("utf-8", "utf-16", *LEGACY_ENCODINGS, "big5", "euc_kr")
-MOST_REMEMBERED_BYTES = 4096
-_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+LARGEST_CACHED_BYTES = 4096
+_BYTE_ORDER_MARKS = (
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
 
 
 def guess_encoding(data: bytes) -> str:
-    """Return the encoding that `data` is in, as Python names it; "latin-1", which takes any byte,
-    when nothing else fits.
+    """Return the likeliest encoding by its Python name; "latin-1", which has a character for every
+    byte, when no other fits.
     """
-    return _guess_once(data) if len(data) <= MOST_REMEMBERED_BYTES else _guess(data)
+    if len(data) <= LARGEST_CACHED_BYTES:
+        return _guess_cached(data)
+    return _guess(data)
 
 
 def _guess(data: bytes) -> str:
-    for mark, encoding in _MARKS:
+    for mark, encoding in _BYTE_ORDER_MARKS:
         if data.startswith(mark):
             return encoding
     if _decodes(data, "utf-8"):
@@ -41,17 +44,15 @@ def _guess(data: bytes) -> str:
     return next((encoding for encoding in LEGACY_ENCODINGS if _decodes(data, encoding)), "latin-1")
 
 
-_guess_once = functools.lru_cache(maxsize=4096)(_guess)
+_guess_cached = functools.lru_cache(maxsize=4096)(_guess)
 
 
 def decode(data: bytes, encoding: str | None = None) -> str:
-    """Decode a text in the encoding it is in, or in the one that the user names; raises `Refused`
+    """Decode a text in the likeliest encoding, or in the one that the user names; raises `Refused`
     when it is not in that one.
     """
     if encoding is None:
-        return data.decode(
-            guess_encoding(data), errors="replace"
-        )  # only a cut-off UTF-16 has anything to replace
+        return data.decode(guess_encoding(data), errors="replace")  # for a cut-off UTF-16
     if encoding not in ENCODINGS and encoding not in ("utf-8-sig", "latin-1"):
         raise Refused(
             f"The encoding {encoding[:40]!r} is not known; choose one of {', '.join(ENCODINGS)}.",
@@ -79,9 +80,11 @@ def _decodes(data: bytes, encoding: str) -> bool:
 
 
 def number(value: Any) -> float | None:
-    """Read a finite number; None for anything else."""
+    """Return a value as a finite float; None for a bool and for anything that is no number."""
+    if isinstance(value, bool):
+        return None
     try:
-        found = None if isinstance(value, bool) else float(value)
+        found = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
     return found if found is not None and math.isfinite(found) else None

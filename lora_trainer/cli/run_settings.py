@@ -10,7 +10,7 @@ from typing import Any
 
 from ..base.contracts import Host
 from ..base.errors import Refused
-from ..base.paths import expanded
+from ..base.paths import expand_user
 from ..interop.presets import find_preset, presets_folder
 from ..interop.readers import IN_OUR_NAMES, import_settings, name_for
 from ..settings.aliases import read_resolutions
@@ -103,7 +103,7 @@ def _found_places(values: Values, config: Path) -> dict[str, str]:
     for name, written in values.items():
         if KOHYA_NAMES.get(name, name) not in read_from or not isinstance(written, str):
             continue
-        if place := _place_near(expanded(written.strip()), config):
+        if place := _place_near(expand_user(written.strip()), config):
             found[name] = str(place)
             print(f"note: {name}: {written} is not in this folder; {place} is taken")
     return found

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..base.paths import lies_in
+from ..base.paths import is_inside
 from ..base.text import decode, is_plain_text
 
 LARGEST_CAPTION_BYTES = 100_000
@@ -101,7 +101,7 @@ def content_of(path: Path, *, most_bytes: int = LARGEST_CAPTION_FILE_BYTES) -> b
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return None
-        if path.is_symlink() and not lies_in(path, path.parent):
+        if path.is_symlink() and not is_inside(path, path.parent):
             return None
         with open(path, "rb") as file:
             data = file.read(most_bytes + 1)

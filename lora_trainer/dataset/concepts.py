@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import Refused
-from ..base.paths import expanded
+from ..base.paths import expand_user
 from ..base.text import number
 from .captions import content_of, text_of
 
@@ -228,7 +228,7 @@ def _repeats(values: Mapping[str, Any]) -> tuple[int, bool]:
 def _found(written: str, beside: Path | None) -> Path:
     """Find what a concept names: beside the file, or where OneTrainer would have been started, else
     as it is written."""
-    path = expanded(written.strip())
+    path = expand_user(written.strip())
     if beside is None or path.is_absolute():
         return path
     places = (base / path for base in (beside, beside.parent))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..base.errors import Refused
-from ..base.paths import expanded
+from ..base.paths import expand_user
 from ..settings.config import TrainConfig
 from .concepts import Concept, is_concepts, read_concepts, read_prompts
 from .sample import Picture
@@ -68,7 +68,7 @@ def _folder(line: str) -> Folder:
             field="extra_data_dirs",
             code="bad_value",
         )
-    return Folder(expanded(path), repeats)
+    return Folder(expand_user(path), repeats)
 
 
 def folders_of(config: TrainConfig) -> list[str]:
@@ -83,7 +83,7 @@ def folders_of(config: TrainConfig) -> list[str]:
         for concept in concepts:
             found += [str(path) for path in (concept.path, concept.prompts) if path]
     if config.reg_data_dir:
-        found.append(str(expanded(config.reg_data_dir)))
+        found.append(str(expand_user(config.reg_data_dir)))
     return [folder for folder in found if folder]
 
 
@@ -221,7 +221,7 @@ def regularisation_pictures(
     if not config.reg_data_dir:
         return [], []
     taken = {picture.path.parent.resolve() for picture in training}
-    folder = expanded(config.reg_data_dir)
+    folder = expand_user(config.reg_data_dir)
     with _blamed_on("reg_data_dir"):
         found, damaged = scan(folder, thorough=thorough, caption_ending=config.caption_extension)
         if not found:

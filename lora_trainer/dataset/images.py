@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..base.errors import Refused
-from ..base.paths import check_file
+from ..base.paths import check_regular_file
 from .decode_limit import TRIMMED_PIXELS, DecodeLimit
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "MPO")
@@ -138,7 +138,7 @@ def opened(path: Path, *, decodes: bool = True) -> Iterator[Image.Image]:
     Images that are decoded wait until `DecodeLimit` has room for their pixels. With `decodes` False
     only the header is read, and nothing waits.
     """
-    check_file(path)
+    check_regular_file(path)
     with warnings.catch_warnings(), _as_refusals(path):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(path, formats=openable()) as image:
@@ -240,7 +240,7 @@ def read_rgb(path: Path) -> Image.Image:
 
     CMYK and 16 bit are converted.
     """
-    check_file(path)
+    check_regular_file(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(path, formats=openable()) as opened:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from ..base.errors import Refused
-from ..base.paths import lies_in
+from ..base.paths import is_inside
 from .caption_tables import find_table
 from .captions import CAPTION_ENDINGS, find_caption
 from .images import PICTURE_ENDINGS, inspect
@@ -177,7 +177,7 @@ def is_other_folder(path: Path, folder: Path) -> bool:
 
     Such a link would show the same pictures twice.
     """
-    return path.is_dir() and not (path.is_symlink() and lies_in(folder, path))
+    return path.is_dir() and not (path.is_symlink() and is_inside(folder, path))
 
 
 def _places(folder: Path, repeats: int, subfolders: str) -> list[_Place]:

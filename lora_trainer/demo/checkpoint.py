@@ -1,11 +1,10 @@
-"""The embedded checkpoint: a Stable Diffusion of SD1's exact block layout and narrow widths that
-draws `world.py`.
+"""The embedded checkpoint: a Stable Diffusion with the blocks of SD1 and narrow widths, which draws
+the pictures of `world`.
 
-The package stores what was learned (`checkpoint.safetensors`, LDM key layout, fp16); the token
-embeddings are random numbers from a seed, and the CLIP vocabulary is made from the one that
-open_clip ships. `write_checkpoint` puts all of it together for a WebUI, `load_state_dict` for
-everything else. `pretrain.py` makes the asset and `pack` converts it. Needs neither diffusers nor a
-WebUI.
+The package contains the learned weights (`checkpoint.safetensors`, LDM's keys, fp16). The token
+embeddings are random numbers from a seed, and the CLIP vocabulary is made from open_clip's.
+`load_state_dict` returns the whole checkpoint, `write_checkpoint` writes it for a WebUI. `pretrain`
+trains the weights, `pack` converts them to the asset. Needs neither diffusers nor a WebUI.
 """
 
 import gzip
@@ -55,231 +54,11 @@ TEXT_ENCODER_CONFIG = dict(
     pad_token_id=1,
 )
 NAME = "lora-trainer-demo"
-UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = (
-    "model.diffusion_model.",
-    "first_stage_model.",
-    "cond_stage_model.transformer.text_model.",
-)
+UNET_PREFIX = "model.diffusion_model."
+VAE_PREFIX = "first_stage_model."
+TEXT_PREFIX = "cond_stage_model.transformer.text_model."
 TOKEN_EMBEDDING = TEXT_PREFIX + "embeddings.token_embedding.weight"
 POSITION_IDS = TEXT_PREFIX + "embeddings.position_ids"
-
-
-def token_embeddings() -> np.ndarray:
-    """Return the random token embeddings, float32 `(49408, 64)` with unit variance; numpy's frozen
-    generator, the same everywhere.
-    """
-    return (
-        np.random.RandomState(SEED)
-        .standard_normal((TEXT_ENCODER_CONFIG["vocab_size"], TEXT_WIDTH))
-        .astype(np.float16)
-        .astype(np.float32)
-    )
-
-
-def make_text_encoder():
-    """Build the text encoder with its random token embeddings frozen, the rest freshly
-    initialised.
-    """
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    model = CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER_CONFIG))
-    state = model.state_dict()
-    key = next(name for name in state if name.endswith("token_embedding.weight"))
-    state[key] = torch.from_numpy(token_embeddings())
-    model.load_state_dict(state)
-    model.get_input_embeddings().requires_grad_(False)
-    for name, parameter in model.named_parameters():
-        if "position_embedding" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
-    return model
-
-
-def write_tokenizer(folder: Path) -> Path:
-    """Write CLIP's vocab.json, merges.txt and config.json, made from open_clip's vocabulary file;
-    return the folder.
-
-    Raises FileNotFoundError when open_clip is not installed.
-    """
-    source = _vocabulary_file()
-    folder.mkdir(parents=True, exist_ok=True)
-    merges = (
-        gzip.decompress(source.read_bytes()).decode("utf-8").split("\n")[1 : 49152 - 256 - 2 + 1]
-    )
-    alphabet = _byte_alphabet()
-    words = (
-        alphabet
-        + [letter + "</w>" for letter in alphabet]
-        + ["".join(merge.split()) for merge in merges]
-        + ["<|startoftext|>", "<|endoftext|>"]
-    )
-    special = {
-        "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
-    }
-    texts = {
-        "vocab.json": json.dumps(
-            {word: number for number, word in enumerate(words)}, ensure_ascii=False
-        ),
-        "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n",
-        "special_tokens_map.json": json.dumps(special),
-        "tokenizer_config.json": json.dumps(
-            {
-                **special,
-                "tokenizer_class": "CLIPTokenizer",
-                "model_max_length": 77,
-                "do_lower_case": True,
-            }
-        ),
-        "config.json": json.dumps(
-            {
-                "model_type": "clip_text_model",
-                "architectures": ["CLIPTextModel"],
-                **TEXT_ENCODER_CONFIG,
-            }
-        ),
-    }
-    for name, text in texts.items():
-        _write_text(folder / name, text)
-    return folder
-
-
-def _vocabulary_file() -> Path:
-    found = importlib.util.find_spec("open_clip")
-    path = (
-        Path(found.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
-        if found and found.origin
-        else None
-    )
-    if path is None or not path.is_file():
-        raise FileNotFoundError(
-            "CLIP's vocabulary comes with the package open_clip_torch, which is not installed; "
-            "run: pip install open_clip_torch"
-        )
-    return path
-
-
-def _byte_alphabet() -> list[str]:
-    """The 256 letters of byte-level BPE in CLIP's order: printable Latin-1 bytes as themselves, the
-    others from U+0100 on.
-    """
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(len(others))]
-
-
-def pack(work: Path, asset: Path = ASSET) -> int:
-    """Convert the trained parts in `work` (diffusers and transformers layout) to the package's
-    asset; return its size in bytes.
-
-    Raises ValueError when a weight is not finite in fp16.
-    """
-    state = {
-        UNET_PREFIX + unet_to_ldm(key): tensor
-        for key, tensor in read_tensors(work / "unet.safetensors").items()
-    }
-    state |= {
-        VAE_PREFIX + vae_to_ldm(key): _as_convolution(key, tensor)
-        for key, tensor in read_tensors(work / "vae.safetensors").items()
-    }
-    state |= {
-        TEXT_PREFIX + key.removeprefix("text_model."): tensor
-        for key, tensor in read_tensors(work / "text.safetensors").items()
-    }
-    for regenerated in (TOKEN_EMBEDDING, POSITION_IDS):
-        state.pop(regenerated, None)
-    state = {key: tensor.to(torch.float16).contiguous() for key, tensor in state.items()}
-    broken = [key for key, tensor in state.items() if not tensor.isfinite().all()]
-    if broken:
-        raise ValueError(
-            f"{len(broken)} weights are not finite in fp16, the first is {broken[0]}; train again"
-            " or rescale them"
-        )
-    _save(state, asset)
-    return asset.stat().st_size
-
-
-def _as_convolution(key: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Turn a linear weight `(out, in)` of the VAE's attention into LDM's 1x1 convolution `(out, in,
-    1, 1)`.
-    """
-    return tensor[:, :, None, None] if ".attentions." in key and tensor.ndim == 2 else tensor
-
-
-def load_state_dict() -> dict[str, torch.Tensor]:
-    """Return the complete checkpoint under LDM's keys in fp16: the asset, the token embeddings, the
-    position numbers (int64 `(1, 77)`).
-
-    Raises FileNotFoundError when the package was installed without its asset.
-    """
-    if not ASSET.is_file():
-        raise FileNotFoundError(
-            f"{ASSET} is missing; reinstall the package, or make it: python -m"
-            " lora_trainer.demo.pretrain all --work work/"
-        )
-    state = read_tensors(ASSET)
-    state[TOKEN_EMBEDDING] = torch.from_numpy(token_embeddings()).to(torch.float16)
-    state[POSITION_IDS] = torch.arange(TEXT_ENCODER_CONFIG["max_position_embeddings"])[None]
-    return state
-
-
-def write_checkpoint(folder: Path, name: str = NAME) -> Path:
-    """Write `<name>.safetensors`, `<name>.yaml` and the tokenizer folder `<name>-clip` for a WebUI;
-    return the checkpoint's path.
-
-    The checkpoint is written last and whole, so that a WebUI that lists the folder meanwhile never
-    sees half of it.
-    """
-    folder = Path(folder).absolute()
-    tokenizer = write_tokenizer(folder / f"{name}-clip")
-    _write_text(folder / f"{name}.yaml", webui_config(tokenizer))
-    target = folder / f"{name}.safetensors"
-    _save(load_state_dict(), target)
-    return target
-
-
-def webui_config(tokenizer: Path) -> str:
-    """Return the WebUI's v1-inference.yaml with the widths of this checkpoint and its own tokenizer
-    folder.
-    """
-    first = UNET_WIDTHS[0]
-    return _WEBUI_CONFIG.format(
-        image_size=UNET_CONFIG["sample_size"],
-        scale_factor=SCALE_FACTOR,
-        model_channels=first,
-        heads=UNET_CONFIG["attention_head_dim"],
-        channel_mult=[width // first for width in UNET_WIDTHS],
-        context_dim=TEXT_WIDTH,
-        ch=VAE_WIDTHS[0],
-        ch_mult=[width // VAE_WIDTHS[0] for width in VAE_WIDTHS],
-        resolution=VAE_CONFIG["sample_size"],
-        version=json.dumps(str(tokenizer), ensure_ascii=False),
-    )  # a JSON string is a YAML string
-
-
-def _save(state: dict[str, torch.Tensor], path: Path) -> None:
-    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
-    size_px = VAE_CONFIG["sample_size"]
-    metadata = {
-        "modelspec.resolution": f"{size_px}x{size_px}"
-    }  # of two, safetensors writes either first
-    temporary.write_bytes(
-        save(state, metadata=metadata)
-    )  # save_file would make it readable by its owner alone
-    os.replace(temporary, path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
-
-
 _WEBUI_CONFIG = """\
 model:
   base_learning_rate: 1.0e-04
@@ -341,3 +120,208 @@ model:
       params:
         version: {version}
 """
+
+
+def token_embeddings() -> np.ndarray:
+    """Return the random token embeddings, float32 `(49408, 64)` with unit variance.
+
+    They come from numpy's legacy generator, which gives the same numbers in all versions.
+    """
+    shape = (TEXT_ENCODER_CONFIG["vocab_size"], TEXT_WIDTH)
+    embeddings = np.random.RandomState(SEED).standard_normal(shape)
+    return embeddings.astype(np.float16).astype(np.float32)
+
+
+def make_text_encoder() -> torch.nn.Module:
+    """Build the text encoder with its random token embeddings frozen, the rest freshly
+    initialised.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    model = CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER_CONFIG))
+    state = model.state_dict()
+    key = next(name for name in state if name.endswith("token_embedding.weight"))
+    state[key] = torch.from_numpy(token_embeddings())
+    model.load_state_dict(state)
+    model.get_input_embeddings().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if "position_embedding" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def write_tokenizer(folder: Path) -> Path:
+    """Write CLIP's vocab.json, merges.txt and config.json, made from open_clip's vocabulary file;
+    return the folder.
+
+    Raises FileNotFoundError when open_clip is not installed.
+    """
+    source = _vocabulary_file()
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = gzip.decompress(source.read_bytes()).decode("utf-8").split("\n")
+    merges = lines[1 : 49152 - 256 - 2 + 1]
+    special_tokens = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    }
+    tokenizer_config = {
+        **special_tokens,
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": 77,
+        "do_lower_case": True,
+    }
+    model_config = {
+        "model_type": "clip_text_model",
+        "architectures": ["CLIPTextModel"],
+        **TEXT_ENCODER_CONFIG,
+    }
+    vocabulary = {token: number for number, token in enumerate(_tokens(merges))}
+    texts = {
+        "vocab.json": json.dumps(vocabulary, ensure_ascii=False),
+        "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n",
+        "special_tokens_map.json": json.dumps(special_tokens),
+        "tokenizer_config.json": json.dumps(tokenizer_config),
+        "config.json": json.dumps(model_config),
+    }
+    for name, text in texts.items():
+        _write_text(folder / name, text)
+    return folder
+
+
+def _tokens(merges: list[str]) -> list[str]:
+    """Return CLIP's tokens in the order of their numbers."""
+    alphabet = _byte_alphabet()
+    at_word_end = [letter + "</w>" for letter in alphabet]
+    merged = ["".join(merge.split()) for merge in merges]
+    return [*alphabet, *at_word_end, *merged, "<|startoftext|>", "<|endoftext|>"]
+
+
+def _vocabulary_file() -> Path:
+    found = importlib.util.find_spec("open_clip")
+    if found and found.origin:
+        path = Path(found.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        "CLIP's vocabulary comes with the package open_clip_torch, which is not installed; "
+        "run: pip install open_clip_torch"
+    )
+
+
+def _byte_alphabet() -> list[str]:
+    """Return the 256 letters of byte-level BPE in CLIP's order: printable Latin-1 bytes as
+    themselves, the others from U+0100 on.
+    """
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(len(others))]
+
+
+def pack(work: Path, asset: Path = ASSET) -> int:
+    """Convert the trained parts in `work` (diffusers and transformers layout) to the package's
+    asset; return its size in bytes.
+
+    Raises ValueError when a weight is not finite in fp16.
+    """
+    state = {
+        UNET_PREFIX + unet_to_ldm(key): tensor
+        for key, tensor in read_tensors(work / "unet.safetensors").items()
+    }
+    state |= {
+        VAE_PREFIX + vae_to_ldm(key): _as_convolution(key, tensor)
+        for key, tensor in read_tensors(work / "vae.safetensors").items()
+    }
+    state |= {
+        TEXT_PREFIX + key.removeprefix("text_model."): tensor
+        for key, tensor in read_tensors(work / "text.safetensors").items()
+    }
+    for regenerated in (TOKEN_EMBEDDING, POSITION_IDS):  # by `load_state_dict`
+        state.pop(regenerated, None)
+    state = {key: tensor.to(torch.float16).contiguous() for key, tensor in state.items()}
+    broken = [key for key, tensor in state.items() if not tensor.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{len(broken)} weights are not finite in fp16, the first is {broken[0]}; train again"
+            " or rescale them"
+        )
+    _save(state, asset)
+    return asset.stat().st_size
+
+
+def _as_convolution(key: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Turn a linear weight `(out, in)` of the VAE's attention into LDM's 1x1 convolution `(out, in,
+    1, 1)`.
+    """
+    return tensor[:, :, None, None] if ".attentions." in key and tensor.ndim == 2 else tensor
+
+
+def load_state_dict() -> dict[str, torch.Tensor]:
+    """Return the complete checkpoint under LDM's keys in fp16: the asset, the token embeddings, the
+    position numbers (int64 `(1, 77)`).
+
+    Raises FileNotFoundError when the package was installed without its asset.
+    """
+    if not ASSET.is_file():
+        raise FileNotFoundError(
+            f"{ASSET} is missing; reinstall the package, or make it: python -m"
+            " lora_trainer.demo.pretrain all --work work/"
+        )
+    state = read_tensors(ASSET)
+    state[TOKEN_EMBEDDING] = torch.from_numpy(token_embeddings()).to(torch.float16)
+    state[POSITION_IDS] = torch.arange(TEXT_ENCODER_CONFIG["max_position_embeddings"])[None]
+    return state
+
+
+def write_checkpoint(folder: Path, name: str = NAME) -> Path:
+    """Write `<name>.safetensors`, `<name>.yaml` and the tokenizer folder `<name>-clip` for a WebUI;
+    return the checkpoint's path.
+
+    The checkpoint is written last and atomically, for a WebUI may list the folder meanwhile.
+    """
+    folder = Path(folder).absolute()
+    tokenizer = write_tokenizer(folder / f"{name}-clip")
+    _write_text(folder / f"{name}.yaml", webui_config(tokenizer))
+    target = folder / f"{name}.safetensors"
+    _save(load_state_dict(), target)
+    return target
+
+
+def webui_config(tokenizer: Path) -> str:
+    """Return the WebUI's v1-inference.yaml with the widths of this checkpoint and its own tokenizer
+    folder.
+    """
+    first = UNET_WIDTHS[0]
+    return _WEBUI_CONFIG.format(
+        image_size=UNET_CONFIG["sample_size"],
+        scale_factor=SCALE_FACTOR,
+        model_channels=first,
+        heads=UNET_CONFIG["attention_head_dim"],
+        channel_mult=[width // first for width in UNET_WIDTHS],
+        context_dim=TEXT_WIDTH,
+        ch=VAE_WIDTHS[0],
+        ch_mult=[width // VAE_WIDTHS[0] for width in VAE_WIDTHS],
+        resolution=VAE_CONFIG["sample_size"],
+        version=json.dumps(str(tokenizer), ensure_ascii=False),  # JSON strings are YAML, too
+    )
+
+
+def _save(state: dict[str, torch.Tensor], path: Path) -> None:
+    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
+    size_px = VAE_CONFIG["sample_size"]
+    # one entry only: safetensors writes several in any order
+    metadata = {"modelspec.resolution": f"{size_px}x{size_px}"}
+    # not by save_file, which makes a file that only its owner may read
+    temporary.write_bytes(save(state, metadata=metadata))
+    os.replace(temporary, path)
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(temporary, path)

@@ -1,10 +1,10 @@
-"""The embedded CLIP: a small open_clip model that knows `world.py`, so that captioning can be tried
-and tested without a download.
+"""The embedded CLIP: a small open_clip model trained on `world`, to try and test captioning without
+a download.
 
-The package stores what was learned (`clip.safetensors`, fp16, open_clip's key names). Of the text
-side's 49,408 token embeddings only those of the world's words are stored; the others are zero.
-`write_clip` puts together what open_clip's own loading expects: a model config and the full
-weights. `pretrain_clip.py` makes the asset and `pack_clip` packs it. Needs no open_clip itself.
+The package contains the learned weights (`clip.safetensors`, fp16, open_clip's keys). Of the 49,408
+token embeddings only those of the world's words are stored; the others are zero. `write_clip`
+writes what open_clip loads: a model config and the full weights. `pretrain_clip` trains the
+weights, `pack_clip` packs them. Needs no open_clip itself.
 """
 
 import hashlib
@@ -19,7 +19,8 @@ from ..base.tensor_files import read_tensors
 
 ASSET = Path(__file__).with_name("clip.safetensors")
 NAME = "train-lora-demo-clip"
-SIZE_PX, VOCABULARY = 64, 49_408
+SIZE_PX = 64
+VOCABULARY = 49_408
 CONFIG = {
     "embed_dim": 64,
     "vision_cfg": {"image_size": SIZE_PX, "layers": [1, 1, 1, 1], "width": 12, "head_width": 64},
@@ -31,14 +32,15 @@ CONFIG = {
         "layers": 2,
     },
 }
-TOKEN_EMBEDDING, TOKEN_NUMBERS = "token_embedding.weight", "token_numbers"
+TOKEN_EMBEDDING = "token_embedding.weight"
+TOKEN_NUMBERS = "token_numbers"
 
 
 def write_clip(folder: Path) -> tuple[Path, Path]:
     """Write `<NAME>.json`, for `open_clip.add_model_config`, and `<NAME>.safetensors` with the full
     weights (about 14 MB); return both.
 
-    Files that are there are left as they are: give a folder of its own to every `version()`. Raises
+    Existing files are kept, so every `version()` needs a folder of its own. Raises
     FileNotFoundError when the package was installed without its asset.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,13 +53,13 @@ def write_clip(folder: Path) -> tuple[Path, Path]:
 
 
 def version() -> str:
-    """Name what `write_clip` writes: another asset or config has another name."""
+    """Return a name for the asset and config that `write_clip` writes."""
     return hashlib.sha256(ASSET.read_bytes() + repr(CONFIG).encode()).hexdigest()[:12]
 
 
 def load_state_dict() -> dict[str, torch.Tensor]:
-    """Return the complete weights in float32 under open_clip's keys; tokens that the world has no
-    use for are zero.
+    """Return the complete weights in float32 under open_clip's keys; tokens that are not stored are
+    zero.
     """
     if not ASSET.is_file():
         raise FileNotFoundError(
@@ -82,15 +84,14 @@ def pack_clip(state: dict[str, torch.Tensor], token_numbers: list[int], asset: P
     numbers = torch.tensor(sorted(set(token_numbers)))
     kept = {key: tensor.detach() for key, tensor in state.items() if key != "attn_mask"}
     kept[TOKEN_EMBEDDING] = kept[TOKEN_EMBEDDING][numbers]
-    kept = {
-        key: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
-        for key, tensor in kept.items()
-    }
-    if broken := [
+    for key, tensor in kept.items():
+        kept[key] = (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+    broken = [
         key
         for key, tensor in kept.items()
         if tensor.is_floating_point() and not tensor.isfinite().all()
-    ]:
+    ]
+    if broken:
         raise ValueError(
             f"{len(broken)} weights are not finite in fp16, the first is {broken[0]}; train again"
         )

@@ -41,11 +41,8 @@ def write_dataset(folder: Path, count: int = 16) -> Path:
     (`filename,prompt`).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    scenes = list(
-        itertools.islice(
-            itertools.cycle(itertools.product(PLACEMENTS, TRAINING_BACKGROUNDS)), count
-        )
-    )
+    combinations = itertools.cycle(itertools.product(PLACEMENTS, TRAINING_BACKGROUNDS))
+    scenes = itertools.islice(combinations, count)
     rows = []
     for number, ((centre, radius), background) in enumerate(scenes, start=1):
         name = f"zib_{number:02}.png"

@@ -1,9 +1,9 @@
-"""The documented recipe of the embedded checkpoint: trains its VAE, then its UNet with its text
-encoder, and packs both.
+"""Trains the embedded checkpoint: its VAE, then its UNet and text encoder, and packs both.
 
-    python -m lora_trainer.demo.pretrain all --work work/         # about 45 minutes on two free CPU
-    cores, fixed seeds
+    python -m lora_trainer.demo.pretrain all --work work/    # 45 minutes on two CPU cores
     python -m lora_trainer.demo.pretrain vae|unet|judge|pack --work work/
+
+Seeds are fixed.
 
 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 in the environment saves a fifth of the time
 with glibc. Needs the standalone packages (diffusers, transformers). Nothing at run time imports
@@ -105,9 +105,8 @@ def vae_loss(vae: AutoencoderKL, pixels: torch.Tensor) -> tuple[torch.Tensor, fl
     """
     posterior = vae.encode(pixels).latent_dist
     latents = posterior.sample()
-    noisy = latents + torch.randn_like(latents) * latents.detach().std() * 0.15 * torch.rand(
-        len(pixels), 1, 1, 1
-    )
+    noise = torch.randn_like(latents) * latents.detach().std()
+    noisy = latents + noise * 0.15 * torch.rand(len(pixels), 1, 1, 1)
     error = vae.decode(noisy).sample - pixels
     kl = posterior.kl().mean() / latents[0].numel()
     square = error.pow(2).mean()
@@ -129,13 +128,8 @@ def descend(
 
 def wide_pictures(rng: np.random.RandomState, count: int) -> torch.Tensor:
     """Paint pictures of the wide world: float32 `(count, 3, 64, 64)` in [-1, 1]."""
-    return (
-        torch.from_numpy(np.stack([random_picture(rng) for _ in range(count)]))
-        .permute(0, 3, 1, 2)
-        .contiguous()
-        * 2
-        - 1
-    )
+    pictures = np.stack([random_picture(rng) for _ in range(count)])
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous() * 2 - 1
 
 
 @torch.no_grad()
@@ -217,13 +211,12 @@ def measure_vae(vae: AutoencoderKL, count: int = 256) -> float:
     """Return the mean PSNR in dB over pictures of the wide world never trained on."""
     rng = np.random.RandomState(SEED + 1)
     pixels = wide_pictures(rng, count)
-    restored = torch.cat(
-        [
-            vae.decode(vae.encode(part).latent_dist.mean).sample.clamp(-1, 1)
-            for part in pixels.split(32)
-        ]
-    )
-    return float((10 * (4 / (restored - pixels).pow(2).mean((1, 2, 3))).log10()).mean())
+    restored = []
+    for part in pixels.split(32):
+        latents = vae.encode(part).latent_dist.mean
+        restored.append(vae.decode(latents).sample.clamp(-1, 1))
+    squares = (torch.cat(restored) - pixels).pow(2).mean((1, 2, 3))
+    return float((10 * (4 / squares).log10()).mean())
 
 
 def load_vae(work: Path) -> AutoencoderKL:
@@ -240,13 +233,8 @@ def encode_world(vae: AutoencoderKL, rng: np.random.RandomState) -> tuple[torch.
     scenes = [world.random_scene(rng) for _ in range(PICTURES)]
     latents = []
     for start in range(0, PICTURES, 64):
-        pixels = (
-            torch.from_numpy(
-                np.stack([world.paint(scene, rng) for scene in scenes[start : start + 64]])
-            )
-            .permute(0, 3, 1, 2)
-            .contiguous()
-        )
+        pictures = np.stack([world.paint(scene, rng) for scene in scenes[start : start + 64]])
+        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
         latents.append(vae.encode(pixels / 127.5 - 1).latent_dist.mean * SCALE_FACTOR)
     return torch.cat(latents), [scene.caption for scene in scenes]
 
@@ -264,9 +252,8 @@ def train_unet(work: Path) -> None:
     models = torch.nn.ModuleDict(
         {"unet": UNet2DConditionModel(**UNET_CONFIG), "text": make_text_encoder()}
     )
-    models["unet"].set_attn_processor(
-        AttnProcessor()
-    )  # fused attention is slow on 8-wide heads and CPUs
+    # fused attention is slow on a CPU with heads of 8 channels
+    models["unet"].set_attn_processor(AttnProcessor())
     ema = copy.deepcopy(models).requires_grad_(False)
     trainable = [parameter for parameter in models.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -279,9 +266,8 @@ def train_unet(work: Path) -> None:
     for step in range(UNET_STEPS):
         chosen = torch.from_numpy(rng.randint(0, PICTURES, UNET_BATCH))
         ids = tokens[chosen].clone()
-        ids[torch.from_numpy(rng.rand(UNET_BATCH) < 0.1)] = (
-            empty  # for classifier-free guidance (arXiv 2207.12598)
-        )
+        is_dropped = torch.from_numpy(rng.rand(UNET_BATCH) < 0.1)
+        ids[is_dropped] = empty  # for classifier-free guidance (arXiv 2207.12598)
         loss, error = unet_loss(models, latents[chosen], ids, rng)
         descend(loss, trainable, optimizer, schedule)
         follow(ema, models, decay=min(0.999, (step + 1) / (step + 20)))
@@ -303,12 +289,11 @@ def unet_loss(
     alphas = DDIMScheduler(**SCHEDULE).alphas_cumprod
     noise = torch.randn_like(clean)
     timesteps = torch.from_numpy(rng.randint(0, len(alphas), len(clean)))
-    a = alphas[timesteps].view(-1, 1, 1, 1)
+    alpha = alphas[timesteps].view(-1, 1, 1, 1)
+    noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
     with torch.autocast("cpu", torch.bfloat16):
         context = models["text"](ids).last_hidden_state
-        predicted = models["unet"](
-            a.sqrt() * clean + (1 - a).sqrt() * noise, timesteps, context
-        ).sample
+        predicted = models["unet"](noisy, timesteps, context).sample
     errors = (predicted.float() - noise).pow(2).mean((1, 2, 3))
     snr = alphas[timesteps] / (1 - alphas[timesteps])
     return (errors * (5 / snr).clamp(max=1)).mean(), errors.mean().item()
@@ -334,8 +319,8 @@ def save_models(models: torch.nn.ModuleDict, work: Path) -> None:
 
 
 def judge(work: Path, count: int = 200, steps: int = 20, guidance: float = 4.0) -> dict[str, float]:
-    """Draw captions of held-out combinations and return the share in which all, and each thing
-    said, is right.
+    """Draw captions of held-out combinations, and return the shares of pictures in which
+    everything ("all"), and each field of the scene, is right.
 
     Writes the first hundred pictures to `work`/judged.png.
     """
@@ -347,15 +332,12 @@ def judge(work: Path, count: int = 200, steps: int = 20, guidance: float = 4.0) 
     ]
     Image.fromarray(np.concatenate(rows)).save(work / "judged.png")
     seen = [world.see(picture) for picture in pictures]
-    shares = {
-        field: float(
-            np.mean(
-                [getattr(a, field) == getattr(b, field) for a, b in zip(seen, scenes, strict=True)]
-            )
-        )
-        for field in FIELDS
-    }
-    return {"all": float(np.mean([a == b for a, b in zip(seen, scenes, strict=True)])), **shares}
+    pairs = list(zip(seen, scenes, strict=True))
+    shares = {"all": float(np.mean([found == asked for found, asked in pairs]))}
+    for field in FIELDS:
+        right = [getattr(found, field) == getattr(asked, field) for found, asked in pairs]
+        shares[field] = float(np.mean(right))
+    return shares
 
 
 @torch.no_grad()

@@ -1,13 +1,11 @@
-"""The documented recipe of the embedded CLIP: teaches a small open_clip model which words are true
-of which picture of the world.
+"""Trains the embedded CLIP, a small open_clip model, on pictures of the world and their captions.
 
-    python -m lora_trainer.demo.pretrain_clip --work work/        # about 17 minutes on one CPU
-    core, fixed seed
+    python -m lora_trainer.demo.pretrain_clip --work work/    # 17 minutes on one CPU core
 
-Two losses, both on the similarities of picture and text features. Contrastive: of the batch's
-captions, most of them incomplete ("a picture of a red shape"), all that are true of a picture share
-its probability. Zero-shot: of the names in a group, inside a random phrase, the right one wins;
-this is the question that `clip-labels` asks later. Nothing at run time imports this module.
+The seed is fixed. Two losses, both on the similarities of picture and text features. Contrastive:
+of the batch's captions, most of them incomplete ("a picture of a red shape"), all that are true of
+a picture share its probability. Zero-shot: among the names of a group, inside a random phrase, the
+right one; this is what the captioner `clip-labels` does. Nothing at run time imports this module.
 """
 
 import argparse
@@ -29,7 +27,10 @@ from . import world
 from .clip import ASSET, CONFIG, NAME, SIZE_PX, load_state_dict, pack_clip
 
 log = logging.getLogger(__name__)
-SEED, STEPS, BATCH, RATE = 20_232, 5_000, 64, 2e-3
+SEED = 20_232
+STEPS = 5_000
+BATCH = 64
+RATE = 2e-3
 OPENINGS = (
     "",
     "a photo of ",
@@ -65,10 +66,10 @@ GROUPS = {
 }
 
 
-def phrase(template: str, name: str) -> str:
-    return template.replace(
-        "{a}", world.with_article(name) if isinstance(name, str) and name else ""
-    ).replace("{}", str(name))
+def phrase(template: str, name: str | bool) -> str:
+    """Put a name into a template: "{a}" with its article, "{}" without."""
+    with_article = world.with_article(name) if isinstance(name, str) and name else ""
+    return template.replace("{a}", with_article).replace("{}", str(name))
 
 
 def group_texts(group: str, rng: np.random.RandomState) -> list[str]:
@@ -91,19 +92,12 @@ def partial_caption(scene: world.Scene, rng: np.random.RandomState) -> tuple[str
         says["size"] = scene.size
     if scene.striped and "background" in says:
         says["striped"] = True
-    thing = world.with_article(
-        " ".join(
-            str(word)
-            for word in (says.get("size"), says.get("colour"), says.get("shape", "shape"))
-            if word
-        )
-    )
-    ground = (
-        " on "
-        + world.with_article("striped " * ("striped" in says) + says["background"] + " background")
-        if "background" in says
-        else ""
-    )
+    words = [says.get("size"), says.get("colour"), says.get("shape", "shape")]
+    thing = world.with_article(" ".join(str(word) for word in words if word))
+    ground = ""
+    if "background" in says:
+        striped = "striped " if "striped" in says else ""
+        ground = " on " + world.with_article(f"{striped}{says['background']} background")
     return OPENINGS[rng.randint(len(OPENINGS))] + thing + ground, says
 
 
@@ -180,7 +174,7 @@ def contrastive(
     """Cross entropy both ways, the probability shared by all that is true: pictures by captions
     `(n, n)` to a scalar.
     """
-    true = torch.tensor([[float(is_true(told, scene)) for told in says] for scene in scenes])
+    true = torch.tensor([[float(is_true(said, scene)) for said in says] for scene in scenes])
     by_picture = F.cross_entropy(similarities, true / true.sum(1, keepdim=True))
     return (by_picture + F.cross_entropy(similarities.T, true.T / true.T.sum(1, keepdim=True))) / 2
 
@@ -263,13 +257,11 @@ def judge(model: torch.nn.Module, *, pictures: int = 1000, seed: int = 7) -> dic
             normalize=True,
         )
         found = (features @ words.T).argmax(1).tolist()
-        right[group] = (
-            sum(
-                list(names)[index] == getattr(scene, group)
-                for index, scene in zip(found, scenes, strict=True)
-            )
-            / pictures
-        )
+        guesses = [list(names)[index] for index in found]
+        is_right = [
+            guess == getattr(scene, group) for guess, scene in zip(guesses, scenes, strict=True)
+        ]
+        right[group] = sum(is_right) / pictures
     return right
 
 

@@ -1,9 +1,9 @@
-"""The made-up world of the embedded default: pictures of shapes, their captions, and a judge of
-pixels.
+"""The world of the embedded models: scenes of one shape on a background, their captions and
+pictures, and a judge that recognises the scene from the pixels.
 
-Everything is drawn with numpy from signed distances, so the same scene gives the same picture with
-every library version. `pretrain.py` teaches this world to the embedded checkpoint; `concept.py`
-adds the one thing that the checkpoint has never seen.
+Pictures are computed with numpy from signed distances, so a scene gives the same picture with every
+library version. `pretrain` trains the embedded checkpoint on this world; `concept` adds the one
+thing that the checkpoint has never seen.
 """
 
 import dataclasses
@@ -32,8 +32,8 @@ STRIPE_PX = 16
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """One picture in words. `size` and `position` are "" for the ordinary ones, which captions
-    leave out.
+    """What a picture shows; `size` and `position` are "" for the usual ones, which captions leave
+    out.
     """
 
     shape: str
@@ -76,18 +76,17 @@ def combinations(*, held_out: bool) -> list[Scene]:
 
 
 def random_scene(rng: np.random.RandomState, *, held_out: bool = False) -> Scene:
-    """Draw a scene: five in seven of ordinary size, three in four in the middle, one in ten
-    striped; colours and shapes evenly.
+    """Choose a scene: five in seven of usual size, three in four in the middle, one in ten striped,
+    colours and shapes evenly.
 
-    A large shape stays in the middle, where it fits.
+    A large shape is always in the middle, where it fits.
     """
-    plain = combinations_of(held_out)[rng.randint(len(combinations_of(held_out)))]
+    possible = combinations_of(held_out)
+    plain = possible[rng.randint(len(possible))]
     size = (*[""] * 5, "small", "large")[rng.randint(7)]
-    position = (
-        ""
-        if size == "large" or rng.rand() < 0.75
-        else ("left", "right", "top", "bottom")[rng.randint(4)]
-    )
+    position = ""
+    if size != "large" and rng.rand() >= 0.75:
+        position = ("left", "right", "top", "bottom")[rng.randint(4)]
     return dataclasses.replace(plain, size=size, position=position, striped=bool(rng.rand() < 0.1))
 
 
@@ -109,11 +108,11 @@ def paint_background(colour: str, *, striped: bool = False) -> np.ndarray:
     """Return a background as float32 `(64, 64, 3)` in [0, 1]; stripes alternate with a paler shade
     (a darker one of white).
     """
-    canvas = (
-        np.broadcast_to(colour_of(colour), (PICTURE_PX, PICTURE_PX, 3)).astype(np.float32).copy()
-    )
+    shape = (PICTURE_PX, PICTURE_PX, 3)
+    canvas = np.broadcast_to(colour_of(colour), shape).astype(np.float32).copy()
     if striped:
-        canvas[_pale_rows()] = canvas[_pale_rows()] * 0.5 + (0.25 if colour == "white" else 0.5)
+        shade = 0.25 if colour == "white" else 0.5
+        canvas[_pale_rows()] = canvas[_pale_rows()] * 0.5 + shade
     return canvas
 
 
@@ -124,9 +123,8 @@ def coverage(
     one pixel soft.
     """
     y, x = np.mgrid[0:size_px, 0:size_px].astype(np.float32) + 0.5
-    return np.clip(0.5 - _distance(shape, x - centre[0], y - centre[1], radius), 0, 1).astype(
-        np.float32
-    )
+    distance = _distance(shape, x - centre[0], y - centre[1], radius)
+    return np.clip(0.5 - distance, 0, 1).astype(np.float32)
 
 
 def colour_of(name: str) -> np.ndarray:
@@ -157,8 +155,9 @@ def _pale_rows() -> np.ndarray:
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
-    """Signed distance in pixels (negative inside) to a shape around the origin; areas of the shapes
-    are alike.
+    """Return the signed distance in pixels, negative inside, to a shape around the origin.
+
+    Shapes of one radius have nearly the same area.
     """
     if shape == "circle":
         return np.hypot(x, y) - radius
@@ -178,8 +177,8 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.nda
 
 @functools.cache
 def _templates() -> tuple[list[tuple[str, str, str]], np.ndarray]:
-    """Every shape, size and position, in nine placements a few pixels apart: names and masks `(n,
-    4096)`.
+    """Return names and masks `(n, 4096)` of every shape, size and position, each in nine places a
+    few pixels apart and in two sizes.
     """
     names, masks = [], []
     for shape, size, position in itertools.product(SHAPES, SIZES_PX, POSITIONS):

@@ -1,8 +1,8 @@
-"""Looks at a data set's pictures in the background, once each: damage, thumbnails, and hashes that
-tell near-duplicates.
+"""Decodes each picture of a data set once, in the background: for damage, thumbnails, and how the
+picture looks, by which near-duplicates are found.
 
-What was found is kept in `<home>/examined.sqlite3` beside the thumbnails, so a data set that was
-looked at before opens at once.
+Results are kept in `<home>/examined.sqlite3` beside the thumbnails, so a data set that was scanned
+before opens at once.
 """
 
 import contextlib
@@ -12,27 +12,26 @@ import io
 import json
 import logging
 import os
+import sqlite3
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from ..base.errors import Refused
 from ..base.files import write_atomically
 from ..base.sqlite import open_database
 from ..dataset.images import Facts, look, remember
+from .file_cache import FileStamp
+from .near_duplicates import Looks, mosaic, perceptual_hash
 
 log = logging.getLogger(__name__)
 THUMBNAIL_PX = 256
-HASH_PX, FREQUENCIES, MOSAIC = 32, 8, 8
-ROWS = 256  # of pictures that are compared at the same time
+THUMBNAIL_QUALITY = 85
 PAUSE_SECONDS = 0.02
-MOST_TWINS = 12  # of frames of a video all would be alike
-ALIKE_BITS, ALIKE_COLOURS = 12, 20.0  # of 63 bits, and of 255; docs/log.md has what they catch
 _TABLE = """create table if not exists pictures (
     path text primary key,
     mtime_ns integer not null,
@@ -46,73 +45,68 @@ _TABLE = """create table if not exists pictures (
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
-    """What a look at a picture has shown: facts or a problem; its hash, 63 bits, and its colours,
-    uint8 `(8, 8, 3)`, as bytes.
-    """
+class ScanResult:
+    """What decoding a picture has shown: its facts and looks, or a problem."""
 
     facts: Facts | None
     problem: Refused | None
-    hash: bytes = b""
-    mosaic: bytes = b""
+    looks: Looks = Looks(b"", b"")
 
 
-class Examination:
-    """The findings of one data set's pictures. `start` looks at them in a thread of its own;
-    `known` never waits for it.
-    """
+class _Known(NamedTuple):
+    """The result of a picture, and the state of its file then."""
+
+    mtime_ns: int
+    size: int
+    result: ScanResult
+
+
+class BackgroundScan:
+    """Scans the pictures of one data set in a thread of its own; `known` never waits for it."""
 
     def __init__(self, home: Path) -> None:
-        self._home, self._lock, self._thread, self._closing = (
-            home,
-            threading.Lock(),
-            None,
-            threading.Event(),
-        )
-        self._wanted: deque[Path] = deque()
-        self._waiting = 0
-        self._database = open_database(
-            home / "examined.sqlite3", _TABLE, durable=False
-        )  # it can all be found out again
+        self._home = home
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
+        self._queue: deque[Path] = deque()
+        self._waiting_for_thumbnails = 0
+        # not durable: everything in it can be found out again
+        self._database = open_database(home / "examined.sqlite3", _TABLE, durable=False)
         self._known = {
-            row[0]: (row[1], row[2], _finding(row))
+            row["path"]: _Known(row["mtime_ns"], row["size"], _result_of(row))
             for row in self._database.execute("select * from pictures")
         }
 
-    def known(self, path: Path, stat: Any) -> Finding | None:
-        """Return what is known of a picture in this state: an `os.stat_result`, or as much of one
-        as `listing.Stamp` has.
-        """
-        mtime_ns, size, finding = self._known.get(str(path), (None, None, None))
-        return finding if (mtime_ns, size) == (stat.st_mtime_ns, stat.st_size) else None
+    def known(self, path: Path, stat: os.stat_result | FileStamp) -> ScanResult | None:
+        """Return the result of a picture, if it was scanned in this state."""
+        known = self._known.get(str(path))
+        if known is None or (known.mtime_ns, known.size) != (stat.st_mtime_ns, stat.st_size):
+            return None
+        return known.result
 
     def start(self, pictures: Sequence[Path]) -> None:
-        """Begin to look at these pictures, in this order; what was still to be looked at before is
-        dropped.
-        """
+        """Begin to scan these pictures, in this order, instead of those that were still queued."""
         with self._lock:
-            self._wanted = deque(pictures)
-            if (
-                self._wanted
-                and not self._closing.is_set()
-                and (self._thread is None or not self._thread.is_alive())
-            ):
+            self._queue = deque(pictures)
+            is_running = self._thread is not None and self._thread.is_alive()
+            if self._queue and not is_running and not self._closing.is_set():
                 self._thread = threading.Thread(
                     target=self._work, name="train-lora-examination", daemon=True
                 )
                 self._thread.start()
 
     def thumbnail(self, path: Path) -> Path:
-        """Return a small JPEG of a picture, making it if need be; raises `Refused` or OSError for
-        what is no picture.
+        """Return a small JPEG of a picture, made if need be; raises `Refused` or OSError for a file
+        that is no picture.
         """
         stat = path.stat()
         thumbnail = self._thumbnail_path(path, stat)
         if not thumbnail.is_file():
-            with self._in_front():
-                finding = self._examine(path, stat)
-            if finding.problem:
-                raise finding.problem
+            with self._background_paused():
+                result = self._scan(path, stat)
+            if result.problem:
+                raise result.problem
             if not thumbnail.is_file():
                 raise Refused(
                     f"The thumbnail of {path.name} cannot be written.", code="cannot_save"
@@ -121,7 +115,7 @@ class Examination:
 
     def close(self) -> None:
         self._closing.set()
-        with self._lock:  # one that is being started has started then
+        with self._lock:  # `start` may just be starting the thread
             thread = self._thread
         if thread is not None:
             thread.join()
@@ -131,168 +125,84 @@ class Examination:
     # --- Inside -----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _in_front(self) -> Iterator[None]:
-        """Somebody waits for a thumbnail: what is done in the background pauses."""
+    def _background_paused(self) -> Iterator[None]:
+        """Let the background thread wait while somebody waits for a thumbnail."""
         with self._lock:
-            self._waiting += 1
+            self._waiting_for_thumbnails += 1
         try:
             yield
         finally:
             with self._lock:
-                self._waiting -= 1
+                self._waiting_for_thumbnails -= 1
 
     def _work(self) -> None:
         while not self._closing.is_set():
-            while self._waiting and not self._closing.wait(PAUSE_SECONDS):
+            while self._waiting_for_thumbnails and not self._closing.wait(PAUSE_SECONDS):
                 pass
             with self._lock:
-                if not self._wanted:
+                if not self._queue:
                     self._thread = None
                     return
-                path = self._wanted.popleft()
+                path = self._queue.popleft()
             try:
-                self._examine(path, path.stat())
-            except OSError as error:  # it went away meanwhile, or the disk is full
+                self._scan(path, path.stat())
+            except OSError as error:  # it was deleted, or the disk is full
                 log.info("%s was not examined: %s", path, error)
 
-    def _examine(self, path: Path, stat: os.stat_result) -> Finding:
-        """Decode a picture once, keep its thumbnail and what else there is to know."""
+    def _scan(self, path: Path, stat: os.stat_result) -> ScanResult:
+        """Decode a picture, unless its result is known; keep the result and the thumbnail."""
         known = self.known(path, stat)
         if known is not None and (known.problem or self._thumbnail_path(path, stat).is_file()):
             return known
         try:
             facts, small = look(path, THUMBNAIL_PX)
         except Refused as error:
-            finding = Finding(None, error)
+            result = ScanResult(None, error)
         else:
-            with contextlib.suppress(OSError):  # a full disk costs thumbnails, not the findings
+            with contextlib.suppress(OSError):  # a full disk costs thumbnails, not the results
                 self._save_thumbnail(path, stat, small)
-            finding = Finding(facts, None, perceptual_hash(small), mosaic(small))
-        remember(path, stat, finding.facts or finding.problem)
-        self._keep(path, stat, finding)
-        return finding
+            result = ScanResult(facts, None, Looks(perceptual_hash(small), mosaic(small)))
+        remember(path, stat, result.facts or result.problem)
+        self._keep(path, stat, result)
+        return result
 
     def _save_thumbnail(self, path: Path, stat: os.stat_result, small: Image.Image) -> None:
-        target, buffer = self._thumbnail_path(path, stat), io.BytesIO()
-        small.save(buffer, "JPEG", quality=85)
+        target = self._thumbnail_path(path, stat)
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY)
         target.parent.mkdir(exist_ok=True)
         write_atomically(target, buffer.getvalue())
 
     def _thumbnail_path(self, path: Path, stat: os.stat_result) -> Path:
-        key = hashlib.sha256(
-            f"{path}/{stat.st_mtime_ns}/{stat.st_size}".encode("utf-8", "surrogateescape")
-        ).hexdigest()[:24]
+        state = f"{path}/{stat.st_mtime_ns}/{stat.st_size}"
+        key = hashlib.sha256(state.encode("utf-8", "surrogateescape")).hexdigest()[:24]
         return self._home / "thumbnails" / f"{key}.jpg"
 
-    def _keep(self, path: Path, stat: os.stat_result, finding: Finding) -> None:
-        facts, problem = (
-            finding.facts or Facts(0, 0),
-            finding.problem and json.dumps([finding.problem.message, finding.problem.code]),
+    def _keep(self, path: Path, stat: os.stat_result, result: ScanResult) -> None:
+        facts = result.facts or Facts(0, 0)
+        problem = result.problem and json.dumps([result.problem.message, result.problem.code])
+        row = (
+            str(path),
+            stat.st_mtime_ns,
+            stat.st_size,
+            facts.width,
+            facts.height,
+            json.dumps(facts.warnings),
+            problem,
+            result.looks.hash,
+            result.looks.mosaic,
         )
         with self._lock, self._database:
-            self._known[str(path)] = (stat.st_mtime_ns, stat.st_size, finding)
+            self._known[str(path)] = _Known(stat.st_mtime_ns, stat.st_size, result)
             if not self._closing.is_set():
                 self._database.execute(
-                    "insert or replace into pictures values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        str(path),
-                        stat.st_mtime_ns,
-                        stat.st_size,
-                        facts.width,
-                        facts.height,
-                        json.dumps(facts.warnings),
-                        problem,
-                        finding.hash,
-                        finding.mosaic,
-                    ),
+                    "insert or replace into pictures values (?, ?, ?, ?, ?, ?, ?, ?, ?)", row
                 )
 
 
-def perceptual_hash(image: Image.Image) -> bytes:
-    """Return 63 bits of an RGB image, packed in 8 bytes: which of its lowest frequencies lie above
-    their median.
-
-    "pHash", as Zauner describes it (Implementation and Benchmarking of Perceptual Image Hash
-    Functions, 2010, section 3.2.1), without the constant term.
-    """
-    grey = np.asarray(
-        image.convert("L").resize((HASH_PX, HASH_PX), Image.LANCZOS), dtype=np.float64
-    )
-    at = np.arange(HASH_PX)
-    cosines = np.cos(np.pi / HASH_PX * (at[None, :] + 0.5) * at[:FREQUENCIES, None])
-    lowest = (cosines @ grey @ cosines.T).ravel()[1:]
-    return np.packbits(lowest > np.median(lowest)).tobytes()
-
-
-def mosaic(image: Image.Image) -> bytes:
-    """Return an RGB image as 8x8 colours, uint8 `(8, 8, 3)`, as bytes."""
-    return np.asarray(image.resize((MOSAIC, MOSAIC), Image.BOX), dtype=np.uint8).tobytes()
-
-
-class Twins:
-    """Finds near-duplicates, and looks again only when pictures have come, gone or changed."""
-
-    def __init__(self) -> None:
-        self._seen: tuple[Any, dict[str, list[str]]] = None, {}
-
-    def among(self, findings: Mapping[str, Finding]) -> dict[str, list[str]]:
-        """As `near_duplicates`."""
-        seen = [(name, finding.hash, finding.mosaic) for name, finding in findings.items()]
-        before, found = self._seen
-        if before != seen:
-            found = near_duplicates(findings)
-            self._seen = seen, found
-        return found
-
-
-def near_duplicates(findings: Mapping[str, Finding]) -> dict[str, list[str]]:
-    """Return, for each picture by name that has any, the first others that look nearly the same: in
-    structure and in colours.
-
-    Compares all with all, some rows at a time: 20,000 pictures take seconds, and no more memory
-    than `ROWS` x 20,000 numbers.
-    """
-    names = [name for name, finding in findings.items() if finding.hash]
-    if len(names) < 2:
-        return {}
-    bits = np.unpackbits(
-        np.frombuffer(b"".join(findings[name].hash for name in names), np.uint8).reshape(
-            len(names), -1
-        ),
-        axis=1,
-    ).astype(np.float32)
-    colours = (
-        np.frombuffer(b"".join(findings[name].mosaic for name in names), np.uint8)
-        .reshape(len(names), -1)
-        .astype(np.int16)
-    )
-    ones, found = bits.sum(axis=1), {}
-    for start in range(0, len(names), ROWS):
-        block = slice(start, start + ROWS)
-        different = ones[block, None] + ones[None, :] - 2 * (bits[block] @ bits.T)
-        for row, alike in enumerate(different <= ALIKE_BITS, start=start):
-            if twins := _of_alike_colours(colours, row, np.flatnonzero(alike)):
-                found[names[row]] = [names[twin] for twin in twins]
-    return found
-
-
-def _of_alike_colours(colours: np.ndarray, row: int, others: np.ndarray) -> list[int]:
-    """Return the first `MOST_TWINS` of the `others` whose 8 x 8 colours are nearly those of a row;
-    of colours `(pictures, 192)`.
-    """
-    found: list[int] = []
-    for start in range(0, len(others), ROWS):
-        some = others[start : start + ROWS]
-        near = np.abs(colours[some] - colours[row]).mean(axis=1) <= ALIKE_COLOURS
-        found += [int(other) for other in some[near] if other != row]
-        if len(found) >= MOST_TWINS:
-            break
-    return found[:MOST_TWINS]
-
-
-def _finding(row: tuple) -> Finding:
-    _, _, _, width, height, remarks, problem, hash_, mosaic_ = row
-    if problem:
-        message, code = json.loads(problem)
-        return Finding(None, Refused(message, code=code))
-    return Finding(Facts(width, height, tuple(json.loads(remarks))), None, hash_, mosaic_)
+def _result_of(row: sqlite3.Row) -> ScanResult:
+    if row["problem"]:
+        message, code = json.loads(row["problem"])
+        return ScanResult(None, Refused(message, code=code))
+    facts = Facts(row["width"], row["height"], tuple(json.loads(row["remarks"])))
+    return ScanResult(facts, None, Looks(row["hash"], row["mosaic"]))

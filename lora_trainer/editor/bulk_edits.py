@@ -1,9 +1,11 @@
-"""Edits of many captions at once: pure functions from captions to captions. Tags are what stands
-between commas.
+"""Edits of many captions at once: pure functions from captions to captions. A tag is what stands
+between two commas.
 
-`plan_edit` is the one entry; each action below it turns one caption into another.
+`plan_edit` is the entry; `ACTIONS` are the edits that it knows, each a function that makes an
+`Edit` of one caption from the user's settings.
 """
 
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -13,11 +15,12 @@ import regex
 
 from ..base.errors import Refused
 from ..dataset.captions import split_tags
-from .patterns import compile_pattern, compile_text, substitute
+from .safe_regex import compile_literal, compile_pattern, substitute
 
 PATTERN_SECONDS = 5.0  # for all captions; a pattern that takes longer backtracks without end
 LONGEST_CAPTION = 100_000
 LONGEST_TEXT = 5000
+Edit = Callable[[str], str]
 
 
 def plan_edit(
@@ -30,8 +33,8 @@ def plan_edit(
     """Return the captions that an action changes, by file name; raises `Refused` for an unknown
     action or unusable settings.
 
-    `everything`: the captions of the whole data set, where the action goes by how common a tag is
-    (default: `captions`).
+    `everything` are the captions of the whole data set (default: `captions`), from which an action
+    learns how common a tag is.
     """
     if action not in ACTIONS:
         raise Refused(
@@ -39,18 +42,25 @@ def plan_edit(
             field="action",
             code="bad_value",
         )
-    make, names = ACTIONS[action]
-    values = {
-        name: _setting(settings, name, kind, required) for name, (kind, required) in names.items()
+    chosen = ACTIONS[action]
+    values: dict[str, Any] = {
+        name: parameter.read(name, settings) for name, parameter in chosen.parameters.items()
     }
-    if action == "order":
+    if chosen.needs_captions:
         values["captions"] = list((everything or captions).values())
-    edit = make(**values)
-    edited = ((name, caption, _line_by_line(edit, caption)) for name, caption in captions.items())
-    return {name: after for name, before, after in edited if after != before}
+    edit = chosen.make(**values)
+    edited = {name: _edit_lines(edit, caption) for name, caption in captions.items()}
+    return {name: after for name, after in edited.items() if after != captions[name]}
 
 
-Edit = Callable[[str], str]
+def label_of(action: str, settings: Mapping[str, Any], count: int) -> str:
+    """Return the name of a bulk edit in the undo history."""
+    shortened = {name: str(value).strip()[:40] for name, value in settings.items()}
+    label = ACTIONS[action].label.format_map(shortened)
+    return f"{label} ({count} caption{'s' * (count != 1)})"
+
+
+# --- Actions --------------------------------------------------------------------------------------
 
 
 def trigger_first(text: str) -> Edit:
@@ -66,33 +76,39 @@ def trigger_first(text: str) -> Edit:
 
 
 def prepend(text: str) -> Edit:
-    """Text that ends with a space or a comma is put in front as it is, other text as a tag of its
-    own.
-    """
-    return lambda caption: (
-        f"{text}{caption}" if text[-1] in " ," and caption else _join([text.strip(" ,"), caption])
-    )
+    """Put text in front: as it is if it ends with a space or a comma, else as a tag of its own."""
+
+    def edit(caption: str) -> str:
+        if text[-1] in " ," and caption:
+            return f"{text}{caption}"
+        return _join([text.strip(" ,"), caption])
+
+    return edit
 
 
 def append(text: str) -> Edit:
-    return lambda caption: (
-        f"{caption}{text}" if text[0] in " ," and caption else _join([caption, text.strip(" ,")])
-    )
+    """Put text at the end: as it is if it begins with a space or a comma, else as a tag."""
+
+    def edit(caption: str) -> str:
+        if text[0] in " ," and caption:
+            return f"{caption}{text}"
+        return _join([caption, text.strip(" ,")])
+
+    return edit
 
 
 def replace(find: str, replace: str, regex: bool, match_case: bool) -> Edit:
-    """Replace text, or what a regular expression finds, everywhere in a caption; `\\1` is the first
-    group. Commas left empty go.
+    """Replace text, or what a regular expression finds, everywhere in a caption.
+
+    In a regular expression's replacement `\\1` is the first group. Commas left empty are dropped.
     """
-    pattern = (
-        compile_pattern(find, match_case=match_case)
-        if regex
-        else compile_text(find, match_case=match_case)
-    )
-    replacement, deadline = (
-        (replace if regex else replace.replace("\\", r"\\")),
-        time.monotonic() + PATTERN_SECONDS,
-    )
+    if regex:
+        pattern = compile_pattern(find, match_case=match_case)
+        replacement = replace
+    else:
+        pattern = compile_literal(find, match_case=match_case)
+        replacement = replace.replace("\\", r"\\")
+    deadline = time.monotonic() + PATTERN_SECONDS
 
     def edit(caption: str) -> str:
         found = substitute(
@@ -115,11 +131,9 @@ def rename_tag(tag: str, to: str) -> Edit:
     """Rename a tag; where the new name is there already, one of the two goes."""
 
     def edit(tags: list[str]) -> list[str]:
-        return (
-            _unique([to.strip() if _same(each, tag) else each for each in tags])
-            if any(_same(each, tag) for each in tags)
-            else tags
-        )
+        if not any(_same(each, tag) for each in tags):
+            return tags
+        return _unique([to.strip() if _same(each, tag) else each for each in tags])
 
     return _edit_tags(edit)
 
@@ -133,64 +147,104 @@ def sort() -> Edit:
 
 
 def order(keep: str, captions: list[str]) -> Edit:
-    """What is kept comes first, then the data set's commonest tags: so the first ones stay in place
+    """Put the tags of `keep` first, then the data set's most common tags, which thus stay in place
     when training shuffles the rest.
     """
     counts = Counter(tag.casefold() for caption in captions for tag in set(split_tags(caption)))
     first = {tag.casefold(): number for number, tag in enumerate(split_tags(keep))}
-    return _edit_tags(
-        lambda tags: sorted(
-            tags, key=lambda tag: (first.get(tag.casefold(), len(first)), -counts[tag.casefold()])
-        )
+
+    def place(tag: str) -> tuple[int, int]:
+        key = tag.casefold()
+        return first.get(key, len(first)), -counts[key]
+
+    return _edit_tags(lambda tags: sorted(tags, key=place))
+
+
+@dataclasses.dataclass(frozen=True)
+class TextParameter:
+    """Text that the user gives to an action; where it is required, `ignored` characters alone do
+    not count.
+    """
+
+    required: bool = False
+    ignored: str = ""
+
+    def read(self, name: str, settings: Mapping[str, Any]) -> str:
+        value = settings.get(name)
+        value = "" if value is None else value
+        if not isinstance(value, str) or len(value) > LONGEST_TEXT or "\x00" in value:
+            raise Refused(
+                f"`{name}` must be text of at most {LONGEST_TEXT} characters.",
+                field=name,
+                code="bad_value",
+            )
+        if self.required and not value.strip(self.ignored):
+            raise Refused(f"`{name}` is empty.", field=name, code="bad_value")
+        return value
+
+
+@dataclasses.dataclass(frozen=True)
+class SwitchParameter:
+    """A switch that the user gives to an action; off where it is left out."""
+
+    def read(self, name: str, settings: Mapping[str, Any]) -> bool:
+        value = settings.get(name)
+        if value not in (None, True, False):
+            raise Refused(f"`{name}` must be true or false.", field=name, code="bad_value")
+        return bool(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Action:
+    """A kind of bulk edit: what makes the edit, its label in the undo history with the values of
+    parameters in it, and its parameters by name.
+    """
+
+    make: Callable[..., Edit]
+    label: str
+    parameters: Mapping[str, TextParameter | SwitchParameter] = dataclasses.field(
+        default_factory=dict
     )
+    needs_captions: bool = False
 
 
-_TEXT, _OPTIONAL, _ANY, _SWITCH = (str, True), (str, False), ("any", False), (bool, False)
-ACTIONS: dict[str, tuple[Callable[..., Edit], dict[str, tuple[Any, bool]]]] = {
-    "trigger_first": (trigger_first, {"text": _TEXT}),
-    "prepend": (prepend, {"text": _TEXT}),
-    "append": (append, {"text": _TEXT}),
-    "replace": (replace, {"find": _TEXT, "replace": _ANY, "regex": _SWITCH, "match_case": _SWITCH}),
-    "remove_tag": (remove_tag, {"tag": _TEXT}),
-    "rename_tag": (rename_tag, {"tag": _TEXT, "to": _TEXT}),
-    "deduplicate": (deduplicate, {}),
-    "sort": (sort, {}),
-    "order": (order, {"keep": _OPTIONAL}),
+_TAGS = TextParameter(required=True, ignored=" ,")
+_PATTERN = TextParameter(required=True)
+_ANY_TEXT = TextParameter()
+_SWITCH = SwitchParameter()
+ACTIONS = {
+    "trigger_first": Action(trigger_first, "Put {text} first", {"text": _TAGS}),
+    "prepend": Action(prepend, "Put {text} in front", {"text": _TAGS}),
+    "append": Action(append, "Add {text} at the end", {"text": _TAGS}),
+    "replace": Action(
+        replace,
+        "Replace {find}",
+        {"find": _PATTERN, "replace": _ANY_TEXT, "regex": _SWITCH, "match_case": _SWITCH},
+    ),
+    "remove_tag": Action(remove_tag, "Remove {tag}", {"tag": _TAGS}),
+    "rename_tag": Action(rename_tag, "Rename {tag} to {to}", {"tag": _TAGS, "to": _TAGS}),
+    "deduplicate": Action(deduplicate, "Remove duplicate tags"),
+    "sort": Action(sort, "Sort tags"),
+    "order": Action(order, "Order tags", {"keep": _ANY_TEXT}, needs_captions=True),
 }
-
-
-def _line_by_line(edit: Edit, caption: str) -> str:
-    """Edit each line of a caption by itself; a line that stays the same is left as it is."""
-    edited = ((line, edit(line)) for line in caption.split("\n"))
-    lines = (before if after == before else " ".join(after.split()) for before, after in edited)
-    return "\n".join(line for line in lines if line)
 
 
 # --- Inside ---------------------------------------------------------------------------------------
 
 
-def _setting(settings: Mapping[str, Any], name: str, kind: Any, required: bool) -> Any:
-    value = settings.get(name)
-    if kind is bool:
-        if value not in (None, True, False):
-            raise Refused(f"`{name}` must be true or false.", field=name, code="bad_value")
-        return bool(value)
-    value = "" if value is None else value
-    if not isinstance(value, str) or len(value) > LONGEST_TEXT or "\x00" in value:
-        raise Refused(
-            f"`{name}` must be text of at most {LONGEST_TEXT} characters.",
-            field=name,
-            code="bad_value",
-        )
-    if required and not value.strip(" ," if name in ("text", "tag", "to") else ""):
-        raise Refused(f"`{name}` is empty.", field=name, code="bad_value")
-    return value
+def _edit_lines(edit: Edit, caption: str) -> str:
+    """Edit each line of a caption; a line that stays the same keeps its blanks."""
+    edited = []
+    for before in caption.split("\n"):
+        after = edit(before)
+        line = before if after == before else " ".join(after.split())
+        if line:
+            edited.append(line)
+    return "\n".join(edited)
 
 
 def _edit_tags(edit: Callable[[list[str]], list[str]]) -> Edit:
-    """Edit a caption as a list of tags; one whose tags stay the same keeps its commas and spaces as
-    they are.
-    """
+    """Edit a caption as a list of tags; a caption whose tags stay the same is not changed."""
 
     def edit_caption(caption: str) -> str:
         tags = split_tags(caption)

@@ -1,16 +1,19 @@
-"""What a person should know of each picture before training on it, and what of it the trainer will
-see. Pure functions.
+"""What a person should know of each picture before training on it: missing and long captions,
+near-duplicates, pictures that are too small or that lose much to the crop. Pure functions.
 """
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from ..dataset.buckets import bucket_for, crop_of
+from ..dataset.buckets import Bucket, bucket_for, crop_of
 from ..dataset.captions import CAPTION_ENDINGS, contains_word, loras_in
 
-ENLARGED, MOST_CUT, ODD_RATIO = 1.05, 0.2, 2.0
-TITLES = {
+MOST_ENLARGED = 1.05
+MOST_CUT = 0.2
+ODD_RATIO = 2.0
+TITLES = {  # worst first
     "unreadable": "cannot be used",
     "no_caption": "no caption",
     "long_caption": "caption too long",
@@ -25,8 +28,8 @@ TITLES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
-    """The settings that checks go by; as in TrainConfig."""
+class CheckSettings:
+    """The training settings that pictures are checked against; as in TrainConfig."""
 
     resolution: int = 512
     bucket_step: int = 64
@@ -41,62 +44,79 @@ class Wanted:
 
 
 @dataclasses.dataclass(frozen=True)
-class Remark:
+class Crop:
+    """The part of an upright picture that training sees, in its pixels, and its bucket."""
+
+    bucket: Bucket
+    left: float
+    top: float
+    width: float
+    height: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "bucket": [self.bucket.width, self.bucket.height],
+            "left": self.left,
+            "top": self.top,
+            "width": self.width,
+            "height": self.height,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckedPicture:
+    """What the checks look at: the upright size in pixels, the caption and its CLIP tokens (None:
+    not counted yet), and other pictures by name.
+
+    `other_caption` is the name of a second caption file that says something else.
+    """
+
+    width: int
+    height: int
+    crop: Crop
+    caption: str
+    tokens: int | None = None
+    other_caption: str = ""
+    near_duplicates: Sequence[str] = ()
+    sharing_caption: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureWarning:
+    """A warning about one picture; codes are those of `TITLES`."""
+
     code: str
     message: str
 
 
-def remarks_on(  # noqa: PLR0913
-    *,
-    width: int,
-    height: int,
-    caption: str,
-    tokens: int | None,
-    duplicates: list[str],
-    shared: list[str],
-    crop: dict,
-    wanted: Wanted,
-    other: str = "",
-) -> list[Remark]:
-    """Say what is to be said of a picture, given its upright size in pixels, its tokens in
-    training, the others that use its caption file, its `crop_for`, and the name of its `other`
-    caption file that says something else.
-    """
-    return [
-        remark
-        for remark in (
-            _caption(caption),
-            _tokens(tokens, wanted.max_token_length),
-            _trigger(caption, wanted.trigger_word),
-            _other(other, wanted.caption_extension),
-            _lora(caption),
-            _duplicates(duplicates),
-            _shared(shared),
-            _size(width, height, crop),
-            _shape(width, height, crop),
-        )
-        if remark
-    ]
+def check_picture(picture: CheckedPicture, settings: CheckSettings) -> list[PictureWarning]:
+    """Return the warnings about a picture."""
+    warnings = (
+        _check_caption(picture),
+        _check_tokens(picture, settings),
+        _check_trigger_word(picture, settings),
+        _check_other_caption(picture, settings),
+        _check_loras(picture),
+        _check_duplicates(picture),
+        _check_sharing(picture),
+        _check_size(picture),
+        _check_shape(picture),
+    )
+    return [warning for warning in warnings if warning]
 
 
-def crop_for(width: int, height: int, wanted: Wanted) -> dict:
-    """Return `{bucket: [width, height], left, top, width, height}`: what the trainer will see, in
-    pixels of the upright picture.
-    """
-    bucket = bucket_for(width, height, wanted)
+def crop_for(width: int, height: int, settings: CheckSettings) -> Crop:
+    """Return the part that training sees of a picture of this upright size in pixels."""
+    bucket = bucket_for(width, height, settings)
     left, top, kept_width, kept_height = crop_of(width, height, bucket)
-    return {
-        "bucket": [bucket.width, bucket.height],
-        "left": round(left, 1),
-        "top": round(top, 1),
-        "width": round(kept_width, 1),
-        "height": round(kept_height, 1),
-    }
+    return Crop(bucket, round(left, 1), round(top, 1), round(kept_width, 1), round(kept_height, 1))
 
 
-def summary(remarks: Iterable[list[Remark]], unreadable: int) -> list[dict]:
-    """Count pictures by remark, worst first: `{code, title, count}`, only what occurs."""
-    counts = Counter(remark.code for each in remarks for remark in each)
+def summary(
+    warnings_by_picture: Iterable[list[PictureWarning]], unreadable: int
+) -> list[dict[str, Any]]:
+    """Count pictures by warning, worst first: `{code, title, count}`, only what occurs."""
+    counts = Counter(warning.code for warnings in warnings_by_picture for warning in warnings)
     counts["unreadable"] = unreadable
     return [
         {"code": code, "title": title, "count": counts[code]}
@@ -105,101 +125,100 @@ def summary(remarks: Iterable[list[Remark]], unreadable: int) -> list[dict]:
     ]
 
 
-def _caption(caption: str) -> Remark | None:
-    return None if caption else Remark("no_caption", "It has no caption.")
+# --- The checks -----------------------------------------------------------------------------------
 
 
-def _tokens(tokens: int | None, most: int) -> Remark | None:
-    if tokens is None or tokens <= most:
+def _check_caption(picture: CheckedPicture) -> PictureWarning | None:
+    if picture.caption:
         return None
-    return Remark(
-        "long_caption", f"The caption has {tokens} tokens; training reads the first {most}."
-    )
+    return PictureWarning("no_caption", "It has no caption.")
 
 
-def _other(name: str, counts: str) -> Remark | None:
-    which = (
-        "counts, as Caption file says, while the .txt is shown here"
-        if name.endswith(counts)
-        else "the .txt counts"
-    )
-    said = "says something else and" if name.endswith(counts) else "says something else;"
-    return (
-        Remark("two_captions", f"{name} {said} {which}. Delete the one that is wrong.")
-        if name
-        else None
-    )
-
-
-def _lora(caption: str) -> Remark | None:
-    found = loras_in(caption)
-    return (
-        Remark(
-            "lora_in_caption",
-            f"{found[0]} belongs in a prompt: in a caption it calls no LoRA, it is learned as"
-            " words.",
-        )
-        if found
-        else None
-    )
-
-
-def _trigger(caption: str, trigger_word: str) -> Remark | None:
-    if (
-        not trigger_word
-        or not caption
-        or all(contains_word(line, trigger_word) for line in caption.split("\n"))
-    ):
+def _check_tokens(picture: CheckedPicture, settings: CheckSettings) -> PictureWarning | None:
+    most = settings.max_token_length
+    if picture.tokens is None or picture.tokens <= most:
         return None
-    return Remark(
-        "no_trigger",
-        f"The caption lacks the trigger word {trigger_word}; training puts it in front.",
+    return PictureWarning(
+        "long_caption", f"The caption has {picture.tokens} tokens; training reads the first {most}."
     )
 
 
-def _duplicates(duplicates: list[str]) -> Remark | None:
-    if not duplicates:
+def _check_trigger_word(picture: CheckedPicture, settings: CheckSettings) -> PictureWarning | None:
+    word = settings.trigger_word
+    if not word or not picture.caption:
         return None
-    more = f" and {len(duplicates) - 2} more" if len(duplicates) > 2 else ""
-    return Remark(
-        "near_duplicate", f"It looks nearly the same as {', '.join(duplicates[:2])}{more}."
-    )
-
-
-def _shared(shared: list[str]) -> Remark | None:
-    return (
-        Remark(
-            "shared_caption",
-            f"It shares its caption file with {', '.join(shared[:2])}; rename one to caption them"
-            " apart.",
-        )
-        if shared
-        else None
-    )
-
-
-def _size(width: int, height: int, crop: dict) -> Remark | None:
-    enlarged = crop["bucket"][0] / crop["width"]
-    if enlarged < ENLARGED:
+    if all(contains_word(line, word) for line in picture.caption.split("\n")):
         return None
-    return Remark(
+    return PictureWarning(
+        "no_trigger", f"The caption lacks the trigger word {word}; training puts it in front."
+    )
+
+
+def _check_other_caption(picture: CheckedPicture, settings: CheckSettings) -> PictureWarning | None:
+    name = picture.other_caption
+    if not name:
+        return None
+    if name.endswith(settings.caption_extension):
+        which = "says something else and counts, as Caption file says, while the .txt is shown here"
+    else:
+        which = "says something else; the .txt counts"
+    return PictureWarning("two_captions", f"{name} {which}. Delete the one that is wrong.")
+
+
+def _check_loras(picture: CheckedPicture) -> PictureWarning | None:
+    found = loras_in(picture.caption)
+    if not found:
+        return None
+    return PictureWarning(
+        "lora_in_caption",
+        f"{found[0]} belongs in a prompt: in a caption it calls no LoRA, it is learned as words.",
+    )
+
+
+def _check_duplicates(picture: CheckedPicture) -> PictureWarning | None:
+    names = picture.near_duplicates
+    if not names:
+        return None
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return PictureWarning(
+        "near_duplicate", f"It looks nearly the same as {', '.join(names[:2])}{more}."
+    )
+
+
+def _check_sharing(picture: CheckedPicture) -> PictureWarning | None:
+    names = picture.sharing_caption
+    if not names:
+        return None
+    return PictureWarning(
+        "shared_caption",
+        f"It shares its caption file with {', '.join(names[:2])}; rename one to caption them"
+        " apart.",
+    )
+
+
+def _check_size(picture: CheckedPicture) -> PictureWarning | None:
+    enlarged = picture.crop.bucket.width / picture.crop.width
+    if enlarged < MOST_ENLARGED:
+        return None
+    return PictureWarning(
         "small",
-        f"{width} × {height} is smaller than the training size; it is enlarged {enlarged:.1f} times"
-        " and gets blurred.",
+        f"{picture.width} × {picture.height} is smaller than the training size; it is enlarged"
+        f" {enlarged:.1f} times and gets blurred.",
     )
 
 
-def _shape(width: int, height: int, crop: dict) -> Remark | None:
-    ratio = max(width, height) / min(width, height)
-    cut = 1 - crop["width"] * crop["height"] / (width * height)
+def _check_shape(picture: CheckedPicture) -> PictureWarning | None:
+    width, height, crop = picture.width, picture.height, picture.crop
+    cut = 1 - crop.width * crop.height / (width * height)
     if cut > MOST_CUT:
-        return Remark(
+        return PictureWarning(
             "odd_ratio",
-            f"{cut:.0%} of it is cut off to fit {crop['bucket'][0]} × {crop['bucket'][1]}; the crop"
-            " preview shows what is left.",
+            f"{cut:.0%} of it is cut off to fit {crop.bucket.width} × {crop.bucket.height}; the"
+            " crop preview shows what is left.",
         )
-    return (
-        Remark("odd_ratio", f"One side is {ratio:.1f} times the other, which few pictures share.")
-        if ratio > ODD_RATIO
-        else None
-    )
+    ratio = max(width, height) / min(width, height)
+    if ratio > ODD_RATIO:
+        return PictureWarning(
+            "odd_ratio", f"One side is {ratio:.1f} times the other, which few pictures share."
+        )
+    return None

@@ -1,5 +1,5 @@
-"""What can be done to a picture file: turned, shown small, shown as the trainer sees it, asked for
-the prompt it was made with.
+"""Operations on single picture files: rotated, previewed, cropped as training does, and the prompt
+that a picture was generated with.
 """
 
 import io
@@ -14,18 +14,19 @@ from ..dataset.buckets import Bucket
 from ..dataset.images import look, opened
 from ..dataset.pixels import load_pixels
 
-TURNS = {
+TURNS = {  # clockwise; Pillow turns the other way
     90: Image.Transpose.ROTATE_270,
     180: Image.Transpose.ROTATE_180,
     270: Image.Transpose.ROTATE_90,
-}  # Pillow turns the other way
+}
 _QUALITY = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "MPO": {"quality": 95, "subsampling": 0},
     "WEBP": {"lossless": True},
     "AVIF": {"quality": 90},
 }
-_COMMENT, _EXIF = 0x9286, 0x8769
+_COMMENT = 0x9286
+_EXIF = 0x8769
 
 
 def rotated(path: Path, degrees: int) -> bytes:
@@ -39,9 +40,8 @@ def rotated(path: Path, degrees: int) -> bytes:
             code="bad_value",
         )
     with opened(path) as image:
-        if (
-            getattr(image, "is_animated", False) and image.format != "MPO"
-        ):  # a phone's MPO holds one picture and its depth
+        # a phone's MPO contains one picture and its depth
+        if getattr(image, "is_animated", False) and image.format != "MPO":
             raise Refused(f"{path.name} is animated and cannot be turned.", code="not_possible")
         upright = ImageOps.exif_transpose(image)
         kind, extra = image.format, dict(_QUALITY.get(image.format, {}))
@@ -61,18 +61,20 @@ def preview(path: Path, side_px: int = 1280) -> bytes:
     return _jpeg(look(path, side_px)[1])
 
 
-def trained_view(path: Path, bucket: Bucket) -> bytes:
-    """Return a JPEG of exactly what the trainer gets from a picture: scaled to its bucket and
-    cropped.
+def training_crop(path: Path, bucket: Bucket) -> bytes:
+    """Return a JPEG of exactly what training sees of a picture: scaled to its bucket and cropped.
+
+    Raises `Refused` for a file that is no picture.
     """
-    with opened(path):  # refused with a reason when it is no picture
+    with opened(path):
         pixels, _ = load_pixels(path, bucket)
-    return _jpeg(Image.fromarray(((pixels.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()))
+    rgb = ((pixels.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
+    return _jpeg(Image.fromarray(rgb))
 
 
 def prompt_of(path: Path) -> str:
-    """Return the prompt that a picture was generated with, as a caption: no weights, no `<lora:…>`;
-    empty when it carries none.
+    """Return the prompt that a picture was generated with, as a caption without weights and
+    `<lora:…>`; "" when it has none.
 
     The WebUI writes it into PNGs as the text "parameters", into JPEG and WebP as the EXIF field
     UserComment.
@@ -90,9 +92,7 @@ def prompt_of(path: Path) -> str:
 
 
 def holds_parameters(text: str) -> bool:
-    """Tell whether a text is what the WebUI writes of a picture's making, as into the .txt beside
-    it, and no caption.
-    """
+    """Tell whether a text is how the WebUI generated a picture, as in the .txt beside it."""
     return re.search(r"(?m)^Steps: \d+, Sampler: ", text) is not None
 
 
@@ -100,10 +100,9 @@ def _comment(image: Image.Image) -> str:
     comment = image.getexif().get_ifd(_EXIF).get(_COMMENT, b"")
     if not isinstance(comment, bytes):
         return str(comment)
-    kind, text = comment[:8], comment[8:]
-    return text.decode(
-        "utf-16-be" if kind.startswith(b"UNICODE") else "utf-8", errors="ignore"
-    ).strip("\x00")
+    character_code, text = comment[:8], comment[8:]
+    encoding = "utf-16-be" if character_code.startswith(b"UNICODE") else "utf-8"
+    return text.decode(encoding, errors="ignore").strip("\x00")
 
 
 def _texts(image: Image.Image) -> PngInfo:

@@ -1,6 +1,6 @@
-"""Many files at once into a data set, from an archive or a folder: where each goes.
+"""Many files at once into a data set, from a ZIP or a folder: which are taken, and where each goes.
 
-archives.Archive or a folder → Source … → take → Library's own rules for a single upload
+`files_of_zip` or `files_of_folder` → SourceFile … → `store_files` → the rules of a single upload
 """
 
 import dataclasses
@@ -12,29 +12,32 @@ from pathlib import Path, PurePosixPath
 from ..base.errors import Refused
 from ..dataset.captions import CAPTION_ENDINGS
 from ..dataset.scan import MASK_ENDING, is_picture_file, read_kohya_name
-from .archives import Archive
+from .zip_archive import ZipArchive, ZipEntry
 
+MOST_FILES = 20_000
+MOST_LEVELS = 4  # of folders in folders
+LONGEST_NAME = 200
 ARCHIVE_ENDINGS = (".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".xz", ".bz2")
-NOT_MEANT = re.compile(r"(?i)__macosx|thumbs\.db|desktop\.ini|\..*")
-REGULARISATION = re.compile(r"(?i)reg|regs|regulari[sz]ation|reg_data")
-MASKS = "mask"  # the folder of masks beside pictures, as for kohya's conditioning images
-MOST_FILES, MOST_LEVELS, LONGEST_NAME = 20_000, 4, 200
-LAST = ("archive_limit", "cannot_save")  # refusals after which nothing more is tried
+SYSTEM_FILES = re.compile(r"(?i)__macosx|thumbs\.db|desktop\.ini|\..*")
+REGULARISATION_FOLDERS = re.compile(r"(?i)reg|regs|regulari[sz]ation|reg_data")
+MASK_FOLDER = "mask"  # of masks beside pictures, as kohya has it for conditioning images
+FINAL_CODES = ("archive_limit", "cannot_save")  # refusals after which no other file is tried
 Store = Callable[[PurePosixPath, bytes], str]
-"""Puts a file at a path in the data set by the rules of uploads; returns its name there."""
+"""Saves a file at a path in the data set by the rules of uploads; returns its name there."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """A file that is to come into the data set: its path where it comes from, and
-    `read(most_bytes)`, which raises `Refused`."""
+class SourceFile:
+    """A file that may come into a data set: its path in the ZIP or folder, and `read(most_bytes)`,
+    which raises `Refused`.
+    """
 
     path: str
     read: Callable[[int], bytes]
 
 
 @dataclasses.dataclass
-class Taken:
+class UploadResult:
     """What became of the files: names in the data set, and `{filename, reason}` of the others."""
 
     added: list[str] = dataclasses.field(default_factory=list)
@@ -44,24 +47,27 @@ class Taken:
         self.refused.append({"filename": filename, "reason": reason})
 
 
-def of_archive(archive: Archive) -> list[Source]:
-    """Return an archive's files, but for what systems put there by themselves."""
+def files_of_zip(archive: ZipArchive) -> list[SourceFile]:
+    """Return a ZIP's files, without those that operating systems put there."""
 
-    def read(entry):
-        return lambda most_bytes: archive.read(entry, most_bytes)
+    def source_file(entry: ZipEntry) -> SourceFile:
+        return SourceFile(entry.path, lambda most_bytes: archive.read(entry, most_bytes))
 
-    return [
-        Source(entry.path, read(entry)) for entry in archive.entries if not _not_meant(entry.path)
-    ]
+    return [source_file(entry) for entry in archive.entries if not _is_system_file(entry.path)]
 
 
-def of_folder(folder: Path) -> list[Source]:
-    """Return the files of a folder and of those in it, no links followed. A text file counts as a
-    caption where a picture of its name lies beside it; others are somebody's notes.
+def files_of_folder(folder: Path) -> list[SourceFile]:
+    """Return the files of a folder and of those in it; links are not followed.
 
-    Raises `Refused` when there are too many.
+    A text file is taken where a picture of its name lies beside it. Raises `Refused` when there are
+    too many files.
     """
-    found = []
+
+    def source_file(path: Path) -> SourceFile:
+        relative = path.relative_to(folder).as_posix()
+        return SourceFile(relative, lambda most_bytes: _content(path, most_bytes))
+
+    found: list[SourceFile] = []
     for path in _walk(folder, MOST_LEVELS):
         if len(found) >= MOST_FILES:
             raise Refused(
@@ -69,76 +75,77 @@ def of_folder(folder: Path) -> list[Source]:
                 field="folder",
                 code="too_large",
             )
-        found.append(
-            Source(
-                path.relative_to(folder).as_posix(),
-                lambda most_bytes, path=path: _content(path, most_bytes),
-            )
-        )
+        found.append(source_file(path))
     return _without_notes(found)
 
 
-def _without_notes(sources: Sequence[Source]) -> list[Source]:
+def _without_notes(sources: Sequence[SourceFile]) -> list[SourceFile]:
+    """Leave out texts without a picture of their name."""
     paths = [PurePosixPath(source.path) for source in sources]
-    pictured = {path.with_suffix("") for path in paths if is_picture_file(path)}
+    of_pictures = {path.with_suffix("") for path in paths if is_picture_file(path)}
     return [
         source
         for source, path in zip(sources, paths, strict=True)
-        if path.suffix.lower() not in CAPTION_ENDINGS or path.with_suffix("") in pictured
+        if path.suffix.lower() not in CAPTION_ENDINGS or path.with_suffix("") in of_pictures
     ]
 
 
-def take(
-    sources: Sequence[Source], store: Store, limit_of: Callable[[str], int], *, within: str = ""
-) -> Taken:
-    """Put files into a data set; a caption goes with its picture or not at all.
+def store_files(
+    sources: Sequence[SourceFile],
+    store: Store,
+    most_bytes_of: Callable[[str], int],
+    *,
+    archive_name: str = "",
+) -> UploadResult:
+    """Put files into a data set; a caption comes with its picture or not at all.
 
-    `limit_of(name)` is how many bytes a file may have, and raises `Refused` for a name that is not
-    taken. `within` is what the refused are named after.
+    `most_bytes_of(name)` is how large a file may be, and raises `Refused` for a name that is not
+    taken. Refused files are named with `archive_name` in front.
     """
-    taken, owners = Taken(), {}
-    tried, there = set(), set()  # (place, name, folder) of pictures
+    result = UploadResult()
+    folder_of_target: dict[tuple[PurePosixPath, str], str] = {}
+    tried_pictures, stored = set(), set()
     for source in _pictures_first(sources):
-        shown = f"{within}/{source.path}" if within else source.path
+        filename = f"{archive_name}/{source.path}" if archive_name else source.path
         try:
-            target, home = place(source.path), _folder_of(source.path)
-            key = (target.parent, target.stem.removesuffix(MASK_ENDING).lower())
-            _check_owner(owners.setdefault(key, home), home, target.stem)
+            target, folder = target_path(source.path), _folder_of(source.path)
+            stem = (target.parent, target.stem.removesuffix(MASK_ENDING).lower())
+            _check_same_folder(folder_of_target.setdefault(stem, folder), folder, target.stem)
             if is_picture_file(target):
-                tried.add((key, home))
-            elif (key, home) in tried - there:
+                tried_pictures.add((stem, folder))
+            elif (stem, folder) in tried_pictures - stored:
                 raise Refused("Its picture was not taken.", code="exists")
-            taken.added.append(store(target, source.read(limit_of(target.name))))
-            there.add((key, home))
+            result.added.append(store(target, source.read(most_bytes_of(target.name))))
+            stored.add((stem, folder))
         except Refused as error:
-            if error.code in LAST:
-                taken.refuse(within or shown, f"{error.message} Nothing more was taken.")
+            if error.code in FINAL_CODES:
+                result.refuse(archive_name or filename, f"{error.message} Nothing more was taken.")
                 break
-            taken.refuse(shown, error.message)
-    return taken
+            result.refuse(filename, error.message)
+    return result
 
 
-def _pictures_first(sources: Sequence[Source]) -> list[Source]:
-    def order(source: Source) -> tuple[bool, str]:
+def _pictures_first(sources: Sequence[SourceFile]) -> list[SourceFile]:
+    def order(source: SourceFile) -> tuple[bool, str]:
         return not is_picture_file(PurePosixPath(*_parts(source.path))), source.path
 
     return sorted(sources, key=order)
 
 
-def _check_owner(owner: str, home: str, stem: str) -> None:
-    """Folders are put together, so two of them may not have pictures, or captions, of one name."""
-    if owner != home:
+def _check_same_folder(first: str, folder: str, stem: str) -> None:
+    """Raise `Refused` for files of one name in two folders, which are put together."""
+    if first != folder:
         raise Refused(
-            f"{owner or 'The top folder'} has files called {stem}, too. Folders are put together, "
+            f"{first or 'The top folder'} has files called {stem}, too. Folders are put together, "
             "but for those named as 10_cat. "
             "Rename one of the files.",
             code="exists",
         )
 
 
-def place(path: str) -> PurePosixPath:
-    """Return where in a data set a file belongs: in it, or in a folder such as kohya's 10_cat, and
-    masks in `mask` beside their pictures.
+def target_path(path: str) -> PurePosixPath:
+    """Return where in a data set a file belongs: in its folder, or in a kohya subfolder such as
+    10_cat; masks in `mask` beside their pictures.
 
     Raises `Refused` for a path that leads out, regularisation pictures, archives in archives.
     """
@@ -147,16 +154,22 @@ def place(path: str) -> PurePosixPath:
         raise Refused("Its path leads out of the data set.", code="bad_name")
     if any(len(part) > LONGEST_NAME for part in parts):
         raise Refused("Its name, or a folder's, is too long.", code="bad_name")
-    if any(REGULARISATION.fullmatch(part) for part in parts[:-1]):
+    if any(REGULARISATION_FOLDERS.fullmatch(part) for part in parts[:-1]):
         raise Refused(
             "Regularisation pictures need a data set of their own.", code="regularisation"
         )
     if parts[-1].lower().endswith(ARCHIVE_ENDINGS):
         raise Refused("It is an archive in an archive. Unpack it first.", code="not_a_picture")
-    masks = [MASKS] if len(parts) > 1 and parts[-2].lower() == MASKS else []
-    above = parts[:-2] if masks else parts[:-1]
-    kohyas = [above[-1]] if above and read_kohya_name(PurePosixPath(above[-1])) else []
-    return PurePosixPath(*kohyas, *masks, parts[-1])
+    *folders, name = parts
+    is_mask = bool(folders) and folders[-1].lower() == MASK_FOLDER
+    if is_mask:
+        folders.pop()
+    target = PurePosixPath()
+    if folders and read_kohya_name(PurePosixPath(folders[-1])):
+        target /= folders[-1]
+    if is_mask:
+        target /= MASK_FOLDER
+    return target / name
 
 
 def _parts(path: str) -> list[str]:
@@ -167,8 +180,8 @@ def _folder_of(path: str) -> str:
     return "/".join(_parts(path)[:-1])
 
 
-def _not_meant(path: str) -> bool:
-    return any(NOT_MEANT.fullmatch(part) for part in _parts(path) if part != "..")
+def _is_system_file(path: str) -> bool:
+    return any(SYSTEM_FILES.fullmatch(part) for part in _parts(path) if part != "..")
 
 
 def _walk(folder: Path, levels: int) -> Iterator[Path]:
@@ -176,7 +189,7 @@ def _walk(folder: Path, levels: int) -> Iterator[Path]:
     try:
         with os.scandir(folder) as entries:
             found = sorted(
-                (entry for entry in entries if not NOT_MEANT.fullmatch(entry.name)),
+                (entry for entry in entries if not SYSTEM_FILES.fullmatch(entry.name)),
                 key=lambda entry: entry.name,
             )
     except OSError as error:

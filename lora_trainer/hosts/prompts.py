@@ -1,27 +1,38 @@
-"""A prompt as the WebUI reads it: weighted parts, and chunks of 75 tokens. Pure functions; what
-turns words into tokens is handed in.
+"""Prompts as the WebUI reads them: weighted parts, and chunks of 75 tokens. Pure functions; the
+tokenizer is a parameter.
 """
 
 import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from ..base.errors import Refused
 
 CHUNK_TOKENS = 75
-# the WebUI's "comma padding backtrack": a chunk rather ends at a comma that is at most so many
-# tokens back
-COMMA_REACH = 20
-ROUND, SQUARE = 1.1, 1 / 1.1
-Part = tuple[str, float]
-# Go on in the next chunk; in brackets the word is no break but a word of negative weight, as in
-# the WebUI.
-BREAK: Part = (
-    "BREAK",
-    -1.0,
-)
-Lora = tuple[str, float]
+# the WebUI's "comma padding backtrack": a chunk ends at a comma that is at most so many tokens back
+COMMA_BACKTRACK = 20
+ROUND_WEIGHT = 1.1
+SQUARE_WEIGHT = 1 / 1.1
+
+
+class Part(NamedTuple):
+    """Text of a prompt, and its weight."""
+
+    text: str
+    weight: float
+
+
+class LoraTag(NamedTuple):
+    """A LoRA that a prompt calls, and its weight."""
+
+    name: str
+    weight: float
+
+
+# Ends a chunk. In brackets the word is an ordinary word of negative weight, as in the WebUI.
+BREAK = Part("BREAK", -1.0)
 _PIECE = re.compile(
     r"""\\(?P<literal>[()\[\]\\])
     | \\
@@ -42,14 +53,20 @@ class Chunk:
     tokens: list[int] = dataclasses.field(default_factory=list)
     weights: list[float] = dataclasses.field(default_factory=list)
 
+    def split_off(self, start: int) -> "Chunk":
+        """Take the tokens from `start` on out, and return them as another chunk."""
+        rest = Chunk(self.tokens[start:], self.weights[start:])
+        del self.tokens[start:], self.weights[start:]
+        return rest
 
-def split_loras(prompt: str) -> tuple[str, list[Lora]]:
+
+def split_loras(prompt: str) -> tuple[str, list[LoraTag]]:
     """Take `<lora:name>` and `<lora:name:weight>` out of a prompt; raises `Refused` for a weight
     that is no number.
     """
-    tags: list[Lora] = []
+    tags: list[LoraTag] = []
 
-    def take(tag: re.Match) -> str:
+    def take_out(tag: re.Match[str]) -> str:
         name, _, weight = tag[1].partition(":")
         try:
             number = float(weight or 1.0)
@@ -62,43 +79,68 @@ def split_loras(prompt: str) -> tuple[str, list[Lora]]:
                 field="prompt",
                 code="bad_value",
             )
-        tags.append((name, number))
+        tags.append(LoraTag(name, number))
         return ""
 
-    return " ".join(re.sub(r"<lora:([^<>]*)>", take, prompt).split()), tags
+    return " ".join(re.sub(r"<lora:([^<>]*)>", take_out, prompt).split()), tags
 
 
-def parse_weights(prompt: str) -> list[Part]:  # noqa: C901
-    r"""Split a prompt into parts of equal weight, `BREAK` between chunks: (word) weighs 1.1,
-    (word:1.2) 1.2, [word] 1/1.1, nested they multiply, \( is a bracket; what is not closed lasts to
-    the end.
+def parse_weights(prompt: str) -> list[Part]:
+    r"""Split a prompt into parts of equal weight, with `BREAK` between chunks.
+
+    (word) weighs 1.1, (word:1.2) 1.2, [word] 1/1.1; in nested brackets weights are multiplied.
+    \( is a literal bracket. A bracket that is not closed lasts to the end.
     """
-    pieces: list[list] = []
-    opened: dict[str, list[int]] = {"(": [], "[": []}
+    parser = _WeightParser()
+    for piece in _PIECE.finditer(prompt):
+        parser.add(piece)
+    parser.close_all()
+    return _joined(parser.parts)
 
-    def weigh(since: int, factor: float) -> None:
-        for piece in pieces[since:]:
-            piece[1] *= factor
 
-    for found in _PIECE.finditer(prompt):
-        if found["literal"]:
-            pieces.append([found["literal"], 1.0])
-        elif found["open"]:
-            opened[found["open"]].append(len(pieces))
-        elif found["weight"] is not None and opened["("] and _is_number(found["weight"]):
-            weigh(opened["("].pop(), float(found["weight"]))
-        elif found["close"] and opened["(" if found["close"] == ")" else "["]:
-            weigh(
-                opened["(" if found["close"] == ")" else "["].pop(),
-                ROUND if found["close"] == ")" else SQUARE,
-            )
+class _WeightParser:
+    """Collects the parts of a prompt; `_opened` are the parts at which open brackets began."""
+
+    def __init__(self) -> None:
+        self.parts: list[Part] = []
+        self._opened: dict[str, list[int]] = {"(": [], "[": []}
+
+    def add(self, piece: re.Match[str]) -> None:
+        if piece["literal"]:
+            self.parts.append(Part(piece["literal"], 1.0))
+        elif piece["open"]:
+            self._opened[piece["open"]].append(len(self.parts))
+        elif not self._close(piece):
+            self._add_text("" if piece[0] == "\\" else piece[0])
+
+    def close_all(self) -> None:
+        for bracket, weight in (("(", ROUND_WEIGHT), ("[", SQUARE_WEIGHT)):
+            for start in self._opened[bracket]:
+                self._multiply(start, weight)
+
+    def _close(self, piece: re.Match[str]) -> bool:
+        """Close a bracket; False where the piece is none, or none is open."""
+        if piece["weight"] is not None and _is_number(piece["weight"]):
+            bracket, weight = "(", float(piece["weight"])
+        elif piece["close"] == ")":
+            bracket, weight = "(", ROUND_WEIGHT
+        elif piece["close"] == "]":
+            bracket, weight = "[", SQUARE_WEIGHT
         else:
-            for number, text in enumerate(_BREAK.split("" if found[0] == "\\" else found[0])):
-                pieces += ([list(BREAK)] if number else []) + [[text, 1.0]]
-    for bracket, factor in (("(", ROUND), ("[", SQUARE)):
-        for since in opened[bracket]:
-            weigh(since, factor)
-    return _joined(pieces)
+            return False
+        if not self._opened[bracket]:
+            return False
+        self._multiply(self._opened[bracket].pop(), weight)
+        return True
+
+    def _multiply(self, start: int, weight: float) -> None:
+        self.parts[start:] = [Part(part.text, part.weight * weight) for part in self.parts[start:]]
+
+    def _add_text(self, text: str) -> None:
+        for number, part in enumerate(_BREAK.split(text)):
+            if number:
+                self.parts.append(BREAK)
+            self.parts.append(Part(part, 1.0))
 
 
 def _is_number(text: str) -> bool:
@@ -108,50 +150,46 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _joined(pieces: Iterable[list]) -> list[Part]:
+def _joined(pieces: Iterable[Part]) -> list[Part]:
     """Join neighbours of the same weight."""
     parts: list[Part] = []
-    for text, weight in pieces:
-        if parts and parts[-1][1] == weight:
-            parts[-1] = (parts[-1][0] + text, weight)
+    for piece in pieces:
+        if parts and parts[-1].weight == piece.weight:
+            parts[-1] = Part(parts[-1].text + piece.text, piece.weight)
         else:
-            parts.append((text, weight))
-    return parts or [("", 1.0)]
+            parts.append(piece)
+    return parts or [Part("", 1.0)]
 
 
 def split_chunks(
     parts: Iterable[Part], tokenize: Callable[[str], list[int]], comma: int, *, most_tokens: int
 ) -> list[Chunk]:
-    """Fill chunks of 75 tokens; one that is full ends at its last comma if that is at most
-    `COMMA_REACH` tokens back. At least one chunk.
+    """Fill chunks of 75 tokens, at least one; a full chunk ends at its last comma if that is at
+    most `COMMA_BACKTRACK` tokens back.
 
-    Of the prompt only the first `most_tokens` are read, and no more chunks are made than these
-    fill.
+    Only the first `most_tokens` of the prompt are read, and no more chunks are made than they fill.
+    `comma` is the number of the comma's token.
     """
-    chunks, last_comma, left = [Chunk()], -1, most_tokens
+    chunks = [Chunk()]
+    last_comma = -1  # its place in the last chunk
+    left = most_tokens
     for part in parts:
         if part == BREAK:
             chunks.append(Chunk())
             last_comma = -1
             continue
-        for token in tokenize(part[0])[:left]:
+        for token in tokenize(part.text)[:left]:
             left -= 1
-            chunk = chunks[-1]
             if token == comma:
-                last_comma = len(chunk.tokens)
-            if len(chunk.tokens) == CHUNK_TOKENS:
-                begin = (
-                    last_comma + 1
-                    if token != comma
-                    and last_comma >= 0
-                    and CHUNK_TOKENS - last_comma <= COMMA_REACH
-                    else CHUNK_TOKENS
-                )
-                chunks.append(Chunk(chunk.tokens[begin:], chunk.weights[begin:]))
-                del chunk.tokens[begin:], chunk.weights[begin:]
+                last_comma = len(chunks[-1].tokens)
+            if len(chunks[-1].tokens) == CHUNK_TOKENS:
+                is_near = last_comma >= 0 and CHUNK_TOKENS - last_comma <= COMMA_BACKTRACK
+                ends_at_comma = token != comma and is_near
+                end = last_comma + 1 if ends_at_comma else CHUNK_TOKENS
+                chunks.append(chunks[-1].split_off(end))
                 last_comma = -1
             chunks[-1].tokens.append(token)
-            chunks[-1].weights.append(part[1])
+            chunks[-1].weights.append(part.weight)
     if len(chunks) > 1 and not chunks[-1].tokens:
         chunks.pop()
     return chunks[: math.ceil(most_tokens / CHUNK_TOKENS)]

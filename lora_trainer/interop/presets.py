@@ -13,7 +13,7 @@ import yaml
 
 from ..base.errors import Refused
 from ..base.files import write_atomically
-from ..base.paths import numbered
+from ..base.paths import numbered_paths
 from ..base.text import is_plain_text
 from ..settings.advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
 from ..settings.aliases import read_resolutions
@@ -140,7 +140,7 @@ class OwnPresets:
         found, left_out = _read(file)
         free = _check_name(name)
         if self._is_taken(free):
-            names = (path.name for path in numbered(Path(free)))
+            names = (path.name for path in numbered_paths(Path(free)))
             free = next(each for each in names if not self._is_taken(each))
         return self.save(free, found["settings"], help=found["help"]), left_out
 

@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 from ..base.errors import Refused
-from ..base.paths import numbered
+from ..base.paths import numbered_paths
 from ..runs.output_files import plan_output
 from ..settings.config import TrainConfig
 from .job import JobKind
@@ -41,7 +41,7 @@ class OutputNames:
         """Return the output name, or with the first number, that neither a file nor a job has."""
         file = self._file(config)
         planned = {path for _, path in self._planned_files()}
-        for path in itertools.chain([file], numbered(file)):
+        for path in itertools.chain([file], numbered_paths(file)):
             if path not in planned and not self._is_taken(config, path):
                 return path.stem
         raise AssertionError("numbers do not end")

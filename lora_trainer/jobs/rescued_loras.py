@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..base.errors import Refused
 from ..base.files import write_atomically
-from ..base.paths import numbered
+from ..base.paths import numbered_paths
 from ..runs.resume import state_folder
 
 log = logging.getLogger(__name__)
@@ -85,4 +85,6 @@ def _free(target: Path) -> Path:
     """Return the path itself, or with the first number that neither a LoRA nor the card of one
     has.
     """
-    return next(path for path in itertools.chain([target], numbered(target)) if not _is_taken(path))
+    return next(
+        path for path in itertools.chain([target], numbered_paths(target)) if not _is_taken(path)
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import Refused
-from ..base.paths import check_possible, expanded
+from ..base.paths import check_path_length, expand_user
 from ..dataset.folders import folders_of
 from ..editor.library import Library
 from ..settings.config import TrainConfig, all_settings, in_our_names
@@ -87,9 +87,9 @@ class Settings:
         """Return a path that may be used; raises `Refused` naming the field. A bare name may be
         that of a LoRA in the LoRA folder, if so said, and is no path then.
         """
-        path = expanded(value)
+        path = expand_user(value)
         try:
-            check_possible(path)
+            check_path_length(path)
             is_name = may_be_name and path.name == str(path) and not path.is_file()
             if not is_name:
                 self._check_path(path)

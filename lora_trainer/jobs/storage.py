@@ -203,7 +203,7 @@ class Storage:
             if not (files := len(_files_in(home / "trash"))):
                 continue
             try:
-                freed += self._library.open(home.parent.name).empty_trash()
+                freed += self._library.open(home.parent.name).files.empty_trash()
                 count += files - len(_files_in(home / "trash"))
             except (Refused, OSError) as error:
                 problems.append(

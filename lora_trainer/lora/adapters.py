@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from ..base.patching import own_forward
+from ..base.patching import replaced_forward
 from .adapter_layers import (
     AdapterSpec,
     Dropouts,
@@ -66,7 +66,7 @@ class _Attention:
 
     def attach(self) -> None:
         self.attached.enter_context(
-            own_forward(
+            replaced_forward(
                 self.module, functools.partial(_attend, self.module, self.adapters, self.dropouts)
             )
         )

@@ -17,7 +17,7 @@ import torch
 from peft.tuners.lokr.layer import factorization
 
 from ..base.errors import Refused
-from ..base.paths import expanded
+from ..base.paths import expand_user
 from ..base.tensor_files import Header, parse_header, read_header, read_tensor
 from .adapter_layers import (
     DORA_SCALE,
@@ -76,7 +76,7 @@ def find_lora(name: str, lora_dir: Path) -> Path:
     """Return the file of a LoRA given by its name in the LoRA folder or by path; raises
     `Refused`.
     """
-    path = expanded(name)
+    path = expand_user(name)
     listed = (
         sorted(lora_dir.rglob("*.safetensors")) if path.name == name and lora_dir.is_dir() else []
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..base.errors import Refused
 from ..base.files import remove_leftovers, write_atomically
-from ..base.paths import numbered
+from ..base.paths import numbered_paths
 from ..base.tensor_files import read_header
 from ..lora.save import remove_lora
 from ..settings.config import TrainConfig
@@ -115,7 +115,7 @@ def session_id_of(path: Path) -> float | None:
 
 def free_name(path: Path) -> str:
     """Return the stem with the first number that is not taken: `name-2`, `name-3`, …"""
-    return next(other for other in numbered(path) if not other.exists()).stem
+    return next(other for other in numbered_paths(path) if not other.exists()).stem
 
 
 def same_names_elsewhere(path: Path, lora_dir: Path) -> Iterator[Path]:

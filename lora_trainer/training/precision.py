@@ -10,7 +10,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from ..base.errors import Refused
-from ..base.patching import own_forward
+from ..base.patching import replaced_forward
 
 CHECKPOINTED_BLOCKS = (
     "BasicTransformerBlock",  # ldm, sgm, diffusers
@@ -104,7 +104,7 @@ def gradient_checkpointing(model: torch.nn.Module, enabled: bool = True) -> Iter
     with contextlib.ExitStack() as stack:
         for module in model.modules() if enabled else ():
             if type(module).__name__ in CHECKPOINTED_BLOCKS:
-                stack.enter_context(own_forward(module, _checkpointed(module.forward)))
+                stack.enter_context(replaced_forward(module, _checkpointed(module.forward)))
         yield
 
 

@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute, Match, Route, Router
 
-from ..base.paths import asked_under
+from ..base.paths import serving_foreign_host
 from ..jobs.service import TrainingService
 from . import guard as request_guard
 from . import websockets
@@ -43,7 +43,7 @@ def _guarded(handle: Handle, guard: Guard) -> Handle:
         try:
             guard(request)
             request_guard.check_change(request)
-            with asked_under(request_guard.foreign_name(request)):
+            with serving_foreign_host(request_guard.foreign_name(request)):
                 response = await handle(request_guard.limited(request))
         except Exception as error:  # entry point: log and report
             response = error_response(request, error)

@@ -125,7 +125,7 @@ def test_the_crop_in_the_pictures_own_pixels():
 def test_the_editor_and_a_run_have_the_same_bucket_for_a_picture():
     """Once it was worked out in two places, each from settings of its own."""
     for changes in ({}, {"bucket_step": 96}, {"resolution": 100}, {"bucket_no_upscale": True}):
-        config, checked = TrainConfig().replace(**changes), checks.Wanted(**changes)
+        config, checked = TrainConfig().replace(**changes), checks.CheckSettings(**changes)
         for size in SIZES:
             bucket = bucket_for(*size, config)
             assert bucket == bucket_for(*size, checked)

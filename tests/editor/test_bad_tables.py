@@ -7,7 +7,7 @@ from PIL import Image
 
 from lora_trainer.base.errors import Refused
 from lora_trainer.dataset import caption_tables
-from lora_trainer.editor.checks import Wanted
+from lora_trainer.editor.checks import CheckSettings
 from lora_trainer.editor.editor import DataSetEditor
 
 BAD = b"filename,prompt\na.png,cat, red\nb.png,dog\n"
@@ -49,15 +49,15 @@ def test_the_set_opens_with_the_good_lines_and_says_the_bad_ones(editor):
 
 def test_everything_that_is_done_to_a_set_goes_on(editor, folder):
     assert (
-        editor.check(Wanted())["total"] == 3
+        editor.pictures.check(CheckSettings())["total"] == 3
         and editor.state()["revision"]
-        and b"dog" in editor.export_table("csv")
+        and b"dog" in editor.tables.export_captions("csv")
     )
     editor.set_captions({"a.png": "by hand"})
     assert editor.bulk_edit("append", {"text": "x"})["count"] == 3
-    editor.rename("b.png", "d")
-    editor.rotate(["d.png"], 90)
-    editor.discard(["a.png"])
+    editor.files.rename("b.png", "d")
+    editor.files.rotate(["d.png"], 90)
+    editor.files.move_to_trash(["a.png"])
     for _ in range(5):
         editor.undo()
     assert captions(editor)["b.png"] == "dog" and (folder / "metadata.csv").read_bytes() == BAD
@@ -85,7 +85,7 @@ def test_whatever_is_wrong_with_it_it_goes_into_the_trash_and_comes_back(
     import re
 
     assert re.search(sentence, problem["reason"]), problem
-    done = editor.discard_table("metadata.csv")
+    done = editor.tables.move_to_trash("metadata.csv")
     assert (
         done["label"] == "Delete metadata.csv"
         and done["files_changed"]
@@ -99,7 +99,7 @@ def test_whatever_is_wrong_with_it_it_goes_into_the_trash_and_comes_back(
 
 
 def test_it_is_replaced_by_a_good_one_and_the_old_one_comes_back(editor, folder):
-    done = editor.replace_table("metadata.csv", GOOD)
+    done = editor.tables.replace("metadata.csv", GOOD)
     assert (
         done["files_changed"]
         and captions(editor) == {"a.png": "cat, red", "b.png": "dog", "10_zib/c.png": "zib"}
@@ -111,21 +111,23 @@ def test_it_is_replaced_by_a_good_one_and_the_old_one_comes_back(editor, folder)
 
 def test_one_that_is_bad_itself_is_refused_with_its_lines(editor, folder):
     with pytest.raises(Refused, match="Line 3: has 3 fields") as caught:
-        editor.replace_table("metadata.csv", b"filename,prompt\na.png,x\nb.png,x, y\n")
+        editor.tables.replace("metadata.csv", b"filename,prompt\na.png,x\nb.png,x, y\n")
     assert [line["line"] for line in caught.value.details["lines"]] == [3] and (
         folder / "metadata.csv"
     ).read_bytes() == BAD
     with pytest.raises(Refused, match="expected filename and prompt"):
-        editor.replace_table("metadata.csv", b"\x00")
+        editor.tables.replace("metadata.csv", b"\x00")
 
 
 def test_mending_goes_by_what_was_read(editor, folder):
-    found = editor.read_table("metadata.csv")
+    found = editor.tables.read("metadata.csv")
     assert found["text"] == BAD.decode() and [line["line"] for line in found["lines"]] == [2]
     (folder / "metadata.csv").write_bytes(BAD + b"c.png,new\n")
     with pytest.raises(Refused, match="changed meanwhile"):
-        editor.replace_table("metadata.csv", GOOD, version=found["version"])
-    editor.replace_table("metadata.csv", GOOD, version=editor.read_table("metadata.csv")["version"])
+        editor.tables.replace("metadata.csv", GOOD, version=found["version"])
+    editor.tables.replace(
+        "metadata.csv", GOOD, version=editor.tables.read("metadata.csv")["version"]
+    )
     assert not problems(editor)
 
 
@@ -135,9 +137,9 @@ def test_mending_goes_by_what_was_read(editor, folder):
 )
 def test_what_is_no_table_of_the_set_is_not_touched(editor, filename):
     for act in (
-        lambda: editor.read_table(filename),
-        lambda: editor.replace_table(filename, GOOD),
-        lambda: editor.discard_table(filename),
+        lambda: editor.tables.read(filename),
+        lambda: editor.tables.replace(filename, GOOD),
+        lambda: editor.tables.move_to_trash(filename),
     ):
         with pytest.raises(Refused) as caught:
             act()
@@ -149,7 +151,7 @@ def test_a_table_that_is_a_link_out_of_the_set_is_not_shown(editor, folder, tmp_
     (folder / "metadata.csv").unlink()
     (folder / "metadata.csv").symlink_to(tmp_path / "secret.csv")
     with pytest.raises(Refused, match="no caption table"):
-        editor.read_table("metadata.csv")
+        editor.tables.read("metadata.csv")
 
 
 def test_a_table_in_a_subfolder_of_kohyas(editor, folder):
@@ -158,7 +160,7 @@ def test_a_table_in_a_subfolder_of_kohyas(editor, folder):
     assert [row["filename"] for row in problems(editor)] == ["10_zib/metadata.jsonl"] and captions(
         editor
     )["10_zib/c.png"] == "x"
-    editor.discard_table("10_zib/metadata.jsonl")
+    editor.tables.move_to_trash("10_zib/metadata.jsonl")
     assert captions(editor)["10_zib/c.png"] == "zib"
 
 
@@ -179,7 +181,7 @@ def test_a_table_that_may_not_be_read_can_be_thrown_away(editor, folder, monkeyp
     monkeypatch.setattr(builtins, "open", refuse(real))
     monkeypatch.setattr(Path, "read_bytes", refuse(read))
     assert "Permission denied" in problems(editor)[0]["reason"]
-    editor.discard_table("metadata.csv")
+    editor.tables.move_to_trash("metadata.csv")
     assert not (folder / "metadata.csv").exists()
     editor.undo()
     monkeypatch.undo()

@@ -12,8 +12,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from lora_trainer.base.errors import Refused
 from lora_trainer.dataset.captions import read_caption
-from lora_trainer.editor.checks import Wanted
-from lora_trainer.editor.editor import DataSetEditor, safe_filename
+from lora_trainer.editor.checks import CheckSettings
+from lora_trainer.editor.editor import DataSetEditor
+from lora_trainer.editor.file_names import safe_filename
 
 
 def picture(path, size=(64, 48), colour="red", **extra):
@@ -113,12 +114,12 @@ def test_what_is_no_picture_of_the_set_is_not_written(editor, folder, tmp_path, 
     os.symlink(tmp_path / "x.png", folder / "out.png")
     for act in (
         lambda: editor.set_captions({"a.png": "new", filename: "x"}),
-        lambda: editor.discard(["a.png", filename]),
-        lambda: editor.rotate([filename], 90),
-        lambda: editor.rename(filename, "y"),
-        lambda: editor.preview(filename),
-        lambda: editor.trained_view(filename, Wanted()),
-        lambda: editor.thumbnail(filename),
+        lambda: editor.files.move_to_trash(["a.png", filename]),
+        lambda: editor.files.rotate([filename], 90),
+        lambda: editor.files.rename(filename, "y"),
+        lambda: editor.pictures.preview(filename),
+        lambda: editor.pictures.training_crop(filename, CheckSettings()),
+        lambda: editor.pictures.thumbnail(filename),
     ):
         with pytest.raises(Refused) as caught:
             act()
@@ -189,7 +190,7 @@ def test_two_pictures_of_one_caption_file(editor, folder):
     picture(folder / "a.jpg")
     editor.bulk_edit("append", {"text": "x"})
     assert (folder / "a.txt").read_text(encoding="utf-8") == "zib, cat, x\n"
-    editor.discard(["a.jpg"])
+    editor.files.move_to_trash(["a.jpg"])
     assert captions(editor)["a.png"] == "zib, cat, x"
     editor.undo()
     editor.undo()
@@ -221,7 +222,7 @@ def test_tables_are_previewed_imported_and_exported(editor):
         'filename,prompt\nC:\\x\\a.png,"from, the table"\nb.png,dog\nno.png,x\n../b.png,y\n猫'
         " c.png,黑猫\n".encode("gb18030")
     )
-    plan = editor.import_table("metadata.csv", table)
+    plan = editor.tables.import_captions("metadata.csv", table)
     assert (
         plan["encoding"] == "gb18030"
         and plan["rows"] == 5
@@ -236,7 +237,7 @@ def test_tables_are_previewed_imported_and_exported(editor):
         "version": rows(editor)["a.png"]["version"],
     }
     assert captions(editor)["a.png"] == "zib, cat"
-    done = editor.import_table(
+    done = editor.tables.import_captions(
         "metadata.csv",
         table,
         apply=True,
@@ -247,19 +248,21 @@ def test_tables_are_previewed_imported_and_exported(editor):
         and done["history"]["undo"] == "Captions from metadata.csv"
     )
     for format in ("csv", "jsonl"):
-        again = editor.import_table(f"metadata.{format}", editor.export_table(format))
+        again = editor.tables.import_captions(
+            f"metadata.{format}", editor.tables.export_captions(format)
+        )
         assert again["changes"] == again["problems"] == [] and again["unchanged"] == 3
     editor.undo()
     assert captions(editor) == {"a.png": "zib, cat", "b.png": "dog", "猫 c.png": ""}
     with pytest.raises(Refused, match="expected csv or jsonl"):
-        editor.export_table("xlsx")
+        editor.tables.export_captions("xlsx")
 
 
 # --- Files ----------------------------------------------------------------------------------------
 
 
 def test_rename_takes_the_caption_along(editor, folder):
-    done = editor.rename("a.png", "花 1.PNG")
+    done = editor.files.rename("a.png", "花 1.PNG")
     assert (
         done["filename"] == "花 1.png"
         and done["files_changed"]
@@ -284,21 +287,21 @@ def test_rename_takes_the_caption_along(editor, folder):
 )
 def test_names_that_cannot_be_taken(editor, to, code):
     with pytest.raises(Refused) as caught:
-        editor.rename("a.png", to)
+        editor.files.rename("a.png", to)
     assert caught.value.code == code and "a.png" in captions(editor)
 
 
 @pytest.mark.parametrize("to", ["../../x", "sub/x", "..\\x", "C:\\x"])
 def test_a_new_name_never_leaves_the_folder(editor, folder, to):
     with pytest.raises(Refused, match="names a folder"):
-        editor.rename("a.png", to)
+        editor.files.rename("a.png", to)
     assert safe_filename("..\\..\\evil.png") == "evil.png"
 
 
 def test_rotation_is_undone_to_the_very_bytes(editor, folder):
     before = (folder / "b.png").read_bytes()
     version = rows(editor)["b.png"]["thumbnail"]
-    editor.rotate(["b.png", "a.png"], 90)
+    editor.files.rotate(["b.png", "a.png"], 90)
     assert (rows(editor)["b.png"]["width"], rows(editor)["b.png"]["height"]) == (48, 64) and rows(
         editor
     )["b.png"]["thumbnail"] != version
@@ -308,11 +311,11 @@ def test_rotation_is_undone_to_the_very_bytes(editor, folder):
     with Image.open(folder / "b.png") as image:
         assert image.size == (48, 64)
     with pytest.raises(Refused, match="90, 180 or 270"):
-        editor.rotate(["b.png"], 45)
+        editor.files.rotate(["b.png"], 45)
 
 
 def test_deleted_pictures_lie_in_the_trash_and_come_back_with_captions(editor, folder, tmp_path):
-    done = editor.discard(["a.png", "猫 c.png"])
+    done = editor.files.move_to_trash(["a.png", "猫 c.png"])
     assert (
         done["label"] == "Delete 2 pictures"
         and done["files_changed"]
@@ -340,8 +343,8 @@ def test_kohya_folders(editor, folder):
         read_caption(folder / "10_red cat" / "a.png") == "mine"
         and captions(editor)["a.png"] == "zib, cat"
     )
-    editor.rename("10_red cat/a.png", "z")
-    editor.discard(["10_red cat/z.png"])
+    editor.files.rename("10_red cat/a.png", "z")
+    editor.files.move_to_trash(["10_red cat/z.png"])
     editor.undo()
     assert captions(editor)["10_red cat/z.png"] == "mine"
 
@@ -377,17 +380,17 @@ def test_an_edit_tells_whether_somebody_else_edited_before(editor, folder):
 def test_what_another_program_does_right_after_an_edit_shows_as_a_difference(
     editor, folder, monkeypatch, act
 ):
-    from lora_trainer.editor.undo_history import History
+    from lora_trainer.editor.file_changes import FileChanger
 
     editor.set_captions({"a.png": "before"})
-    real = History._write
+    real = FileChanger.apply
 
     def write(self, *arguments, **settings):
         skipped = real(self, *arguments, **settings)
         (folder / "b.txt").unlink()
         return skipped
 
-    monkeypatch.setattr(History, "_write", write)
+    monkeypatch.setattr(FileChanger, "apply", write)
     assert act(editor)["revision"] != editor.revision()
 
 
@@ -403,8 +406,8 @@ def test_a_folder_that_is_gone_is_said_so(editor, folder):
 # --- Checks ---------------------------------------------------------------------------------------
 
 
-def checked(editor, wanted=Wanted()):
-    while not (found := editor.check(wanted))["ready"]:
+def checked(editor, wanted=CheckSettings()):
+    while not (found := editor.pictures.check(wanted))["ready"]:
         pass
     return found
 
@@ -440,7 +443,7 @@ def test_every_check_finds_what_it_is_for_and_nothing_else(tmp_path):
         tmp_path / "home",
         count_tokens=lambda captions: [len(caption.split()) for caption in captions],
     )
-    found = checked(editor, Wanted(trigger_word="zib", max_token_length=75))
+    found = checked(editor, CheckSettings(trigger_word="zib", max_token_length=75))
     assert {name: codes(found, name) for name in found["pictures"]} == {
         "good.png": {"near_duplicate"},
         "again.jpg": {"near_duplicate"},
@@ -476,15 +479,15 @@ def test_what_was_examined_is_known_after_a_restart(editor, folder, tmp_path, mo
     monkeypatch.setattr(
         "lora_trainer.editor.background_scan.look", lambda *_: pytest.fail("looked again")
     )
-    assert again.check(Wanted())["ready"]
-    assert again.thumbnail("a.png").is_file()
+    assert again.pictures.check(CheckSettings())["ready"]
+    assert again.pictures.thumbnail("a.png").is_file()
     again.close()
 
 
 def test_a_changed_picture_is_looked_at_again(editor, folder):
     checked(editor)
     noise(3).save(folder / "a.png")
-    assert not editor.check(Wanted())["ready"]
+    assert not editor.pictures.check(CheckSettings())["ready"]
     assert codes(checked(editor), "a.png") == set() | (
         {"near_duplicate"} & codes(checked(editor), "a.png")
     )
@@ -495,8 +498,8 @@ def test_crop_shows_what_the_trainer_gets(editor, folder):
     gradient = np.zeros((300, 900, 3), np.uint8)
     gradient[:, :, 0] = np.linspace(0, 255, 900).astype(np.uint8)
     Image.fromarray(gradient).save(folder / "wide.png")
-    wanted = Wanted(resolution=256, enable_bucket=False)
-    crop = editor.check(wanted)["pictures"]["wide.png"]["crop"]
+    wanted = CheckSettings(resolution=256, enable_bucket=False)
+    crop = editor.pictures.check(wanted)["pictures"]["wide.png"]["crop"]
     assert crop == {
         "bucket": [256, 256],
         "left": 300.0,
@@ -504,14 +507,14 @@ def test_crop_shows_what_the_trainer_gets(editor, folder):
         "width": 300.0,
         "height": 300.0,
     }
-    with Image.open(io.BytesIO(editor.trained_view("wide.png", wanted))) as image:
+    with Image.open(io.BytesIO(editor.pictures.training_crop("wide.png", wanted))) as image:
         pixels = np.asarray(image)
         assert (
             image.size == (256, 256)
             and abs(int(pixels[128, 2, 0]) - 85) < 8
             and abs(int(pixels[128, 253, 0]) - 170) < 8
         )
-    with Image.open(io.BytesIO(editor.preview("wide.png"))) as image:
+    with Image.open(io.BytesIO(editor.pictures.preview("wide.png"))) as image:
         assert image.size == (900, 300)
 
 
@@ -602,7 +605,7 @@ def test_a_bulk_edit_does_not_take_a_change_of_the_moment_for_its_own(editor, fo
 
 def test_rename_takes_a_caption_from_a_table_along(editor, folder):
     (folder / "metadata.csv").write_text("filename,prompt\n猫 c.png,precious\n", encoding="utf-8")
-    editor.rename("猫 c.png", "d")
+    editor.files.rename("猫 c.png", "d")
     assert captions(editor)["d.png"] == "precious"
     editor.undo()
     assert captions(editor)["猫 c.png"] == "precious" and not (folder / "d.txt").exists()
@@ -611,13 +614,13 @@ def test_rename_takes_a_caption_from_a_table_along(editor, folder):
 def test_a_name_whose_caption_file_another_picture_would_get_is_taken(editor, folder):
     picture(folder / "lonely.jpg")
     with pytest.raises(Refused, match="already lonely.jpg"):
-        editor.rename("a.png", "lonely")
+        editor.files.rename("a.png", "lonely")
     assert captions(editor)["lonely.jpg"] == ""
 
 
 def test_an_ending_in_capitals_counts(editor, folder):
     picture(folder / "a.JPG")
-    editor.discard(["a.png"])
+    editor.files.move_to_trash(["a.png"])
     assert captions(editor)["a.JPG"] == "zib, cat"
 
 
@@ -633,7 +636,7 @@ def test_an_automatic_caption_stays_automatic_when_renamed_and_when_a_second_run
             write({"猫 c.png": words})
     editor.undo()
     assert rows(editor)["猫 c.png"]["automatic"] and captions(editor)["猫 c.png"] == "first"
-    editor.rename("猫 c.png", "d")
+    editor.files.rename("猫 c.png", "d")
     assert rows(editor)["d.png"]["automatic"]
 
 
@@ -641,7 +644,9 @@ def test_a_linked_kohya_folder_gets_nothing(editor, folder, tmp_path):
     picture(tmp_path / "outside" / "s.png")
     (tmp_path / "outside" / "s.txt").write_text("secret", encoding="utf-8")
     os.symlink(tmp_path / "outside", folder / "10_cat")
-    assert "10_cat/s.png" not in captions(editor) and b"secret" not in editor.export_table("csv")
+    assert "10_cat/s.png" not in captions(
+        editor
+    ) and b"secret" not in editor.tables.export_captions("csv")
     editor.bulk_edit("append", {"text": "x"})
     assert (tmp_path / "outside" / "s.txt").read_text(encoding="utf-8") == "secret"
 
@@ -657,7 +662,7 @@ def test_a_name_that_is_no_unicode_is_listed_and_nothing_else_suffers(editor, fo
     ]
     assert (
         editor.bulk_edit("append", {"text": "x"})["count"] == 3
-        and editor.check(Wanted())["total"] == 3
+        and editor.pictures.check(CheckSettings())["total"] == 3
     )
 
 
@@ -675,7 +680,9 @@ def test_two_pictures_of_one_caption_file_cannot_get_two_captions(editor, folder
     picture(folder / "a.jpg")
     with pytest.raises(Refused, match="shares its caption file a.txt"):
         editor.set_captions({"a.png": "one", "a.jpg": "two"})
-    report = editor.import_table("m.csv", b"filename,prompt\na.png,one\na.jpg,two\n", apply=True)
+    report = editor.tables.import_captions(
+        "m.csv", b"filename,prompt\na.png,one\na.jpg,two\n", apply=True
+    )
     assert [problem["line"] for problem in report["problems"]] == [3] and captions(editor)[
         "a.jpg"
     ] == "one"
@@ -694,11 +701,13 @@ def test_what_undo_left_alone_is_named(editor, folder):
 def test_the_names_of_pictures_tell_the_encoding_of_a_table(editor, folder):
     picture(folder / "猫 和 狗.png")
     table = 'filename,prompt\n猫 和 狗.png,"狗, 猫"\n'.encode("gb18030")
-    assert editor.import_table("m.csv", table)["changes"][0]["after"] == "狗, 猫"
+    assert editor.tables.import_captions("m.csv", table)["changes"][0]["after"] == "狗, 猫"
 
 
 def test_an_empty_cell_empties_no_caption(editor):
-    report = editor.import_table("m.csv", b"filename,prompt\na.png,\nb.png,cow\n", apply=True)
+    report = editor.tables.import_captions(
+        "m.csv", b"filename,prompt\na.png,\nb.png,cow\n", apply=True
+    )
     assert (
         captions(editor)["a.png"] == "zib, cat"
         and captions(editor)["b.png"] == "cow"

@@ -11,7 +11,7 @@ from PIL import Image
 from lora_trainer.base.errors import Refused
 from lora_trainer.dataset.caption_tables import find_table
 from lora_trainer.dataset.scan import scan
-from lora_trainer.editor.checks import Wanted
+from lora_trainer.editor.checks import CheckSettings
 
 
 @pytest.fixture
@@ -38,7 +38,9 @@ def files(folder):
 def remarks(editor, filename, **wanted):
     return {
         remark["code"]: remark["message"]
-        for remark in editor.check(Wanted(**wanted))["pictures"][filename]["remarks"]
+        for remark in editor.pictures.check(CheckSettings(**wanted))["pictures"][filename][
+            "remarks"
+        ]
     }
 
 
@@ -74,16 +76,16 @@ def test_a_line_that_an_edit_does_not_touch_stays_as_it_is(editor, folder):
 def test_lines_go_into_a_table_and_come_back(editor, folder):
     (folder / "a.txt").write_text('a cat\nsitting, "here"\n', encoding="utf-8")
     for format in ("csv", "jsonl"):
-        table = editor.export_table(format)
+        table = editor.tables.export_captions(format)
         (folder / "a.txt").write_text("other", encoding="utf-8")
-        editor.import_table(f"metadata.{format}", table, apply=True)
+        editor.tables.import_captions(f"metadata.{format}", table, apply=True)
         assert (folder / "a.txt").read_bytes() == b'a cat\nsitting, "here"\n'
 
 
 def test_tokens_are_counted_as_lines_are_used(editor, folder):
     (folder / "a.txt").write_text("one two\nthree four five\n", encoding="utf-8")
     counts = {
-        use: editor.check(Wanted(caption_lines=use))["pictures"]["a.png"]["tokens"]
+        use: editor.pictures.check(CheckSettings(caption_lines=use))["pictures"]["a.png"]["tokens"]
         for use in ("join", "first", "alternatives")
     }
     assert counts == {"join": 5, "first": 2, "alternatives": 3}
@@ -109,14 +111,14 @@ def test_both_caption_files_go_and_come_with_their_picture(editor, folder):
     (folder / "a.txt").write_text("ours", encoding="utf-8")
     (folder / "a.caption").write_text("theirs", encoding="utf-8")
     before = files(folder)
-    editor.rename("a.png", "c")
+    editor.files.rename("a.png", "c")
     assert (
         files(folder) == {"c.txt": b"ours", "c.caption": b"theirs"}
         and captions(editor)["c.png"] == "ours"
     )
     editor.undo()
     assert files(folder) == before
-    editor.discard(["a.png"])
+    editor.files.move_to_trash(["a.png"])
     assert files(folder) == {}
     editor.undo()
     assert files(folder) == before and captions(editor)["a.png"] == "ours"
@@ -125,7 +127,7 @@ def test_both_caption_files_go_and_come_with_their_picture(editor, folder):
 def test_a_name_is_taken_by_a_caption_file_that_waits_there(editor, folder):
     (folder / "c.caption").write_text("another's", encoding="utf-8")
     with pytest.raises(Refused, match="There is already c.caption"):
-        editor.rename("a.png", "c")
+        editor.files.rename("a.png", "c")
 
 
 def test_two_captions_that_differ_are_pointed_out(editor, folder):
@@ -136,10 +138,12 @@ def test_two_captions_that_differ_are_pointed_out(editor, folder):
     assert "a.caption says something else; the .txt counts" in remarks(editor, "a.png")[
         "two_captions"
     ] and "two_captions" not in remarks(editor, "b.png")
-    assert {"code": "two_captions", "title": "two captions", "count": 1} in editor.check(Wanted())[
-        "summary"
+    assert {"code": "two_captions", "title": "two captions", "count": 1} in editor.pictures.check(
+        CheckSettings()
+    )["summary"]
+    said = editor.pictures.check(CheckSettings(caption_extension=".caption"))["pictures"]["a.png"][
+        "remarks"
     ]
-    said = editor.check(Wanted(caption_extension=".caption"))["pictures"]["a.png"]["remarks"]
     assert [
         "a.caption says something else and counts, as Caption file says" in each["message"]
         for each in said
@@ -180,10 +184,10 @@ def test_a_picture_that_is_no_file_costs_nobody_else(editor, folder, make):
         row["filename"] for row in editor.describe()["problems"]
     ] == ["x.png"]
     editor.bulk_edit("prepend", {"text": "zib"})
-    editor.check(Wanted())
+    editor.pictures.check(CheckSettings())
     assert captions(editor) == {"a.png": "zib", "b.png": "zib"}
     with pytest.raises(Refused, match="There is no picture"):
-        editor.preview("x.png")
+        editor.pictures.preview("x.png")
     assert time.monotonic() - started < 10
 
 
@@ -227,7 +231,7 @@ def test_a_caption_file_that_is_too_large_is_a_problem_of_its_picture(editor, fo
     editor.bulk_edit("prepend", {"text": "zib"})
     with pytest.raises(Refused, match="a.txt cannot be read: larger than 200 kB"):
         editor.set_captions({"a.png": "mine"})
-    editor.discard(["a.png"])
+    editor.files.move_to_trash(["a.png"])
     assert (
         captions(editor) == {"b.png": "zib"} and (folder / "a.txt").stat().st_size == 1_500_000_000
     )
@@ -241,8 +245,8 @@ def test_a_name_as_long_as_can_be_is_edited_as_any(editor, folder, stem):
     Image.new("RGB", (64, 48), "blue").save(folder / name)
     assert set(captions(editor)) == {"a.png", "b.png", name}
     editor.set_captions({name: "mine"})
-    editor.rotate([name], 90)
-    editor.discard([name])
+    editor.files.rotate([name], 90)
+    editor.files.move_to_trash([name])
     assert set(captions(editor)) == {"a.png", "b.png"}
     for _ in range(3):
         editor.undo()

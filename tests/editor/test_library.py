@@ -79,7 +79,7 @@ def test_what_is_not_a_picture_of_the_data_set_gets_nothing(library, tmp_path, f
     (tmp_path / "datasets" / "secret.png").write_bytes(png())
     os.symlink(tmp_path / "secret.png", library.path("cats") / "link.png")
     for call in (
-        lambda: library.open("cats").thumbnail(filename),
+        lambda: library.open("cats").pictures.thumbnail(filename),
         lambda: library.open("cats").set_captions({filename: "x"}),
     ):
         with pytest.raises(Refused) as caught:
@@ -100,7 +100,7 @@ def test_adopted_folder_keeps_its_files_and_takes_ours_elsewhere(library, tmp_pa
     (folder / "a.png").write_bytes(png())
     assert library.create(None, str(folder))["name"] == "my pictures 猫"
     assert library.create(None, f'"{folder}"')["name"] == "my pictures 猫"
-    library.open("my pictures 猫").thumbnail("a.png")
+    library.open("my pictures 猫").pictures.thumbnail("a.png")
     assert sorted(path.name for path in folder.iterdir()) == ["a.png"]
     with pytest.raises(Refused, match="does not exist"):
         library.create(None, str(tmp_path / "nothing"))
@@ -116,11 +116,11 @@ def test_a_second_folder_of_the_same_name_gets_a_number(library, tmp_path):
 
 def test_thumbnails_are_small_and_made_once(library):
     library.add("cats", "a.png", png(size=(900, 300)))
-    path = library.open("cats").thumbnail("a.png")
+    path = library.open("cats").pictures.thumbnail("a.png")
     stamp = path.stat().st_mtime_ns
     with Image.open(path) as image:
         assert image.size == (256, 85) and image.format == "JPEG"
-    assert library.open("cats").thumbnail("a.png").stat().st_mtime_ns == stamp
+    assert library.open("cats").pictures.thumbnail("a.png").stat().st_mtime_ns == stamp
 
 
 def test_captions_are_all_checked_before_one_is_written(library):

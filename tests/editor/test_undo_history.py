@@ -12,7 +12,8 @@ import time
 import pytest
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.editor.undo_history import MOST_STEPS, Change, ChangedMeanwhile, History
+from lora_trainer.editor.file_changes import Change, FileChanger
+from lora_trainer.editor.undo_history import MOST_STEPS, ChangedMeanwhile, History
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_undo_overwrites_when_told_to(history, place):
 
 def test_a_file_goes_to_the_trash_and_comes_back(history, place):
     (place / "a.png").write_bytes(b"picture")
-    key = history.put_aside("a.png")
+    key = history.files.trash_name_of("a.png")
     history.run("delete", [Change("a.png", key, None)])
     assert (
         not (place / "a.png").exists()
@@ -127,7 +128,7 @@ def test_a_file_goes_to_the_trash_and_comes_back(history, place):
 
 def test_a_file_that_took_the_place_of_a_deleted_one_is_not_lost(history, place):
     (place / "a.png").write_bytes(b"picture")
-    history.run("delete", [Change("a.png", history.put_aside("a.png"), None)])
+    history.run("delete", [Change("a.png", history.files.trash_name_of("a.png"), None)])
     (place / "a.png").write_bytes(b"another")
     with pytest.raises(ChangedMeanwhile):
         history.undo()
@@ -140,9 +141,16 @@ def test_a_file_that_took_the_place_of_a_deleted_one_is_not_lost(history, place)
 def test_replaced_content_and_rename_change_places(history, place):
     (place / "a.png").write_bytes(b"upright")
     history.run(
-        "rotate", [Change("a.png", history.put_aside("a.png"), history.stage("a.png", b"turned"))]
+        "rotate",
+        [
+            Change(
+                "a.png",
+                history.files.trash_name_of("a.png"),
+                history.files.stage("a.png", b"turned"),
+            )
+        ],
     )
-    key = history.put_aside("a.png")
+    key = history.files.trash_name_of("a.png")
     history.run("rename", [Change("a.png", key, None), Change("b.png", None, key)])
     assert (place / "b.png").read_bytes() == b"turned" and not (place / "a.png").exists()
     history.undo()
@@ -156,7 +164,14 @@ def test_replaced_content_and_rename_change_places(history, place):
 def test_what_an_undone_step_had_staged_goes_with_it(history, place):
     (place / "a.png").write_bytes(b"upright")
     history.run(
-        "rotate", [Change("a.png", history.put_aside("a.png"), history.stage("a.png", b"turned"))]
+        "rotate",
+        [
+            Change(
+                "a.png",
+                history.files.trash_name_of("a.png"),
+                history.files.stage("a.png", b"turned"),
+            )
+        ],
     )
     history.undo()
     assert [path.read_bytes() for path in history.trash.iterdir()] == [b"turned"]
@@ -183,7 +198,7 @@ def test_a_failing_step_keeps_what_it_did_and_can_be_undone(history, place):
 def test_old_steps_are_forgotten_and_the_trash_is_not(history, place, monkeypatch):
     monkeypatch.setattr("lora_trainer.editor.undo_history.MOST_STEPS", 2)
     (place / "a.png").write_bytes(b"picture")
-    history.run("delete", [Change("a.png", history.put_aside("a.png"), None)])
+    history.run("delete", [Change("a.png", history.files.trash_name_of("a.png"), None)])
     for number in range(3):
         history.run(f"{number}", [Change(f"{number}.txt", None, b"x")])
     assert [history.undo().label for _ in range(2)] == ["2", "1"]
@@ -207,7 +222,14 @@ def test_the_history_survives_a_restart(history, place, tmp_path):
 def test_a_picture_that_another_program_saved_over_a_rotated_one_is_kept(history, place):
     (place / "a.png").write_bytes(b"upright")
     history.run(
-        "rotate", [Change("a.png", history.put_aside("a.png"), history.stage("a.png", b"turned"))]
+        "rotate",
+        [
+            Change(
+                "a.png",
+                history.files.trash_name_of("a.png"),
+                history.files.stage("a.png", b"turned"),
+            )
+        ],
     )
     (place / "a.png").write_bytes(b"by a person")
     with pytest.raises(ChangedMeanwhile):
@@ -230,7 +252,7 @@ def test_a_picture_that_took_the_old_name_is_not_swallowed_by_undoing_a_rename(
 ):
     (place / "a.png").write_bytes(b"first")
     text(place, "a.txt", b"of the first")
-    key = history.put_aside("a.png")
+    key = history.files.trash_name_of("a.png")
     changes = [
         Change("a.png", key, None, "a"),
         Change("b.png", None, key, "a"),
@@ -261,13 +283,13 @@ def test_what_undo_overwrites_lies_in_the_trash(history, place):
 def test_a_text_that_changes_in_the_moment_of_writing_is_left_alone(history, place, monkeypatch):
     for name in ("a.txt", "b.txt"):
         text(place, name)
-    real = History._write
+    real = FileChanger.apply
 
     def write(self, changes, **settings):
         (place / "b.txt").write_bytes(b"just now")
         return real(self, changes, **settings)
 
-    monkeypatch.setattr(History, "_write", write)
+    monkeypatch.setattr(FileChanger, "apply", write)
     assert [
         change.path
         for change in history.run(
@@ -285,7 +307,7 @@ def test_an_emptied_trash_is_said_and_does_not_block_what_was_before(history, pl
     history.run(
         "delete",
         [
-            Change("a.png", history.put_aside("a.png"), None, "a"),
+            Change("a.png", history.files.trash_name_of("a.png"), None, "a"),
             Change("a.txt", b"new", None, "a"),
         ],
     )
@@ -303,7 +325,9 @@ def test_an_emptied_trash_is_said_and_does_not_block_what_was_before(history, pl
 def test_a_folder_that_is_gone_is_made_again(history, place):
     (place / "10_cat").mkdir()
     (place / "10_cat" / "a.png").write_bytes(b"picture")
-    history.run("delete", [Change("10_cat/a.png", history.put_aside("10_cat/a.png"), None)])
+    history.run(
+        "delete", [Change("10_cat/a.png", history.files.trash_name_of("10_cat/a.png"), None)]
+    )
     (place / "10_cat").rmdir()
     history.undo()
     assert (place / "10_cat" / "a.png").read_bytes() == b"picture"
@@ -456,17 +480,19 @@ def test_killed_between_the_moves_of_files(place, tmp_path, monkeypatch, dies_af
     """A rename, a rotation and a deletion in one step, cut after each single move: the next start
     completes it, undo takes it back.
     """
-    from lora_trainer.editor import undo_history as module
+    from lora_trainer.editor import file_changes as module
 
     for name in "rgt":
         (place / f"{name}.png").write_bytes(name.encode())
     history = History(place, tmp_path / "home")
-    key = history.put_aside("r.png")
+    key = history.files.trash_name_of("r.png")
     changes = [
         Change("r.png", key, None),
         Change("new.png", None, key),
-        Change("t.png", history.put_aside("t.png"), history.stage("t.png", b"turned")),
-        Change("g.png", history.put_aside("g.png"), None),
+        Change(
+            "t.png", history.files.trash_name_of("t.png"), history.files.stage("t.png", b"turned")
+        ),
+        Change("g.png", history.files.trash_name_of("g.png"), None),
     ]
     left = [dies_after]
 
@@ -518,7 +544,7 @@ def test_the_step_is_on_disk_before_the_first_file(place, tmp_path, monkeypatch)
         other.close()
         return []
 
-    monkeypatch.setattr(History, "_write", write)
+    monkeypatch.setattr(FileChanger, "apply", write)
     history.run("edit", [Change("a.txt", None, b"new")])
     history.close()
     assert seen == [("a.txt", b"new")] and sys.version_info >= (3, 10)
@@ -536,9 +562,9 @@ def test_a_broken_database_is_put_aside(place, tmp_path):
 
 
 def test_a_full_disk_is_said_and_undo_takes_back_what_was_written(history, place, monkeypatch):
-    from lora_trainer.editor import undo_history as module
+    from lora_trainer.editor import file_changes as module
 
-    real, left = module.prepared, [2]
+    real, left = module.flushed_temporaries, [2]
 
     def full(contents):
         if not left[0]:
@@ -547,7 +573,7 @@ def test_a_full_disk_is_said_and_undo_takes_back_what_was_written(history, place
         return real(contents)
 
     names = [text(place, f"{number}.txt") for number in range(5)]
-    monkeypatch.setattr(module, "prepared", full)
+    monkeypatch.setattr(module, "flushed_temporaries", full)
     monkeypatch.setattr(module, "BATCH", 1)
     with pytest.raises(OSError):
         history.run("edit", [Change(name, b"old\n", b"new") for name in names])
@@ -569,7 +595,7 @@ def test_every_content_of_a_batch_is_flushed_before_the_first_name_changes(
     """And the folder before the step counts as written: then a power cut leaves each file old or
     new, and the database knows which.
     """
-    from lora_trainer.editor import undo_history as module
+    from lora_trainer.editor import file_changes as module
 
     done, flush, put = [], os.fsync, module.replace_file
     names = [text(place, f"{number}.txt") for number in range(5)]
@@ -620,7 +646,7 @@ def test_undo_of_many_grows_with_them_and_no_faster(place, tmp_path):
         def count_up(steps=steps):
             steps[-1] += 1
 
-        history._database.set_progress_handler(
+        history._database._connection.set_progress_handler(
             count_up, 100
         )  # called each 100 instructions of SQLite's machine
         history.undo()

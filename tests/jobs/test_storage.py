@@ -115,7 +115,7 @@ def test_a_link_in_the_trash_leads_nowhere(service, host, tmp_path, pictures):
     service.library.create("set")
     service.library.add("set", "0.png", (pictures / "0.png").read_bytes())
     editor = service.library.open("set")
-    editor.discard(["0.png"])
+    editor.files.move_to_trash(["0.png"])
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "mine.txt").write_text("mine")

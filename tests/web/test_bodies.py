@@ -3,7 +3,7 @@
 import pytest
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.settings.config import TrainConfig, schema
+from lora_trainer.settings.config import TrainConfig, all_settings
 from lora_trainer.web.bodies import (
     JsonBody,
     Mapped,
@@ -83,11 +83,11 @@ def test_it_is_described_as_it_is_read():
     assert steps == {"type": "integer", "minimum": 1, "maximum": 150, "default": 20}
 
 
-@pytest.mark.parametrize("entry", schema(), ids=lambda entry: entry["name"])
-def test_a_settings_own_default_and_range_are_taken(entry):
-    described = config_value().schema["properties"][entry["name"]]
-    assert described["default"] == entry["default"]
-    assert described.get("maximum") == entry["maximum"]
-    if entry["type"] != "float":
-        read = setting_value(entry["name"]).read({}, entry["name"])
-        assert (read or "") == (getattr(TrainConfig(), entry["name"]) or "")
+@pytest.mark.parametrize("setting", all_settings(), ids=lambda setting: setting.name)
+def test_a_settings_own_default_and_range_are_taken(setting):
+    described = config_value().schema["properties"][setting.name]
+    assert described["default"] == setting.default
+    assert described.get("maximum") == setting.maximum
+    if setting.type is not float:
+        read = setting_value(setting.name).read({}, setting.name)
+        assert (read or "") == (getattr(TrainConfig(), setting.name) or "")

@@ -21,7 +21,7 @@ import torch
 
 from ...base.errors import Refused
 from ...base.files import write_atomically
-from ...base.paths import expanded
+from ...base.paths import expand_user
 from ...base.tensor_files import read_header, read_tensors
 from ...settings.setting import Choice, Setting
 from ..contracts import Asked, Readiness, Report
@@ -139,7 +139,7 @@ def resolve(
 
 
 def _folder(name: str, check_path: CheckPath) -> Path | None:
-    folder = expanded(name)
+    folder = expand_user(name)
     if re.fullmatch(r"[\w-]{1,100}(/\d+)?", name, re.ASCII) and not folder.is_dir():
         return None  # ViT-B/16 is an old way to write a name
     check_path(folder)
@@ -172,7 +172,7 @@ def _of_name(name: str, weights: str, check_path: CheckPath) -> ModelSource:
             code="no_model",
         )
     if any(sign in weights for sign in ("/", "\\", ".", "~")):
-        path = expanded(weights)
+        path = expand_user(weights)
         check_path(path)
         if not path.is_file():
             raise Refused(f"There is no file {path}.", field="weights", code="no_model")

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from ...base.errors import Refused
-from ...base.paths import expanded
+from ...base.paths import expand_user
 from ...base.tensor_files import read_tensors
 from ...settings.setting import Choice, Setting
 from ..contracts import READY, Asked, Captioner, LoadedCaptioner, Readiness, Report
@@ -192,7 +192,7 @@ class WdTagger(Captioner):
         return _Tagger(model, preparation, read_tags(tags, outputs=model.num_classes), options)
 
     def _folder(self, options: Mapping[str, Any]) -> Path:
-        folder = expanded(options["folder"].strip())
+        folder = expand_user(options["folder"].strip())
         self._check_path(folder)
         if missing := [name for name in (CONFIG, TAGS, WEIGHTS) if not (folder / name).is_file()]:
             raise Refused(

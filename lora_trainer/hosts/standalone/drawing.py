@@ -1,12 +1,13 @@
-"""Pictures of the standalone host: diffusers' sampling with our encoding of prompts, and LoRA files
-through diffusers' own loader.
+"""Draws the pictures of the standalone host: diffusers' sampling, our encoding of prompts, and LoRA
+files through diffusers' own loader.
 """
 
 import contextlib
+import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -18,67 +19,90 @@ from .loading import first_line, make_scheduler, quiet_diffusers
 from .model import StableDiffusion
 
 Lora = tuple[Path, float]
+"""A LoRA file, and its weight."""
+SIDES_PX = (64, 2048)
+STEPS = (1, 150)
+GUIDANCES = (0, 100)
 
 
-def check_drawing(*, width: int, height: int, steps: int, guidance: float) -> None:
+class Size(NamedTuple):
+    """The size of a picture."""
+
+    width_px: int
+    height_px: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawingOptions:
+    """What pictures of one call have in common; a width or height of None is the checkpoint's
+    own. `should_stop` is asked after each step.
+    """
+
+    negative_prompt: str = ""
+    steps: int = 20
+    guidance: float = 7.0
+    width_px: int | None = None
+    height_px: int | None = None
+    should_stop: Callable[[], bool] = lambda: False
+
+    def size(self, default_px: int) -> Size:
+        return Size(
+            default_px if self.width_px is None else self.width_px,
+            default_px if self.height_px is None else self.height_px,
+        )
+
+
+def check_drawing(size: Size, options: DrawingOptions) -> None:
     """Raise `Refused` for pictures that cannot be drawn."""
-    for name, value, low, high in (
-        ("width", width, 64, 2048),
-        ("height", height, 64, 2048),
-        ("steps", steps, 1, 150),
-        ("guidance", guidance, 0, 100),
-    ):
-        if not low <= value <= high or (high == 2048 and value % 8):
-            raise Refused(
-                f"{name.capitalize()}: {value} is not possible. Use {low} to"
-                f" {high}{', a multiple of 8' if high == 2048 else ''}.",
-                field=name,
-                code="bad_value",
-            )
+    _check_range("width", size.width_px, SIDES_PX, multiple=8)
+    _check_range("height", size.height_px, SIDES_PX, multiple=8)
+    _check_range("steps", options.steps, STEPS)
+    _check_range("guidance", options.guidance, GUIDANCES)
+
+
+def _check_range(name: str, value: float, limits: tuple[int, int], *, multiple: int = 0) -> None:
+    low, high = limits
+    if not low <= value <= high or (multiple and value % multiple):
+        rule = f", a multiple of {multiple}" if multiple else ""
+        raise Refused(
+            f"{name.capitalize()}: {value} is not possible. Use {low} to {high}{rule}.",
+            field=name,
+            code="bad_value",
+        )
 
 
 @torch.no_grad()
-def draw(  # noqa: PLR0913
+def draw(
     pipeline: Any,
     model: StableDiffusion,
     prompts: Sequence[str],
-    *,
     seeds: Sequence[int],
-    negative_prompt: str,
-    steps: int,
-    guidance: float,
-    width: int,
-    height: int,
-    should_stop: Callable[[], bool] = lambda: False,
+    size: Size,
+    options: DrawingOptions,
 ) -> list[Any]:
     """Draw one batch of pictures with `model`, whose modules are the pipeline's, as it is read now;
     returns PIL images. Raises `Stopped`.
     """
-    noise = torch.cat(
-        [
-            torch.randn(
-                1,
-                4,
-                height // 8,
-                width // 8,
-                generator=torch.Generator("cpu").manual_seed(int(seed)),
-            )
-            for seed in seeds
-        ]
-    )
     pipeline.scheduler = make_scheduler(model.prediction_type, model.zero_terminal_snr)
     with _completed_inputs(model):
         latents = pipeline(
-            **_embeddings(model, list(prompts), negative_prompt),
-            latents=noise.to(model.dtype),
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            width=width,
-            height=height,
+            **_embeddings(model, list(prompts), options.negative_prompt),
+            latents=_noise(seeds, size).to(model.dtype),
+            num_inference_steps=options.steps,
+            guidance_scale=options.guidance,
+            width=size.width_px,
+            height=size.height_px,
             output_type="latent",
-            callback_on_step_end=_stopping(should_stop),
+            callback_on_step_end=_stopping(options.should_stop),
         ).images
     return pipeline.image_processor.postprocess(model.decode_images(latents), output_type="pil")
+
+
+def _noise(seeds: Sequence[int], size: Size) -> torch.Tensor:
+    """Return initial latents `(seeds, 4, height/8, width/8)`, each from a seed of its own."""
+    shape = (1, 4, size.height_px // 8, size.width_px // 8)
+    generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
+    return torch.cat([torch.randn(shape, generator=generator) for generator in generators])
 
 
 def _stopping(should_stop: Callable[[], bool]) -> Callable[..., dict[str, Any]]:
@@ -119,7 +143,7 @@ def with_loras(pipeline: Any, loras: list[Lora]) -> Iterator[None]:
 def _load_lora(pipeline: Any, path: Path, name: str) -> None:
     try:
         tensors = load_safetensors(Path(path).read_bytes())
-        _refuse_other_kinds(path, tensors)
+        _refuse_other_algorithms(path, tensors)
         pipeline.load_lora_weights(tensors, adapter_name=name)
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise Refused(
@@ -130,53 +154,44 @@ def _load_lora(pipeline: Any, path: Path, name: str) -> None:
         ) from error
 
 
-def _refuse_other_kinds(path: Path, names: Any) -> None:
-    kind = next(
-        (
-            kind
-            for kind, mark in (("LoHa", ".hada_w1"), ("LoKr", ".lokr_w"), ("DoRA", ".dora_scale"))
-            if any(mark in name for name in names)
-        ),
-        None,
-    )
-    if kind:
-        raise Refused(
-            f"{Path(path).name} is a {kind}, which diffusers cannot draw with. Use it in the"
-            " WebUI.",
-            field="prompt",
-            code="bad_lora",
-        )
+def _refuse_other_algorithms(path: Path, names: Iterable[str]) -> None:
+    """Raise `Refused` for a LoHa, LoKr or DoRA, by the names of its tensors."""
+    marks = {".hada_w1": "LoHa", ".lokr_w": "LoKr", ".dora_scale": "DoRA"}
+    all_names = "\n".join(names)
+    for mark, algorithm in marks.items():
+        if mark in all_names:
+            raise Refused(
+                f"{Path(path).name} is a {algorithm}, which diffusers cannot draw with. Use it in"
+                " the WebUI.",
+                field="prompt",
+                code="bad_lora",
+            )
 
 
 def _embeddings(
     model: StableDiffusion, prompts: list[str], negative_prompt: str
 ) -> dict[str, torch.Tensor]:
-    """Encode what is wanted and what is not to the same length, under the names that pipelines take
-    them by.
-    """
-    wanted, unwanted = (
-        model.encode_prompts(prompts),
-        model.encode_prompts([negative_prompt] * len(prompts), unwanted=True),
-    )
-    both = Conditioning.cat([wanted, unwanted], empty=model.encode_prompts([""])).to(
-        model.device, model.dtype
-    )
-    named = {
+    """Encode prompts and the negative prompt to one length; returns arguments of the pipeline."""
+    positive = model.encode_prompts(prompts)
+    negative = model.encode_prompts([negative_prompt] * len(prompts), negative=True)
+    both = Conditioning.cat([positive, negative], empty=model.encode_prompts([""]))
+    both = both.to(model.device, model.dtype)
+    arguments = {
         "prompt_embeds": both[: len(prompts)].hidden_states,
         "negative_prompt_embeds": both[len(prompts) :].hidden_states,
     }
     if both.pooled is not None:
-        named |= {
+        arguments |= {
             "pooled_prompt_embeds": both.pooled[: len(prompts)],
             "negative_pooled_prompt_embeds": both.pooled[len(prompts) :],
         }
-    return named
+    return arguments
 
 
 @contextlib.contextmanager
 def _completed_inputs(model: StableDiffusion) -> Iterator[None]:
-    """Give an inpainting UNet its other channels: diffusers' pipeline for text to pictures does not
-    know of them.
+    """Give an inpainting UNet its other input channels, which diffusers' text-to-image pipeline
+    does not.
     """
     handle = model.unet.register_forward_pre_hook(
         lambda module, inputs: (model.unet_input(inputs[0]), *inputs[1:])

@@ -1,9 +1,8 @@
-"""The host without a WebUI: a checkpoint from disk, loaded and drawn with through diffusers' public
-interfaces.
+"""The host without a WebUI: trains and draws with a checkpoint file, loaded by diffusers.
 
-The model is loaded when it is first needed and then stays; a lock sees that training and drawing
-never use it at the same time. diffusers also judges our files here: a finished LoRA is read by its
-own `load_lora_weights`.
+The model is loaded when it is first needed, and stays; a lock keeps training and drawing from using
+it at the same time. Pictures use LoRA files through diffusers' own `load_lora_weights`, so that a
+LoRA of ours that diffusers cannot read is noticed.
 """
 
 import contextlib
@@ -22,12 +21,15 @@ from ...base.errors import Refused
 from ...base.fingerprint import fingerprint_of_file
 from ..checkpoint_file import CheckpointFacts, inspect_checkpoint
 from ..prompts import split_loras
-from .drawing import Lora, check_drawing, draw, with_loras
+from .drawing import DrawingOptions, Lora, check_drawing, draw, with_loras
 from .loading import load_pipeline, modules_of, text_encoders_of, what_it_predicts
+from .lora_files import LoraFiles
 from .model import FAMILIES, StableDiffusion
+from .module_state import frozen, moved_back
 
 logger = logging.getLogger(__name__)
 PIXELS_AT_ONCE = 2 * 512 * 512  # drawn in one batch
+PAUSE_SECONDS = 0.01
 
 
 class StandaloneHost(Host):
@@ -47,22 +49,22 @@ class StandaloneHost(Host):
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.checkpoint, self.lora_dir, self.data_dir = (
-            Path(checkpoint),
-            Path(lora_dir),
-            Path(data_dir),
-        )
+        self.checkpoint = Path(checkpoint)
+        self.lora_dir = Path(lora_dir)
+        self.data_dir = Path(data_dir)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or (torch.float16 if self.device.type == "cuda" else torch.float32)
-        self._pipeline: Any = None
+        self._lora_files = LoraFiles(self.lora_dir)
         self._facts: CheckpointFacts | None = None
-        self._model: StableDiffusion | None = None  # as the checkpoint says it is to be read
-        self._lent_model: StableDiffusion | None = None  # as who trains with it reads it
         self._sha256: str | None = None
-        self._registered: dict[str, Path] = {}
-        self._in_use = threading.RLock()
-        self._borrower: int | None = None  # the thread that trains; it may have given way
-        self._loan, self._line, self._drawing = contextlib.ExitStack(), threading.Lock(), 0
+        self._pipeline: Any = None
+        self._model: StableDiffusion | None = None  # with the settings of the checkpoint
+        self._lent_model: StableDiffusion | None = None  # with those of the training run
+        self._in_use = threading.RLock()  # held while training or drawing uses the modules
+        self._loan = contextlib.ExitStack()  # what is undone when the model is given back
+        self._counters = threading.Lock()  # held to change the next two
+        self._borrower: int | None = None  # the thread that trains, even while it gives way
+        self._waiting_to_draw = 0
 
     @functools.cached_property
     def version(self) -> str:
@@ -100,7 +102,7 @@ class StandaloneHost(Host):
     @contextlib.contextmanager
     def borrow_model(self) -> Iterator[BaseModel]:
         self._inspect()
-        with self._line:
+        with self._counters:
             if self._borrower is not None:
                 raise Refused(
                     "A LoRA is already training with this model. Wait until it has finished, or"
@@ -117,8 +119,8 @@ class StandaloneHost(Host):
             self._borrower, self._lent_model = None, None
 
     def others_are_waiting(self) -> bool:
-        """Tell whether somebody waits to draw."""
-        return self._drawing > 0
+        """Tell whether a picture waits to be drawn."""
+        return self._waiting_to_draw > 0
 
     def give_way(
         self,
@@ -127,23 +129,22 @@ class StandaloneHost(Host):
         on_wait: Callable[[str, str], None] = lambda waiting_for, sentence: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """As the contract says; nothing but a picture can want this model, and nobody changes
-        it.
-        """
+        """As `Host.give_way`; only drawing waits for this model, and nobody changes its weights."""
         self._loan.close()
         while not should_stop() and (self.others_are_waiting() or not until()):
-            time.sleep(0.01)
+            time.sleep(PAUSE_SECONDS)
         if should_stop():
             return False
         self._take()
         return True
 
     def _take(self) -> None:
+        """Take the modules for training, until `_loan` is closed."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._in_use)
             pipeline = self._load()
-            stack.enter_context(_lent(*modules_of(pipeline)))
-            stack.enter_context(_brought_back(self.device, *modules_of(pipeline)))
+            stack.enter_context(frozen(*modules_of(pipeline)))
+            stack.enter_context(moved_back(self.device, *modules_of(pipeline)))
             self._loan = stack.pop_all()
 
     def peek_parts(self) -> torch.nn.ModuleDict | None:
@@ -156,10 +157,8 @@ class StandaloneHost(Host):
         return torch.nn.ModuleDict({"unet": self._pipeline.unet, **encoders})
 
     def register(self, path: Path) -> None:
-        """Remember where the LoRA of this name is; files are read anew for every picture, so a
-        replaced one is replaced.
-        """
-        self._registered[Path(path).stem] = Path(path)
+        """As `Host.register`; LoRA files are read anew for every picture."""
+        self._lora_files.register(Path(path))
 
     def generate(
         self,
@@ -173,43 +172,18 @@ class StandaloneHost(Host):
         height: int | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Any:
-        """Draw one picture; `<lora:name>` and `<lora:name:weight>` in the prompt are understood,
-        and `(word:1.2)` and `BREAK`, as in the WebUI.
+        """Draw one picture; `<lora:name>`, `<lora:name:weight>`, `(word:1.2)` and `BREAK` in the
+        prompt are understood as in the WebUI.
 
         Raises `Refused` for a LoRA that is not there or does not fit. While a LoRA trains, the
-        picture is drawn between two steps of it.
+        picture is drawn between two of its steps.
         """
         text, tags = split_loras(prompt)
-        with self._alone():
-            self._bring_up_to_date({name for name, _ in tags})
-            loras = [(self.find_lora(name), weight) for name, weight in tags]
-            return self._draw(
-                [text],
-                loras,
-                seeds=[seed],
-                negative_prompt=negative_prompt,
-                steps=steps,
-                guidance=guidance,
-                width=width,
-                height=height,
-                should_stop=should_stop,
-            )[0]
-
-    def _bring_up_to_date(self, names: set[str]) -> None:
-        """Have the LoRA that is being trained written, if a picture is about to use it; the picture
-        is more important than the newest weights.
-        """
-        name, write = self.live_lora or (None, None)
-        if name in names:
-            try:
-                if path := write():
-                    self.register(path)
-            except Refused as error:
-                logger.warning(
-                    "the LoRA %s could not be brought up to date for this picture: %s",
-                    name,
-                    error.message,
-                )
+        options = DrawingOptions(negative_prompt, steps, guidance, width, height, should_stop)
+        with self._held_for_drawing():
+            self._write_offered({tag.name for tag in tags})
+            loras = [(self.find_lora(tag.name), tag.weight) for tag in tags]
+            return self._draw([text], loras, [seed], options)[0]
 
     def draw(
         self,
@@ -226,34 +200,34 @@ class StandaloneHost(Host):
         """Draw a picture for each prompt and seed, many at a time, all with the same LoRA file and
         weight; returns PIL images.
         """
-        return self._draw(
-            prompts,
-            [lora] if lora else [],
-            seeds=seeds,
-            negative_prompt=negative_prompt,
-            steps=steps,
-            guidance=guidance,
-            width=width,
-            height=height,
-        )
+        options = DrawingOptions(negative_prompt, steps, guidance, width, height)
+        return self._draw(prompts, [lora] if lora else [], seeds, options)
 
     def find_lora(self, name: str) -> Path:
         """Return the file of a LoRA by its name: one that was registered, else one in the LoRA
         folder; raises `Refused`.
         """
-        registered = self._registered.get(name)
-        if registered and registered.is_file():
-            return registered
-        files = sorted(self.lora_dir.rglob("*.safetensors")) if self.lora_dir.is_dir() else []
-        found = next((file for file in files if file.stem == name), None)
-        if found is None:
-            there = ", ".join(sorted({file.stem for file in files})[:8]) or "none yet"
-            raise Refused(
-                f"There is no LoRA named {name!r} in {self.lora_dir} (there: {there}).",
-                field="prompt",
-                code="no_lora",
+        return self._lora_files.find(name)
+
+    def _write_offered(self, names: set[str]) -> None:
+        """Write the LoRA that is being trained, if a picture is about to use it.
+
+        A LoRA that cannot be written is used as it was written before.
+        """
+        if self.live_lora is None:
+            return
+        name, write = self.live_lora
+        if name not in names:
+            return
+        try:
+            if path := write():
+                self.register(path)
+        except Refused as error:
+            logger.warning(
+                "the LoRA %s could not be brought up to date for this picture: %s",
+                name,
+                error.message,
             )
-        return found
 
     # --- The pipeline -----------------------------------------------------------------------------
 
@@ -288,84 +262,37 @@ class StandaloneHost(Host):
         return self._sha256
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the model to draw; who trains with it gives way after the step."""
-        with self._line:
-            self._drawing += 1
+    def _held_for_drawing(self) -> Iterator[None]:
+        """Hold the model for drawing; a training run gives way after its step."""
+        with self._counters:
+            self._waiting_to_draw += 1
         try:
             with self._in_use:
                 yield
         finally:
-            with self._line:
-                self._drawing -= 1
+            with self._counters:
+                self._waiting_to_draw -= 1
 
-    def _draw(  # noqa: PLR0913
+    def _draw(
         self,
         prompts: Sequence[str],
         loras: list[Lora],
-        *,
         seeds: Sequence[int],
-        negative_prompt: str,
-        steps: int,
-        guidance: float,
-        width: int | None,
-        height: int | None,
-        should_stop: Callable[[], bool] = lambda: False,
+        options: DrawingOptions,
     ) -> list[Any]:
         if len(prompts) != len(seeds):
             raise ValueError(
                 f"{len(prompts)} prompts and {len(seeds)} seeds: each picture needs one of both"
             )
-        with self._alone():
+        with self._held_for_drawing():
             pipeline = self._load()
-            width, height = (
-                self.default_size_px if side is None else side for side in (width, height)
-            )
-            check_drawing(width=width, height=height, steps=steps, guidance=guidance)
-            batch, pictures = max(1, PIXELS_AT_ONCE // (width * height)), []
-            with _lent(*modules_of(pipeline)), with_loras(pipeline, loras):
-                for start in range(0, len(prompts), batch):
-                    part = slice(start, start + batch)
-                    pictures += draw(
-                        pipeline,
-                        self._lent_model or self._model,
-                        prompts[part],
-                        seeds=seeds[part],
-                        negative_prompt=negative_prompt,
-                        steps=steps,
-                        guidance=guidance,
-                        width=width,
-                        height=height,
-                        should_stop=should_stop,
-                    )
+            size = options.size(self.default_size_px)
+            check_drawing(size, options)
+            batch_size = max(1, PIXELS_AT_ONCE // (size.width_px * size.height_px))
+            pictures = []
+            with frozen(*modules_of(pipeline)), with_loras(pipeline, loras):
+                model = self._lent_model or self._model
+                for start in range(0, len(prompts), batch_size):
+                    batch = slice(start, start + batch_size)
+                    pictures += draw(pipeline, model, prompts[batch], seeds[batch], size, options)
         return pictures
-
-
-@contextlib.contextmanager
-def _lent(*modules: torch.nn.Module) -> Iterator[None]:
-    """Freeze the modules in evaluation mode, and give back every flag as it was."""
-    gradients = [
-        (parameter, parameter.requires_grad)
-        for module in modules
-        for parameter in module.parameters()
-    ]
-    modes = [(part, part.training) for module in modules for part in module.modules()]
-    try:
-        for module in modules:
-            module.requires_grad_(False).eval()
-        yield
-    finally:
-        for parameter, flag in gradients:
-            parameter.requires_grad_(flag)
-        for part, training in modes:
-            part.training = training
-
-
-@contextlib.contextmanager
-def _brought_back(device: torch.device, *modules: torch.nn.Module) -> Iterator[None]:
-    """What was set aside meanwhile is on the device again."""
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.to(device)

@@ -1,5 +1,5 @@
-"""From a checkpoint file to a diffusers pipeline, from this disk alone: what diffusers has to be
-told beside the file is written from its facts.
+"""Loads a checkpoint file as a diffusers pipeline, without a network: the configurations that
+diffusers needs beside the file are written from the facts of its header.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ PIPELINES = {
     "sd2": "StableDiffusionPipeline",
     "sdxl": "StableDiffusionXLPipeline",
 }
-SIZE_NUMBER_WIDTH = 256  # of each number that SDXL is told of a picture's size
+SIZE_NUMBER_WIDTH = 256  # of the embedding of each number of SDXL's picture size
 BETA_START, BETA_END, TRAINING_TIMESTEPS = 0.00085, 0.012, 1000
 Config = dict[str, Any]
 
@@ -50,11 +50,11 @@ def load_pipeline(
         except FileNotFoundError as error:
             raise Refused(f"{error}.", code="missing_package") from error
         try:
-            told = dict(config=folder, local_files_only=True)
+            from_folder = dict(config=folder, local_files_only=True)
             vae = diffusers.AutoencoderKL.from_single_file(
                 str(checkpoint),
                 subfolder="vae",
-                **told,
+                **from_folder,
                 torch_dtype=torch.float32 if facts.family == "sdxl" else dtype,
             )
             pipeline = getattr(diffusers, PIPELINES[facts.family]).from_single_file(
@@ -64,8 +64,8 @@ def load_pipeline(
                     facts.prediction_type or "epsilon", facts.zero_terminal_snr
                 ),
                 torch_dtype=dtype,
-                **_left_out(facts),
-                **told,
+                **_optional_parts(facts),
+                **from_folder,
             )
             for module in modules_of(pipeline):
                 module.to(device)  # fails for tensors that the file lacks
@@ -117,26 +117,25 @@ def make_scheduler(prediction_type: str, zero_terminal_snr: bool) -> Any:
 
 @torch.no_grad()
 def what_it_predicts(unet: torch.nn.Module) -> str:
-    """Tell an SD2 UNet that predicts v from one that predicts epsilon by running it once: of a flat
-    latent at the last timestep, nearly all noise by its number, the one repeats it and the other
-    answers with minus the picture. The WebUI asks the same.
+    """Return the prediction type of an SD2 UNet, by running it once as the WebUI does.
+
+    At the last timestep a flat latent is nearly all noise: epsilon prediction returns the latent,
+    v prediction minus the picture.
     """
     device, dtype = next(unet.parameters()).device, next(unet.parameters()).dtype
     latents = torch.full((1, 4, 8, 8), 0.5, device=device, dtype=dtype)
     states = torch.full((1, 2, unet.config.cross_attention_dim), 0.5, device=device, dtype=dtype)
-    answer = unet(
+    prediction = unet(
         latents,
         torch.tensor([TRAINING_TIMESTEPS - 1], device=device),
         encoder_hidden_states=states,
         return_dict=False,
     )[0]
-    return "v_prediction" if (answer - latents).float().mean() < -1 else "epsilon"
+    return "v_prediction" if (prediction - latents).float().mean() < -1 else "epsilon"
 
 
 def write_configs(facts: CheckpointFacts, folder: Path) -> None:
-    """Write what diffusers' single-file loading needs to know besides the file: everything but the
-    tokenizers.
-    """
+    """Write all the configurations of a pipeline but the tokenizers'."""
     encoders = {
         f"text_encoder{_suffix(number)}": _text_config(text, facts)
         for number, text in enumerate(facts.texts)
@@ -198,8 +197,8 @@ def unet_config(facts: CheckpointFacts) -> Config:
 
 
 def _depths(facts: CheckpointFacts) -> Config:
-    """Say how many transformer layers each block has: one number a level where all blocks have as
-    many, else one for each block.
+    """Return how many transformer layers the blocks have: a number for each level where its blocks
+    have equally many, else a number for each block.
     """
     if facts.has_middle_attention:
         return {"transformer_layers_per_block": [max(1, *depths) for depths in facts.down_depths]}
@@ -229,8 +228,8 @@ def _vae_config(facts: CheckpointFacts) -> Config:
 
 
 def _text_config(text: TextEncoderFacts, facts: CheckpointFacts) -> Config:
-    """Return HF's configuration of a text encoder. SD2's is read before its last layer, which is
-    left away, as its own config does.
+    """Return HF's configuration of a text encoder, without SD2's last layer, whose output SD2 does
+    not use.
     """
     head_width = (
         NARROW_HEAD_WIDTH if text.kind == CLIP and text.width < TRUE_CLIP_WIDTH else HEAD_WIDTH
@@ -253,8 +252,8 @@ def _text_config(text: TextEncoderFacts, facts: CheckpointFacts) -> Config:
     }
 
 
-def _left_out(facts: CheckpointFacts) -> Config:
-    """What a pipeline would like to have and nobody needs here."""
+def _optional_parts(facts: CheckpointFacts) -> Config:
+    """Return arguments that leave out the parts of a pipeline that are not used here."""
     if facts.family == "sdxl":
         return {"add_watermarker": False, "force_zeros_for_empty_prompt": True}
     return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -266,9 +265,7 @@ def _suffix(number: int) -> str:
 
 @contextlib.contextmanager
 def quiet_diffusers() -> Iterator[None]:
-    """Keep the bars and remarks of diffusers and transformers off the screen: what matters of them
-    is said by us.
-    """
+    """Hide the progress bars and warnings of diffusers and transformers."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 

@@ -1,5 +1,5 @@
-"""The model families in diffusers' modules behind the contract: how captions are read, what the
-UNet is told, what layers are called in files.
+"""The model families of the standalone host behind the contract `BaseModel`, on diffusers' modules:
+how captions are encoded, what else the UNet takes, and the names of layers in LoRA files.
 """
 
 import math
@@ -17,15 +17,15 @@ from ..checkpoint_file import INPAINTING, CheckpointFacts
 from ..prompts import CHUNK_TOKENS, Chunk, Part, parse_weights, split_chunks
 from .loading import BETA_END, BETA_START, TRAINING_TIMESTEPS, text_encoders_of
 
-PENULTIMATE, LONGEST_PROMPT = 2, 1500  # layers back; tokens
+PENULTIMATE = 2  # as a clip skip
+LONGEST_PROMPT_TOKENS = 1500
 
 
 class StableDiffusion(BaseModel):
     """What all families have in common; `pipeline` is diffusers'."""
 
-    pads: tuple[
-        int | None, ...
-    ]  # what each text encoder's chunks are filled up with; None: with the end token
+    # the tokens that each text encoder's chunks are padded with; None: the end token
+    pad_tokens: tuple[int | None, ...]
 
     def __init__(
         self,
@@ -37,27 +37,25 @@ class StableDiffusion(BaseModel):
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self.unet, self.text_encoders, self._vae, self._tokenizer = (
-            pipeline.unet,
-            text_encoders_of(pipeline),
-            pipeline.vae,
-            pipeline.tokenizer,
-        )
-        self.family, self.variant, self.name, self.sha256, self.device, self.dtype = (
-            facts.family,
-            facts.variant,
-            name,
-            sha256,
-            device,
-            dtype,
-        )
+        self.unet = pipeline.unet
+        self.text_encoders = text_encoders_of(pipeline)
+        self._vae = pipeline.vae
+        self._tokenizer = pipeline.tokenizer
+        self.family = facts.family
+        self.variant = facts.variant
+        self.name = name
+        self.sha256 = sha256
+        self.device = device
+        self.dtype = dtype
         self.fingerprint = fingerprint_of_weights(self.unet)
-        self._facts, self._painted_over = facts, {}
+        self._facts = facts
+        self._grey_latents: dict[tuple[int, int], torch.Tensor] = {}  # by height and width
         self._comma = self._tokenize(",")[0]
         self.configure(ModelOptions())
 
     def configure(self, options: ModelOptions) -> None:
-        self.clip_skip, self._options = self._layers_back(options.clip_skip), options
+        self.clip_skip = self._layers_back(options.clip_skip)
+        self._options = options
         self.prediction_type = options.prediction_type or self._facts.prediction_type
         self.zero_terminal_snr = (
             self._facts.zero_terminal_snr
@@ -95,20 +93,17 @@ class StableDiffusion(BaseModel):
             ).sample.float()
 
     def encode_captions(self, captions: list[str]) -> Conditioning:
-        weighted, most_tokens = self._options.weighted_captions, self._options.max_token_length
-        return self._encode_all(
-            [
-                self._split(parse_weights(caption) if weighted else [(caption, 1.0)], most_tokens)
-                for caption in captions
-            ]
-        )
+        if self._options.weighted_captions:
+            parts = [parse_weights(caption) for caption in captions]
+        else:
+            parts = [[Part(caption, 1.0)] for caption in captions]
+        most_tokens = self._options.max_token_length
+        return self._encode_all([self._split(of_caption, most_tokens) for of_caption in parts])
 
-    def encode_prompts(self, prompts: list[str], *, unwanted: bool = False) -> Conditioning:
-        """Encode prompts or negative prompts to draw with: weighted parts are understood, and
-        nothing is cut.
-        """
+    def encode_prompts(self, prompts: list[str], *, negative: bool = False) -> Conditioning:
+        """Encode prompts or negative prompts for drawing, weighted parts included."""
         return self._encode_all(
-            [self._split(parse_weights(prompt), LONGEST_PROMPT) for prompt in prompts]
+            [self._split(parse_weights(prompt), LONGEST_PROMPT_TOKENS) for prompt in prompts]
         )
 
     def predict(
@@ -118,13 +113,13 @@ class StableDiffusion(BaseModel):
             self.unet_input(noisy_latents.to(self.device, self.dtype)),
             timesteps.to(self.device),
             encoder_hidden_states=conditioning.hidden_states.to(self.device, self.dtype),
-            added_cond_kwargs=self._told(conditioning),
+            added_cond_kwargs=self._extra_inputs(conditioning),
             return_dict=False,
         )[0]
 
     def unet_input(self, latents: torch.Tensor) -> torch.Tensor:
-        """Add what an inpainting UNet wants besides latents `(batch, 4, h, w)`: a mask over
-        everything, and a grey picture's latents.
+        """Add the other inputs of an inpainting UNet to latents `(batch, 4, h, w)`: a mask over
+        everything, and the latents of a grey picture.
         """
         if self.variant != INPAINTING:
             return latents
@@ -133,11 +128,9 @@ class StableDiffusion(BaseModel):
 
     def export_name(self, path: str) -> str:
         part, _, rest = path.partition(".")
-        return (
-            f"lora_unet_{self._unet_name(rest)}"
-            if part == "unet"
-            else f"lora_{self._text_part(part)}_{_text_name(rest)}"
-        )
+        if part == "unet":
+            return f"lora_unet_{self._unet_name(rest)}"
+        return f"lora_{self._text_part(part)}_{_text_name(rest)}"
 
     def _unet_name(self, path: str) -> str:
         return path.replace(".", "_")
@@ -146,8 +139,8 @@ class StableDiffusion(BaseModel):
         return "te"
 
     def _layers_back(self, clip_skip: int) -> int:
-        """Return the clip skip in use: always the layer before the last, whatever the WebUI is set
-        to; `Refused` for one that asks for more.
+        """Return the clip skip in use, here always that of the layer before the last; raises
+        `Refused` for a higher one.
         """
         if clip_skip > PENULTIMATE:
             raise Refused(
@@ -158,7 +151,7 @@ class StableDiffusion(BaseModel):
             )
         return PENULTIMATE
 
-    def _told(self, conditioning: Conditioning) -> dict[str, torch.Tensor] | None:
+    def _extra_inputs(self, conditioning: Conditioning) -> dict[str, torch.Tensor] | None:
         return None
 
     def _encode_all(self, read: list[list[Chunk]]) -> Conditioning:
@@ -174,7 +167,7 @@ class StableDiffusion(BaseModel):
         pooled ones `(batch, width)`, float32.
         """
         states = self._states(0, self._ids(0, chunks)).last_hidden_state
-        return self._weighed(states, chunks), None
+        return self._weighted(states, chunks), None
 
     def _states(self, number: int, ids: torch.Tensor) -> Any:
         return self.text_encoders[number](ids, output_hidden_states=True)
@@ -192,16 +185,16 @@ class StableDiffusion(BaseModel):
         filling.
         """
         start, end = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
-        fill = end if self.pads[number] is None else self.pads[number]
+        fill = end if self.pad_tokens[number] is None else self.pad_tokens[number]
         rows = [
             [start, *chunk.tokens, end, *[fill] * (CHUNK_TOKENS - len(chunk.tokens))]
             for chunk in chunks
         ]
         return torch.tensor(rows, device=next(self.text_encoders[number].parameters()).device)
 
-    def _weighed(self, states: torch.Tensor, chunks: list[Chunk]) -> torch.Tensor:
-        """Multiply hidden states by their tokens' weights and scale each caption's back to the mean
-        it had, as the WebUI does.
+    def _weighted(self, states: torch.Tensor, chunks: list[Chunk]) -> torch.Tensor:
+        """Multiply hidden states by their tokens' weights, and scale each caption's to the mean it
+        had before, as the WebUI does.
         """
         states = states.float()
         if all(weight == 1 for chunk in chunks for weight in chunk.weights):
@@ -210,23 +203,22 @@ class StableDiffusion(BaseModel):
             [1.0, *chunk.weights, *[1.0] * (CHUNK_TOKENS + 1 - len(chunk.weights))]
             for chunk in chunks
         ]
-        weighed = states * torch.tensor(rows, device=states.device)[:, :, None]
-        return weighed * (
-            states.mean(dim=(1, 2), keepdim=True) / weighed.mean(dim=(1, 2), keepdim=True)
-        )
+        weighted = states * torch.tensor(rows, device=states.device)[:, :, None]
+        mean_before = states.mean(dim=(1, 2), keepdim=True)
+        return weighted * (mean_before / weighted.mean(dim=(1, 2), keepdim=True))
 
     def _grey(self, height: int, width: int) -> torch.Tensor:
-        if (height, width) not in self._painted_over:
-            self._painted_over[height, width] = self.encode_images(
+        if (height, width) not in self._grey_latents:
+            self._grey_latents[height, width] = self.encode_images(
                 torch.zeros(1, 3, 8 * height, 8 * width)
             )
-        return self._painted_over[height, width]
+        return self._grey_latents[height, width]
 
 
 class StableDiffusion1(StableDiffusion):
     """SD1: one CLIP, read after the last layer or, with clip skip, after an earlier one."""
 
-    pads = (None,)
+    pad_tokens = (None,)
 
     def _layers_back(self, clip_skip: int) -> int:
         layers = self._facts.texts[0].layers
@@ -242,25 +234,17 @@ class StableDiffusion1(StableDiffusion):
     def _encode(self, chunks: list[Chunk]) -> tuple[torch.Tensor, None]:
         output = self._states(0, self._ids(0, chunks))
         if self.clip_skip == 1:
-            return self._weighed(output.last_hidden_state, chunks), None
+            return self._weighted(output.last_hidden_state, chunks), None
         encoder = self.text_encoders[0]
-        return (
-            self._weighed(
-                getattr(encoder, "text_model", encoder).final_layer_norm(
-                    output.hidden_states[-self.clip_skip]
-                ),
-                chunks,
-            ),
-            None,
-        )
+        text_model = getattr(encoder, "text_model", encoder)
+        states = text_model.final_layer_norm(output.hidden_states[-self.clip_skip])
+        return self._weighted(states, chunks), None
 
 
 class StableDiffusion2(StableDiffusion):
-    """SD2: one OpenCLIP that was loaded without its last layer, so what it says last is the layer
-    before that one, normalised.
-    """
+    """SD2: one OpenCLIP, loaded without its last layer; its output is normalised."""
 
-    pads = (0,)
+    pad_tokens = (0,)
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -268,22 +252,23 @@ class StableDiffusionXL(StableDiffusion):
     second's pooled embedding, and sizes.
     """
 
-    pads = (None, 0)
+    pad_tokens = (None, 0)
 
     def _encode(self, chunks: list[Chunk]) -> tuple[torch.Tensor, torch.Tensor]:
         outputs = [self._states(number, self._ids(number, chunks)) for number in range(2)]
-        states = [self._weighed(output.hidden_states[-PENULTIMATE], chunks) for output in outputs]
+        states = [self._weighted(output.hidden_states[-PENULTIMATE], chunks) for output in outputs]
         return torch.cat(states, dim=-1), outputs[1].text_embeds.float()
 
-    def encode_prompts(self, prompts: list[str], *, unwanted: bool = False) -> Conditioning:
+    def encode_prompts(self, prompts: list[str], *, negative: bool = False) -> Conditioning:
         encoded = super().encode_prompts(prompts)
-        if not unwanted or any(prompts):
+        if not negative or any(prompts):
             return encoded
+        # an empty negative prompt is zeros, as in the WebUI and diffusers
         return Conditioning(
             torch.zeros_like(encoded.hidden_states), torch.zeros_like(encoded.pooled)
-        )  # as the WebUI and diffusers do
+        )
 
-    def _told(self, conditioning: Conditioning) -> dict[str, torch.Tensor]:
+    def _extra_inputs(self, conditioning: Conditioning) -> dict[str, torch.Tensor]:
         if conditioning.pooled is None or conditioning.sizes is None:
             raise ValueError(
                 "SDXL has to be told the pooled captions and the pictures' sizes: use"
@@ -312,20 +297,13 @@ def scaled_linear_alphas_cumprod() -> torch.Tensor:
     """The noise schedule of all families: the square root of beta rises linearly; float32,
     (1000,).
     """
-    betas = (
-        torch.linspace(
-            math.sqrt(BETA_START), math.sqrt(BETA_END), TRAINING_TIMESTEPS, dtype=torch.float64
-        )
-        ** 2
-    )
-    return torch.cumprod(1 - betas, dim=0).float()
+    start, end = math.sqrt(BETA_START), math.sqrt(BETA_END)
+    roots = torch.linspace(start, end, TRAINING_TIMESTEPS, dtype=torch.float64)
+    return torch.cumprod(1 - roots**2, dim=0).float()
 
 
 def _text_name(path: str) -> str:
-    """New transformers have no `text_model` around CLIP's layers; files have."""
+    """Name a text encoder's layer as files do, with the `text_model` that new transformers lack."""
     inner = path.removeprefix("text_model.")
-    return (
-        inner.replace(".", "_")
-        if inner.startswith("text_projection")
-        else "text_model_" + inner.replace(".", "_")
-    )
+    name = inner.replace(".", "_")
+    return name if inner.startswith("text_projection") else f"text_model_{name}"

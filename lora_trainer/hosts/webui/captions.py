@@ -22,8 +22,11 @@ class _WithoutEmbeddings:
     """
 
     def __init__(self, text: Any, tokenize: Callable[[list[str]], list[list[int]]]) -> None:
-        self.tokenize, self.chunk_length = tokenize, text.chunk_length
-        self.id_start, self.id_end, self.comma_token = text.id_start, text.id_end, text.comma_token
+        self.tokenize = tokenize
+        self.chunk_length = text.chunk_length
+        self.id_start = text.id_start
+        self.id_end = text.id_end
+        self.comma_token = text.comma_token
         self.hijack = self.embedding_db = self
 
     def find_embedding_at_position(self, tokens: list[int], position: int) -> tuple[None, None]:
@@ -75,19 +78,18 @@ def _emphasized(states: torch.Tensor, chunk: PromptChunk) -> torch.Tensor:
     if all(weight == 1 for weight in chunk.multipliers):
         return states
     emphasis = sd_emphasis.get_current_option(shared.opts.emphasis)()
-    emphasis.tokens, emphasis.multipliers, emphasis.z = (
-        [chunk.tokens],
-        torch.tensor([chunk.multipliers], device=states.device),
-        states,
-    )
+    emphasis.tokens = [chunk.tokens]
+    emphasis.multipliers = torch.tensor([chunk.multipliers], device=states.device)
+    emphasis.z = states
     emphasis.after_transformers()
     return emphasis.z
 
 
 @contextlib.contextmanager
 def no_embeddings_left(hijack: Any) -> Iterator[None]:
-    """Embeddings that a picture's prompt called by name do not get in here."""
-    fixes, hijack.fixes = hijack.fixes, None
+    """Leave out the embeddings that a picture's prompt called by name."""
+    fixes = hijack.fixes
+    hijack.fixes = None
     try:
         yield
     finally:

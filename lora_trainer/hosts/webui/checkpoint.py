@@ -1,5 +1,5 @@
-"""What the WebUI has loaded: its family, what it predicts, the size of its pictures, and whether it
-can be trained at all.
+"""Describes the checkpoint that the WebUI has loaded: its family, prediction type and picture size,
+and whether it can be trained.
 """
 
 import re
@@ -53,8 +53,8 @@ def channels(sd_model: Any) -> int:
 
 
 def prediction_type(sd_model: Any) -> str:
-    """What the WebUI's own configuration says or, for SDXL, of which it says epsilon because it
-    knows no better, the checkpoint's file.
+    """Return the prediction type: by the WebUI's configuration or, for SDXL, which the WebUI always
+    configures as epsilon, by the checkpoint's file.
     """
     if getattr(sd_model, "parameterization", "eps") == "v":
         return "v_prediction"
@@ -70,18 +70,16 @@ def zero_terminal_snr(sd_model: Any) -> bool:
 
 
 def size_px(sd_model: Any) -> int:
-    """The side of the pictures that a checkpoint was made for: by its metadata, else by its
-    family.
+    """Return the side of the pictures that a checkpoint was trained on: by its metadata, else by
+    its family.
     """
     kind = family(sd_model)
     found = re.match(r"\s*(\d+)", _metadata(sd_model, "modelspec.resolution"))
     if found and 64 <= int(found[1]) <= 2048:
         return int(found[1]) // 8 * 8
-    return (
-        SD2_V_SIZE_PX
-        if (kind, prediction_type(sd_model)) == ("sd2", "v_prediction")
-        else SIZES_PX.get(kind, 512)
-    )
+    if kind == "sd2" and prediction_type(sd_model) == "v_prediction":
+        return SD2_V_SIZE_PX
+    return SIZES_PX.get(kind, 512)
 
 
 def _metadata(sd_model: Any, name: str) -> str:
@@ -89,16 +87,15 @@ def _metadata(sd_model: Any, name: str) -> str:
 
 
 def keys_of(sd_model: Any) -> frozenset[str]:
-    """Return the names of the tensors in the checkpoint's file by its header alone; none of what is
-    no safetensors file.
+    """Return the names of the tensors in the checkpoint's file, by its header alone.
+
+    Empty for a file that is not safetensors.
     """
     path = sd_model.sd_checkpoint_info.filename
+    if not path.lower().endswith(".safetensors"):
+        return frozenset()
     try:
-        return (
-            frozenset(read_header(path).entries)
-            if path.lower().endswith(".safetensors")
-            else frozenset()
-        )
+        return frozenset(read_header(path).entries)
     except (OSError, ValueError):
         return frozenset()
 
@@ -111,18 +108,7 @@ def status_of(sd_model: Any) -> ModelStatus:
     loads.
     """
     if sd_model is None:
-        return ModelStatus(
-            False,
-            (
-                "The checkpoint is still being loaded; wait until the WebUI shows its name at the"
-                " top left."
-                if sd_models.model_data.lock.locked()
-                else (
-                    "No checkpoint is loaded: choose one at the top left and wait until it is"
-                    " loaded."
-                )
-            ),
-        )
+        return ModelStatus(False, _why_none_is_loaded())
     if not isinstance(sd_model, torch.nn.Module) or "ldm_patched" in sys.modules:
         return ModelStatus(
             False,
@@ -144,6 +130,15 @@ def status_of(sd_model: Any) -> ModelStatus:
         device=str(devices.device),
         dtype=str(weight.dtype).removeprefix("torch."),
     )
+
+
+def _why_none_is_loaded() -> str:
+    if sd_models.model_data.lock.locked():
+        return (
+            "The checkpoint is still being loaded; wait until the WebUI shows its name at the top"
+            " left."
+        )
+    return "No checkpoint is loaded: choose one at the top left and wait until it is loaded."
 
 
 def _refusal(sd_model: Any, weight: torch.nn.Parameter) -> str:
@@ -208,10 +203,11 @@ def _refusal(sd_model: Any, weight: torch.nn.Parameter) -> str:
 
 
 def _refusals_by_kind(sd_model: Any, kind: str) -> list[tuple[bool, str]]:
-    """Refusals of what only resembles a checkpoint that can be trained."""
+    """Return the reasons against a checkpoint of a trainable family, each with whether it holds."""
     if kind not in TRAINABLE:
         return []
-    found, told = channels(sd_model), sd_model.model.conditioning_key
+    found = channels(sd_model)
+    conditioning_key = sd_model.model.conditioning_key
     purpose = OTHER_CHANNELS.get(found, "a purpose that is not known")
     return [
         (
@@ -219,7 +215,7 @@ def _refusals_by_kind(sd_model: Any, kind: str) -> list[tuple[bool, str]]:
             "This is an SDXL refiner. Train on a base checkpoint.",
         ),
         (
-            told == "crossattn-adm",
+            conditioning_key == "crossattn-adm",
             (
                 "This is an unCLIP checkpoint, whose UNet is also told a picture. Train on the"
                 " ordinary one it was made from."
@@ -233,7 +229,7 @@ def _refusals_by_kind(sd_model: Any, kind: str) -> list[tuple[bool, str]]:
             ),
         ),
         (
-            found == INPAINTING_CHANNELS and kind != "sdxl" and told != "hybrid",
+            found == INPAINTING_CHANNELS and kind != "sdxl" and conditioning_key != "hybrid",
             (
                 "The checkpoint's UNet takes 9 channels, but it is not set up for inpainting. Give"
                 " its .yaml the name of the checkpoint, or remove it."
@@ -257,15 +253,11 @@ def _refusals_by_kind(sd_model: Any, kind: str) -> list[tuple[bool, str]]:
 
 
 def text_wrappers(sd_model: Any) -> list[Any]:
-    """Return what the WebUI has put around each text encoder; a change of its settings makes them
-    anew.
-    """
-    text = getattr(sd_model, "cond_stage_model", None)  # gone while the WebUI changes it
-    return (
-        [each for each in text.embedders if hasattr(each, "tokenize")]
-        if hasattr(text, "embedders")
-        else [text]
-    )
+    """Return the WebUI's wrapper of each text encoder; other settings make new wrappers."""
+    text = getattr(sd_model, "cond_stage_model", None)  # missing while the WebUI changes it
+    if not hasattr(text, "embedders"):
+        return [text]
+    return [embedder for embedder in text.embedders if hasattr(embedder, "tokenize")]
 
 
 def text_wrapper_names(sd_model: Any) -> tuple[str, ...]:

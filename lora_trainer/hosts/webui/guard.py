@@ -1,5 +1,5 @@
-"""Who may ask the WebUI's extension, and for what: as the WebUI itself decides it for its own API
-and page.
+"""Who may use the extension's API, as the WebUI decides for its own API and page, and which folders
+requests may name.
 """
 
 import base64
@@ -20,25 +20,27 @@ def make_guard(app: Any) -> Callable[[HTTPConnection], None]:
     """Return a FastAPI dependency that lets in who the WebUI would: by --api-auth, by the login of
     --gradio-auth, or everyone where neither is set.
     """
-    asks = bool(shared.cmd_opts.api_auth)
+    has_api_auth = bool(shared.cmd_opts.api_auth)
     credentials = [entry.encode() for entry in (shared.cmd_opts.api_auth or "").split(",") if entry]
 
     def guard(connection: HTTPConnection) -> None:
-        login = getattr(app, "auth", None) is not None
-        if not asks and not login:
+        has_login = getattr(app, "auth", None) is not None
+        if not has_api_auth and not has_login:
             return
         cookie = connection.cookies.get("access-token") or connection.cookies.get(
             "access-token-unsecure"
         )
-        if login and cookie is not None and app.tokens.get(cookie) is not None:
+        if has_login and cookie is not None and app.tokens.get(cookie) is not None:
             return
         given = _basic(connection.headers.get("authorization", ""))
-        if given and any([hmac.compare_digest(given, known) for known in credentials]):  # noqa: C419
+        # all are compared, so that the time tells nothing
+        matches = [hmac.compare_digest(given, known) for known in credentials]
+        if given and any(matches):
             return
         raise HTTPException(
             401,
             "Log in to the WebUI, or send the user and password of --api-auth.",
-            headers={"WWW-Authenticate": "Basic"} if asks else None,
+            headers={"WWW-Authenticate": "Basic"} if has_api_auth else None,
         )
 
     return guard
@@ -60,11 +62,5 @@ def is_local() -> bool:
 
 def allowed_roots(host: Host) -> list[Path]:
     """Return the folders that requests may name where not everything may be named."""
-    return [
-        host.data_dir,
-        host.lora_dir,
-        *(
-            Path(folder).absolute()
-            for folder in getattr(shared.cmd_opts, "train_lora_allowed_dirs", None) or ()
-        ),
-    ]
+    allowed = getattr(shared.cmd_opts, "train_lora_allowed_dirs", None) or ()
+    return [host.data_dir, host.lora_dir, *(Path(folder).absolute() for folder in allowed)]

@@ -1,9 +1,8 @@
-"""The host that lives in AUTOMATIC1111's WebUI: trains the checkpoint that is loaded there. Only
-the files webui*.py import `modules`.
+"""The host in AUTOMATIC1111's WebUI: trains the checkpoint that is loaded there.
 
-`WebUIHost.borrow_model()` waits for its turn and lends the model (`webui_loan.py`), which is
-described in `webui_model.py`. What the WebUI does, with file and line of its version 1.10.1,
-decides what is a concern.
+`WebUIHost.borrow_model()` waits for the WebUI's queue and lends the model (`loan`), a `BaseModel`
+(`model`). Only this package imports the WebUI's `modules`; references such as restart.py:16 are to
+its version 1.10.1.
 """
 
 import contextlib
@@ -34,16 +33,21 @@ from ...base.errors import Refused
 from .captioners import webui_captioners
 from .checkpoint import status_of
 from .guard import allowed_roots, is_local
-from .loan import Loan, Movers, clean_state, random_state
+from .loan import Loan
 from .loras import forget_lora, list_again, loras_in, remove_loras
 from .model import outline_of, parts_of
+from .model_movers import ModelMovers
+from .model_state import clean_state, random_state
 
 log = logging.getLogger(__name__)
 PREVIEW_SAMPLER = "Euler"
 
 
 class WebUIHost(Host):
-    kind, changes_checkpoints = "webui", True
+    """Lends the WebUI's loaded checkpoint, and draws previews with it."""
+
+    kind = "webui"
+    changes_checkpoints = True
 
     def __init__(self) -> None:
         self.version = launch_utils.git_tag()
@@ -54,36 +58,35 @@ class WebUIHost(Host):
             getattr(shared.cmd_opts, "train_lora_dir", None)
             or os.path.join(paths.data_path, "train_lora")
         ).absolute()
-        self._turn_of: int | None = None
-        self._movers, self._loan, self._lent_parts = Movers(), None, None
+        self._queue_holder: int | None = None  # the thread that holds the WebUI's queue
+        self._movers = ModelMovers()
+        self._loan: Loan | None = None
+        self._lent_parts: torch.nn.Module | None = None
 
     def model_status(self) -> ModelStatus:
         return status_of(sd_models.model_data.sd_model)
 
     def peek_parts(self) -> torch.nn.ModuleDict | None:
-        """While the model is lent it is described as it was before: adapters may be in the place of
-        its layers.
-        """
-        if (lent := self._lent_parts) is not None:
+        """As `Host.peek_parts`; while the model is lent, without the adapters on it."""
+        lent = self._lent_parts
+        if lent is not None:
             return lent
         sd_model = sd_models.model_data.sd_model
         return parts_of(sd_model) if status_of(sd_model).trainable else None
 
     @property
     def default_size_px(self) -> int:
-        sd_model = sd_models.model_data.sd_model
-        return 512 if sd_model is None else status_of(sd_model).size_px or 512
+        return status_of(sd_models.model_data.sd_model).size_px or 512
 
     @contextlib.contextmanager
     def borrow_model(self) -> Iterator[BaseModel]:
-        """Wait for the model and for whoever uses it; nothing else uses it until the end or
-        `give_way`. One thread, one loan at a time.
-        """
+        """As `Host.borrow_model`; waits for the model and whoever uses it. One loan at a time."""
         _wait_until_loaded()
-        loan = Loan(self._turn, self.others_are_waiting, self._movers)
-        with self._movers.asked():
+        loan = Loan(self._queue_held, self.others_are_waiting, self._movers)
+        with self._movers.patched():
             try:
-                base_model, self._loan = loan.begin(), loan
+                base_model = loan.begin()
+                self._loan = loan
                 self._lent_parts = outline_of(parts_of(sd_models.model_data.sd_model))
                 yield base_model
             finally:
@@ -97,13 +100,16 @@ class WebUIHost(Host):
         on_wait: Callable[[str, str], None] = lambda waiting_for, sentence: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> bool:
+        assert self._loan is not None
         return self._loan.give_way(until=until, on_wait=on_wait, should_stop=should_stop)
 
     def prepare_picture(self, prompts: list[str]) -> None:
-        """Before a picture is drawn, in the thread that draws it: bring the LoRA that is being
-        trained up to date, if the prompts name it.
+        """Write the LoRA that is being trained if the prompts call it; called in the thread that
+        draws, before it does.
         """
-        name, write = self.live_lora or (None, None)
+        if self.live_lora is None:
+            return
+        name, write = self.live_lora
         if name not in loras_in(prompts):
             return
         try:
@@ -118,8 +124,9 @@ class WebUIHost(Host):
             )
 
     def load_checkpoint(self, name: str) -> None:
-        """Load the checkpoint of this name, anew if it is loaded already, and to where it computes;
-        as choosing it at the top left does.
+        """Load the checkpoint of this name onto the device, as choosing it at the top left does.
+
+        One that is loaded already is loaded anew.
         """
         info = sd_models.get_closet_checkpoint_match(name)
         if info is None or info.name_for_extra != name:
@@ -128,25 +135,18 @@ class WebUIHost(Host):
                 " the refresh button at the top left, and try again.",
                 code="not_found",
             )
-        with self._turn():
+        with self._queue_held():
             shared.opts.data["sd_model_checkpoint"] = info.title
             if not shared.cmd_opts.freeze_settings:
-                shared.opts.save(
-                    shared.config_filename
-                )  # also for the next start, as the choice at the top left
+                shared.opts.save(shared.config_filename)  # also for the WebUI's next start
             loaded = sd_models.model_data.sd_model
-            sd_models.reload_model_weights(
-                info=info,
-                forced_reload=loaded is not None
-                and loaded.sd_checkpoint_info.filename == info.filename,
-            )
+            is_loaded = loaded is not None and loaded.sd_checkpoint_info.filename == info.filename
+            sd_models.reload_model_weights(info=info, forced_reload=is_loaded)
             sd_models.send_model_to_device(sd_models.model_data.sd_model)
 
     @property
     def device(self) -> torch.device:
-        """Where the WebUI's own captioners compute: `--use-cpu interrogate` counts for ours,
-        too.
-        """
+        """Where the WebUI's own captioners compute, by `--use-cpu interrogate`."""
         return devices.device_interrogate
 
     @contextlib.contextmanager
@@ -154,22 +154,24 @@ class WebUIHost(Host):
         """Hold the queue; under --medvram and --lowvram the part of the checkpoint that is on the
         GPU makes room, as for Interrogate.
         """
-        with self._turn():
+        with self._queue_held():
             lowvram.send_everything_to_cpu()
             yield
 
     def others_are_waiting(self) -> bool:
-        """Tell whether somebody waits in the queue; its list of waiters is private, and where it is
-        not to be seen somebody always may.
+        """Tell whether somebody waits in the queue or to move the model; True where the queue's
+        private list of waiting threads cannot be read.
         """
         waiting = getattr(call_queue.queue_lock, "_pending_threads", None)
-        return waiting is None or len(waiting) > 0 or self._movers.are_waiting()
+        if waiting is None:
+            return True
+        return len(waiting) > 0 or self._movers.is_waited_for()
 
     def captioners(self) -> list[Any]:
-        return webui_captioners(self._turn)
+        return webui_captioners(self._queue_held)
 
     def register(self, path: Path) -> None:
-        with self._turn():
+        with self._queue_held():
             self._replace(Path(path))
 
     def _replace(self, path: Path) -> None:
@@ -192,10 +194,11 @@ class WebUIHost(Host):
         """Draw as the WebUI's own page would, but save nothing and leave no LoRA, random state or
         setting behind.
         """
-        with self._turn(), _without_prompt_history():
+        with self._queue_held(), _without_prompt_history():
             sd_model = shared.sd_model
-            info = sd_model.sd_checkpoint_info  # not another that was chosen meanwhile
-            another = sd_models.checkpoint_aliases.get(shared.opts.sd_model_checkpoint) is not info
+            info = sd_model.sd_checkpoint_info
+            chosen = sd_models.checkpoint_aliases.get(shared.opts.sd_model_checkpoint)
+            override = {} if chosen is info else {"sd_model_checkpoint": info.title}
             request = processing.StableDiffusionProcessingTxt2Img(
                 sd_model=sd_model,
                 prompt=prompt,
@@ -208,7 +211,7 @@ class WebUIHost(Host):
                 sampler_name=PREVIEW_SAMPLER,
                 do_not_save_samples=True,
                 do_not_save_grid=True,
-                override_settings={"sd_model_checkpoint": info.title} if another else {},
+                override_settings=override,
             )
             with random_state(sd_model), clean_state(sd_model), contextlib.closing(request):
                 shared.state.begin(job="train_lora_preview")
@@ -220,21 +223,21 @@ class WebUIHost(Host):
                     remove_loras([sd_model])
 
     @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
+    def _queue_held(self) -> Iterator[None]:
         """Hold the WebUI's queue lock, which a thread can take only once."""
-        if self._turn_of == threading.get_ident():
+        if self._queue_holder == threading.get_ident():
             yield
             return
         with call_queue.queue_lock:
-            self._turn_of = threading.get_ident()
+            self._queue_holder = threading.get_ident()
             try:
                 yield
             finally:
-                self._turn_of = None
+                self._queue_holder = None
 
 
 def _wait_until_loaded() -> None:
-    """Loading at the start goes on outside the queue; it is over when its own lock is free."""
+    """Wait for the loading at the WebUI's start, which goes on outside the queue."""
     _ = shared.sd_model  # a property, which loads or waits
     with sd_models.model_data.lock:
         pass
@@ -242,8 +245,9 @@ def _wait_until_loaded() -> None:
 
 @contextlib.contextmanager
 def _without_prompt_history() -> Iterator[None]:
-    """The prompt that the WebUI's button brings back stays the user's."""
-    before, shared.cmd_opts.no_prompt_history = shared.cmd_opts.no_prompt_history, True
+    """Keep the user's last prompt, which the WebUI's button restores."""
+    before = shared.cmd_opts.no_prompt_history
+    shared.cmd_opts.no_prompt_history = True
     try:
         yield
     finally:
@@ -262,7 +266,7 @@ def training_service() -> Any:
     service = TrainingService(
         host, allowed_roots=None if is_local() else roots, foreign_roots=roots, limits=_limits()
     )
-    _end_well(service)
+    _close_at_end(service)
     return service
 
 
@@ -275,9 +279,9 @@ def _limits() -> Any:
     return Limits(**{name: value for name, value in given.items() if value is not None})
 
 
-def _end_well(service: Any) -> None:
-    """Keep the running job's progress however the WebUI ends: signals, its own end, and its
-    buttons, which end it by `os._exit` (restart.py:16-25).
+def _close_at_end(service: Any) -> None:
+    """Keep the running job's progress however the WebUI ends, also by its buttons, which call
+    `os._exit` (restart.py:16-25).
     """
     from ...base.shutdown import close_at_end
 

@@ -1,5 +1,5 @@
-"""The built-in Lora extension of the WebUI: what it has put into the weights, keeps in memory and
-shows.
+"""The WebUI's built-in Lora extension: takes its LoRAs out of the weights, its memory and the cards
+on the page, and finds the LoRAs that prompts call.
 """
 
 import contextlib
@@ -28,12 +28,8 @@ def remove_loras(models: list[Any]) -> None:
     if models:
         networks.load_networks([], [], [], [])
     with torch.no_grad():
-        for module in (
-            module
-            for model in models
-            for module in model.modules()
-            if hasattr(module, "network_layer_name")
-        ):
+        modules = (module for model in models for module in model.modules())
+        for module in (each for each in modules if hasattr(each, "network_layer_name")):
             networks.network_restore_weights_from_backup(module)
             networks.network_reset_cached_weight(module)
 
@@ -42,10 +38,10 @@ def forget_lora(path: Path) -> None:
     """Drop what is kept in memory of a LoRA file, and text embeddings made with it."""
     networks = lora_networks()
     if networks is not None:
+        real_path = os.path.realpath(path)
         for name, network in list(networks.networks_in_memory.items()):
-            if name == path.stem or os.path.realpath(
-                network.network_on_disk.filename
-            ) == os.path.realpath(path):
+            is_same_file = os.path.realpath(network.network_on_disk.filename) == real_path
+            if name == path.stem or is_same_file:
                 networks.networks_in_memory.pop(name)
     txt2img = processing.StableDiffusionProcessingTxt2Img
     for cache in (txt2img.cached_c, txt2img.cached_uc, txt2img.cached_hr_c, txt2img.cached_hr_uc):
@@ -53,9 +49,7 @@ def forget_lora(path: Path) -> None:
 
 
 def list_again() -> None:
-    """Look through the LoRA folder, and have the cards drawn anew for the next page that is
-    opened.
-    """
+    """Look through the LoRA folder again, and let the next page that is opened show new cards."""
     networks = lora_networks()
     if networks is not None:
         networks.list_available_networks()

@@ -1,5 +1,5 @@
-"""The WebUI's checkpoint behind the contract `BaseModel`: one class for each family, on the modules
-that the WebUI has in memory.
+"""The WebUI's loaded checkpoint behind the contract `BaseModel`: one class for each family, on the
+modules that the WebUI has in memory.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from .checkpoint import (
     zero_terminal_snr,
 )
 
-PENULTIMATE = 2  # layers back
+PENULTIMATE = 2  # as a clip skip
 _SIZES = {
     "original_size_as_tuple": slice(0, 2),
     "crop_coords_top_left": slice(2, 4),
@@ -37,44 +37,41 @@ _OPEN_CLIP_NAMES = {"attn": "self_attn", "c_fc": "fc1", "c_proj": "fc2"}
 
 
 class WebUIModel(BaseModel):
-    """What all families have in common; subclasses say how captions become what the UNet is told,
-    and what layers are called.
-    """
+    """What all families have in common; subclasses encode captions, and name layers."""
 
-    exact_vae = False  # whether pictures are encoded in float32 whatever the VAE is held in
+    exact_vae = False  # whether pictures are encoded in float32, whatever the VAE's dtype
 
     def __init__(self, sd_model: Any) -> None:
         info = sd_model.sd_checkpoint_info
-        self.family, self.variant = family(sd_model), variant(sd_model)
-        self.device, self.dtype = (
-            devices.device,
-            next(sd_model.model.diffusion_model.parameters()).dtype,
-        )
-        self.name, self.sha256 = info.name_for_extra, info.sha256
+        self.family = family(sd_model)
+        self.variant = variant(sd_model)
+        self.device = devices.device
+        self.dtype = next(sd_model.model.diffusion_model.parameters()).dtype
+        self.name = info.name_for_extra
+        self.sha256 = info.sha256
         self.encoders_offloaded = False
         self.adopt(sd_model)
         self.configure(ModelOptions())
 
     def adopt(self, sd_model: Any) -> None:
-        """Use these objects from now on; they hold the same checkpoint."""
-        self._sd_model, self.unet, self.text_encoders = (
-            sd_model,
-            sd_model.model.diffusion_model,
-            text_encoders_of(sd_model),
-        )
+        """Use the modules of this `sd_model` from now on; it holds the same checkpoint."""
+        self._sd_model = sd_model
+        self.unet = sd_model.model.diffusion_model
+        self.text_encoders = text_encoders_of(sd_model)
         self.encodes_between_steps = not sd_model.lowvram
-        self._painted_over: dict[tuple[int, int], torch.Tensor] = {}
+        self._grey_latents: dict[tuple[int, int], torch.Tensor] = {}
 
     def parts(self) -> torch.nn.ModuleDict:
-        """As `BaseModel.parts`; under --medvram the UNet is on the GPU then, so that what is made
-        for its layers is there, too.
+        """As `BaseModel.parts`; under --medvram brings the UNet to the GPU, where adapters for its
+        layers are to be made.
         """
         bring_to_device(self._sd_model, self._sd_model.model)
         return super().parts()
 
     def configure(self, options: ModelOptions) -> None:
         sd_model = self._sd_model
-        self.clip_skip, self._options = self._layers_back(options.clip_skip), options
+        self.clip_skip = self._layers_back(options.clip_skip)
+        self._options = options
         self.prediction_type = options.prediction_type or prediction_type(sd_model)
         self.zero_terminal_snr = (
             zero_terminal_snr(sd_model)
@@ -94,7 +91,7 @@ class WebUIModel(BaseModel):
         return f"{vae}, clip skip {self.clip_skip}, {captioned.key_of(self._options)}"
 
     def offload_encoders(self) -> None:
-        """Under --medvram they are aside anyway, and the WebUI's own hooks keep the books."""
+        """As `BaseModel.offload_encoders`; under --medvram the WebUI's own hooks do it."""
         self.encoders_offloaded = True
         if not self._sd_model.lowvram:
             for module in encoders(self._sd_model):
@@ -116,9 +113,10 @@ class WebUIModel(BaseModel):
         return mean.to(self.device, torch.float32) * float(self._sd_model.scale_factor)
 
     def encode_captions(self, captions: list[str]) -> Conditioning:
-        """Weighted captions as prompts, others literally; see `webui_captions`. In autocast where
-        the weights need it and the caller has none; on a CPU in none, which open_clip's attention
-        cannot take there.
+        """Encode weighted captions as prompts, others literally; as `BaseModel.encode_captions`.
+
+        In autocast where the weights need it and the caller has none; on a CPU without, because
+        open_clip's attention cannot compute in it there.
         """
         wrappers = text_wrappers(self._sd_model)
         read = [
@@ -149,20 +147,12 @@ class WebUIModel(BaseModel):
             chunks = [
                 chunks[portion] if portion < len(chunks) else text.empty_chunk() for chunks in read
             ]
-            states = self._states(
-                number, text, torch.tensor(captioned.token_rows(text, chunks), device=self.device)
-            )
+            rows = torch.tensor(captioned.token_rows(text, chunks), device=self.device)
+            states = self._states(number, text, rows)
             pooled = getattr(states, "pooled", None)
-            found.append(
-                (
-                    (
-                        captioned.emphasized(states, chunks)
-                        if self._options.weighted_captions
-                        else states
-                    ),
-                    pooled,
-                )
-            )
+            if self._options.weighted_captions:
+                states = captioned.emphasized(states, chunks)
+            found.append((states, pooled))
         return torch.cat([states for states, _ in found], dim=1), found[0][1]
 
     def _states(self, number: int, text: Any, rows: torch.Tensor) -> torch.Tensor:
@@ -197,15 +187,15 @@ class WebUIModel(BaseModel):
                 self._unet_input(noisy_latents),
                 timesteps=timesteps,
                 context=conditioning.hidden_states,
-                y=self._told(conditioning),
+                y=self._extra_inputs(conditioning),
             ).float()
 
-    def _told(self, conditioning: Conditioning) -> torch.Tensor | None:
+    def _extra_inputs(self, conditioning: Conditioning) -> torch.Tensor | None:
         return None
 
     def _unet_input(self, latents: torch.Tensor) -> torch.Tensor:
-        """Add what an inpainting UNet wants besides latents `(batch, 4, h, w)`, as the WebUI's
-        txt2img does: all is to be painted, over grey.
+        """Add the other inputs of an inpainting UNet to latents `(batch, 4, h, w)`, as the WebUI's
+        txt2img does: a mask over everything, and the latents of a grey picture.
         """
         if self.variant != INPAINTING:
             return latents
@@ -213,30 +203,29 @@ class WebUIModel(BaseModel):
         return torch.cat([latents, torch.ones_like(latents[:, :1]), grey], dim=1)
 
     def _grey(self, height: int, width: int) -> torch.Tensor:
-        if (height, width) not in self._painted_over:
-            self._painted_over[height, width] = self.encode_images(
+        if (height, width) not in self._grey_latents:
+            self._grey_latents[height, width] = self.encode_images(
                 torch.zeros(1, 3, 8 * height, 8 * width)
             )
             bring_to_device(self._sd_model, self._sd_model.model)
-        return self._painted_over[height, width]
+        return self._grey_latents[height, width]
 
     def _half_precision(self) -> contextlib.AbstractContextManager:
-        """16-bit weights, which are only ever on a GPU, compute under autocast; without the
-        caller's, in their own type.
+        """Return an autocast for 16-bit weights, which are only ever on a GPU, if the caller has
+        none.
         """
-        enough = self.dtype == torch.float32 or torch.is_autocast_enabled()
-        return contextlib.nullcontext() if enough else torch.autocast(self.device.type, self.dtype)
+        if self.dtype == torch.float32 or torch.is_autocast_enabled():
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
 
     def _text_precision(self) -> contextlib.AbstractContextManager:
         return no_autocast(self.device) if self.device.type == "cpu" else self._half_precision()
 
     def export_name(self, path: str) -> str:
         part, _, rest = path.partition(".")
-        return (
-            f"lora_unet_{self._unet_name(rest)}"
-            if part == "unet"
-            else f"lora_{self._text_part(part)}_{_text_name(rest)}"
-        )
+        if part == "unet":
+            return f"lora_unet_{self._unet_name(rest)}"
+        return f"lora_{self._text_part(part)}_{_text_name(rest)}"
 
     def _unet_name(self, path: str) -> str:
         return unet_to_diffusers(path).replace(".", "_")
@@ -264,11 +253,9 @@ class SD1Model(WebUIModel):
     def _states(self, number: int, text: Any, rows: torch.Tensor) -> torch.Tensor:
         clip = self.text_encoders[0]
         output = clip(input_ids=rows, output_hidden_states=True)
-        return (
-            output.last_hidden_state
-            if self.clip_skip == 1
-            else clip.text_model.final_layer_norm(output.hidden_states[-self.clip_skip])
-        )
+        if self.clip_skip == 1:
+            return output.last_hidden_state
+        return clip.text_model.final_layer_norm(output.hidden_states[-self.clip_skip])
 
 
 class SD2Model(WebUIModel):
@@ -281,11 +268,12 @@ class SDXLModel(WebUIModel):
     """
 
     exact_vae = True
+    _has_clip_skip = False  # by the WebUI's setting, when the model was last read
 
     def _layers_back(self, clip_skip: int) -> int:
         """Clip skip is for the CLIP alone, and only with the WebUI's setting for it."""
-        self._skips = bool(shared.opts.sdxl_clip_l_skip)
-        if not self._skips:
+        self._has_clip_skip = bool(shared.opts.sdxl_clip_l_skip)
+        if not self._has_clip_skip:
             return super()._layers_back(clip_skip)
         layers = self.text_encoders[0].config.num_hidden_layers
         if clip_skip > layers:
@@ -300,22 +288,17 @@ class SDXLModel(WebUIModel):
     def _states(self, number: int, text: Any, rows: torch.Tensor) -> torch.Tensor:
         if number > 0:
             return super()._states(number, text, rows)
-        output, wrapped = (
-            self.text_encoders[0](input_ids=rows, output_hidden_states=True),
-            text.wrapped,
-        )
-        if self._skips:
+        output = self.text_encoders[0](input_ids=rows, output_hidden_states=True)
+        if self._has_clip_skip:
             return output.hidden_states[-self.clip_skip]
-        return (
-            output.last_hidden_state
-            if wrapped.layer == "last"
-            else output.hidden_states[wrapped.layer_idx]
-        )
+        if text.wrapped.layer == "last":
+            return output.last_hidden_state
+        return output.hidden_states[text.wrapped.layer_idx]
 
     def _text_owner(self) -> torch.nn.Module:
         return self._sd_model.conditioner
 
-    def _told(self, conditioning: Conditioning) -> torch.Tensor:
+    def _extra_inputs(self, conditioning: Conditioning) -> torch.Tensor:
         """Return what goes into the UNet beside the caption, `(batch, pooled + 6 * width)`,
         embedded by the model's own embedders.
         """
@@ -324,18 +307,12 @@ class SDXLModel(WebUIModel):
                 "SDXL has to be told the pooled captions and the pictures' sizes: use"
                 " Conditioning.of_sizes"
             )
-        numbers = [
-            (embedder, _SIZES[embedder.input_key])
+        embedded = [
+            embedder(conditioning.sizes[:, _SIZES[embedder.input_key]])
             for embedder in self._sd_model.conditioner.embedders
             if embedder.input_key in _SIZES
         ]
-        return torch.cat(
-            [
-                conditioning.pooled,
-                *(embedder(conditioning.sizes[:, which]) for embedder, which in numbers),
-            ],
-            dim=1,
-        )
+        return torch.cat([conditioning.pooled, *embedded], dim=1)
 
     def _unet_name(self, path: str) -> str:
         return path.replace(".", "_")
@@ -364,8 +341,8 @@ def parts_of(sd_model: Any) -> torch.nn.ModuleDict | None:
 
 
 def outline_of(module: torch.nn.Module) -> torch.nn.Module:
-    """Return modules of the same types, names and weights, whose places in one another stay as they
-    are now.
+    """Return a copy of a tree of modules, with the same weights; submodules that are replaced later
+    stay in the copy.
     """
     outline = copy.copy(module)
     outline._modules = {
@@ -380,9 +357,8 @@ def noise_schedule(sd_model: Any) -> torch.Tensor:
     Diffusion's usual one, without fp16's rounding.
     """
     found = sd_model.alphas_cumprod_original.detach().to("cpu", torch.float64)
-    usual = torch.cumprod(
-        1 - torch.linspace(0.00085**0.5, 0.0120**0.5, len(found), dtype=torch.float64) ** 2, dim=0
-    )
+    roots = torch.linspace(0.00085**0.5, 0.0120**0.5, len(found), dtype=torch.float64)
+    usual = torch.cumprod(1 - roots**2, dim=0)
     return (usual if torch.allclose(found, usual, rtol=2e-3) else found).float()
 
 
@@ -392,19 +368,19 @@ def encoders(sd_model: Any) -> list[torch.nn.Module]:
 
 
 def bring_to_device(sd_model: Any, module: torch.nn.Module) -> None:
-    """Under --medvram have the WebUI's own hooks put this module on the GPU and the one that is
-    there aside; else do nothing.
+    """Under --medvram let the WebUI's own hooks move this module to the GPU, and the one that is
+    there away; else do nothing.
     """
-    for hook in list(module._forward_pre_hooks.values()) if sd_model.lowvram else ():
+    if not sd_model.lowvram:
+        return
+    for hook in list(module._forward_pre_hooks.values()):
         if hook.__module__ == lowvram.__name__:
             hook(module, ())
 
 
 @contextlib.contextmanager
 def _in_float32(*modules: torch.nn.Module) -> Iterator[None]:
-    """Compute with float32 copies of the weights; the weights themselves come back, not copies of
-    them.
-    """
+    """Compute with float32 copies of the weights; the original tensors come back."""
     kept = [
         (parameter, parameter.data)
         for module in modules

@@ -10,9 +10,10 @@ from ...base.errors import Refused
 from ...dataset.caption_tables import LARGEST_TABLE_BYTES
 from ...editor.bulk_edits import ACTIONS
 from ...editor.bulk_edits import LONGEST_TEXT as LONGEST_EDIT_TEXT
-from ...editor.checks import Wanted
-from ...editor.library import LARGEST_UPLOAD_BYTES, Library
+from ...editor.checks import CheckSettings
+from ...editor.library import Library
 from ...editor.picture_files import TURNS
+from ...editor.upload_rules import LARGEST_UPLOAD_BYTES
 from ...jobs.service import TrainingService
 from ..bodies import (
     JsonBody,
@@ -231,7 +232,7 @@ def _add_captions(router: APIRouter, library: Library) -> None:
         apply: bool = Form(False),
         versions: str = Form(""),
     ) -> Any:
-        return library.open(name).import_table(
+        return library.open(name).tables.import_captions(
             file.filename or "metadata.csv",
             _table_of(file),
             encoding=encoding or None,
@@ -245,7 +246,7 @@ def _add_captions(router: APIRouter, library: Library) -> None:
         responses=file_of("text/csv", "application/jsonl"),
     )
     def export_table(name: str, format: str = "csv") -> Any:
-        data = library.open(name).export_table(format)
+        data = library.open(name).tables.export_captions(format)
         media_type = "text/csv" if format == "csv" else "application/jsonl"
         return Response(
             data,
@@ -264,7 +265,7 @@ def _add_tables(router: APIRouter, library: Library) -> None:
         **gives(an_object("filename", "text", "version", "reason", "lines")),
     )
     def table(name: str, filename: str = "metadata.csv") -> Any:
-        return library.open(name).read_table(filename)
+        return library.open(name).tables.read(filename)
 
     @router.post("/datasets/{name}/table", **gives(EDITED))
     def replace_table(
@@ -273,7 +274,7 @@ def _add_tables(router: APIRouter, library: Library) -> None:
         filename: str = Form("metadata.csv"),
         version: str = Form(""),
     ) -> Any:
-        return library.open(name).replace_table(filename, _table_of(file), version=version or None)
+        return library.open(name).tables.replace(filename, _table_of(file), version=version or None)
 
     @router.post(
         "/datasets/{name}/table/trash",
@@ -281,7 +282,7 @@ def _add_tables(router: APIRouter, library: Library) -> None:
         **gives(EDITED),
     )
     def trash_table(name: str, body: dict = Body(...)) -> Any:
-        return library.open(name).discard_table(**_TRASH_TABLE.read(body))
+        return library.open(name).tables.move_to_trash(**_TRASH_TABLE.read(body))
 
 
 def _table_of(file: UploadFile) -> bytes:
@@ -299,16 +300,16 @@ def _add_files(router: APIRouter, library: Library) -> None:
     @router.post("/datasets/{name}/rename", **_RENAME.describe(), **gives(EDITED))
     def rename(name: str, body: dict = Body(...)) -> Any:
         values = _RENAME.read(body)
-        return library.open(name).rename(values["filename"], values["to"])
+        return library.open(name).files.rename(values["filename"], values["to"])
 
     @router.post("/datasets/{name}/rotate", **_ROTATE.describe(), **gives(EDITED))
     def rotate(name: str, body: dict = Body(...)) -> Any:
         values = _ROTATE.read(body)
-        return library.open(name).rotate(values["filenames"], values["degrees"])
+        return library.open(name).files.rotate(values["filenames"], values["degrees"])
 
     @router.post("/datasets/{name}/trash", **_TRASH.describe(), **gives(EDITED))
     def trash(name: str, body: dict = Body(...)) -> Any:
-        return library.open(name).discard(_TRASH.read(body)["filenames"])
+        return library.open(name).files.move_to_trash(_TRASH.read(body)["filenames"])
 
 
 def _add_views(router: APIRouter, library: Library) -> None:
@@ -318,18 +319,20 @@ def _add_views(router: APIRouter, library: Library) -> None:
         **gives(an_object("ready", "examined", "total", "summary", "pictures")),
     )
     def checks(name: str, body: dict = Body({})) -> Any:
-        return Json(library.open(name).check(_check_settings(body)))
+        return Json(library.open(name).pictures.check(_check_settings(body)))
 
     @router.get("/datasets/{name}/thumbnails/{filename:path}", **_PICTURE)
     def thumbnail(name: str, filename: str) -> Any:
         return FileResponse(
-            library.open(name).thumbnail(filename), media_type="image/jpeg", headers=_CACHED
+            library.open(name).pictures.thumbnail(filename),
+            media_type="image/jpeg",
+            headers=_CACHED,
         )
 
     @router.get("/datasets/{name}/previews/{filename:path}", **_PICTURE)
     def preview(name: str, filename: str) -> Any:
         return Response(
-            library.open(name).preview(filename), media_type="image/jpeg", headers=_CACHED
+            library.open(name).pictures.preview(filename), media_type="image/jpeg", headers=_CACHED
         )
 
     @router.get("/datasets/{name}/crops/{filename:path}", **_PICTURE)
@@ -354,16 +357,16 @@ def _add_views(router: APIRouter, library: Library) -> None:
             }
         )
         return Response(
-            library.open(name).trained_view(filename, wanted),
+            library.open(name).pictures.training_crop(filename, wanted),
             media_type="image/jpeg",
             headers=_CACHED,
         )
 
 
-def _check_settings(body: dict[str, Any]) -> Wanted:
+def _check_settings(body: dict[str, Any]) -> CheckSettings:
     values = _CHECK.read(body)
     values["trigger_word"] = (values["trigger_word"] or "").strip()
-    return Wanted(**values)
+    return CheckSettings(**values)
 
 
 def _versions(source: str) -> dict[str, str] | None:

@@ -116,9 +116,8 @@ def unmatched(name: str) -> list:
         module.network_key.split(".", 1)[0]
         for module in networks().load_network(name, on_disk).modules.values()
     }
-    return sorted(
-        {key.split(".", 1)[0] for key in safe_open(on_disk.filename, "pt").keys()} - found
-    )
+    keys = safe_open(on_disk.filename, "pt").keys()
+    return sorted({key.split(".", 1)[0] for key in keys} - found)
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:

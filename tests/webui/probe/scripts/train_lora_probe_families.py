@@ -120,7 +120,7 @@ def encoding_differences(captions: list, weighted: bool, clip_skip: int, clip_l_
             )
             found[caption[:20]] = difference(ours.hidden_states.cpu(), prompt["crossattn"].cpu())
             if "vector" in prompt:
-                told = base._told(ours.of_sizes([_size()])).cpu()
+                told = base._extra_inputs(ours.of_sizes([_size()])).cpu()
                 found[caption[:20] + " (pooled and sizes)"] = difference(
                     told, prompt["vector"].float().cpu()
                 )

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.editor import archives
+from lora_trainer.editor import zip_archive
 from lora_trainer.editor.library import Library
 
 
@@ -55,7 +55,7 @@ def folder(library):
     return library.path("cats")
 
 
-def take(library, data, name="cats.zip"):
+def upload(library, data, name="cats.zip"):
     return library.add_archive("cats", name, io.BytesIO(data))
 
 
@@ -72,7 +72,7 @@ def reasons(taken):
 
 
 def test_pictures_and_captions_come_out_and_kohyas_folders_stay(library, folder):
-    taken = take(
+    taken = upload(
         library,
         packed(
             {
@@ -128,7 +128,7 @@ def test_pictures_and_captions_come_out_and_kohyas_folders_stay(library, folder)
 )
 def test_no_path_leaves_the_data_set(library, folder, tmp_path, name):
     before = sorted(tmp_path.rglob("*"))
-    taken = take(library, packed({zipfile.ZipInfo(name): png(), "good.png": png("blue")}))
+    taken = upload(library, packed({zipfile.ZipInfo(name): png(), "good.png": png("blue")}))
     assert taken.added == ["good.png"] and len(taken.refused) == 1
     assert sorted(
         set(tmp_path.rglob("*")) - set(before) - set((folder / ".train_lora").rglob("*"))
@@ -138,7 +138,7 @@ def test_no_path_leaves_the_data_set(library, folder, tmp_path, name):
 def test_a_kohya_folder_that_is_a_link_is_not_followed(library, folder, tmp_path):
     (tmp_path / "outside").mkdir()
     os.symlink(tmp_path / "outside", folder / "10_cat")
-    taken = take(library, packed({"10_cat/1.png": png(), "10_cat/1.txt": "one"}))
+    taken = upload(library, packed({"10_cat/1.png": png(), "10_cat/1.txt": "one"}))
     assert not taken.added and not list((tmp_path / "outside").iterdir())
     assert "leads out" in reasons(taken)["cats.zip/10_cat/1.png"]
 
@@ -172,7 +172,7 @@ def encrypted(data):
     ],
 )
 def test_what_is_no_file_of_a_data_set_is_refused_with_a_sentence(library, folder, data, sentence):
-    taken = take(library, data)
+    taken = upload(library, data)
     assert there(folder) == taken.added == ["2.png"] and sentence in next(
         iter(reasons(taken).values())
     )
@@ -182,7 +182,7 @@ def test_packings_that_need_much_memory_are_not_read(library, folder):
     for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         assert (
             "ordinary ZIP"
-            in reasons(take(library, packed({"1.png": png()}, method)))["cats.zip/1.png"]
+            in reasons(upload(library, packed({"1.png": png()}, method)))["cats.zip/1.png"]
         )
     assert not there(folder)
 
@@ -198,7 +198,7 @@ def test_names_that_do_not_say_their_encoding(library, folder, encoding):
         else ["红色的猫咪照片", "蓝色的狗", "训练图片一"]
     )
     names = [f"{word}/{word}.png".encode(encoding) for word in words]
-    taken = take(
+    taken = upload(
         library,
         packed_raw(
             names, {name: png(colour) for name, colour in zip(names, ("red", "blue", "green"))}
@@ -209,24 +209,26 @@ def test_names_that_do_not_say_their_encoding(library, folder, encoding):
 
 def test_many_names_in_utf8_are_seen_to_be_that(library, folder):
     names = [f"{'x' * (number % 3)}{number} 红色的猫咪照片.txt".encode() for number in range(300)]
-    assert sum(map(len, names)) > archives.SHOWN_TO_GUESS_BYTES
-    taken = take(library, packed_raw(names, b"a cat"))
+    assert sum(map(len, names)) > zip_archive.SAMPLE_BYTES
+    taken = upload(library, packed_raw(names, b"a cat"))
     assert sorted(taken.added) == sorted(name.decode() for name in names)
 
 
 def test_names_in_utf8_as_zip_says_it(library, folder):
     data = packed({"10_红 猫/猫 1.png": png(), "10_红 猫/猫 1.txt": "猫"})
-    assert take(library, data).added == ["10_红 猫/猫 1.png", "10_红 猫/猫 1.txt"] == there(folder)
+    assert (
+        upload(library, data).added == ["10_红 猫/猫 1.png", "10_红 猫/猫 1.txt"] == there(folder)
+    )
 
 
 def test_the_unicode_name_beside_a_name_counts_if_it_belongs_to_it(library, folder):
     name, real = b"????.png", "猫猫.png".encode()
     field = struct.pack("<BL", 1, zlib.crc32(name)) + real
-    extra = struct.pack("<HH", archives.UNICODE_PATH, len(field)) + field
-    assert take(library, packed_raw([name], extra=extra)).added == ["猫猫.png"]
+    extra = struct.pack("<HH", zip_archive.UNICODE_PATH, len(field)) + field
+    assert upload(library, packed_raw([name], extra=extra)).added == ["猫猫.png"]
     wrong = struct.pack("<BL", 1, 1) + real
-    extra = struct.pack("<HH", archives.UNICODE_PATH, len(wrong)) + wrong
-    assert not take(library, packed_raw([name], png("blue"), extra=extra)).added
+    extra = struct.pack("<HH", zip_archive.UNICODE_PATH, len(wrong)) + wrong
+    assert not upload(library, packed_raw([name], png("blue"), extra=extra)).added
 
 
 # --- Together or not at all -----------------------------------------------------------------------
@@ -236,7 +238,7 @@ def test_nothing_that_is_there_is_written_over(library, folder):
     library.add("cats", "1.png", png())
     library.add("cats", "1.txt", b"mine")
     library.add("cats", "2.png", png("blue"))
-    taken = take(
+    taken = upload(
         library,
         packed({"1.png": png("green"), "1.txt": "theirs", "2.png": png("blue"), "2.txt": "new"}),
     )
@@ -250,14 +252,16 @@ def test_nothing_that_is_there_is_written_over(library, folder):
         and "other content" in reasons(taken)["cats.zip/1.png"]
     )
     assert (
-        not take(library, packed({"2.txt": "another"})).added
+        not upload(library, packed({"2.txt": "another"})).added
         and (folder / "2.txt").read_bytes() == b"new"
     )
 
 
 def test_a_mask_that_is_refused_keeps_no_caption_back(library, folder):
     library.add("cats", "1-masklabel.png", png("white"))
-    taken = take(library, packed({"1.png": png(), "1-masklabel.png": png("black"), "1.txt": "one"}))
+    taken = upload(
+        library, packed({"1.png": png(), "1-masklabel.png": png("black"), "1.txt": "one"})
+    )
     assert taken.added == ["1.png", "1.txt"] and list(reasons(taken)) == [
         "cats.zip/1-masklabel.png"
     ]
@@ -266,12 +270,12 @@ def test_a_mask_that_is_refused_keeps_no_caption_back(library, folder):
 def test_a_picture_in_two_files_of_one_name_of_which_one_is_taken_keeps_its_caption(
     library, folder
 ):
-    taken = take(library, packed({"1.png": png(), "1.webp": b"no picture", "1.txt": "one"}))
+    taken = upload(library, packed({"1.png": png(), "1.webp": b"no picture", "1.txt": "one"}))
     assert taken.added == ["1.png", "1.txt"] and list(reasons(taken)) == ["cats.zip/1.webp"]
 
 
 def test_a_caption_never_goes_to_another_picture(library, folder):
-    taken = take(
+    taken = upload(
         library,
         packed(
             {
@@ -313,7 +317,7 @@ def test_a_caption_never_goes_to_another_picture(library, folder):
 )
 def test_what_is_no_whole_zip_is_refused(library, folder, data):
     try:
-        assert not take(library, data).added
+        assert not upload(library, data).added
     except Refused as refusal:
         assert refusal.code == "bad_archive"
     assert not there(folder)
@@ -325,7 +329,7 @@ def test_every_place_where_a_zip_may_be_damaged(library, folder):
         for value in (0x00, 0xFF):
             data = whole[:at] + bytes([value]) + whole[at + 1 :]
             try:
-                taken = take(library, data)
+                taken = upload(library, data)
             except Refused:
                 continue
             for name in taken.added:
@@ -339,7 +343,7 @@ def test_a_file_that_unpacks_to_more_than_an_upload_may_hold_is_given_up(library
     assert len(data) < 100_000
     tracemalloc.start()
     began = time.monotonic()
-    taken = take(library, data)
+    taken = upload(library, data)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (
@@ -351,10 +355,10 @@ def test_a_file_that_unpacks_to_more_than_an_upload_may_hold_is_given_up(library
 
 
 def test_all_of_an_archive_is_bounded_while_it_is_read(library, folder, monkeypatch):
-    monkeypatch.setattr(archives, "FREE_OF_RATIO_BYTES", 1_000_000)
-    monkeypatch.setattr(archives, "MOST_RATIO", 2)
+    monkeypatch.setattr(zip_archive, "FREE_OF_RATIO_BYTES", 1_000_000)
+    monkeypatch.setattr(zip_archive, "MOST_RATIO", 2)
     data = packed({f"{number}.png": b"\0" * 400_000 for number in range(10)})
-    taken = take(library, data)
+    taken = upload(library, data)
     assert (
         not taken.added
         and taken.refused[-1]["filename"] == "cats.zip"
@@ -367,7 +371,7 @@ def test_sizes_that_lie_change_nothing(library, folder):
     data = bytearray(packed({"1.png": b"\0" * 70_000_000, "2.png": png()}))
     for mark, at in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
         struct.pack_into("<L", data, data.find(mark) + at, 1000)
-    taken = take(library, bytes(data))
+    taken = upload(library, bytes(data))
     assert taken.added == ["2.png"] and len(taken.refused) == 1
 
 
@@ -382,9 +386,9 @@ def test_sizes_that_lie_change_nothing(library, folder):
 def test_archives_that_are_too_large_are_refused_at_once(
     library, folder, monkeypatch, limit, value, sentence
 ):
-    monkeypatch.setattr(archives, limit, value)
+    monkeypatch.setattr(zip_archive, limit, value)
     with pytest.raises(Refused, match=sentence):
-        take(library, packed({f"{number}.png": png() for number in range(5)}))
+        upload(library, packed({f"{number}.png": png() for number in range(5)}))
     assert not there(folder)
 
 
@@ -401,18 +405,18 @@ def test_a_long_list_of_files_is_not_read_into_memory(library):
     )
     began = time.monotonic()
     with pytest.raises(Refused, match="too long"):
-        take(library, data)
+        upload(library, data)
     assert time.monotonic() - began < 2
 
 
 def test_a_full_disk_ends_it(library, folder, monkeypatch):
-    from lora_trainer.editor import library as module
+    from lora_trainer.editor import upload_rules as module
 
     def full(path, data):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "write_atomically", full)
-    taken = take(library, packed({f"{number}.png": png() for number in range(5)}))
+    taken = upload(library, packed({f"{number}.png": png() for number in range(5)}))
     assert (
         not taken.added
         and len(taken.refused) == 1

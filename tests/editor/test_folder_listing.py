@@ -9,13 +9,12 @@ import pytest
 from PIL import Image
 
 from lora_trainer.bench_dataset import make_pictures, report
-from lora_trainer.editor import editor as editor_module
-from lora_trainer.editor import listing as listing_module
-from lora_trainer.editor import reader as reader_module
-from lora_trainer.editor.background_scan import Finding, near_duplicates
-from lora_trainer.editor.checks import Wanted
+from lora_trainer.editor import dataset_reader as reader_module
+from lora_trainer.editor import file_cache
+from lora_trainer.editor.checks import CheckSettings
 from lora_trainer.editor.editor import DataSetEditor
-from lora_trainer.editor.listing import list_files
+from lora_trainer.editor.folder_listing import list_folder
+from lora_trainer.editor.near_duplicates import Looks, near_duplicates
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def editor(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(listing_module, "SETTLED_NS", -1)  # the stamps' clock counts as fine enough
+    monkeypatch.setattr(file_cache, "SETTLED_NS", -1)  # the stamps' clock counts as fine enough
     opened = DataSetEditor("set", folder, tmp_path / "home")
     yield opened
     opened.close()
@@ -109,9 +108,9 @@ def test_a_file_that_changed_just_now_is_read_again(folder, tmp_path):
     path = folder / "picture 00000.txt"
     for text in ("one", "two"):
         path.write_text(text, encoding="utf-8")
-        stamp = listing_module._stamp(path.stat())
+        stamp = file_cache.stamp_of(path.stat())
         files = ((path.name, stamp),)
-        remembered = editor._reader._versions
+        remembered = editor._dataset.reader._versions
         assert remembered.get(path.name, files, lambda: path.read_text(encoding="utf-8")) == text
         path.write_text(text.upper(), encoding="utf-8")
         assert (
@@ -125,9 +124,9 @@ def test_a_file_that_changed_just_now_is_read_again(folder, tmp_path):
     "act",
     [
         lambda editor, names: editor.set_captions({names[0]: "one"}),
-        lambda editor, names: editor.rename(names[0], "new"),
-        lambda editor, names: editor.discard(names[:10]),
-        lambda editor, names: editor.rotate(names[:2], 90),
+        lambda editor, names: editor.files.rename(names[0], "new"),
+        lambda editor, names: editor.files.move_to_trash(names[:10]),
+        lambda editor, names: editor.files.rotate(names[:2], 90),
         lambda editor, names: editor.undo(),
     ],
 )
@@ -135,7 +134,7 @@ def test_an_edit_looks_at_the_folders_once_and_reads_its_own_files_only(editor, 
     found = names(editor)
     editor.set_captions({found[20]: "to be undone"})
     looks, contents = (
-        counted(monkeypatch, reader_module, "list_files"),
+        counted(monkeypatch, reader_module, "list_folder"),
         counted(monkeypatch, reader_module, "content_of"),
     )
     act(editor, found)
@@ -145,7 +144,7 @@ def test_an_edit_looks_at_the_folders_once_and_reads_its_own_files_only(editor, 
 def test_deleting_many_does_not_look_once_for_each(editor, folder, monkeypatch):
     found = names(editor)
     scans = counted(monkeypatch, os, "scandir")
-    editor.discard(found)
+    editor.files.move_to_trash(found)
     assert len(scans) < 10 and not names(editor)
     editor.undo()
     assert names(editor) == found
@@ -155,13 +154,13 @@ def test_the_revision_after_an_edit_is_that_of_a_new_look(editor, folder):
     found = names(editor)
     for act in (
         lambda: editor.set_captions({found[0]: "one"}),
-        lambda: editor.discard(found[:3]),
-        lambda: editor.rename(found[5], "new"),
+        lambda: editor.files.move_to_trash(found[:3]),
+        lambda: editor.files.rename(found[5], "new"),
         editor.undo,
         editor.undo,
     ):
         assert act()["revision"] == editor.revision()
-    assert list_files(folder).pictures.keys() == set(found)
+    assert list_folder(folder).pictures.keys() == set(found)
 
 
 def test_damage_that_a_look_finds_later_is_taken_over(editor, folder):
@@ -169,7 +168,7 @@ def test_damage_that_a_look_finds_later_is_taken_over(editor, folder):
     path.write_bytes(path.read_bytes()[:-30])
     assert path.name in names(editor)
     deadline = time.monotonic() + 60
-    while not editor.check(Wanted())["ready"] or path.name in names(editor):
+    while not editor.pictures.check(CheckSettings())["ready"] or path.name in names(editor):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert [problem["filename"] for problem in editor.describe()["problems"]] == [path.name]
@@ -184,7 +183,7 @@ def test_links_to_themselves_and_pipes_cost_only_themselves(editor, folder):
     assert len(names(editor)) == 40 and {
         row["filename"] for row in editor.describe()["problems"]
     } == {"loop.png", "pipe.png"}
-    assert editor.check(Wanted())["total"] == 40 and editor.state()
+    assert editor.pictures.check(CheckSettings())["total"] == 40 and editor.state()
 
 
 def test_near_duplicates_are_those_of_comparing_each_with_each():
@@ -197,7 +196,7 @@ def test_near_duplicates_are_those_of_comparing_each_with_each():
         bits = bytearray(base[number % 12])
         bits[draws.randrange(8)] ^= 1 << draws.randrange(8)
         colour = bytes([20 * (number % 5)] * 192)
-        findings[f"{number:03}"] = Finding(None, None, bytes(bits), colour)
+        findings[f"{number:03}"] = Looks(bytes(bits), colour)
     found = near_duplicates(findings)
 
     def alike(one, other):
@@ -230,10 +229,14 @@ def test_checks_and_openings_ask_for_no_lock_of_the_editor(editor):
     """Whoever looks does not wait for a step that takes its time."""
     import threading
 
-    with editor._lock:
+    with editor._dataset.lock:
         looking = threading.Thread(
-            target=lambda: (editor.describe(), editor.check(Wanted()), editor.state())
+            target=lambda: (
+                editor.describe(),
+                editor.pictures.check(CheckSettings()),
+                editor.state(),
+            )
         )
         looking.start()
         looking.join(30)
-        assert not looking.is_alive() and editor_module
+        assert not looking.is_alive()

@@ -10,7 +10,7 @@ import pytest
 
 from lora_trainer.base.errors import Refused
 from lora_trainer.editor.bulk_edits import plan_edit
-from lora_trainer.editor.patterns import LARGEST_PATTERN, _Size
+from lora_trainer.editor.safe_regex import LARGEST_PATTERN, _Size
 
 resource = pytest.importorskip("resource", reason="limits of memory are a matter of POSIX")
 REPOSITORY = Path(__file__).parents[2]
@@ -57,7 +57,7 @@ NESTED = "(?:" * 3 + "a{999}" + "){999}" * 3
 )
 def test_repeats_of_repeats_are_refused_before_they_are_compiled(pattern, monkeypatch):
     monkeypatch.setattr(
-        "lora_trainer.editor.patterns.regex.compile", lambda *_: pytest.fail("compiled")
+        "lora_trainer.editor.safe_regex.regex.compile", lambda *_: pytest.fail("compiled")
     )
     with pytest.raises(Refused, match="regular expression cannot be") as caught:
         plan_edit("replace", {"a": "aaaa"}, {"find": pattern, "replace": "", "regex": True})

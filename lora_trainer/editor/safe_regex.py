@@ -1,8 +1,8 @@
-"""Regular expressions that strangers write: looked at before they are compiled, and run with an end
-to their time and to what they make.
+"""Limits for regular expressions of strangers: of their size before they are compiled, and of the
+time and the result when they replace.
 
-The package `regex` writes a counted repeat out while it compiles, so that a few characters can ask
-for any amount of memory, and no limit of time ends a compilation.
+The package `regex` writes counted repeats such as a{9999} out while it compiles, so that a short
+pattern can take any amount of memory, and no time limit ends a compilation.
 """
 
 import re
@@ -11,23 +11,20 @@ import regex
 
 from ..base.errors import Refused
 
-LARGEST_PATTERN = (
-    20_000  # single characters, when every counted repeat is written out: some 10 MB and 50 ms
-)
-MOST_GROUPS, DEEPEST = 200, 50
+LARGEST_PATTERN = 20_000  # characters with repeats written out, about 10 MB and 50 ms to compile
+MOST_GROUPS = 200
+DEEPEST = 50  # groups in groups
 _COUNTED = re.compile(r"\{(\d*)(?:,\d*)?\}", re.ASCII)
 _CALL = re.compile(r"\(\?(?:R|[+-]?\d+|&|P>)")  # of the whole pattern, or of one of its groups
 _PROPERTY = re.compile(r"\\[pP]\{[\w ^&:=.-]*\}", re.ASCII)
-_COMMENT = re.compile(
-    r"\(\?#(?:[^)\\]|\\.)*\)?", re.DOTALL
-)  # a backslash hides a parenthesis there, too
+_COMMENT = re.compile(r"\(\?#(?:[^)\\]|\\.)*\)?", re.DOTALL)  # a backslash escapes in it, too
 _POSIX_CLASS = re.compile(r"\[:\^?[A-Za-z0-9]+:\]")
 _MAY_BE_NOTHING = re.compile(r"\(\?#.*|\(\?[a-zA-Z0-9-]*\)|\}", re.DOTALL)
 _FLAGS = re.compile(r"\(\?[a-zA-Z0-9-]*?(V1|x)[a-zA-Z0-9-]*[:)]")
 
 
 def compile_pattern(pattern: str, *, match_case: bool) -> regex.Pattern:
-    """Compile a pattern that is of a bearable size; raises `Refused` for any other."""
+    """Compile a pattern; raises `Refused` for one that is too large or cannot be read."""
     _check_features(pattern)
     if _Size(pattern).whole() > LARGEST_PATTERN:
         raise _unusable(
@@ -49,7 +46,7 @@ def compile_pattern(pattern: str, *, match_case: bool) -> regex.Pattern:
         raise _unreadable(error) from error
 
 
-def compile_text(text: str, *, match_case: bool) -> regex.Pattern:
+def compile_literal(text: str, *, match_case: bool) -> regex.Pattern:
     """Return the pattern that finds this very text."""
     return regex.compile(regex.escape(text, special_only=True), _flags(match_case))
 
@@ -57,12 +54,14 @@ def compile_text(text: str, *, match_case: bool) -> regex.Pattern:
 def substitute(
     pattern: regex.Pattern, replacement: str, text: str, *, seconds: float, longest: int
 ) -> str:
-    """Replace every match; a result longer than `longest` characters is refused before it is made.
-    Raises `Refused`.
+    """Replace every match in a text.
+
+    Raises `Refused` when it takes longer than `seconds`, and before a result of more than `longest`
+    characters is made.
     """
     length = len(text)
 
-    def expanded(match: regex.Match) -> str:
+    def expand_user(match: regex.Match) -> str:
         nonlocal length
         widest = max((len(group) for group in (match[0], *match.groups()) if group), default=0)
         if (
@@ -77,7 +76,7 @@ def substitute(
         return made
 
     try:
-        return pattern.sub(expanded, text, timeout=seconds)
+        return pattern.sub(expand_user, text, timeout=seconds)
     except TimeoutError as error:
         raise Refused(
             "The regular expression takes too long on these captions; make it simpler.",
@@ -133,16 +132,17 @@ def _check_features(pattern: str) -> None:
 
 
 class _Size:
-    """Reads a pattern only as far as is needed to count it: groups, sets, escapes, and counts in
-    braces.
+    """Counts the characters of a pattern with its counted repeats written out, as far as it has to
+    understand it: groups, sets, escapes, and counts in braces.
 
-    Where it may read a pattern otherwise than `regex` does, it counts too much: a fuzzy `{e<=2}` is
-    no count, a count behind anything else is one. Behind a comment, a flag or a brace it may be the
-    count of what stands before these, so it counts for all of the sequence.
+    Where `regex` may read a pattern in another way, the larger number is counted: a fuzzy `{e<=2}`
+    is no count, any other braces are one. A count behind a comment, a flag or a brace may belong to
+    what stands before these, and is applied to the whole sequence.
     """
 
     def __init__(self, pattern: str) -> None:
-        self._pattern, self._at = pattern, 0
+        self._pattern = pattern
+        self._at = 0  # how far it is read
 
     def whole(self) -> int:
         """Return the number of characters; raises `Refused` where groups are not closed."""
@@ -203,9 +203,7 @@ def _end_of_set(pattern: str, at: int) -> int:
 
 
 def _times(count: re.Match) -> int:
-    """Return how often something is written out for a count such as {2,5}: the least times; the
-    rest costs nothing.
-    """
+    """Return how often `regex` writes something out for a count such as {2,5}: the lower number."""
     return max(1, int(count[1][:12] or 1))
 
 

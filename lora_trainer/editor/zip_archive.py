@@ -1,7 +1,7 @@
-"""ZIP files of strangers, read file by file, and never by the names or sizes that they state.
+"""Reads ZIP files of strangers, without trust in the names and sizes that they state.
 
-The one module that opens an archive. What it reads is bounded while it is read, whatever the
-headers say, and where a file goes is decided by `intake`, never here.
+Only this module opens an archive. What it reads is bounded while it is read, whatever the headers
+say. Where a file goes is decided by `uploads`.
 """
 
 import dataclasses
@@ -17,12 +17,14 @@ from typing import BinaryIO
 from ..base.errors import Refused
 from ..base.text import guess_encoding
 
-LARGEST_ARCHIVE_BYTES, LARGEST_TOTAL_BYTES = 1_000_000_000, 4_000_000_000
-MOST_ENTRIES, MOST_RATIO, FREE_OF_RATIO_BYTES = 20_000, 100, 100_000_000
-LONGEST_READ_BYTES = (
-    2_500_000  # of the directory, which zipfile reads at once: 20,000 files of 70 letters
-)
-PIECE_BYTES, SHOWN_TO_GUESS_BYTES = 1 << 18, 4096
+LARGEST_ARCHIVE_BYTES = 1_000_000_000
+LARGEST_TOTAL_BYTES = 4_000_000_000  # of all files, unpacked
+MOST_ENTRIES = 20_000
+MOST_RATIO = 100  # of unpacked to packed bytes, beyond the free ones
+FREE_OF_RATIO_BYTES = 100_000_000
+LONGEST_READ_BYTES = 2_500_000  # of the directory, 20,000 files of 70 letters, read at once
+PIECE_BYTES = 1 << 18
+SAMPLE_BYTES = 4096  # of names, to guess their encoding
 UTF8_FLAG, ENCRYPTED_FLAG, UNICODE_PATH = 0x800, 0x1, 0x7075  # APPNOTE 4.4.4 and 4.6.9
 METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 DAMAGED = (
@@ -38,21 +40,22 @@ DAMAGED = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class ZipEntry:
     """A file in an archive: its path as it is written there, and what zipfile knows of it."""
 
     path: str
     info: zipfile.ZipInfo = dataclasses.field(repr=False)
 
 
-class Archive:
+class ZipArchive:
     """An open ZIP. `entries` are its files, folders left out.
 
     Raises `Refused` for what is none, is damaged or too large.
     """
 
     def __init__(self, file: BinaryIO, name: str) -> None:
-        self.name, self._read_bytes = name, 0
+        self.name = name
+        self._read_bytes = 0
         size = file.seek(0, 2)
         if size > LARGEST_ARCHIVE_BYTES:
             raise Refused(
@@ -64,7 +67,7 @@ class Archive:
             self._zip = zipfile.ZipFile(_ShortReads(file))
         except DAMAGED as error:
             raise Refused(
-                f"{name} is no ZIP file, or it is damaged or too large: {_said(error)}. "
+                f"{name} is no ZIP file, or it is damaged or too large: {_message_of(error)}. "
                 "Pack it again, or in parts.",
                 code="bad_archive",
             ) from error
@@ -76,45 +79,52 @@ class Archive:
                 f"{name} holds {len(found):,} files; at most {MOST_ENTRIES:,}. Send it in parts.",
                 code="too_large",
             )
-        self.entries = [Entry(path, info) for path, info in zip(_paths(found), found, strict=True)]
+        self.entries = [
+            ZipEntry(path, info) for path, info in zip(_paths(found), found, strict=True)
+        ]
 
-    def read(self, entry: Entry, most_bytes: int) -> bytes:
+    def read(self, entry: ZipEntry, most_bytes: int) -> bytes:
         """Return a file's content, of at most so many bytes.
 
-        Raises `Refused` for a link, an encrypted or a damaged file.
-
-        Code "archive_limit": the archive holds more, all together, than is read of any.
+        Raises `Refused` for a link, an encrypted or a damaged file, and with code "archive_limit"
+        when the archive holds more, all together, than is read of any.
         """
-        _check(entry.info)
-        pieces, left = [], most_bytes
+        _check_kind(entry.info)
+        pieces = []
+        size = 0
         try:
             with self._zip.open(entry.info) as file:
                 while piece := file.read(PIECE_BYTES):
-                    left -= len(piece)
+                    size += len(piece)
                     self._read_bytes += len(piece)
-                    if left < 0:
+                    if size > most_bytes:
                         raise Refused(
                             f"It is larger than {most_bytes / 1e6:g} MB.", code="too_large"
                         )
-                    if self._read_bytes > self._allowed_bytes:
-                        raise Refused(
-                            f"{self.name} holds more than {self._allowed_bytes / 1e6:,.0f} MB "
-                            "once it is unpacked.",
-                            code="archive_limit",
-                        )
+                    self._check_total()
                     pieces.append(piece)
         except DAMAGED as error:
             raise Refused(
-                f"It is damaged in the archive: {_said(error)}.", code="damaged"
+                f"It is damaged in the archive: {_message_of(error)}.", code="damaged"
             ) from error
         return b"".join(pieces)
+
+    def _check_total(self) -> None:
+        if self._read_bytes > self._allowed_bytes:
+            raise Refused(
+                f"{self.name} holds more than {self._allowed_bytes / 1e6:,.0f} MB once it is"
+                " unpacked.",
+                code="archive_limit",
+            )
 
 
 class _ShortReads:
     """A file that is never read in large pieces: zipfile would read any directory at once."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self.tell, self.close = file, file.tell, file.close
+        self._file = file
+        self.tell = file.tell
+        self.close = file.close
 
     def read(self, size: int = -1) -> bytes:
         if size > LONGEST_READ_BYTES:
@@ -125,11 +135,12 @@ class _ShortReads:
         self._file.seek(offset, whence)
         return self._file.tell()
 
-    def seekable(self) -> bool:  # Python 3.10's uploads do not say it
+    def seekable(self) -> bool:  # the uploads of Python 3.10 lack it
         return True
 
 
-def _check(info: zipfile.ZipInfo) -> None:
+def _check_kind(info: zipfile.ZipInfo) -> None:
+    """Raise `Refused` for anything but an ordinary file, packed in an ordinary way."""
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind == stat.S_IFLNK:
         raise Refused("It is a link, not a file.", code="not_a_file")
@@ -144,7 +155,7 @@ def _check(info: zipfile.ZipInfo) -> None:
         )
 
 
-# --- Names ------------------------------------------------------------------------------------
+# --- Names ----------------------------------------------------------------------------------------
 
 
 def _paths(found: Sequence[zipfile.ZipInfo]) -> list[str]:
@@ -153,39 +164,36 @@ def _paths(found: Sequence[zipfile.ZipInfo]) -> list[str]:
     Chinese and Japanese Windows pack names in their own encodings and say nothing; zipfile reads
     these as cp437.
     """
-    raw = {
-        at: info.orig_filename.encode("cp437", "replace")
-        for at, info in enumerate(found)
-        if not info.flag_bits & UTF8_FLAG
-    }
-    encoding = guess_encoding(_sample([name for name in raw.values() if not name.isascii()]))
-    return [
-        (
-            info.orig_filename
-            if at not in raw
-            else _extra_path(info, raw[at]) or raw[at].decode(encoding, "replace")
-        )
-        for at, info in enumerate(found)
+    raw_names = [info.orig_filename.encode("cp437", "replace") for info in found]
+    has_utf8 = [bool(info.flag_bits & UTF8_FLAG) for info in found]
+    of_unknown_encoding = [
+        raw
+        for raw, is_utf8 in zip(raw_names, has_utf8, strict=True)
+        if not is_utf8 and not raw.isascii()
     ]
+    encoding = guess_encoding(_sample(of_unknown_encoding))
+    paths = []
+    for info, raw, is_utf8 in zip(found, raw_names, has_utf8, strict=True):
+        if is_utf8:
+            paths.append(info.orig_filename)
+        else:
+            paths.append(_unicode_path(info, raw) or raw.decode(encoding, "replace"))
+    return paths
 
 
 def _sample(names: Sequence[bytes]) -> bytes:
-    """Return whole names, so many as guessing takes little time over."""
+    """Return the first names, whole, of at most `SAMPLE_BYTES`."""
     sizes = itertools.accumulate(len(name) + 1 for name in names)
-    return b"\n".join(
-        name for name, size in zip(names, sizes, strict=True) if size <= SHOWN_TO_GUESS_BYTES
-    )
+    return b"\n".join(name for name, size in zip(names, sizes, strict=True) if size <= SAMPLE_BYTES)
 
 
-def _extra_path(info: zipfile.ZipInfo, raw: bytes) -> str:
-    """Return the path of Info-ZIP's Unicode field if it belongs to this name; else nothing."""
+def _unicode_path(info: zipfile.ZipInfo, raw: bytes) -> str:
+    """Return the path of Info-ZIP's Unicode field if it belongs to this name; else ""."""
     for kind, data in _extra_fields(info.extra):
-        if (
-            kind == UNICODE_PATH
-            and len(data) > 5
-            and struct.unpack_from("<BL", data) == (1, zlib.crc32(raw))
-        ):
-            return data[5:].decode("utf-8", "replace")
+        if kind == UNICODE_PATH and len(data) > 5:
+            version_and_checksum = struct.unpack_from("<BL", data)
+            if version_and_checksum == (1, zlib.crc32(raw)):
+                return data[5:].decode("utf-8", "replace")
     return ""
 
 
@@ -197,6 +205,6 @@ def _extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
         at += 4 + size
 
 
-def _said(error: BaseException) -> str:
+def _message_of(error: BaseException) -> str:
     text = re.sub(r"\s+", " ", str(error)) or type(error).__name__
     return text[:120].rstrip(".")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from peft.tuners.lokr.layer import factorization
 
 from ..base.errors import Refused
 from ..base.paths import expanded
@@ -26,10 +25,11 @@ from .adapter_layers import (
     LORA_NAMES,
     AdapterSpec,
     RankAlpha,
-    is_whole,
-    weight_shapes,
+    is_full_lokr,
 )
 from .blocks import levels_of
+from .build_layers import weight_shapes
+from .loha_lokr import factorization
 from .target_layers import PROJECTIONS, targets
 from .weight_names import unet_to_diffusers, unet_to_ldm
 
@@ -37,7 +37,7 @@ _ALPHA = "alpha"
 _MOST_FACTOR = (
     128  # above the square root of every layer's size, where another factor makes no difference
 )
-_KINDS = {"lora": tuple(LORA_NAMES), "loha": LOHA_NAMES, "lokr": LOKR_NAMES}
+_KINDS = {"lora": LORA_NAMES, "loha": LOHA_NAMES, "lokr": LOKR_NAMES}
 _TEXT_ENCODERS = {"lora_te_": "te1", "lora_te1_": "te1", "lora_te2_": "te2"}
 _TEXT_LAYER = re.compile(r"(?:layers|resblocks)\.(\d+)\.(?:self_)?(attn|mlp)\.(\w+)$")
 Sizes = Mapping[str, tuple[int, ...]]
@@ -278,7 +278,7 @@ def _rank(parts: Sizes, alpha: float | None) -> int:
     """Return the rank that made a layer. Two full matrices have none: any that is large enough says
     the same, and LyCORIS keeps it as alpha.
     """
-    if is_whole(parts):
+    if is_full_lokr(parts):
         least = max(
             1, *(-(-side // 2) for name in ("lokr_w1", "lokr_w2") for side in parts[name][:2])
         )

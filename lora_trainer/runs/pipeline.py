@@ -308,8 +308,8 @@ class _Run:
             lora_metadata.metadata(
                 config,
                 base_model,
-                adapters.shapes,
-                adapters.form,
+                adapters.rank_alphas,
+                adapters.spec,
                 plan,
                 steps=train_state.step,
                 started_at=self.session_id,
@@ -318,7 +318,7 @@ class _Run:
         )
         notes = (
             f"{save.NOTES} on {base_model.name}: {plan.count('train')} pictures, {train_state.step}"
-            f" steps, rank {next(iter(adapters.shapes.values())).rank}."
+            f" steps, rank {next(iter(adapters.rank_alphas.values())).rank}."
         )
         try:
             save.save_card(

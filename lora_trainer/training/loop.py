@@ -397,7 +397,7 @@ def validate(
     for number in training_data.validation_indices:
         if not between():
             return None
-        with torch.no_grad(), patches.adapters.nothing_left_out():
+        with torch.no_grad(), patches.adapters.without_dropout():
             total += _measured(
                 patches.base_model, training_data, number, patches.compute_mode.dtype
             )

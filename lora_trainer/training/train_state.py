@@ -114,9 +114,9 @@ class TrainState:
                     tensors[f"{place}/{key}"] = value.detach()
         own = {
             "shapes": {
-                path: [shape.rank, shape.alpha] for path, shape in self.adapters.shapes.items()
+                path: [shape.rank, shape.alpha] for path, shape in self.adapters.rank_alphas.items()
             },
-            "form": dataclasses.asdict(self.adapters.form),
+            "form": dataclasses.asdict(self.adapters.spec),
             "loss_average": self.loss_average,
             "scaler": self.scaler.state_dict(),
             "optimizer": {

@@ -90,7 +90,7 @@ def test_diffusers_predicts_and_reads_what_the_trainer_does(hosts, tmp_path, nam
             their_reading, their_prediction = encoded(model), model.predict(*inputs(), plain)
         finally:
             host._pipeline.unload_lora_weights()
-    assert len(loaded) == len(adapters.shapes)
+    assert len(loaded) == len(adapters.rank_alphas)
     assert apart(predicted, their_prediction) < 1e-4 and apart(unchanged, predicted) > 1e-2
     assert (
         apart(read.hidden_states, their_reading.hidden_states) < 1e-4

@@ -305,9 +305,7 @@ def test_a_lycoris_of_whole_matrices(parts, tmp_path):
     assert form.lokr_factor == 2 and adapters.weights()["unet.input_blocks.1.1.proj_in"][
         "lokr_w2"
     ].shape == (8, 8, 1, 1)
-    assert adapters._layers["unet.input_blocks.1.1.proj_in"].scaling[
-        "default"
-    ] == 1.0 and adapters.alphas == {"unet.input_blocks.1.1.proj_in": 4.0}
+    assert adapters._layers["unet.input_blocks.1.1.proj_in"].scale == 1.0 and adapters.alphas == {"unet.input_blocks.1.1.proj_in": 4.0}
 
 
 TE2 = "lora_te2_text_model_encoder_layers_0"

@@ -30,7 +30,7 @@ from .hosts.checkpoint_file import (
 )
 from .hosts.standalone.loading import unet_config
 from .lora.adapters import Adapters
-from .lora.target_layers import LayerChoice, plan_shapes
+from .lora.target_layers import LayerSettings, assign_ranks
 from .runs.callbacks import ProgressReporter, RunCallbacks
 from .runs.give_way import Sharing
 from .settings.config import TrainConfig
@@ -253,7 +253,7 @@ def _measure(
     ]
     adapters = Adapters.create(
         model.parts(),
-        plan_shapes(model.parts(), LayerChoice(targets=targets, rank=rank, alpha=rank)),
+        assign_ranks(model.parts(), LayerSettings(targets=targets, rank=rank, alpha=rank)),
     )
     optimizer = make_optimizer(
         "adamw", {"unet": adapters.parameters()}, learning_rates={"unet": 1e-4}, weight_decay=0.01

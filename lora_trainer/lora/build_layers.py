@@ -1,5 +1,4 @@
-"""Builds the adapter layers of a run, of any kind, and says beforehand what weights they will have.
-"""
+"""Builds the adapter layers of a run, of any kind, and says beforehand what weights they will have."""
 
 from collections.abc import Mapping
 

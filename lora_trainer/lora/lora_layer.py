@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer as PeftLoraLayer
 
 from .adapter_layers import LORA_NAMES, AdapterLayer, AdapterSpec, Dropouts, RankAlpha
 
@@ -23,15 +24,18 @@ class LoraLayer(AdapterLayer):
     def __init__(
         self, peft_layer: torch.nn.Module, *, scale: float, dropouts: Dropouts, use_dora: bool
     ) -> None:
+        assert isinstance(peft_layer, PeftLoraLayer)
         base_layer = peft_layer.base_layer
         assert isinstance(base_layer, (torch.nn.Linear, torch.nn.Conv2d))
         super().__init__(base_layer, scale=scale, dropouts=dropouts, use_dora=use_dora)
         self.peft_layer = peft_layer
-        self.down = _part(peft_layer, "lora_A")
-        self.up = _part(peft_layer, "lora_B")
+        self.down = peft_layer.lora_A[ADAPTER]
+        self.up = peft_layer.lora_B[ADAPTER]
         for factor in self.factors().values():
             factor.data = factor.data.float()
-        _set_scale(peft_layer, scale)
+        peft_layer.scaling[ADAPTER] = scale
+        # autocast casts the inputs once; peft would cast them to float32 first
+        peft_layer.cast_input_dtype_enabled = False
         self._install_dropouts()
 
     def factors(self) -> dict[str, torch.nn.Parameter]:
@@ -107,19 +111,6 @@ def build_lora_layers(
         LoraLayer(peft_layer, scale=scale, dropouts=dropouts, use_dora=spec.use_dora)
         for peft_layer in container
     ]
-
-
-def _part(peft_layer: torch.nn.Module, name: str) -> torch.nn.Module:
-    by_adapter = getattr(peft_layer, name)
-    assert isinstance(by_adapter, torch.nn.ModuleDict)
-    return by_adapter[ADAPTER]
-
-
-def _set_scale(peft_layer: torch.nn.Module, scale: float) -> None:
-    scales: dict[str, float] = getattr(peft_layer, "scaling")  # noqa: B009  # mypy: a Tensor else
-    scales[ADAPTER] = scale
-    # autocast casts the inputs once; peft would cast them to float32 first
-    setattr(peft_layer, "cast_input_dtype_enabled", False)  # noqa: B010  # mypy: a Tensor else
 
 
 class _InputDropout(torch.nn.Module):

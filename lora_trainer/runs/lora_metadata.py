@@ -210,7 +210,7 @@ def _block_arguments(
         levels == SDXL_LEVELS
     ):  # its embeddings and last layer, which do not learn, and three blocks in the middle
         names = ["", *(name for each in names for name in [each] * (3 if each == "MID" else 1)), ""]
-    pairs = [chosen[name].beside(rank, alpha) if name in chosen else (0, alpha) for name in names]
+    pairs = [chosen[name].override(rank, alpha) if name in chosen else (0, alpha) for name in names]
     return {
         "block_dims": ",".join(str(own) for own, _ in pairs),
         "block_alphas": ",".join(f"{own:g}" for _, own in pairs),

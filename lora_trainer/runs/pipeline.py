@@ -17,8 +17,8 @@ from ..base.errors import NotFinite, OutOfMemory, Refused, Stopped
 from ..lora import save
 from ..lora.adapter_layers import AdapterSpec, RankAlpha
 from ..lora.adapters import Adapters
-from ..lora.load import fit
-from ..lora.target_layers import levels_in, plan_shapes
+from ..lora.load import fit_to_model
+from ..lora.target_layers import assign_ranks, count_unet_levels
 from ..settings.config import TrainConfig
 from ..training import encoded_dataset, loop, precision
 from ..training import state_files as checkpoints
@@ -414,7 +414,9 @@ class _Run:
         shapes, _, form = self.layers
         names = dict.fromkeys((LOWER_HALF, UPPER_HALF) if form.kind == "lora" else (LOWER_HALF,))
         groups = groups_of(
-            dict.fromkeys(shapes, names), rate_choice(config), levels=levels_in(base_model.parts())
+            dict.fromkeys(shapes, names),
+            rate_choice(config),
+            levels=count_unet_levels(base_model.parts()),
         )
         check_rates(config.optimizer, rates_of(groups, rate_choice(config)))
 
@@ -491,7 +493,7 @@ class _Run:
         adapters = Adapters.create(base_model.parts(), shapes, form, seed=config.seed)
         choice = rate_choice(config)
         groups = groups_of(
-            adapters.named_parameters(), choice, levels=levels_in(base_model.parts())
+            adapters.named_parameters(), choice, levels=count_unet_levels(base_model.parts())
         )
         learning_rates = rates_of(groups, choice)
         for remark in remarks_on(
@@ -556,9 +558,11 @@ class _Run:
                 dataclasses.replace(form_of_state(self.earlier), **dropouts),
             )
         if self.plan.init_lora:
-            shapes, weights, kind = fit(self.plan.init_lora, parts, self.base_model.export_name)
+            shapes, weights, kind = fit_to_model(
+                self.plan.init_lora, parts, self.base_model.export_name
+            )
             return shapes, weights, dataclasses.replace(kind, **dropouts)
-        return plan_shapes(parts, layer_choice(config)), {}, chosen
+        return assign_ranks(parts, layer_choice(config)), {}, chosen
 
     def _texts(self) -> Texts:
         return Texts(variation_of(self.config), trained=self._trains_text_encoder())

@@ -28,9 +28,9 @@ from ..dataset.masks import learns_everywhere
 from ..dataset.scan import Picture, Problem
 from ..dataset.selection import Selection, each_resolution, select
 from ..lora.adapters import count_parameters
-from ..lora.blocks import BASE, PRESETS, BlockChoice, read_blocks
-from ..lora.load import FoundLora, find_lora, look_into
-from ..lora.target_layers import plan_shapes
+from ..lora.blocks import BASE, PRESETS, BlockRank, read_blocks
+from ..lora.load import LoraFile, find_lora, inspect_lora
+from ..lora.target_layers import assign_ranks
 from ..settings.config import TrainConfig, check_name
 from ..training.encoded_dataset import JITTERED
 from ..training.loop import Schedule
@@ -86,7 +86,7 @@ class Plan:
     warnings: list[str]
     output_file: Path
     lora_tag: str
-    init_lora: FoundLora | None = None
+    init_lora: LoraFile | None = None
     masks: dict[Path, Path] = dataclasses.field(default_factory=dict)
     resolutions: list[int] = dataclasses.field(default_factory=list)
 
@@ -130,7 +130,7 @@ def make_plan(
     check_choices(config)
     check_settings(config.optimizer, config.optimizer_args)
     init_lora = (
-        look_into(find_lora(config.init_lora, lora_dir))
+        inspect_lora(find_lora(config.init_lora, lora_dir))
         if config.init_lora and session_id is None
         else None
     )  # a state has all of it
@@ -410,7 +410,7 @@ def estimate(
     if parts is None:
         return dict(trainable_parameters=None, estimated_memory_bytes=None, file_bytes=None) | cache
     parameters = (
-        count_parameters(parts, plan_shapes(parts, layer_choice(config)), form_of(config))
+        count_parameters(parts, assign_ranks(parts, layer_choice(config)), form_of(config))
         if plan.init_lora is None
         else plan.init_lora.parameters
     )
@@ -520,7 +520,7 @@ def _elsewhere(output_file: Path, lora_dir: Path, session_id: float | None) -> l
     ]
 
 
-def _learning_rates(config: TrainConfig, found: FoundLora | None) -> dict[str, float]:
+def _learning_rates(config: TrainConfig, found: LoraFile | None) -> dict[str, float]:
     """Return the learning rates of what learns, as far as that can be told without the model: a
     LoRA that is gone on from decides, or switches and blocks.
     """
@@ -528,7 +528,7 @@ def _learning_rates(config: TrainConfig, found: FoundLora | None) -> dict[str, f
         learns = found.text_encoder_layers < len(found.ranks), found.text_encoder_layers > 0
     else:
         blocks = _blocks(config.lora_blocks)
-        base, of_unet = blocks.pop(BASE, BlockChoice()), blocks.values()
+        base, of_unet = blocks.pop(BASE, BlockRank()), blocks.values()
         learns = (
             config.train_unet and (not of_unet or any(block.rank != 0 for block in of_unet)),
             config.train_text_encoder and base.rank != 0,
@@ -539,7 +539,7 @@ def _learning_rates(config: TrainConfig, found: FoundLora | None) -> dict[str, f
     }
 
 
-def _blocks(text: str) -> dict[str, BlockChoice]:
+def _blocks(text: str) -> dict[str, BlockRank]:
     """Read a list of blocks for whichever model has them; nothing where none has: that is refused
     once the model is known.
     """
@@ -549,7 +549,7 @@ def _blocks(text: str) -> dict[str, BlockChoice]:
     return {}
 
 
-def _taken_over(found: FoundLora | None, config: TrainConfig) -> list[str]:
+def _taken_over(found: LoraFile | None, config: TrainConfig) -> list[str]:
     if found is None:
         return []
     remarks = [

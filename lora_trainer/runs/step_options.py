@@ -9,17 +9,17 @@ from typing import Any
 from ..base.errors import Refused
 from ..dataset.caption_augmentation import CaptionAugmentation
 from ..lora.adapter_layers import AdapterSpec
-from ..lora.target_layers import LayerChoice
+from ..lora.target_layers import LayerSettings
 from ..settings.config import TrainConfig
 from ..training.parameter_groups import RateChoice
 
 MOST_RESOLUTIONS = 8
 
 
-def layer_choice(config: TrainConfig) -> LayerChoice:
+def layer_choice(config: TrainConfig) -> LayerSettings:
     """Return which layers are to learn, with what rank and alpha."""
     return _filled(
-        LayerChoice,
+        LayerSettings,
         config,
         targets="lora_targets",
         rank="lora_rank",

@@ -51,7 +51,10 @@ def test_shapes_are_those_said_beforehand_and_norms_those_of_the_change(name, fo
             part: tuple(weight.shape) for part, weight in layer.trained_weights().items()
         } == weight_shapes(layer.base_layer.weight.shape, rank, form)
         change = layer.delta_weight()
-        assert change.shape == layer.base_layer.weight.shape and layer.change_norm().item() == pytest.approx(change.double().norm().item(), rel=1e-4)
+        assert (
+            change.shape == layer.base_layer.weight.shape
+            and layer.change_norm().item() == pytest.approx(change.double().norm().item(), rel=1e-4)
+        )
 
 
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])

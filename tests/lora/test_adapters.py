@@ -12,7 +12,7 @@ import torch
 
 from lora_trainer.lora.adapter_layers import AdapterSpec, RankAlpha
 from lora_trainer.lora.adapters import Adapters, count_parameters
-from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
+from lora_trainer.lora.target_layers import LayerSettings, assign_ranks
 from lora_trainer.training.precision import gradient_checkpointing
 from tests.support.open_clip_text import OpenClipText
 
@@ -55,7 +55,7 @@ def parts(host):
 
 
 def everything(parts, rank=2, alpha=3.0, targets="all"):
-    return plan_shapes(parts, LayerChoice(targets, rank, alpha, text_encoder=True))
+    return assign_ranks(parts, LayerSettings(targets, rank, alpha, text_encoder=True))
 
 
 def outputs(parts):
@@ -481,7 +481,7 @@ def test_attention_takes_the_arguments_of_torch(batch_first, arguments):
 
 
 def everything_of_text(parts):
-    return plan_shapes(parts, LayerChoice("all", 2, 3.0, text_encoder=True))
+    return assign_ranks(parts, LayerSettings("all", 2, 3.0, text_encoder=True))
 
 
 def test_the_class_of_attention_may_be_patched(parts, monkeypatch):

@@ -12,8 +12,9 @@ from typing import Any
 from ..base.contracts import Host
 from ..base.errors import Refused
 from ..base.paths import expanded
+from ..interop.our_settings import name_for
 from ..interop.presets import find_preset, presets_folder
-from ..interop.readers import IN_OUR_NAMES, import_settings, name_for
+from ..interop.readers import IN_OUR_NAMES, import_settings
 from ..settings.config import (
     KOHYA_NAMES,
     TrainConfig,

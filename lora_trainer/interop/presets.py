@@ -24,8 +24,8 @@ from ..settings.config import (
     read_mapping,
     read_resolutions,
 )
-from .kohya import LeftOut
-from .readers import our_settings
+from .conversion import SkippedSetting
+from .our_settings import our_settings
 
 log = logging.getLogger(__name__)
 Preset = dict[str, Any]
@@ -143,7 +143,7 @@ class OwnPresets:
         with _refused_by_the_disk(path):
             path.unlink()
 
-    def take(self, file: Path, name: str) -> tuple[Preset, list[LeftOut]]:
+    def take(self, file: Path, name: str) -> tuple[Preset, list[SkippedSetting]]:
         """Take over another's preset under this name, or with a number behind it; returns it with
         what could not be taken over.
         """
@@ -223,7 +223,7 @@ def as_file(preset: Mapping[str, Any]) -> str:
     )
 
 
-def _read(path: Path) -> tuple[Preset, list[LeftOut]]:
+def _read(path: Path) -> tuple[Preset, list[SkippedSetting]]:
     """Read the help and those settings of a preset's file that are valid and belong there; the
     others are listed. Raises `Refused`.
     """
@@ -238,7 +238,7 @@ def _read(path: Path) -> tuple[Preset, list[LeftOut]]:
     settings, left_out = our_settings(values["settings"])
     kept = {name: value for name, value in settings.items() if belongs(name)}
     left_out = left_out + [
-        LeftOut(name, settings[name], "a preset holds no names and no places")
+        SkippedSetting(name, settings[name], "a preset holds no names and no places")
         for name in settings
         if name not in kept
     ]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.contracts import BaseModel
 from ..dataset.captions import split_tags
-from ..interop.kohya import OPTIMIZER_CLASSES, OUR_SETTINGS, WEIGHT_DECAY
+from ..interop.kohya_names import OPTIMIZER_CLASSES, OUR_SETTINGS, WEIGHT_DECAY
 from ..lora.blocks import block_names, read_block_rates, read_blocks
 from ..lora.weight_names import LEVELS, SDXL_LEVELS
 from ..settings.config import TrainConfig, held_settings

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lora_trainer.interop.kohya import reference_table
+from lora_trainer.interop.settings_table import reference_table
 
 SETTINGS = Path(__file__).parents[2] / "docs" / "settings.md"
 HEAD = """# Settings

@@ -34,7 +34,7 @@ from .kohya_names import (
     WEIGHT_DECAY,
     why_not,
 )
-from .kohya_network import _network
+from .kohya_network import take_network
 
 # --- From sd-scripts' names to ours ---------------------------------------------------------------
 
@@ -47,7 +47,7 @@ def translate(conversion: Conversion, *, complete: bool) -> None:
     if complete:
         conversion.values = {**DEFAULTS, **conversion.values}
     sdxl = _model(conversion)
-    _network(conversion, complete, sdxl=sdxl)
+    take_network(conversion, complete=complete, sdxl=sdxl)
     _learning_rates(conversion, complete)
     _optimizer(conversion)
     _length_and_schedule(conversion, complete)

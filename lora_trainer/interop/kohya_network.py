@@ -2,7 +2,8 @@
 `network_module` and `network_args` give them. A part of `kohya.translate`.
 """
 
-from typing import Any
+import dataclasses
+from typing import Any, TypeVar
 
 from ..base.text import number
 from .conversion import Conversion, is_unset, parse_arguments, parse_numbers
@@ -20,15 +21,58 @@ from .kohya_names import (
     unknown_setting,
 )
 
+Value = TypeVar("Value")
 
-def _network(conversion: Conversion, complete: bool, *, sdxl: bool) -> None:  # noqa: C901
-    given = parse_arguments(conversion.take("network_args"))
+
+@dataclasses.dataclass(frozen=True)
+class _Network:
+    """What the further steps must know: `args` are the network_args that are not yet used, `kind`
+    is ours ("" where the file gives none, None for one that is not trained here).
+    """
+
+    args: dict[str, Any]
+    module: str
+    kind: str | None
+    rank: float | None = None
+    alpha: float | None = None
+
+    @property
+    def is_lycoris(self) -> bool:
+        return self.module.startswith("lycoris")
+
+
+def take_network(conversion: Conversion, *, complete: bool, sdxl: bool) -> None:
+    """Take over all settings of the network; a `complete` source that names none has kohya's
+    LoRA.
+    """
+    args = parse_arguments(conversion.take("network_args"))
     if "conv_dim" in conversion.values:  # lora-scripts has these outside
-        given = {**{key: conversion.take(key) for key in ("conv_dim", "conv_alpha")}, **given}
+        outside = {key: conversion.take(key) for key in ("conv_dim", "conv_alpha")}
+        args = {**outside, **args}
     module = str(conversion.take("network_module", "networks.lora" if complete else ""))
+    network = _Network(args, module, _take_kind(conversion, args, module))
+    rank, alpha = _take_rank_and_alpha(conversion, network)
+    network = dataclasses.replace(network, rank=rank, alpha=alpha)
+    _take_layers(conversion, network)
+    _take_blocks(conversion, network)
+    _take_block_rates(conversion, args, sdxl=sdxl)
+    _take_loraplus(conversion, args, network.kind or "lora")
+    _take_dropouts(conversion, network)
+    _take_variants(conversion, network)
+    for key, value in args.items():
+        reason = CANNOT_IN_NETWORK.get(key, unknown_setting(key, ()))
+        conversion.skip(f"network_args {key}", value, reason)
+
+
+def _take_kind(conversion: Conversion, args: dict[str, Any], module: str) -> str | None:
+    """Take over lora_type from the module or LyCORIS's algorithm; return `_Network.kind`."""
     lycoris = module.startswith("lycoris")
-    algorithm = str(given.pop("algo", "lora")).lower()
-    kind = ALGORITHMS.get(algorithm) if lycoris else MODULES.get(module, "" if not module else None)
+    algorithm = str(args.pop("algo", "lora")).lower()
+    kind: str | None = ""
+    if lycoris:
+        kind = ALGORITHMS.get(algorithm)
+    elif module:
+        kind = MODULES.get(module)
     if kind is None:
         conversion.skip(
             "network_module",
@@ -43,90 +87,34 @@ def _network(conversion: Conversion, complete: bool, *, sdxl: bool) -> None:  # 
         )
     if module:
         conversion.set("lora_type", kind or "lora", "network_module")
+    return kind
+
+
+def _take_rank_and_alpha(
+    conversion: Conversion, network: _Network
+) -> tuple[float | None, float | None]:
+    """Take over rank and alpha, and return them as numbers."""
     rank, alpha = conversion.take("network_dim"), conversion.take("network_alpha")
     if number(rank) is None and rank is not None:
         conversion.skip("network_dim", rank, "it is not one number; Rank stays as it is")
         rank = None
-    if kind == "lokr":
-        rank = _whole(conversion, "network_dim", rank)
-        given.update(
-            {"conv_dim": _whole(conversion, "network_args conv_dim", given["conv_dim"])}
-            if "conv_dim" in given
-            else {}
-        )
+    if network.kind == "lokr":
+        rank = _limit_rank(conversion, "network_dim", rank)
+        if "conv_dim" in network.args:
+            conv_rank = network.args["conv_dim"]
+            network.args["conv_dim"] = _limit_rank(conversion, "network_args conv_dim", conv_rank)
     if rank is not None:
         conversion.set("lora_rank", rank, "network_dim")
-        alpha = (
-            rank if alpha is not None and number(alpha) == 0 else alpha
-        )  # as sd-scripts reads an alpha of 0
+        if alpha is not None and number(alpha) == 0:
+            alpha = rank  # as sd-scripts reads an alpha of 0
     if alpha is not None:
         conversion.set("lora_alpha", alpha, "network_alpha")
-    _layers(
-        conversion, given, lycoris=lycoris, module=module, rank=number(rank), alpha=number(alpha)
-    )
-    _blocks(conversion, given, rank=number(rank), alpha=number(alpha))
-    _block_rates(conversion, given, sdxl=sdxl)
-    _loraplus(conversion, given, kind or "lora")
-    _dropouts(conversion, given, lycoris=lycoris)
-    if True in [given.pop(name, False) for name in ("dora_wd", "weight_decompose")]:
-        conversion.set("use_dora", True, "network_args dora_wd")
-    if given.pop("rs_lora", False) is True:
-        conversion.set("rslora", True, "network_args rs_lora")
-    if not is_unset(factor := given.pop("factor", None)) and kind == "lokr":
-        conversion.set("lokr_factor", factor, "network_args factor")
-    for key, value in given.items():
-        conversion.skip(
-            f"network_args {key}", value, CANNOT_IN_NETWORK.get(key, unknown_setting(key, ()))
-        )
+    return number(rank), number(alpha)
 
 
-def _layers(
-    conversion: Conversion,
-    given: dict[str, Any],
-    *,
-    lycoris: bool,
-    module: str,
-    rank: float | None,
-    alpha: float | None,
-) -> None:
-    """sd-scripts trains 3x3 convolutions where conv_dim is given; LyCORIS does unless its preset
-    says otherwise.
-    """
-    conv_rank, conv_alpha = given.pop("conv_dim", None), given.pop("conv_alpha", None)
-    preset, targets, encoder = given.pop("preset", None), given.pop("targets", None), True
-    conv_on = conv_rank is not None and number(conv_rank) != 0
-    if lycoris:
-        found = PRESETS.get(str(preset or "full"))
-        if found is None:
-            conversion.skip(
-                "network_args preset",
-                preset,
-                "this choice of layers is not known; all layers are taken",
-            )
-        targets, encoder = found or ("all", True)
-        conv_rank, conv_alpha = (
-            (conv_rank if conv_on else rank),
-            (conv_alpha if not is_unset(conv_alpha) else alpha),
-        )
-    elif module or conv_on:
-        targets = "all" if conv_on else targets or "attention+feed-forward"
-        conv_alpha = 1.0 if conv_alpha is None else conv_alpha
-    if targets:
-        conversion.set("lora_targets", targets, "network_module")
-    if targets == "all" and conv_rank is not None:
-        conversion.set("conv_rank", conv_rank, "network_args conv_dim")
-        conversion.set(
-            "conv_alpha",
-            conv_rank if number(conv_alpha) == 0 else conv_alpha,
-            "network_args conv_alpha",
-        )
-    if not encoder:
-        conversion.values["network_train_unet_only"] = True
-
-
-def _whole(conversion: Conversion, key: str, rank: Any) -> Any:
-    """LoKr's users write a rank beyond every layer's for whole matrices; the highest here does the
-    same.
+def _limit_rank(conversion: Conversion, key: str, rank: Any) -> Any:
+    """Limit a LoKr's rank: its users write one beyond every layer's for full matrices, and the
+    highest here does the same.
     """
     if (number(rank) or 0) <= MOST_RANK:
         return rank
@@ -134,67 +122,114 @@ def _whole(conversion: Conversion, key: str, rank: Any) -> Any:
     return MOST_RANK
 
 
-def _dropouts(conversion: Conversion, given: dict[str, Any], *, lycoris: bool) -> None:
-    dropout, own = conversion.take("network_dropout"), given.pop("dropout", None)
-    if not is_unset(chosen := own if lycoris and own is not None else dropout):
+def _take_layers(conversion: Conversion, network: _Network) -> None:
+    """Take over which layers are trained, and the convolutions' rank and alpha.
+
+    sd-scripts trains 3x3 convolutions where conv_dim is given; LyCORIS does unless its preset says
+    otherwise.
+    """
+    args = network.args
+    conv_rank, conv_alpha = args.pop("conv_dim", None), args.pop("conv_alpha", None)
+    preset, targets = args.pop("preset", None), args.pop("targets", None)
+    conv_on = conv_rank is not None and number(conv_rank) != 0
+    if network.is_lycoris:
+        targets, with_text_encoder = _lycoris_targets(conversion, preset)
+        conv_rank = conv_rank if conv_on else network.rank
+        conv_alpha = network.alpha if is_unset(conv_alpha) else conv_alpha
+        if not with_text_encoder:
+            conversion.values["network_train_unet_only"] = True
+    elif network.module or conv_on:
+        targets = "all" if conv_on else targets or "attention+feed-forward"
+        conv_alpha = 1.0 if conv_alpha is None else conv_alpha
+    if targets:
+        conversion.set("lora_targets", targets, "network_module")
+    if targets == "all" and conv_rank is not None:
+        conv_alpha = conv_rank if number(conv_alpha) == 0 else conv_alpha
+        conversion.set("conv_rank", conv_rank, "network_args conv_dim")
+        conversion.set("conv_alpha", conv_alpha, "network_args conv_alpha")
+
+
+def _lycoris_targets(conversion: Conversion, preset: Any) -> tuple[str, bool]:
+    """Return our lora_targets of LyCORIS's preset, and whether the text encoder takes part."""
+    found = PRESETS.get(str(preset or "full"))
+    if found is None:
+        conversion.skip(
+            "network_args preset",
+            preset,
+            "this choice of layers is not known; all layers are taken",
+        )
+    return found or ("all", True)
+
+
+def _take_dropouts(conversion: Conversion, network: _Network) -> None:
+    dropout, own = conversion.take("network_dropout"), network.args.pop("dropout", None)
+    chosen = own if network.is_lycoris and own is not None else dropout
+    if not is_unset(chosen):
         key = "network_args dropout" if chosen is own else "network_dropout"
         conversion.set("lora_dropout", chosen, key)
-        conversion.skip(
-            key,
-            chosen,
-            "taken over, but not alike: Dropout leaves out the LoRA's inputs here"
-            + ("" if lycoris else "; kohya's leaves out what lies between its two halves"),
-        )
+        reason = "taken over, but not alike: Dropout leaves out the LoRA's inputs here"
+        if not network.is_lycoris:
+            reason += "; kohya's leaves out what lies between its two halves"
+        conversion.skip(key, chosen, reason)
     for name in ("rank_dropout", "module_dropout"):
-        if not is_unset(value := given.pop(name, None)):
+        if not is_unset(value := network.args.pop(name, None)):
             conversion.set(name, value, f"network_args {name}")
 
 
-def _blocks(
-    conversion: Conversion, given: dict[str, Any], *, rank: float | None, alpha: float | None
-) -> None:
+def _take_variants(conversion: Conversion, network: _Network) -> None:
+    """Take over DoRA, rsLoRA and LoKr's factor."""
+    args = network.args
+    if True in [args.pop(name, False) for name in ("dora_wd", "weight_decompose")]:
+        conversion.set("use_dora", True, "network_args dora_wd")
+    if args.pop("rs_lora", False) is True:
+        conversion.set("rslora", True, "network_args rs_lora")
+    factor = args.pop("factor", None)
+    if network.kind == "lokr" and not is_unset(factor):
+        conversion.set("lokr_factor", factor, "network_args factor")
+
+
+def _take_blocks(conversion: Conversion, network: _Network) -> None:
     """Turn ranks of all blocks into the WebUI's names of blocks."""
-    dims, alphas = (
-        parse_numbers(given.pop("block_dims", None)),
-        parse_numbers(given.pop("block_alphas", None)),
-    )
-    if dims is not None:
-        names = block_list(dims, alphas or [alpha or 1.0] * len(dims), rank=rank, alpha=alpha)
-        if names is None:
-            conversion.skip(
-                "network_args block_dims",
-                dims,
-                "there are 25 blocks of SD1 and SD2 and 23 of SDXL, those of its middle alike here",
-            )
-        elif names:
-            conversion.set("lora_blocks", names, "network_args block_dims")
-    elif not is_unset(alphas):
-        conversion.skip("network_args block_alphas", alphas, "it counts only with block_dims")
+    dims = parse_numbers(network.args.pop("block_dims", None))
+    alphas = parse_numbers(network.args.pop("block_alphas", None))
+    if dims is None:
+        if not is_unset(alphas):
+            reason = "it counts only with block_dims"
+            conversion.skip("network_args block_alphas", alphas, reason)
+        return
+    alphas = alphas or [network.alpha or 1.0] * len(dims)
+    blocks = block_list(dims, alphas, rank=network.rank, alpha=network.alpha)
+    if blocks is None:
+        conversion.skip(
+            "network_args block_dims",
+            dims,
+            "there are 25 blocks of SD1 and SD2 and 23 of SDXL, those of its middle alike here",
+        )
+    elif blocks:
+        conversion.set("lora_blocks", blocks, "network_args block_dims")
 
 
-def _block_rates(conversion: Conversion, given: dict[str, Any], *, sdxl: bool) -> None:
+def _take_block_rates(conversion: Conversion, args: dict[str, Any], *, sdxl: bool) -> None:
     """Turn factors of the learning rate, a list or a curve for each part of the UNet, into the
     WebUI's names of blocks.
     """
-    weights = {key: given.pop(key, None) for key in RATE_KEYS}
-    threshold = number(given.pop("block_lr_zero_threshold", None)) or 0.0
-    middle = parse_numbers(weights["mid_lr_weight"])
-    sdxl = sdxl or len(middle or ()) == SDXL_MIDDLE
+    weights = {key: args.pop(key, None) for key in RATE_KEYS}
+    threshold = number(args.pop("block_lr_zero_threshold", None)) or 0.0
+    sdxl = sdxl or len(parse_numbers(weights["mid_lr_weight"]) or ()) == SDXL_MIDDLE
     side = SDXL_SIDE if sdxl else SIDE
-    found = {
-        key: rate_curve(value, SDXL_MIDDLE * sdxl or 1 if key == "mid_lr_weight" else side)
-        for key, value in weights.items()
-    }
-    for key in [key for key, curve in found.items() if curve is None]:
-        conversion.skip(
-            f"network_args {key}",
-            weights[key],
-            "it is neither a list of factors from 0 nor one of " + ", ".join(CURVES),
-        )
-        found[key] = rate_curve(None, SDXL_MIDDLE if key == "mid_lr_weight" else side)
-    down, middle, up = (
-        [factor if factor > threshold else 0.0 for factor in found[key]] for key in RATE_KEYS
-    )
+    lengths = dict.fromkeys(RATE_KEYS, side) | {"mid_lr_weight": SDXL_MIDDLE if sdxl else 1}
+    factors: dict[str, list[float]] = {}
+    for key, length in lengths.items():
+        curve = rate_curve(weights[key], length)
+        if curve is None:
+            conversion.skip(
+                f"network_args {key}",
+                weights[key],
+                "it is neither a list of factors from 0 nor one of " + ", ".join(CURVES),
+            )
+            curve = [1.0] * length
+        factors[key] = [factor if factor > threshold else 0.0 for factor in curve]
+    down, middle, up = (factors[key] for key in RATE_KEYS)
     if len(set(middle)) > 1:
         conversion.skip(
             "network_args mid_lr_weight",
@@ -202,19 +237,16 @@ def _block_rates(conversion: Conversion, given: dict[str, Any], *, sdxl: bool) -
             f"the middle learns at one rate here: {middle[0]:g} is taken",
         )
     if text := block_rates_text([*down, middle[0], *up]):
-        conversion.set(
-            "block_learning_rates",
-            text,
-            f"network_args {next(key for key in RATE_KEYS if weights[key] is not None)}",
-        )
+        given = next(key for key in RATE_KEYS if weights[key] is not None)
+        conversion.set("block_learning_rates", text, f"network_args {given}")
 
 
-def _loraplus(conversion: Conversion, given: dict[str, Any], kind: str) -> None:
-    """Both ratios may have one of their own; an algorithm without two halves passes over them, as
-    in sd-scripts.
+def _take_loraplus(conversion: Conversion, args: dict[str, Any], kind: str) -> None:
+    """Take over LoRA+'s ratios: UNet and text encoder may have one of their own. An algorithm
+    without two halves ignores them, as in sd-scripts.
     """
     common, unet, encoder = (
-        given.pop(f"loraplus_{part}lr_ratio", None) for part in ("", "unet_", "text_encoder_")
+        args.pop(f"loraplus_{part}lr_ratio", None) for part in ("", "unet_", "text_encoder_")
     )
     if kind != "lora":
         conversion.skip(
@@ -223,19 +255,17 @@ def _loraplus(conversion: Conversion, given: dict[str, Any], kind: str) -> None:
             f"a {kind} has no halves that could learn at two rates",
         )
         return
-    if not is_unset(ratio := common if is_unset(unet) else unet):
-        conversion.set(
-            "loraplus_lr_ratio",
-            ratio,
-            f"network_args loraplus_{'' if is_unset(unet) else 'unet_'}lr_ratio",
-        )
-    own = (
-        encoder if not is_unset(encoder) else (common or 1.0) if not is_unset(unet) else None
-    )  # where only the UNet has one
+    ratio, prefix = (common, "") if is_unset(unet) else (unet, "unet_")
+    if not is_unset(ratio):
+        conversion.set("loraplus_lr_ratio", ratio, f"network_args loraplus_{prefix}lr_ratio")
+    own = None
+    if not is_unset(encoder):
+        own = encoder
+    elif not is_unset(unet):  # the UNet's alone is not the text encoder's
+        own = common or 1.0
     if own is not None and number(own) != number(ratio):
-        conversion.set(
-            "loraplus_text_encoder_lr_ratio", own, "network_args loraplus_text_encoder_lr_ratio"
-        )
+        name = "loraplus_text_encoder_lr_ratio"
+        conversion.set(name, own, f"network_args {name}")
 
 
 def rate_curve(value: Any, length: int) -> list[float] | None:
@@ -247,17 +277,14 @@ def rate_curve(value: Any, length: int) -> list[float] | None:
     name, _, offset = str(value).partition("+")
     if name in CURVES:
         base = number(offset or 0.0)
-        return (
-            None
-            if base is None
-            else [round(CURVES[name](at / max(1, length - 1)) + base, 6) for at in range(length)]
-        )
+        if base is None:
+            return None
+        last = max(1, length - 1)
+        return [round(CURVES[name](at / last) + base, 6) for at in range(length)]
     items = value.split(",") if isinstance(value, str) else value
-    factors = parse_numbers(
-        [item if str(item).strip() else 0 for item in items]
-        if isinstance(items, (list, tuple))
-        else items
-    )
+    if isinstance(items, (list, tuple)):
+        items = [item if str(item).strip() else 0 for item in items]
+    factors = parse_numbers(items)
     if factors is None or min(factors, default=0) < 0 or (length > 1 and len(factors) == 1):
         return None
     return [*factors[:length], *[1.0] * (length - len(factors))]
@@ -267,19 +294,8 @@ def block_rates_text(factors: list[float]) -> str:
     """Write the factors of IN00 to OUT11, or OUT08, as `block_learning_rates`; "" when all are
     1.
     """
-    half = len(factors) // 2
-    names = [*(f"IN{at:02}" for at in range(half)), "MID", *(f"OUT{at:02}" for at in range(half))]
-    parts: list[tuple[str, str, float]] = []
-    for name, factor in zip(names, factors, strict=True):
-        if parts and parts[-1][2] == factor and name[:2] == parts[-1][0][:2]:
-            parts[-1] = (parts[-1][0], name, factor)
-        else:
-            parts.append((name, name, factor))
-    return ", ".join(
-        f"{first if first == last else f'{first}-{last}'}={factor:.10g}"
-        for first, last, factor in parts
-        if factor != 1
-    )
+    ranges = _ranges_of_blocks(factors)
+    return ", ".join(f"{blocks}={factor:.10g}" for blocks, factor in ranges if factor != 1)
 
 
 def block_list(
@@ -299,19 +315,26 @@ def block_list(
         if len(set(pairs[10:13])) > 1:
             return None
         pairs = [*pairs[1:10], pairs[10], *pairs[13:22]]
-    half = len(pairs) // 2
-    if all(pair == (rank, alpha) for pair in pairs) or not any(pair[0] for pair in pairs):
-        return "" if any(pair[0] for pair in pairs) else None
+    if not any(own_rank for own_rank, _ in pairs):
+        return None
+    if all(pair == (rank, alpha) for pair in pairs):
+        return ""
+    entries = []
+    for blocks, (own_rank, own_alpha) in _ranges_of_blocks(pairs):
+        if own_rank:
+            as_usual = (own_rank, own_alpha) == (rank, alpha)
+            entries.append(blocks if as_usual else f"{blocks}={own_rank:g}:{own_alpha:g}")
+    return ", ".join(entries)
+
+
+def _ranges_of_blocks(values: list[Value]) -> list[tuple[str, Value]]:
+    """Return neighbouring blocks of the same value together: ("IN04-IN08", value), ("MID", ...)."""
+    half = len(values) // 2
     names = [*(f"IN{at:02}" for at in range(half)), "MID", *(f"OUT{at:02}" for at in range(half))]
-    parts: list[tuple[str, str, tuple[float, float]]] = []
-    for name, pair in zip(names, pairs, strict=True):
-        if parts and parts[-1][2] == pair and name[:2] == parts[-1][0][:2]:
-            parts[-1] = (parts[-1][0], name, pair)
+    ranges: list[tuple[str, str, Value]] = []
+    for name, value in zip(names, values, strict=True):
+        if ranges and ranges[-1][2] == value and name[:2] == ranges[-1][0][:2]:
+            ranges[-1] = (ranges[-1][0], name, value)
         else:
-            parts.append((name, name, pair))
-    return ", ".join(
-        (first if first == last else f"{first}-{last}")
-        + ("" if pair == (rank, alpha) else f"={pair[0]:g}:{pair[1]:g}")
-        for first, last, pair in parts
-        if pair[0]
-    )
+            ranges.append((name, name, value))
+    return [(first if first == last else f"{first}-{last}", value) for first, last, value in ranges]

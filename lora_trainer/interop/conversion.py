@@ -1,5 +1,5 @@
-"""The settings of one file while they are converted into ours: what was taken over, what was skipped
-and why; and the readers of values that all converters share.
+"""The settings of one file while they are converted into ours: what was taken over, what was
+skipped, and why; and the readers of values that all converters share.
 """
 
 import dataclasses

@@ -1,5 +1,6 @@
-"""Translates the settings of sd-scripts (kohya) into ours. Other programs' files are brought into its
-names first: by `kohya_gui`, `lora_scripts`, `kohya_datasets`, `onetrainer`, `lora_metadata_reader`.
+"""Translates the settings of sd-scripts (kohya) into ours. Other programs' files are brought
+into its names first: by `kohya_gui`, `lora_scripts`, `kohya_datasets`, `onetrainer` and
+`lora_metadata_reader`.
 """
 
 import ast
@@ -160,52 +161,59 @@ def _learning_rates(conversion: Conversion, complete: bool) -> None:
         )
 
 
-def _optimizer(conversion: Conversion) -> None:  # noqa: C901
-    name = conversion.take("optimizer_type")
-    for flag, meant in (("use_8bit_adam", "AdamW8bit"), ("use_lion_optimizer", "Lion")):
-        name = meant if conversion.take(flag) is True else name
-    given = parse_arguments(conversion.take("optimizer_args"))
-    if name is None and not given:
+def _optimizer(conversion: Conversion) -> None:
+    name = _optimizer_name(conversion)
+    args = parse_arguments(conversion.take("optimizer_args"))
+    if name is None and not args:
         return
     short = str(name or "adamw").rpartition(".")[2].lower().replace("_", "")
-    ours, difference = OPTIMIZERS.get(short, (None, ""))
-    if ours is None:
-        conversion.skip(
-            "optimizer_type", name, "this optimizer is not offered; Optimizer stays as it is"
-        )
-        for key, value in given.items():
+    if short not in OPTIMIZERS:
+        reason = "this optimizer is not offered; Optimizer stays as it is"
+        conversion.skip("optimizer_type", name, reason)
+        for key, value in args.items():
             conversion.skip(f"optimizer_args {key}", value, f"it belongs to {name}")
         return
+    ours, difference = OPTIMIZERS[short]
     if difference:
         conversion.skip("optimizer_type", name, f"{ours} is taken instead, {difference}")
     if name is not None:
         conversion.set("optimizer", ours, "optimizer_type")
-        decays = number(given.get("weight_decay"))
-        conversion.set(
-            "weight_decay",
-            given.pop("weight_decay", WEIGHT_DECAY.get(ours, 0.0)),
-            "optimizer_type" if decays is None else "optimizer_args weight_decay",
-        )
-        if ours == "dadaptation" and decays:
-            given.setdefault("decouple", False)  # the package's default, which is not ours
-    if ours == "adafactor" and name is not None:
-        relative = given.pop("relative_step", True) is not False
-        given.pop("warmup_init", None)
-        if relative:
-            conversion.skip(
-                "optimizer_args relative_step",
-                True,
-                "Adafactor does not find its own learning rate here: Learning rate and Schedule"
-                " count",
-            )
-        else:
-            given.setdefault("scale_parameter", True)  # the package's default, which is not ours
-    if given:
-        conversion.set(
-            "optimizer_args",
-            " ".join(f"{key}={_plain(value)}" for key, value in given.items()),
-            "optimizer_args",
-        )
+        _weight_decay(conversion, args, ours)
+        if ours == "adafactor":
+            _adafactor(conversion, args)
+    if args:
+        text = " ".join(f"{key}={_plain(value)}" for key, value in args.items())
+        conversion.set("optimizer_args", text, "optimizer_args")
+
+
+def _optimizer_name(conversion: Conversion) -> Any:
+    """Return sd-scripts' name; older files have flags instead."""
+    name = conversion.take("optimizer_type")
+    for flag, meant in (("use_8bit_adam", "AdamW8bit"), ("use_lion_optimizer", "Lion")):
+        if conversion.take(flag) is True:
+            name = meant
+    return name
+
+
+def _weight_decay(conversion: Conversion, args: dict[str, Any], optimizer: str) -> None:
+    decay = number(args.get("weight_decay"))
+    key = "optimizer_type" if decay is None else "optimizer_args weight_decay"
+    value = args.pop("weight_decay", WEIGHT_DECAY.get(optimizer, 0.0))
+    conversion.set("weight_decay", value, key)
+    if optimizer == "dadaptation" and decay:
+        args.setdefault("decouple", False)  # the package's default, which is not ours
+
+
+def _adafactor(conversion: Conversion, args: dict[str, Any]) -> None:
+    args.pop("warmup_init", None)
+    if args.pop("relative_step", True) is False:
+        args.setdefault("scale_parameter", True)  # the package's default, which is not ours
+        return
+    conversion.skip(
+        "optimizer_args relative_step",
+        True,
+        "Adafactor does not find its own learning rate here: Learning rate and Schedule count",
+    )
 
 
 def _plain(value: Any) -> str:
@@ -349,31 +357,54 @@ def _noise_and_loss(conversion: Conversion) -> None:
     conversion.take("validate_every_n_epochs")
 
 
-def _data(conversion: Conversion, said: set[str]) -> None:  # noqa: C901
-    if 0 < (number(step := conversion.values.get("bucket_reso_steps")) or 0) < LATENT_PX:
-        conversion.skip(
-            "bucket_reso_steps",
-            step,
-            f"{LATENT_PX} is taken: the model sees pictures in squares of {LATENT_PX} pixels",
-        )
-        conversion.values["bucket_reso_steps"] = LATENT_PX
-    if (resolution := conversion.values.get("resolution")) is not None:
-        sides = read_sides(resolution)
-        conversion.values["resolution"] = (
-            round(math.sqrt(sides[0] * sides[1])) if sides else resolution
-        )
-        if sides and sides[0] != sides[1] and conversion.values.get("enable_bucket", True) is False:
-            conversion.skip(
-                "resolution",
-                resolution,
-                "without buckets pictures are cropped to a square here:"
-                f" {conversion.values['resolution']} pixels, of the same area",
-            )
+def _data(conversion: Conversion, given: set[str]) -> None:
+    """Take over what concerns pictures and captions; `given` are the keys that the file has."""
+    _bucket_steps(conversion)
+    _resolution(conversion)
     if conversion.values.get("enable_bucket") is False:
-        for key in {"min_bucket_reso", "max_bucket_reso"} - said:
+        for key in {"min_bucket_reso", "max_bucket_reso"} - given:
             conversion.take(key)
     if conversion.take("color_aug") is True:
         conversion.set("color_jitter", 0.05, "color_aug")
+    _masks(conversion)
+    values = conversion.values
+    if number(values.get("token_warmup_min")) == 1 or is_unset(values.get("token_warmup_step")):
+        conversion.take("token_warmup_min")
+    if values.get("caption_separator") == ",":
+        conversion.take("caption_separator")
+    conversion.skip_key("caption_separator", "tags are parted by commas only")
+    _captions(conversion)
+
+
+def _bucket_steps(conversion: Conversion) -> None:
+    steps = conversion.values.get("bucket_reso_steps")
+    if 0 < (number(steps) or 0) < LATENT_PX:
+        conversion.skip(
+            "bucket_reso_steps",
+            steps,
+            f"{LATENT_PX} is taken: the model sees pictures in squares of {LATENT_PX} pixels",
+        )
+        conversion.values["bucket_reso_steps"] = LATENT_PX
+
+
+def _resolution(conversion: Conversion) -> None:
+    """Turn width and height into the side of a square of the same area."""
+    resolution = conversion.values.get("resolution")
+    sides = read_sides(resolution)
+    if resolution is None or sides is None:
+        return
+    side_px = round(math.sqrt(sides[0] * sides[1]))
+    conversion.values["resolution"] = side_px
+    if sides[0] != sides[1] and conversion.values.get("enable_bucket", True) is False:
+        conversion.skip(
+            "resolution",
+            resolution,
+            f"without buckets pictures are cropped to a square here: {side_px} pixels, of the same"
+            " area",
+        )
+
+
+def _masks(conversion: Conversion) -> None:
     mask, alpha = conversion.take("masked_loss"), conversion.take("alpha_mask")
     if alpha is True:
         conversion.set("masked_loss", "alpha", "alpha_mask")
@@ -381,14 +412,6 @@ def _data(conversion: Conversion, said: set[str]) -> None:  # noqa: C901
         conversion.skip("masked_loss", True, CANNOT["conditioning_data_dir"])
     elif mask in ("alpha", "files"):
         conversion.set("masked_loss", mask)
-    if number(conversion.values.get("token_warmup_min")) == 1 or is_unset(
-        conversion.values.get("token_warmup_step")
-    ):
-        conversion.take("token_warmup_min")
-    if conversion.values.get("caption_separator") == ",":
-        conversion.take("caption_separator")
-    conversion.skip_key("caption_separator", "tags are parted by commas only")
-    _captions(conversion)
 
 
 def _captions(conversion: Conversion) -> None:

@@ -54,89 +54,100 @@ NETWORK_KEYS = (
 )
 
 
-def from_kohya_ss(values: Mapping[str, Any]) -> Conversion:  # noqa: C901
+_RENAMED = (  # the page's name, sd-scripts' name
+    ("optimizer", "optimizer_type"),
+    ("max_resolution", "resolution"),
+    ("lora_network_weights", "network_weights"),
+    ("vae_path", "vae"),
+)
+_ZERO_IS_UNSET = (
+    "seed",
+    "clip_skip",
+    "max_timestep",
+    "min_timestep",
+    "scale_weight_norms",
+    "network_dropout",
+)
+
+
+def from_kohya_ss(values: Mapping[str, Any]) -> Conversion:
     """Bring what kohya_ss' page saves into sd-scripts' names, as its Start button does."""
     conversion = Conversion(values)
-    ours = conversion.values
-    for theirs, name in (
-        ("optimizer", "optimizer_type"),
-        ("max_resolution", "resolution"),
-        ("lora_network_weights", "network_weights"),
-        ("vae_path", "vae"),
-    ):
-        if (value := conversion.take(theirs)) is not None:
-            ours.setdefault(name, value)
+    for gui_name, name in _RENAMED:
+        if (value := conversion.take(gui_name)) is not None:
+            conversion.values.setdefault(name, value)
     _gui_network(conversion)
-    epoch = conversion.take("epoch")
-    if (
-        is_unset(ours.get("max_train_epochs"))
-        and is_unset(ours.get("max_train_steps"))
-        and not is_unset(epoch)
-    ):
-        ours["max_train_epochs"] = epoch
-    if is_unset(ours.get("lr_scheduler_num_cycles")) and not is_unset(epoch):
-        ours["lr_scheduler_num_cycles"] = epoch
-    if is_unset(ours.get("lr_warmup_steps")) and (percent := number(conversion.take("lr_warmup"))):
-        ours["lr_warmup_steps"] = percent / 100
-    conversion.take("lr_warmup")
-    unet, encoder = number(ours.get("unet_lr")) or 0, number(ours.get("text_encoder_lr")) or 0
-    for key, rate, other, flag in (
-        ("unet_lr", unet, encoder, "text_encoder"),
-        ("text_encoder_lr", encoder, unet, "unet"),
-    ):
-        if rate == 0:
-            ours.pop(key, None)
-            if other:
-                ours[f"network_train_{flag}_only"] = True
+    _gui_length(conversion)
+    _gui_learning_rates(conversion)
     _gui_noise(conversion)
-    for key in (
-        "seed",
-        "clip_skip",
-        "max_timestep",
-        "min_timestep",
-        "scale_weight_norms",
-        "network_dropout",
-    ):
-        if is_unset(ours.get(key)):
-            ours.pop(key, None)
+    for key in _ZERO_IS_UNSET:
+        if is_unset(conversion.values.get(key)):
+            conversion.values.pop(key, None)
     _additional(conversion)
     return conversion
 
 
+def _gui_length(conversion: Conversion) -> None:
+    """The page's epochs count where no other length is given; its warm-up is in percent."""
+    values = conversion.values
+    epochs = conversion.take("epoch")
+    if not is_unset(epochs):
+        if is_unset(values.get("max_train_epochs")) and is_unset(values.get("max_train_steps")):
+            values["max_train_epochs"] = epochs
+        if is_unset(values.get("lr_scheduler_num_cycles")):
+            values["lr_scheduler_num_cycles"] = epochs
+    percent = number(conversion.take("lr_warmup"))
+    if percent and is_unset(values.get("lr_warmup_steps")):
+        values["lr_warmup_steps"] = percent / 100
+
+
+def _gui_learning_rates(conversion: Conversion) -> None:
+    """A rate of 0 is none; beside another rate it means that only the other part is trained."""
+    values = conversion.values
+    unet = number(values.get("unet_lr")) or 0
+    text_encoder = number(values.get("text_encoder_lr")) or 0
+    if unet == 0:
+        values.pop("unet_lr", None)
+        if text_encoder:
+            values["network_train_text_encoder_only"] = True
+    if text_encoder == 0:
+        values.pop("text_encoder_lr", None)
+        if unet:
+            values["network_train_unet_only"] = True
+
+
 def _gui_network(conversion: Conversion) -> None:
-    kind = str(conversion.take("LoRA_type", "Standard"))
-    module, algorithm = GUI_NETWORKS.get(
-        kind.lower(),
-        (
-            ("lycoris.kohya", kind.partition("/")[2].lower())
-            if kind.lower().startswith("lycoris/")
-            else (kind, "")
-        ),
-    )
-    given = {key: value for key in NETWORK_KEYS if (value := conversion.take(key)) is not None}
+    as_written = str(conversion.take("LoRA_type", "Standard"))
+    kind = as_written.lower()
+    if kind in GUI_NETWORKS:
+        module, algorithm = GUI_NETWORKS[kind]
+    elif kind.startswith("lycoris/"):
+        module, algorithm = "lycoris.kohya", kind.partition("/")[2]
+    else:
+        module, algorithm = as_written, ""
+    args = {key: value for key in NETWORK_KEYS if (value := conversion.take(key)) is not None}
     preset = conversion.take("LyCORIS_preset")
     if module == "lycoris.kohya":
-        given = {**given, "algo": algorithm, "preset": preset or "full"}
-        blocks = [key for key in given if "block_" in key or key.endswith("_lr_weight")]
-    else:
-        blocks = []
-        if kind.lower() not in ("kohya locon", "kohya loha", "kohya lokr"):
-            blocks = [key for key in ("conv_dim", "conv_alpha") if key in given]
-        blocks += [
-            key
-            for key in ("factor", "unit", "train_on_input", "use_cp", "constrain")
-            if key in given
-        ]
-    for key in blocks:  # what the page's other kinds of LoRA have
-        given.pop(key)
-    if given.get("algo") not in (None, "lokr"):
-        given.pop("factor", None)
-    for key in ("unit", "train_on_input", "constrain"):
-        given.pop(key, None)
+        args |= {"algo": algorithm, "preset": preset or "full"}
+    for key in _keys_of_other_kinds(kind, module, args):
+        args.pop(key, None)
     conversion.values["network_module"] = module
     conversion.values["network_args"] = {
-        key: value for key, value in given.items() if not is_unset(value)
+        key: value for key, value in args.items() if not is_unset(value)
     }
+
+
+def _keys_of_other_kinds(kind: str, module: str, args: Mapping[str, Any]) -> list[str]:
+    """Return the network_args that belong to other kinds of LoRA: the page saves all fields."""
+    others = ["unit", "train_on_input", "constrain"]
+    if module == "lycoris.kohya":
+        others += [key for key in args if "block_" in key or key.endswith("_lr_weight")]
+        if args["algo"] != "lokr":
+            others.append("factor")
+        return others
+    if kind not in ("kohya locon", "kohya loha", "kohya lokr"):
+        others += ["conv_dim", "conv_alpha"]
+    return [*others, "factor", "use_cp"]
 
 
 def _gui_noise(conversion: Conversion) -> None:

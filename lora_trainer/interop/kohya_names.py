@@ -1,5 +1,6 @@
-"""sd-scripts' (kohya's) names in tables: what its settings are called here, what it takes them to be
-when a file does not give them, and why others have no counterpart. `kohya` translates by them.
+"""sd-scripts' (kohya's) names in tables: what its settings are called here, what it takes them
+to be when a file does not give them, and why others have no counterpart. `kohya` translates by
+them.
 """
 
 import difflib

@@ -107,12 +107,15 @@ _RENAMED = {
 }
 
 
-_RUN = set(
-    "session_id training_started_at training_finished_at output_name num_train_images"
-    " num_validation_images num_reg_images num_batches_per_epoch epoch steps total_batch_size"
-    " sd_model_name sd_model_hash new_sd_model_hash vae_name vae_hash new_vae_hash"
-    " sd_scripts_commit_hash base_model_version tag_frequency bucket_info training_comment"
-    " loss_average num_epochs max_train_steps dataset_dirs reg_dataset_dirs dim_from_weights".split()  # noqa: E501
+_RUN = set(  # notes of one run, which are no settings
+    (
+        "session_id training_started_at training_finished_at output_name num_train_images"
+        " num_validation_images num_reg_images num_batches_per_epoch epoch steps"
+        " total_batch_size sd_model_name sd_model_hash new_sd_model_hash vae_name vae_hash"
+        " new_vae_hash sd_scripts_commit_hash base_model_version tag_frequency bucket_info"
+        " training_comment loss_average num_epochs max_train_steps dataset_dirs"
+        " reg_dataset_dirs dim_from_weights"
+    ).split()
 )
 
 

@@ -1,4 +1,6 @@
-"""Settings files of lora-scripts brought into sd-scripts' names; files of sd-scripts stay as they are."""
+"""Settings files of lora-scripts, brought into sd-scripts' names; files of sd-scripts stay as they
+are.
+"""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,5 +1,5 @@
-"""Settings from other trainers' files and from LoRAs: `import_settings` finds out which program wrote
-a file, and returns its settings in our names with what was left out, and why.
+"""Settings from other trainers' files and from LoRAs: `import_settings` finds out which program
+wrote a file, and returns its settings in our names with what was left out, and why.
 """
 
 import dataclasses
@@ -103,18 +103,19 @@ def import_settings(path: Path, *, look_around: bool = False) -> Imported:
     if path.suffix.lower() == ".safetensors":
         settings = _without_places(settings, conversion)
     if not settings.keys() - conversion.assumed:
-        first = (
-            f" The first of {len(conversion.left_out)} things in it: {conversion.left_out[0].key}"
-            f" ({conversion.left_out[0].reason.rstrip('.')})."
-            if conversion.left_out
-            else ""
-        )
-        raise Refused(
-            f"{path.name} holds no settings that can be used for training a LoRA.{first}",
-            code="no_settings",
-        )
-    return Imported(
-        settings, conversion.left_out, source, tuple(sorted(conversion.assumed & settings.keys()))
+        raise _no_settings(path, conversion.left_out)
+    assumed = tuple(sorted(conversion.assumed & settings.keys()))
+    return Imported(settings, conversion.left_out, source, assumed)
+
+
+def _no_settings(path: Path, left_out: list[SkippedSetting]) -> Refused:
+    first = ""
+    if left_out:
+        reason = left_out[0].reason.rstrip(".")
+        first = f" The first of {len(left_out)} things in it: {left_out[0].key} ({reason})."
+    return Refused(
+        f"{path.name} holds no settings that can be used for training a LoRA.{first}",
+        code="no_settings",
     )
 
 
@@ -133,64 +134,56 @@ def _without_places(settings: dict[str, Any], conversion: Conversion) -> dict[st
 
 
 def _from_config(nested: dict[str, Any], path: Path | None = None) -> tuple[Conversion, str]:
-    """Read a config as its program writes it; `path` where files that it names may be read."""
+    """Read a config as its program writes it, and return it with that program's name; `path` where
+    files that it names may be read.
+    """
     if "training_method" in nested and "model_type" in nested:
-        conversion = onetrainer.to_kohya(nested)
-        translate(conversion, complete=False)
-        found, source, beside = find_concepts(nested, path)
-        if are_concepts(found):
-            take_concepts(conversion, found, source, beside=beside)
-        else:
-            conversion.skip(
-                "concept_file_name",
-                nested.get("concept_file_name"),
-                f"{NOT_NEEDED}: give your folders of pictures",
-            )
-        onetrainer.use_its_names(conversion)
-        conversion.assumed |= onetrainer.assumed(nested) & conversion.settings.keys()
-        return conversion, "OneTrainer's settings"
-    if (
-        any(key in nested for key in ("datasets", "general"))
-        and not COMPLETE_MARKS & flattened(nested).keys()
-    ):
+        return _from_onetrainer(nested, path), "OneTrainer's settings"
+    has_datasets = "datasets" in nested or "general" in nested
+    if has_datasets and not COMPLETE_MARKS & flattened(nested).keys():
         conversion = Conversion({})
         take_datasets(conversion, nested)
         translate(conversion, complete=False)
         return conversion, "kohya's dataset config"
-    if isinstance(nested.get("metadata"), Mapping) and isinstance(
-        nested.get("data"), Mapping
-    ):  # a template of lora-scripts
+    if isinstance(nested.get("metadata"), Mapping) and isinstance(nested.get("data"), Mapping):
+        # a template of lora-scripts
         nested = {key: value for key, value in nested.items() if key != "metadata"}
-    sets = {key: nested[key] for key in ("general", "datasets") if key in nested}
-    values = flattened({key: value for key, value in nested.items() if key not in sets})
+    return _from_flat_config(nested)
+
+
+def _from_onetrainer(nested: dict[str, Any], path: Path | None) -> Conversion:
+    conversion = onetrainer.to_kohya(nested)
+    translate(conversion, complete=False)
+    found, source, beside = find_concepts(nested, path)
+    if are_concepts(found):
+        take_concepts(conversion, found, source, beside=beside)
+    else:
+        conversion.skip(
+            "concept_file_name",
+            nested.get("concept_file_name"),
+            f"{NOT_NEEDED}: give your folders of pictures",
+        )
+    onetrainer.use_its_names(conversion)
+    conversion.assumed |= onetrainer.assumed(nested) & conversion.settings.keys()
+    return conversion
+
+
+def _from_flat_config(nested: Mapping[str, Any]) -> tuple[Conversion, str]:
+    """Read a config of kohya_ss, lora-scripts, sd-scripts or ours, which may hold data sets."""
+    datasets = {key: nested[key] for key in ("general", "datasets") if key in nested}
+    values = flattened({key: value for key, value in nested.items() if key not in datasets})
     if GUI_MARKS & values.keys():
         conversion, source = from_kohya_ss(values), "kohya_ss settings"
-    elif (OURS_ALONE & values.keys()) and not {"network_dim", "network_module"} & values.keys():
+    elif OURS_ALONE & values.keys() and not {"network_dim", "network_module"} & values.keys():
         return from_our_names(values), IN_OUR_NAMES
     else:
-        conversion, source = (
-            from_lora_scripts(values),
-            (
-                "lora-scripts settings"
-                if LORA_SCRIPTS_MARKS & values.keys()
-                else "kohya's sd-scripts settings"
-            ),
-        )
-    if sets:
-        take_datasets(conversion, sets)
+        is_lora_scripts = bool(LORA_SCRIPTS_MARKS & values.keys())
+        source = "lora-scripts settings" if is_lora_scripts else "kohya's sd-scripts settings"
+        conversion = from_lora_scripts(values)
+    if datasets:
+        take_datasets(conversion, datasets)
     if (config := conversion.take("dataset_config")) is not None:
         conversion.skip("dataset_config", config, "it is a file of its own: import it, too")
-    translate(
-        conversion,
-        complete=source == "kohya_ss settings" or bool(COMPLETE_MARKS & conversion.values.keys()),
-    )
+    is_complete = bool(COMPLETE_MARKS & conversion.values.keys())
+    translate(conversion, complete=source == "kohya_ss settings" or is_complete)
     return conversion, source
-
-
-# --- kohya_ss and lora-scripts --------------------------------------------------------------------
-
-
-# --- Data sets ------------------------------------------------------------------------------------
-
-
-# --- LoRAs ----------------------------------------------------------------------------------------

@@ -188,8 +188,8 @@ class AdapterLayer(torch.nn.Module, abc.ABC):
         return changed.to(weight.dtype)
 
     def dora_factors(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return DoRA's factor of each input: m / |W + change| by columns (arXiv 2402.09353, eq. 5);
-        float32, `(1, in)` or `(1, in, 1, 1)`.
+        """Return DoRA's factor of each input, m / |W + change| (arXiv 2402.09353, eq. 5): float32,
+        `(1, in)` or `(1, in, 1, 1)`.
 
         The paper's columns are the inputs, as in the WebUI's loader and in LyCORIS's first files;
         peft's `use_dora` takes rows, which the WebUI would read as another change. The norm is a

@@ -1,4 +1,6 @@
-"""Builds the adapter layers of a run, of any kind, and says beforehand what weights they will have."""
+"""Builds the adapter layers of a run, of any kind, and knows beforehand which weights they will
+have.
+"""
 
 from collections.abc import Mapping
 

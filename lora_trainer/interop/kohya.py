@@ -66,10 +66,8 @@ def translate(conversion: Conversion, *, complete: bool) -> None:
 
 def _model(conversion: Conversion) -> bool:
     """Take what is said of the base model; tell whether it is SDXL, as far as one can see."""
-    name, resolution = (
-        conversion.take("pretrained_model_name_or_path"),
-        conversion.values.get("resolution"),
-    )
+    name = conversion.take("pretrained_model_name_or_path")
+    resolution = conversion.values.get("resolution")
     if isinstance(name, str) and name.lower().endswith((".safetensors", ".ckpt", ".pt")):
         conversion.set("base_model", name, "pretrained_model_name_or_path")
     else:
@@ -228,10 +226,8 @@ def _plain(value: Any) -> str:
 
 
 def _length_and_schedule(conversion: Conversion, complete: bool) -> None:
-    epochs, steps = (
-        conversion.take("max_train_epochs", conversion.take("num_train_epochs")),
-        conversion.take("max_train_steps"),
-    )
+    epochs = conversion.take("max_train_epochs", conversion.take("num_train_epochs"))
+    steps = conversion.take("max_train_steps")
     if not is_unset(epochs):
         conversion.set("epochs", epochs, "max_train_epochs")
         if not is_unset(steps):
@@ -279,10 +275,8 @@ def _snapshots(conversion: Conversion) -> None:
     """sd-scripts keeps the last n epochs' snapshots by number, those by steps that are n steps old
     at most.
     """
-    ratio, epochs = (
-        number(conversion.values.get("save_n_epoch_ratio")),
-        number(conversion.settings.get("epochs")),
-    )
+    ratio = number(conversion.values.get("save_n_epoch_ratio"))
+    epochs = number(conversion.settings.get("epochs"))
     if ratio and ratio > 0 and epochs:
         conversion.take("save_n_epoch_ratio")
         conversion.set(
@@ -296,10 +290,8 @@ def _snapshots(conversion: Conversion) -> None:
     if not steps or not every or every <= 0:
         return
     conversion.take("save_last_n_steps")
-    count, by_epochs = (
-        int(min(steps // every, MOST_SNAPSHOTS)) + 1,
-        number(conversion.values.get("save_last_n_epochs")),
-    )
+    count = int(min(steps // every, MOST_SNAPSHOTS)) + 1
+    by_epochs = number(conversion.values.get("save_last_n_epochs"))
     if by_epochs and by_epochs > count:
         reason = (
             "Snapshots kept counts those by epochs and by steps together: the larger number is"

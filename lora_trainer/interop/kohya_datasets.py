@@ -104,7 +104,9 @@ def _same_folders(
 
     Returns the others, and those resolutions in pixels.
     """
-    rest, sides, first = found[:1], [], _folders_of(found[0]) if found else None
+    rest = found[:1]
+    sides = []
+    first = _folders_of(found[0]) if found else None
     for at, item in enumerate(found[1:], start=1):
         side = read_resolutions({"resolution": item.get("resolution")}, kohya=True).get(
             "resolution"

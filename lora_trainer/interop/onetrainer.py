@@ -129,10 +129,8 @@ def to_kohya(nested: Mapping[str, Any]) -> Conversion:
     values, conversion = {**DEFAULTS, **given}, Conversion({})
     said = conversion.values
     said.update({theirs: values[name] for name, theirs in _PLAIN.items() if name in values})
-    said["sdxl"], said["v2"] = (
-        "_XL" in kind,
-        kind.startswith(("STABLE_DIFFUSION_20", "STABLE_DIFFUSION_21")),
-    )
+    said["sdxl"] = "_XL" in kind
+    said["v2"] = kind.startswith(("STABLE_DIFFUSION_20", "STABLE_DIFFUSION_21"))
     said["max_token_length"] = 75
     for part in (
         _method,
@@ -225,16 +223,18 @@ def _place(conversion: Conversion, values: Mapping[str, Any]) -> None:
 
 
 def _network(conversion: Conversion, values: Mapping[str, Any]) -> None:
-    kind, said, arguments = str(values["peft_type"]).upper(), conversion.values, {}
+    kind = str(values["peft_type"]).upper()
+    said = conversion.values
+    arguments = {}
     said["network_module"] = {
         "LORA": "networks.lora",
         "LOHA": "networks.loha",
         "LOKR": "networks.lokr",
     }.get(kind, kind)
-    said["network_dim"], said["network_alpha"] = (
-        (values.get("lokr_dim", values["lora_rank"]) if kind == "LOKR" else values["lora_rank"]),
-        values["lora_alpha"],
+    said["network_dim"] = (
+        values.get("lokr_dim", values["lora_rank"]) if kind == "LOKR" else values["lora_rank"]
     )
+    said["network_alpha"] = values["lora_alpha"]
     if kind == "LOKR":
         arguments["factor"] = values.get("lokr_decompose_factor")
     if values.get("lokr_weight_decompose" if kind == "LOKR" else "lora_decompose") is True:
@@ -331,10 +331,8 @@ def _schedule(conversion: Conversion, values: Mapping[str, Any]) -> None:
     said["lr_scheduler"] = _SCHEDULES.get(name, name.lower())
     if "RESTARTS" in name and (cycles := number(values.get("learning_rate_cycles"))):
         said["lr_scheduler_num_cycles"] = max(1, round(cycles))
-    warm_up, accumulated = (
-        number(values["learning_rate_warmup_steps"]),
-        number(values.get("gradient_accumulation_steps")) or 1,
-    )
+    warm_up = number(values["learning_rate_warmup_steps"])
+    accumulated = number(values.get("gradient_accumulation_steps")) or 1
     said["lr_warmup_steps"] = (
         warm_up if warm_up is None or warm_up <= 1 else int(warm_up / max(1, accumulated))
     )

@@ -75,11 +75,9 @@ class CocaCaptioner(Captioner):
     help = "Writes a sentence about each picture (open_clip's CoCa)."
 
     def __init__(self, data_dir: Path, check_path: CheckPath) -> None:
-        self._models, self._cache, self._check_path = (
-            data_dir / "models",
-            data_dir / "cache",
-            check_path,
-        )
+        self._models = data_dir / "models"
+        self._cache = data_dir / "cache"
+        self._check_path = check_path
 
     def options(self) -> list[Option]:
         return [

@@ -32,7 +32,7 @@ from .hosts.checkpoint_file import (
 )
 from .hosts.standalone.loading import unet_config
 from .lora.adapters import Adapters
-from .lora.target_layers import LayerChoice, plan_shapes
+from .lora.target_layers import LayerSettings, assign_ranks
 from .runs.callbacks import RunCallbacks
 from .runs.context import RunContext
 from .runs.prepare import PreparedRun
@@ -199,7 +199,7 @@ def report(
     torch.manual_seed(0)
     model = RandomModel(family, DTYPES[dtype], device)
     encoded = _random_pictures(model, size_px, batch_size)
-    layers = LayerChoice(targets=targets, rank=rank, alpha=rank)
+    layers = LayerSettings(targets=targets, rank=rank, alpha=rank)
     measured = _measure(model, encoded, layers, steps=steps, checkpointing=checkpointing)
     step_seconds = statistics.median(measured.step_seconds)
     bare_seconds = statistics.median(measured.bare_seconds)
@@ -259,13 +259,13 @@ def _random_pictures(
 def _measure(
     model: RandomModel,
     encoded: list[encoded_dataset.Encoded],
-    layers: LayerChoice,
+    layers: LayerSettings,
     *,
     steps: int,
     checkpointing: bool,
 ) -> Measured:
     """Run `steps` rounds of one step of ours and one bare pass, after one round to warm up."""
-    adapters = Adapters.create(model.parts(), plan_shapes(model.parts(), layers))
+    adapters = Adapters.create(model.parts(), assign_ranks(model.parts(), layers))
     optimizer = make_optimizer(
         "adamw", {"unet": adapters.parameters()}, learning_rates={"unet": 1e-4}, weight_decay=0.01
     )

@@ -12,7 +12,7 @@ pytest.importorskip("diffusers")
 from lora_trainer import bench  # noqa: E402
 from lora_trainer.lora.adapter_layers import AdapterSpec
 from lora_trainer.lora.adapters import count_parameters
-from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
+from lora_trainer.lora.target_layers import LayerSettings, assign_ranks
 from lora_trainer.lora.weight_names import SDXL_LEVELS, unet_to_ldm  # noqa: E402
 
 
@@ -56,7 +56,7 @@ def test_true_sizes(family, parameters, layers):
         unet = bench.make_unet(family)
     assert bench.count_parameters(unet) == (parameters or parameters_left_by_the_webui())
     parts = torch.nn.ModuleDict({"unet": unet})
-    shapes = plan_shapes(parts, LayerChoice("attention+feed-forward", rank=16, alpha=16.0))
+    shapes = assign_ranks(parts, LayerSettings("attention+feed-forward", rank=16, alpha=16.0))
     assert (
         len(shapes) == layers
         and count_parameters(parts, shapes, AdapterSpec()) > 16 * 1000 * layers

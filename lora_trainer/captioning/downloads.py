@@ -1,26 +1,22 @@
-"""Weights from the network: looked for on this machine first, fetched with progress, stopped at any
-time, never half.
+"""Finds model files on this machine, says what would have to be downloaded, and downloads it.
 
-A file that is fetched goes to `<data folder>/models/<owner>--<repository>/`, where a file put by
-hand is found, too; Hugging Face's and open_clip's own caches are read as well. A transfer that
-breaks off is continued the next time; only what has arrived whole, and has the checksum that the
-server names, gets its name. Nothing here asks the network before `fetch`.
+A file goes to `<data folder>/models/<owner>--<repository>/`, where a file put by hand is found,
+too; Hugging Face's and open_clip's own caches are read as well. A transfer that breaks off is
+continued the next time; only what has arrived whole gets its name. Nothing here asks the network
+before `fetch`.
 """
 
 import dataclasses
 import os
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ..base.errors import Refused, Stopped
-from ..base.fingerprint import fingerprint_of_file
+from ..base.errors import Refused
 from .contracts import READY, Asked, Readiness, Report
+from .hub_download import download_from_hub
+from .url_download import DownloadFailed, download_url
 
-CHUNK_BYTES, TIMEOUT_SECONDS = 1 << 20, 30
 OPEN_CLIP_CACHE = Path("~/.cache/clip")
 
 
@@ -42,13 +38,6 @@ class RemoteFile:
     def folder(self, models: Path) -> Path:
         return models / self.repository.replace("/", "--") if self.repository else models
 
-    def url_of(self, name: str) -> str:
-        if self.url:
-            return self.url
-        from huggingface_hub import hf_hub_url
-
-        return hf_hub_url(self.repository, name)
-
 
 def checked_repository(name: str) -> str:
     """Return a repository's name, which becomes a part of a path and of a URL; raises `Refused` for
@@ -67,14 +56,14 @@ def checked_repository(name: str) -> str:
 def find(file: RemoteFile, models: Path) -> Path | None:
     """Return the file if it is on this machine."""
     for name in file.names:
-        places = [file.folder(models) / name] + (
-            [OPEN_CLIP_CACHE.expanduser() / name] if file.url else []
-        )
-        found = next((place for place in places if place.is_file()), None) or _in_hub_cache(
-            file.repository, name
-        )
-        if found:
-            return found
+        places = [file.folder(models) / name]
+        if file.url:
+            places.append(OPEN_CLIP_CACHE.expanduser() / name)
+        for place in places:
+            if place.is_file():
+                return place
+        if cached := _in_hub_cache(file.repository, name):
+            return cached
     return None
 
 
@@ -115,27 +104,31 @@ def fetch(file: RemoteFile, models: Path, *, on_progress: Report, should_stop: A
         )
     reason = ""
     for name in file.names:
+        target = file.folder(models) / name
         try:
-            return _download(
-                file.url_of(name),
-                file.folder(models) / name,
-                on_progress=on_progress,
-                should_stop=should_stop,
-            )
-        except urllib.error.HTTPError as error:
-            reason = f"the server answered {error.code} {error.reason}"
-            if error.code not in (401, 403, 404):
+            _download(file, name, target, on_progress=on_progress, should_stop=should_stop)
+            return target
+        except DownloadFailed as error:
+            reason = error.reason
+            if not error.not_there:
                 break
-        except (OSError, ValueError) as error:  # no network, a cut line, a full disk
-            reason = str(
-                getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-            )
-            break
     raise Refused(
         f"{file.title} could not be downloaded: {reason}. Try again, and it goes on where it broke"
         f" off; or {_lower(by_hand([file], models))}",
         code="no_download",
     )
+
+
+def _download(
+    file: RemoteFile, name: str, target: Path, *, on_progress: Report, should_stop: Asked
+) -> None:
+    def report(size_bytes: int | None, share: float) -> None:
+        on_progress(f"Downloading {name} ({size_text(size_bytes)})", share)
+
+    if file.url:
+        download_url(file.url, target, report=report, should_stop=should_stop)
+    else:
+        download_from_hub(file.repository, name, target, report=report, should_stop=should_stop)
 
 
 def by_hand(files: Sequence[RemoteFile], models: Path) -> str:
@@ -150,11 +143,9 @@ def by_hand(files: Sequence[RemoteFile], models: Path) -> str:
 def size_text(size_bytes: int | None) -> str:
     if size_bytes is None:
         return "size unknown"
-    return (
-        f"{size_bytes / 1e9:.2f} GB"
-        if size_bytes >= 1e9
-        else f"{max(1, round(size_bytes / 1e6))} MB"
-    )
+    if size_bytes >= 1e9:
+        return f"{size_bytes / 1e9:.2f} GB"
+    return f"{max(1, round(size_bytes / 1e6))} MB"
 
 
 def _lower(sentence: str) -> str:
@@ -162,13 +153,9 @@ def _lower(sentence: str) -> str:
 
 
 def forbidden(file: RemoteFile) -> bool:
-    """Tell whether the user forbade asking the network for a file."""
-    return bool(file.repository) and os.environ.get("HF_HUB_OFFLINE", "").upper() in (
-        "1",
-        "ON",
-        "YES",
-        "TRUE",
-    )
+    """Tell whether the user forbade asking the network for a file, with HF_HUB_OFFLINE."""
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    return offline and bool(file.repository)
 
 
 def _in_hub_cache(repository: str, name: str) -> Path | None:
@@ -180,85 +167,3 @@ def _in_hub_cache(repository: str, name: str) -> Path | None:
         return None
     found = try_to_load_from_cache(repository, name)
     return Path(found) if isinstance(found, str) and Path(found).is_file() else None
-
-
-class _LinkedHeaders(urllib.request.HTTPRedirectHandler):
-    """Keeps what the hub says of a file before it sends us on to where the bytes are."""
-
-    def __init__(self) -> None:
-        self.checksum = ""
-
-    def redirect_request(
-        self, request: Any, file: Any, code: int, message: str, headers: Any, new_url: str
-    ) -> Any:
-        found = (headers.get("X-Linked-ETag") or "").strip('"')
-        self.checksum = self.checksum or (found if re.fullmatch("[0-9a-f]{64}", found) else "")
-        return super().redirect_request(request, file, code, message, headers, new_url)
-
-
-def _download(url: str, target: Path, *, on_progress: Report, should_stop: Asked) -> Path:
-    """Fetch a URL to a file by way of `<name>.part`, which a later call continues."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part, linked = target.with_name(target.name + ".part"), _LinkedHeaders()
-    have = part.stat().st_size if part.is_file() else 0
-    request = urllib.request.Request(
-        url, headers={"User-Agent": "train-lora", **({"Range": f"bytes={have}-"} if have else {})}
-    )
-    try:
-        response = urllib.request.build_opener(linked).open(request, timeout=TIMEOUT_SECONDS)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # the part is longer than the file: not of this file
-            raise
-        part.unlink()
-        return _download(url, target, on_progress=on_progress, should_stop=should_stop)
-    with response:
-        have = have if response.status == 206 else 0
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        _receive(
-            response,
-            part,
-            have,
-            total,
-            lambda share: on_progress(f"Downloading {target.name} ({size_text(total)})", share),
-            should_stop,
-        )
-    _check(part, total, linked.checksum or _checksum_in(url))
-    os.replace(part, target)
-    return target
-
-
-def _receive(
-    response: Any, part: Path, have: int, total: int | None, report: Any, should_stop: Asked
-) -> None:
-    with open(part, "ab" if have else "wb") as file:
-        while True:
-            report(have / total if total else 0.0)
-            if should_stop():
-                raise Stopped()
-            chunk = response.read(CHUNK_BYTES)
-            if not chunk:
-                break
-            file.write(chunk)
-            have += len(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _check(part: Path, total: int | None, checksum: str) -> None:
-    """Raise OSError for a file that is not whole; one with the wrong content is removed, so that
-    the next try begins anew.
-    """
-    if total is not None and part.stat().st_size < total:
-        raise OSError(f"{part.stat().st_size:,} of {total:,} bytes arrived")
-    if checksum and not fingerprint_of_file(part).startswith(checksum):
-        part.unlink()
-        raise OSError("what arrived has another checksum than the server names")
-
-
-def _checksum_in(url: str) -> str:
-    """Return the beginning of a SHA-256 that a file's name ends with, as open_clip's releases have
-    it, or nothing.
-    """
-    found = re.search(r"-([0-9a-f]{8})\.\w+$", url)
-    return found[1] if found else ""

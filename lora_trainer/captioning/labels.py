@@ -28,7 +28,9 @@ from ..base.errors import Refused
 from ..base.text import is_plain_text
 
 TITLES = {"default": "Photos and art", "shapes": "Embedded demo: shapes and colours"}
-MOST_LABELS, LARGEST_GROUP_BYTES, MOST_GROUPS = 3000, 200_000, 40
+MOST_LABELS = 3000
+LARGEST_GROUP_BYTES = 200_000
+MOST_GROUPS = 40
 NOTHING = "-"
 WINDOWS_OWN = (  # names of devices, whatever ending they have
     r"(con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3]) *(\..*)?"
@@ -82,10 +84,8 @@ class LabelSets:
     """
 
     def __init__(self, home: Path) -> None:
-        self._home, self._ours = (
-            home,
-            Path(str(resources.files("lora_trainer"))) / "captioning" / "labels",
-        )
+        self._home = home
+        self._ours = Path(str(resources.files("lora_trainer"))) / "captioning" / "labels"
         self._lock = (
             threading.Lock()
         )  # held while a set has no place, and while one gets its place back
@@ -211,11 +211,9 @@ class LabelSets:
         """
         self._theirs()
         self._home.mkdir(parents=True, exist_ok=True)
-        fresh, place, old = (
-            self._home / f".{uuid.uuid4().hex}",
-            self._home / name,
-            self._home / f".{name}.old",
-        )
+        fresh = self._home / f".{uuid.uuid4().hex}"
+        place = self._home / name
+        old = self._home / f".{name}.old"
         fresh.mkdir()
         try:
             for number, (group, text) in enumerate(groups.items(), start=1):

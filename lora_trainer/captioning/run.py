@@ -112,14 +112,15 @@ class _Run:
         should_stop: Asked,
         begin: CaptionProgress,
     ) -> None:
-        self._pictures, self._wording, self._host, self._write, self._should_stop = (
-            list(pictures),
-            wording,
-            host,
-            write,
-            should_stop,
-        )
-        self._on_progress, self._next, self._seconds, self._seen = on_progress, 0, 0.0, 0
+        self._pictures = list(pictures)
+        self._wording = wording
+        self._host = host
+        self._write = write
+        self._should_stop = should_stop
+        self._on_progress = on_progress
+        self._next = 0
+        self._seconds = 0.0
+        self._seen = 0
         self.progress = begin
 
     def prepare(self, message: str, fraction: float) -> None:

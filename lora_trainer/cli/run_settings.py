@@ -11,8 +11,9 @@ from typing import Any
 from ..base.contracts import Host
 from ..base.errors import Refused
 from ..base.paths import expand_user
+from ..interop.our_settings import name_for
 from ..interop.presets import find_preset, presets_folder
-from ..interop.readers import IN_OUR_NAMES, import_settings, name_for
+from ..interop.readers import IN_OUR_NAMES, import_settings
 from ..settings.aliases import read_resolutions
 from ..settings.config import KOHYA_NAMES, TrainConfig, all_settings, in_our_names
 from ..settings.files import read_settings

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..base.errors import Refused
 from ..base.text import number
-from .kohya import Taking, clean, is_off
+from .conversion import Conversion, is_unset, parse_text
 
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 3e-6,
@@ -108,7 +108,7 @@ there either, or suits a machine.
 """
 
 
-def to_kohya(nested: Mapping[str, Any]) -> Taking:
+def to_kohya(nested: Mapping[str, Any]) -> Conversion:
     """Bring a OneTrainer config into sd-scripts' names, for what has none there into ours. Its
     folders of pictures are read by `concepts`.
 
@@ -122,15 +122,15 @@ def to_kohya(nested: Mapping[str, Any]) -> Taking:
             code="no_settings",
         )
     given = {
-        str(key): cleaned for key, value in nested.items() if (cleaned := clean(value)) is not None
+        str(key): cleaned
+        for key, value in nested.items()
+        if (cleaned := parse_text(value)) is not None
     }
-    values, taking = {**DEFAULTS, **given}, Taking({})
-    said = taking.values
+    values, conversion = {**DEFAULTS, **given}, Conversion({})
+    said = conversion.values
     said.update({theirs: values[name] for name, theirs in _PLAIN.items() if name in values})
-    said["sdxl"], said["v2"] = (
-        "_XL" in kind,
-        kind.startswith(("STABLE_DIFFUSION_20", "STABLE_DIFFUSION_21")),
-    )
+    said["sdxl"] = "_XL" in kind
+    said["v2"] = kind.startswith(("STABLE_DIFFUSION_20", "STABLE_DIFFUSION_21"))
     said["max_token_length"] = 75
     for part in (
         _method,
@@ -145,7 +145,7 @@ def to_kohya(nested: Mapping[str, Any]) -> Taking:
         _masks,
         _precision,
     ):
-        part(taking, values)
+        part(conversion, values)
     said["clip_skip"] = (
         None
         if said["sdxl"] or said["v2"]
@@ -153,9 +153,9 @@ def to_kohya(nested: Mapping[str, Any]) -> Taking:
     )
     for key, reason in _CANNOT.items():
         if str(value := values.get(key)).upper() not in ("NONE", "NEVER"):
-            taking.leave(key, value, reason)
-    taking.values = {key: value for key, value in said.items() if value is not None}
-    return taking
+            conversion.skip(key, value, reason)
+    conversion.values = {key: value for key, value in said.items() if value is not None}
+    return conversion
 
 
 def assumed(nested: Mapping[str, Any]) -> set[str]:
@@ -182,7 +182,7 @@ def assumed(nested: Mapping[str, Any]) -> set[str]:
     }
 
 
-def use_its_names(taking: Taking) -> None:
+def use_its_names(conversion: Conversion) -> None:
     """Call what was taken over and what was left out as OneTrainer does, and drop what this module
     added.
     """
@@ -197,42 +197,44 @@ def use_its_names(taking: Taking) -> None:
         "network_module": "peft_type",
         "network_args dora_wd": "lora_decompose",
     }
-    taking.origin = {name: theirs.get(key, key) for name, key in taking.origin.items()}
-    taking.left_out = [
+    conversion.origin = {name: theirs.get(key, key) for name, key in conversion.origin.items()}
+    conversion.left_out = [
         dataclasses.replace(left, key=theirs.get(left.key, left.key))
-        for left in taking.left_out
+        for left in conversion.left_out
         if left.key not in ("sdxl", "v2")
     ]
 
 
-def _method(taking: Taking, values: Mapping[str, Any]) -> None:
+def _method(conversion: Conversion, values: Mapping[str, Any]) -> None:
     if (method := str(values.get("training_method", "LORA"))) != "LORA":
-        taking.leave("training_method", method, "LoRAs are trained here")
+        conversion.skip("training_method", method, "LoRAs are trained here")
 
 
-def _place(taking: Taking, values: Mapping[str, Any]) -> None:
-    taking.values["pretrained_model_name_or_path"] = values.get("base_model_name")
+def _place(conversion: Conversion, values: Mapping[str, Any]) -> None:
+    conversion.values["pretrained_model_name_or_path"] = values.get("base_model_name")
     folder, _, name = (
         str(values.get("output_model_destination") or "").replace("\\", "/").rpartition("/")
     )
     stem, _, ending = name.rpartition(".")
     if stem and ending.lower() in ("safetensors", "ckpt"):
-        taking.set("output_name", stem, "output_model_destination")
+        conversion.set("output_name", stem, "output_model_destination")
         if folder:
-            taking.set("output_dir", folder, "output_model_destination")
+            conversion.set("output_dir", folder, "output_model_destination")
 
 
-def _network(taking: Taking, values: Mapping[str, Any]) -> None:
-    kind, said, arguments = str(values["peft_type"]).upper(), taking.values, {}
+def _network(conversion: Conversion, values: Mapping[str, Any]) -> None:
+    kind = str(values["peft_type"]).upper()
+    said = conversion.values
+    arguments = {}
     said["network_module"] = {
         "LORA": "networks.lora",
         "LOHA": "networks.loha",
         "LOKR": "networks.lokr",
     }.get(kind, kind)
-    said["network_dim"], said["network_alpha"] = (
-        (values.get("lokr_dim", values["lora_rank"]) if kind == "LOKR" else values["lora_rank"]),
-        values["lora_alpha"],
+    said["network_dim"] = (
+        values.get("lokr_dim", values["lora_rank"]) if kind == "LOKR" else values["lora_rank"]
     )
+    said["network_alpha"] = values["lora_alpha"]
     if kind == "LOKR":
         arguments["factor"] = values.get("lokr_decompose_factor")
     if values.get("lokr_weight_decompose" if kind == "LOKR" else "lora_decompose") is True:
@@ -242,7 +244,7 @@ def _network(taking: Taking, values: Mapping[str, Any]) -> None:
     elif preset == "attn-only":
         arguments["targets"] = "attention"
     elif preset != "attn-mlp":
-        taking.leave(
+        conversion.skip(
             "layer_filter",
             values.get("layer_filter") or preset,
             "layers are chosen by kind, Layers, and by block, Blocks",
@@ -254,11 +256,11 @@ def _part(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found if isinstance(found := values.get(name), Mapping) else {}
 
 
-def _parts(taking: Taking, values: Mapping[str, Any]) -> None:
+def _parts(conversion: Conversion, values: Mapping[str, Any]) -> None:
     """Which parts learn, and how fast: a part without a learning rate of its own has the common
     one.
     """
-    said, common = taking.values, values["learning_rate"]
+    said, common = conversion.values, values["learning_rate"]
     encoders = [
         _part(values, name) for name in ("text_encoder", "text_encoder_2")[: 1 + bool(said["sdxl"])]
     ]
@@ -275,7 +277,7 @@ def _parts(taking: Taking, values: Mapping[str, Any]) -> None:
         ]
         said["text_encoder_lr"] = rates
         if len(trained) < len(encoders):
-            taking.leave(
+            conversion.skip(
                 "text_encoder_2" if trained[0] is encoders[0] else "text_encoder",
                 "not trained",
                 "both text encoders learn here, or none",
@@ -284,7 +286,7 @@ def _parts(taking: Taking, values: Mapping[str, Any]) -> None:
         if str(
             (part := _part(values, name)).get("stop_training_after_unit", "NEVER")
         ) != "NEVER" and part.get("stop_training_after"):
-            taking.leave(
+            conversion.skip(
                 f"{name} stop_training_after",
                 part["stop_training_after"],
                 "what learns does so to the end",
@@ -293,14 +295,16 @@ def _parts(taking: Taking, values: Mapping[str, Any]) -> None:
         said["caption_dropout_rate"] = dropout
 
 
-def _optimizer(taking: Taking, values: Mapping[str, Any]) -> None:
+def _optimizer(conversion: Conversion, values: Mapping[str, Any]) -> None:
     said = values.get("optimizer", "ADAMW")
     details = said if isinstance(said, Mapping) else {"optimizer": said}
     name = str(details.get("optimizer", "ADAMW")).upper()
-    taking.values["optimizer_type"] = _OPTIMIZERS.get(name, name)
+    conversion.values["optimizer_type"] = _OPTIMIZERS.get(name, name)
     if name in ("ADAM", "ADAM_8BIT", "ADAMW_ADV", "PRODIGY_ADV"):
-        taking.leave("optimizer", name, f"{_OPTIMIZERS[name]} is taken instead")
-    arguments = {key: details[key] for key in _OPTIMIZER_ARGUMENTS if not is_off(details.get(key))}
+        conversion.skip("optimizer", name, f"{_OPTIMIZERS[name]} is taken instead")
+    arguments = {
+        key: details[key] for key in _OPTIMIZER_ARGUMENTS if not is_unset(details.get(key))
+    }
     if (decay := number(details.get("weight_decay"))) is not None:
         arguments["weight_decay"] = decay
     betas = [number(details.get(key)) for key in ("beta1", "beta2")]
@@ -317,37 +321,35 @@ def _optimizer(taking: Taking, values: Mapping[str, Any]) -> None:
             if key not in ("decay_rate", "clip_threshold", "scale_parameter")
         )
     )
-    taking.values["optimizer_args"] = {
+    conversion.values["optimizer_args"] = {
         key: value for key, value in arguments.items() if key in allowed
     }
 
 
-def _schedule(taking: Taking, values: Mapping[str, Any]) -> None:
-    name, said = str(values["learning_rate_scheduler"]).upper(), taking.values
+def _schedule(conversion: Conversion, values: Mapping[str, Any]) -> None:
+    name, said = str(values["learning_rate_scheduler"]).upper(), conversion.values
     said["lr_scheduler"] = _SCHEDULES.get(name, name.lower())
     if "RESTARTS" in name and (cycles := number(values.get("learning_rate_cycles"))):
         said["lr_scheduler_num_cycles"] = max(1, round(cycles))
-    warm_up, accumulated = (
-        number(values["learning_rate_warmup_steps"]),
-        number(values.get("gradient_accumulation_steps")) or 1,
-    )
+    warm_up = number(values["learning_rate_warmup_steps"])
+    accumulated = number(values.get("gradient_accumulation_steps")) or 1
     said["lr_warmup_steps"] = (
         warm_up if warm_up is None or warm_up <= 1 else int(warm_up / max(1, accumulated))
     )
     if str(values.get("ema", "OFF")).upper() != "OFF":
-        taking.set(
+        conversion.set(
             "ema_decay", min(0.99999, number(values.get("ema_decay", 0.999)) or 0.0), "ema_decay"
         )
 
 
-def _resolution(taking: Taking, values: Mapping[str, Any]) -> None:
+def _resolution(conversion: Conversion, values: Mapping[str, Any]) -> None:
     """Several sizes stand between commas, each a number or 768x512."""
     first, *more = str(values["resolution"]).replace(" ", "").split(",")
-    taking.values["resolution"] = first
-    taking.values["extra_resolutions"] = ", ".join(more) or None
+    conversion.values["resolution"] = first
+    conversion.values["extra_resolutions"] = ", ".join(more) or None
 
 
-def _loss(taking: Taking, values: Mapping[str, Any]) -> None:
+def _loss(conversion: Conversion, values: Mapping[str, Any]) -> None:
     strengths = {
         name: number(values.get(f"{key}_strength")) or 0.0
         for name, key in (("l2", "mse"), ("l1", "mae"), ("huber", "huber"))
@@ -355,57 +357,59 @@ def _loss(taking: Taking, values: Mapping[str, Any]) -> None:
     strengths["l2"] = 1.0 if values.get("mse_strength") is None else strengths["l2"]
     strongest = max(strengths, key=lambda name: strengths[name])
     if strengths[strongest] and strongest != "l2":
-        taking.set("loss_type", strongest, f"{'mae' if strongest == 'l1' else strongest}_strength")
+        conversion.set(
+            "loss_type", strongest, f"{'mae' if strongest == 'l1' else strongest}_strength"
+        )
     for name, key in (("l2", "mse"), ("l1", "mae"), ("huber", "huber")):
         if name != strongest:
-            taking.leave(
+            conversion.skip(
                 f"{key}_strength",
                 strengths[name],
                 f"losses are not added up here: Loss is {strongest}",
             )
     if strongest == "huber":
-        taking.set("huber_c", values.get("huber_delta", 1.0), "huber_delta")
-        taking.set("huber_schedule", "constant", "huber_strength")
+        conversion.set("huber_c", values.get("huber_delta", 1.0), "huber_delta")
+        conversion.set("huber_schedule", "constant", "huber_strength")
     weight = str(values.get("loss_weight_fn", "CONSTANT")).upper()
     if weight == "MIN_SNR_GAMMA":
-        taking.values["min_snr_gamma"] = values.get("loss_weight_strength", 5.0)
+        conversion.values["min_snr_gamma"] = values.get("loss_weight_strength", 5.0)
     elif weight == "DEBIASED_ESTIMATION":
-        taking.values["debiased_estimation_loss"] = True
+        conversion.values["debiased_estimation_loss"] = True
     elif weight != "CONSTANT":
-        taking.leave(
+        conversion.skip(
             "loss_weight_fn", weight, "Min-SNR gamma and Debiased estimation are what there is"
         )
 
 
-def _timesteps(taking: Taking, values: Mapping[str, Any]) -> None:
+def _timesteps(conversion: Conversion, values: Mapping[str, Any]) -> None:
     low, high = (number(values.get(f"{end}_noising_strength")) for end in ("min", "max"))
     if low:
-        taking.set(
+        conversion.set(
             "min_timestep", math.floor(min(max(low, 0.0), 1.0) * 1000), "min_noising_strength"
         )
     if high is not None and high < 1:
-        taking.set("max_timestep", math.ceil(max(high, 0.0) * 1000), "max_noising_strength")
+        conversion.set("max_timestep", math.ceil(max(high, 0.0) * 1000), "max_noising_strength")
     distribution = str(values.get("timestep_distribution", "UNIFORM")).upper()
     if distribution == "LOGIT_NORMAL":
-        taking.set("timestep_sampling", "logit_normal", "timestep_distribution")
-        taking.set("logit_mean", number(values.get("noising_bias")) or 0.0, "noising_bias")
-        taking.set(
+        conversion.set("timestep_sampling", "logit_normal", "timestep_distribution")
+        conversion.set("logit_mean", number(values.get("noising_bias")) or 0.0, "noising_bias")
+        conversion.set(
             "logit_std", (number(values.get("noising_weight")) or 0.0) + 1.0, "noising_weight"
         )
     elif distribution != "UNIFORM":
-        taking.leave(
+        conversion.skip(
             "timestep_distribution", distribution, "uniform and logit_normal are what there is"
         )
 
 
-def _masks(taking: Taking, values: Mapping[str, Any]) -> None:
+def _masks(conversion: Conversion, values: Mapping[str, Any]) -> None:
     """Masks lie beside the pictures as name-masklabel.png, as here."""
     if values.get("masked_training") is True:
-        taking.values["masked_loss"] = "files"
-        taking.set("masked_loss_floor", values.get("unmasked_weight", 0.1), "unmasked_weight")
+        conversion.values["masked_loss"] = "files"
+        conversion.set("masked_loss_floor", values.get("unmasked_weight", 0.1), "unmasked_weight")
 
 
-def _precision(taking: Taking, values: Mapping[str, Any]) -> None:
+def _precision(conversion: Conversion, values: Mapping[str, Any]) -> None:
     for key, names, ours in (
         ("train_dtype", _NUMBERS, "mixed_precision"),
         ("output_dtype", _SAVED, "save_precision"),
@@ -413,8 +417,8 @@ def _precision(taking: Taking, values: Mapping[str, Any]) -> None:
         if key not in values:  # its fp16 needs a GPU; auto suits every machine
             continue
         if (found := names.get(str(values[key]).upper())) is not None:
-            taking.values[ours] = found
+            conversion.values[ours] = found
         else:
-            taking.leave(key, values[key], "these numbers are not offered")
+            conversion.skip(key, values[key], "these numbers are not offered")
     checkpointing = values.get("gradient_checkpointing", "ON")
-    taking.values["gradient_checkpointing"] = str(checkpointing).upper() not in ("OFF", "FALSE")
+    conversion.values["gradient_checkpointing"] = str(checkpointing).upper() not in ("OFF", "FALSE")

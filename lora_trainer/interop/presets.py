@@ -20,8 +20,8 @@ from ..settings.aliases import read_resolutions
 from ..settings.config import TrainConfig, all_settings, in_our_names
 from ..settings.files import read_mapping
 from ..settings.lora_name import check_name
-from .kohya import LeftOut
-from .readers import our_settings
+from .conversion import SkippedSetting
+from .our_settings import our_settings
 
 log = logging.getLogger(__name__)
 MOST_PRESETS = 200
@@ -133,7 +133,7 @@ class OwnPresets:
         with _refused_by_the_disk(path):
             path.unlink()
 
-    def take(self, file: Path, name: str) -> tuple[Preset, list[LeftOut]]:
+    def take(self, file: Path, name: str) -> tuple[Preset, list[SkippedSetting]]:
         """Take over another's preset under this name, or with a number behind it; returns it with
         what could not be taken over.
         """
@@ -201,7 +201,7 @@ def as_file(preset: Preset) -> str:
     return yaml.safe_dump(shared, allow_unicode=True, sort_keys=False)
 
 
-def _read(path: Path) -> tuple[Preset, list[LeftOut]]:
+def _read(path: Path) -> tuple[Preset, list[SkippedSetting]]:
     """Read the help and those settings of a preset's file that are valid and belong there; the
     others are listed. Raises `Refused`.
     """
@@ -216,7 +216,7 @@ def _read(path: Path) -> tuple[Preset, list[LeftOut]]:
     settings, left_out = our_settings(values["settings"])
     kept = {name: value for name, value in settings.items() if belongs(name)}
     refused = [
-        LeftOut(name, value, "a preset holds no names and no places")
+        SkippedSetting(name, value, "a preset holds no names and no places")
         for name, value in settings.items()
         if name not in kept
     ]

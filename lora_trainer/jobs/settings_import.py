@@ -17,7 +17,7 @@ ENDINGS = (".toml", ".json", ".yaml", ".yml", ".safetensors")
 LARGEST_SETTINGS_BYTES = 1_000_000
 
 
-class LeftOut(TypedDict):
+class SkippedSetting(TypedDict):
     key: str
     value: Any
     reason: str
@@ -31,7 +31,7 @@ class ImportedSettings(TypedDict):
     settings: dict[str, Any]
     source: str  # the trainer that wrote the file
     assumed: list[str]
-    left_out: list[LeftOut]
+    left_out: list[SkippedSetting]
 
 
 class ImportedFile(ImportedSettings):
@@ -73,7 +73,7 @@ class SettingsImport:
             f"the checkpoint that is loaded is trained: load {name} at the top left, or one of its"
             " kind"
         )
-        left_out: LeftOut = {"key": "base_model", "value": base_model, "reason": reason}
+        left_out: SkippedSetting = {"key": "base_model", "value": base_model, "reason": reason}
         return {
             **imported,
             "settings": settings,

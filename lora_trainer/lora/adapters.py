@@ -1,160 +1,126 @@
-"""The adapter layers of one run on a model: attach, detach, and what they have learned.
+"""The adapter layers of one run on a model: attach, detach, and their weights.
 
-`core.kinds` builds a layer around each target. We keep (parent, attribute, adapter layer, original
-layer), so attaching and detaching are attribute swaps: the original module objects stay as they are
-and no weight of the base is touched. A `nn.MultiheadAttention` has no layers that could be swapped;
-while attached, its object has a `forward` that computes with changed weights.
+`build_layers` builds a layer around each target. A slot keeps the parent module, the attribute, the
+adapter layer and the original one, so attaching and detaching swap attributes: the original modules
+stay as they are, and no weight of the base is touched. `multihead` does it for attention modules
+that have no layers to swap.
 """
 
 import contextlib
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator, Mapping
 
 import torch
 
-from ..base.patching import replaced_forward
-from .adapter_layers import (
-    AdapterSpec,
-    Dropouts,
-    RankAlpha,
-    build,
-    changed_weight,
-    delta_norm,
-    factors_of,
-    is_whole,
-    weight_shapes,
-    weights_of,
+from .adapter_layers import AdapterLayer, AdapterSpec, Dropouts, RankAlpha, is_full_lokr
+from .build_layers import build_layers, weight_shapes
+from .multihead import (
+    MultiheadSlot,
+    find_multiheads,
+    forget_weight,
+    parent_of,
+    projection_layer,
 )
 from .target_layers import PROJECTIONS
 
+LORA = AdapterSpec()
+
 
 @dataclasses.dataclass(frozen=True)
-class _Layer:
-    """The place of one adapter layer."""
+class LayerSlot:
+    """Where an adapter layer belongs: the attribute of a module that has the original layer."""
 
     path: str
     parent: torch.nn.Module
     attribute: str
-    adapter: torch.nn.Module
+    layer: AdapterLayer
     original: torch.nn.Module
 
     def attach(self) -> None:
-        setattr(self.parent, self.attribute, self.adapter)
+        setattr(self.parent, self.attribute, self.layer)
 
     def detach(self) -> None:
         setattr(self.parent, self.attribute, self.original)
 
-    def moved_to(self, parts: torch.nn.Module) -> "_Layer":
-        place = _place(parts, self.path, self.adapter)
-        self.adapter.base_layer = place.original
-        return place
-
-
-@dataclasses.dataclass(frozen=True)
-class _Attention:
-    """The place of the four adapter layers of a `nn.MultiheadAttention`, in the order of
-    `PROJECTIONS`.
-    """
-
-    path: str
-    module: torch.nn.MultiheadAttention
-    adapters: tuple[torch.nn.Module, ...]
-    dropouts: Dropouts
-    attached: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
-
-    def attach(self) -> None:
-        self.attached.enter_context(
-            replaced_forward(
-                self.module, functools.partial(_attend, self.module, self.adapters, self.dropouts)
-            )
-        )
-
-    def detach(self) -> None:
-        self.attached.close()
-
-    def moved_to(self, parts: torch.nn.Module) -> "_Attention":
-        return dataclasses.replace(self, module=parts.get_submodule(self.path))
+    def moved_to(self, parts: torch.nn.Module) -> "LayerSlot":
+        """Return the slot of the same path in other parts; the layer then has their base layer."""
+        slot = _slot(parts, self.path, self.layer)
+        assert isinstance(slot.original, (torch.nn.Linear, torch.nn.Conv2d))
+        self.layer.set_base_layer(slot.original)
+        return slot
 
 
 class Adapters:
-    """The adapters of one run. Made detached; `attached()` puts them in for a while."""
+    """The adapters of one run, by path. Made detached; `attached()` attaches them for a `with`."""
 
     def __init__(
         self,
-        layers: dict[str, torch.nn.Module],
-        places: list[_Layer | _Attention],
-        shapes: Mapping[str, RankAlpha],
-        form: AdapterSpec,
+        layers: dict[str, AdapterLayer],
+        slots: list[LayerSlot | MultiheadSlot],
+        rank_alphas: Mapping[str, RankAlpha],
+        spec: AdapterSpec,
         dropouts: Dropouts,
     ) -> None:
-        self._layers, self._places, self._dropouts = layers, places, dropouts
-        self.shapes, self.form = dict(shapes), form
+        self._layers = layers
+        self._slots = slots
+        self._dropouts = dropouts
+        self.rank_alphas = dict(rank_alphas)
+        self.spec = spec
 
     @classmethod
     def create(
         cls,
         parts: torch.nn.Module,
-        shapes: Mapping[str, RankAlpha],
-        form: AdapterSpec = AdapterSpec(),  # noqa: B008
+        rank_alphas: Mapping[str, RankAlpha],
+        spec: AdapterSpec = LORA,
         *,
         seed: int = 0,
     ) -> "Adapters":
-        """Build float32 layers for the paths of `shapes`, neutral at first: the prediction is
-        unchanged. What they begin with depends on `seed` alone.
+        """Build float32 layers for the paths of `rank_alphas`; their change is 0 at first.
 
-        Raises ValueError when there is no layer or only some projections of a
-        `nn.MultiheadAttention`, AttributeError for a path that `parts` lack.
+        Their initial weights depend on `seed` alone. Raises ValueError when there is no layer or
+        only some projections of a `nn.MultiheadAttention`, AttributeError for a path that `parts`
+        lack.
         """
-        if not shapes:
+        if not rank_alphas:
             raise ValueError("the model has no layer that could learn")
-        attentions = _attentions(parts, shapes)
-        originals = {
-            path: (
-                _projection(attentions[_above(path)], path)
-                if _above(path) in attentions
-                else parts.get_submodule(path)
-            )
-            for path in shapes
-        }
-        dropouts = Dropouts(form)
+        multiheads = find_multiheads(parts, rank_alphas)
+        base_layers = {path: _base_layer(parts, path, multiheads) for path in rank_alphas}
+        dropouts = Dropouts(spec)
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(
-                seed
-            )  # peft draws on the CPU; torch.manual_seed would reseed every GPU, too
-            layers = build(originals, shapes, form, dropouts)
-        places: list[_Layer | _Attention] = [
-            _place(parts, path, layer)
+            # Drawn on the CPU; torch.manual_seed would reseed every GPU, too.
+            torch.default_generator.manual_seed(seed)
+            layers = build_layers(base_layers, rank_alphas, spec, dropouts)
+        slots: list[LayerSlot | MultiheadSlot] = [
+            _slot(parts, path, layer)
             for path, layer in layers.items()
-            if _above(path) not in attentions
+            if parent_of(path) not in multiheads
         ]
-        for path, module in attentions.items():
-            of_it = tuple(layers[f"{path}.{name}"] for name in PROJECTIONS)
-            for layer in of_it:  # the view of the weight would go stale when that moves
-                layer.base_layer.weight = torch.nn.Parameter(
-                    torch.empty_like(layer.base_layer.weight, device="meta"), requires_grad=False
-                )
-            places.append(_Attention(path, module, of_it, dropouts))
-        return cls(layers, places, shapes, form, dropouts)
+        for path, module in multiheads.items():
+            projections = tuple(layers[f"{path}.{name}"] for name in PROJECTIONS)
+            for layer in projections:
+                forget_weight(layer.base_layer)
+            slots.append(MultiheadSlot(path, module, projections, dropouts))
+        return cls(layers, slots, rank_alphas, spec, dropouts)
 
     def move_to(self, parts: torch.nn.Module) -> None:
-        """Go over to other parts of the same layers: the same checkpoint, loaded anew into other
-        objects. Only while detached.
+        """Move to other parts with the same layers: the same base model, loaded anew. Only while
+        detached.
         """
-        self._places = [place.moved_to(parts) for place in self._places]
+        self._slots = [slot.moved_to(parts) for slot in self._slots]
 
     def attach(self) -> None:
-        for place in self._places:
-            place.attach()
+        for slot in self._slots:
+            slot.attach()
 
     def detach(self) -> None:
-        for place in self._places:
-            place.detach()
+        for slot in self._slots:
+            slot.detach()
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
-        """Attach for the time of a `with`, detaching whatever happens."""
+        """Attach for the time of a `with`; detaches in any case."""
         try:
             self.attach()
             yield
@@ -162,207 +128,123 @@ class Adapters:
             self.detach()
 
     @contextlib.contextmanager
-    def nothing_left_out(self) -> Iterator[None]:
-        """Switch dropouts off for the time of a `with`: for a loss that is only measured."""
-        self._dropouts.active = False
+    def without_dropout(self) -> Iterator[None]:
+        """Switch dropouts off for the time of a `with`: for validation."""
+        self._dropouts.enabled = False
         try:
             yield
         finally:
-            self._dropouts.active = True
+            self._dropouts.enabled = True
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        return [weight for layer in self._layers.values() for weight in weights_of(layer).values()]
+        """Return all trained parameters, layer by layer."""
+        return [
+            weight for layer in self._layers.values() for weight in layer.trained_weights().values()
+        ]
 
     def named_parameters(self) -> dict[str, dict[str, torch.nn.Parameter]]:
-        """Return the parameters by path and by the name in the file, as `weights` does."""
-        return {path: weights_of(layer) for path, layer in self._layers.items()}
+        """Return the parameters by path and by the name in files, as `weights` does."""
+        return {path: layer.trained_weights() for path, layer in self._layers.items()}
 
     def weights(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Return float32 copies on the CPU by path and by the name in the file: LoRA has
-        `lora_down.weight` `(rank, in[, k, k])` and `lora_up.weight` `(out, rank[, 1, 1])`, LoHa
-        `hada_w1_a` and so on, LoKr `lokr_w1` and so on; DoRA has `dora_scale` `(1, in[, 1, 1])`
-        beside.
+        """Return float32 copies of all weights on the CPU, by path and by the name in files.
+
+        Their shapes are those of `LoraLayer`, `LohaLayer` and `LokrLayer`; with DoRA there is
+        `dora_scale`, `(1, in[, 1, 1])`, too.
         """
-        return {
-            path: {
-                name: weight.detach().to("cpu", torch.float32, copy=True)
-                for name, weight in weights_of(layer).items()
-            }
-            for path, layer in self._layers.items()
-        }
+        return {path: _on_cpu(weights) for path, weights in self.named_parameters().items()}
 
     def load(self, weights: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Take over what `weights` gave; raises ValueError unless they are those of these layers
-        and of their shapes.
+        """Take over what `weights()` gave.
+
+        Raises ValueError unless the paths, names and shapes are those of these layers.
         """
-        if weights.keys() != self.shapes.keys():
-            raise ValueError(
-                f"the layers differ: {sorted(weights.keys() ^ self.shapes.keys())[:3]}"
-            )
-        ours = {path: weights_of(layer) for path, layer in self._layers.items()}
-        for path, parts in ours.items():
-            if (found := _shapes_of(weights[path])) != (wanted := _shapes_of(parts)):
-                raise ValueError(f"{path} is {wanted}, not {found}")
+        if weights.keys() != self.rank_alphas.keys():
+            differing = sorted(weights.keys() ^ self.rank_alphas.keys())
+            raise ValueError(f"the layers differ: {differing[:3]}")
+        parameters = self.named_parameters()
+        for path, own in parameters.items():
+            found, expected = _shapes_of(weights[path]), _shapes_of(own)
+            if found != expected:
+                raise ValueError(f"{path} is {expected}, not {found}")
         with torch.no_grad():
-            for path, parts in ours.items():
-                for name, weight in parts.items():
-                    weight.copy_(weights[path][name])
+            for path, own in parameters.items():
+                for name, parameter in own.items():
+                    parameter.copy_(weights[path][name])
 
     @property
     def alphas(self) -> dict[str, float]:
-        """The alpha of each layer as it is written into the file, where the scale is always alpha /
-        rank.
-        """
-        return {
-            path: (
-                float(shape.rank)
-                if is_whole(weights_of(self._layers[path]))
-                else shape.alpha * (math.sqrt(shape.rank) if self.form.rslora else 1)
-            )
-            for path, shape in self.shapes.items()
-        }
+        """The alpha of each layer in a file, where the scale is always alpha / rank."""
+        return {path: self._alpha_in_file(path) for path in self.rank_alphas}
+
+    def _alpha_in_file(self, path: str) -> float:
+        rank_alpha = self.rank_alphas[path]
+        if is_full_lokr(self._layers[path].factors()):
+            return float(rank_alpha.rank)
+        return rank_alpha.alpha * (math.sqrt(rank_alpha.rank) if self.spec.rslora else 1)
 
     def are_finite(self) -> bool:
+        """Tell whether all parameters are finite numbers."""
         return all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters())
 
     @torch.no_grad()
-    def limit_norms(self, most: float) -> int:
-        """Scale down layers whose change, scaled, has a larger norm than `most`, all their factors
-        alike, as kohya and LyCORIS do after each step (`scale_weight_norms`); DoRA's magnitudes are
-        not part of it. Returns how many.
+    def limit_norms(self, max_norm: float) -> int:
+        """Scale down the layers whose scaled change has a larger norm, and return how many.
+
+        All factors of a layer shrink alike, as with kohya's `scale_weight_norms`. DoRA's magnitudes
+        are not part of the norm.
         """
-        norms = [delta_norm(layer) for layer in self._layers.values()]
-        norms = torch.stack(
-            [norm.to(norms[0].device) for norm in norms]
-        ).tolist()  # one wait for the device, not one a layer
+        layers = list(self._layers.values())
+        norms = [layer.change_norm() for layer in layers]
+        # One transfer from the device, not one a layer.
+        values = torch.stack([norm.to(norms[0].device) for norm in norms]).tolist()
         too_large = [
-            (layer, most / norm)
-            for layer, norm in zip(self._layers.values(), norms, strict=True)
-            if norm > most
+            (layer, max_norm / norm)
+            for layer, norm in zip(layers, values, strict=True)
+            if norm > max_norm
         ]
         for layer, ratio in too_large:
-            factors = factors_of(layer).values()
+            factors = layer.factors().values()
             for factor in factors:
                 factor.mul_(ratio ** (1 / len(factors)))
         return len(too_large)
 
 
 def count_parameters(
-    parts: torch.nn.Module, shapes: Mapping[str, RankAlpha], form: AdapterSpec
+    parts: torch.nn.Module, rank_alphas: Mapping[str, RankAlpha], spec: AdapterSpec
 ) -> int:
-    """Say how many numbers would learn, without building anything."""
-    attentions = _attentions(parts, shapes)
-    layers = {
-        path: (
-            attentions[_above(path)].out_proj
-            if _above(path) in attentions
-            else parts.get_submodule(path)
-        )
-        for path in shapes
+    """Return how many numbers a run would train, without building a layer."""
+    multiheads = find_multiheads(parts, rank_alphas)
+    count = 0
+    for path, rank_alpha in rank_alphas.items():
+        parent = parent_of(path)
+        layer = multiheads[parent].out_proj if parent in multiheads else parts.get_submodule(path)
+        assert isinstance(layer.weight, torch.Tensor)
+        shapes = weight_shapes(layer.weight.shape, rank_alpha.rank, spec)
+        count += sum(math.prod(shape) for shape in shapes.values())
+    return count
+
+
+def _base_layer(
+    parts: torch.nn.Module, path: str, multiheads: Mapping[str, torch.nn.MultiheadAttention]
+) -> torch.nn.Module:
+    parent = parent_of(path)
+    if parent in multiheads:
+        return projection_layer(multiheads[parent], path)
+    return parts.get_submodule(path)
+
+
+def _slot(parts: torch.nn.Module, path: str, layer: AdapterLayer) -> LayerSlot:
+    parent, _, attribute = path.rpartition(".")
+    original = parts.get_submodule(path)
+    return LayerSlot(path, parts.get_submodule(parent), attribute, layer, original)
+
+
+def _on_cpu(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        name: weight.detach().to("cpu", torch.float32, copy=True)
+        for name, weight in weights.items()
     }
-    return sum(
-        math.prod(size)
-        for path, shape in shapes.items()
-        for size in weight_shapes(layers[path].weight.shape, shape.rank, form).values()
-    )
-
-
-# --- Attention that has its projections in one weight ---------------------------------------------
-
-
-def _attentions(
-    parts: torch.nn.Module, shapes: Mapping[str, RankAlpha]
-) -> dict[str, torch.nn.MultiheadAttention]:
-    """Return the `nn.MultiheadAttention`s whose projections learn; raises ValueError where that is
-    only some of the four.
-    """
-    found: dict[str, torch.nn.MultiheadAttention] = {}
-    for path in shapes:
-        above = _above(path)
-        if above not in found and isinstance(
-            module := parts.get_submodule(above), torch.nn.MultiheadAttention
-        ):
-            if missing := [name for name in PROJECTIONS if f"{above}.{name}" not in shapes]:
-                raise ValueError(
-                    f"{above} must learn in all four projections or in none; {', '.join(missing)}"
-                    " is missing"
-                )
-            found[above] = module
-    return found
-
-
-def _projection(attention: torch.nn.MultiheadAttention, path: str) -> torch.nn.Linear:
-    """Return a Linear whose weight is a view of the projection's; it stands in for the layer that
-    there is not.
-    """
-    number = PROJECTIONS.index(path.rpartition(".")[2])
-    weight = [*attention.in_proj_weight.detach().chunk(3), attention.out_proj.weight.detach()][
-        number
-    ]
-    layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
-    return layer
-
-
-def _attend(  # noqa: PLR0913
-    attention: torch.nn.MultiheadAttention,
-    adapters: tuple[torch.nn.Module, ...],
-    dropouts: Dropouts,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    key_padding_mask: torch.Tensor | None = None,
-    need_weights: bool = True,
-    attn_mask: torch.Tensor | None = None,
-    average_attn_weights: bool = True,
-    is_causal: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Do what `nn.MultiheadAttention.forward` does, with the adapters' changes added to the
-    weights. Inputs are `(tokens, batch, width)`, or `(batch, tokens, width)` where the module says
-    `batch_first`, or without a batch.
-    """
-    turned = attention.batch_first and query.dim() == 3
-    if turned:
-        swapped = {
-            id(tensor): tensor.transpose(1, 0) for tensor in (query, key, value)
-        }  # the same tensor stays the same: self-attention
-        query, key, value = (swapped[id(tensor)] for tensor in (query, key, value))
-    projections = [*attention.in_proj_weight.chunk(3), attention.out_proj.weight]
-    *in_proj, out_proj = (
-        changed_weight(adapter, weight, dropouts=dropouts)
-        for adapter, weight in zip(adapters, projections, strict=True)
-    )
-    output, weights = torch.nn.functional.multi_head_attention_forward(
-        query,
-        key,
-        value,
-        attention.embed_dim,
-        attention.num_heads,
-        torch.cat(in_proj),
-        attention.in_proj_bias,
-        attention.bias_k,
-        attention.bias_v,
-        attention.add_zero_attn,
-        attention.dropout,
-        out_proj,
-        attention.out_proj.bias,
-        training=attention.training,
-        key_padding_mask=key_padding_mask,
-        need_weights=need_weights,
-        attn_mask=attn_mask,
-        average_attn_weights=average_attn_weights,
-        is_causal=is_causal,
-    )
-    return (output.transpose(1, 0) if turned else output), weights
-
-
-def _place(parts: torch.nn.Module, path: str, adapter: torch.nn.Module) -> _Layer:
-    above, _, attribute = path.rpartition(".")
-    return _Layer(path, parts.get_submodule(above), attribute, adapter, parts.get_submodule(path))
-
-
-def _above(path: str) -> str:
-    return path.rpartition(".")[0]
 
 
 def _shapes_of(weights: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:

@@ -47,15 +47,18 @@ PRESETS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockChoice:
-    """Rank and alpha of a block where the list gives them; rank 0: the block does not learn."""
+class BlockRank:
+    """Rank and alpha of a block, None where the list does not give them; a block of rank 0 is not
+    trained.
+    """
 
     rank: int | None = None
     alpha: float | None = None
 
-    def beside(self, rank: int, alpha: float) -> tuple[int, float]:
-        """Return rank and alpha of a layer that would have these without the list; a rank alone
-        leaves the strength, alpha / rank, as it is.
+    def override(self, rank: int, alpha: float) -> tuple[int, float]:
+        """Return rank and alpha of a layer that would have these without the list.
+
+        A rank alone keeps alpha / rank as it is.
         """
         own = rank if self.rank is None else self.rank
         return own, self.alpha or alpha * own / rank
@@ -70,22 +73,20 @@ def block_of(path: str) -> str | None:
     if found := re.match(
         r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.", path
     ):
-        down, within = (
-            found[1] == "down",
-            (BLOCKS_PER_LEVEL if found[3].endswith("samplers") else int(found[4])),
-        )
-        return f"{'IN' if down else 'OUT'}{_STRIDE * int(found[2]) + within + down:02d}"
+        level, in_level = int(found[2]), int(found[4])
+        if found[3].endswith("samplers"):
+            in_level = BLOCKS_PER_LEVEL
+        number = _STRIDE * level + in_level
+        return f"IN{number + 1:02d}" if found[1] == "down" else f"OUT{number:02d}"
     if path.startswith(("middle_block.", "mid_block.")):
         return MIDDLE
     return "IN00" if path == "conv_in" else None
 
 
 def levels_of(paths: Iterable[str]) -> int:
-    """Tell the UNet's number of levels from its layers' paths: SDXL's has three, others four."""
-    last = max(
-        (int(name[3:]) for path in paths if (name := block_of(path) or "").startswith("OUT")),
-        default=-1,
-    )
+    """Return a UNet's number of levels, read off its layers' paths: SDXL has three, others four."""
+    names = [block_of(path) or "" for path in paths]
+    last = max((int(name[3:]) for name in names if name.startswith("OUT")), default=-1)
     return SDXL_LEVELS if 0 <= last < _STRIDE * SDXL_LEVELS else LEVELS
 
 
@@ -99,15 +100,14 @@ def block_names(levels: int) -> list[str]:
     )
 
 
-def read_blocks(text: str, levels: int) -> dict[str, BlockChoice]:
+def read_blocks(text: str, levels: int) -> dict[str, BlockRank]:
     """Read a list of blocks; a later entry wins over an earlier one. Raises `Refused` (field
     "lora_blocks").
     """
-    chosen: dict[str, BlockChoice] = {}
-    for entry, names, shape in _entries(text, levels, "lora_blocks"):
-        chosen.update(
-            dict.fromkeys(names, BlockChoice() if shape is None else _shape(entry, shape))
-        )
+    chosen: dict[str, BlockRank] = {}
+    for entry, names, rank_text in _entries(text, levels, "lora_blocks"):
+        rank = BlockRank() if rank_text is None else _read_rank(entry, rank_text)
+        chosen.update(dict.fromkeys(names, rank))
     return chosen
 
 
@@ -123,31 +123,31 @@ def read_block_rates(text: str, levels: int) -> dict[str, float]:
                 " encoder.",
                 RATES_FIELD,
             )
-        chosen.update(dict.fromkeys(names, _factor(entry, factor or "")))
+        chosen.update(dict.fromkeys(names, _read_factor(entry, factor or "")))
     return chosen
 
 
 def _entries(text: str, levels: int, field: str) -> Iterator[tuple[str, list[str], str | None]]:
-    """Yield each entry as it is written, the blocks that it names, and what stands behind its =,
-    None without one.
+    """Yield each entry of a list as it is written, the blocks that it names, and the text behind
+    its "=", None without one.
     """
     names = block_names(levels)
-    for entry in re.split(
-        r"[\s,;]+", re.sub(r"\s*([-–=:])\s*", r"\1", text.strip()).replace("–", "-")
-    ):
+    without_blanks = re.sub(r"\s*([-–=:])\s*", r"\1", text.strip()).replace("–", "-")
+    for entry in re.split(r"[\s,;]+", without_blanks):
         name, equals, value = entry.partition("=")
         name = PRESETS[levels].get(name.lower(), name).upper()
         if name:
-            yield entry, _range(name, names, field), value if equals else None
+            yield entry, _blocks_in_range(name, names, field), value if equals else None
 
 
-def _range(name: str, names: list[str], field: str) -> list[str]:
+def _blocks_in_range(name: str, names: list[str], field: str) -> list[str]:
     """Return the blocks of `IN04`, `IN04-IN08`, `IN04-08` or `IN08-OUT02`, in the UNet's order."""
     first, dash, last = name.partition("-")
-    first = _known(first, names, field)
+    first = _check_block(first, names, field)
     if not dash:
         return [first]
-    last = _known(last if not last.isdigit() else re.sub(r"\d+", "", first) + last, names, field)
+    side = re.sub(r"\d+", "", first)  # IN of IN04
+    last = _check_block(side + last if last.isdigit() else last, names, field)
     between = names[names.index(first) : names.index(last) + 1] if BASE not in (first, last) else []
     if not between:
         raise _refused(
@@ -158,7 +158,7 @@ def _range(name: str, names: list[str], field: str) -> list[str]:
     return between
 
 
-def _known(name: str, names: list[str], field: str) -> str:
+def _check_block(name: str, names: list[str], field: str) -> str:
     found = re.fullmatch(r"(IN|OUT)(\d+)", name)
     full = f"{found[1]}{int(found[2]):02d}" if found else name
     if full in names or full == BASE:
@@ -167,11 +167,10 @@ def _known(name: str, names: list[str], field: str) -> str:
     near = difflib.get_close_matches(
         full, [*names, BASE, *map(str.upper, presets)], n=1, cutoff=0.5
     )
-    advice = (
-        f" Did you mean {near[0] if near[0] in (*names, BASE) else near[0].lower()}?"
-        if near
-        else ""
-    )
+    advice = ""
+    if near:
+        is_block = near[0] in (*names, BASE)
+        advice = f" Did you mean {near[0] if is_block else near[0].lower()}?"
     raise _refused(
         f"There is no block {name!r} in this model. It has {names[0]} to"
         f" {names[len(names) // 2 - 1]}, {MIDDLE}, {names[len(names) // 2 + 1]} to {names[-1]}, and"
@@ -180,9 +179,10 @@ def _known(name: str, names: list[str], field: str) -> str:
     )
 
 
-def _shape(entry: str, text: str) -> BlockChoice:
+def _read_rank(entry: str, text: str) -> BlockRank:
     found = re.fullmatch(r"(\d+)(?::(\d+(?:\.\d*)?|\.\d+))?", text)
-    rank, alpha = (int(found[1]), float(found[2]) if found[2] else None) if found else (-1, None)
+    rank = int(found[1]) if found else -1
+    alpha = float(found[2]) if found and found[2] else None
     if not 0 <= rank <= MOST_RANK or (alpha is not None and not 0 < alpha <= MOST_ALPHA):
         raise _refused(
             f"{entry!r} is not understood. Write a block's rank and alpha as MID=64:32: the rank"
@@ -190,13 +190,12 @@ def _shape(entry: str, text: str) -> BlockChoice:
             f" {MOST_ALPHA:g}.",
             "lora_blocks",
         )
-    return BlockChoice(rank, alpha)
+    return BlockRank(rank, alpha)
 
 
-def _factor(entry: str, text: str) -> float:
-    factor = (
-        float(text) if re.fullmatch(r"(\d+(\.\d*)?|\.\d+)(E-?\d{1,3})?", text.upper()) else -1.0
-    )
+def _read_factor(entry: str, text: str) -> float:
+    is_number = re.fullmatch(r"(\d+(\.\d*)?|\.\d+)(E-?\d{1,3})?", text.upper())
+    factor = float(text) if is_number else -1.0
     if not 0 <= factor <= MOST_RATE_FACTOR:
         raise _refused(
             f"{entry!r} is not understood. Write how fast a block learns as MID=0.5, half as fast:"

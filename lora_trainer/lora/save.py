@@ -1,5 +1,5 @@
-"""The file: kohya's layout and names, hashes, safetensors, and the sidecar that the WebUI's card
-reads. What it says of itself: `metadata`.
+"""Writes the LoRA's file (safetensors in kohya's layout, with its hashes), the sidecar that the
+WebUI's card reads, and the card's preview. `runs.lora_metadata` makes the other metadata.
 """
 
 import errno
@@ -29,24 +29,18 @@ def to_tensors(
     export_name: Callable[[str], str],
     dtype: torch.dtype = torch.float16,
 ) -> dict[str, torch.Tensor]:
-    """Name weights as kohya and LyCORIS do: `<name>.lora_down.weight` or `<name>.hada_w1_a` and so
-    on, and the scalar `<name>.alpha`. All are by path.
+    """Return the tensors of a file, named as kohya and LyCORIS do: `<name>.lora_down.weight`,
+    `<name>.hada_w1_a` and so on, and the scalar `<name>.alpha`. `weights` and `alphas` are by path.
 
-    DoRA's magnitudes stay float32: rounded, each would scale all that the model knows of an input,
-    learned or not. Raises `Refused` (code "not_finite") for a weight that is not finite in `dtype`:
-    no such file may be written.
+    DoRA's magnitudes stay float32: a rounded one would scale all that the model knows of an input,
+    trained or not. Raises `Refused` (code "not_finite") for a weight that is not finite in `dtype`.
     """
     tensors = {}
     for path, parts in weights.items():
         name = export_name(path)
-        tensors.update(
-            {
-                f"{name}.{part}": (
-                    weight.to(torch.float32 if part == DORA_SCALE else dtype).contiguous()
-                )
-                for part, weight in parts.items()
-            }
-        )
+        for part, weight in parts.items():
+            part_dtype = torch.float32 if part == DORA_SCALE else dtype
+            tensors[f"{name}.{part}"] = weight.to(part_dtype).contiguous()
         tensors[f"{name}.alpha"] = torch.tensor(float(alphas[path]))
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
@@ -70,11 +64,8 @@ def save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str])
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, safetensors.torch.save(tensors, metadata), check=True)
     except OSError as error:
-        advice = (
-            "Free some space"
-            if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
-            else "Mend the folder"
-        )
+        disk_is_full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+        advice = "Free some space" if disk_is_full else "Mend the folder"
         raise Refused(
             f"The LoRA cannot be saved to {path}: {error.strerror or error}. {advice} or choose"
             " another.",
@@ -118,8 +109,8 @@ def save_card(
 
 
 def save_preview(path: Path, image: Image.Image) -> bool:
-    """Save a picture for a LoRA's card as `<stem>.png`; one that was not drawn by us is the user's
-    and stays. Says whether it was saved.
+    """Save a picture for a LoRA's card as `<stem>.png`, and return whether it was saved: one that
+    was not drawn by us is the user's and stays.
     """
     target = path.with_suffix(".png")
     if target.exists() and not _drawn_by_us(target):

@@ -15,7 +15,7 @@ from .adapter_layers import RankAlpha
 from .blocks import (
     BASE,
     RATES_FIELD,
-    BlockChoice,
+    BlockRank,
     block_of,
     levels_of,
     read_block_rates,
@@ -23,19 +23,21 @@ from .blocks import (
 )
 from .weight_names import LEVELS
 
-PROJECTIONS = (
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "out_proj",
-)  # of a nn.MultiheadAttention, as the WebUI's loader calls them
+# Of a nn.MultiheadAttention, as the WebUI's loader calls them.
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
+_GROUPS_OF_TARGETS = {
+    "attention": ("attention",),
+    "attention+feed-forward": ("attention", "feed_forward"),
+    "all": ("attention", "feed_forward", "conv", "other"),
+}
 _ATTENTION = re.compile(r".*transformer_blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)")
 _FEED_FORWARD = re.compile(
     r".*(transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)|\.(proj_in|proj_out))"
 )
+# Never part of a LoRA.
 _ENDS = re.compile(
     r"(time_embed|time_embedding|label_emb|add_embedding|conv_in|conv_out|input_blocks\.0\.0|out)(\..*)?"
-)  # never part of a LoRA
+)
 _TEXT_ATTENTION = re.compile(r"(?!.*vision).*layers\.\d+\.self_attn\.(q|k|v|out)_proj")
 _TEXT_MULTIHEAD = re.compile(r"(?!.*visual).*resblocks\.\d+\.attn")
 _TEXT_FEED_FORWARD = re.compile(
@@ -44,8 +46,11 @@ _TEXT_FEED_FORWARD = re.compile(
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerChoice:
-    """The settings that decide which layers learn, and how; 0 and "" mean as in the config."""
+class LayerSettings:
+    """The settings that decide which layers are trained, and with what rank and alpha.
+
+    0 and "" mean as in the settings: an own rank of 0 is the common one.
+    """
 
     targets: str
     rank: int
@@ -63,81 +68,97 @@ class LayerChoice:
     unet: bool = True
     text_encoder: bool = False
 
-    def shape(self, group: str, block: BlockChoice) -> RankAlpha:
+    def rank_alpha(self, group: str, block: BlockRank) -> RankAlpha:
         """Return rank and alpha of a layer: its block's where that has its own, else its group's,
-        else the common ones. A rank without an alpha leaves the strength, alpha / rank, as it is.
-        As in kohya, a convolution's own rank goes before its block's; a rank of 0 leaves a block
-        out in any case.
+        else the common ones.
+
+        A rank without an alpha keeps alpha / rank as it is. As in kohya, a convolution's own rank
+        goes before its block's; a rank of 0 leaves a block out in any case.
         """
         rank = getattr(self, f"{group}_rank", 0) or self.rank
         alpha = getattr(self, f"{group}_alpha", 0) or self.alpha * rank / self.rank
         if block.rank == 0 or not (group == "conv" and self.conv_rank):
-            rank, alpha = block.beside(rank, alpha)
+            rank, alpha = block.override(rank, alpha)
         return RankAlpha(rank, alpha)
 
 
-def plan_shapes(parts: torch.nn.ModuleDict, choice: LayerChoice) -> dict[str, RankAlpha]:
-    """Give every layer that learns its rank and alpha, in the order of `parts.named_modules()`;
-    raises `Refused` for a bad list of blocks.
+def assign_ranks(parts: torch.nn.ModuleDict, settings: LayerSettings) -> dict[str, RankAlpha]:
+    """Return rank and alpha of every trained layer by path, in the order of
+    `parts.named_modules()`.
+
+    Raises `Refused` for a bad list of blocks, and for one that leaves nothing to train.
     """
-    levels = levels_in(parts)
-    blocks = read_blocks(choice.blocks, levels) if "unet" in parts else {}
-    idle = {
-        name for name, factor in read_block_rates(choice.block_rates, levels).items() if factor == 0
-    }
-    of_unet = {name: block for name, block in blocks.items() if name != BASE}
-    shapes = {}
-    for path, group in targets(parts, choice.targets):
+    levels = count_unet_levels(parts)
+    blocks = read_blocks(settings.blocks, levels) if "unet" in parts else {}
+    rates = read_block_rates(settings.block_rates, levels)
+    frozen = {name for name, factor in rates.items() if factor == 0}
+    rank_alphas = {}
+    for path, group in find_target_layers(parts, settings.targets):
         in_unet = path.startswith("unet.")
-        if choice.unet if in_unet else choice.text_encoder:
-            named = block_of(path.removeprefix("unet.")) if in_unet else BASE
-            block = blocks.get(named, BlockChoice(0) if in_unet and of_unet else BlockChoice())
-            shape = choice.shape(group if in_unet else "text_encoder", block)
-            if shape.rank and named not in idle:
-                shapes[path] = shape
-    if idle and not shapes:
+        if not (settings.unet if in_unet else settings.text_encoder):
+            continue
+        name = block_of(path.removeprefix("unet.")) if in_unet else BASE
+        block = _rank_of_block(name, blocks)
+        rank_alpha = settings.rank_alpha(group if in_unet else "text_encoder", block)
+        if rank_alpha.rank and name not in frozen:
+            rank_alphas[path] = rank_alpha
+    if not rank_alphas:
+        _refuse_empty(settings, nothing_learns=bool(frozen), no_layers=bool(blocks))
+    return rank_alphas
+
+
+def _rank_of_block(name: str | None, blocks: dict[str, BlockRank]) -> BlockRank:
+    """Return what a list of blocks says of one: it leaves out the UNet's blocks that it does not
+    name, unless it names none at all.
+    """
+    if name is not None and name in blocks:
+        return blocks[name]
+    names_unet = any(listed != BASE for listed in blocks)
+    return BlockRank(0) if name != BASE and names_unet else BlockRank()
+
+
+def _refuse_empty(settings: LayerSettings, *, nothing_learns: bool, no_layers: bool) -> None:
+    if nothing_learns:
         raise Refused(
-            f"Learning rates of blocks: {choice.block_rates!r} leaves nothing that learns. Give"
+            f"Learning rates of blocks: {settings.block_rates!r} leaves nothing that learns. Give"
             " some block a factor above 0.",
             field=RATES_FIELD,
             code="bad_value",
         )
-    if blocks and not shapes:
+    if no_layers:
         raise Refused(
-            f"The blocks {choice.blocks!r} leave no layer to learn. Name some that have attention,"
-            " or take more kinds of layers.",
+            f"The blocks {settings.blocks!r} leave no layer to learn. Name some that have"
+            " attention, or take more kinds of layers.",
             field="lora_blocks",
             code="bad_value",
         )
-    return shapes
 
 
-def levels_in(parts: torch.nn.ModuleDict) -> int:
+def count_unet_levels(parts: torch.nn.ModuleDict) -> int:
     """Return how many levels the UNet among the parts has."""
-    return (
-        levels_of(path for path, _ in parts["unet"].named_modules()) if "unet" in parts else LEVELS
-    )
+    if "unet" not in parts:
+        return LEVELS
+    return levels_of(path for path, _ in parts["unet"].named_modules())
 
 
-def targets(parts: torch.nn.ModuleDict, wanted: str) -> Iterator[tuple[str, str]]:
-    """Yield path and group ("attention", "feed_forward", "conv" or "other") of every layer that
-    `wanted`, as in the config, names in any part.
+def find_target_layers(
+    parts: torch.nn.ModuleDict, target_setting: str
+) -> Iterator[tuple[str, str]]:
+    """Yield path and group ("attention", "feed_forward", "conv" or "other") of every layer that the
+    setting `lora_targets` names in any part.
 
-    Of a `nn.MultiheadAttention` all four projections or none: the WebUI's loader passes over fewer.
+    Of a `nn.MultiheadAttention` all four projections: the WebUI's loader ignores fewer.
     """
+    groups = _GROUPS_OF_TARGETS.get(target_setting, _GROUPS_OF_TARGETS["all"])
     for path, module in parts.named_modules():
         part, _, inside = path.partition(".")
         group = _unet_group(inside, module) if part == "unet" else _text_group(inside, module)
-        if group is None or group not in {
-            "attention": ("attention",),
-            "attention+feed-forward": ("attention", "feed_forward"),
-        }.get(wanted, (group,)):
+        if group is None or group not in groups:
             continue
-        yield from (
-            ((f"{path}.{name}", group) for name in PROJECTIONS)
-            if isinstance(module, torch.nn.MultiheadAttention)
-            else ((path, group),)
-        )
+        if isinstance(module, torch.nn.MultiheadAttention):
+            yield from ((f"{path}.{name}", group) for name in PROJECTIONS)
+        else:
+            yield path, group
 
 
 def _unet_group(path: str, module: torch.nn.Module) -> str | None:
@@ -147,24 +168,17 @@ def _unet_group(path: str, module: torch.nn.Module) -> str | None:
         return "attention"
     if _FEED_FORWARD.fullmatch(path):
         return "feed_forward"
-    return (
-        "conv" if isinstance(module, torch.nn.Conv2d) and module.kernel_size != (1, 1) else "other"
-    )
+    if isinstance(module, torch.nn.Conv2d) and module.kernel_size != (1, 1):
+        return "conv"
+    return "other"
 
 
 def _text_group(path: str, module: torch.nn.Module) -> str | None:
     if isinstance(module, torch.nn.MultiheadAttention):
-        return (
-            "attention"
-            if _TEXT_MULTIHEAD.fullmatch(path) and module.in_proj_weight is not None
-            else None
-        )
+        has_one_weight = module.in_proj_weight is not None
+        return "attention" if _TEXT_MULTIHEAD.fullmatch(path) and has_one_weight else None
     if not isinstance(module, torch.nn.Linear):
         return None
-    return (
-        "attention"
-        if _TEXT_ATTENTION.fullmatch(path)
-        else "feed_forward"
-        if _TEXT_FEED_FORWARD.fullmatch(path)
-        else None
-    )
+    if _TEXT_ATTENTION.fullmatch(path):
+        return "attention"
+    return "feed_forward" if _TEXT_FEED_FORWARD.fullmatch(path) else None

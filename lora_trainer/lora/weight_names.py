@@ -18,7 +18,7 @@ _RESNET = {
     "out_layers.3": "conv2",
     "skip_connection": "conv_shortcut",
 }
-_RESNET_TO_LDM = {theirs: ours for ours, theirs in _RESNET.items()}
+_RESNET_TO_LDM = {diffusers: ldm for ldm, diffusers in _RESNET.items()}
 
 
 @functools.cache
@@ -49,19 +49,16 @@ def _to_diffusers(levels: int) -> dict[str, str]:
             number = stride * level + block
             pairs[f"output_blocks.{number}.0"] = f"up_blocks.{level}.resnets.{block}"
             pairs[f"output_blocks.{number}.1"] = f"up_blocks.{level}.attentions.{block}"
-        last, beside_attention = (
-            stride * level + BLOCKS_PER_LEVEL,
-            level > 0 or levels == SDXL_LEVELS,
-        )
-        pairs[f"output_blocks.{last}.{2 if beside_attention else 1}.conv"] = (
-            f"up_blocks.{level}.upsamplers.0.conv"
-        )
+        last = stride * level + BLOCKS_PER_LEVEL
+        after_attention = level > 0 or levels == SDXL_LEVELS
+        upsampler = f"output_blocks.{last}.{2 if after_attention else 1}.conv"
+        pairs[upsampler] = f"up_blocks.{level}.upsamplers.0.conv"
     return pairs
 
 
 @functools.cache
 def _to_ldm(levels: int) -> dict[str, str]:
-    return {theirs: ours for ours, theirs in _to_diffusers(levels).items()}
+    return {diffusers: ldm for ldm, diffusers in _to_diffusers(levels).items()}
 
 
 def unet_to_diffusers(path: str, levels: int = LEVELS) -> str:
@@ -69,10 +66,9 @@ def unet_to_diffusers(path: str, levels: int = LEVELS) -> str:
     path that is in no block.
     """
     table = _to_diffusers(levels)
-    prefix = _longest(path, table)
-    return _joined(
-        table[prefix], path[len(prefix) :], _RESNET if ".resnets." in table[prefix] else {}
-    )
+    prefix = _longest_prefix(path, table)
+    inner_names = _RESNET if ".resnets." in table[prefix] else {}
+    return _join(table[prefix], path[len(prefix) :], inner_names)
 
 
 def unet_to_ldm(path: str, levels: int = LEVELS) -> str:
@@ -80,25 +76,24 @@ def unet_to_ldm(path: str, levels: int = LEVELS) -> str:
     `model.diffusion_model.`; raises KeyError.
     """
     table = _to_ldm(levels)
-    prefix = _longest(path, table)
-    return _joined(
-        table[prefix], path[len(prefix) :], _RESNET_TO_LDM if ".resnets." in prefix else {}
-    )
+    prefix = _longest_prefix(path, table)
+    inner_names = _RESNET_TO_LDM if ".resnets." in prefix else {}
+    return _join(table[prefix], path[len(prefix) :], inner_names)
 
 
-def _longest(path: str, table: dict[str, str]) -> str:
+def _longest_prefix(path: str, table: dict[str, str]) -> str:
     matches = [prefix for prefix in table if path == prefix or path.startswith(prefix + ".")]
     if not matches:
         raise KeyError(f"{path} is in no block of a Stable Diffusion UNet")
     return max(matches, key=len)
 
 
-def _joined(prefix: str, rest: str, inner: dict[str, str]) -> str:
+def _join(prefix: str, rest: str, inner_names: dict[str, str]) -> str:
     """Append what follows a block's prefix, with a residual block's own layers renamed."""
     rest = rest.lstrip(".")
-    for theirs, ours in inner.items():
-        if rest == theirs or rest.startswith(theirs + "."):
-            rest = ours + rest[len(theirs) :]
+    for old, new in inner_names.items():
+        if rest == old or rest.startswith(old + "."):
+            rest = new + rest[len(old) :]
             break
     return f"{prefix}.{rest}" if rest else prefix
 
@@ -132,6 +127,6 @@ def vae_to_ldm(key: str) -> str:
     """Turn a diffusers key of SD's VAE into LDM's, without `first_stage_model.`"""
     for pattern, replacement in _VAE_RULES:
         key = re.sub("^" + pattern, replacement, key)
-    for theirs, ours in _VAE_LEAVES.items():
-        key = re.sub(rf"\.{re.escape(theirs)}\.", f".{ours}.", key)
+    for diffusers, ldm in _VAE_LEAVES.items():
+        key = re.sub(rf"\.{re.escape(diffusers)}\.", f".{ldm}.", key)
     return key

@@ -18,7 +18,7 @@ from typing import Any
 from ..base.contracts import ModelFacts
 from ..dataset.captions import split_tags
 from ..dataset.sample import Sample
-from ..interop.kohya import OPTIMIZER_CLASSES, OUR_SETTINGS, WEIGHT_DECAY
+from ..interop.kohya_names import OPTIMIZER_CLASSES, OUR_SETTINGS, WEIGHT_DECAY
 from ..lora.adapter_layers import AdapterSpec, RankAlpha
 from ..lora.blocks import block_names, read_block_rates, read_blocks
 from ..lora.weight_names import LEVELS, SDXL_LEVELS
@@ -212,7 +212,7 @@ def _block_arguments(
         # the middle.
         middle = [name for name in names for _ in range(3 if name == "MID" else 1)]
         names = ["", *middle, ""]
-    pairs = [chosen[name].beside(rank, alpha) if name in chosen else (0, alpha) for name in names]
+    pairs = [chosen[name].override(rank, alpha) if name in chosen else (0, alpha) for name in names]
     return {
         "block_dims": ",".join(str(own) for own, _ in pairs),
         "block_alphas": ",".join(f"{own:g}" for _, own in pairs),

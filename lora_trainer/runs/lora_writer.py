@@ -52,8 +52,8 @@ class LoraWriter:
         return lora_metadata.metadata(
             dataclasses.replace(self.config, output_name=name),
             self.model,
-            adapters.shapes,
-            adapters.form,
+            adapters.rank_alphas,
+            adapters.spec,
             self.plan.samples,
             lora_metadata.RunFigures(
                 steps=self.train_state.step,
@@ -66,7 +66,7 @@ class LoraWriter:
 
     def _write_card(self, path: Path) -> None:
         config, train_state = self.config, self.train_state
-        first_layer = next(iter(train_state.adapters.shapes.values()))
+        first_layer = next(iter(train_state.adapters.rank_alphas.values()))
         notes = (
             f"{save.NOTES} on {self.model.name}: {self.plan.count('train')} pictures,"
             f" {train_state.step} steps, rank {first_layer.rank}."

@@ -10,8 +10,8 @@ from ..dataset.masks import is_opaque
 from ..dataset.pixels import placement
 from ..dataset.sample import Sample
 from ..lora.adapters import count_parameters
-from ..lora.load import FoundLora
-from ..lora.target_layers import plan_shapes
+from ..lora.load import LoraFile
+from ..lora.target_layers import assign_ranks
 from ..settings.config import TrainConfig
 from ..training.encoded_dataset import JITTERED
 from .step_options import form_of, layer_choice, variation_of
@@ -48,7 +48,7 @@ def estimate(
     samples: Iterable[Sample],
     parts: torch.nn.ModuleDict | None,
     *,
-    init_lora: FoundLora | None = None,
+    init_lora: LoraFile | None = None,
 ) -> Estimate:
     """Estimate what a run takes; `parts` are those of the model, if one is loaded.
 
@@ -64,7 +64,7 @@ def estimate(
             cache_bytes=cache,
         )
     if init_lora is None:
-        shapes = plan_shapes(parts, layer_choice(config))
+        shapes = assign_ranks(parts, layer_choice(config))
         parameters = count_parameters(parts, shapes, form_of(config))
     else:
         parameters = init_lora.parameters
@@ -78,7 +78,7 @@ def estimate(
 
 
 def cache_bytes(
-    config: TrainConfig, samples: Iterable[Sample], *, init_lora: FoundLora | None = None
+    config: TrainConfig, samples: Iterable[Sample], *, init_lora: LoraFile | None = None
 ) -> int:
     """Estimate what `training.encoded_dataset` keeps in main memory.
 

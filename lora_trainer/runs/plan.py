@@ -17,7 +17,7 @@ from ..dataset.captions import lines_of, with_trigger
 from ..dataset.sample import ROLES, Picture, Role, Sample
 from ..dataset.scan import Problem
 from ..dataset.selection import Selection, select
-from ..lora.load import FoundLora, find_lora, look_into
+from ..lora.load import LoraFile, find_lora, inspect_lora
 from ..settings.config import TrainConfig
 from ..settings.rules import check_contradictions, resolutions_of
 from ..training.batches import batches_per_epoch
@@ -57,7 +57,7 @@ class Plan:
     warnings: list[str]
     output_file: Path
     lora_tag: str
-    init_lora: FoundLora | None = None
+    init_lora: LoraFile | None = None
 
     @property
     def resolutions(self) -> list[int]:
@@ -99,7 +99,7 @@ def make_plan(
     init_lora = None
     is_resumed = session_id is not None
     if config.init_lora and not is_resumed:  # a training state has all of its layers
-        init_lora = look_into(find_lora(config.init_lora, lora_dir))
+        init_lora = inspect_lora(find_lora(config.init_lora, lora_dir))
     if not is_resumed:
         _check_learning_rates(config, init_lora)
     selection = select(config, thorough=thorough)
@@ -127,7 +127,7 @@ def count_pictures(samples: Sequence[Sample], role: Role) -> int:
     return len({sample.picture.path for sample in samples if sample.role == role})
 
 
-def _check_learning_rates(config: TrainConfig, init_lora: FoundLora | None) -> None:
+def _check_learning_rates(config: TrainConfig, init_lora: LoraFile | None) -> None:
     """Raise `Refused` for learning rates that the optimizer cannot use."""
     parts = trained_parts(config, init_lora)
     if not parts:  # which is refused once the model's layers are known
@@ -227,7 +227,7 @@ def _training_warnings(
     config: TrainConfig,
     samples: Sequence[Sample],
     schedule: Schedule,
-    init_lora: FoundLora | None,
+    init_lora: LoraFile | None,
 ) -> list[str]:
     needed = cache_bytes(config, samples, init_lora=init_lora)
     learning_rates = trained_parts(config, init_lora)

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..base.contracts import ModelStatus
 from ..dataset.buckets import Bucket
 from ..dataset.sample import Sample
-from ..lora.load import FoundLora
+from ..lora.load import LoraFile
 from ..settings.config import TrainConfig
 from ..settings.remedies import Remark, Remedy, set_to
 from ..settings.rules import resolutions_of
@@ -186,7 +186,7 @@ def output_warnings(output_file: Path, lora_dir: Path, *, is_resumed: bool) -> l
     ]
 
 
-def init_lora_warnings(config: TrainConfig, init_lora: FoundLora | None) -> list[str]:
+def init_lora_warnings(config: TrainConfig, init_lora: LoraFile | None) -> list[str]:
     """Say where a LoRA that is trained further decides, instead of the settings."""
     if init_lora is None:
         return []
@@ -207,7 +207,7 @@ def init_lora_warnings(config: TrainConfig, init_lora: FoundLora | None) -> list
     return warnings + _trained_part_warnings(config, init_lora)
 
 
-def _trained_part_warnings(config: TrainConfig, init_lora: FoundLora) -> list[str]:
+def _trained_part_warnings(config: TrainConfig, init_lora: LoraFile) -> list[str]:
     name = init_lora.path.name
     has_text_encoder = init_lora.text_encoder_layers > 0
     has_unet = init_lora.text_encoder_layers < len(init_lora.ranks)

@@ -14,8 +14,8 @@ from ..base.contracts import BaseModel, ModelOptions
 from ..base.errors import OutOfMemory, Refused
 from ..lora.adapter_layers import AdapterSpec, RankAlpha
 from ..lora.adapters import Adapters
-from ..lora.load import fit
-from ..lora.target_layers import levels_in, plan_shapes
+from ..lora.load import fit_to_model
+from ..lora.target_layers import assign_ranks, count_unet_levels
 from ..settings.config import TrainConfig
 from ..training import encoded_dataset, precision
 from ..training.compute_mode import ComputeMode, describe_out_of_memory, is_out_of_memory
@@ -165,9 +165,9 @@ def _plan_layers(base_model: BaseModel, context: RunContext) -> LayerPlan:
         spec = _with_dropouts(form_of_state(context.earlier), chosen)
         return LayerPlan(shapes_of_state(context.earlier), {}, spec)
     if context.plan.init_lora:
-        shapes, weights, spec = fit(context.plan.init_lora, parts, base_model.export_name)
+        shapes, weights, spec = fit_to_model(context.plan.init_lora, parts, base_model.export_name)
         return LayerPlan(shapes, weights, _with_dropouts(spec, chosen))
-    return LayerPlan(plan_shapes(parts, layer_choice(config)), {}, chosen)
+    return LayerPlan(assign_ranks(parts, layer_choice(config)), {}, chosen)
 
 
 def _with_dropouts(spec: AdapterSpec, chosen: AdapterSpec) -> AdapterSpec:
@@ -205,7 +205,7 @@ def _check_settings(
     groups = groups_of(
         dict.fromkeys(layers.shapes, dict.fromkeys(halves)),
         choice,
-        levels=levels_in(base_model.parts()),
+        levels=count_unet_levels(base_model.parts()),
     )
     check_rates(config.optimizer, rates_of(groups, choice))
 
@@ -306,7 +306,9 @@ def _make_train_state(
     parts = base_model.parts()
     adapters = Adapters.create(parts, layers.shapes, layers.spec, seed=config.seed)
     groups = groups_of(
-        adapters.named_parameters(), rate_choice(config), levels=levels_in(base_model.parts())
+        adapters.named_parameters(),
+        rate_choice(config),
+        levels=count_unet_levels(base_model.parts()),
     )
     _warn_of_rates(context, groups)
     optimizer = _make_optimizer(config, groups)
@@ -371,7 +373,9 @@ def _make_writer(base_model: BaseModel, context: RunContext, train_state: TrainS
         config=context.config,
         plan=context.plan,
         model=base_model.facts(),
-        export_names={path: base_model.export_name(path) for path in train_state.adapters.shapes},
+        export_names={
+            path: base_model.export_name(path) for path in train_state.adapters.rank_alphas
+        },
         train_state=train_state,
         session_id=context.session_id,
     )

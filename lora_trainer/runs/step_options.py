@@ -4,15 +4,15 @@ what of it contradicts itself was refused before (settings/rules.py).
 
 from ..dataset.caption_augmentation import CaptionAugmentation
 from ..lora.adapter_layers import AdapterSpec
-from ..lora.target_layers import LayerChoice
+from ..lora.target_layers import LayerSettings
 from ..settings.config import TrainConfig
 from ..training.encoded_dataset import EncodingOptions
 from ..training.parameter_groups import RateChoice
 
 
-def layer_choice(config: TrainConfig) -> LayerChoice:
+def layer_choice(config: TrainConfig) -> LayerSettings:
     """Return which layers are to learn, with what rank and alpha."""
-    return LayerChoice(
+    return LayerSettings(
         targets=config.lora_targets,
         rank=config.lora_rank,
         alpha=config.alpha,

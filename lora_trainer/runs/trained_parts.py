@@ -3,12 +3,12 @@
 import contextlib
 
 from ..base.errors import Refused
-from ..lora.blocks import BASE, PRESETS, BlockChoice, read_blocks
-from ..lora.load import FoundLora
+from ..lora.blocks import BASE, PRESETS, BlockRank, read_blocks
+from ..lora.load import LoraFile
 from ..settings.config import TrainConfig
 
 
-def trained_parts(config: TrainConfig, init_lora: FoundLora | None) -> dict[str, float]:
+def trained_parts(config: TrainConfig, init_lora: LoraFile | None) -> dict[str, float]:
     """Return the learning rates of what is trained: of "unet", "text_encoder", or both.
 
     The layers of a LoRA that is trained further decide; without one, the switches and the blocks.
@@ -18,7 +18,7 @@ def trained_parts(config: TrainConfig, init_lora: FoundLora | None) -> dict[str,
         trains_text_encoder = init_lora.text_encoder_layers > 0
     else:
         blocks = _blocks(config.lora_blocks)
-        base = blocks.pop(BASE, BlockChoice())
+        base = blocks.pop(BASE, BlockRank())
         has_unet_blocks = not blocks or any(block.rank != 0 for block in blocks.values())
         trains_unet = config.train_unet and has_unet_blocks
         trains_text_encoder = config.train_text_encoder and base.rank != 0
@@ -30,7 +30,7 @@ def trained_parts(config: TrainConfig, init_lora: FoundLora | None) -> dict[str,
     return rates
 
 
-def _blocks(text: str) -> dict[str, BlockChoice]:
+def _blocks(text: str) -> dict[str, BlockRank]:
     """Read a list of blocks for the first model family that has them all.
 
     Empty when none has: that is refused once the model is known.

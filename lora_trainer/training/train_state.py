@@ -112,10 +112,10 @@ class TrainState:
             with self._holding(self._ema):
                 tensors |= _named("ema", self.adapters.weights())
         optimizer_tensors, optimizer_facts = self._optimizer_state()
-        shapes = self.adapters.shapes
+        shapes = self.adapters.rank_alphas
         own = {
             "shapes": {path: [shape.rank, shape.alpha] for path, shape in shapes.items()},
-            "form": dataclasses.asdict(self.adapters.form),
+            "form": dataclasses.asdict(self.adapters.spec),
             "loss_average": self.loss_average,
             "scaler": self.scaler.state_dict(),
             "optimizer": optimizer_facts,

@@ -52,7 +52,7 @@ def validate(
     for index in training_data.validation_indices:
         if not before_picture():
             return None
-        with torch.no_grad(), patches.adapters.nothing_left_out():
+        with torch.no_grad(), patches.adapters.without_dropout():
             total += _picture_loss(
                 patches.base_model, training_data, index, patches.compute_mode.dtype
             )

@@ -15,7 +15,7 @@ from lora_trainer.hosts.standalone.loading import modules_of, quiet_diffusers  #
 from lora_trainer.lora import save  # noqa: E402
 from lora_trainer.lora.adapter_layers import AdapterSpec
 from lora_trainer.lora.adapters import Adapters
-from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
+from lora_trainer.lora.target_layers import LayerSettings, assign_ranks
 from tests.support.narrow_checkpoint import FAMILIES  # noqa: E402
 
 TRAINABLE = [name for name in FAMILIES if name != "sdxl-refiner"]
@@ -34,8 +34,8 @@ def encoded(model):
 
 
 def random_adapters(model, targets: str, form: AdapterSpec = AdapterSpec()) -> Adapters:
-    shapes = plan_shapes(
-        model.parts(), LayerChoice(targets=targets, rank=4, alpha=2.0, text_encoder=True)
+    shapes = assign_ranks(
+        model.parts(), LayerSettings(targets=targets, rank=4, alpha=2.0, text_encoder=True)
     )
     adapters, draws = Adapters.create(model.parts(), shapes, form), torch.Generator().manual_seed(0)
     for parameter in adapters.parameters():
@@ -90,7 +90,7 @@ def test_diffusers_predicts_and_reads_what_the_trainer_does(hosts, tmp_path, nam
             their_reading, their_prediction = encoded(model), model.predict(*inputs(), plain)
         finally:
             host._pipeline.unload_lora_weights()
-    assert len(loaded) == len(adapters.shapes)
+    assert len(loaded) == len(adapters.rank_alphas)
     assert apart(predicted, their_prediction) < 1e-4 and apart(unchanged, predicted) > 1e-2
     assert (
         apart(read.hidden_states, their_reading.hidden_states) < 1e-4
@@ -117,8 +117,8 @@ def test_true_sdxl_has_kohyas_722_unet_layers(hosts):
     with hosts("sdxl").borrow_model() as model:
         names = [
             model.export_name(path)
-            for path in plan_shapes(
-                model.parts(), LayerChoice("attention+feed-forward", 4, 4.0, text_encoder=True)
+            for path in assign_ranks(
+                model.parts(), LayerSettings("attention+feed-forward", 4, 4.0, text_encoder=True)
             )
         ]
     unet = [name for name in names if name.startswith("lora_unet_")]

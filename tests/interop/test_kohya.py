@@ -4,24 +4,24 @@ import math
 
 import pytest
 
-from lora_trainer.interop.kohya import (
-    LeftOut,
-    Taking,
-    arguments,
-    block_list,
-    clean,
-    is_off,
-    keep_valid,
-    translate,
+from lora_trainer.interop.conversion import (
+    Conversion,
+    SkippedSetting,
+    is_unset,
+    parse_arguments,
+    parse_text,
+    valid_settings,
 )
+from lora_trainer.interop.kohya import translate
+from lora_trainer.interop.kohya_network import block_list
 from lora_trainer.lora.blocks import read_block_rates, read_blocks
 from lora_trainer.settings.config import setting_of
 
 
 def taken(values, complete=False):
-    taking = Taking(values)
-    translate(taking, complete=complete)
-    return keep_valid(taking), {item.key: item for item in taking.left_out}, taking
+    conversion = Conversion(values)
+    translate(conversion, complete=complete)
+    return valid_settings(conversion), {item.key: item for item in conversion.left_out}, conversion
 
 
 def settings(values, complete=False):
@@ -29,7 +29,7 @@ def settings(values, complete=False):
 
 
 def test_a_silent_config_trains_as_sd_scripts_would():
-    found, left_out, taking = taken({"resolution": "512"}, complete=True)
+    found, left_out, conversion = taken({"resolution": "512"}, complete=True)
     assert found == {
         "resolution": 512,
         "lora_type": "lora",
@@ -48,7 +48,7 @@ def test_a_silent_config_trains_as_sd_scripts_would():
         "enable_bucket": False,
         "caption_lines": "first",
     }
-    assert not left_out and taking.assumed == set(found) - {"resolution"}
+    assert not left_out and conversion.assumed == set(found) - {"resolution"}
 
 
 def test_a_part_of_a_config_says_nothing_of_the_rest():
@@ -643,7 +643,7 @@ def test_what_is_not_needed_or_not_possible_is_said_once_and_with_its_reason():
             "network_dim": 5000,
         }
     )
-    assert all(isinstance(item, LeftOut) and item.reason for item in left_out.values())
+    assert all(isinstance(item, SkippedSetting) and item.reason for item in left_out.values())
     assert {key: item.reason.split(":")[0] for key, item in left_out.items()} == {
         "xformers": "not needed here",
         "wandb_api_key": "not needed here",
@@ -705,22 +705,25 @@ def test_nonsense_in_arguments_is_taken_as_words_or_left_out(odd):
 
 
 def test_arguments_and_emptiness():
-    assert arguments(["a=1", "b = x=y", "c", ""]) == {"a": "1", "b": "x=y", "c": True}
-    assert arguments('{"conv_dim": "8", "dropout": null}') == {"conv_dim": "8", "dropout": None}
+    assert parse_arguments(["a=1", "b = x=y", "c", ""]) == {"a": "1", "b": "x=y", "c": True}
+    assert parse_arguments('{"conv_dim": "8", "dropout": null}') == {
+        "conv_dim": "8",
+        "dropout": None,
+    }
     assert (
-        arguments('a="1 2" b=None') == {"a": "1 2", "b": None}
-        and arguments(None) == {}
-        and arguments(3) == {}
+        parse_arguments('a="1 2" b=None') == {"a": "1 2", "b": None}
+        and parse_arguments(None) == {}
+        and parse_arguments(3) == {}
     )
-    assert [clean(text) for text in ("", " None ", "true", "False", " x ")] == [
+    assert [parse_text(text) for text in ("", " None ", "true", "False", " x ")] == [
         None,
         None,
         True,
         False,
         "x",
     ]
-    assert all(map(is_off, (None, False, "", 0, 0.0, "0", [], {}))) and not any(
-        map(is_off, (True, 1, "x", [0], math.nan))
+    assert all(map(is_unset, (None, False, "", 0, 0.0, "0", [], {}))) and not any(
+        map(is_unset, (True, 1, "x", [0], math.nan))
     )
 
 

@@ -80,7 +80,7 @@ def schema(service):
 
 
 def _no_network(*args, **kwargs):
-    raise OSError("no network in tests")
+    raise downloads.DownloadFailed("no network in tests")
 
 
 def _end_jobs(service):

@@ -5,18 +5,8 @@ shapes.
 import pytest
 import torch
 
-from lora_trainer.lora.adapter_layers import (
-    AdapterSpec,
-    Dropouts,
-    RankAlpha,
-    build,
-    changed_weight,
-    delta_norm,
-    delta_weight,
-    is_whole,
-    weight_shapes,
-    weights_of,
-)
+from lora_trainer.lora.adapter_layers import AdapterSpec, Dropouts, RankAlpha, is_full_lokr
+from lora_trainer.lora.build_layers import build_layers, weight_shapes
 
 LAYERS = {
     "linear": lambda: torch.nn.Linear(160, 320),
@@ -36,9 +26,9 @@ FORMS = [
 
 
 def built(form, shape, name="linear"):
-    layer = build({"x": LAYERS[name]()}, {"x": shape}, form, Dropouts(form))["x"]
+    layer = build_layers({"x": LAYERS[name]()}, {"x": shape}, form, Dropouts(form))["x"]
     with torch.no_grad():
-        for number, parameter in enumerate(weights_of(layer).values()):
+        for number, parameter in enumerate(layer.trained_weights().values()):
             parameter.copy_(
                 torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
             )
@@ -53,17 +43,18 @@ def built(form, shape, name="linear"):
     ),
 )
 @pytest.mark.parametrize("name", LAYERS)
-def test_sizes_are_those_that_peft_builds_and_norms_those_of_the_change(name, form):
+def test_shapes_are_those_said_beforehand_and_norms_those_of_the_change(name, form):
     for rank in (1, 16, 200):
         layer = built(form, RankAlpha(rank, 3.0), name)
-        assert all(weight.dtype == torch.float32 for weight in weights_of(layer).values())
+        assert all(weight.dtype == torch.float32 for weight in layer.trained_weights().values())
         assert {
-            part: tuple(weight.shape) for part, weight in weights_of(layer).items()
+            part: tuple(weight.shape) for part, weight in layer.trained_weights().items()
         } == weight_shapes(layer.base_layer.weight.shape, rank, form)
-        change = delta_weight(layer)
-        assert change.shape == layer.base_layer.weight.shape and delta_norm(
-            layer
-        ).item() == pytest.approx(change.double().norm().item(), rel=1e-4)
+        change = layer.delta_weight()
+        assert (
+            change.shape == layer.base_layer.weight.shape
+            and layer.change_norm().item() == pytest.approx(change.double().norm().item(), rel=1e-4)
+        )
 
 
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
@@ -77,7 +68,7 @@ def test_scale(kind, rslora):
         built(AdapterSpec(kind, rslora=rslora), RankAlpha(4, 6.0)),
     )
     assert torch.allclose(
-        delta_weight(scaled), delta_weight(plain) * (6 / 2 if rslora else 6 / 4), rtol=1e-5
+        scaled.delta_weight(), plain.delta_weight() * (6 / 2 if rslora else 6 / 4), rtol=1e-5
     )
 
 
@@ -86,25 +77,25 @@ def test_whole_matrices_have_the_scale_1():
     be divided by.
     """
     layer = built(AdapterSpec("lokr"), RankAlpha(64, 1.0))
-    weights = weights_of(layer)
-    assert is_whole(weights) and torch.allclose(
-        delta_weight(layer), torch.kron(weights["lokr_w1"], weights["lokr_w2"])
+    weights = layer.trained_weights()
+    assert is_full_lokr(weights) and torch.allclose(
+        layer.delta_weight(), torch.kron(weights["lokr_w1"], weights["lokr_w2"])
     )
 
 
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
 def test_changes_are_float32_under_autocast(kind):
     layer = built(AdapterSpec(kind), RankAlpha(4, 4.0))
-    expected = delta_weight(layer)
+    expected = layer.delta_weight()
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(delta_weight(layer), expected)
+        assert torch.equal(layer.delta_weight(), expected)
         assert layer(torch.randn(2, 3, 160)).dtype == torch.bfloat16
 
 
 def test_settings_of_parameters_stay():
     linear = torch.nn.Linear(4, 4)
     linear.bias.requires_grad_(False)
-    build(
+    build_layers(
         {"x": linear}, {"x": RankAlpha(1, 1.0)}, AdapterSpec("loha"), Dropouts(AdapterSpec("loha"))
     )
     assert linear.weight.requires_grad and not linear.bias.requires_grad
@@ -137,8 +128,8 @@ def test_a_dora_does_what_the_webui_computes_from_its_file(name, kind):
     )
     with torch.no_grad():
         layer.dora_scale.abs_()
-        wanted = webui_change(delta_weight(layer), weight, layer.dora_scale)
-        found = changed_weight(layer, weight).double() - weight.double()
+        wanted = webui_change(layer.delta_weight(), weight, layer.dora_scale)
+        found = layer.changed_weight(weight).double() - weight.double()
         assert ((found - wanted).norm() / wanted.norm()).item() < 1e-6
         inputs = torch.randn(size, generator=torch.Generator().manual_seed(5))
         base = layer.base_layer
@@ -157,10 +148,10 @@ def test_a_dora_is_neutral_at_first_and_its_magnitudes_learn(kind):
     base = LAYERS["linear"]()
     form, inputs = AdapterSpec(kind, use_dora=True), torch.randn(3, 160)
     before = base(inputs)
-    layer = build({"x": base}, {"x": RankAlpha(4, 2.0)}, form, Dropouts(form))["x"]
+    layer = build_layers({"x": base}, {"x": RankAlpha(4, 2.0)}, form, Dropouts(form))["x"]
     after = layer(inputs)
     assert torch.equal(after, before) and torch.equal(
-        changed_weight(layer, base.weight), base.weight
+        layer.changed_weight(base.weight), base.weight
     )
     after.square().sum().backward()
     assert layer.dora_scale.grad.abs().min() > 0 and layer.dora_scale.shape == (1, 160)
@@ -170,9 +161,9 @@ def test_an_input_that_the_base_does_not_use_stays_a_number():
     base = LAYERS["linear"]()
     base.weight.data[:, 7] = 0
     form = AdapterSpec(use_dora=True)
-    layer = build({"x": base}, {"x": RankAlpha(4, 2.0)}, form, Dropouts(form))["x"]
+    layer = build_layers({"x": base}, {"x": RankAlpha(4, 2.0)}, form, Dropouts(form))["x"]
     inputs = torch.randn(3, 160)
     assert (
         torch.equal(layer(inputs), base(inputs))
-        and torch.isfinite(changed_weight(layer, base.weight)).all()
+        and torch.isfinite(layer.changed_weight(base.weight)).all()
     )

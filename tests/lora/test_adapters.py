@@ -10,9 +10,9 @@ import weakref
 import pytest
 import torch
 
-from lora_trainer.lora.adapter_layers import AdapterSpec, RankAlpha, delta_weight
+from lora_trainer.lora.adapter_layers import AdapterSpec, RankAlpha
 from lora_trainer.lora.adapters import Adapters, count_parameters
-from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
+from lora_trainer.lora.target_layers import LayerSettings, assign_ranks
 from lora_trainer.training.precision import gradient_checkpointing
 from tests.support.open_clip_text import OpenClipText
 
@@ -55,7 +55,7 @@ def parts(host):
 
 
 def everything(parts, rank=2, alpha=3.0, targets="all"):
-    return plan_shapes(parts, LayerChoice(targets, rank, alpha, text_encoder=True))
+    return assign_ranks(parts, LayerSettings(targets, rank, alpha, text_encoder=True))
 
 
 def outputs(parts):
@@ -76,7 +76,7 @@ def scramble(adapters, size=0.3):
                 torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * size
             )
         for layer in adapters._layers.values():
-            if hasattr(layer, "dora_scale"):
+            if layer.dora_scale is not None:
                 layer.dora_scale.abs_().add_(0.1)
     return adapters
 
@@ -481,7 +481,7 @@ def test_attention_takes_the_arguments_of_torch(batch_first, arguments):
 
 
 def everything_of_text(parts):
-    return plan_shapes(parts, LayerChoice("all", 2, 3.0, text_encoder=True))
+    return assign_ranks(parts, LayerSettings("all", 2, 3.0, text_encoder=True))
 
 
 def test_the_class_of_attention_may_be_patched(parts, monkeypatch):
@@ -541,7 +541,7 @@ def test_module_dropout_leaves_whole_layers_out(parts):
         base = parts.get_submodule(path)(x)
         with adapters.attached(), torch.no_grad():
             drawn = [parts.get_submodule(path)(x) for _ in range(40)]
-            with adapters.nothing_left_out():
+            with adapters.without_dropout():
                 full = parts.get_submodule(path)(x)
         out = sum(torch.equal(y, base) for y in drawn)
         assert (
@@ -561,7 +561,7 @@ def test_rank_dropout_of_a_change_built_as_a_whole_is_by_rows(parts, kind):
     base = parts.get_submodule(path)(x)
     with adapters.attached(), torch.no_grad():
         change = parts.get_submodule(path)(x) - base
-        with adapters.nothing_left_out():
+        with adapters.without_dropout():
             full = parts.get_submodule(path)(x) - base
     kept = change.abs().amax((0, 1)) > 1e-6
     assert 0 < kept.sum() < 16 and torch.allclose(change[..., kept], 2 * full[..., kept], atol=1e-5)
@@ -580,8 +580,8 @@ def test_dropouts_of_an_attention_keep_the_mean(parts, kind):
     layer = adapters._layers[f"{ATTENTION}.k_proj"]
     torch.manual_seed(0)
     with torch.no_grad():
-        drawn = torch.stack([delta_weight(layer, dropouts=adapters._dropouts) for _ in range(1000)])
-        whole = delta_weight(layer)
+        drawn = torch.stack([layer.delta_weight(dropouts=adapters._dropouts) for _ in range(1000)])
+        whole = layer.delta_weight()
     assert (drawn.mean(0) - whole).abs().max() < 0.1 * whole.abs().max() and drawn.std(
         0
     ).max() > 0.1 * whole.abs().max()
@@ -625,13 +625,13 @@ def test_dropouts_are_the_same_when_a_block_is_computed_again(parts, kind):
         and not torch.allclose(one, two, rtol=1e-2)
         for one, two in zip(once, other)
     )
-    with adapters.attached(), adapters.nothing_left_out():
+    with adapters.attached(), adapters.without_dropout():
         assert all(torch.equal(one, two) for one, two in zip(outputs(parts), outputs(parts)))
     plain = Adapters.create(parts, everything(parts), AdapterSpec(kind))
     plain.load(adapters.weights())
     with plain.attached():
         expected = outputs(parts)
-    with adapters.attached(), adapters.nothing_left_out():
+    with adapters.attached(), adapters.without_dropout():
         assert all(torch.equal(one, two) for one, two in zip(outputs(parts), expected))
 
 
@@ -668,7 +668,7 @@ def test_kohyas_norm_limit(parts):
 
 
 def changes(parts, adapters):
-    own = {path: adapters._layers[path].base_layer.weight.shape for path in adapters.shapes}
+    own = {path: adapters._layers[path].base_layer.weight.shape for path in adapters.rank_alphas}
     return {
         path: change_in_file(weights, adapters.alphas[path], own[path])
         for path, weights in adapters.weights().items()

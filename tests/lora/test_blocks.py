@@ -7,7 +7,7 @@ import pytest
 from lora_trainer.base.errors import Refused
 from lora_trainer.lora.blocks import (
     PRESETS,
-    BlockChoice,
+    BlockRank,
     block_names,
     block_of,
     levels_of,
@@ -105,15 +105,15 @@ def test_levels():
     ],
 )
 def test_lists(text, expected):
-    assert read_blocks(text, 4) == {name: BlockChoice(*shape) for name, shape in expected.items()}
+    assert read_blocks(text, 4) == {name: BlockRank(*shape) for name, shape in expected.items()}
 
 
 def test_presets_may_be_changed_in_part():
     found = read_blocks("all=8, mid=16:4", 3)
     assert (
         list(found) == block_names(3)
-        and found["MID"] == BlockChoice(16, 4.0)
-        and found["OUT08"] == BlockChoice(8)
+        and found["MID"] == BlockRank(16, 4.0)
+        and found["OUT08"] == BlockRank(8)
     )
 
 

@@ -9,9 +9,9 @@ from safetensors.torch import load, load_file, save_file
 from lora_trainer.base.errors import Refused
 from lora_trainer.lora.adapter_layers import AdapterSpec, RankAlpha
 from lora_trainer.lora.adapters import Adapters
-from lora_trainer.lora.load import fit, look_into
+from lora_trainer.lora.load import fit_to_model, inspect_lora
 from lora_trainer.lora.save import to_tensors
-from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
+from lora_trainer.lora.target_layers import LayerSettings, assign_ranks
 from lora_trainer.runs.pipeline import train_lora
 from lora_trainer.runs.plan import make_plan
 from lora_trainer.runs.progress import ProgressReporter
@@ -179,9 +179,9 @@ def test_every_kind_fits_again(parts, tmp_path, form, rank):
     """UNet with convolutions and both kinds of text encoder: layers, ranks, alphas, way of building
     and weights, by names that no host has to know.
     """
-    shapes = plan_shapes(
+    shapes = assign_ranks(
         parts,
-        LayerChoice(
+        LayerSettings(
             "all",
             rank,
             0.5,
@@ -193,13 +193,13 @@ def test_every_kind_fits_again(parts, tmp_path, form, rank):
         ),
     )
     weights = written(parts, shapes, form, tmp_path / "x.safetensors")
-    found = look_into(tmp_path / "x.safetensors")
+    found = inspect_lora(tmp_path / "x.safetensors")
     assert (found.kind, found.text_encoder_layers, found.parameters) == (
         form.kind,
         18,
         sum(w.numel() for layer in weights.values() for w in layer.values()),
     )
-    again, taken, built = fit(found, parts, nameless)
+    again, taken, built = fit_to_model(found, parts, nameless)
     assert (
         list(again) == list(shapes)
         and (built.kind, built.use_dora) == (form.kind, form.use_dora)
@@ -225,19 +225,19 @@ def test_every_kind_fits_again(parts, tmp_path, form, rank):
 def test_rslora_goes_on_with_the_same_scale(parts, tmp_path):
     shapes = {"unet.input_blocks.1.1.proj_in": RankAlpha(4, 3.0)}
     written(parts, shapes, AdapterSpec(rslora=True), tmp_path / "x.safetensors")
-    again, _, form = fit(look_into(tmp_path / "x.safetensors"), parts, export_name)
+    again, _, form = fit_to_model(inspect_lora(tmp_path / "x.safetensors"), parts, export_name)
     assert form.scale(again["unet.input_blocks.1.1.proj_in"]) == pytest.approx(3 / 2)
 
 
 def test_without_a_text_encoder_its_layers_are_left_out(parts, tmp_path):
     written(
         parts,
-        plan_shapes(parts, LayerChoice("attention", 1, 1, text_encoder=True)),
+        assign_ranks(parts, LayerSettings("attention", 1, 1, text_encoder=True)),
         AdapterSpec(),
         tmp_path / "x.safetensors",
     )
-    again, _, _ = fit(
-        look_into(tmp_path / "x.safetensors"),
+    again, _, _ = fit_to_model(
+        inspect_lora(tmp_path / "x.safetensors"),
         torch.nn.ModuleDict({"unet": parts["unet"]}),
         export_name,
     )
@@ -283,8 +283,8 @@ def test_names_of_either_layout_fit_a_unet_of_either(tmp_path, levels, theirs, o
         },
         tmp_path / "x.safetensors",
     )
-    shapes, _, _ = fit(
-        look_into(tmp_path / "x.safetensors"), torch.nn.ModuleDict({"unet": unet}), nameless
+    shapes, _, _ = fit_to_model(
+        inspect_lora(tmp_path / "x.safetensors"), torch.nn.ModuleDict({"unet": unet}), nameless
     )
     assert shapes == {f"unet.{ours}": RankAlpha(2, 2.0)}
 
@@ -300,15 +300,17 @@ def test_a_lycoris_of_whole_matrices(parts, tmp_path):
         },
         tmp_path / "x.safetensors",
     )
-    shapes, weights, form = fit(look_into(tmp_path / "x.safetensors"), parts, export_name)
+    shapes, weights, form = fit_to_model(
+        inspect_lora(tmp_path / "x.safetensors"), parts, export_name
+    )
     adapters = Adapters.create(parts, shapes, form)
     adapters.load(weights)
     assert form.lokr_factor == 2 and adapters.weights()["unet.input_blocks.1.1.proj_in"][
         "lokr_w2"
     ].shape == (8, 8, 1, 1)
-    assert adapters._layers["unet.input_blocks.1.1.proj_in"].scaling[
-        "default"
-    ] == 1.0 and adapters.alphas == {"unet.input_blocks.1.1.proj_in": 4.0}
+    assert adapters._layers["unet.input_blocks.1.1.proj_in"].scale == 1.0 and adapters.alphas == {
+        "unet.input_blocks.1.1.proj_in": 4.0
+    }
 
 
 TE2 = "lora_te2_text_model_encoder_layers_0"
@@ -395,7 +397,7 @@ def test_what_does_not_fit_is_named(parts, tmp_path, weight_shapes, said):
         tmp_path / "odd.safetensors",
     )
     with pytest.raises(Refused, match=said) as refusal:
-        fit(look_into(tmp_path / "odd.safetensors"), parts, export_name)
+        fit_to_model(inspect_lora(tmp_path / "odd.safetensors"), parts, export_name)
     assert refusal.value.field == "init_lora"
 
 
@@ -409,7 +411,7 @@ def test_an_alpha_that_is_no_number(parts, tmp_path):
         tmp_path / "x.safetensors",
     )
     with pytest.raises(Refused, match="alpha is nan"):
-        look_into(tmp_path / "x.safetensors")
+        inspect_lora(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -567,7 +569,7 @@ def test_blocks_of_a_rate_of_0_stay_as_they_are(host, settings, first):
 
 def looked_into_in_time(path, seconds):
     began = time.monotonic()
-    found = look_into(path)
+    found = inspect_lora(path)
     assert time.monotonic() - began < seconds
     return found
 
@@ -590,14 +592,14 @@ def test_many_tensors_are_read_in_time_and_once(tmp_path):
         path,
     )
     assert len(looked_into_in_time(path, 3).ranks) == 3333
-    assert looked_into_in_time(path, 0.05) is look_into(path)
+    assert looked_into_in_time(path, 0.05) is inspect_lora(path)
 
 
 def test_more_tensors_than_any_lora_has_are_refused(tmp_path):
     path = tmp_path / "many.safetensors"
     save_file({f"lora_unet_{number}.alpha": torch.tensor(1.0) for number in range(20_001)}, path)
     with pytest.raises(Refused, match="it holds 20,001 tensors; at most 20,000"):
-        look_into(path)
+        inspect_lora(path)
 
 
 @pytest.mark.parametrize(
@@ -617,7 +619,7 @@ def test_a_lokr_is_measured_against_its_layer_before_anything_is_built(
     )
     began = time.monotonic()
     with pytest.raises(Refused, match="cannot be cut into"):
-        fit(look_into(path), parts, export_name)
+        fit_to_model(inspect_lora(path), parts, export_name)
     assert time.monotonic() - began < 1
 
 
@@ -630,7 +632,7 @@ def test_a_file_that_was_changed_between_plan_and_run_is_refused(parts, tmp_path
         },
         path,
     )
-    found = look_into(path)
+    found = inspect_lora(path)
     save_file(
         {
             f"{name}.lora_down.weight": torch.ones(3, 16),
@@ -639,7 +641,7 @@ def test_a_file_that_was_changed_between_plan_and_run_is_refused(parts, tmp_path
         path,
     )
     with pytest.raises(Refused, match="changed in the meantime"):
-        fit(found, parts, export_name)
+        fit_to_model(found, parts, export_name)
 
 
 def test_an_alpha_of_many_numbers(tmp_path):
@@ -652,4 +654,4 @@ def test_an_alpha_of_many_numbers(tmp_path):
         tmp_path / "x.safetensors",
     )
     with pytest.raises(Refused, match="alpha is not one number"):
-        look_into(tmp_path / "x.safetensors")
+        inspect_lora(tmp_path / "x.safetensors")

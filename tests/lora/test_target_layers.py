@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
+from lora_trainer.lora.target_layers import LayerSettings, assign_ranks
 from tests.support.open_clip_text import OpenClipText
 
 BLOCK = "unet.input_blocks.1.1.transformer_blocks.0"
@@ -21,7 +21,9 @@ def parts(host):
 def shapes(parts, targets="all", rank=4, alpha=2.0, **choice):
     return {
         path: (shape.rank, shape.alpha)
-        for path, shape in plan_shapes(parts, LayerChoice(targets, rank, alpha, **choice)).items()
+        for path, shape in assign_ranks(
+            parts, LayerSettings(targets, rank, alpha, **choice)
+        ).items()
     }
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from lora_trainer.interop.kohya import OUR_SETTINGS
+from lora_trainer.interop.kohya_names import OUR_SETTINGS
 from lora_trainer.interop.readers import import_settings
 from lora_trainer.lora import save
 from lora_trainer.lora.adapter_layers import AdapterSpec, RankAlpha

@@ -19,7 +19,7 @@ from lora_trainer.dataset.buckets import bucket_for
 from lora_trainer.dataset.caption_augmentation import CaptionAugmentation
 from lora_trainer.lora.adapter_layers import AdapterSpec
 from lora_trainer.lora.adapters import Adapters
-from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
+from lora_trainer.lora.target_layers import LayerSettings, assign_ranks
 from lora_trainer.runs import plan_warnings
 from lora_trainer.runs.memory import estimate
 from lora_trainer.runs.plan import make_plan
@@ -243,7 +243,7 @@ def test_settings_as_the_steps_take_them():
         )
     )
     assert form_of(config) == AdapterSpec("lokr", True, 8, 0.1, 0.2, 0.3)
-    assert layer_choice(config) == LayerChoice(
+    assert layer_choice(config) == LayerSettings(
         targets="all",
         rank=4,
         alpha=2.0,
@@ -454,7 +454,7 @@ def test_the_estimate_is_what_is_built(host, settings, changes):
     parameters = sum(
         weight.numel()
         for weight in Adapters.create(
-            parts, plan_shapes(parts, layer_choice(config)), form_of(config)
+            parts, assign_ranks(parts, layer_choice(config)), form_of(config)
         ).parameters()
     )
     assert found.pop("cache_bytes") > 0

@@ -5,7 +5,7 @@ import torch
 from lora_trainer.dataset.caption_augmentation import CaptionAugmentation
 from lora_trainer.lora.adapter_layers import AdapterSpec
 from lora_trainer.lora.adapters import Adapters
-from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
+from lora_trainer.lora.target_layers import LayerSettings, assign_ranks
 from lora_trainer.training.compute_mode import ComputeMode
 from lora_trainer.training.conditioning import Conditioner
 from lora_trainer.training.learning_rates import LearningRates
@@ -32,8 +32,8 @@ def make_adapters(model, *, text_encoder=False, **form):
     parts.requires_grad_(False)
     return Adapters.create(
         parts,
-        plan_shapes(
-            parts, LayerChoice(targets="attention", rank=4, alpha=4.0, text_encoder=text_encoder)
+        assign_ranks(
+            parts, LayerSettings(targets="attention", rank=4, alpha=4.0, text_encoder=text_encoder)
         ),
         AdapterSpec(**form),
     )

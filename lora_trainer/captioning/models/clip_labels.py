@@ -79,15 +79,12 @@ class ClipLabelsCaptioner(Captioner):
     )
 
     def __init__(self, data_dir: Path, label_sets: LabelSets, check_path: CheckPath) -> None:
-        self._models, self._cache, self._label_sets, self._check_path = (
-            data_dir / "models",
-            data_dir / "cache",
-            label_sets,
-            check_path,
-        )
-        self._features: dict[
-            str, dict[str, torch.Tensor]
-        ] = {}  # by model: label features on the CPU
+        self._models = data_dir / "models"
+        self._cache = data_dir / "cache"
+        self._label_sets = label_sets
+        self._check_path = check_path
+        # Label features on the CPU, by model.
+        self._features: dict[str, dict[str, torch.Tensor]] = {}
 
     def options(self) -> list[Setting]:
         demo = Choice(
@@ -135,13 +132,11 @@ class ClipLabelsCaptioner(Captioner):
     def readiness(self, options: Mapping[str, Any]) -> Readiness:
         self._groups(options)
         if options["model"] == DEMO:
-            return (
-                READY
-                if demo_clip.ASSET.is_file()
-                else Readiness(
-                    False,
-                    f"The package was installed without {demo_clip.ASSET.name}; install it again.",
-                )
+            if demo_clip.ASSET.is_file():
+                return READY
+            return Readiness(
+                False,
+                f"The package was installed without {demo_clip.ASSET.name}; install it again.",
             )
         return readiness(resolve(options, KNOWN, self._check_path), self._models)
 
@@ -203,8 +198,8 @@ class LabelFeatures:
     def learn(
         self, prompts: Sequence[tuple[str, ...]], encode: Callable[[list[str]], torch.Tensor]
     ) -> Generator[float, None, None]:
-        """Find out what is not known yet, some labels at a time, and keep it; yields the share that
-        is done before each time.
+        """Encode the prompts that are not known yet, some labels at a time, and keep the features;
+        yields the share that is done before each time.
 
         `encode` takes texts to unit features `(texts, width)` on the CPU.
         """
@@ -213,12 +208,8 @@ class LabelFeatures:
             for first in range(0, len(missing), LABELS_AT_ONCE):
                 yield first / len(missing)
                 some = missing[first : first + LABELS_AT_ONCE]
-                self._kept.update(
-                    {
-                        _key(each): feature
-                        for each, feature in zip(some, _means(some, encode), strict=True)
-                    }
-                )
+                for each, feature in zip(some, _means(some, encode), strict=True):
+                    self._kept[_key(each)] = feature
         finally:
             if missing:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -267,15 +258,16 @@ class _Labeller(LoadedCaptioner):
         per_group: int,
         batch_size: int,
     ) -> None:
-        self._model, self._transform, self._tokenizer, self._groups, self._features = (
-            model,
-            transform,
-            tokenizer,
-            groups,
-            features,
-        )
-        self._threshold, self._per_group, self.batch_size = threshold, per_group, batch_size
-        self._device, self._labels = torch.device("cpu"), None
+        self._model = model
+        self._transform = transform
+        self._tokenizer = tokenizer
+        self._groups = groups
+        self._features = features
+        self._threshold = threshold
+        self._per_group = per_group
+        self.batch_size = batch_size
+        self._device = torch.device("cpu")
+        self._labels = None
         self._prompts = [[group.prompts_for(label) for label in group.labels] for group in groups]
 
     def preparation(self) -> Generator[tuple[str, float], None, None]:

@@ -13,7 +13,7 @@ import torch
 from ...base.errors import Refused
 from ...settings.setting import Choice, Setting
 from ..contracts import Asked, Captioner, LoadedCaptioner, Readiness, Report
-from .beam_search import beam_search
+from .beam_search import BeamSearch, beam_search
 from .open_clip_models import (
     CheckPath,
     ModelSource,
@@ -76,11 +76,9 @@ class CocaCaptioner(Captioner):
     help = "Writes a sentence about each picture (open_clip's CoCa)."
 
     def __init__(self, data_dir: Path, check_path: CheckPath) -> None:
-        self._models, self._cache, self._check_path = (
-            data_dir / "models",
-            data_dir / "cache",
-            check_path,
-        )
+        self._models = data_dir / "models"
+        self._cache = data_dir / "cache"
+        self._check_path = check_path
 
     def options(self) -> list[Setting]:
         return [
@@ -165,34 +163,28 @@ class _Coca(LoadedCaptioner):
         tokenizer: Callable,
         options: Mapping[str, Any],
     ) -> None:
-        self._model, self._transform, self._device, self.batch_size = (
-            model,
-            transform,
-            torch.device("cpu"),
-            options["batch_size"],
+        self._model = model
+        self._transform = transform
+        self._device = torch.device("cpu")
+        self.batch_size = options["batch_size"]
+        start, end = tokenizer([""])[0, :2].tolist()
+        self._search = BeamSearch(
+            start,
+            end,
+            beams=options["num_beams"],
+            max_length=min(options["max_length"], model.text_decoder.context_length - 2),
+            min_length=options["min_length"],
+            length_penalty=options["length_penalty"],
         )
-        self._search = {
-            "beams": options["num_beams"],
-            "max_length": min(options["max_length"], model.text_decoder.context_length - 2),
-            "min_length": options["min_length"],
-            "length_penalty": options["length_penalty"],
-        }
-        self._start, self._end = tokenizer([""])[0, :2].tolist()
-        wanted = {
-            "embed_cls": False,
-            "output_labels": False,
-        }  # what it is called differs; either keeps the sentence as it is
-        self._arguments = {
-            name: value
-            for name, value in wanted.items()
-            if name in inspect.signature(model.forward).parameters
-        }
+        # Versions of open_clip call it one or the other; either keeps the sentence as it is.
+        known = inspect.signature(model.forward).parameters
+        self._arguments = {name: False for name in ("embed_cls", "output_labels") if name in known}
 
     @torch.no_grad()
     def caption(self, images: list[Any], paths: list[Path]) -> list[list[str]]:
         pixels = torch.stack([self._transform(image) for image in images]).to(self._device)
         latent, tokens = (
-            each.repeat_interleave(self._search["beams"], dim=0)
+            each.repeat_interleave(self._search.beams, dim=0)
             for each in self._model._encode_image(pixels)
         )
 
@@ -201,14 +193,7 @@ class _Coca(LoadedCaptioner):
                 None, sentences, image_latent=latent, image_embs=tokens, **self._arguments
             )["logits"][:, -1]
 
-        found = beam_search(
-            next_logits,
-            len(images),
-            start=self._start,
-            end=self._end,
-            device=self._device,
-            **self._search,
-        )
+        found = beam_search(next_logits, len(images), self._search, device=self._device)
         return [[sentence_of(tokens)] for tokens in found]
 
     def to(self, device: torch.device) -> None:

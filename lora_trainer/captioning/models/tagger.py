@@ -25,8 +25,12 @@ from ..downloads import RemoteFile, fetch, readiness_of
 from .open_clip_models import CheckPath
 
 CUSTOM = "custom"
-CONFIG, WEIGHTS, TAGS = "config.json", "model.safetensors", "selected_tags.csv"
-GENERAL, CHARACTER, RATING = 0, 4, 9
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+TAGS = "selected_tags.csv"
+GENERAL = 0
+CHARACTER = 4
+RATING = 9
 WHITE = (255, 255, 255)
 MODEL_ARGS = frozenset(
     # what timm's models call their shape; checkpoint_path, features_only, scriptable … are not
@@ -347,13 +351,11 @@ class _Tagger(LoadedCaptioner):
         tags: list[Tag],
         options: Mapping[str, Any],
     ) -> None:
-        self._model, self._preparation, self._tags, self._device, self.batch_size = (
-            model,
-            preparation,
-            tags,
-            torch.device("cpu"),
-            options["batch_size"],
-        )
+        self._model = model
+        self._preparation = preparation
+        self._tags = tags
+        self._device = torch.device("cpu")
+        self.batch_size = options["batch_size"]
         self._wanted = {
             "general": options["general_threshold"],
             "character": options["character_threshold"],

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from lora_trainer.captioning.models.beam_search import _seems_over, beam_search
+from lora_trainer.captioning.models.beam_search import BeamSearch, _seems_over, beam_search
 
 VOCABULARY, START, END = 5, 0, 1
 
@@ -73,12 +73,14 @@ def test_with_enough_beams_the_best_of_all_sentences_is_found(penalty, min_lengt
     found = beam_search(
         table_logits(tables, 400),
         len(tables),
-        start=START,
-        end=END,
-        beams=400,
-        max_length=4,
-        min_length=min_length,
-        length_penalty=penalty,
+        BeamSearch(
+            START,
+            END,
+            beams=400,
+            max_length=4,
+            min_length=min_length,
+            length_penalty=penalty,
+        ),
     )
     expected = [best_of_all(table, 4, min_length, penalty)[1] for table in tables]
     assert found == expected and len({tuple(each) for each in found}) > 2
@@ -87,7 +89,9 @@ def test_with_enough_beams_the_best_of_all_sentences_is_found(penalty, min_lengt
 def test_one_beam_takes_the_likeliest_word_each_time():
     tables = [torch.randn(6, VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(9))]
     tables[0][:, :, END] = -50
-    found = beam_search(table_logits(tables, 1), 1, start=START, end=END, beams=1, max_length=6)[0]
+    found = beam_search(table_logits(tables, 1), 1, BeamSearch(START, END, beams=1, max_length=6))[
+        0
+    ]
     word, expected = START, []
     for place in range(6):
         word = int(tables[0][place, word].argmax())
@@ -102,11 +106,7 @@ def test_lengths_are_kept_and_it_stops_when_nothing_seems_to_win_any_more():
     found = beam_search(
         table_logits([table], 3, seen),
         1,
-        start=START,
-        end=END,
-        beams=3,
-        max_length=30,
-        min_length=4,
+        BeamSearch(START, END, beams=3, max_length=30, min_length=4),
     )
     assert len(found[0]) == 4 and len(seen) < 8
 
@@ -119,4 +119,5 @@ def test_the_end_is_a_guess_only_where_longer_ones_are_preferred(penalty, best, 
     best.
     """
     finished = [(-0.7, [5])]
-    assert _seems_over(finished, -3.0, 1, penalty, beams=1) and (finished[0][0] >= best) == sure
+    search = BeamSearch(START, END, beams=1, max_length=10, length_penalty=penalty)
+    assert _seems_over(finished, -3.0, 1, search) and (finished[0][0] >= best) == sure

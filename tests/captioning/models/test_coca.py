@@ -32,7 +32,7 @@ def test_every_picture_gets_a_sentence_and_the_batch_does_not_matter(load, optio
 def test_one_beam_says_what_the_model_finds_likeliest(load, options):
     """Word for word, with the model's own forward pass and no loop of ours."""
     loaded = load("coca", num_beams=1, **{**options, "min_length": 0})
-    model, tokens = loaded._model, [loaded._start]
+    model, tokens = loaded._model, [loaded._search.start]
     pixels = loaded._transform(IMAGES[1])[None]
     with torch.no_grad():
         latent, embeddings = model._encode_image(pixels)
@@ -46,10 +46,10 @@ def test_one_beam_says_what_the_model_finds_likeliest(load, options):
                     **loaded._arguments,
                 )["logits"][0, -1].argmax()
             )
-            if word == loaded._end:
+            if word == loaded._search.end:
                 break
             tokens.append(word)
-    assert loaded._start == 49406 and loaded._end == 49407
+    assert loaded._search.start == 49406 and loaded._search.end == 49407
     assert loaded.caption([IMAGES[1]], [])[0] == [sentence_of(tokens[1:])]
 
 

@@ -52,10 +52,12 @@ def predict_with_webui(names: list) -> torch.Tensor:
 def predict_with_trainer(path: str) -> torch.Tensor:
     """Predict as training does: our adapters on the borrowed model, holding the file's weights."""
     from lora_trainer.lora.adapters import Adapters
-    from lora_trainer.lora.load import fit, look_into
+    from lora_trainer.lora.load import fit_to_model, inspect_lora
 
     with host().borrow_model() as base:
-        shapes, weights, form = fit(look_into(Path(path)), base.parts(), base.export_name)
+        shapes, weights, form = fit_to_model(
+            inspect_lora(Path(path)), base.parts(), base.export_name
+        )
         adapters = Adapters.create(base.parts(), shapes, form)
         adapters.load(weights)
         with adapters.attached():
@@ -65,7 +67,7 @@ def predict_with_trainer(path: str) -> torch.Tensor:
 def differences_at_start() -> dict:
     """How far new adapters on each choice of layers move the prediction."""
     from lora_trainer.lora.adapters import Adapters
-    from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
+    from lora_trainer.lora.target_layers import LayerSettings, assign_ranks
 
     moved = {}
     with host().borrow_model() as base:
@@ -73,7 +75,7 @@ def differences_at_start() -> dict:
         for targets in ("attention", "attention+feed-forward", "all"):
             with Adapters.create(
                 base.parts(),
-                plan_shapes(base.parts(), LayerChoice(targets=targets, rank=4, alpha=4)),
+                assign_ranks(base.parts(), LayerSettings(targets=targets, rank=4, alpha=4)),
             ).attached():
                 moved[targets] = float((predict(base) - bare).abs().max())
         moved["none"] = float((predict(base) - bare).abs().max())
@@ -95,16 +97,16 @@ def fail_in_the_middle() -> dict:
     from lora_trainer.base.contracts import Conditioning
     from lora_trainer.lora.adapter_layers import AdapterSpec
     from lora_trainer.lora.adapters import Adapters
-    from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
+    from lora_trainer.lora.target_layers import LayerSettings, assign_ranks
     from lora_trainer.training.precision import gradient_checkpointing
 
     before = state()
 
     def run():
         with host().borrow_model() as base:
-            choice = LayerChoice(targets="all", rank=2, alpha=2, text_encoder=True)
+            choice = LayerSettings(targets="all", rank=2, alpha=2, text_encoder=True)
             adapters = Adapters.create(
-                base.parts(), plan_shapes(base.parts(), choice), AdapterSpec(dropout=0.1), seed=0
+                base.parts(), assign_ranks(base.parts(), choice), AdapterSpec(dropout=0.1), seed=0
             )
             adapters.attach()
             gradient_checkpointing(base.parts(), True).__enter__()

@@ -144,13 +144,13 @@ def write_random_lora(
     from lora_trainer.lora import save
     from lora_trainer.lora.adapter_layers import AdapterSpec
     from lora_trainer.lora.adapters import Adapters
-    from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
+    from lora_trainer.lora.target_layers import LayerSettings, assign_ranks
 
     with host().borrow_model() as base:
         bare = prediction(base, captions)
-        shapes = plan_shapes(
+        shapes = assign_ranks(
             base.parts(),
-            LayerChoice(targets=targets, rank=4, alpha=2.0, unet=unet, text_encoder=text_encoder),
+            LayerSettings(targets=targets, rank=4, alpha=2.0, unet=unet, text_encoder=text_encoder),
         )
         adapters = Adapters.create(base.parts(), shapes, AdapterSpec(kind=kind))
         with adapters.attached():
@@ -216,14 +216,14 @@ def gradients(captions: list) -> dict:
     checkpointing and without are apart.
     """
     from lora_trainer.lora.adapters import Adapters
-    from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
+    from lora_trainer.lora.target_layers import LayerSettings, assign_ranks
     from lora_trainer.training.precision import gradient_checkpointing
 
     found = []
     with host().borrow_model() as base:
-        shapes = plan_shapes(
+        shapes = assign_ranks(
             base.parts(),
-            LayerChoice(targets="attention+feed-forward", rank=2, alpha=2.0, text_encoder=True),
+            LayerSettings(targets="attention+feed-forward", rank=2, alpha=2.0, text_encoder=True),
         )
         adapters = Adapters.create(base.parts(), shapes)
         with torch.no_grad():
@@ -273,17 +273,17 @@ def counted_while_attached() -> dict:
     """
     from lora_trainer.lora.adapter_layers import AdapterSpec
     from lora_trainer.lora.adapters import Adapters, count_parameters
-    from lora_trainer.lora.target_layers import LayerChoice, plan_shapes
+    from lora_trainer.lora.target_layers import LayerSettings, assign_ranks
 
-    choice = LayerChoice(targets="all", rank=2, alpha=2.0, text_encoder=True)
+    choice = LayerSettings(targets="all", rank=2, alpha=2.0, text_encoder=True)
 
     def count():
         parts = host().peek_parts()
-        return count_parameters(parts, plan_shapes(parts, choice), AdapterSpec())
+        return count_parameters(parts, assign_ranks(parts, choice), AdapterSpec())
 
     before = count()
     with host().borrow_model() as base:
-        with Adapters.create(base.parts(), plan_shapes(base.parts(), choice)).attached():
+        with Adapters.create(base.parts(), assign_ranks(base.parts(), choice)).attached():
             return {"before": before, "while": count()}
 
 

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .errors import Refused
+from .errors import ErrorCode, Refused
 
 LONGEST_NAME_BYTES = 255
 LONGEST_PATH_BYTES = 3000
@@ -54,7 +54,9 @@ def check_path_length(path: Path) -> None:
     is_too_long = _length_bytes(str(path)) > LONGEST_PATH_BYTES
     if is_too_long or any(_length_bytes(part) > LONGEST_NAME_BYTES for part in path.parts):
         raise Refused(
-            f"{str(path)[:80]!r}… is too long for a path.", field="train_data_dir", code="bad_value"
+            f"{str(path)[:80]!r}… is too long for a path.",
+            field="train_data_dir",
+            code=ErrorCode.BAD_VALUE,
         )
 
 
@@ -73,7 +75,7 @@ def check_inside(path: Path, roots: Sequence[Path], *, because: str = REACHABLE)
             f"{because}, so only folders inside {', '.join(str(root) for root in roots)} may be"
             " used. Start it with --train-lora-allowed-dirs to add some.",
             field="train_data_dir",
-            code="forbidden_path",
+            code=ErrorCode.FORBIDDEN_PATH,
         )
 
 
@@ -85,7 +87,7 @@ def check_regular_file(path: Path) -> None:
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
-        raise Refused(f"{path.name} is {kind}, not a file.", code="not_a_file")
+        raise Refused(f"{path.name} is {kind}, not a file.", code=ErrorCode.NOT_A_FILE)
 
 
 def is_inside(path: Path, folder: Path) -> bool:
@@ -144,7 +146,7 @@ class PathRules:
             raise Refused(
                 f"{_asked_for_as(foreign_host())}, so nothing is removed for good. Open it on the"
                 " machine itself, as http://127.0.0.1 with its port.",
-                code="forbidden_path",
+                code=ErrorCode.FORBIDDEN_PATH,
             )
 
     def is_local_request(self) -> bool:

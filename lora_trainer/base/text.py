@@ -10,7 +10,7 @@ from typing import Any
 
 import charset_normalizer
 
-from .errors import Refused
+from .errors import ErrorCode, Refused
 
 # distinguished by charset-normalizer, which errs on short texts with more to choose from
 LEGACY_ENCODINGS = ("gb18030", "cp932", "cp1252")
@@ -57,7 +57,7 @@ def decode(data: bytes, encoding: str | None = None) -> str:
         raise Refused(
             f"The encoding {encoding[:40]!r} is not known; choose one of {', '.join(ENCODINGS)}.",
             field="encoding",
-            code="bad_value",
+            code=ErrorCode.BAD_VALUE,
         )
     try:
         return data.decode("utf-8-sig" if encoding == "utf-8" else encoding)
@@ -67,7 +67,7 @@ def decode(data: bytes, encoding: str | None = None) -> str:
             f"The text is not in {encoding}: line {line} has bytes that mean nothing there. Choose"
             " another encoding.",
             field="encoding",
-            code="bad_value",
+            code=ErrorCode.BAD_VALUE,
         ) from error
 
 

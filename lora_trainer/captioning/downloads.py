@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from .contracts import READY, Asked, Readiness, Report
 from .hub_download import download_from_hub
 from .url_download import DownloadFailed, download_url
@@ -48,7 +48,7 @@ def checked_repository(name: str) -> str:
             f"{name[:80]!r} is not of the form owner/repository: letters, digits, _, - and . on"
             " both sides of one slash.",
             field="model_name",
-            code="bad_value",
+            code=ErrorCode.BAD_VALUE,
         )
     return name
 
@@ -100,7 +100,7 @@ def fetch(file: RemoteFile, models: Path, *, on_progress: Report, should_stop: A
         raise Refused(
             f"{file.title} is not on this machine, and downloads are switched off (HF_HUB_OFFLINE)."
             f" {by_hand([file], models)}",
-            code="no_download",
+            code=ErrorCode.NO_DOWNLOAD,
         )
     reason = ""
     for name in file.names:
@@ -115,7 +115,7 @@ def fetch(file: RemoteFile, models: Path, *, on_progress: Report, should_stop: A
     raise Refused(
         f"{file.title} could not be downloaded: {reason}. Try again, and it goes on where it broke"
         f" off; or {_lower(by_hand([file], models))}",
-        code="no_download",
+        code=ErrorCode.NO_DOWNLOAD,
     )
 
 

@@ -24,7 +24,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.text import is_plain_text
 
 TITLES = {"default": "Photos and art", "shapes": "Embedded demo: shapes and colours"}
@@ -151,7 +151,7 @@ class LabelSets:
             raise Refused(
                 f"There is no label list {name[:80]!r}; there are {', '.join(self.names())}.",
                 field="labels",
-                code="not_found",
+                code=ErrorCode.NOT_FOUND,
             )
         return found
 
@@ -187,7 +187,7 @@ class LabelSets:
             raise Refused(
                 f"The label list {name} is as it came; there is nothing to restore.",
                 field="name",
-                code="nothing_to_restore",
+                code=ErrorCode.NOTHING_TO_RESTORE,
             )
         self._remove(self._home / name)
         return self.names()
@@ -228,7 +228,7 @@ class LabelSets:
             raise Refused(
                 f"The label list {name} cannot be saved in {self._home}:"
                 f" {error.strerror or error}.",
-                code="cannot_save",
+                code=ErrorCode.CANNOT_SAVE,
             ) from error
         self._theirs()
 
@@ -286,15 +286,15 @@ def _check_name(name: str, field: str) -> None:
             f"{str(name)[:80]!r} cannot be the name of a label list or group: letters, digits,"
             " spaces, - and _, at most 60.",
             field=field,
-            code="bad_name",
+            code=ErrorCode.BAD_NAME,
         )
     if re.fullmatch(WINDOWS_OWN, name, re.IGNORECASE):
         raise Refused(
             f"{name!r} cannot be the name of a label list or group: Windows keeps it for itself.",
             field=field,
-            code="bad_name",
+            code=ErrorCode.BAD_NAME,
         )
 
 
 def _refused(message: str) -> Refused:
-    return Refused(message, field="groups", code="bad_labels")
+    return Refused(message, field="groups", code=ErrorCode.BAD_LABELS)

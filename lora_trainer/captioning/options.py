@@ -6,7 +6,7 @@ typed, and refused in sentences of their own.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.text import is_plain_text
 from ..settings.setting import BOOLEAN_WORDS, Choice, Setting, Value
 
@@ -59,7 +59,7 @@ def read_options(options: Sequence[Setting], values: Mapping[str, Any]) -> dict[
         raise Refused(
             f"There is no option {unknown[0]!r}; there are {', '.join(known)}.",
             field=unknown[0],
-            code="unknown_setting",
+            code=ErrorCode.UNKNOWN_SETTING,
         )
     return {
         name: read_option(option, values[name]) if name in values else option.default
@@ -124,4 +124,6 @@ def _number(kind: type, value: object) -> float | None:
 
 
 def _refused(option: Setting, found: str) -> Refused:
-    return Refused(f"{option.title} ({option.name}) {found}.", field=option.name, code="bad_value")
+    return Refused(
+        f"{option.title} ({option.name}) {found}.", field=option.name, code=ErrorCode.BAD_VALUE
+    )

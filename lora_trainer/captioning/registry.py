@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..settings.setting import Setting
 from .caption_affixes import options_for
 from .contracts import Captioner, Readiness
@@ -44,7 +44,7 @@ class Captioners:
                 f"There is no captioner {str(name)[:80]!r}; there are"
                 f" {', '.join(self._captioners)}.",
                 field="captioner",
-                code="not_found",
+                code=ErrorCode.NOT_FOUND,
             )
         return self._captioners[name]
 

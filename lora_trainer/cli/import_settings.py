@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.files import write_atomically
 from ..jobs.settings_import import read
 from ..settings.config import TrainConfig
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         raise Refused(
             f"{args.into} exists already. Give another name, or --overwrite to replace it.",
             field="into",
-            code="exists",
+            code=ErrorCode.EXISTS,
         )
     found = read(args.file, look_around=True)
     TrainConfig.parse(found["settings"])
@@ -77,7 +77,7 @@ def _write(path: Path, settings: dict[str, Any]) -> None:
         raise Refused(
             f"{path} cannot be written: {error.strerror or error}.",
             field="into",
-            code="cannot_save",
+            code=ErrorCode.CANNOT_SAVE,
         ) from error
 
 

@@ -5,7 +5,7 @@ them is not disturbed.
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..jobs.job import JobKind, JobView
 from ..jobs.job_views import list_jobs
 
@@ -16,7 +16,9 @@ def table(data_dir: Path) -> str:
     """Return the table, newest job first. Raises `Refused` where there are no jobs."""
     jobs = list_jobs(data_dir.expanduser())
     if not jobs:
-        raise Refused(f"There are no jobs in {data_dir}.", field="data_dir", code="not_found")
+        raise Refused(
+            f"There are no jobs in {data_dir}.", field="data_dir", code=ErrorCode.NOT_FOUND
+        )
     return _aligned([HEAD, *(_cells(job) for job in jobs)])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.files import write_atomically
 from ..interop.presets import find_preset, presets_folder
 from ..settings.config import GROUPS, all_settings
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         raise Refused(
             f"{args.file} cannot be written: {error.strerror or error}.",
             field="file",
-            code="cannot_save",
+            code=ErrorCode.CANNOT_SAVE,
         ) from error
     print(
         f"wrote {args.file}; set train_data_dir and base_model in it, then python -m lora_trainer"
@@ -97,13 +97,13 @@ def _check_file(file: Path, *, overwrite: bool) -> None:
         raise Refused(
             f"{file} would not be read as YAML. Let its name end in .yaml.",
             field="file",
-            code="bad_name",
+            code=ErrorCode.BAD_NAME,
         )
     if file.exists() and not overwrite:
         raise Refused(
             f"{file} exists already. Give another name, or --overwrite to replace it.",
             field="file",
-            code="exists",
+            code=ErrorCode.EXISTS,
         )
 
 

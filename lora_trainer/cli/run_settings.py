@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.contracts import Host
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.paths import expand_user
 from ..interop.our_settings import name_for
 from ..interop.presets import find_preset, presets_folder
@@ -54,7 +54,11 @@ def parsed(values: Values, file: Path | None) -> TrainConfig:
     try:
         return TrainConfig.parse(values)
     except Refused as error:
-        if error.code != "unknown_setting" or not file or not (source := _source_of_others(file)):
+        if (
+            error.code != ErrorCode.UNKNOWN_SETTING
+            or not file
+            or not (source := _source_of_others(file))
+        ):
             raise
         raise Refused(
             f"{error.message} {file.name} holds {source}. Take over what there is here with "

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from ..base.contracts import Host
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..jobs.service import TrainingService
 from ..jobs.storage import CLEARABLE, Limits, StorageReport
 
@@ -78,7 +78,9 @@ def run(args: argparse.Namespace, host: Host) -> int:
     `Refused`.
     """
     if not (args.data_dir / "jobs.sqlite3").is_file():
-        raise Refused(f"There are no jobs in {args.data_dir}.", field="data_dir", code="not_found")
+        raise Refused(
+            f"There are no jobs in {args.data_dir}.", field="data_dir", code=ErrorCode.NOT_FOUND
+        )
     # no limits: only what was asked for is removed
     service = TrainingService(host, limits=Limits(0, 0, 0))
     problems = []

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.contracts import Host
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..jobs.job import ALIVE, STARTED
 from ..jobs.service import TrainingService
 from ..runs.pipeline import DRAWING
@@ -190,14 +190,14 @@ def _job_to_resume(service: TrainingService, name: str, job_id: str | None) -> M
             raise Refused(
                 f"Job {job_id} makes {job['name']}, and the settings are for {name}. Give the job's"
                 " own settings.",
-                code="not_found",
+                code=ErrorCode.NOT_FOUND,
             )
         return job
     if not jobs:
         raise Refused(
             f"There is nothing to resume: no job in {service.host.data_dir} makes a LoRA called"
             f" {name!r}. Start it without --resume.",
-            code="not_found",
+            code=ErrorCode.NOT_FOUND,
         )
     return _furthest(jobs) or jobs[0]
 
@@ -231,7 +231,7 @@ def _newest(service: TrainingService, config: TrainConfig) -> Mapping[str, Any] 
         raise Refused(
             f"Job {working['id']} is training {config.output_name} just now, in another program."
             " Wait until it has ended, or stop it there.",
-            code="busy",
+            code=ErrorCode.BUSY,
         )
     return next((job for job in jobs if job["state"] == "finished" or _is_unfinished(job)), None)
 
@@ -251,9 +251,9 @@ def _go_on(
             why=f", as these settings were {earlier['state']} there; --new begins anew",
         )
     except Refused as error:
-        if error.code == "cannot_resume" and error.details.get("anyway_possible"):
+        if error.code == ErrorCode.CANNOT_RESUME and error.details.get("anyway_possible"):
             ways = "--resume-anyway goes on all the same, --new begins anew"
-        elif error.code in ("cannot_resume", "bad_value"):
+        elif error.code in (ErrorCode.CANNOT_RESUME, ErrorCode.BAD_VALUE):
             ways = "--new begins anew"
         else:
             raise
@@ -283,7 +283,7 @@ def _refuse_taken(
 ) -> None:
     """Raise `Refused` for a LoRA that exists, and say which job made it and what to do."""
     errors = service.planner.plan(config.to_dict(), thorough=False)["errors"]
-    taken = next((error for error in errors if error["code"] == "name_taken"), None)
+    taken = next((error for error in errors if error["code"] == ErrorCode.NAME_TAKEN), None)
     if taken is None:
         return
     made_by = longer = ""
@@ -297,7 +297,7 @@ def _refuse_taken(
         f"{taken['message']}{made_by} To replace it: --overwrite; to keep both: --output-name"
         f" {other}{longer}.",
         field="output_name",
-        code="name_taken",
+        code=ErrorCode.NAME_TAKEN,
     )
 
 
@@ -357,7 +357,7 @@ def _follow(service: TrainingService, begin: Begin, *, steps: int, step: int = 0
                     service.stop(job_id)
             _show(display, job, ended=job["state"])
     if job["state"] == "failed":
-        raise Refused(job["error"], code="failed")
+        raise Refused(job["error"], code=ErrorCode.FAILED)
     return job
 
 

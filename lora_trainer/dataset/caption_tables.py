@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.text import LEGACY_ENCODINGS, decode, guess_encoding
 from .captions import LARGEST_CAPTION_BYTES, can_be_caption, plain_lines, split_tags
 
@@ -396,7 +396,7 @@ def _split(header: str, delimiter: str) -> list[str]:
 
 
 def _unreadable(message: str) -> Refused:
-    return Refused(message, field="metadata_path", code="unreadable_table")
+    return Refused(message, field="metadata_path", code=ErrorCode.UNREADABLE_TABLE)
 
 
 class _Pictures:

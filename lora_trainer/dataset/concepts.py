@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.paths import expand_user
 from ..base.text import number
 from .captions import content_of, text_of
@@ -255,4 +255,4 @@ def read_prompts(path: Path | None) -> str:
 
 
 def _refused(message: str) -> Refused:
-    return Refused(message, field="train_data_dir", code="bad_concepts")
+    return Refused(message, field="train_data_dir", code=ErrorCode.BAD_CONCEPTS)

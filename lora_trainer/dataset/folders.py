@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.paths import expand_user
 from ..settings.config import TrainConfig
 from .concepts import Concept, is_concepts, read_concepts, read_prompts
@@ -59,14 +59,14 @@ def _folder(line: str) -> Folder:
             f"More folders: the line {line[:60]!r} names no folder. Write it as 5 x folder, or"
             f" ./{line[:60]} for a folder of that name.",
             field="extra_data_dirs",
-            code="bad_value",
+            code=ErrorCode.BAD_VALUE,
         )
     if repeats is not None and not 1 <= repeats <= MOST_REPEATS:
         raise Refused(
             f"More folders: {path[:120]} is to be repeated {repeats} times. Use 1 to"
             f" {MOST_REPEATS}.",
             field="extra_data_dirs",
-            code="bad_value",
+            code=ErrorCode.BAD_VALUE,
         )
     return Folder(expand_user(path), repeats)
 
@@ -108,7 +108,9 @@ def training_pictures(
         caption_ending=config.caption_extension,
     )
     if not pictures:
-        raise Refused(_no_pictures(main, problems), field="train_data_dir", code="no_pictures")
+        raise Refused(
+            _no_pictures(main, problems), field="train_data_dir", code=ErrorCode.NO_PICTURES
+        )
     return _add_folders(config, extra, pictures, problems, thorough=thorough)
 
 
@@ -130,7 +132,7 @@ def _add_folders(
                 raise Refused(
                     f"The pictures in {min(places & seen)} are among those to learn from already."
                     " Take the folder out, or raise its repeats.",
-                    code="twice",
+                    code=ErrorCode.TWICE,
                 )
         seen |= places
         pictures += [_repeated(picture, folder) for picture in _captioned(found, folder.concept)]
@@ -153,7 +155,7 @@ def _scan_folder(
         subfolders=folder.subfolders,
     )
     if not found:
-        raise Refused(_no_pictures(folder.path, damaged), code="no_pictures")
+        raise Refused(_no_pictures(folder.path, damaged), code=ErrorCode.NO_PICTURES)
     return found, damaged
 
 
@@ -225,12 +227,12 @@ def regularisation_pictures(
     with _blamed_on("reg_data_dir"):
         found, damaged = scan(folder, thorough=thorough, caption_ending=config.caption_extension)
         if not found:
-            raise Refused(_no_pictures(folder, damaged), code="no_pictures")
+            raise Refused(_no_pictures(folder, damaged), code=ErrorCode.NO_PICTURES)
         if both := {picture.path.parent.resolve() for picture in found} & taken:
             raise Refused(
                 f"The pictures in {min(both)} are to be learned and to be for regularisation."
                 " Regularisation needs others, without your subject.",
-                code="twice",
+                code=ErrorCode.TWICE,
             )
         return _that_count(found, damaged)
 
@@ -249,7 +251,7 @@ def _that_count(
             f"Every picture has 0 repeats by its folder's name ({name}), which leaves it out. Call"
             f" the folder 1_{name.partition('_')[2]}.",
             field="train_data_dir",
-            code="no_pictures",
+            code=ErrorCode.NO_PICTURES,
         )
     of_folders = []
     for folder, count in left_out.items():

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.paths import check_regular_file
 from .decode_limit import TRIMMED_PIXELS, DecodeLimit
 
@@ -157,13 +157,13 @@ def _as_refusals(path: Path) -> Iterator[None]:
         raise Refused(
             f"{path.name} is not a picture (its content is none of"
             f" {', '.join(PICTURE_FORMATS[:5])}).",
-            code="not_a_picture",
+            code=ErrorCode.NOT_A_PICTURE,
         ) from error
     except Image.DecompressionBombError as error:
         raise Refused(
             f"{path.name} is too large: {error}. At most {MOST_PIXELS // 1_000_000} million"
             " pixels.",
-            code="too_large",
+            code=ErrorCode.TOO_LARGE,
         ) from error
     except (Refused, FileNotFoundError):
         raise
@@ -171,7 +171,7 @@ def _as_refusals(path: Path) -> Iterator[None]:
     except Exception as error:
         raise Refused(
             f"{path.name} is damaged or cut off: {error}. Save it again in a picture editor.",
-            code="damaged",
+            code=ErrorCode.DAMAGED,
         ) from error
 
 
@@ -180,18 +180,18 @@ def _check_size(path: Path, width: int, height: int) -> None:
         raise Refused(
             f"{path.name} is {width}x{height}; at most {MOST_PIXELS // 1_000_000} million pixels"
             " can be used. Scale it down.",
-            code="too_large",
+            code=ErrorCode.TOO_LARGE,
         )
     if min(width, height) < SMALLEST_PX:
         raise Refused(
             f"{path.name} is {width}x{height}; a side needs at least {SMALLEST_PX} pixels.",
-            code="too_small",
+            code=ErrorCode.TOO_SMALL,
         )
     if max(width, height) > WIDEST_RATIO * min(width, height):
         raise Refused(
             f"{path.name} is {width}x{height}; one side may be at most {WIDEST_RATIO:g} times the"
             " other. Crop it.",
-            code="too_narrow",
+            code=ErrorCode.TOO_NARROW,
         )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageChops
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from .buckets import Bucket
 from .images import PICTURE_ENDINGS, TRANSPARENT, has_alpha, inspect, opened, upright
 from .pixels import Placement, placement
@@ -65,7 +65,7 @@ def check_mask(mask: Path, picture: Picture, *, thorough: bool = True) -> str:
         raise Refused(
             f"{mask.name} cannot be read: {error.strerror or error}.",
             field="masked_loss",
-            code="bad_mask",
+            code=ErrorCode.BAD_MASK,
         ) from error
     if is_black:
         return (
@@ -111,7 +111,7 @@ def load_mask(
         with opened(path) as image:
             grey = _grey(image) if mask_path else _opacity(image)
     except FileNotFoundError as error:
-        raise Refused(f"{path.name} is gone.", code="no_file") from error
+        raise Refused(f"{path.name} is gone.", code=ErrorCode.NO_FILE) from error
     if grey is None:
         return None
     width, height = (picture.width, picture.height) if mask_path else grey.size

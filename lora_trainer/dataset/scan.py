@@ -10,7 +10,7 @@ import re
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.paths import is_inside
 from .caption_tables import find_table
 from .captions import CAPTION_ENDINGS, find_caption
@@ -135,7 +135,7 @@ def _listed(folder: Path) -> list[Path]:
         raise Refused(
             f"The folder {folder} may not be read: permission denied.",
             field="train_data_dir",
-            code="no_permission",
+            code=ErrorCode.NO_PERMISSION,
         ) from error
     except OSError as error:
         reason = f"The folder {str(folder)[:120]} cannot be read: {error.strerror or error}."
@@ -146,7 +146,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _no_folder(message: str) -> Refused:
-    return Refused(message, field="train_data_dir", code="no_folder")
+    return Refused(message, field="train_data_dir", code=ErrorCode.NO_FOLDER)
 
 
 def read_kohya_name(folder: PurePath) -> tuple[int, str] | None:

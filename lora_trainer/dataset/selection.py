@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.rng import generator
 from ..settings.config import TrainConfig
 from ..settings.remedies import details_of, set_to
@@ -57,7 +57,7 @@ def select(config: TrainConfig, *, thorough: bool = True) -> Selection:
         raise Refused(
             f"None of the pictures can be used with its mask. The first: {first}",
             field="masked_loss",
-            code="bad_mask",
+            code=ErrorCode.BAD_MASK,
         )
     # Regularisation pictures hardly ever have masks, so it is no warning if they have none.
     others = _with_masks(config, reg_found, thorough=thorough)
@@ -96,7 +96,7 @@ def _held_back(count: int, share: float, seed: int) -> set[int]:
             f"Validation keeps pictures out of training, and there are only {count}. It needs at"
             f" least {FEWEST_TO_LEARN + 1}; with few pictures, set it to 0.",
             field="validation_split",
-            code="bad_value",
+            code=ErrorCode.BAD_VALUE,
             details=details_of(set_to("validation_split", 0.0)),
         )
     held = min(max(1, math.floor(share * count + 0.5)), count - FEWEST_TO_LEARN)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.files import write_atomically
 from ..base.sqlite import open_database
 from ..dataset.images import Facts, look, remember
@@ -109,7 +109,7 @@ class BackgroundScan:
                 raise result.problem
             if not thumbnail.is_file():
                 raise Refused(
-                    f"The thumbnail of {path.name} cannot be written.", code="cannot_save"
+                    f"The thumbnail of {path.name} cannot be written.", code=ErrorCode.CANNOT_SAVE
                 )
         return thumbnail
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import regex
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..dataset.captions import split_tags
 from .safe_regex import compile_literal, compile_pattern, substitute
 
@@ -40,7 +40,7 @@ def plan_edit(
         raise Refused(
             f"The action {action!r} is not known; expected one of {', '.join(ACTIONS)}.",
             field="action",
-            code="bad_value",
+            code=ErrorCode.BAD_VALUE,
         )
     chosen = ACTIONS[action]
     values: dict[str, Any] = {
@@ -176,10 +176,10 @@ class TextParameter:
             raise Refused(
                 f"`{name}` must be text of at most {LONGEST_TEXT} characters.",
                 field=name,
-                code="bad_value",
+                code=ErrorCode.BAD_VALUE,
             )
         if self.required and not value.strip(self.ignored):
-            raise Refused(f"`{name}` is empty.", field=name, code="bad_value")
+            raise Refused(f"`{name}` is empty.", field=name, code=ErrorCode.BAD_VALUE)
         return value
 
 
@@ -190,7 +190,7 @@ class SwitchParameter:
     def read(self, name: str, settings: Mapping[str, Any]) -> bool:
         value = settings.get(name)
         if value not in (None, True, False):
-            raise Refused(f"`{name}` must be true or false.", field=name, code="bad_value")
+            raise Refused(f"`{name}` must be true or false.", field=name, code=ErrorCode.BAD_VALUE)
         return bool(value)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..dataset.caption_tables import TABLE_NAMES, LaidTable, LineProblem, look_at_table
 from ..dataset.captions import caption_paths, content_of, in_table, sidecar, text_of
 from ..dataset.images import remember
@@ -71,7 +71,7 @@ class DatasetReader:
         except OSError as error:
             raise Refused(
                 f"The folder {str(self._folder)[:200]} cannot be read: {error.strerror or error}.",
-                code="no_folder",
+                code=ErrorCode.NO_FOLDER,
             ) from error
 
     # --- Pictures ---------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ class DatasetReader:
         except OSError as error:
             raise Refused(
                 f"The caption file {path.name} cannot be read: {error.strerror or error}.",
-                code="unreadable_caption",
+                code=ErrorCode.UNREADABLE_CAPTION,
             ) from error
 
     @staticmethod
@@ -258,7 +258,7 @@ def picture_in(listing: Listing, filename: str) -> Path:
         raise Refused(
             f"There is no picture {str(filename)[:200]!r} in this data set.",
             field="filename",
-            code="not_found",
+            code=ErrorCode.NOT_FOUND,
         )
     return listing.pictures[filename]
 

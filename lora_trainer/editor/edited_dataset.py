@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypedDict
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.paths import is_inside
 from ..dataset.caption_tables import TABLE_NAMES
 from ..dataset.scan import is_picture_file, is_picture_name, read_kohya_name
@@ -90,7 +90,7 @@ class EditedDataset:
             raise Refused(
                 f"There is no picture {filename[:200]!r} in this data set.",
                 field="filename",
-                code="not_found",
+                code=ErrorCode.NOT_FOUND,
             )
         return path
 
@@ -209,4 +209,6 @@ def is_table(path: str) -> bool:
 
 def _cannot_save(error: Exception, advice: str = "") -> Refused:
     reason = getattr(error, "strerror", None) or error
-    return Refused(f"Not everything could be written: {reason}.{advice}", code="cannot_save")
+    return Refused(
+        f"Not everything could be written: {reason}.{advice}", code=ErrorCode.CANNOT_SAVE
+    )

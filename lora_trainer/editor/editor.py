@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypedDict
 from urllib.parse import quote
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..dataset.captions import (
     LARGEST_CAPTION_BYTES,
     can_be_caption,
@@ -269,7 +269,7 @@ def check_caption(filename: str, caption: Any) -> None:
         raise Refused(
             f"The caption of {filename} is not text of at most {LARGEST_CAPTION_BYTES // 1000} kB.",
             field="changes",
-            code="bad_value",
+            code=ErrorCode.BAD_VALUE,
         )
 
 
@@ -282,7 +282,7 @@ def _check_shared_files(files: Mapping[str, CaptionFile], contents: Mapping[str,
                 f"{filename} shares its caption file {file.path} with another picture, which was"
                 " given another caption.",
                 field="changes",
-                code="bad_value",
+                code=ErrorCode.BAD_VALUE,
             )
 
 
@@ -292,7 +292,7 @@ def _captions_of(filenames: Sequence[str], everything: Mapping[str, str]) -> dic
             raise Refused(
                 f"There is no picture {str(filename)[:200]!r} in this data set.",
                 field="filenames",
-                code="not_found",
+                code=ErrorCode.NOT_FOUND,
             )
     return {filename: everything[filename] for filename in filenames}
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..dataset.captions import in_table, sidecar, to_bytes
 from . import picture_files
 from .dataset_reader import CaptionFile, picture_in
@@ -114,7 +114,9 @@ class FileEdits:
             taken = same_stem[0]
         else:
             return
-        raise Refused(f"There is already {taken} in this data set.", field="to", code="exists")
+        raise Refused(
+            f"There is already {taken} in this data set.", field="to", code=ErrorCode.EXISTS
+        )
 
     def _changes_to_rename(
         self, filename: str, path: Path, new_path: Path, listing: Listing
@@ -147,7 +149,7 @@ def _renamed(path: Path, to: str) -> Path:
         raise Refused(
             f"{to[:80]!r} names a folder; pictures stay in theirs. Give a name without slashes.",
             field="to",
-            code="bad_name",
+            code=ErrorCode.BAD_NAME,
         )
     stem = to[: -len(path.suffix)] if to.lower().endswith(path.suffix.lower()) else to
     return path.with_name(safe_filename(f"{stem.strip()}{path.suffix}"))

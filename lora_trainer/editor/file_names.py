@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.text import is_plain_text
 
 LONGEST_NAME_BYTES = 200
@@ -22,7 +22,7 @@ def safe_filename(filename: str) -> str:
         raise Refused(
             f"{str(filename)[:80]!r} cannot be used as a file name. Rename it.",
             field="to",
-            code="bad_name",
+            code=ErrorCode.BAD_NAME,
         )
     return name
 

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypedDict
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.files import write_atomically
 from ..base.paths import expand_user
 from ..base.text import is_plain_text
@@ -100,7 +100,9 @@ class Library:
         folder = self._folder / name
         if not _can_be_name(name) or not folder.is_dir():
             raise Refused(
-                f"There is no data set called {name!r}.", field="train_data_dir", code="not_found"
+                f"There is no data set called {name!r}.",
+                field="train_data_dir",
+                code=ErrorCode.NOT_FOUND,
             )
         pointer = self._home(name) / "folder.json"
         if pointer.is_file():
@@ -139,7 +141,7 @@ class Library:
         folder = expand_user(path.strip().strip('"'))
         self._check_path(folder)
         if reason := _why_unreadable(folder):
-            raise Refused(reason, field="path", code="no_folder")
+            raise Refused(reason, field="path", code=ErrorCode.NO_FOLDER)
         return folder.resolve()
 
     def _free_name(self, name: str) -> str:
@@ -171,7 +173,8 @@ class Library:
         except (OSError, sqlite3.Error) as error:
             reason = getattr(error, "strerror", None) or error
             raise Refused(
-                f"The history of {name} cannot be written in {home}: {reason}.", code="cannot_save"
+                f"The history of {name} cannot be written in {home}: {reason}.",
+                code=ErrorCode.CANNOT_SAVE,
             ) from error
 
     def describe(self, name: str) -> dict[str, Any]:
@@ -218,7 +221,7 @@ class Library:
                 f"{folder} and the data set {name} are one within the other. Choose another"
                 " folder.",
                 field="folder",
-                code="twice",
+                code=ErrorCode.TWICE,
             )
         files = uploads.files_of_folder(folder)
         if create:
@@ -265,7 +268,7 @@ class Library:
                     raise Refused(
                         f"{filename} shares its caption file {caption_file.name} with another"
                         " picture, whose prompt was taken.",
-                        code="shared",
+                        code=ErrorCode.SHARED,
                     )
             except Refused as error:
                 refused.append({"filename": filename, "reason": error.message})
@@ -299,7 +302,7 @@ def _folder_in(pointer: Path, name: str) -> Path:
         raise Refused(
             f"The data set {name} points to a folder, but {pointer} cannot be read. Add the"
             " folder again.",
-            code="not_found",
+            code=ErrorCode.NOT_FOUND,
         ) from error
 
 
@@ -330,5 +333,5 @@ def _checked_name(name: str) -> str:
         raise Refused(
             error.message.split(". Use ")[0] + ". Choose another name for the data set.",
             field="name",
-            code="bad_name",
+            code=ErrorCode.BAD_NAME,
         ) from error

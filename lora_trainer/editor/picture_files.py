@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..dataset.buckets import Bucket
 from ..dataset.images import look, opened
 from ..dataset.pixels import load_pixels
@@ -37,12 +37,14 @@ def rotated(path: Path, degrees: int) -> bytes:
         raise Refused(
             f"Pictures are turned by 90, 180 or 270 degrees, not {degrees!r}.",
             field="degrees",
-            code="bad_value",
+            code=ErrorCode.BAD_VALUE,
         )
     with opened(path) as image:
         # a phone's MPO contains one picture and its depth
         if getattr(image, "is_animated", False) and image.format != "MPO":
-            raise Refused(f"{path.name} is animated and cannot be turned.", code="not_possible")
+            raise Refused(
+                f"{path.name} is animated and cannot be turned.", code=ErrorCode.NOT_POSSIBLE
+            )
         upright = ImageOps.exif_transpose(image)
         kind, extra = image.format, dict(_QUALITY.get(image.format, {}))
         if image.format == "PNG":

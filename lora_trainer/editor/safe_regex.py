@@ -9,7 +9,7 @@ import re
 
 import regex
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 
 LARGEST_PATTERN = 20_000  # characters with repeats written out, about 10 MB and 50 ms to compile
 MOST_GROUPS = 200
@@ -81,13 +81,13 @@ def substitute(
         raise Refused(
             "The regular expression takes too long on these captions; make it simpler.",
             field="find",
-            code="bad_value",
+            code=ErrorCode.BAD_VALUE,
         ) from error
     except (RecursionError, MemoryError) as error:
         raise Refused(
             "The regular expression takes too much memory on these captions; make it simpler.",
             field="find",
-            code="bad_value",
+            code=ErrorCode.BAD_VALUE,
         ) from error
     except (regex.error, IndexError, ValueError, KeyError) as error:
         why = "invalid group reference" if isinstance(error, IndexError) else error
@@ -95,7 +95,7 @@ def substitute(
             f"The replacement cannot be used: {why}. \\1 is the first group in parentheses, \\\\ a"
             " backslash.",
             field="replace",
-            code="bad_value",
+            code=ErrorCode.BAD_VALUE,
         ) from error
 
 
@@ -107,7 +107,7 @@ def _too_long(longest: int) -> Refused:
     return Refused(
         f"A caption would become longer than {longest:,} characters.",
         field="replace",
-        code="bad_value",
+        code=ErrorCode.BAD_VALUE,
     )
 
 
@@ -208,12 +208,14 @@ def _times(count: re.Match) -> int:
 
 
 def _unusable(why: str) -> Refused:
-    return Refused(f"The regular expression cannot be used: {why}.", field="find", code="bad_value")
+    return Refused(
+        f"The regular expression cannot be used: {why}.", field="find", code=ErrorCode.BAD_VALUE
+    )
 
 
 def _unreadable(why: object) -> Refused:
     return Refused(
         f"The regular expression cannot be read: {why or 'too large'}.",
         field="find",
-        code="bad_value",
+        code=ErrorCode.BAD_VALUE,
     )

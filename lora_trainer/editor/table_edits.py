@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.paths import is_inside
 from ..base.text import ENCODINGS, decode
 from ..dataset import caption_tables
@@ -101,7 +101,7 @@ class TableEdits:
             raise Refused(
                 f"The format {format[:20]!r} is not known; expected csv or jsonl.",
                 field="format",
-                code="bad_value",
+                code=ErrorCode.BAD_VALUE,
             )
         reader = self._dataset.reader
         return formats[format](reader.captions(reader.list_files()))
@@ -133,7 +133,7 @@ class TableEdits:
                 raise Refused(
                     f"{filename} was changed meanwhile by another page or program.",
                     field="version",
-                    code="changed_meanwhile",
+                    code=ErrorCode.CHANGED_MEANWHILE,
                 )
             table = caption_tables.parse_table(path.name, data)
             if table.problems:
@@ -141,7 +141,7 @@ class TableEdits:
                 raise Refused(
                     f"Line {first.line}: {first.message}",
                     field="file",
-                    code="unreadable_table",
+                    code=ErrorCode.UNREADABLE_TABLE,
                     details={"lines": first_bad_lines(table.problems)},
                 )
             before = dataset.files.trash_name_of(filename)
@@ -169,7 +169,7 @@ class TableEdits:
             raise Refused(
                 f"There is no caption table {filename[:200]!r} in this data set.",
                 field="filename",
-                code="not_found",
+                code=ErrorCode.NOT_FOUND,
             )
         return folder / filename
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.files import remove_leftovers
 from .file_changes import Change, FileChanger
 from .history_database import (
@@ -51,7 +51,7 @@ class ChangedMeanwhile(Refused):
         what = "Changed meanwhile by another page or program"
         if gone:
             what = "Not in the trash folder any more"
-        super().__init__(f"{what}: {names}. Nothing was written.", code="changed_meanwhile")
+        super().__init__(f"{what}: {names}. Nothing was written.", code=ErrorCode.CHANGED_MEANWHILE)
         self.paths = paths
 
 
@@ -205,7 +205,7 @@ class History:
             raise Refused(
                 f"`if_changed` is {if_changed!r}; expected refuse, skip or overwrite.",
                 field="if_changed",
-                code="bad_value",
+                code=ErrorCode.BAD_VALUE,
             )
         if step is None:
             raise Refused(direction.nothing_message, code=direction.nothing_code)

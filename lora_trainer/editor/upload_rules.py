@@ -5,7 +5,7 @@ import os
 import threading
 from pathlib import Path, PurePosixPath
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.files import write_atomically
 from ..base.text import decode
 from ..dataset.caption_tables import LARGEST_TABLE_BYTES, TABLE_NAMES
@@ -30,7 +30,7 @@ def save_upload(folder: Path, path: PurePosixPath, data: bytes, *, lock: threadi
     most_bytes = largest_upload_bytes(filename)
     if len(data) > most_bytes:
         raise Refused(
-            f"{filename} is too large: at most {most_bytes / 1e6:g} MB.", code="too_large"
+            f"{filename} is too large: at most {most_bytes / 1e6:g} MB.", code=ErrorCode.TOO_LARGE
         )
     if path.suffix.lower() in PICTURE_ENDINGS:
         _check_picture(folder, filename, data)
@@ -41,7 +41,7 @@ def save_upload(folder: Path, path: PurePosixPath, data: bytes, *, lock: threadi
         elif not _has_content(target, data):
             raise Refused(
                 f"{filename} is there already, with other content. Rename one of them.",
-                code="exists",
+                code=ErrorCode.EXISTS,
             )
     return path.as_posix()
 
@@ -57,7 +57,7 @@ def uploadable_name(filename: str) -> str:
         raise Refused(
             f"{name} is neither a picture ({', '.join(PICTURE_ENDINGS[:5])}, …) nor a caption"
             " (.txt, .caption, metadata.csv).",
-            code="not_a_picture",
+            code=ErrorCode.NOT_A_PICTURE,
         )
     if ending.lower() in CAPTION_ENDINGS:
         return stem + ending.lower()  # cat.TXT would never be found beside cat.png
@@ -94,10 +94,12 @@ def _target_of(folder: Path, path: PurePosixPath) -> Path:
         is_inside = target.parent.resolve().is_relative_to(folder.resolve())
     except OSError as error:
         raise Refused(
-            f"{path.parent} cannot be made: {error.strerror or error}.", code="bad_name"
+            f"{path.parent} cannot be made: {error.strerror or error}.", code=ErrorCode.BAD_NAME
         ) from error
     if not is_inside:
-        raise Refused(f"{path.parent} is a link that leads out of the data set.", code="bad_name")
+        raise Refused(
+            f"{path.parent} is a link that leads out of the data set.", code=ErrorCode.BAD_NAME
+        )
     return target
 
 
@@ -108,7 +110,7 @@ def _has_content(path: Path, data: bytes) -> bool:
     except OSError as error:
         raise Refused(
             f"{path.name} is there already and cannot be read: {error.strerror or error}.",
-            code="exists",
+            code=ErrorCode.EXISTS,
         ) from error
 
 
@@ -117,7 +119,7 @@ def _save(path: Path, data: bytes) -> None:
         write_atomically(path, data)
     except OSError as error:
         raise Refused(
-            f"{path.name} cannot be saved: {error.strerror or error}.", code="cannot_save"
+            f"{path.name} cannot be saved: {error.strerror or error}.", code=ErrorCode.CANNOT_SAVE
         ) from error
 
 
@@ -130,9 +132,9 @@ def _check_picture(folder: Path, filename: str, data: bytes) -> None:
         found = examine(trial)
     except OSError as error:
         raise Refused(
-            f"{filename} cannot be saved: {error.strerror or error}.", code="cannot_save"
+            f"{filename} cannot be saved: {error.strerror or error}.", code=ErrorCode.CANNOT_SAVE
         ) from error
     finally:
         trial.unlink(missing_ok=True)
     if isinstance(found, Problem):
-        raise Refused(found.reason.replace(trial.name, filename), code="not_a_picture")
+        raise Refused(found.reason.replace(trial.name, filename), code=ErrorCode.NOT_A_PICTURE)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..dataset.captions import CAPTION_ENDINGS
 from ..dataset.scan import MASK_ENDING, is_picture_file, read_kohya_name
 from .zip_archive import ZipArchive, ZipEntry
@@ -73,7 +73,7 @@ def files_of_folder(folder: Path) -> list[SourceFile]:
             raise Refused(
                 f"There are more than {MOST_FILES:,} files in {folder}. Choose a folder in it.",
                 field="folder",
-                code="too_large",
+                code=ErrorCode.TOO_LARGE,
             )
         found.append(source_file(path))
     return _without_notes(found)
@@ -114,7 +114,7 @@ def store_files(
             if is_picture_file(target):
                 tried_pictures.add((stem, folder))
             elif (stem, folder) in tried_pictures - stored:
-                raise Refused("Its picture was not taken.", code="exists")
+                raise Refused("Its picture was not taken.", code=ErrorCode.EXISTS)
             result.added.append(store(target, source.read(most_bytes_of(target.name))))
             stored.add((stem, folder))
         except Refused as error:
@@ -139,7 +139,7 @@ def _check_same_folder(first: str, folder: str, stem: str) -> None:
             f"{first or 'The top folder'} has files called {stem}, too. Folders are put together, "
             "but for those named as 10_cat. "
             "Rename one of the files.",
-            code="exists",
+            code=ErrorCode.EXISTS,
         )
 
 
@@ -151,15 +151,17 @@ def target_path(path: str) -> PurePosixPath:
     """
     parts = _parts(path)
     if path.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", path):
-        raise Refused("Its path leads out of the data set.", code="bad_name")
+        raise Refused("Its path leads out of the data set.", code=ErrorCode.BAD_NAME)
     if any(len(part) > LONGEST_NAME for part in parts):
-        raise Refused("Its name, or a folder's, is too long.", code="bad_name")
+        raise Refused("Its name, or a folder's, is too long.", code=ErrorCode.BAD_NAME)
     if any(REGULARISATION_FOLDERS.fullmatch(part) for part in parts[:-1]):
         raise Refused(
-            "Regularisation pictures need a data set of their own.", code="regularisation"
+            "Regularisation pictures need a data set of their own.", code=ErrorCode.REGULARISATION
         )
     if parts[-1].lower().endswith(ARCHIVE_ENDINGS):
-        raise Refused("It is an archive in an archive. Unpack it first.", code="not_a_picture")
+        raise Refused(
+            "It is an archive in an archive. Unpack it first.", code=ErrorCode.NOT_A_PICTURE
+        )
     *folders, name = parts
     is_mask = bool(folders) and folders[-1].lower() == MASK_FOLDER
     if is_mask:
@@ -196,7 +198,7 @@ def _walk(folder: Path, levels: int) -> Iterator[Path]:
         raise Refused(
             f"The folder {str(folder)[:200]} cannot be read: {error.strerror or error}.",
             field="folder",
-            code="no_folder",
+            code=ErrorCode.NO_FOLDER,
         ) from error
     for entry in found:
         if entry.is_file(follow_symlinks=False):
@@ -210,7 +212,9 @@ def _content(path: Path, most_bytes: int) -> bytes:
         with open(path, "rb") as file:
             data = file.read(most_bytes + 1)
     except OSError as error:
-        raise Refused(f"It cannot be read: {error.strerror or error}.", code="no_file") from error
+        raise Refused(
+            f"It cannot be read: {error.strerror or error}.", code=ErrorCode.NO_FILE
+        ) from error
     if len(data) > most_bytes:
-        raise Refused(f"It is larger than {most_bytes / 1e6:g} MB.", code="too_large")
+        raise Refused(f"It is larger than {most_bytes / 1e6:g} MB.", code=ErrorCode.TOO_LARGE)
     return data

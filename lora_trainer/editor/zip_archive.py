@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.text import guess_encoding
 
 LARGEST_ARCHIVE_BYTES = 1_000_000_000
@@ -60,7 +60,7 @@ class ZipArchive:
         if size > LARGEST_ARCHIVE_BYTES:
             raise Refused(
                 f"{name} is larger than {LARGEST_ARCHIVE_BYTES / 1e9:g} GB. Send it in parts.",
-                code="too_large",
+                code=ErrorCode.TOO_LARGE,
             )
         self._allowed_bytes = min(LARGEST_TOTAL_BYTES, MOST_RATIO * size + FREE_OF_RATIO_BYTES)
         try:
@@ -69,7 +69,7 @@ class ZipArchive:
             raise Refused(
                 f"{name} is no ZIP file, or it is damaged or too large: {_message_of(error)}. "
                 "Pack it again, or in parts.",
-                code="bad_archive",
+                code=ErrorCode.BAD_ARCHIVE,
             ) from error
         found = [
             info for info in self._zip.infolist() if not info.orig_filename.endswith(("/", "\\"))
@@ -77,7 +77,7 @@ class ZipArchive:
         if len(found) > MOST_ENTRIES:
             raise Refused(
                 f"{name} holds {len(found):,} files; at most {MOST_ENTRIES:,}. Send it in parts.",
-                code="too_large",
+                code=ErrorCode.TOO_LARGE,
             )
         self.entries = [
             ZipEntry(path, info) for path, info in zip(_paths(found), found, strict=True)
@@ -99,13 +99,13 @@ class ZipArchive:
                     self._read_bytes += len(piece)
                     if size > most_bytes:
                         raise Refused(
-                            f"It is larger than {most_bytes / 1e6:g} MB.", code="too_large"
+                            f"It is larger than {most_bytes / 1e6:g} MB.", code=ErrorCode.TOO_LARGE
                         )
                     self._check_total()
                     pieces.append(piece)
         except DAMAGED as error:
             raise Refused(
-                f"It is damaged in the archive: {_message_of(error)}.", code="damaged"
+                f"It is damaged in the archive: {_message_of(error)}.", code=ErrorCode.DAMAGED
             ) from error
         return b"".join(pieces)
 
@@ -114,7 +114,7 @@ class ZipArchive:
             raise Refused(
                 f"{self.name} holds more than {self._allowed_bytes / 1e6:,.0f} MB once it is"
                 " unpacked.",
-                code="archive_limit",
+                code=ErrorCode.ARCHIVE_LIMIT,
             )
 
 
@@ -143,15 +143,17 @@ def _check_kind(info: zipfile.ZipInfo) -> None:
     """Raise `Refused` for anything but an ordinary file, packed in an ordinary way."""
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind == stat.S_IFLNK:
-        raise Refused("It is a link, not a file.", code="not_a_file")
+        raise Refused("It is a link, not a file.", code=ErrorCode.NOT_A_FILE)
     if kind not in (0, stat.S_IFREG):
-        raise Refused("It is a device or a folder, not a file.", code="not_a_file")
+        raise Refused("It is a device or a folder, not a file.", code=ErrorCode.NOT_A_FILE)
     if info.flag_bits & ENCRYPTED_FLAG:
-        raise Refused("It is encrypted. Pack it again without a password.", code="encrypted")
+        raise Refused(
+            "It is encrypted. Pack it again without a password.", code=ErrorCode.ENCRYPTED
+        )
     if info.compress_type not in METHODS:
         raise Refused(
             "It is packed in a way that is not read here. Pack it again as an ordinary ZIP.",
-            code="bad_archive",
+            code=ErrorCode.BAD_ARCHIVE,
         )
 
 

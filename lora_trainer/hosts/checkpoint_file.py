@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.tensor_files import read_header
 from ..runs.base_models import say_which_are_there
 
@@ -222,7 +222,7 @@ def _read_header(path: Path) -> tuple[Shapes, dict[str, str]]:
             or "Give the path of a Stable Diffusion checkpoint (.safetensors)."
         )
         raise Refused(
-            f"There is no checkpoint {path}. {advice}", field="base_model", code="no_model"
+            f"There is no checkpoint {path}. {advice}", field="base_model", code=ErrorCode.NO_MODEL
         )
     if path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
         raise _refused(
@@ -316,7 +316,9 @@ def _refuse_other_models(path: Path, shapes: Shapes) -> None:
 
 def _refused(path: Path, found: str, remedy: str) -> Refused:
     return Refused(
-        f"The checkpoint {path.name} {found}. {remedy}.", field="base_model", code="wrong_model"
+        f"The checkpoint {path.name} {found}. {remedy}.",
+        field="base_model",
+        code=ErrorCode.WRONG_MODEL,
     )
 
 
@@ -334,7 +336,7 @@ def _prediction_type(path: Path, metadata: Mapping[str, str], shapes: Shapes) ->
                 f"The file {beside.name} beside the checkpoint cannot be read ({error}). Mend or"
                 " remove it.",
                 field="base_model",
-                code="wrong_model",
+                code=ErrorCode.WRONG_MODEL,
             ) from error
     says = says or ("v" if "v_pred" in shapes else metadata.get("modelspec.prediction_type", ""))
     return "" if not says else "v_prediction" if says.lower().startswith("v") else "epsilon"

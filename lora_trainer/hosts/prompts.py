@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 
 CHUNK_TOKENS = 75
 # the WebUI's "comma padding backtrack": a chunk ends at a comma that is at most so many tokens back
@@ -77,7 +77,7 @@ def split_loras(prompt: str) -> tuple[str, list[LoraTag]]:
                 f"{tag[0]}: {weight!r} is no number. Write the LoRA's name and a weight, as in"
                 " <lora:name:0.8>.",
                 field="prompt",
-                code="bad_value",
+                code=ErrorCode.BAD_VALUE,
             )
         tags.append(LoraTag(name, number))
         return ""

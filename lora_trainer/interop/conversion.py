@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.text import number
 from ..settings.config import TrainConfig
 from ..settings.files import MOST_KEYS, check_extent
@@ -88,7 +88,7 @@ def refuse_too_many(found: Sized, what: str, most: int) -> None:
         raise Refused(
             f"It holds {len(found):,} {what}, and at most {most} are read: this is no file of"
             " settings.",
-            code="no_settings",
+            code=ErrorCode.NO_SETTINGS,
         )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.tensor_files import check_json, parse_header
 from ..base.text import number
 from ..settings.config import TrainConfig
@@ -41,7 +41,7 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]
             header = parse_header(file)
     except (OSError, ValueError) as error:
         raise Refused(
-            f"The LoRA {Path(path).name} cannot be read: {error}.", code="unreadable_config"
+            f"The LoRA {Path(path).name} cannot be read: {error}.", code=ErrorCode.UNREADABLE_CONFIG
         ) from error
     return dict(header.metadata), header.shapes
 
@@ -63,14 +63,14 @@ def from_lora(
         raise Refused(
             "This LoRA does not say how it was trained: it holds no training metadata (ss_*). Ask"
             " its maker, or choose another.",
-            code="no_settings",
+            code=ErrorCode.NO_SETTINGS,
         )
     said = {name: value for key, value in metadata.items() if (name := _plain_name(key))}
     if len(said) > MOST_NOTES:
         raise Refused(
             f"This LoRA holds {len(said):,} notes of its training; no trainer writes more than"
             f" {MOST_NOTES:,}.",
-            code="no_settings",
+            code=ErrorCode.NO_SETTINGS,
         )
     long = {
         name for name, value in said.items() if len(value) > MOST_NOTE and name not in _LONG_NOTES

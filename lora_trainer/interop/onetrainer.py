@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.text import number
 from .conversion import Conversion, is_unset, parse_text
 
@@ -119,7 +119,7 @@ def to_kohya(nested: Mapping[str, Any]) -> Conversion:
         raise Refused(
             f"This OneTrainer file is for {kind[:60]}. Stable Diffusion 1, 2 and XL are trained"
             " here.",
-            code="no_settings",
+            code=ErrorCode.NO_SETTINGS,
         )
     given = {
         str(key): cleaned

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..dataset.captions import content_of
 from ..dataset.concepts import LARGEST_BYTES, concepts_in
 from .conversion import Conversion
@@ -42,7 +42,7 @@ def read_settings_text(path: Path) -> str:
     except OSError as error:
         raise Refused(
             f"The settings file {path} cannot be read: {error.strerror or error}.",
-            code="unreadable_config",
+            code=ErrorCode.UNREADABLE_CONFIG,
         ) from error
 
 

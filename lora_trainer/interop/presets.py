@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 
 import yaml
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.files import write_atomically
 from ..base.paths import numbered_paths
 from ..base.text import is_plain_text
@@ -67,7 +67,7 @@ def find_preset(name: str, folder: Path) -> Preset:
     for preset in known:
         if name.casefold() in (preset["name"].casefold(), preset["title"].casefold()):
             if preset["problem"]:
-                raise Refused(preset["problem"], field="preset", code="unreadable_config")
+                raise Refused(preset["problem"], field="preset", code=ErrorCode.UNREADABLE_CONFIG)
             return preset
     if Path(name).suffix.lower() in (".yaml", ".yml") and Path(name).is_file():
         return _read(Path(name))[0]
@@ -75,7 +75,7 @@ def find_preset(name: str, folder: Path) -> Preset:
     raise Refused(
         f"There is no preset {name[:80]!r}. There are {names}; the file of one can be given, too.",
         field="preset",
-        code="not_found",
+        code=ErrorCode.NOT_FOUND,
     )
 
 
@@ -106,7 +106,7 @@ class OwnPresets:
             raise Refused(
                 f"What a preset is for takes at most {LONGEST_HELP} characters of text.",
                 field="help",
-                code="bad_value",
+                code=ErrorCode.BAD_VALUE,
             )
         said = in_our_names(settings)
         said |= read_resolutions(said)
@@ -114,7 +114,7 @@ class OwnPresets:
             raise Refused(
                 "Nothing differs from the defaults, so there is nothing to keep as a preset.",
                 field="settings",
-                code="bad_value",
+                code=ErrorCode.BAD_VALUE,
             )
         self._write(path, help, kept)
         return self.get(name)
@@ -158,7 +158,9 @@ class OwnPresets:
         path = self._folder / f"{_check_name(name)}.yaml"
         if not path.is_file():
             raise Refused(
-                f"There is no preset of yours called {name!r}.", field="name", code="not_found"
+                f"There is no preset of yours called {name!r}.",
+                field="name",
+                code=ErrorCode.NOT_FOUND,
             )
         return path
 
@@ -175,7 +177,9 @@ class OwnPresets:
             if _is_packaged(name):
                 way = "Choose another name"
             raise Refused(
-                f"There is a preset called {name} already. {way}.", field="name", code="name_taken"
+                f"There is a preset called {name} already. {way}.",
+                field="name",
+                code=ErrorCode.NAME_TAKEN,
             )
 
     def _write(self, path: Path, help: str, settings: Mapping[str, Any]) -> None:
@@ -183,7 +187,7 @@ class OwnPresets:
             raise Refused(
                 f"There are {MOST_PRESETS} presets of yours already. Delete some.",
                 field="name",
-                code="bad_value",
+                code=ErrorCode.BAD_VALUE,
             )
         with _refused_by_the_disk(path):
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -211,7 +215,7 @@ def _read(path: Path) -> tuple[Preset, list[SkippedSetting]]:
             f"{path.name} is no preset: it holds no `settings`. Settings of a run are taken over"
             " with Import settings.",
             field="file",
-            code="unreadable_config",
+            code=ErrorCode.UNREADABLE_CONFIG,
         )
     settings, left_out = our_settings(values["settings"])
     kept = {name: value for name, value in settings.items() if belongs(name)}
@@ -260,7 +264,7 @@ def _check_name(name: str) -> str:
     except Refused as error:
         reason = error.message.partition(". Use ")[0]
         raise Refused(
-            f"{reason}. A preset's name becomes a file name.", field="name", code="bad_name"
+            f"{reason}. A preset's name becomes a file name.", field="name", code=ErrorCode.BAD_NAME
         ) from error
 
 
@@ -273,5 +277,5 @@ def _refused_by_the_disk(path: Path) -> Iterator[None]:
         raise Refused(
             f"{path} cannot be changed: {error.strerror or error}.",
             field="name",
-            code="cannot_save",
+            code=ErrorCode.CANNOT_SAVE,
         ) from error

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..dataset.concepts import are_concepts, is_concepts
 from ..settings.config import held_names
 from ..settings.files import flattened, read_mapping
@@ -112,7 +112,7 @@ def _no_settings(path: Path, left_out: list[SkippedSetting]) -> Refused:
         first = f" The first of {len(left_out)} things in it: {left_out[0].key} ({reason})."
     return Refused(
         f"{path.name} holds no settings that can be used for training a LoRA.{first}",
-        code="no_settings",
+        code=ErrorCode.NO_SETTINGS,
     )
 
 

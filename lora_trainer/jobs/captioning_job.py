@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..base.contracts import Host
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.files import write_atomically
 from ..base.text import to_json
 from ..captioning.contracts import Captioner
@@ -64,11 +64,13 @@ def select(
         raise Refused(
             f"There is no picture {unknown[0][:200]!r} in this data set.",
             field="filenames",
-            code="not_found",
+            code=ErrorCode.NOT_FOUND,
         )
     problems.update((name, GONE) for name in unknown)
     if not names:
-        raise Refused("There is no picture to caption.", field="filenames", code="no_pictures")
+        raise Refused(
+            "There is no picture to caption.", field="filenames", code=ErrorCode.NO_PICTURES
+        )
     usable = [rows[name] for name in names if name in rows]
     chosen = [row["filename"] for row in usable if overwrite or _lacks_caption(row)]
     return Selection(
@@ -95,7 +97,7 @@ def read_ready(
     captioner, values = captioners.read(name, options)
     readiness = captioner.readiness(values)
     if not readiness.can_start:
-        raise Refused(readiness.needs, field="captioner", code="not_ready")
+        raise Refused(readiness.needs, field="captioner", code=ErrorCode.NOT_READY)
     return captioner, values
 
 

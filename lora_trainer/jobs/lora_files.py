@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..runs.output_files import session_id_of
 from .job import JobView
 
@@ -66,7 +66,7 @@ def find_file(files: list[Path], name: str) -> Path:
         raise Refused(
             f"This job made no file {name[:80]!r} that is still there.",
             field="name",
-            code="not_found",
+            code=ErrorCode.NOT_FOUND,
         )
     return found
 

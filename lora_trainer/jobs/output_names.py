@@ -5,7 +5,7 @@ one.
 import itertools
 from pathlib import Path
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.paths import numbered_paths
 from ..runs.output_files import plan_output
 from ..settings.config import TrainConfig
@@ -34,7 +34,7 @@ class OutputNames:
                 f"Job {others[0]} is going to make a LoRA called {config.output_name}. Replace it,"
                 f" or call the new one {self.free(config)}.",
                 field="output_name",
-                code="name_taken",
+                code=ErrorCode.NAME_TAKEN,
             )
 
     def free(self, config: TrainConfig) -> str:
@@ -50,7 +50,7 @@ class OutputNames:
         try:
             plan_output(config.replace(output_name=path.stem, overwrite=False), self._lora_dir)
         except Refused as error:
-            return error.code == "name_taken"
+            return error.code == ErrorCode.NAME_TAKEN
         return False
 
     def _planned_files(self) -> list[tuple[str, Path]]:

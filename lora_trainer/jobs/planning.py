@@ -80,7 +80,7 @@ class Planner:
 
     def _describe_error(self, error: Refused, config: TrainConfig | None) -> dict[str, Any]:
         remedies = error.details.get("remedies", [])
-        if config and error.code == "name_taken":
+        if config and error.code == ErrorCode.NAME_TAKEN:
             name = self._output_names.free(config)
             remedies = [Remedy(f"Call it {name}", {"output_name": name}).described()]
         described = {"code": error.code, "field": error.field, "message": error.message}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..interop.presets import OwnPresets, Preset, as_file, package_presets
 
 LARGEST_BYTES = 100_000
@@ -40,7 +40,7 @@ class PresetShelf:
         presets = {preset["name"]: preset for preset in package_presets()}
         preset = presets.get(name) or self._own.get(name)
         if preset["problem"]:
-            raise Refused(preset["problem"], field="name", code="unreadable_config")
+            raise Refused(preset["problem"], field="name", code=ErrorCode.UNREADABLE_CONFIG)
         return f"{preset['title']}.yaml", as_file(preset)
 
     def take_upload(self, filename: str, file: BinaryIO) -> dict[str, Any]:
@@ -52,13 +52,13 @@ class PresetShelf:
             raise Refused(
                 f"{name[:80]} is no preset: those are .yaml files.",
                 field="file",
-                code="unreadable_config",
+                code=ErrorCode.UNREADABLE_CONFIG,
             )
         if len(data := file.read(LARGEST_BYTES + 1)) > LARGEST_BYTES:
             raise Refused(
                 f"{name[:80]} is larger than {LARGEST_BYTES // 1000} kB, so it is no preset.",
                 field="file",
-                code="too_large",
+                code=ErrorCode.TOO_LARGE,
             )
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "preset.yaml"

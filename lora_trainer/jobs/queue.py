@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from .job import JobRow, JobState
 from .store import JobStore
 from .worker import Job
@@ -140,7 +140,7 @@ class JobQueue:
         if self.running is not None:
             raise Refused(
                 f"Job {self.running.job_id} is still running. Wait until it has ended, or stop it.",
-                code="busy",
+                code=ErrorCode.BUSY,
             )
 
     # --- The worker -------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import itertools
 import logging
 from pathlib import Path
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.files import write_atomically
 from ..base.paths import numbered_paths
 from ..runs.resume import state_folder
@@ -40,7 +40,7 @@ def _moved(lora: Path, lora_dir: Path) -> Path | None:
             f"The job keeps a LoRA, {lora}, which cannot be moved to {lora_dir}:"
             f" {error.strerror or error}. So nothing was deleted; free some space or move the file"
             " yourself, and delete the job then.",
-            code="cannot_save",
+            code=ErrorCode.CANNOT_SAVE,
         ) from error
 
 

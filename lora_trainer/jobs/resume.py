@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..runs.plan import make_plan
 from ..runs.resume import check_resume, state_step
 from . import lock_file
@@ -35,10 +35,11 @@ class ResumeCheck:
         """
         folder = self._job_folder(job["id"])
         if job["state"] != JobState.QUEUED and not job["resumable"]:
-            raise Refused(_why_not(job), code="cannot_resume")
+            raise Refused(_why_not(job), code=ErrorCode.CANNOT_RESUME)
         if lock_file.is_locked_elsewhere(folder):
             raise Refused(
-                f"Another program is working on job {job['id']}. Stop it there first.", code="busy"
+                f"Another program is working on job {job['id']}. Stop it there first.",
+                code=ErrorCode.BUSY,
             )
         if job["kind"] == JobKind.CAPTIONING:
             return {}

@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import __version__
 from ..base.contracts import Host
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.paths import PathRules
 from ..captioning.tokens import TokenCounter
 from ..editor.library import Library
@@ -123,7 +123,7 @@ class TrainingService:
         config = self.settings.parse(values)
         model = self.host.model_status()
         if not model.trainable:
-            raise Refused(model.reason, code="not_trainable")
+            raise Refused(model.reason, code=ErrorCode.NOT_TRAINABLE)
         plan = make_plan(config, lora_dir=self.host.lora_dir)
         figures = {
             "pictures": count_pictures(plan)["pictures"],
@@ -226,7 +226,7 @@ class TrainingService:
                 raise Refused(
                     "Settings can change when the job has stopped. Stop it, change them, and"
                     " resume it.",
-                    code="busy",
+                    code=ErrorCode.BUSY,
                 )
             running.control.resume()
             return self.job(job_id)
@@ -249,13 +249,13 @@ class TrainingService:
             raise Refused(  # it would begin anew, over what it has learned
                 f"The training state of job {row.id} was removed in this moment, so it cannot"
                 " go on.",
-                code="cannot_resume",
+                code=ErrorCode.CANNOT_RESUME,
             )
         if not self.store.requeue(row.id, row.state, **columns):
             raise Refused(
                 f"Job {row.id} was resumed, stopped or deleted by somebody else in this moment."
                 " Look at it again.",
-                code="busy",
+                code=ErrorCode.BUSY,
             )
 
     def changes_since(self, job_id: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -268,7 +268,9 @@ class TrainingService:
         """Load the checkpoint that a job trains back into the host."""
         checkpoint = self.job(job_id)["checkpoint"]
         if not checkpoint:
-            raise Refused("It is not known which checkpoint this job trains.", code="not_running")
+            raise Refused(
+                "It is not known which checkpoint this job trains.", code=ErrorCode.NOT_RUNNING
+            )
         self.host.load_checkpoint(checkpoint)
         return self.job(job_id)
 
@@ -281,13 +283,13 @@ class TrainingService:
             raise Refused(
                 "A LoRA is being trained that does not share the model; pictures can be drawn when"
                 " that has ended or is paused.",
-                code="busy",
+                code=ErrorCode.BUSY,
             )
         # captioners of the standalone host do not take turns with drawing
         if job and job["kind"] == JobKind.CAPTIONING and self.host.kind == "standalone":
             raise Refused(
                 "Captions are being written; pictures can be drawn when that has ended.",
-                code="busy",
+                code=ErrorCode.BUSY,
             )
         return self.host.generate(prompt, **settings)
 
@@ -296,13 +298,13 @@ class TrainingService:
         if running is None:
             raise Refused(
                 f"Job {job_id} is not running ({job['state']}), so it cannot be {what}.",
-                code="not_running",
+                code=ErrorCode.NOT_RUNNING,
             )
         if not running.can_pause:
             raise Refused(
                 f"A {running.kind} job cannot be {what}. Stop it; what is done stays, and starting"
                 " it again does the rest.",
-                code="not_running",
+                code=ErrorCode.NOT_RUNNING,
             )
         return running
 
@@ -327,7 +329,7 @@ class TrainingService:
             if job_id not in self.store.waiting():
                 raise Refused(
                     f"Job {job_id} does not wait any more, so it cannot be moved.",
-                    code="not_running",
+                    code=ErrorCode.NOT_RUNNING,
                 )
             self.store.move(job_id, max(0, position))
         return [self.job(each) for each in self.store.waiting()]
@@ -345,7 +347,7 @@ class TrainingService:
         self.queue.wait_for_thread(job_id)
         with self.queue.locked():
             if self.job(job_id)["state"] in ALIVE:
-                raise Refused(f"Job {job_id} has not ended. Stop it first.", code="busy")
+                raise Refused(f"Job {job_id} has not ended. Stop it first.", code=ErrorCode.BUSY)
             folder = self.job_folder(job_id)
             moved = move_loras(folder, self.host.lora_dir)
             try:
@@ -355,7 +357,7 @@ class TrainingService:
             except OSError as error:
                 raise Refused(
                     f"The folder {folder} cannot be removed: {error.strerror or error}.",
-                    code="cannot_save",
+                    code=ErrorCode.CANNOT_SAVE,
                 ) from error
             self.store.delete(job_id)
         for path in moved:
@@ -386,7 +388,7 @@ class TrainingService:
             raise Refused(
                 f"There are no jobs of the kind {kind[:40]!r}; there are {' and '.join(kinds)}.",
                 field="kind",
-                code="bad_value",
+                code=ErrorCode.BAD_VALUE,
             )
         return self._views(self.store.newest(kind=JobKind(kind) if kind else None))
 
@@ -427,7 +429,7 @@ class TrainingService:
     def _row(self, job_id: str) -> JobRow:
         row = self.store.get(job_id)
         if row is None:
-            raise Refused(f"There is no job {job_id[:20]!r}.", code="not_found")
+            raise Refused(f"There is no job {job_id[:20]!r}.", code=ErrorCode.NOT_FOUND)
         return row
 
     def _view(self, row: JobRow) -> JobView:

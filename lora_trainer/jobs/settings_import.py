@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypedDict
 
 from ..base.contracts import Host
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.paths import PathRules
 from ..base.tensor_files import MOST_HEADER_BYTES
 from ..interop.readers import import_settings
@@ -57,7 +57,7 @@ class SettingsImport:
             raise Refused(
                 f"There is no LoRA {name[:80]!r} in {self._host.lora_dir}.",
                 field="lora",
-                code="not_found",
+                code=ErrorCode.NOT_FOUND,
             )
         self._path_rules.check(paths[0])
         return self._for_host({**read(paths[0]), "filename": paths[0].name})
@@ -119,7 +119,7 @@ def _check_ending(name: str) -> str:
             f"{name[:80]} is no settings file. Bring kohya's .toml or .json, OneTrainer's .json,"
             " lora-scripts' .yaml or .toml, or a LoRA as .safetensors.",
             field="file",
-            code="unreadable_config",
+            code=ErrorCode.UNREADABLE_CONFIG,
         )
     return suffix
 
@@ -131,7 +131,7 @@ def _read_whole(name: str, file: BinaryIO) -> bytes:
             f"{name[:80]} is larger than {LARGEST_SETTINGS_BYTES // 1_000_000} MB, so it is no"
             " settings file.",
             field="file",
-            code="too_large",
+            code=ErrorCode.TOO_LARGE,
         )
     return data
 
@@ -146,6 +146,6 @@ def _read_header(name: str, file: BinaryIO) -> bytes:
         raise Refused(
             f"{name[:80]} is damaged, or no .safetensors file.",
             field="file",
-            code="unreadable_config",
+            code=ErrorCode.UNREADABLE_CONFIG,
         )
     return start + header

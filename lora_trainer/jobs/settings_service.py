@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.paths import check_path_length, expand_user
 from ..dataset.folders import folders_of
 from ..editor.library import Library
@@ -41,7 +41,7 @@ class Settings:
                 "In the WebUI the loaded checkpoint is trained. Choose it at the top left and leave"
                 " Base model empty.",
                 field="base_model",
-                code="bad_value",
+                code=ErrorCode.BAD_VALUE,
             )
         config = config.replace(**changes)
         checked = {config.train_data_dir, config.reg_data_dir}
@@ -73,7 +73,7 @@ class Settings:
                     f"{setting.title} cannot change in the middle of a run: it was {was!r},"
                     f" and is to be {now!r}. Put it back, or train anew under another name.",
                     field=setting.name,
-                    code="bad_value",
+                    code=ErrorCode.BAD_VALUE,
                 )
         return {setting.name: new[setting.name] for setting in changed}
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.paths import PathRules
 from ..editor.library import Library
 from ..runs.resume import state_folder
@@ -130,7 +130,7 @@ class Storage:
             f"There is nothing to clear that is called {what[:40]!r}; there are"
             f" {', '.join(CLEARABLE)}.",
             field="what",
-            code="bad_value",
+            code=ErrorCode.BAD_VALUE,
         )
 
     def tidy(self) -> None:
@@ -224,7 +224,7 @@ class Storage:
             raise Refused(
                 "Captions are being written with one of the models. Wait until that has ended, or"
                 " stop it.",
-                code="busy",
+                code=ErrorCode.BUSY,
             )
         return _removed(_files_in(self._data_dir / "models"))
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ..base.contracts import CheckpointId, Host
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.files import write_atomically
 from ..runs.pipeline import Result, train_lora
 from ..runs.progress import ProgressReporter, RunStatus, StepMetrics
@@ -107,7 +107,7 @@ class TrainingJob(Job):
         raise Refused(
             f"This job is for the checkpoint {name}, and this program was started with"
             f" {loaded or 'none'}. Start it with {name}, and resume the job.",
-            code="not_trainable",
+            code=ErrorCode.NOT_TRAINABLE,
         )
 
     def _on_status(self, status: RunStatus) -> None:

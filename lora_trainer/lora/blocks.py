@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from .weight_names import BLOCKS_PER_LEVEL, LEVELS, SDXL_LEVELS
 
 BASE, MIDDLE = "BASE", "MID"
@@ -207,4 +207,4 @@ def _read_factor(entry: str, text: str) -> float:
 
 def _refused(sentence: str, field: str) -> Refused:
     title = "Learning rates of blocks" if field == RATES_FIELD else "Blocks"
-    return Refused(f"{title}: {sentence}", field=field, code="bad_value")
+    return Refused(f"{title}: {sentence}", field=field, code=ErrorCode.BAD_VALUE)

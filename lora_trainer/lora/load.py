@@ -17,7 +17,7 @@ from typing import BinaryIO, NamedTuple
 
 import torch
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.paths import expand_user
 from ..base.tensor_files import Header, parse_header, read_header, read_tensor
 from .adapter_layers import (
@@ -88,7 +88,7 @@ def find_lora(name: str, lora_dir: Path) -> Path:
     raise Refused(
         f"There is no LoRA {name!r} to go on from, neither as a file nor in {lora_dir}.",
         field="init_lora",
-        code="no_lora",
+        code=ErrorCode.NO_LORA,
     )
 
 
@@ -438,4 +438,4 @@ def _unreadable(path: Path, error: Exception) -> Refused:
 
 
 def _refused(sentence: str) -> Refused:
-    return Refused(sentence, field="init_lora", code="bad_lora")
+    return Refused(sentence, field="init_lora", code=ErrorCode.BAD_LORA)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.files import write_atomically
 from .adapter_layers import DORA_SCALE
 
@@ -47,7 +47,7 @@ def to_tensors(
         raise Refused(
             f"The LoRA has {len(broken)} weights that are not finite numbers (first: {broken[0]}),"
             " so it is not saved. Lower the learning rate.",
-            code="not_finite",
+            code=ErrorCode.NOT_FINITE,
         )
     return tensors
 
@@ -70,7 +70,7 @@ def save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str])
             f"The LoRA cannot be saved to {path}: {error.strerror or error}. {advice} or choose"
             " another.",
             field="output_dir",
-            code="cannot_save",
+            code=ErrorCode.CANNOT_SAVE,
         ) from error
 
 

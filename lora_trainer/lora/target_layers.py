@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from .adapter_layers import RankAlpha
 from .blocks import (
     BASE,
@@ -123,14 +123,14 @@ def _refuse_empty(settings: LayerSettings, *, nothing_learns: bool, no_layers: b
             f"Learning rates of blocks: {settings.block_rates!r} leaves nothing that learns. Give"
             " some block a factor above 0.",
             field=RATES_FIELD,
-            code="bad_value",
+            code=ErrorCode.BAD_VALUE,
         )
     if no_layers:
         raise Refused(
             f"The blocks {settings.blocks!r} leave no layer to learn. Name some that have"
             " attention, or take more kinds of layers.",
             field="lora_blocks",
-            code="bad_value",
+            code=ErrorCode.BAD_VALUE,
         )
 
 

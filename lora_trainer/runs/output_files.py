@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.files import remove_leftovers, write_atomically
 from ..base.paths import numbered_paths
 from ..base.tensor_files import read_header
@@ -45,7 +45,7 @@ def plan_output(config: TrainConfig, lora_dir: Path, *, session_id: float | None
         raise Refused(
             "Give the LoRA a name: it becomes the file name and is written in prompts.",
             field="output_name",
-            code="no_name",
+            code=ErrorCode.NO_NAME,
         )
     folder = Path(config.output_dir or lora_dir)
     path = folder / f"{check_name(config.output_name)}.safetensors"
@@ -57,7 +57,9 @@ def plan_output(config: TrainConfig, lora_dir: Path, *, session_id: float | None
     if not os.access(existing, os.W_OK) or not existing.is_dir():
         why = "no permission." if existing.is_dir() else f"{existing} is not a folder."
         raise Refused(
-            f"Nothing can be saved in {folder}: {why}", field="output_dir", code="cannot_save"
+            f"Nothing can be saved in {folder}: {why}",
+            field="output_dir",
+            code=ErrorCode.CANNOT_SAVE,
         )
     return path
 
@@ -99,7 +101,7 @@ def _mixed_up(clash: Path, path: Path) -> str:
 
 
 def _name_taken(message: str) -> Refused:
-    return Refused(message, field="output_name", code="name_taken")
+    return Refused(message, field="output_name", code=ErrorCode.NAME_TAKEN)
 
 
 def session_id_of(path: Path) -> float | None:
@@ -157,7 +159,7 @@ def check_space(path: Path, needed_bytes: int) -> None:
             f"The disk of {path.parent} has {free_bytes / 1e6:.0f} MB left; the LoRA needs"
             f" {2 * needed_bytes / 1e6 + 10:.0f} MB. Free some space.",
             field="output_dir",
-            code="disk_full",
+            code=ErrorCode.DISK_FULL,
         )
 
 
@@ -241,7 +243,7 @@ class Output:
                 self._settle()
                 return self.path
             except Refused as error:
-                if error.code != "cannot_save":
+                if error.code != ErrorCode.CANNOT_SAVE:
                     raise
                 refusal = refusal or error
         assert refusal is not None  # TRIES is above 0

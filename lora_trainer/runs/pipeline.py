@@ -13,7 +13,7 @@ from typing import Any
 
 from ..base.contracts import CheckpointId, Host
 from ..base.control import Control
-from ..base.errors import NotFinite, OutOfMemory, Refused, Stopped
+from ..base.errors import ErrorCode, NotFinite, OutOfMemory, Refused, Stopped
 from ..lora import save
 from ..settings.config import TrainConfig
 from ..training import loop, state_files
@@ -91,7 +91,7 @@ def train_lora(
         raise Refused(
             f"{error} Nothing is left to save memory with: lower the resolution or the rank, or"
             " close other programs.",
-            code="out_of_memory",
+            code=ErrorCode.OUT_OF_MEMORY,
         ) from error
     except BaseException:
         _put_back(context)
@@ -211,7 +211,7 @@ def _take_steps(context: RunContext, run: PreparedRun) -> None:
             )
         except NotFinite as error:
             advice = _advice_on_not_finite(context.plan, error)
-            raise Refused(f"{error} {advice}", code="not_finite") from error
+            raise Refused(f"{error} {advice}", code=ErrorCode.NOT_FINITE) from error
         finally:
             callbacks.states.save_at_end()
 

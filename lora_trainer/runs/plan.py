@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..dataset.buckets import bucket_for
 from ..dataset.caption_augmentation import without_choices
 from ..dataset.captions import lines_of, with_trigger
@@ -91,7 +91,7 @@ def make_plan(
         raise Refused(
             "No pictures yet: drop some into the page, or give the folder they are in.",
             field="train_data_dir",
-            code="no_pictures",
+            code=ErrorCode.NO_PICTURES,
         )
     output_file = plan_output(config, lora_dir, session_id=session_id)
     check_contradictions(config)
@@ -149,7 +149,7 @@ def _schedule(config: TrainConfig, samples: Sequence[Sample]) -> Schedule:
             f"{total:,} steps would never end; at most {MOST_STEPS:,}. Lower the epochs or the"
             " repeats.",
             field="epochs",
-            code="bad_value",
+            code=ErrorCode.BAD_VALUE,
         )
     return Schedule(
         total,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..base.contracts import BaseModel, ModelOptions
-from ..base.errors import OutOfMemory, Refused
+from ..base.errors import ErrorCode, OutOfMemory, Refused
 from ..lora.adapter_layers import AdapterSpec, RankAlpha
 from ..lora.adapters import Adapters
 from ..lora.load import fit_to_model
@@ -147,13 +147,13 @@ def _check_model(base_model: BaseModel, config: TrainConfig) -> None:
             "Zero terminal SNR: a model that predicts noise learns nothing from pure noise. Set"
             " it to off, or The model predicts to v_prediction.",
             field="zero_terminal_snr",
-            code="bad_value",
+            code=ErrorCode.BAD_VALUE,
         )
     if config.train_text_encoder and not base_model.text_encoders:
         raise Refused(
             "This checkpoint has no text encoder that can learn.",
             field="train_text_encoder",
-            code="bad_value",
+            code=ErrorCode.BAD_VALUE,
         )
 
 
@@ -197,7 +197,7 @@ def _check_settings(
             " that varies captions (shuffling, dropout, trigger word alone), or start it"
             " without.",
             field="train_text_encoder" if config.train_text_encoder else "shuffle_caption",
-            code="medvram",
+            code=ErrorCode.MEDVRAM,
         )
     check_optimizer(config.optimizer, config.optimizer_args, base_model.device)
     halves = (LOWER_HALF, UPPER_HALF) if layers.spec.kind == "lora" else (LOWER_HALF,)

@@ -14,7 +14,7 @@ import torch
 
 from .. import __version__
 from ..base.contracts import BaseModel
-from ..base.errors import Refused, Stopped
+from ..base.errors import ErrorCode, Refused, Stopped
 from ..base.fingerprint import fingerprint_of_file, fingerprint_of_text
 from ..dataset.sample import Sample
 from ..settings.config import TrainConfig, all_settings
@@ -196,7 +196,7 @@ def judge(changes: list[Change], *, anyway: bool) -> list[str]:
     otherwise = "go on anyway" if possible else "train anew under another name"
     raise Refused(
         f"This run cannot go on just as it was: {listed}. Put it back as it was, or {otherwise}.",
-        code="cannot_resume",
+        code=ErrorCode.CANNOT_RESUME,
         details={"reasons": reasons, "anyway_possible": possible},
     )
 

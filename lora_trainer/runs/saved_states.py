@@ -6,7 +6,7 @@ A disk that refuses costs the state only: training goes on, and it is tried agai
 import time
 from collections.abc import Callable
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..training import state_files
 from .context import RunContext
 from .prepare import PreparedRun
@@ -87,6 +87,6 @@ class SavedStates:
             raise Refused(
                 "A step was broken off in the middle, and there is no progress on disk to go back"
                 " to. Train again.",
-                code="spoiled",
+                code=ErrorCode.SPOILED,
             )
         self._run.train_state.restore(state)

@@ -7,7 +7,7 @@ A disk that refuses costs the snapshot only: training goes on, and it is tried a
 import logging
 from pathlib import Path
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from .context import RunContext
 from .prepare import PreparedRun
 from .retry import Retry
@@ -52,7 +52,7 @@ class Snapshots:
                 context.host.register(context.output.path)
                 self._live_step = step
         except Refused as error:
-            if error.code != "cannot_save":
+            if error.code != ErrorCode.CANNOT_SAVE:
                 raise
             self._retry.postpone()
             context.reporter.warn(

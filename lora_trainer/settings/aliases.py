@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from .setting import Setting, shortened
 
 LONGEST_KEY = 80  # characters of a name that one could have meant
@@ -78,7 +78,7 @@ def _no_language_models(values: Mapping[str, Any]) -> Refused:
         " as meta-llama/Llama-2-7b-chat-hf, or a folder of such a model as transformers"
         " loads it." + _not_for_training(values.get("base_model")),
         field="task_type",
-        code="bad_value",
+        code=ErrorCode.BAD_VALUE,
     )
 
 
@@ -100,7 +100,7 @@ def unknown_setting(key: str, known: Iterable[str]) -> Refused:
     if near:
         advice = f"Did you mean {near[0]!r}?"
     return Refused(
-        f"There is no setting {shortened(key)}. {advice}", field=key, code="unknown_setting"
+        f"There is no setting {shortened(key)}. {advice}", field=key, code=ErrorCode.UNKNOWN_SETTING
     )
 
 

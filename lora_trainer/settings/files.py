@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 
 MOST_LEVELS = 20  # of sections in sections
 MOST_VALUES = 100_000  # all together
@@ -83,7 +83,7 @@ def _items_of(value: object) -> Iterator[object]:
 
 
 def _unreadable(path: Path, why: str) -> Refused:
-    return Refused(f"The settings file {path} {why}", code="unreadable_config")
+    return Refused(f"The settings file {path} {why}", code=ErrorCode.UNREADABLE_CONFIG)
 
 
 def _read_values(path: Path) -> Any:

@@ -2,7 +2,7 @@
 
 import re
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 
 MAX_NAME_BYTES = 180
 _FORBIDDEN = re.compile(r'[\\/:*?"<>|,=\x00-\x1f]')
@@ -18,7 +18,7 @@ def check_name(name: str) -> str:
             f"The name {name[:60]!r} {reason}. Use letters, digits, spaces, - and _; it becomes a"
             " file name and is written in prompts.",
             field="output_name",
-            code="bad_name",
+            code=ErrorCode.BAD_NAME,
         )
     return name
 

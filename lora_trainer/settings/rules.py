@@ -5,7 +5,7 @@ other. Values of single settings were checked when they were read (Setting.read)
 import re
 from collections.abc import Callable
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from .config import TrainConfig, setting_of
 
 MOST_RESOLUTIONS = 8
@@ -21,7 +21,7 @@ def resolutions_of(config: TrainConfig) -> list[int]:
         raise Refused(
             f"More resolutions: {len(found)} are too many; at most {MOST_RESOLUTIONS}.",
             field="extra_resolutions",
-            code="bad_value",
+            code=ErrorCode.BAD_VALUE,
         )
     return list(found)
 
@@ -34,7 +34,7 @@ def _extra_resolution(part: str) -> int:
         f"More resolutions: {part[:40]!r} is not a number of pixels from {setting.minimum}"
         f" to {setting.maximum}. Write them as 768, 1024.",
         field="extra_resolutions",
-        code="bad_value",
+        code=ErrorCode.BAD_VALUE,
     )
 
 
@@ -48,7 +48,7 @@ def check_contradictions(config: TrainConfig) -> None:
 
 
 def _contradiction(field: str, sentence: str) -> Refused:
-    return Refused(sentence, field=field, code="contradiction")
+    return Refused(sentence, field=field, code=ErrorCode.CONTRADICTION)
 
 
 def _check_timesteps(config: TrainConfig) -> None:

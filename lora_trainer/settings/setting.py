@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.text import is_plain_text, number
 
 LONGEST_TEXT = 20_000  # characters of a setting; lists of blocks are read at every plan
@@ -191,7 +191,7 @@ class Setting:
             raise self._refused(f"{shortened(text)} is not known. Choose one of: {listed}.{guess}")
 
     def _refused(self, sentence: str) -> Refused:
-        return Refused(f"{self.title}: {sentence}", field=self.name, code="bad_value")
+        return Refused(f"{self.title}: {sentence}", field=self.name, code=ErrorCode.BAD_VALUE)
 
 
 def settings_of(config_class: type) -> Mapping[str, Setting]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..base.contracts import BaseModel, Conditioning, Size
-from ..base.errors import Refused, Stopped
+from ..base.errors import ErrorCode, Refused, Stopped
 from ..base.rng import generator
 from ..dataset.buckets import covering_of
 from ..dataset.masks import load_mask
@@ -169,7 +169,7 @@ def _latents_of(
         raise Refused(
             f"The VAE gave numbers that are not finite for {name}, as some do in fp16."
             " Start the WebUI with --no-half-vae.",
-            code="vae_not_finite",
+            code=ErrorCode.VAE_NOT_FINITE,
         )
     return latents, sizes
 

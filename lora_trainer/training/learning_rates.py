@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..settings.remedies import Remark, Remedy, details_of, set_to
 from .optimizer_kinds import OptimizerKind, optimizer_kind
 from .schedule_free import is_schedule_free
@@ -26,7 +26,7 @@ def check_rates(name: str, learning_rates: Mapping[str, float]) -> None:
             "The learning rate is 0, so nothing would learn. Give the UNet or the text encoder"
             " one.",
             field="text_encoder_lr",
-            code="bad_rates",
+            code=ErrorCode.BAD_RATES,
         )
     if kind.finds_rate and len(set(learning.values())) > 1:
         listed = " and ".join(f"{rate:g} ({group})" for group, rate in learning.items())
@@ -36,7 +36,7 @@ def check_rates(name: str, learning_rates: Mapping[str, float]) -> None:
             " Make Learning rate and Learning rate, text encoder the same, usually 1; or 0 for the"
             " text encoder. It takes no LoRA+ ratio but 1, and no Learning rates of blocks but 0.",
             field="text_encoder_lr",
-            code="bad_rates",
+            code=ErrorCode.BAD_RATES,
             details=details_of(Remedy("Set both to 1", one)),
         )
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from .optimizer_kinds import OptimizerKind, import_class
 
 # Arguments of constructors that are not the user's to set.
@@ -39,7 +39,7 @@ def read_arguments(kind: OptimizerKind, text: str) -> dict[str, Any]:
             f"Optimizer's own settings: {text.strip()[:60]!r} is not of the form name=value"
             " name=value.",
             field="optimizer_args",
-            code="bad_optimizer",
+            code=ErrorCode.BAD_OPTIMIZER,
         )
     ends = [*(match.start() for match in found[1:]), len(text)]
     accepted, arguments = _accepted(kind), {}
@@ -67,7 +67,7 @@ def _read_value(kind: OptimizerKind, accepted: Mapping[str, Any], name: str, tex
             f"Optimizer's own settings: {kind.title} takes no {name!r}.{instead} It takes:"
             f" {', '.join(sorted(accepted))}.",
             field="optimizer_args",
-            code="bad_optimizer",
+            code=ErrorCode.BAD_OPTIMIZER,
         )
     value: Any
     try:
@@ -80,7 +80,7 @@ def _read_value(kind: OptimizerKind, accepted: Mapping[str, Any], name: str, tex
             f"Optimizer's own settings: {name}={text[:60]} does not fit. Expected"
             f" {_describe_type(default)}, such as {name}={_as_written(default)}.",
             field="optimizer_args",
-            code="bad_optimizer",
+            code=ErrorCode.BAD_OPTIMIZER,
         )
     return tuple(value) if isinstance(value, list) else value
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ def import_class(kind: OptimizerKind) -> Callable[..., torch.optim.Optimizer]:
         f" ({type(reason).__name__}: {reason}){describe_versions(kind)}. This may help:"
         f" {pip_command(kind)}",
         field="optimizer",
-        code="no_package",
+        code=ErrorCode.NO_PACKAGE,
     ) from reason
 
 
@@ -129,7 +129,7 @@ def missing_package(kind: OptimizerKind) -> Refused:
         f"Optimizer: {kind.title} needs the package {kind.package}, which is not installed. Install"
         f" it with: {pip_command(kind)}",
         field="optimizer",
-        code="no_package",
+        code=ErrorCode.NO_PACKAGE,
     )
 
 

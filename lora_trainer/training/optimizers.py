@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from .learning_rates import check_rates
 from .optimizer_arguments import read_arguments
 from .optimizer_kinds import (
@@ -90,7 +90,7 @@ def check_optimizer(name: str, arguments: str, device: torch.device) -> None:
             f"Optimizer's own settings: with {arguments.strip()!r} a step of {kind.title} fails"
             f" ({problem}). Mend or remove them.",
             field="optimizer_args",
-            code="bad_optimizer",
+            code=ErrorCode.BAD_OPTIMIZER,
         )
     if problem:
         raise Refused(
@@ -98,7 +98,7 @@ def check_optimizer(name: str, arguments: str, device: torch.device) -> None:
             f" ({problem}){describe_versions(kind)}."
             " Choose another optimizer, such as adamw.",
             field="optimizer",
-            code="bad_optimizer",
+            code=ErrorCode.BAD_OPTIMIZER,
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.patching import replaced_forward
 
 CHECKPOINTED_BLOCKS = (
@@ -36,20 +36,20 @@ def resolve(requested: str, *, device: torch.device, weights: torch.dtype) -> to
         raise Refused(
             "Precision: fp16 needs a GPU. Use auto, no or bf16 on a CPU.",
             field="mixed_precision",
-            code="bad_precision",
+            code=ErrorCode.BAD_PRECISION,
         )
     if requested == "bf16" and not on_cpu and not has_bf16(device):
         raise Refused(
             "Precision: this GPU has no bf16. Use auto or fp16.",
             field="mixed_precision",
-            code="bad_precision",
+            code=ErrorCode.BAD_PRECISION,
         )
     if requested == "no" and weights != torch.float32:
         raise Refused(
             f"Precision: the base model is loaded as {str(weights).removeprefix('torch.')}, so fp32"
             " steps are impossible. Use auto, or start the WebUI with --no-half.",
             field="mixed_precision",
-            code="bad_precision",
+            code=ErrorCode.BAD_PRECISION,
         )
     return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[requested]
 

@@ -9,7 +9,7 @@ import abc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 from ..base.text import is_plain_text
 from ..settings.config import all_settings, setting_of
 from ..settings.setting import LONGEST_TEXT, Setting
@@ -71,7 +71,7 @@ class Text(Value):
         if value is None and not self.required:
             return None
         if not isinstance(value, str) or len(value) > LONGEST_TEXT or not is_plain_text(value):
-            raise Refused(f"`{name}` must be text.", field=name, code="bad_request")
+            raise Refused(f"`{name}` must be text.", field=name, code=ErrorCode.BAD_REQUEST)
         return value
 
 
@@ -115,7 +115,7 @@ class WholeNumber(Value):
             return self._default
         value = _number(body.get(name), name, self._low, self._high)
         if value != int(value) and not self._cuts_fraction:
-            raise Refused(f"`{name}` must be a whole number.", field=name, code="bad_value")
+            raise Refused(f"`{name}` must be a whole number.", field=name, code=ErrorCode.BAD_VALUE)
         return int(value)
 
 
@@ -127,7 +127,9 @@ class Switch(Value):
     def read(self, body: Mapping[str, Any], name: str) -> bool:
         value = body.get(name, self._default)
         if not isinstance(value, bool):
-            raise Refused(f"`{name}` must be true or false.", field=name, code="bad_request")
+            raise Refused(
+                f"`{name}` must be true or false.", field=name, code=ErrorCode.BAD_REQUEST
+            )
         return value
 
 
@@ -142,7 +144,9 @@ class OneOf(Value):
         value = body.get(name, self._choices[0])
         if value not in self._choices:
             choices = ", ".join(self._choices)
-            raise Refused(f"`{name}` must be one of {choices}.", field=name, code="bad_value")
+            raise Refused(
+                f"`{name}` must be one of {choices}.", field=name, code=ErrorCode.BAD_VALUE
+            )
         return value
 
 
@@ -162,7 +166,9 @@ class Texts(Value):
         if not isinstance(value, list) or not all(
             isinstance(each, str) and is_plain_text(each) for each in value
         ):
-            raise Refused(f"`{name}` must be a list of texts.", field=name, code="bad_request")
+            raise Refused(
+                f"`{name}` must be a list of texts.", field=name, code=ErrorCode.BAD_REQUEST
+            )
         return value
 
 
@@ -183,7 +189,7 @@ class TextsByName(Value):
             or not all(is_plain_text(each) for each in value)
         ):
             message = f"`{name}` must map file names to texts."
-            raise Refused(message, field=name, code="bad_request")
+            raise Refused(message, field=name, code=ErrorCode.BAD_REQUEST)
         return value
 
 
@@ -200,7 +206,7 @@ class Mapped(Value):
             return {}
         if not isinstance(value, dict):
             message = f"`{name}` must map {self._of} to values."
-            raise Refused(message, field=name, code="bad_request")
+            raise Refused(message, field=name, code=ErrorCode.BAD_REQUEST)
         return value
 
 
@@ -214,7 +220,7 @@ class Unread(Value):
 def _number(value: Any, name: str, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         message = f"`{name}` must be a number from {low:g} to {high:g}."
-        raise Refused(message, field=name, code="bad_value")
+        raise Refused(message, field=name, code=ErrorCode.BAD_VALUE)
     return value
 
 

@@ -16,7 +16,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection, Request
 
-from ..base.errors import Refused
+from ..base.errors import ErrorCode, Refused
 
 LARGEST_JSON_BYTES = 20_000_000
 LARGEST_FORM_BYTES = 1_000_000_000
@@ -165,7 +165,8 @@ def _counted(receive: Callable[[], Awaitable[Any]], most: int) -> Callable[[], A
 
 def _too_large(most: int) -> Refused:
     return Refused(
-        f"The request is larger than {most // 1_000_000} MB. Send it in parts.", code="too_large"
+        f"The request is larger than {most // 1_000_000} MB. Send it in parts.",
+        code=ErrorCode.TOO_LARGE,
     )
 
 

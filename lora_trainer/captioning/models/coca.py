@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ...base.errors import Refused
+from ...base.errors import ErrorCode, Refused
 from ...settings.setting import Choice, Setting
 from ..contracts import Asked, Captioner, LoadedCaptioner, Readiness, Report
 from .beam_search import BeamSearch, beam_search
@@ -128,7 +128,7 @@ class CocaCaptioner(Captioner):
                 f"The shortest sentence ({options['min_length']}) is longer than the longest"
                 f" ({options['max_length']}).",
                 field="min_length",
-                code="bad_value",
+                code=ErrorCode.BAD_VALUE,
             )
         return readiness(resolve(options, KNOWN, self._check_path), self._models)
 
@@ -148,7 +148,7 @@ class CocaCaptioner(Captioner):
                 f"{source.title} writes no sentences; choose a CoCa model, or the captioner"
                 " clip-labels.",
                 field="model_name",
-                code="wrong_model",
+                code=ErrorCode.WRONG_MODEL,
             )
         return _Coca(model, transform, tokenizer, options)
 

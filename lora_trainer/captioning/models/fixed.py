@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...base.errors import Refused
+from ...base.errors import ErrorCode, Refused
 from ...settings.setting import Setting
 from ..contracts import READY, Asked, Captioner, LoadedCaptioner, Readiness, Report
 
@@ -72,7 +72,7 @@ def _check(template: str) -> None:
         raise Refused(
             f"The text has {{{unknown[0]}}}; it can have {{trigger}}, {{filename}} and {{folder}}.",
             field="template",
-            code="bad_value",
+            code=ErrorCode.BAD_VALUE,
         )
     if not template.strip():
-        raise Refused("The text is empty.", field="template", code="bad_value")
+        raise Refused("The text is empty.", field="template", code=ErrorCode.BAD_VALUE)

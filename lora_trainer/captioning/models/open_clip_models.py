@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ...base.errors import Refused
+from ...base.errors import ErrorCode, Refused
 from ...base.files import write_atomically
 from ...base.paths import expand_user
 from ...base.tensor_files import read_header, read_tensors
@@ -126,7 +126,7 @@ def resolve(
             "Which other model? Give open_clip's name of one, hf-hub:owner/repository, or a"
             " folder.",
             field="model_name",
-            code="bad_value",
+            code=ErrorCode.BAD_VALUE,
         )
     if name.startswith(HUB):
         repository = checked_repository(name.removeprefix(HUB))
@@ -144,7 +144,7 @@ def _folder(name: str, check_path: CheckPath) -> Path | None:
         return None  # ViT-B/16 is an old way to write a name
     check_path(folder)
     if not folder.is_dir():
-        raise Refused(f"There is no folder {folder}.", field="model_name", code="no_folder")
+        raise Refused(f"There is no folder {folder}.", field="model_name", code=ErrorCode.NO_FOLDER)
     return folder
 
 
@@ -155,7 +155,7 @@ def _of_folder(folder: Path) -> ModelSource:
             f"The folder {folder} needs {CONFIG_NAME} and {WEIGHTS_NAMES[0]} (or"
             f" {WEIGHTS_NAMES[2]}).",
             field="model_name",
-            code="no_model",
+            code=ErrorCode.NO_MODEL,
         )
     return ModelSource(folder.name, "", weights, folder / CONFIG_NAME)
 
@@ -169,13 +169,13 @@ def _of_name(name: str, weights: str, check_path: CheckPath) -> ModelSource:
             f"The open_clip that is installed has no model {name!r}. Its models:"
             f" {', '.join(_alike(name, open_clip.list_models()))}, …",
             field="model_name",
-            code="no_model",
+            code=ErrorCode.NO_MODEL,
         )
     if any(sign in weights for sign in ("/", "\\", ".", "~")):
         path = expand_user(weights)
         check_path(path)
         if not path.is_file():
-            raise Refused(f"There is no file {path}.", field="weights", code="no_model")
+            raise Refused(f"There is no file {path}.", field="weights", code=ErrorCode.NO_MODEL)
         return ModelSource(f"{name} ({path.name})", name, path)
     return _of_tag(open_clip, name, weights)
 
@@ -187,7 +187,7 @@ def _of_tag(open_clip: Any, name: str, tag: str) -> ModelSource:
         raise Refused(
             f"{name} has no weights {tag!r}; it has {', '.join(tags) or 'none to download'}.",
             field="weights",
-            code="no_model",
+            code=ErrorCode.NO_MODEL,
         )
     if repository := facts.get("hf_hub"):
         owner, _, file = repository.rpartition("/")
@@ -270,7 +270,7 @@ def _register(open_clip: Any, config: Path, cache: Path) -> tuple[str, dict[str,
         raise Refused(
             f"{config} is not a model config of open_clip: {error}",
             field="model_name",
-            code="no_model",
+            code=ErrorCode.NO_MODEL,
         ) from error
     name = f"train-lora-{kind}{hashlib.sha256(content.encode()).hexdigest()[:12]}"
     if name not in open_clip.list_models():
@@ -309,7 +309,7 @@ def _foreign(config: Path, name: Any, key: str) -> Refused:
         f"{config} asks for a part from elsewhere, {str(name)[:80]} ({key}), which could run code."
         " Choose a model that is whole in itself.",
         field="model_name",
-        code="not_safe",
+        code=ErrorCode.NOT_SAFE,
     )
 
 
@@ -336,7 +336,7 @@ def _create(
             f"The weights {weights} do not fit the model {name}, or are damaged:"
             f" {str(error)[:300]}",
             field="weights",
-            code="wrong_model",
+            code=ErrorCode.WRONG_MODEL,
         ) from error
     return model, transform
 
@@ -357,7 +357,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             f"{path.name} holds no weights that can be read without running it. Choose weights in"
             " .safetensors.",
             field="weights",
-            code="wrong_model",
+            code=ErrorCode.WRONG_MODEL,
         )
     return {key.removeprefix("module."): tensor for key, tensor in state.items()}
 
@@ -388,14 +388,14 @@ def _refuse_program(path: Path) -> None:
             f"{path.name} is in a format that torch left behind with version 1.6, or is damaged; it"
             " is not read. Choose weights in .safetensors.",
             field="weights",
-            code="wrong_model",
+            code=ErrorCode.WRONG_MODEL,
         )
     if "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records():
         raise Refused(
             f"{path.name} is a TorchScript archive, a program; it is not run. Choose weights in"
             " .safetensors.",
             field="weights",
-            code="wrong_model",
+            code=ErrorCode.WRONG_MODEL,
         )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...base.errors import Refused
+from ...base.errors import ErrorCode, Refused
 from ...base.paths import expand_user
 from ...base.tensor_files import read_tensors
 from ...settings.setting import Choice, Setting
@@ -202,7 +202,7 @@ class WdTagger(Captioner):
             raise Refused(
                 f"The folder {folder} lacks {' and '.join(missing)}.",
                 field="folder",
-                code="no_model",
+                code=ErrorCode.NO_MODEL,
             )
         return folder
 
@@ -247,7 +247,7 @@ def load_model(config: Path, weights: Path) -> tuple[torch.nn.Module, Preparatio
         raise Refused(
             "The package timm is missing, which WebUIs have through open_clip. Install it: pip"
             " install timm",
-            code="no_package",
+            code=ErrorCode.NO_PACKAGE,
         ) from error
     try:
         found = json.loads(config.read_text(encoding="utf-8"))
@@ -264,7 +264,7 @@ def load_model(config: Path, weights: Path) -> tuple[torch.nn.Module, Preparatio
             f"The tagger in {config.parent} cannot be loaded: {type(error).__name__}:"
             f" {str(error)[:300]}",
             field="model",
-            code="wrong_model",
+            code=ErrorCode.WRONG_MODEL,
         ) from error
     return model.eval().requires_grad_(False), preparation
 
@@ -279,7 +279,7 @@ def architecture_of(config: Mapping[str, Any], place: Path) -> tuple[str, dict[s
             f"{place} names the architecture {str(architecture)[:80]!r}, which is not the plain"
             " name of a model of timm.",
             field="model",
-            code="not_safe",
+            code=ErrorCode.NOT_SAFE,
         )
     named = arguments if isinstance(arguments, dict) else {str(arguments): None}
     if strange := [
@@ -289,7 +289,7 @@ def architecture_of(config: Mapping[str, Any], place: Path) -> tuple[str, dict[s
             f"{place} gives the model the argument {strange[0][:80]!r}, which is not one of its"
             f" shape ({', '.join(sorted(MODEL_ARGS))}).",
             field="model",
-            code="not_safe",
+            code=ErrorCode.NOT_SAFE,
         )
     return architecture, dict(named)
 
@@ -312,14 +312,14 @@ def read_tags(path: Path, *, outputs: int) -> list[Tag]:
         raise Refused(
             f"{path} is not a list of tags with the columns name and category: {error}",
             field="model",
-            code="wrong_model",
+            code=ErrorCode.WRONG_MODEL,
         ) from error
     if len(tags) != outputs:
         raise Refused(
             f"{path} has {len(tags)} tags, but the model beside it has {outputs}; they are not of"
             " the same model.",
             field="model",
-            code="wrong_model",
+            code=ErrorCode.WRONG_MODEL,
         )
     return tags
 

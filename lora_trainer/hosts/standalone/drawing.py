@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from ...base.contracts import Conditioning
-from ...base.errors import Refused, Stopped
+from ...base.errors import ErrorCode, Refused, Stopped
 from .loading import first_line, make_scheduler, quiet_diffusers
 from .model import StableDiffusion
 
@@ -67,7 +67,7 @@ def _check_range(name: str, value: float, limits: tuple[int, int], *, multiple: 
         raise Refused(
             f"{name.capitalize()}: {value} is not possible. Use {low} to {high}{rule}.",
             field=name,
-            code="bad_value",
+            code=ErrorCode.BAD_VALUE,
         )
 
 
@@ -150,7 +150,7 @@ def _load_lora(pipeline: Any, path: Path, name: str) -> None:
             f"The LoRA {Path(path).name} cannot be used with this checkpoint: {first_line(error)}. "
             "It may be damaged, or made for another kind of model.",
             field="prompt",
-            code="bad_lora",
+            code=ErrorCode.BAD_LORA,
         ) from error
 
 
@@ -164,7 +164,7 @@ def _refuse_other_algorithms(path: Path, names: Iterable[str]) -> None:
                 f"{Path(path).name} is a {algorithm}, which diffusers cannot draw with. Use it in"
                 " the WebUI.",
                 field="prompt",
-                code="bad_lora",
+                code=ErrorCode.BAD_LORA,
             )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ...base.contracts import BaseModel, Host, ModelStatus
-from ...base.errors import Refused
+from ...base.errors import ErrorCode, Refused
 from ...base.fingerprint import fingerprint_of_file
 from ..checkpoint_file import CheckpointFacts, inspect_checkpoint
 from ..prompts import split_loras
@@ -107,7 +107,7 @@ class StandaloneHost(Host):
                 raise Refused(
                     "A LoRA is already training with this model. Wait until it has finished, or"
                     " stop it.",
-                    code="busy",
+                    code=ErrorCode.BUSY,
                 )
             self._borrower = threading.get_ident()
         try:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from ...base.errors import Refused
+from ...base.errors import ErrorCode, Refused
 from ..checkpoint_file import CLIP, CheckpointFacts, TextEncoderFacts
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def load_pipeline(
             for number in range(len(facts.texts)):
                 write_tokenizer(Path(folder) / f"tokenizer{_suffix(number)}")
         except FileNotFoundError as error:
-            raise Refused(f"{error}.", code="missing_package") from error
+            raise Refused(f"{error}.", code=ErrorCode.MISSING_PACKAGE) from error
         try:
             from_folder = dict(config=folder, local_files_only=True)
             vae = diffusers.AutoencoderKL.from_single_file(
@@ -74,7 +74,7 @@ def load_pipeline(
                 f"The checkpoint {checkpoint.name} cannot be loaded: {first_line(error)}. It may be"
                 " incomplete or of another kind; choose a full Stable Diffusion checkpoint.",
                 field="base_model",
-                code="wrong_model",
+                code=ErrorCode.WRONG_MODEL,
             ) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

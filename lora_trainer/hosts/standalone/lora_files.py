@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ...base.errors import Refused
+from ...base.errors import ErrorCode, Refused
 
 MOST_NAMES = 8  # in an error message
 
@@ -30,5 +30,5 @@ class LoraFiles:
         raise Refused(
             f"There is no LoRA named {name!r} in {self._folder} (there: {names}).",
             field="prompt",
-            code="no_lora",
+            code=ErrorCode.NO_LORA,
         )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ...base.contracts import BaseModel, Conditioning, ModelOptions
-from ...base.errors import Refused
+from ...base.errors import ErrorCode, Refused
 from ...base.fingerprint import fingerprint_of_weights
 from ...lora.weight_names import SDXL_LEVELS, unet_to_ldm
 from ...training.diffusion import rescale_zero_terminal_snr
@@ -147,7 +147,7 @@ class StableDiffusion(BaseModel):
                 f"Clip skip {clip_skip}: the text encoders of this model are always read at the"
                 " layer before the last, by the WebUI too. Leave it at 0.",
                 field="clip_skip",
-                code="bad_value",
+                code=ErrorCode.BAD_VALUE,
             )
         return PENULTIMATE
 
@@ -227,7 +227,7 @@ class StableDiffusion1(StableDiffusion):
                 f"Clip skip {clip_skip}: the text encoder of this checkpoint has {layers} layers."
                 f" Use 1 to {layers}.",
                 field="clip_skip",
-                code="bad_value",
+                code=ErrorCode.BAD_VALUE,
             )
         return max(1, clip_skip)
 

@@ -29,7 +29,7 @@ from modules import (
 )
 
 from ...base.contracts import BaseModel, Host, ModelStatus
-from ...base.errors import Refused
+from ...base.errors import ErrorCode, Refused
 from .captioners import webui_captioners
 from .checkpoint import status_of
 from .guard import allowed_roots, is_local
@@ -133,7 +133,7 @@ class WebUIHost(Host):
             raise Refused(
                 f"The checkpoint {name} is not in the WebUI's folder any more. Put it back, press"
                 " the refresh button at the top left, and try again.",
-                code="not_found",
+                code=ErrorCode.NOT_FOUND,
             )
         with self._queue_held():
             shared.opts.data["sd_model_checkpoint"] = info.title

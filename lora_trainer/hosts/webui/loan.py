@@ -11,7 +11,7 @@ from typing import Any
 
 from modules import call_queue, devices, sd_models
 
-from ...base.errors import Refused
+from ...base.errors import ErrorCode, Refused
 from ...base.fingerprint import fingerprint_of_weights
 from .checkpoint import status_of
 from .model import FAMILIES, WebUIModel
@@ -49,7 +49,7 @@ class Loan:
             self._hold(stack)
             sd_model = sd_models.model_data.sd_model
             if reason := status_of(sd_model).reason:
-                raise Refused(reason, code="not_trainable")
+                raise Refused(reason, code=ErrorCode.NOT_TRAINABLE)
             self._filename = sd_model.sd_checkpoint_info.filename
             self._enter_contexts(stack, sd_model)
             self.base_model = FAMILIES[status_of(sd_model).family](sd_model)

@@ -12,7 +12,7 @@ import torch
 from modules import devices, lowvram, sd_vae, shared
 
 from ...base.contracts import BaseModel, Conditioning, ModelOptions
-from ...base.errors import Refused
+from ...base.errors import ErrorCode, Refused
 from ...lora.weight_names import unet_to_diffusers
 from ...training.diffusion import rescale_zero_terminal_snr
 from ...training.precision import no_autocast
@@ -170,7 +170,7 @@ class WebUIModel(BaseModel):
                 f"Clip skip {clip_skip}: the WebUI reads the text encoder of this model at the"
                 " layer before the last, whatever clip skip is set to. Leave it at 0.",
                 field="clip_skip",
-                code="bad_value",
+                code=ErrorCode.BAD_VALUE,
             )
         return PENULTIMATE
 
@@ -246,7 +246,7 @@ class SD1Model(WebUIModel):
                 f"Clip skip {clip_skip}: the text encoder of this checkpoint has {layers} layers."
                 f" Use 1 to {layers}.",
                 field="clip_skip",
-                code="bad_value",
+                code=ErrorCode.BAD_VALUE,
             )
         return clip_skip or shared.opts.CLIP_stop_at_last_layers
 
@@ -281,7 +281,7 @@ class SDXLModel(WebUIModel):
                 f"Clip skip {clip_skip}: the first text encoder of this checkpoint has {layers}"
                 f" layers. Use 1 to {layers}.",
                 field="clip_skip",
-                code="bad_value",
+                code=ErrorCode.BAD_VALUE,
             )
         return clip_skip or shared.opts.CLIP_stop_at_last_layers
 

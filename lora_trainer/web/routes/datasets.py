@@ -6,9 +6,9 @@ from typing import Any
 from fastapi import APIRouter, Body, Depends, File, Form, Response, UploadFile
 from fastapi.responses import FileResponse
 
-from ...base.errors import Refused
+from ...base.errors import ErrorCode, Refused
 from ...dataset.caption_tables import LARGEST_TABLE_BYTES
-from ...editor.bulk_edits import ACTIONS
+from ...editor.bulk_edits import ACTIONS, SwitchParameter, TextParameter
 from ...editor.bulk_edits import LONGEST_TEXT as LONGEST_EDIT_TEXT
 from ...editor.checks import CheckSettings
 from ...editor.library import Library
@@ -50,12 +50,16 @@ def _bulk_edit_settings() -> dict[str, Value]:
     """Return the settings of all actions of editor/bulk_edits.py, which reads them itself; which of
     them an action needs is in docs/api.md.
     """
-    types = {name: type for _, names in ACTIONS.values() for name, (type, _) in names.items()}
-    return {name: Unread(_bulk_edit_schema(type)) for name, type in types.items()}
+    parameters = {
+        name: parameter
+        for action in ACTIONS.values()
+        for name, parameter in action.parameters.items()
+    }
+    return {name: Unread(_bulk_edit_schema(parameter)) for name, parameter in parameters.items()}
 
 
-def _bulk_edit_schema(type: Any) -> Schema:
-    if type is bool:
+def _bulk_edit_schema(parameter: TextParameter | SwitchParameter) -> Schema:
+    if isinstance(parameter, SwitchParameter):
         return {"type": "boolean"}
     return {"type": "string", "maxLength": LONGEST_EDIT_TEXT}
 
@@ -291,7 +295,7 @@ def _table_of(file: UploadFile) -> bytes:
         raise Refused(
             f"The table is larger than {LARGEST_TABLE_BYTES // 1_000_000} MB.",
             field="file",
-            code="too_large",
+            code=ErrorCode.TOO_LARGE,
         )
     return data
 
@@ -346,7 +350,7 @@ def _add_views(router: APIRouter, library: Library) -> None:
         bucket_max: int = 0,
         bucket_no_upscale: bool = False,
     ) -> Any:
-        wanted = _check_settings(
+        settings = _check_settings(
             {
                 "resolution": resolution,
                 "bucket_step": bucket_step,
@@ -357,7 +361,7 @@ def _add_views(router: APIRouter, library: Library) -> None:
             }
         )
         return Response(
-            library.open(name).pictures.training_crop(filename, wanted),
+            library.open(name).pictures.training_crop(filename, settings),
             media_type="image/jpeg",
             headers=_CACHED,
         )
@@ -375,4 +379,6 @@ def _versions(source: str) -> dict[str, str] | None:
     try:
         return _VERSIONS.read({"versions": json.loads(source)}, "versions")
     except ValueError as error:
-        raise Refused("`versions` must be JSON.", field="versions", code="bad_request") from error
+        raise Refused(
+            "`versions` must be JSON.", field="versions", code=ErrorCode.BAD_REQUEST
+        ) from error

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Body
 from fastapi.responses import FileResponse, StreamingResponse
 
-from ...base.errors import Refused
+from ...base.errors import ErrorCode, Refused
 from ...jobs import metrics
 from ...jobs.lora_files import describe_file, find_file, zipped
 from ...jobs.service import TrainingService
@@ -137,7 +137,9 @@ def _add_queue(router: APIRouter, service: TrainingService) -> None:
     def move(job_id: str, body: dict = Body(...)) -> Any:
         if "position" not in body:
             raise Refused(
-                "Where to? Give `position`: 0 is next.", field="position", code="bad_request"
+                "Where to? Give `position`: 0 is next.",
+                field="position",
+                code=ErrorCode.BAD_REQUEST,
             )
         return service.move(job_id, **_MOVE.read(body))
 
@@ -162,7 +164,7 @@ def _add_figures(router: APIRouter, service: TrainingService) -> None:
         job = service.job(job_id)
         path = service.job_folder(job_id) / metrics.NAME
         if not path.is_file():
-            raise Refused(f"Job {job_id} has no figures yet.", code="not_found")
+            raise Refused(f"Job {job_id} has no figures yet.", code=ErrorCode.NOT_FOUND)
         return FileResponse(
             path, media_type="text/csv; charset=utf-8", filename=f"{job['name']}-{job_id}.csv"
         )

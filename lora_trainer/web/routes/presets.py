@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Body, File, Response, UploadFile
 
-from ...base.errors import Refused
+from ...base.errors import ErrorCode, Refused
 from ...jobs.service import TrainingService
 from ..bodies import JsonBody, Switch, Text, config_value
 from ..responses import a_list, an_object, gives
@@ -34,7 +34,7 @@ def add_routes(router: APIRouter, service: TrainingService) -> None:
     def import_preset(file: UploadFile = File(None)) -> Any:
         if file is None:
             raise Refused(
-                "Send a preset, a .yaml file, as `file`.", field="file", code="bad_request"
+                "Send a preset, a .yaml file, as `file`.", field="file", code=ErrorCode.BAD_REQUEST
             )
         return shelf.take_upload(file.filename or "", file.file)
 

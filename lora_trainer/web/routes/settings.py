@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Body, File, Form, Response, UploadFile
 
-from ...base.errors import Refused
+from ...base.errors import ErrorCode, Refused
 from ...jobs import settings_form
 from ...jobs.service import TrainingService
 from ..bodies import JsonBody, config_value
@@ -44,7 +44,7 @@ def add_routes(router: APIRouter, service: TrainingService) -> None:
                 "Send a settings file or a LoRA as `file`, or the name of a LoRA in the LoRA folder"
                 " as `lora`.",
                 field="file",
-                code="bad_request",
+                code=ErrorCode.BAD_REQUEST,
             )
         return service.settings_import.upload(file.filename or "", file.file)
 

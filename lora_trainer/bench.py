@@ -246,7 +246,7 @@ def _random_pictures(
         Bucket(size_px, size_px),
         "train",
         repeats=1,
-        weight=1.0,
+        loss_weight=1.0,
         mask=None,
         resolution_px=size_px,
     )
@@ -281,16 +281,16 @@ def _measure(
     def bare_pass(finished: loop.FinishedStep) -> None:
         _synchronize(model.device)
         ours.append(finished.seconds)
-        patches.close()
+        patches.revert()
         began = time.perf_counter()
         _bare(model, encoded, dtype)
         bare.append(time.perf_counter() - began)
-        patches.open()
+        patches.apply()
 
     batch_size = len(encoded)
     schedule = Schedule(steps + 1, 1, batch_size, 1, (1,) * batch_size, 0)
     training_data = TrainingData(encoded, schedule, Objective(), Conditioner(CaptionAugmentation()))
-    with _peak_memory(model.device) as memory, patches.opened():
+    with _peak_memory(model.device) as memory, patches.applied():
         loop.train(
             patches,
             train_state,

@@ -244,7 +244,7 @@ class TinyHost(Host):
     def model_status(self):
         return self.status
 
-    def peek_parts(self):
+    def loaded_parts(self):
         return self.model.parts()
 
     @contextlib.contextmanager

@@ -299,7 +299,7 @@ class Host(abc.ABC):
         Raises `Refused`, before anything is touched, when the model cannot train.
         """
 
-    def peek_parts(self) -> torch.nn.ModuleDict | None:
+    def loaded_parts(self) -> torch.nn.ModuleDict | None:
         """Return the loaded model's `BaseModel.parts` to count its layers, not to use or change
         them; None when nothing is loaded.
         """

@@ -18,7 +18,7 @@ _foreign_host: contextvars.ContextVar[str] = contextvars.ContextVar("foreign_hos
 
 
 @contextlib.contextmanager
-def serving_foreign_host(name: str) -> Iterator[None]:
+def request_for_host(name: str) -> Iterator[None]:
     """Note the foreign host name that a request was addressed to; "" for a name of this machine.
 
     Holds for the block and the threads that a server runs the request in, not for jobs.

@@ -27,7 +27,7 @@ from ..dataset.caption_tables import (
     match_rows,
     parse_table,
 )
-from ..dataset.captions import content_of
+from ..dataset.captions import read_small_file
 
 FORMATS = {".csv": format_csv, ".jsonl": format_jsonl}
 NEW_CSV = "filename,prompt\n"
@@ -143,7 +143,7 @@ class TableFile:
 
     def _read(self) -> _Content | None:
         try:
-            data = content_of(self._path, most_bytes=LARGEST_TABLE_BYTES)
+            data = read_small_file(self._path, most_bytes=LARGEST_TABLE_BYTES)
         except OSError as error:
             raise Refused(
                 f"{self._path} cannot be read: {error.strerror}.", field="output"

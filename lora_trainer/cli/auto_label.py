@@ -20,7 +20,7 @@ from ..captioning.registry import Captioners
 from ..captioning.run import CaptionProgress, Picture, caption_pictures
 from ..captioning.table_file import TableFile
 from ..dataset.caption_tables import find_table
-from ..dataset.captions import content_of, in_table, read_caption, sidecar, to_bytes
+from ..dataset.captions import in_table, read_caption, read_small_file, sidecar, to_bytes
 from ..dataset.scan import scan
 from .ctrl_c import asked_by_ctrl_c
 from .progress import ProgressDisplay, show_progress
@@ -134,7 +134,7 @@ class Captions:
         written, before anything is done.
         """
         self._paths, failed = _pictures(folder)
-        self._before = {name: content_of(sidecar(path)) for name, path in self._paths.items()}
+        self._before = {name: read_small_file(sidecar(path)) for name, path in self._paths.items()}
         self._table = TableFile(table, self._paths) if table else None
         self._given: set[str] = set()
         known = self._known_captions()
@@ -195,7 +195,7 @@ class Captions:
     def _write_text(self, name: str, caption: str) -> bool:
         """Write a picture's .txt, unless a person has written it since the beginning."""
         path, data = sidecar(self._paths[name]), to_bytes(caption)
-        if content_of(path) != self._before[name]:
+        if read_small_file(path) != self._before[name]:
             return False
         write_atomically(path, data)
         self._before[name] = data

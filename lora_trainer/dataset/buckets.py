@@ -133,7 +133,7 @@ def _down(side: int, step: int) -> int:
     return side // step * step or max(8, side // 8 * 8)
 
 
-def covering_of(width: int, height: int, bucket: Bucket) -> tuple[int, int]:
+def size_covering(width: int, height: int, bucket: Bucket) -> tuple[int, int]:
     """Return the size in pixels that an upright picture is scaled to before it is cropped."""
     if bucket.covering:
         return max(bucket.width, bucket.covering[0]), max(bucket.height, bucket.covering[1])
@@ -148,7 +148,7 @@ def crop_of(width: int, height: int, bucket: Bucket) -> tuple[float, float, floa
     """
     scale_x = scale_y = max(bucket.width / width, bucket.height / height)
     if bucket.covering is not None:
-        covering = covering_of(width, height, bucket)
+        covering = size_covering(width, height, bucket)
         scale_x, scale_y = covering[0] / width, covering[1] / height
     kept_width = min(width, bucket.width / scale_x)
     kept_height = min(height, bucket.height / scale_y)

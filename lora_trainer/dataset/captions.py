@@ -65,7 +65,7 @@ def find_caption(
     """Return a picture's caption: its caption file's, else the table's. Raises OSError."""
     paths = [path for path in caption_paths(picture, preferred=preferred) if _is_file(path)]
     file, *others = paths or [sidecar(picture)]
-    content = content_of(file)
+    content = read_small_file(file)
     if content is None:
         return Caption(in_table(picture, table or {}))
     text = text_of(content)
@@ -76,7 +76,7 @@ def find_caption(
 def _text_in(path: Path) -> str | None:
     """Return the text of a caption file; None if it is not there, "" if it cannot be read."""
     try:
-        content = content_of(path)
+        content = read_small_file(path)
     except OSError:
         return ""
     return None if content is None else text_of(content)
@@ -92,7 +92,7 @@ def read_caption(picture: Path, table: dict[str, str] | None = None) -> str | No
     return find_caption(picture, table).text
 
 
-def content_of(path: Path, *, most_bytes: int = LARGEST_CAPTION_FILE_BYTES) -> bytes | None:
+def read_small_file(path: Path, *, most_bytes: int = LARGEST_CAPTION_FILE_BYTES) -> bytes | None:
     """Return a file's content, or None when there is no such file.
 
     A link that leads out of its folder, a pipe or a device is none either. Raises OSError, with

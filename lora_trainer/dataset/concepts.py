@@ -15,7 +15,7 @@ from typing import Any
 from ..base.errors import ErrorCode, Refused
 from ..base.paths import expand_user
 from ..base.text import number
-from .captions import content_of, text_of
+from .captions import read_small_file, text_of
 
 LARGEST_BYTES, MOST_CONCEPTS, MOST_REPEATS = 5_000_000, 500, 1000
 JITTERED = ("brightness", "contrast", "saturation", "hue")
@@ -78,7 +78,7 @@ def read_concepts(path: Path) -> tuple[list[Concept], list[str]]:
     Raises `Refused`.
     """
     try:
-        data = content_of(path, most_bytes=LARGEST_BYTES)
+        data = read_small_file(path, most_bytes=LARGEST_BYTES)
         found = json.loads((data or b"").decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise _refused(f"{path.name} cannot be read as OneTrainer's concepts: {error}.") from error
@@ -240,7 +240,7 @@ def _found(written: str, beside: Path | None) -> Path:
 def read_prompts(path: Path | None) -> str:
     """Return the captions in a concept's own file, one a line. Raises `Refused`."""
     try:
-        data = content_of(path) if path else None
+        data = read_small_file(path) if path else None
     except OSError as error:
         raise _refused(
             f"The captions in {path} cannot be read: {error.strerror or error}."

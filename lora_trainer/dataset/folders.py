@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..base.errors import ErrorCode, Refused
 from ..base.paths import expand_user
-from ..settings.config import TrainConfig
+from ..settings.config import TrainConfig, setting_of
 from .concepts import Concept, is_concepts, read_concepts, read_prompts
 from .sample import Picture
 from .scan import NO_CAPTION, Problem, scan
@@ -202,12 +202,11 @@ def concept_warnings(config: TrainConfig) -> list[str]:
 
 def _lacking_settings(config: TrainConfig, concepts: list[Concept]) -> list[str]:
     """Return what the concepts ask for by title, where the settings differ; the first decides."""
-    titles = {field.name: field.metadata["title"] for field in dataclasses.fields(TrainConfig)}
     asked: dict[str, object] = {}
     for concept in reversed(concepts):
         asked |= concept.settings
     return [
-        f"{titles[name]} {'on' if value is True else value}"
+        f"{setting_of(name).title} {'on' if value is True else value}"
         for name, value in asked.items()
         if getattr(config, name) != value
     ]

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ..base.contracts import Size
-from .buckets import Bucket, covering_of
+from .buckets import Bucket, size_covering
 from .images import read_rgb
 
 LUMA = (0.30, 0.59, 0.11)
@@ -44,7 +44,7 @@ def placement(width: int, height: int, bucket: Bucket, *, whole: bool = False) -
 
     With `whole` nothing is cut, except that sides are rounded down to multiples of 8.
     """
-    covering = covering_of(width, height, bucket)
+    covering = size_covering(width, height, bucket)
     kept_width, kept_height = bucket.width, bucket.height
     if whole:
         kept_width, kept_height = covering[0] // 8 * 8, covering[1] // 8 * 8

@@ -38,8 +38,8 @@ class Sample:
     """A picture as a run uses it: one entry for each resolution that it is learned in.
 
     `caption` is what is encoded, with its trigger word; where captions vary, what each step's
-    caption is drawn from. `repeats` are 0 for validation. `weight` multiplies the loss. `mask` is
-    the mask file, where one is used. `resolution_px` is the side of the square whose area the
+    caption is drawn from. `repeats` are 0 for validation. `loss_weight` multiplies the loss. `mask`
+    is the mask file, where one is used. `resolution_px` is the side of the square whose area the
     bucket has.
     """
 
@@ -48,6 +48,6 @@ class Sample:
     bucket: Bucket
     role: Role
     repeats: int
-    weight: float
+    loss_weight: float
     mask: Path | None
     resolution_px: int

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from ..base.files import flush_folders, flushed_temporaries, replace_file, write_atomically
-from ..dataset.captions import content_of
+from ..dataset.captions import read_small_file
 from .digests import digest_of_bytes, digest_of_file
 
 BATCH = 256  # texts that are flushed together
@@ -63,7 +63,7 @@ class FileChanger:
         try:
             if isinstance(content, str):
                 return file.is_file() and digest_of_file(file) == _digest_in(content)
-            return content_of(file) == content
+            return read_small_file(file) == content
         except OSError:
             return False
 
@@ -113,7 +113,9 @@ class FileChanger:
 
     def _write_texts(self, changes: list[Change], *, overwrite: bool) -> list[str]:
         files = {change.path: self.folder / change.path for change in changes}
-        needed = [change for change in changes if content_of(files[change.path]) != change.after]
+        needed = [
+            change for change in changes if read_small_file(files[change.path]) != change.after
+        ]
         contents = {
             files[change.path]: change.after for change in needed if isinstance(change.after, bytes)
         }
@@ -122,7 +124,7 @@ class FileChanger:
 
         def put_in_place(change: Change) -> bool:
             file = files[change.path]
-            current = content_of(file)  # read again: flushing takes a while
+            current = read_small_file(file)  # read again: flushing takes a while
             if current not in (change.before, change.after):
                 if not overwrite:
                     return False

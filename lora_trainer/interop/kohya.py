@@ -187,9 +187,9 @@ def _optimizer(conversion: Conversion) -> None:
 def _optimizer_name(conversion: Conversion) -> Any:
     """Return sd-scripts' name; older files have flags instead."""
     name = conversion.take("optimizer_type")
-    for flag, meant in (("use_8bit_adam", "AdamW8bit"), ("use_lion_optimizer", "Lion")):
+    for flag, resolved in (("use_8bit_adam", "AdamW8bit"), ("use_lion_optimizer", "Lion")):
         if conversion.take(flag) is True:
-            name = meant
+            name = resolved
     return name
 
 

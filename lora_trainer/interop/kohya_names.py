@@ -16,7 +16,7 @@ NOT_NEEDED = "not needed here"
 
 
 # the key of a LoRA's metadata that holds, as JSON, all settings of ours that made it
-OUR_SETTINGS = "train_lora_settings"
+OUR_SETTINGS_KEY = "train_lora_settings"
 
 
 # What sd-scripts takes when a file for `train_network.py` is silent, where that differs from our

@@ -17,7 +17,7 @@ from ..settings.files import check_extent
 from .conversion import MOST_LITERAL, NO_LITERAL, Conversion, parse_text
 from .kohya import translate
 from .kohya_datasets import MOST_FOLDERS
-from .kohya_names import OUR_SETTINGS
+from .kohya_names import OUR_SETTINGS_KEY
 from .our_settings import from_our_names
 
 MOST_NOTES, MOST_NOTE, _LONG_NOTES = (
@@ -53,7 +53,7 @@ def from_lora(
     keys and what the layers' names show.
     """
     if (
-        isinstance(ours := read_json_text(metadata.get(OUR_SETTINGS)), dict)
+        isinstance(ours := read_json_text(metadata.get(OUR_SETTINGS_KEY)), dict)
         and ours.keys() & TrainConfig.__dataclass_fields__.keys()
     ):
         conversion = from_our_names(ours)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import ErrorCode, Refused
-from ..dataset.captions import content_of
+from ..dataset.captions import read_small_file
 from ..dataset.concepts import LARGEST_BYTES, concepts_in
 from .conversion import Conversion
 from .lora_metadata_reader import read_json_text
@@ -38,7 +38,9 @@ def find_concepts(nested: Mapping[str, Any], path: Path | None) -> tuple[Any, st
 
 def read_settings_text(path: Path) -> str:
     try:
-        return (content_of(path, most_bytes=LARGEST_BYTES) or b"").decode("utf-8-sig", "replace")
+        return (read_small_file(path, most_bytes=LARGEST_BYTES) or b"").decode(
+            "utf-8-sig", "replace"
+        )
     except OSError as error:
         raise Refused(
             f"The settings file {path} cannot be read: {error.strerror or error}.",

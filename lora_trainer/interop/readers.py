@@ -9,7 +9,7 @@ from typing import Any
 
 from ..base.errors import ErrorCode, Refused
 from ..dataset.concepts import are_concepts, is_concepts
-from ..settings.config import held_names
+from ..settings.config import names_kept_in_lora
 from ..settings.files import flattened, read_mapping
 from . import onetrainer
 from .conversion import (
@@ -120,7 +120,7 @@ def _without_places(settings: dict[str, Any], conversion: Conversion) -> dict[st
     """Leave out what no LoRA has to say: it may come from anybody, and name folders, servers, and
     files to be replaced.
     """
-    held = held_names()
+    held = names_kept_in_lora()
     for name in [name for name in settings if name not in held]:
         conversion.skip(
             conversion.origin[name],

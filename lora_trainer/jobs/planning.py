@@ -58,7 +58,7 @@ class Planner:
         except Refused as error:
             errors.append(self._describe_error(error, config))
             return {"errors": errors, "warnings": [], "advice": []}
-        needed = estimate(config, plan.samples, self._host.peek_parts(), init_lora=plan.init_lora)
+        needed = estimate(config, plan.samples, self._host.loaded_parts(), init_lora=plan.init_lora)
         try:
             check_space(plan.output_file, needed["file_bytes"] or 0)
         except Refused as error:

@@ -60,7 +60,7 @@ class Settings:
         """Return the settings in which `values` differ from a job's; raises `Refused` for one that
         cannot change in the middle of a run.
         """
-        old, new = self.parse(before).meant(), self.parse(values).meant()
+        old, new = self.parse(before).resolved(), self.parse(values).resolved()
         changed = [
             setting
             for setting in all_settings()

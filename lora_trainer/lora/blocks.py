@@ -55,7 +55,7 @@ class BlockRank:
     rank: int | None = None
     alpha: float | None = None
 
-    def override(self, rank: int, alpha: float) -> tuple[int, float]:
+    def with_defaults(self, rank: int, alpha: float) -> tuple[int, float]:
         """Return rank and alpha of a layer that would have these without the list.
 
         A rank alone keeps alpha / rank as it is.

@@ -78,7 +78,7 @@ class LayerSettings:
         rank = getattr(self, f"{group}_rank", 0) or self.rank
         alpha = getattr(self, f"{group}_alpha", 0) or self.alpha * rank / self.rank
         if block.rank == 0 or not (group == "conv" and self.conv_rank):
-            rank, alpha = block.override(rank, alpha)
+            rank, alpha = block.with_defaults(rank, alpha)
         return RankAlpha(rank, alpha)
 
 

@@ -101,11 +101,11 @@ class RunCallbacks:
     def _lend_model(self) -> bool:
         def reattach() -> None:
             self._take_memory_back()
-            self._run.patches.open()
+            self._run.patches.apply()
 
         return self._give_way.give_way(
             self._run.train_state.step,
-            detach=self._run.patches.close,
+            detach=self._run.patches.revert,
             reattach=reattach,
             while_paused=self._while_paused,
         )

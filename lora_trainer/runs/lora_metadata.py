@@ -18,11 +18,11 @@ from typing import Any
 from ..base.contracts import ModelFacts
 from ..dataset.captions import split_tags
 from ..dataset.sample import Sample
-from ..interop.kohya_names import OPTIMIZER_CLASSES, OUR_SETTINGS, WEIGHT_DECAY
+from ..interop.kohya_names import OPTIMIZER_CLASSES, OUR_SETTINGS_KEY, WEIGHT_DECAY
 from ..lora.adapter_layers import AdapterSpec, RankAlpha
 from ..lora.blocks import block_names, read_block_rates, read_blocks
 from ..lora.weight_names import LEVELS, SDXL_LEVELS
-from ..settings.config import TrainConfig, held_settings
+from ..settings.config import TrainConfig, settings_kept_in_lora
 from ..training.batches import batches_per_epoch
 from .step_options import rate_choice
 
@@ -71,7 +71,7 @@ def metadata(
     }
     if figures.loss_average is not None:
         values["ss_loss_average"] = figures.loss_average
-    values[OUR_SETTINGS] = held_settings(config)
+    values[OUR_SETTINGS_KEY] = settings_kept_in_lora(config)
     return {key: _text(value) for key, value in values.items()}
 
 
@@ -212,7 +212,9 @@ def _block_arguments(
         # the middle.
         middle = [name for name in names for _ in range(3 if name == "MID" else 1)]
         names = ["", *middle, ""]
-    pairs = [chosen[name].override(rank, alpha) if name in chosen else (0, alpha) for name in names]
+    pairs = [
+        chosen[name].with_defaults(rank, alpha) if name in chosen else (0, alpha) for name in names
+    ]
     return {
         "block_dims": ",".join(str(own) for own, _ in pairs),
         "block_alphas": ",".join(f"{own:g}" for _, own in pairs),

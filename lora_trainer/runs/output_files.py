@@ -218,7 +218,7 @@ class Output:
             return False
         return True
 
-    def write_early(self, write: Write) -> bool:
+    def write_before_end(self, write: Write) -> bool:
         """Write the name itself before the run has ended.
 
         False when what has the name already cannot be kept aside.
@@ -229,7 +229,7 @@ class Output:
         self._wrote_early = True
         return True
 
-    def write_at_last(self, write: Write, warn: Callable[[str], None]) -> Path:
+    def write_final(self, write: Write, warn: Callable[[str], None]) -> Path:
         """Write the LoRA where it was asked for; if that fails again and again, in a second place.
 
         `warn` gets a sentence that says where. Raises the first `Refused` if no place takes it.

@@ -12,7 +12,7 @@ from ..dataset.sample import Sample
 from ..dataset.scan import NO_CAPTION, Problem
 from ..settings.advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
 from ..settings.config import TrainConfig
-from ..settings.remedies import Remark, Remedy
+from ..settings.remedies import ActionableWarning, Remedy
 from ..settings.rules import resolutions_of
 
 FEW_PICTURES, FEW_MIRRORED, MOST_NAMED = 6, 4, 5
@@ -51,7 +51,7 @@ def regularisation_warnings(config: TrainConfig, samples: Sequence[Sample]) -> l
         )
     if not config.prior_loss_weight:
         warnings.append(
-            Remark(
+            ActionableWarning(
                 "The regularisation pictures' weight is 0: they take time and change nothing.",
                 Remedy("Set their weight to 1", {"prior_loss_weight": 1.0}),
             )
@@ -91,7 +91,7 @@ def _few(config: TrainConfig, count: int) -> list[str]:
         remedies.append(Remedy("Learn them mirrored, too", {"mirror": True}))
     pictures, them = ("1 picture", "it") if count == 1 else (f"{count} pictures", "them")
     return [
-        Remark(
+        ActionableWarning(
             f"Only {pictures}: the LoRA may learn {them} by heart. {in_words(SUBJECT_PICTURES)}"
             f" work best, for a style {in_words(STYLE_PICTURES)}.",
             *remedies,
@@ -173,7 +173,7 @@ def _single_tags(config: TrainConfig, samples: Sequence[Sample]) -> list[str]:
     if not unvaried or any("," in sample.picture.caption for sample in samples):
         return []
     return [
-        Remark(
+        ActionableWarning(
             "Tags are shuffled or left out, but no caption has more than one part: they stand"
             " between commas.",
             Remedy("Leave captions as they are", unvaried),
@@ -186,12 +186,12 @@ def _small(config: TrainConfig, samples: Sequence[Sample]) -> list[str]:
         return []
     remedy = Remedy("Never enlarge", {"enable_bucket": True, "bucket_no_upscale": True})
     areas = [sample.picture.width * sample.picture.height for sample in samples]
-    warnings = []
+    warnings: list[str] = []
     for side in resolutions_of(config):
         if count := sum(area < SMALL_AREA * side**2 for area in areas):
             sentence = (
                 f"{count} pictures are smaller than {side}x{side} and will be enlarged, which blurs"
                 " them."
             )
-            warnings.append(Remark(sentence, remedy))
+            warnings.append(ActionableWarning(sentence, remedy))
     return warnings

@@ -27,7 +27,7 @@ from .output_files import Output, tag_of
 from .plan import Plan, make_plan
 from .prepare import PreparedRun, prepare_run
 from .progress import ProgressReporter
-from .resume import check_readable, compare_runs, judge, run_facts, state_folder
+from .resume import check_changes, check_readable, compare_runs, run_facts, state_folder
 from .step_options import variation_of
 
 log = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ def _examine(
             snapshots=tuple(earlier.facts["snapshots"]),
         )
         changes = compare_runs(earlier.facts, facts)
-        warnings = [*warnings, *judge(changes, anyway=context.anyway)]
+        warnings = [*warnings, *check_changes(changes, anyway=context.anyway)]
     for warning in warnings:
         reporter.warn(warning)
     give_way = GiveWay(context, stage="preparing")
@@ -199,7 +199,7 @@ def _take_steps(context: RunContext, run: PreparedRun) -> None:
         roll_back=callbacks.states.roll_back,
         warn=context.reporter.warn,
     )
-    with run.patches.opened(), _live_lora(context, callbacks):
+    with run.patches.applied(), _live_lora(context, callbacks):
         try:
             loop.train(
                 run.patches,
@@ -230,7 +230,7 @@ def _live_lora(
 def _save(context: RunContext, writer: LoraWriter) -> Path:
     """Save and register the LoRA, once the model is given back; return where it is."""
     reporter, began = context.reporter, time.monotonic()
-    saved = context.output.write_at_last(
+    saved = context.output.write_final(
         writer.write, functools.partial(reporter.warn, about="snapshot")
     )
     if saved == context.output.path:

@@ -184,7 +184,7 @@ def make_samples(config: TrainConfig, selection: Selection) -> list[Sample]:
                     bucket_for(picture.width, picture.height, config, resolution=resolution),
                     role,
                     repeats=0 if role == "validation" else picture.repeats,
-                    weight=config.prior_loss_weight if role == "regularisation" else 1.0,
+                    loss_weight=config.prior_loss_weight if role == "regularisation" else 1.0,
                     mask=selection.masks.get(picture.path),
                     resolution_px=resolution,
                 )

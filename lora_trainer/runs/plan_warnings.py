@@ -13,7 +13,7 @@ from ..dataset.buckets import Bucket
 from ..dataset.sample import Sample
 from ..lora.load import LoraFile
 from ..settings.config import TrainConfig
-from ..settings.remedies import Remark, Remedy, set_to
+from ..settings.remedies import ActionableWarning, Remedy, set_to
 from ..settings.rules import resolutions_of
 from ..training.batches import bucket_counts
 from .output_files import same_names_elsewhere
@@ -31,7 +31,7 @@ def model_warnings(config: TrainConfig, model: ModelStatus) -> list[str]:
     if not model.trainable or config.resolution >= SMALLEST_SHARE * size:
         return []
     return [
-        Remark(
+        ActionableWarning(
             f"This {FAMILIES.get(model.family, model.family)} checkpoint was made for pictures of"
             f" {size} px; what it learns from {config.resolution} px is coarse and cut off.",
             set_to("resolution", size),
@@ -47,20 +47,20 @@ def setting_warnings(config: TrainConfig, total_steps: int) -> list[str]:
             f"The warm-up takes {config.lr_warmup_steps} steps and the run {total_steps}: the"
             " learning rate never gets to its full height."
         )
-        warnings.append(Remark(sentence, set_to("lr_warmup_steps", total_steps // 10)))
+        warnings.append(ActionableWarning(sentence, set_to("lr_warmup_steps", total_steps // 10)))
     elif config.lr_warmup_steps > total_steps // 2:
         sentence = (
             f"The warm-up takes {config.lr_warmup_steps} of {total_steps} steps: the learning rate"
             " is at its full height for the rest only."
         )
-        warnings.append(Remark(sentence, set_to("lr_warmup_steps", total_steps // 10)))
+        warnings.append(ActionableWarning(sentence, set_to("lr_warmup_steps", total_steps // 10)))
     if (config.conv_rank or config.conv_alpha) and config.lora_targets != "all":
         sentence = "Rank and alpha of convolutions change nothing unless Layers is all."
-        warnings.append(Remark(sentence, set_to("lora_targets", "all")))
+        warnings.append(ActionableWarning(sentence, set_to("lora_targets", "all")))
     if config.train_text_encoder and not config.text_encoder_lr:
         sentence = "The text encoder's learning rate is 0: it learns nothing."
         remedy = Remedy("Do not train the text encoder", {"train_text_encoder": False})
-        warnings.append(Remark(sentence, remedy))
+        warnings.append(ActionableWarning(sentence, remedy))
     return warnings
 
 
@@ -144,7 +144,7 @@ def _small_batches(
     if config.enable_bucket and total >= config.batch_size:
         remedies.append(Remedy("Crop all to squares", {"enable_bucket": False}))
     return [
-        Remark(
+        ActionableWarning(
             f"Batch size {config.batch_size}: {total - filling[config.batch_size]} of {total}"
             " pictures (repeats included) are in buckets that hold fewer, so their batches are"
             " smaller.",
@@ -162,7 +162,7 @@ def _too_many_steps(
     epochs = 0 if config.max_train_steps else most // steps_per_epoch
     remedy = set_to("epochs", epochs) if epochs else set_to("max_train_steps", most)
     return [
-        Remark(
+        ActionableWarning(
             f"{total_steps:,} steps for {pictures} picture{'s' if pictures > 1 else ''} are more"
             f" than {MOST_STEPS_PER_PICTURE} each: long before the end they are learned by heart.",
             remedy,

@@ -39,7 +39,7 @@ from .give_way import GiveWay
 from .lora_writer import LoraWriter
 from .memory import estimate
 from .output_files import check_space
-from .resume import compare_models, judge, model_facts
+from .resume import check_changes, compare_models, model_facts
 from .step_options import (
     encoding_options,
     form_of,
@@ -216,7 +216,9 @@ def _check_same_model(base_model: BaseModel, context: RunContext, facts: Mapping
     going_on = ""
     if context.earlier:
         before = context.earlier.facts["base_model"]
-        for warning in judge(compare_models(before, facts["base_model"]), anyway=context.anyway):
+        for warning in check_changes(
+            compare_models(before, facts["base_model"]), anyway=context.anyway
+        ):
             context.reporter.warn(warning)
         going_on = f", going on after step {context.earlier.step}"
     log.info(

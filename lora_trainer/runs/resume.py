@@ -59,7 +59,7 @@ def run_facts(
     return {
         "version": __version__,
         "torch": torch.__version__,
-        "config": config.meant(),
+        "config": config.resolved(),
         "total_steps": plan.schedule.total_steps,
         "pictures": pictures,
     }
@@ -93,7 +93,7 @@ def check_resume(
     if facts is None:
         return check_readable(folder, found=False, anyway=anyway)
     plan = make_plan(config, lora_dir=lora_dir, session_id=facts.get("session"))
-    return judge(compare_runs(facts, run_facts(config, plan)), anyway=anyway)
+    return check_changes(compare_runs(facts, run_facts(config, plan)), anyway=anyway)
 
 
 def check_readable(folder: Path, *, found: bool, anyway: bool) -> list[str]:
@@ -103,7 +103,7 @@ def check_readable(folder: Path, *, found: bool, anyway: bool) -> list[str]:
     if found or not any(state_folder(folder).glob("step-*")):
         return []
     damaged = Change("its progress on disk is damaged, so it begins with its first step again")
-    return judge([damaged], anyway=anyway)
+    return check_changes([damaged], anyway=anyway)
 
 
 def compare_runs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
@@ -182,7 +182,7 @@ def _is_same_checkpoint(before: Mapping[str, Any], now: Mapping[str, Any]) -> bo
     return before["fingerprint"] == now["fingerprint"] or before["dtype"] != now["dtype"]
 
 
-def judge(changes: list[Change], *, anyway: bool) -> list[str]:
+def check_changes(changes: list[Change], *, anyway: bool) -> list[str]:
     """Raise `Refused` for changes that forbid going on, as `check_resume`; else return them as
     warnings.
     """

@@ -48,7 +48,7 @@ class Snapshots:
             self._run.writer.write(path)
             names = self._without_old([*context.reporter.status.snapshots, path.stem])
             context.host.register(path)  # lists the folder, without the old ones
-            if context.output.write_early(self._run.writer.write):
+            if context.output.write_before_end(self._run.writer.write):
                 context.host.register(context.output.path)
                 self._live_step = step
         except Refused as error:
@@ -73,7 +73,7 @@ class Snapshots:
         Called by whoever is about to use it, in their thread, while the run stands still.
         """
         output, step = self._context.output, self._run.train_state.step
-        if step <= self._live_step or not output.write_early(self._run.writer.write):
+        if step <= self._live_step or not output.write_before_end(self._run.writer.write):
             return None
         self._live_step = step
         return output.path

@@ -248,7 +248,7 @@ class TrainConfig:
     ).field()
     task_type: str = Setting(
         "stable-diffusion",
-        "Task",
+        "NoiseDraw",
         "What is trained.",
         choices=("stable-diffusion",),
         group="output",
@@ -1261,7 +1261,7 @@ class TrainConfig:
         """The alpha that is meant: the rank where none is given."""
         return self.lora_alpha or float(self.lora_rank)
 
-    def meant(self) -> dict[str, Any]:
+    def resolved(self) -> dict[str, Any]:
         """Return every setting, an alpha that is left out filled in, so that two spellings of a run
         are equal.
         """
@@ -1294,12 +1294,12 @@ def in_our_names(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**theirs, **ours}
 
 
-def held_names() -> list[str]:
+def names_kept_in_lora() -> list[str]:
     """Name the settings that a LoRA's metadata may hold, and that may be taken over from one."""
     return [setting.name for setting in all_settings() if setting.kept_in_lora]
 
 
-def held_settings(config: TrainConfig) -> dict[str, Any]:
+def settings_kept_in_lora(config: TrainConfig) -> dict[str, Any]:
     """Return the settings that made a LoRA what it is, for its metadata."""
-    meant = config.meant()
-    return {name: meant[name] for name in held_names()}
+    resolved = config.resolved()
+    return {name: resolved[name] for name in names_kept_in_lora()}

@@ -1,7 +1,7 @@
 """Remedies: settings to change that set a warning or a refusal right, by one press on the page or
 one option on the command line.
 
-Warnings of a plan are sentences, plain strings; one that knows a remedy is a `Remark`.
+Warnings of a plan are sentences, plain strings; one that knows a remedy is a `ActionableWarning`.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ class Remedy:
         return {"label": self.label, "changes": dict(self.changes)}
 
 
-class Remark(str):
+class ActionableWarning(str):
     """A warning, one sentence, with its remedies, the best one first."""
 
     remedies: tuple[Remedy, ...]
 
-    def __new__(cls, sentence: str, *remedies: Remedy) -> "Remark":
+    def __new__(cls, sentence: str, *remedies: Remedy) -> "ActionableWarning":
         remark = super().__new__(cls, sentence)
         remark.remedies = remedies
         return remark
@@ -47,7 +47,7 @@ def advice_in(remarks: Iterable[str]) -> list[dict[str, Any]]:
     return [
         {"message": str(remark), **remedy.described()}
         for remark in remarks
-        if isinstance(remark, Remark)
+        if isinstance(remark, ActionableWarning)
         for remedy in remark.remedies
     ]
 

@@ -12,7 +12,7 @@ import torch
 from ..base.contracts import BaseModel, Conditioning, Size
 from ..base.errors import ErrorCode, Refused, Stopped
 from ..base.rng import generator
-from ..dataset.buckets import covering_of
+from ..dataset.buckets import size_covering
 from ..dataset.masks import load_mask
 from ..dataset.pixels import jitter_colors, load_pixels
 from ..dataset.sample import Sample
@@ -178,7 +178,7 @@ def _mirrored(size: Size, sample: Sample, width_px: int) -> Size:
     """Return the size of the mirrored picture, `width_px` wide: its crop begins at the other
     end.
     """
-    covering_px, _ = covering_of(sample.picture.width, sample.picture.height, sample.bucket)
+    covering_px, _ = size_covering(sample.picture.width, sample.picture.height, sample.bucket)
     return dataclasses.replace(size, crop_left_px=covering_px - size.crop_left_px - width_px)
 
 
@@ -217,7 +217,7 @@ def assemble(
         torch.stack([crop.latents for crop in crops]),
         masks,
         sizes,
-        torch.tensor([item.sample.weight for item in chosen], dtype=torch.float32),
+        torch.tensor([item.sample.loss_weight for item in chosen], dtype=torch.float32),
         _conditioning_of(chosen, sizes),
     )
 

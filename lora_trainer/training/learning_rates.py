@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 
 from ..base.errors import ErrorCode, Refused
-from ..settings.remedies import Remark, Remedy, details_of, set_to
+from ..settings.remedies import ActionableWarning, Remedy, details_of, set_to
 from .optimizer_kinds import OptimizerKind, optimizer_kind
 from .schedule_free import is_schedule_free
 from .schedules import learning_rate_factor
@@ -66,7 +66,7 @@ def rate_warnings(name: str, *, learning_rates: Mapping[str, float], scheduler: 
     warnings = _unusual_rates(optimizer_kind(name), learning)
     if name == "schedulefree" and scheduler != "constant":
         warnings.append(
-            Remark(
+            ActionableWarning(
                 f"Schedule-Free needs no schedule: {scheduler} is not used, the warm-up is.",
                 set_to("scheduler", "constant"),
             )
@@ -87,7 +87,7 @@ def _unusual_rates(kind: OptimizerKind, rates: Mapping[str, float]) -> list[str]
         f"Set the learning rate{plural} to {kind.usual_rate:g}",
         {_FIELDS[group]: kind.usual_rate for group in wrong},
     )
-    return [Remark(f"{sentence} {kind.usual_rate:g} is usual.", remedy)]
+    return [ActionableWarning(f"{sentence} {kind.usual_rate:g} is usual.", remedy)]
 
 
 def _too_low(kind: OptimizerKind, rate: float) -> str:

@@ -14,8 +14,8 @@ from .compute_mode import ComputeMode
 
 
 class ModelPatches:
-    """Adapters, gradient checkpointing and attention of one run. `opened()` once around the run;
-    `close` and `open` in between.
+    """Adapters, gradient checkpointing and attention of one run. `applied()` once around the run;
+    `revert` and `apply` in between.
     """
 
     def __init__(
@@ -28,15 +28,15 @@ class ModelPatches:
         self._on_model = contextlib.ExitStack()
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator["ModelPatches"]:
+    def applied(self) -> Iterator["ModelPatches"]:
         """Put everything on for the time of a `with` block."""
         try:
-            self.open()
+            self.apply()
             yield self
         finally:
-            self.close()
+            self.revert()
 
-    def open(self) -> None:
+    def apply(self) -> None:
         """Put everything on. The model's modules may be other objects than before."""
         base_model, compute_mode = self.base_model, self.compute_mode
         modules = _modules(base_model)
@@ -56,15 +56,15 @@ class ModelPatches:
                 base_model.offload_encoders()
             self._on_model = stack.pop_all()
 
-    def close(self) -> None:
+    def revert(self) -> None:
         """Take everything off."""
         self._on_model.close()
 
     def change(self, compute_mode: ComputeMode) -> None:
         """Put everything on anew for another compute mode."""
-        self.close()
+        self.revert()
         self.compute_mode = compute_mode
-        self.open()
+        self.apply()
 
 
 def _modules(base_model: BaseModel) -> list[torch.nn.Module]:

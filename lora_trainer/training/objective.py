@@ -11,7 +11,7 @@ from . import diffusion
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class NoiseDraw:
     """What is drawn for a batch: `noise` to be predicted and `perturbed_noise` `(batch, 4, h, w)`,
     which is mixed into the latents, at int64 `timesteps` `(batch,)`.
     """
@@ -20,8 +20,8 @@ class Task:
     perturbed_noise: torch.Tensor
     timesteps: torch.Tensor
 
-    def __getitem__(self, index: slice) -> "Task":
-        return Task(self.noise[index], self.perturbed_noise[index], self.timesteps[index])
+    def __getitem__(self, index: slice) -> "NoiseDraw":
+        return NoiseDraw(self.noise[index], self.perturbed_noise[index], self.timesteps[index])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Objective:
     logit_mean: float = 0.0
     logit_std: float = 1.0
 
-    def draw(self, shape: torch.Size, *, seed: int, number: int) -> Task:
+    def draw(self, shape: torch.Size, *, seed: int, number: int) -> NoiseDraw:
         """Draw noise and timesteps for latents of `shape`."""
         noise = torch.randn(shape, generator=generator(seed, "noise", number))
         draws = generator(seed, "noise settings", number)
@@ -77,7 +77,7 @@ class Objective:
             logit_mean=self.logit_mean,
             logit_std=self.logit_std,
         )
-        return Task(noise, perturbed_noise, timesteps)
+        return NoiseDraw(noise, perturbed_noise, timesteps)
 
     def borders(self, timesteps: torch.Tensor, alphas_cumprod: torch.Tensor) -> torch.Tensor | None:
         """Return Huber's border c at timesteps `(batch,)` on the CPU; None for other losses."""

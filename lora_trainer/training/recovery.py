@@ -83,7 +83,7 @@ class Recovery:
         self.warn(f"{failure} Going on {since}with {change.description}.")
         self._patches.change(change.compute_mode)
         if isinstance(failure, NotFinite):
-            self._train_state.compute_in(change.compute_mode.dtype)
+            self._train_state.set_compute_dtype(change.compute_mode.dtype)
 
     def _roll_back_spoiled_weights(self, failure: NotFinite | OutOfMemory) -> bool:
         """Go back to the last state on disk if some weights were changed and others not, or are not

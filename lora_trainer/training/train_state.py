@@ -61,7 +61,7 @@ class TrainState:
         self.loss_average = smooth_loss(self.loss_average, loss, self.step)
         return self.loss_average
 
-    def compute_in(self, dtype: torch.dtype) -> None:
+    def set_compute_dtype(self, dtype: torch.dtype) -> None:
         """Compute steps in another dtype from now on: with a loss scaler for float16 only."""
         self.scaler = grad_scaler(self._device, dtype)
 

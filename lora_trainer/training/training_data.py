@@ -13,7 +13,7 @@ from ..dataset.buckets import Bucket
 from .batches import epoch_batches
 from .conditioning import Conditioner
 from .encoded_dataset import Batch, Encoded, assemble
-from .objective import Objective, Task
+from .objective import NoiseDraw, Objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class DrawnBatch:
 
     batch: Batch
     captions: list[str]
-    task: Task
+    task: NoiseDraw
     seed: int
     number: int
     batches_in_step: int

@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute, Match, Route, Router
 
-from ..base.paths import serving_foreign_host
+from ..base.paths import request_for_host
 from ..jobs.service import TrainingService
 from . import guard as request_guard
 from . import websockets
@@ -43,7 +43,7 @@ def _guarded(handle: Handle, guard: Guard) -> Handle:
         try:
             guard(request)
             request_guard.check_change(request)
-            with serving_foreign_host(request_guard.foreign_name(request)):
+            with request_for_host(request_guard.foreign_name(request)):
                 response = await handle(request_guard.limited(request))
         except Exception as error:  # entry point: log and report
             response = error_response(request, error)

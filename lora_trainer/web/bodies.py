@@ -210,7 +210,7 @@ class Mapped(Value):
         return value
 
 
-class Unread(Value):
+class UncheckedValue(Value):
     """A value that somebody else reads and checks; described here only."""
 
     def read(self, body: Mapping[str, Any], name: str) -> Any:

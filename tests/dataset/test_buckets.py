@@ -11,8 +11,8 @@ from lora_trainer.dataset.buckets import (
     Bucket,
     assign_bucket,
     bucket_for,
-    covering_of,
     crop_of,
+    size_covering,
 )
 from lora_trainer.editor import checks
 from lora_trainer.settings.config import TrainConfig
@@ -79,7 +79,7 @@ def test_the_longest_side_narrows_long_buckets():
 )
 def test_without_enlarging_the_own_size_decides(size, bucket, covering):
     found = assign_bucket(*size, resolution=512, no_upscale=True, shortest=256)
-    assert (found.width, found.height) == bucket and found.covering == covering == covering_of(
+    assert (found.width, found.height) == bucket and found.covering == covering == size_covering(
         *size, found
     )
 
@@ -88,7 +88,7 @@ def test_without_enlarging_the_own_size_decides(size, bucket, covering):
 @pytest.mark.parametrize("step", [8, 64])
 def test_nothing_is_enlarged_and_little_is_cut(size, step):
     bucket = assign_bucket(*size, resolution=512, step=step, no_upscale=True)
-    wide, tall = covering_of(*size, bucket)
+    wide, tall = size_covering(*size, bucket)
     assert (
         wide <= size[0]
         and tall <= size[1]
@@ -129,7 +129,7 @@ def test_the_editor_and_a_run_have_the_same_bucket_for_a_picture():
         for size in SIZES:
             bucket = bucket_for(*size, config)
             assert bucket == bucket_for(*size, checked)
-            assert checks.crop_for(*size, checked)["bucket"] == [bucket.width, bucket.height]
+            assert checks.crop_for(*size, checked).bucket == bucket
     assert bucket_for(100, 100, TrainConfig(), resolution=128) == Bucket(128, 128)
 
 

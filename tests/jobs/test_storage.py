@@ -94,7 +94,7 @@ def test_models_and_trash(service, host, pictures):
     for picture in pictures.iterdir():
         service.library.add("set", picture.name, picture.read_bytes())
     editor = service.library.open("set")
-    editor.discard(["0.png", "1.png"])
+    editor.files.move_to_trash(["0.png", "1.png"])
     report = service.storage.report()
     assert report["models"] == {"count": 1, "bytes": 1000} and report["trash"]["count"] >= 2
     assert (

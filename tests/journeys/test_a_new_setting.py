@@ -118,8 +118,8 @@ def test_in_the_form_and_the_api(longer_config, host, settings):
 def test_when_a_run_is_resumed(monkeypatch, tmp_path, settings, on_resume):
     longer = add_setting(monkeypatch, dataclasses.replace(GRAIN, on_resume=on_resume))
     facts = {"version": "1", "torch": "2", "pictures": {}}
-    older = {**facts, "config": TrainConfig.parse(settings).meant()}  # by a version without it
-    now = {**facts, "config": longer.parse({**settings, "film_grain": 1}).meant()}
+    older = {**facts, "config": TrainConfig.parse(settings).resolved()}  # by a version without it
+    now = {**facts, "config": longer.parse({**settings, "film_grain": 1}).resolved()}
     changes = compare_runs(older, now)
     if on_resume in (OnResume.FREE, OnResume.BY_EFFECT):
         assert changes == []
@@ -141,4 +141,4 @@ def test_in_presets_and_a_loras_metadata(monkeypatch, tmp_path, kept):
     longer = add_setting(monkeypatch, setting)
     saved = OwnPresets(tmp_path).save("mine", {"film_grain": 1, "lora_rank": 4})
     assert ("film_grain" in saved["settings"]) == kept
-    assert ("film_grain" in config_module.held_settings(longer())) == kept
+    assert ("film_grain" in config_module.settings_kept_in_lora(longer())) == kept

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from lora_trainer.interop.kohya_names import OUR_SETTINGS
+from lora_trainer.interop.kohya_names import OUR_SETTINGS_KEY
 from lora_trainer.interop.readers import import_settings
 from lora_trainer.lora import save
 from lora_trainer.lora.adapter_layers import AdapterSpec, RankAlpha
@@ -19,7 +19,7 @@ from lora_trainer.lora.blocks import read_block_rates
 from lora_trainer.runs import lora_metadata, plan
 from lora_trainer.runs.pipeline import train_lora
 from lora_trainer.runs.plan import make_plan
-from lora_trainer.settings.config import TrainConfig, held_settings
+from lora_trainer.settings.config import TrainConfig, settings_kept_in_lora
 
 KOHYA = """
 [model_arguments]
@@ -223,7 +223,7 @@ DIFFERENT = {  # key: why ours is not kohya's
     ),
     "ss_reg_dataset_dirs": "as ss_num_reg_images",
 }
-OURS_ALONE = {OUR_SETTINGS, "ss_loss_average"}
+OURS_ALONE = {OUR_SETTINGS_KEY, "ss_loss_average"}
 
 
 @pytest.fixture
@@ -458,7 +458,7 @@ def test_train_like_this_one_gives_back_every_setting_of_our_own_lora(folder):
             "output_name": "zib",
         }
     )
-    held = held_settings(config)
+    held = settings_kept_in_lora(config)
     untouched = {name for name in held if held[name] == getattr(TrainConfig(), name)}
     assert untouched == {
         "lora_type",
@@ -523,11 +523,11 @@ def test_train_like_this_one_from_the_keys_that_other_trainers_write_too(folder)
     )
     model = base_model(prediction_type="v_prediction", zero_terminal_snr=True)
     settings = import_settings(
-        lora_file(folder, config, model=model, without={OUR_SETTINGS})
+        lora_file(folder, config, model=model, without={OUR_SETTINGS_KEY})
     ).settings
     differ = {
         name
-        for name, value in held_settings(config).items()
+        for name, value in settings_kept_in_lora(config).items()
         if settings.get(name, getattr(TrainConfig(), name)) != value
     }
     assert differ == ONLY_IN_OURS and settings["repeats"] == 10
@@ -538,14 +538,14 @@ def test_the_names_of_layers_tell_what_was_trained(folder):
         {"train_data_dir": str(folder / "train"), "output_name": "zib", "lora_rank": 8}
     )
     assert (
-        import_settings(lora_file(folder, config, without={OUR_SETTINGS})).settings[
+        import_settings(lora_file(folder, config, without={OUR_SETTINGS_KEY})).settings[
             "train_text_encoder"
         ]
         is False
     )
     assert (
         import_settings(
-            lora_file(folder, config, without={OUR_SETTINGS}, extra=["lora_te1_c"])
+            lora_file(folder, config, without={OUR_SETTINGS_KEY}, extra=["lora_te1_c"])
         ).settings["train_text_encoder"]
         is True
     )
@@ -599,7 +599,7 @@ def test_each_family_as_kohya_calls_it(folder, model, expected):
         "ss_clip_skip"
     ] == ("None" if model.get("family") == "sdxl" else "2")
     settings = import_settings(
-        lora_file(folder, config, model=base_model(**model), without={OUR_SETTINGS})
+        lora_file(folder, config, model=base_model(**model), without={OUR_SETTINGS_KEY})
     ).settings
     assert settings.get("prediction_type", "epsilon") == base_model(**model).prediction_type
     assert settings.get("clip_skip") == (None if model.get("family") == "sdxl" else 2)
@@ -628,7 +628,7 @@ def test_other_kinds_of_layers_are_lycoris_to_kohya(folder, kind):
         found["ss_network_module"] == "lycoris.kohya"
         and json.loads(found["ss_network_args"]) == arguments
     )
-    settings = import_settings(lora_file(folder, config, without={OUR_SETTINGS})).settings
+    settings = import_settings(lora_file(folder, config, without={OUR_SETTINGS_KEY})).settings
     assert (settings["lora_type"], settings["lora_targets"], settings["rank_dropout"]) == (
         kind,
         "attention+feed-forward",
@@ -755,7 +755,7 @@ def test_dora_ratios_and_rates_of_blocks_as_sd_scripts_names_them(folder, family
     save.save(
         path,
         {"lora_unet_a.lora_down.weight": torch.ones(2, 4)},
-        {name: value for name, value in found.items() if name != OUR_SETTINGS},
+        {name: value for name, value in found.items() if name != OUR_SETTINGS_KEY},
     )
     imported = import_settings(path).settings
     assert (
@@ -832,4 +832,4 @@ def test_a_run_with_imported_settings_writes_what_kohya_would(folder, host):
         TrainConfig.parse(import_settings(result.output_file).settings),
         TrainConfig.parse(settings),
     )
-    assert held_settings(again) == held_settings(config)
+    assert settings_kept_in_lora(again) == settings_kept_in_lora(config)

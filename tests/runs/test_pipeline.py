@@ -312,7 +312,9 @@ def test_a_mask_that_appears_after_the_plan_is_not_trained_with(host, settings, 
     Image.new("L", (64, 64), 255).save(pictures / "1-masklabel.png")
 
     def trained(on_progress):
-        return load_file(train_lora(config, host, on_progress=on_progress).output_file)
+        return load_file(
+            train_lora(config, host, reporter=ProgressReporter(on_progress)).output_file
+        )
 
     def add_mask(progress):
         if progress.message == "Looking at the pictures":

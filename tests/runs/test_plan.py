@@ -449,7 +449,7 @@ def test_buckets_as_set(host, settings):
 )
 def test_the_estimate_is_what_is_built(host, settings, changes):
     config = TrainConfig.parse({**settings, **changes})
-    parts = host.peek_parts()
+    parts = host.loaded_parts()
     found = estimated(planned(settings, host, **changes), config, parts)
     parameters = sum(
         weight.numel()
@@ -472,7 +472,7 @@ def test_the_estimate_is_what_is_built(host, settings, changes):
 def test_memory_by_optimizer_and_average(host, settings):
     def memory(**changes):
         found = estimated(
-            planned(settings, host), TrainConfig.parse({**settings, **changes}), host.peek_parts()
+            planned(settings, host), TrainConfig.parse({**settings, **changes}), host.loaded_parts()
         )
         return found["estimated_memory_bytes"] / found["trainable_parameters"]
 
@@ -698,7 +698,7 @@ def test_what_could_never_run_is_refused_by_the_plan(host, settings, changes, fi
 
 
 def test_an_optimizer_that_is_not_there_is_refused_by_the_plan(host, settings, monkeypatch):
-    monkeypatch.setattr(optimizers, "_is_there", lambda kind: False)
+    monkeypatch.setattr(optimizers, "is_installed", lambda kind: False)
     monkeypatch.setitem(sys.modules, "lion_pytorch", None)
     with pytest.raises(Refused, match="lion-pytorch") as caught:
         make_plan(TrainConfig.parse({**settings, "optimizer": "lion"}), lora_dir=host.lora_dir)

@@ -7,7 +7,7 @@ from lora_trainer.base.errors import Refused
 from lora_trainer.runs.plan import make_plan
 from lora_trainer.runs.plan_warnings import batch_warnings, model_warnings
 from lora_trainer.settings.config import TrainConfig
-from lora_trainer.settings.remedies import Remark, advice_in, set_to
+from lora_trainer.settings.remedies import ActionableWarning, advice_in, set_to
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def test_rates_that_prodigy_cannot_tell_apart_are_refused_with_what_to_do(host, 
 def test_a_remark_is_a_plain_string_to_all_who_do_not_ask_for_more():
     import json
 
-    remark = Remark("Sentence.", set_to("batch_size", 2))
+    remark = ActionableWarning("Sentence.", set_to("batch_size", 2))
     assert (
         json.dumps([remark]) == '["Sentence."]'
         and remark == "Sentence."

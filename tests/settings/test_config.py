@@ -52,8 +52,8 @@ def test_an_alpha_left_out_is_the_rank():
         TrainConfig().alpha,
     ) == (8, 16, 16)
     assert (
-        TrainConfig.parse({"lora_rank": 8}).meant()
-        == TrainConfig.parse({"lora_rank": 8, "lora_alpha": 8}).meant()
+        TrainConfig.parse({"lora_rank": 8}).resolved()
+        == TrainConfig.parse({"lora_rank": 8, "lora_alpha": 8}).resolved()
     )
     assert layer_choice(TrainConfig.parse({"lora_rank": 8})).alpha == 8
 

@@ -21,7 +21,7 @@ def sample_of(caption="", **changes):
             "bucket": Bucket(64, 64),
             "role": "train",
             "repeats": 1,
-            "weight": 1.0,
+            "loss_weight": 1.0,
             "mask": None,
             "resolution_px": 64,
             **changes,

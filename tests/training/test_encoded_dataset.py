@@ -84,7 +84,7 @@ def encoded(
             picture=picture,
             bucket=bucket,
             role=role,
-            weight=weight,
+            loss_weight=weight,
             mask=masks.get(picture.path),
         )
         for picture, bucket, role, weight in zip(pictures, buckets, roles, weights)

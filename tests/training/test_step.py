@@ -72,7 +72,11 @@ def test_micro_batches_get_conditioning_as_long_as_the_whole_batch(host, trained
     """The first portion has the longest caption, the second none of its length."""
     adapters = make_adapters(host.model, text_encoder=trained)
     pictures = [
-        dataclasses.replace(picture, caption=caption, conditioning=None)
+        dataclasses.replace(
+            picture,
+            sample=dataclasses.replace(picture.sample, caption=caption),
+            conditioning=None,
+        )
         for picture, caption in zip(encoded_pictures(), LENGTHS)
     ]
     training_data = make_training_data(
@@ -101,7 +105,7 @@ def test_weights_and_masks_reach_the_gradient(host):
     half, weighted = gradients(
         host.model,
         adapters,
-        make_training_data(encoded_pictures(2, weight=0.5, regularisation=True), schedule),
+        make_training_data(encoded_pictures(2, loss_weight=0.5, role="regularisation"), schedule),
     )
     nothing, masked = gradients(
         host.model,

@@ -147,7 +147,7 @@ class StandaloneHost(Host):
             stack.enter_context(moved_back(self.device, *modules_of(pipeline)))
             self._loan = stack.pop_all()
 
-    def peek_parts(self) -> torch.nn.ModuleDict | None:
+    def loaded_parts(self) -> torch.nn.ModuleDict | None:
         if self._pipeline is None:
             return None
         encoders = {

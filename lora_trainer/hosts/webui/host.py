@@ -66,7 +66,7 @@ class WebUIHost(Host):
     def model_status(self) -> ModelStatus:
         return status_of(sd_models.model_data.sd_model)
 
-    def peek_parts(self) -> torch.nn.ModuleDict | None:
+    def loaded_parts(self) -> torch.nn.ModuleDict | None:
         """As `Host.peek_parts`; while the model is lent, without the adapters on it."""
         lent = self._lent_parts
         if lent is not None:

@@ -22,7 +22,7 @@ from ..bodies import (
     Text,
     Texts,
     TextsByName,
-    Unread,
+    UncheckedValue,
     Value,
     WholeNumber,
     setting_value,
@@ -55,7 +55,9 @@ def _bulk_edit_settings() -> dict[str, Value]:
         for action in ACTIONS.values()
         for name, parameter in action.parameters.items()
     }
-    return {name: Unread(_bulk_edit_schema(parameter)) for name, parameter in parameters.items()}
+    return {
+        name: UncheckedValue(_bulk_edit_schema(parameter)) for name, parameter in parameters.items()
+    }
 
 
 def _bulk_edit_schema(parameter: TextParameter | SwitchParameter) -> Schema:

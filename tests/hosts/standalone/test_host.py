@@ -208,10 +208,10 @@ def test_what_a_run_reads_otherwise_is_read_so_until_it_ends(host):
 
 
 def test_peeking_loads_nothing(checkpoint, tmp_path, host):
-    assert StandaloneHost(checkpoint, tmp_path, tmp_path, device="cpu").peek_parts() is None
+    assert StandaloneHost(checkpoint, tmp_path, tmp_path, device="cpu").loaded_parts() is None
     host._load()
     with host.borrow_model() as model:
-        assert [name for name, _ in host.peek_parts().named_modules()] == [
+        assert [name for name, _ in host.loaded_parts().named_modules()] == [
             name for name, _ in model.parts().named_modules()
         ]
 

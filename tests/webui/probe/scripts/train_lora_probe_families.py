@@ -278,7 +278,7 @@ def counted_while_attached() -> dict:
     choice = LayerSettings(targets="all", rank=2, alpha=2.0, text_encoder=True)
 
     def count():
-        parts = host().peek_parts()
+        parts = host().loaded_parts()
         return count_parameters(parts, assign_ranks(parts, choice), AdapterSpec())
 
     before = count()

@@ -248,7 +248,7 @@ class TrainConfig:
     ).field()
     task_type: str = Setting(
         "stable-diffusion",
-        "NoiseDraw",
+        "Task",
         "What is trained.",
         choices=("stable-diffusion",),
         group="output",

@@ -24,6 +24,10 @@ class Value(abc.ABC):
         self.schema = schema
         self.required = required
 
+    def describe(self) -> Schema:
+        """Return its JSON schema for the OpenAPI document."""
+        return self.schema
+
     @abc.abstractmethod
     def read(self, body: Mapping[str, Any], name: str) -> Any:
         """Return the value of this name in a body, or its default. Raises `Refused`."""
@@ -45,7 +49,7 @@ class JsonBody:
         """Return what a route's decorator needs for the OpenAPI document."""
         schema: Schema = {
             "type": "object",
-            "properties": {name: value.schema for name, value in self.values.items()},
+            "properties": {name: value.describe() for name, value in self.values.items()},
         }
         required = [name for name, value in self.values.items() if value.required]
         if required:
@@ -229,17 +233,24 @@ def _number(value: Any, name: str, low: float, high: float) -> float:
 _JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
 
 
-def config_value(*, required: bool = False) -> Value:
-    """Return a training config; kohya's names are taken, too."""
+class ConfigValue(Mapped):
+    """A training config; kohya's names are taken, too."""
+
+    def __init__(self, *, required: bool = False) -> None:
+        super().__init__(_config_schema(), required=required)
+
+    def describe(self) -> Schema:
+        return _config_schema()  # of the settings that there are when the document is made
+
+
+def _config_schema() -> Schema:
     ours = {setting.name: setting_schema(setting) for setting in all_settings()}
     theirs = {
         other: {**ours[setting.name], "description": f"Another name of {setting.name}."}
         for setting in all_settings()
         for other in (*setting.kohya, *setting.also)
     }
-    properties = {**ours, **theirs}
-    config = {"type": "object", "properties": properties, "additionalProperties": False}
-    return Mapped(config, required=required)
+    return {"type": "object", "properties": {**ours, **theirs}, "additionalProperties": False}
 
 
 def setting_value(name: str) -> Value:

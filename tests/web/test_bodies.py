@@ -5,6 +5,7 @@ import pytest
 from lora_trainer.base.errors import Refused
 from lora_trainer.settings.config import TrainConfig, all_settings
 from lora_trainer.web.bodies import (
+    ConfigValue,
     JsonBody,
     Mapped,
     Number,
@@ -14,7 +15,6 @@ from lora_trainer.web.bodies import (
     Texts,
     TextsByName,
     WholeNumber,
-    config_value,
     setting_value,
 )
 
@@ -85,7 +85,7 @@ def test_it_is_described_as_it_is_read():
 
 @pytest.mark.parametrize("setting", all_settings(), ids=lambda setting: setting.name)
 def test_a_settings_own_default_and_range_are_taken(setting):
-    described = config_value().schema["properties"][setting.name]
+    described = ConfigValue().schema["properties"][setting.name]
     assert described["default"] == setting.default
     assert described.get("maximum") == setting.maximum
     if setting.type is not float:

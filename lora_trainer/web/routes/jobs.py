@@ -12,7 +12,7 @@ from ...base.errors import ErrorCode, Refused
 from ...jobs import metrics
 from ...jobs.lora_files import describe_file, find_file, zipped
 from ...jobs.service import TrainingService
-from ..bodies import JsonBody, Mapped, Switch, WholeNumber, config_value
+from ..bodies import ConfigValue, JsonBody, Mapped, Switch, WholeNumber
 from ..responses import ROWS, a_list, an_object, file_of, gives
 
 MOST_JOBS = 1_000_000
@@ -45,10 +45,10 @@ _JOB = (
 _ENTRY = an_object("id", "state", "position")
 _QUEUE = an_object("queue_held", "queued")
 
-_CONFIG = JsonBody(config=config_value(required=True))
+_CONFIG = JsonBody(config=ConfigValue(required=True))
 _DUPLICATE = JsonBody(optional=True, changes=Mapped({"type": "object"}))
 _PAUSE = JsonBody(optional=True, free_memory=Switch())
-_RESUME = JsonBody(optional=True, changes=config_value(), anyway=Switch())
+_RESUME = JsonBody(optional=True, changes=ConfigValue(), anyway=Switch())
 _MOVE = JsonBody(position=WholeNumber(0, MOST_JOBS, required=True))
 
 

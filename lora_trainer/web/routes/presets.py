@@ -7,7 +7,7 @@ from fastapi import APIRouter, Body, File, Response, UploadFile
 
 from ...base.errors import ErrorCode, Refused
 from ...jobs.service import TrainingService
-from ..bodies import JsonBody, Switch, Text, config_value
+from ..bodies import ConfigValue, JsonBody, Switch, Text
 from ..responses import a_list, an_object, gives
 
 _PRESET = ("name", "title", "help", "settings", "own", "problem")
@@ -19,7 +19,7 @@ _YAML = {
 }
 
 
-_SAVE = JsonBody(settings=config_value(required=True), help=Text(), overwrite=Switch())
+_SAVE = JsonBody(settings=ConfigValue(required=True), help=Text(), overwrite=Switch())
 _RENAME = JsonBody(to=Text(required=True))
 
 

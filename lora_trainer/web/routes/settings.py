@@ -10,7 +10,7 @@ from fastapi import APIRouter, Body, File, Form, Response, UploadFile
 from ...base.errors import ErrorCode, Refused
 from ...jobs import settings_form
 from ...jobs.service import TrainingService
-from ..bodies import JsonBody, config_value
+from ..bodies import ConfigValue, JsonBody
 from ..responses import an_object, gives
 
 _YAML = {
@@ -21,7 +21,7 @@ _YAML = {
 }
 
 
-_EXPORT = JsonBody(config=config_value(required=True))
+_EXPORT = JsonBody(config=ConfigValue(required=True))
 
 
 def add_routes(router: APIRouter, service: TrainingService) -> None:

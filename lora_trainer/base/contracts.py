@@ -281,7 +281,7 @@ class Host(abc.ABC):
     kind: str  # "webui" or "standalone"
     version: str
     lora_dir: Path  # where finished LoRAs go
-    data_dir: Path  # train_lora/ of DESIGN.md: data sets, jobs, the jobs' database
+    data_dir: Path  # data sets, jobs, the jobs' database
     device: torch.device = torch.device("cpu")  # where captioners compute
     live_lora: LiveLora | None = None  # of the run that is in progress
     # Whether another checkpoint may be loaded than the one that a run was begun with.

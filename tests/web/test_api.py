@@ -1,4 +1,4 @@
-"""The REST API as DESIGN.md's table has it, and its errors."""
+"""The REST API as docs/api.md has it, and its errors."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Every family that the WebUI loads, as small checkpoints in one running WebUI: DESIGN.md's
+"""Every family that the WebUI loads, as small checkpoints in one running WebUI: the
 invariants 1 to 4, prompts, a job and its tag.
 
 Needs diffusers here, to write the checkpoints, besides a WebUI.

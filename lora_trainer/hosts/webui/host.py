@@ -67,7 +67,7 @@ class WebUIHost(Host):
         return status_of(sd_models.model_data.sd_model)
 
     def loaded_parts(self) -> torch.nn.ModuleDict | None:
-        """As `Host.peek_parts`; while the model is lent, without the adapters on it."""
+        """As `Host.loaded_parts`; while the model is lent, without the adapters on it."""
         lent = self._lent_parts
         if lent is not None:
             return lent

@@ -1,4 +1,4 @@
-"""The import rule of docs/architecture.md: one direction, from the entry points down to contracts and
+"""The import rule of docs/architecture.md: one direction, from the entry points down to errors and
 settings; heavy or host packages in their place.
 """
 

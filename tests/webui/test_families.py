@@ -1,5 +1,5 @@
-"""Every family that the WebUI loads, as small checkpoints in one running WebUI: the
-invariants 1 to 4, prompts, a job and its tag.
+"""Every family that the WebUI loads, as small checkpoints in one running WebUI: prompts, a neutral
+start, the same LoRA everywhere, a job and its tag.
 
 Needs diffusers here, to write the checkpoints, besides a WebUI.
 """

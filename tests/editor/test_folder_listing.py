@@ -53,7 +53,7 @@ def test_what_has_not_changed_is_not_read_again(editor, folder, monkeypatch):
     editor.describe()
     examined, contents = (
         counted(monkeypatch, reader_module, "examine"),
-        counted(monkeypatch, reader_module, "content_of"),
+        counted(monkeypatch, reader_module, "read_small_file"),
     )
     before = editor.describe()
     assert not examined and not contents
@@ -135,7 +135,7 @@ def test_an_edit_looks_at_the_folders_once_and_reads_its_own_files_only(editor, 
     editor.set_captions({found[20]: "to be undone"})
     looks, contents = (
         counted(monkeypatch, reader_module, "list_folder"),
-        counted(monkeypatch, reader_module, "content_of"),
+        counted(monkeypatch, reader_module, "read_small_file"),
     )
     act(editor, found)
     assert len(looks) == 1 and len(contents) <= 2 * 10

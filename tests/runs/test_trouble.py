@@ -508,8 +508,8 @@ def test_memory_that_runs_out_on_coming_back_from_a_picture(host, settings, fold
 
     monkeypatch.setattr(
         ModelPatches,
-        "open",
-        failing(ModelPatches.open, {2}, torch.cuda.OutOfMemoryError(OUT_OF_MEMORY)),
+        "apply",
+        failing(ModelPatches.apply, {2}, torch.cuda.OutOfMemoryError(OUT_OF_MEMORY)),
     )
     result = train_lora(
         TrainConfig.parse(settings),

@@ -108,11 +108,11 @@ def test_plain(folder):
         and items[0].masks is None
     )
     samples = [item.sample for item in items]
-    assert [(sample.weight, sample.role, sample.caption) for sample in samples[:2]] == [
+    assert [(sample.loss_weight, sample.role, sample.caption) for sample in samples[:2]] == [
         (1.0, "train", "one"),
         (0.5, "regularisation", "one"),
     ]
-    assert samples[2].weight == 1.0 and samples[2].role == "validation"
+    assert samples[2].loss_weight == 1.0 and samples[2].role == "validation"
 
 
 def test_each_caption_is_encoded_once_and_the_empty_one_where_lengths_differ(folder):

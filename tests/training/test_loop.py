@@ -22,7 +22,7 @@ def test_text_encoder_learns_through_its_captions(host):
         make_training_data(encoded_pictures(), Schedule(3, 1, 4, 1, (1,) * 4, 0), trained=True),
     )
     before = {path: factors["lora_up.weight"] for path, factors in adapters.weights().items()}
-    with ModelPatches(host.model, adapters, ComputeMode(torch.float32)).opened() as patches:
+    with ModelPatches(host.model, adapters, ComputeMode(torch.float32)).applied() as patches:
         loop.train(patches, train_state, training_data)
     after = {path: factors["lora_up.weight"] for path, factors in adapters.weights().items()}
     assert all(not torch.equal(before[path], after[path]) for path in before) and {
@@ -39,7 +39,7 @@ def test_validation_pictures_are_not_trained_on(host):
         make_train_state(adapters, steps=6),
         make_training_data(pictures, schedule, validation_indices=(3,), validate_every=4),
     )
-    with ModelPatches(host.model, adapters, ComputeMode(torch.float32)).opened() as patches:
+    with ModelPatches(host.model, adapters, ComputeMode(torch.float32)).applied() as patches:
         loop.train(
             patches,
             train_state,
@@ -58,7 +58,7 @@ def test_a_validation_loss_that_is_not_finite_is_left_out_with_a_warning(host, m
     )
     monkeypatch.setattr(validation, "validate", lambda *arguments: float("nan"))
     train_state = make_train_state(adapters, steps=2)
-    with ModelPatches(host.model, adapters, ComputeMode(torch.float32)).opened() as patches:
+    with ModelPatches(host.model, adapters, ComputeMode(torch.float32)).applied() as patches:
         loop.train(
             patches,
             train_state,

@@ -126,12 +126,12 @@ def test_gradient_checkpointing_changes_nothing_with_dropout(host):
     training_data = make_training_data(
         encoded_pictures(), Schedule(1, 1, 4, 1, (1,) * 4, 0), trained=True
     )
-    with ModelPatches(host.model, adapters, ComputeMode(torch.float32)).opened() as patches:
+    with ModelPatches(host.model, adapters, ComputeMode(torch.float32)).applied() as patches:
         loop.train(patches, train_state, training_data)  # up-weights are zero no more
     plain = gradients(host.model, adapters, training_data)
     with ModelPatches(
         host.model, adapters, ComputeMode(torch.float32, gradient_checkpointing=True)
-    ).opened():
+    ).applied():
         again = gradients(host.model, adapters, training_data)
     assert plain[0] == again[0] and all(
         torch.allclose(mine, theirs, atol=1e-8) for mine, theirs in zip(plain[1], again[1])

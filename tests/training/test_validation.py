@@ -23,7 +23,7 @@ def test_validation_repeats_itself_without_dropout_and_changes_nothing(host):
         Schedule(1, 1, 2, 1, (1,) * 3 + (0,), 0),
         validation_indices=(3,),
     )
-    with ModelPatches(host.model, adapters, ComputeMode(torch.float32)).opened() as patches:
+    with ModelPatches(host.model, adapters, ComputeMode(torch.float32)).applied() as patches:
         state = torch.get_rng_state()
         one, two = (
             validation.validate(patches, training_data),
@@ -55,7 +55,7 @@ def test_validation_is_broken_off_by_a_stop(host):
         validation_indices=(2, 3),
     )
     adapters, answers = make_adapters(host.model), iter([True, False])
-    with ModelPatches(host.model, adapters, ComputeMode(torch.float32)).opened() as patches:
+    with ModelPatches(host.model, adapters, ComputeMode(torch.float32)).applied() as patches:
         assert (
             validation.validate(patches, training_data, lambda: next(answers)) is None
             and validation.validate(patches, training_data) > 0
@@ -80,7 +80,7 @@ def test_validation_timesteps_are_among_those_that_are_trained(host, monkeypatch
     )
     with ModelPatches(
         host.model, make_adapters(host.model), ComputeMode(torch.float32)
-    ).opened() as patches:
+    ).applied() as patches:
         validation.validate(patches, training_data)
     assert seen == [125, 175, 225, 275]
 
@@ -94,5 +94,5 @@ def test_validation_with_sixteen_bit_weights_encodes_as_training_does(host):
         trained=True,
         validation_indices=(3,),
     )
-    with ModelPatches(host.model, adapters, ComputeMode(torch.bfloat16)).opened() as patches:
+    with ModelPatches(host.model, adapters, ComputeMode(torch.bfloat16)).applied() as patches:
         assert validation.validate(patches, training_data) > 0

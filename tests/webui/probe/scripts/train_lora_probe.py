@@ -306,7 +306,7 @@ def record_moves() -> None:
     sd_models.unrecorded_move = sd_models.send_model_to_cpu
 
     def move(model):
-        MOVES.append(host()._turn_of is not None)
+        MOVES.append(host()._queue_holder is not None)
         return sd_models.unrecorded_move(model)
 
     sd_models.send_model_to_cpu = move

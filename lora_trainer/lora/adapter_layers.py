@@ -127,6 +127,18 @@ class AdapterLayer(torch.nn.Module, abc.ABC):
         """The base's bias."""
         return self.base_layer.bias
 
+    @property
+    def in_features(self) -> int:
+        """The base's inputs, as peft's layers tell them too; hosts measure a model by it."""
+        base = self.base_layer
+        return base.in_features if isinstance(base, torch.nn.Linear) else base.in_channels
+
+    @property
+    def out_features(self) -> int:
+        """The base's outputs."""
+        base = self.base_layer
+        return base.out_features if isinstance(base, torch.nn.Linear) else base.out_channels
+
     @abc.abstractmethod
     def factors(self) -> dict[str, torch.nn.Parameter]:
         """Return the parameters whose product is the change, by their names in files."""

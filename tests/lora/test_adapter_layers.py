@@ -167,3 +167,11 @@ def test_an_input_that_the_base_does_not_use_stays_a_number():
         torch.equal(layer(inputs), base(inputs))
         and torch.isfinite(layer.changed_weight(base.weight)).all()
     )
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
+@pytest.mark.parametrize("name, sizes", [("linear", (160, 320)), ("conv", (32, 48))])
+def test_hosts_can_measure_a_layer_as_if_it_were_the_base(name, sizes, kind):
+    layer = built(AdapterSpec(kind), RankAlpha(2, 2.0), name)
+    assert (layer.in_features, layer.out_features) == sizes
+    assert layer.weight is layer.base_layer.weight and layer.bias is layer.base_layer.bias

@@ -18,7 +18,6 @@ from ..base.text import decode, is_plain_text
 
 LARGEST_CAPTION_BYTES = 100_000
 LARGEST_CAPTION_FILE_BYTES = 2 * LARGEST_CAPTION_BYTES  # it may be in UTF-16
-LINE_USES = ("join", "first", "alternatives")  # what several lines may mean
 CAPTION_ENDINGS = (".txt", ".caption")  # ours, and kohya's default
 NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _LORA = re.compile(

@@ -237,7 +237,7 @@ class ConfigValue(Mapped):
     """A training config; kohya's names are taken, too."""
 
     def __init__(self, *, required: bool = False) -> None:
-        super().__init__(_config_schema(), required=required)
+        super().__init__({"type": "object"}, required=required)
 
     def describe(self) -> Schema:
         return _config_schema()  # of the settings that there are when the document is made

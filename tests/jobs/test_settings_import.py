@@ -3,7 +3,6 @@ settings file is refused, unread.
 """
 
 import io
-import json
 import pickle
 import struct
 
@@ -11,33 +10,11 @@ import pytest
 
 from lora_trainer.base.errors import Refused
 from lora_trainer.jobs import settings_import
+from tests.support.trained_lora import TRAINED, lora
 
 KOHYA = (
     b"network_dim = 24\nnetwork_alpha = 12\nunet_lr = 0.0003\nxformers = true\nnetwork_module ="
     b' "networks.lora"\n'
-)
-
-
-def lora(**metadata) -> bytes:
-    """A LoRA of one layer, with its numbers."""
-    header = json.dumps(
-        {
-            "__metadata__": metadata,
-            "lora_unet_x.lora_down.weight": {
-                "dtype": "F32",
-                "shape": [2, 4],
-                "data_offsets": [0, 32],
-            },
-        }
-    ).encode()
-    return struct.pack("<Q", len(header)) + header + b"\x00" * 32
-
-
-TRAINED = lora(
-    ss_network_dim="24",
-    ss_network_alpha="12.0",
-    ss_learning_rate="0.0003",
-    ss_network_module="networks.lora",
 )
 
 

@@ -85,7 +85,7 @@ def test_it_is_described_as_it_is_read():
 
 @pytest.mark.parametrize("setting", all_settings(), ids=lambda setting: setting.name)
 def test_a_settings_own_default_and_range_are_taken(setting):
-    described = ConfigValue().schema["properties"][setting.name]
+    described = ConfigValue().describe()["properties"][setting.name]
     assert described["default"] == setting.default
     assert described.get("maximum") == setting.maximum
     if setting.type is not float:

@@ -1,6 +1,5 @@
 """The routes of settings: what there is to set, settings out of files and LoRAs, and as YAML."""
 
-import json
 import struct
 
 import pytest
@@ -11,32 +10,11 @@ from fastapi.testclient import TestClient
 from lora_trainer.jobs.service import TrainingService
 from lora_trainer.settings.config import GROUPS, TrainConfig
 from lora_trainer.web import api
+from tests.support.trained_lora import TRAINED
 
 IMPORT = "/train-lora/v1/settings/import"
 EXPORT = "/train-lora/v1/settings/export"
 KOHYA = b'network_dim = 24\nunet_lr = 0.0003\nxformers = true\nnetwork_module = "networks.lora"\n'
-
-
-def lora(**metadata) -> bytes:
-    header = json.dumps(
-        {
-            "__metadata__": metadata,
-            "lora_unet_x.lora_down.weight": {
-                "dtype": "F32",
-                "shape": [2, 4],
-                "data_offsets": [0, 32],
-            },
-        }
-    ).encode()
-    return struct.pack("<Q", len(header)) + header + b"\x00" * 32
-
-
-TRAINED = lora(
-    ss_network_dim="24",
-    ss_network_alpha="12.0",
-    ss_learning_rate="0.0003",
-    ss_network_module="networks.lora",
-)
 
 
 def test_what_there_is_to_set(client):

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +232,8 @@ class TrainingService:
             return self.job(job_id)
         self.queue.wait_for_thread(job_id)
         row = self._row(job_id)
-        columns = self._resume_check.check(self._view(row), changes or {}, anyway=anyway)
+        (job,) = self._views(lambda: [row])
+        columns = self._resume_check.check(job, changes or {}, anyway=anyway)
         with self.queue.locked():
             if ahead_of_queue:
                 self.queue.refuse_while_running()
@@ -379,7 +380,7 @@ class TrainingService:
 
     def job(self, job_id: str) -> JobView:
         """Return a job as it is now; raises `Refused` (code "not_found")."""
-        return self._view(self._row(job_id))
+        return self._views(lambda: [self._row(job_id)])[0]
 
     def jobs(self, kind: str | None = None) -> list[JobView]:
         """Return the newest jobs, newest first. Raises `Refused` for a kind that does not exist."""
@@ -390,11 +391,12 @@ class TrainingService:
                 field="kind",
                 code=ErrorCode.BAD_VALUE,
             )
-        return self._views(self.store.newest(kind=JobKind(kind) if kind else None))
+        wanted = JobKind(kind) if kind else None
+        return self._views(lambda: self.store.newest(kind=wanted))
 
     def jobs_of_lora(self, name: str) -> list[JobView]:
         """Return the jobs that train a LoRA of this name, newest first."""
-        return self._views(self.store.named(name))
+        return self._views(lambda: self.store.named(name))
 
     def current_job(self) -> JobView | None:
         running = self.queue.running
@@ -432,16 +434,21 @@ class TrainingService:
             raise Refused(f"There is no job {job_id[:20]!r}.", code=ErrorCode.NOT_FOUND)
         return row
 
-    def _view(self, row: JobRow) -> JobView:
-        return self._views([row])[0]
+    def _views(self, read_rows: Callable[[], Sequence[JobRow]]) -> list[JobView]:
+        """Return the rows with what the running job knows.
 
-    def _views(self, rows: Sequence[JobRow]) -> list[JobView]:
-        waiting = self.store.waiting()
-        return [self._view_among(row, waiting) for row in rows]
+        The running job is asked for before its row is read: when it ends in between, what it knows
+        is the newer of the two.
+        """
+        running = self.queue.running
+        if running is not None and running.ended:
+            running = None
+        rows, waiting = read_rows(), self.store.waiting()
+        return [self._view(row, running, waiting) for row in rows]
 
-    def _view_among(self, row: JobRow, waiting: Sequence[str]) -> JobView:
+    def _view(self, row: JobRow, running: Job | None, waiting: Sequence[str]) -> JobView:
         folder = self.job_folder(row.id)
-        if running := self.queue.running_job(row.id):
+        if running is not None and running.job_id == row.id:
             current: Mapping[str, Any] = running.current()
         else:
             current = self.queue.unsaved_end(row.id)

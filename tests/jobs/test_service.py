@@ -8,6 +8,7 @@ from lora_trainer.base.contracts import ModelStatus
 from lora_trainer.base.errors import Refused
 from lora_trainer.jobs.metrics import read_metrics
 from lora_trainer.jobs.service import TrainingService
+from tests.support.waiting import until
 
 
 def test_a_job_runs_to_its_end(service, settings):
@@ -27,6 +28,22 @@ def test_a_job_runs_to_its_end(service, settings):
         and "is ready" in log
         and (service.job_folder(job_id) / "config.yaml").is_file()
     )
+
+
+def test_a_job_that_ends_while_its_row_is_read_has_ended(service, settings, monkeypatch):
+    """The row was read when the job still ran; it must not be told as if it ran on."""
+    job_id, read = service.start(settings), service.store.get
+
+    def get_and_let_it_end(wanted):
+        row = read(wanted)
+        service.queue.wait(job_id, timeout=60)
+        until(lambda: service.queue.running is None)
+        return row
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.store, "get", get_and_let_it_end)
+        job = service.job(job_id)
+    assert (job["state"], job["step"]) == ("finished", 6)
 
 
 def test_stop_saves_and_says_where(service, settings):

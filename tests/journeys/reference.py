@@ -504,10 +504,13 @@ def compare(args: argparse.Namespace) -> int:
     """Make the runs again and print a table; return 1 where any differs."""
     wanted = json.loads(args.file.read_text(encoding="utf-8"))
     names = args.only or list(wanted["runs"])
+    if missing := [name for name in names if name not in wanted["runs"]]:
+        print(f"{args.file} has no run named {', '.join(missing)}.")
+        return 1
     found = make_all(args, names)
     differs = False
     for name in names:
-        different = list(differences(wanted["runs"].get(name, {}), found["runs"][name]))
+        different = list(differences(wanted["runs"][name], found["runs"][name]))
         print(f"{name:28} {'; '.join(different) or 'same'}")
         differs |= bool(different)
     for name in found["checkpoints"]:

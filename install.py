@@ -163,7 +163,8 @@ def run_standalone(command: str, arguments: list[str]) -> int:
         return subprocess.call([str(python), "-m", "pytest", *arguments], cwd=ROOT, env=environment)
     if command == "check":
         commands = [[str(python), "-m", *check] for check in CHECKS]
-        return max(subprocess.call(each, cwd=ROOT, env=environment) for each in commands)
+        statuses = [subprocess.call(each, cwd=ROOT, env=environment) for each in commands]
+        return next((status for status in statuses if status), 0)
     environment["PYTHONPATH"] = str(ROOT)
     return subprocess.call(
         [str(python), "-m", "lora_trainer", "demo", "--output", "demo-output", *arguments],

@@ -111,15 +111,9 @@ class TableFile:
             for name in self._unsaved
             if now.captions.get(name) != self._known.captions.get(name)
         }
-        data = _with_captions(
-            self._path,
-            now,
-            {
-                name: caption
-                for name, caption in self._made.items()
-                if name in self._unsaved - touched
-            },
-        )
+        unsaved = self._unsaved - touched
+        captions = {name: caption for name, caption in self._made.items() if name in unsaved}
+        data = _with_captions(self._path, now, captions)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, data)
         self._known, self.kept = self._parse(data), self.kept | touched

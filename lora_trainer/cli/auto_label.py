@@ -26,7 +26,6 @@ from .ctrl_c import asked_by_ctrl_c
 from .progress import ProgressDisplay, show_progress
 
 HOME = Path("~/.cache/train_lora")
-Say = Callable[[str], None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -57,12 +57,9 @@ def _jobs(args: argparse.Namespace, make_host: MakeHost) -> int:
 
 
 def _storage(args: argparse.Namespace, make_host: MakeHost) -> int:
-    return storage.run(
-        args,
-        make_host(
-            checkpoint=Path(), lora_dir=args.data_dir.absolute().parent, data_dir=args.data_dir
-        ),
-    )
+    data_dir = args.data_dir.expanduser()
+    host = make_host(checkpoint=Path(), lora_dir=data_dir.absolute().parent, data_dir=data_dir)
+    return storage.run(args, host)
 
 
 def _import_settings(args: argparse.Namespace, make_host: MakeHost) -> int:

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace, host: Host) -> int:
     """Print what there is, after clearing; returns 1 where something could not be removed. Raises
     `Refused`.
     """
-    if not (args.data_dir / "jobs.sqlite3").is_file():
+    if not (host.data_dir / "jobs.sqlite3").is_file():
         raise Refused(
             f"There are no jobs in {args.data_dir}.", field="data_dir", code=ErrorCode.NOT_FOUND
         )

@@ -10,13 +10,13 @@ trains the weights, `pack` converts them to the asset. Needs neither diffusers n
 import gzip
 import importlib.util
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save
 
+from ..base.files import write_atomically
 from ..base.tensor_files import read_tensors
 from ..lora.weight_names import unet_to_ldm, vae_to_ldm
 
@@ -186,7 +186,7 @@ def write_tokenizer(folder: Path) -> Path:
         "config.json": json.dumps(model_config),
     }
     for name, text in texts.items():
-        _write_text(folder / name, text)
+        write_atomically(folder / name, text.encode())
     return folder
 
 
@@ -286,7 +286,7 @@ def write_checkpoint(folder: Path, name: str = NAME) -> Path:
     """
     folder = Path(folder).absolute()
     tokenizer = write_tokenizer(folder / f"{name}-clip")
-    _write_text(folder / f"{name}.yaml", webui_config(tokenizer))
+    write_atomically(folder / f"{name}.yaml", webui_config(tokenizer).encode())
     target = folder / f"{name}.safetensors"
     _save(load_state_dict(), target)
     return target
@@ -312,16 +312,8 @@ def webui_config(tokenizer: Path) -> str:
 
 
 def _save(state: dict[str, torch.Tensor], path: Path) -> None:
-    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
     size_px = VAE_CONFIG["sample_size"]
     # one entry only: safetensors writes several in any order
     metadata = {"modelspec.resolution": f"{size_px}x{size_px}"}
     # not by save_file, which makes a file that only its owner may read
-    temporary.write_bytes(save(state, metadata=metadata))
-    os.replace(temporary, path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+    write_atomically(path, save(state, metadata=metadata))

@@ -318,7 +318,7 @@ def save_models(models: torch.nn.ModuleDict, work: Path) -> None:
     save_file(models["text"].state_dict(), work / "text.safetensors")
 
 
-def check_changes(
+def judge_pictures(
     work: Path, count: int = 200, steps: int = 20, guidance: float = 4.0
 ) -> dict[str, float]:
     """Draw captions of held-out combinations, and return the shares of pictures in which
@@ -396,7 +396,7 @@ def main() -> None:
     if args.stage in ("all", "unet"):
         train_unet(args.work)
     if args.stage in ("all", "judge"):
-        log.info("judge: %s", json.dumps(check_changes(args.work)))
+        log.info("judge: %s", json.dumps(judge_pictures(args.work)))
     if args.stage in ("all", "pack"):
         log.info("packed %s: %.2f MB", ASSET, pack(args.work) / 1e6)
 

@@ -231,7 +231,7 @@ def train(work: Path, steps: int = STEPS) -> None:
         if step % 100 == 99:
             log.info("step %d loss %.3f %.0f s", step + 1, average, time.monotonic() - started)
         if step % 500 == 499:
-            log.info("%s", check_changes(model.eval(), pictures=200))
+            log.info("%s", zero_shot_accuracy(model.eval(), pictures=200))
             save_file(
                 {key: tensor.contiguous() for key, tensor in model.state_dict().items()},
                 work / "clip.safetensors",
@@ -240,7 +240,7 @@ def train(work: Path, steps: int = STEPS) -> None:
 
 
 @torch.no_grad()
-def check_changes(
+def zero_shot_accuracy(
     model: torch.nn.Module, *, pictures: int = 1000, seed: int = 7
 ) -> dict[str, float]:
     """Return the share of right answers by group, zero-shot, on worn pictures of held-out
@@ -278,7 +278,9 @@ def main() -> None:
     size = pack_clip(load_file(args.work / "clip.safetensors"), used_tokens())
     model = make_model(args.work).eval()
     model.load_state_dict(load_state_dict())
-    log.info("%s: %.2f MB, held-out pictures: %s", ASSET.name, size / 1e6, check_changes(model))
+    log.info(
+        "%s: %.2f MB, held-out pictures: %s", ASSET.name, size / 1e6, zero_shot_accuracy(model)
+    )
 
 
 if __name__ == "__main__":

@@ -146,8 +146,8 @@ class BackgroundScan:
                 path = self._queue.popleft()
             try:
                 self._scan(path, path.stat())
-            except OSError as error:  # it was deleted, or the disk is full
-                log.info("%s was not examined: %s", path, error)
+            except OSError as error:  # most likely it was deleted
+                log.info("%s was not scanned: %s", path, error)
 
     def _scan(self, path: Path, stat: os.stat_result) -> ScanResult:
         """Decode a picture, unless its result is known; keep the result and the thumbnail."""
@@ -192,12 +192,17 @@ class BackgroundScan:
             result.looks.hash,
             result.looks.mosaic,
         )
-        with self._lock, self._database:
+        with self._lock:
             self._known[str(path)] = _Known(stat.st_mtime_ns, stat.st_size, result)
-            if not self._closing.is_set():
-                self._database.execute(
-                    "insert or replace into pictures values (?, ?, ?, ?, ?, ?, ?, ?, ?)", row
-                )
+            if self._closing.is_set():  # the database may be closed already
+                return
+            try:
+                with self._database:
+                    self._database.execute(
+                        "insert or replace into pictures values (?, ?, ?, ?, ?, ?, ?, ?, ?)", row
+                    )
+            except sqlite3.Error as error:  # a full disk costs the cache, not the result
+                log.info("the scan of %s is not kept: %s", path, error)
 
 
 def _result_of(row: sqlite3.Row) -> ScanResult:

@@ -61,7 +61,7 @@ def substitute(
     """
     length = len(text)
 
-    def expand_user(match: regex.Match) -> str:
+    def expand_match(match: regex.Match) -> str:
         nonlocal length
         widest = max((len(group) for group in (match[0], *match.groups()) if group), default=0)
         if (
@@ -76,7 +76,7 @@ def substitute(
         return made
 
     try:
-        return pattern.sub(expand_user, text, timeout=seconds)
+        return pattern.sub(expand_match, text, timeout=seconds)
     except TimeoutError as error:
         raise Refused(
             "The regular expression takes too long on these captions; make it simpler.",

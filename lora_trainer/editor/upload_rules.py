@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from ..base.errors import ErrorCode, Refused
 from ..base.files import write_atomically
+from ..base.paths import is_inside
 from ..base.text import decode
 from ..dataset.caption_tables import LARGEST_TABLE_BYTES, TABLE_NAMES
 from ..dataset.captions import CAPTION_ENDINGS, LARGEST_CAPTION_BYTES
@@ -91,12 +92,12 @@ def _target_of(folder: Path, path: PurePosixPath) -> Path:
     target = folder / path
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        is_inside = target.parent.resolve().is_relative_to(folder.resolve())
+        leads_out = not is_inside(target.parent, folder)
     except OSError as error:
         raise Refused(
             f"{path.parent} cannot be made: {error.strerror or error}.", code=ErrorCode.BAD_NAME
         ) from error
-    if not is_inside:
+    if leads_out:
         raise Refused(
             f"{path.parent} is a link that leads out of the data set.", code=ErrorCode.BAD_NAME
         )

@@ -111,12 +111,13 @@ def store_files(
             target, folder = target_path(source.path), _folder_of(source.path)
             stem = (target.parent, target.stem.removesuffix(MASK_ENDING).lower())
             _check_same_folder(folder_of_target.setdefault(stem, folder), folder, target.stem)
+            key = (stem, folder)
             if is_picture_file(target):
-                tried_pictures.add((stem, folder))
-            elif (stem, folder) in tried_pictures - stored:
+                tried_pictures.add(key)
+            elif key in tried_pictures and key not in stored:
                 raise Refused("Its picture was not taken.", code=ErrorCode.EXISTS)
             result.added.append(store(target, source.read(most_bytes_of(target.name))))
-            stored.add((stem, folder))
+            stored.add(key)
         except Refused as error:
             if error.code in FINAL_CODES:
                 result.refuse(archive_name or filename, f"{error.message} Nothing more was taken.")

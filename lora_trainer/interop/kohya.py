@@ -473,6 +473,3 @@ def _rest(conversion: Conversion) -> None:
             )
         else:
             conversion.skip(key, value, why_not(key, known=fields))
-
-
-# --- Checking -------------------------------------------------------------------------------------

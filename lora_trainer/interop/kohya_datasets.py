@@ -22,7 +22,7 @@ def take_datasets(conversion: Conversion, nested: Mapping[str, Any]) -> None:
     general = nested.get("general")
     general = general if isinstance(general, Mapping) else {}
     datasets = _mappings(nested.get("datasets"))
-    subsets = [subset for dataset in datasets for subset in dataset.get("subsets") or [None]]
+    subsets = [each for dataset in datasets for each in _mappings(dataset.get("subsets")) or [{}]]
     refuse_too_many(subsets, "folders", MOST_FOLDERS)
     refuse_too_many(general, "settings", MOST_KEYS)
     datasets, sides = _same_folders(conversion, datasets)

@@ -36,7 +36,7 @@ class ResumeCheck:
         folder = self._job_folder(job["id"])
         if job["state"] != JobState.QUEUED and not job["resumable"]:
             raise Refused(_why_not(job), code=ErrorCode.CANNOT_RESUME)
-        if lock_file.is_locked_elsewhere(folder):
+        if lock_file.is_locked(folder):
             raise Refused(
                 f"Another program is working on job {job['id']}. Stop it there first.",
                 code=ErrorCode.BUSY,

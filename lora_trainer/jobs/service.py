@@ -63,7 +63,7 @@ class TrainingService:
         self.path_rules = PathRules(allowed_roots, foreign_roots)
         self.store = JobStore(host.data_dir / "jobs.sqlite3")
         self.store.interrupt_all(
-            is_alive=lambda job_id: lock_file.is_locked_elsewhere(self.job_folder(job_id))
+            is_alive=lambda job_id: lock_file.is_locked(self.job_folder(job_id))
         )
         self.library = Library(
             host.data_dir / "datasets", self.path_rules.check, count_tokens=TokenCounter()

@@ -178,8 +178,7 @@ class Storage:
         return [
             row
             for row in self._store.ended()
-            if row.state == JobState.FINISHED
-            and not lock_file.is_locked_elsewhere(self._folder(row.id))
+            if row.state == JobState.FINISHED and not lock_file.is_locked(self._folder(row.id))
         ]
 
     def _folder(self, job_id: str) -> Path:

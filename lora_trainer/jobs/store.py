@@ -227,11 +227,13 @@ class JobStore:
             self._database.execute("begin immediate")
             try:
                 yield
+                self._database.execute("commit")
             except BaseException:
-                self._database.execute("rollback")
+                if self._database.in_transaction:  # a full disk has rolled it back already
+                    self._database.execute("rollback")
                 raise
-            self._database.execute("commit")
-            self.version += counts
+            if counts:
+                self.version += 1
 
     def _set(self, job_id: str, values: Mapping[str, Any]) -> None:
         values = {name: _stored(name, value) for name, value in values.items()}

@@ -75,7 +75,11 @@ class Text(Value):
         if value is None and not self.required:
             return None
         if not isinstance(value, str) or len(value) > LONGEST_TEXT or not is_plain_text(value):
-            raise Refused(f"`{name}` must be text.", field=name, code=ErrorCode.BAD_REQUEST)
+            raise Refused(
+                f"`{name}` must be text of at most {LONGEST_TEXT:,} characters.",
+                field=name,
+                code=ErrorCode.BAD_REQUEST,
+            )
         return value
 
 

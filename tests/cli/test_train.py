@@ -254,7 +254,7 @@ def test_one_that_another_program_trains_is_left_alone(config, ended, capsys, mo
     from lora_trainer.jobs import lock_file
 
     ended("mine", "training", 3)
-    monkeypatch.setattr(lock_file, "is_locked_elsewhere", lambda folder: True)
+    monkeypatch.setattr(lock_file, "is_locked", lambda folder: True)
     assert (
         train(config()) == 1
         and "Job 1 is training mine just now, in another program" in capsys.readouterr().err

@@ -197,14 +197,14 @@ def test_a_job_of_another_process_is_left_alone(service, settings, host):
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
-        assert process.stdout.readline() == "held\n" and lock_file.is_locked_elsewhere(folder)
+        assert process.stdout.readline() == "held\n" and lock_file.is_locked(folder)
         assert TrainingService(host).job(job_id)["state"] == "training"
         service.store.update(job_id, state="stopped")
         with pytest.raises(Refused, match="Another program is working on job"):
             service.resume(job_id)
         process.kill()  # the system lets the lock go
     service.store.update(job_id, state="training")
-    until(lambda: not lock_file.is_locked_elsewhere(folder))
+    until(lambda: not lock_file.is_locked(folder))
     assert TrainingService(host).job(job_id)["state"] == "interrupted"
 
 
@@ -237,7 +237,7 @@ def test_a_process_that_dies_while_this_one_lives(service, settings):
 def test_a_running_job_of_ours_keeps_its_lock_when_it_is_looked_at(service, busy):
     code = (
         "import sys, pathlib; from lora_trainer.jobs.lock_file import"
-        " is_locked_elsewhere\nprint(is_locked_elsewhere(pathlib.Path(sys.argv[1])))"
+        " is_locked\nprint(is_locked(pathlib.Path(sys.argv[1])))"
     )
     for _ in range(20):
         assert service.job(busy)["state"] in ("preparing", "training") and service.jobs()

@@ -7,6 +7,18 @@ import pytest
 from lora_trainer.jobs.job import JobKind
 from lora_trainer.jobs.store import JobStore
 
+
+def test_a_full_disk_says_so_and_the_next_change_works(tmp_path):
+    store = JobStore(tmp_path / "jobs.sqlite3")
+    job_id = store.add("zib", {})
+    pages = store._database.execute("pragma page_count").fetchone()[0]
+    store._database.execute(f"pragma max_page_count = {pages}")  # as on a disk that is full
+    with pytest.raises(sqlite3.OperationalError, match="disk is full"):
+        store.add("zob", {"trigger_word": "z" * 100_000})
+    store.update(job_id, state="finished")
+    assert [(job.name, job.state) for job in store.newest()] == [("zib", "finished")]
+
+
 OLD_TABLE = """create table jobs (
     id integer primary key autoincrement, name text not null, state text not null, created_at real not null, finished_at real,
     config text not null, progress text not null default '{}', message text not null default '', error text,

@@ -52,9 +52,13 @@ def test_what_is_left_out_has_its_default():
 @pytest.mark.parametrize(
     "changes, said, code",
     [
-        ({"name": None}, "`name` must be text.", "bad_request"),
-        ({"name": "a\0b"}, "`name` must be text.", "bad_request"),
-        ({"help": "x" * 20_001}, "`help` must be text.", "bad_request"),
+        ({"name": None}, "`name` must be text of at most 20,000 characters.", "bad_request"),
+        ({"name": "a\0b"}, "`name` must be text of at most 20,000 characters.", "bad_request"),
+        (
+            {"help": "x" * 20_001},
+            "`help` must be text of at most 20,000 characters.",
+            "bad_request",
+        ),
         ({"steps": 151}, "`steps` must be a number from 1 to 150.", "bad_value"),
         ({"steps": None}, "`steps` must be a number from 1 to 150.", "bad_value"),
         ({"steps": True}, "`steps` must be a number from 1 to 150.", "bad_value"),

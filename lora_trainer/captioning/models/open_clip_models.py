@@ -379,8 +379,6 @@ def _refuse_program(path: Path) -> None:
     That is a TorchScript archive, which is found with torch's own reader, so that both see the
     same; and whatever is no archive of torch's: its formats of before 1.6.
     """
-    if path.suffix.lower() == ".safetensors":
-        return
     with open(path, "rb") as file:
         begin = file.read(len(ARCHIVE))
     if begin != ARCHIVE:

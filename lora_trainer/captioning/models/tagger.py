@@ -196,6 +196,10 @@ class WdTagger(Captioner):
         return _Tagger(model, preparation, read_tags(tags, outputs=model.num_classes), options)
 
     def _folder(self, options: Mapping[str, Any]) -> Path:
+        if not options["folder"].strip():
+            raise Refused(
+                "Which other model? Give its folder.", field="folder", code=ErrorCode.BAD_VALUE
+            )
         folder = expand_user(options["folder"].strip())
         self._check_path(folder)
         if missing := [name for name in (CONFIG, TAGS, WEIGHTS) if not (folder / name).is_file()]:

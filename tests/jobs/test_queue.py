@@ -121,9 +121,11 @@ def test_a_held_queue_lets_nothing_begin(service, settings, busy):
     assert service.wait(b, 60)["state"] == "finished" and service.job(a)["state"] == "finished"
 
 
-def test_after_a_restart_the_queue_waits_for_the_user(service, settings, host, busy):
+def test_after_a_restart_the_queue_waits_for_the_user(service, settings, host, busy, monkeypatch):
     a, b = (service.start(named(settings, name)) for name in "ab")
-    again = TrainingService(host)  # as after a crash; the first service stops for itself
+    with monkeypatch.context() as patch:  # as after a crash; the first service stops for itself
+        patch.setattr(lock_file, "is_locked", lambda folder: False)
+        again = TrainingService(host)
     assert again.job(busy)["state"] == "interrupted" and again.job(busy)["resumable"]
     assert (
         waiting(again) == ["a", "b"]

@@ -7,7 +7,7 @@ Run by the WebUI at every start, without arguments. By hand, on a machine withou
   python3 install.py test [...]          makes .venv and runs the tests; what follows goes to pytest
   python3 install.py check               makes .venv and checks format, lint and types
 
-Needs nothing but Python's standard library.
+Needs nothing but Python's standard library and lora_trainer/requirements.py.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # portable Pythons leave out the script's own folder
+
+from lora_trainer.requirements import EXPECTED, PEFT, WITHOUT  # noqa: E402
+
 VENV = ROOT / ".venv"
 OLDEST, NEWEST = (3, 10), (3, 13)
 REQUIREMENTS = {
@@ -34,27 +38,9 @@ REQUIREMENTS = {
 }
 CHECKS = (["ruff", "format", "--check", "."], ["ruff", "check", "."], ["mypy"])
 
-PEFT = "peft==0.13.2"
 PEFT_FOR_OLD_HUB = "peft==0.11.1"
 OLDEST_HUB_FOR_PEFT = (0, 23)
 NEWEST_PEFT_FOR_TRANSFORMERS_4_35 = (0, 13, 2)
-# The other packages that are needed, by module; a WebUI has most of them.
-EXPECTED = {
-    "yaml": "PyYAML==6.0.1",
-    "pandas": "pandas==2.1.4",
-    "safetensors": "safetensors==0.4.2",
-    "PIL": "Pillow==9.5.0",
-    "psutil": "psutil==5.9.5",
-    "regex": "regex==2023.12.25",
-    "charset_normalizer": "charset-normalizer==3.3.2",
-    "tensorboardX": "tensorboardX==2.6.2.2",
-    **({"tomli": "tomli==2.0.1"} if sys.version_info < (3, 11) else {}),
-}
-# What is missing without a package; without any other there is no training.
-WITHOUT = {
-    "tensorboardX==2.6.2.2": "without figures for TensorBoard",
-    "tomli==2.0.1": "without settings from TOML files",
-}
 
 
 # --- In a WebUI -----------------------------------------------------------------------------------

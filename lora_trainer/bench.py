@@ -25,11 +25,11 @@ from .dataset.sample import Picture, Sample
 from .hosts.checkpoint_file import (
     CLIP,
     OPEN_CLIP,
-    SSD_1B,
     SSD_1B_DEPTHS,
     CheckpointFacts,
     TextEncoderFacts,
 )
+from .hosts.families import SSD_1B
 from .hosts.standalone.loading import unet_config
 from .lora.adapters import Adapters
 from .lora.target_layers import LayerSettings, assign_ranks

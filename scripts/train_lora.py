@@ -4,10 +4,11 @@ and at every "Reload UI".
 
 import html
 import logging
-import sys
 
 import gradio as gr
 from modules import script_callbacks, scripts
+
+from lora_trainer import requirements
 
 TITLE, TAB = "Train LoRA", "train_lora"
 
@@ -23,27 +24,9 @@ except Exception as error:  # the WebUI goes on without us, and the tab says why
 
 def explanation() -> str:
     """Say in HTML what keeps the extension from starting and how to mend it."""
-    if not isinstance(problem, ImportError):
-        return (
-            f"<p>Train LoRA cannot start: {html.escape(f'{type(problem).__name__}: {problem}')}."
-            " The console says where.</p>"
-        )
-    package = {
-        "peft": "peft==0.13.2",
-        "yaml": "PyYAML",
-        "pandas": "pandas<3",
-        "safetensors": "safetensors",
-    }.get(problem.name)
-    if package is None:
-        return (
-            f"<p>Train LoRA cannot start here: {html.escape(str(problem))}. It needs"
-            " AUTOMATIC1111's WebUI 1.10; Forge and reForge are not supported yet.</p>"
-        )
-    command = f'"{sys.executable}" -m pip install --no-deps {package}'
-    return (
-        f"<p>Train LoRA cannot start: {html.escape(str(problem))}. Close the WebUI, run this"
-        f" command, and start it again:</p><pre>{html.escape(command)}</pre>"
-    )
+    sentence, command = requirements.explain(problem)
+    shown_command = f"<pre>{html.escape(command)}</pre>" if command else ""
+    return f"<p>{html.escape(sentence)}</p>{shown_command}"
 
 
 class TrainLoRALive(scripts.Script):
@@ -74,7 +57,10 @@ def on_ui_tabs():
 
 def on_ui_train_tabs(params):
     with gr.Tab(label="LoRA", id="train_lora_link"):
-        tab.create_link() if service else gr.HTML(explanation())
+        if service:
+            tab.create_link()
+        else:
+            gr.HTML(explanation())
 
 
 def on_app_started(demo, app):

@@ -22,9 +22,10 @@ FLOORS = (
     {"hosts", "web"},
     {"cli"},
 )
-# Entry points, which tie folders together, and the embedded world, which they and its own commands
-# use: it lends its vocabulary to the standalone host and its CLIP to the captioners.
-ENTRIES = {"__main__", "bench", "bench_dataset", "demo"}
+# What runs before anything else can be imported; entry points, which tie folders together; and the
+# embedded world, which they and its own commands use: it lends its vocabulary to the standalone
+# host and its CLIP to the captioners.
+ENTRIES = {"requirements", "__main__", "bench", "bench_dataset", "demo"}
 MAY_IMPORT_ENTRIES = {
     f"{PACKAGE}.cli.main": {"bench", "bench_dataset", "demo"},
     f"{PACKAGE}.captioning.models.clip_labels": {"demo"},

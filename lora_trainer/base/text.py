@@ -106,6 +106,21 @@ def to_json(value: Any, *, indent: int | None = None) -> bytes:
     )  # JSON's own escapes, in JSON's own spelling
 
 
+_WINDOWS_DEVICE = re.compile(
+    r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[\d\u00b9\u00b2\u00b3]) *(\..*)?", re.IGNORECASE
+)
+
+
+def is_windows_device(filename: str) -> bool:
+    """Tell whether Windows opens a device instead of a file of this name, whatever its ending."""
+    return _WINDOWS_DEVICE.fullmatch(filename) is not None
+
+
+def counted(count: int, noun: str) -> str:
+    """Return "1 picture", "2 pictures"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def is_plain_text(text: str) -> bool:
     """Say whether text can be stored anywhere: no NUL, no half of a surrogate pair."""
     return "\x00" not in text and not re.search("[\ud800-\udfff]", text)

@@ -25,16 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import ErrorCode, Refused
-from ..base.text import is_plain_text
+from ..base.text import is_plain_text, is_windows_device
 
 TITLES = {"default": "Photos and art", "shapes": "Embedded demo: shapes and colours"}
 MOST_LABELS = 3000
 LARGEST_GROUP_BYTES = 200_000
 MOST_GROUPS = 40
 NOTHING = "-"
-WINDOWS_OWN = (  # names of devices, whatever ending they have
-    r"(con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3]) *(\..*)?"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,7 +285,7 @@ def _check_name(name: str, field: str) -> None:
             field=field,
             code=ErrorCode.BAD_NAME,
         )
-    if re.fullmatch(WINDOWS_OWN, name, re.IGNORECASE):
+    if is_windows_device(name):
         raise Refused(
             f"{name!r} cannot be the name of a label list or group: Windows keeps it for itself.",
             field=field,

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..base.contracts import Host
 from ..base.errors import ErrorCode, Refused
+from ..base.text import counted
 from ..jobs.job import ALIVE, STARTED
 from ..jobs.service import TrainingService
 from ..runs.pipeline import DRAWING
@@ -148,16 +149,12 @@ def run_job(service: TrainingService, values: dict[str, Any]) -> dict[str, Any]:
         remedies = [each for each in plan["advice"] if each["message"] == warning]
         print(f"note: {warning}{_options(remedies)}")
     counts = (
-        _counted(plan["pictures"], "picture"),
-        _counted(len(plan["buckets"]), "bucket"),
-        _counted(plan["steps"], "step"),
+        counted(plan["pictures"], "picture"),
+        counted(len(plan["buckets"]), "bucket"),
+        counted(plan["steps"], "step"),
     )
     print(f"{', '.join(counts)} → {plan['output_file']}")
     return _follow(service, lambda: service.start(values, ahead_of_queue=True), steps=plan["steps"])
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _options(remedies: Sequence[Mapping[str, Any]]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import regex
 
 from ..base.errors import ErrorCode, Refused
+from ..base.text import counted
 from ..dataset.captions import split_tags
 from .safe_regex import compile_literal, compile_pattern, substitute
 
@@ -57,7 +58,7 @@ def label_of(action: str, settings: Mapping[str, Any], count: int) -> str:
     """Return the name of a bulk edit in the undo history."""
     shortened = {name: str(value).strip()[:40] for name, value in settings.items()}
     label = ACTIONS[action].label.format_map(shortened)
-    return f"{label} ({count} caption{'s' * (count != 1)})"
+    return f"{label} ({counted(count, 'caption')})"
 
 
 # --- Actions --------------------------------------------------------------------------------------

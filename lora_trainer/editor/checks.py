@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..dataset.buckets import Bucket, bucket_for, crop_of
-from ..dataset.captions import CAPTION_ENDINGS, contains_word, loras_in
+from ..dataset.captions import contains_word, loras_in
+from ..settings.config import TrainConfig
 
 MOST_ENLARGED = 1.05
 MOST_CUT = 0.2
@@ -31,16 +32,16 @@ TITLES = {  # worst first
 class CheckSettings:
     """The training settings that pictures are checked against; as in TrainConfig."""
 
-    resolution: int = 512
-    bucket_step: int = 64
-    enable_bucket: bool = True
-    trigger_word: str = ""
-    bucket_min: int = 0
-    bucket_max: int = 0
-    bucket_no_upscale: bool = False
-    max_token_length: int = 225
-    caption_lines: str = "join"
-    caption_extension: str = CAPTION_ENDINGS[0]
+    resolution: int = TrainConfig.resolution
+    bucket_step: int = TrainConfig.bucket_step
+    enable_bucket: bool = TrainConfig.enable_bucket
+    trigger_word: str = TrainConfig.trigger_word
+    bucket_min: int = TrainConfig.bucket_min
+    bucket_max: int = TrainConfig.bucket_max
+    bucket_no_upscale: bool = TrainConfig.bucket_no_upscale
+    max_token_length: int = TrainConfig.max_token_length
+    caption_lines: str = TrainConfig.caption_lines
+    caption_extension: str = TrainConfig.caption_extension
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ..base.errors import ErrorCode, Refused
+from ..base.text import counted
 from ..dataset.captions import in_table, sidecar, to_bytes
 from . import picture_files
 from .dataset_reader import CaptionFile, picture_in
@@ -67,7 +68,7 @@ class FileEdits:
                 before = dataset.files.trash_name_of(filename)
                 after = dataset.files.stage(filename, data)
                 changes.append(Change(filename, before, after))
-            return dataset.run_step(f"Rotate {_count(rotated)}", changes, listing)
+            return dataset.run_step(f"Rotate {counted(len(rotated), 'picture')}", changes, listing)
 
     def move_to_trash(self, filenames: Sequence[str]) -> EditResult:
         """Move pictures, with their caption files, into the trash folder."""
@@ -83,7 +84,7 @@ class FileEdits:
                 changes.append(Change(filename, trash_names[filename], None, filename))
                 for file in dataset.reader.caption_files(listing, filename):
                     changes += _without_caption(file, deleted, listing, bundle=filename)
-            return dataset.run_step(f"Delete {_count(deleted)}", changes, listing)
+            return dataset.run_step(f"Delete {counted(len(deleted), 'picture')}", changes, listing)
 
     def empty_trash(self) -> int:
         """Delete the files in the trash folder, so that their steps cannot be undone any more.
@@ -163,7 +164,3 @@ def _without_caption(
     if file.content is None or is_used:
         return []
     return [Change(file.path, file.content, None, bundle)]
-
-
-def _count(pictures: Collection[str]) -> str:
-    return f"{len(pictures)} picture{'s' * (len(pictures) != 1)}"

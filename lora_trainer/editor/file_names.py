@@ -4,12 +4,9 @@ import re
 from pathlib import Path
 
 from ..base.errors import ErrorCode, Refused
-from ..base.text import is_plain_text
+from ..base.text import is_plain_text, is_windows_device
 
 LONGEST_NAME_BYTES = 200
-_WINDOWS_DEVICE = re.compile(  # whatever ending follows
-    r"(?i)(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[\d\u00b9\u00b2\u00b3]) *(\..*)?"
-)
 _FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')
 
 
@@ -31,6 +28,6 @@ def _is_safe(name: str) -> bool:
     stem = Path(name).stem
     if not stem or name.startswith(".") or stem.endswith((".", " ")):
         return False
-    if _FORBIDDEN.search(name) or _WINDOWS_DEVICE.fullmatch(name):
+    if _FORBIDDEN.search(name) or is_windows_device(name):
         return False
     return is_plain_text(name) and len(name.encode("utf-8", "replace")) <= LONGEST_NAME_BYTES

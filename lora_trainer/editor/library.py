@@ -22,7 +22,7 @@ from ..base.paths import expand_user
 from ..base.text import is_plain_text
 from ..dataset.captions import read_caption, sidecar
 from ..dataset.scan import is_picture_file, picture_folders
-from ..settings.lora_name import check_name
+from ..settings.lora_name import why_not_a_name
 from . import uploads
 from .editor import DataSetEditor, WriteCaptions, check_caption
 from .picture_files import prompt_of
@@ -279,8 +279,8 @@ class Library:
                 if prompt:
                     prompts[filename] = prompt
         if prompts:
-            several = "s" * (len(prompts) > 1)
-            editor.set_captions(prompts, label=f"Prompt{several} as caption{several}")
+            label = "Prompt as caption" if len(prompts) == 1 else "Prompts as captions"
+            editor.set_captions(prompts, label=label)
         return refused
 
 
@@ -327,11 +327,10 @@ def _can_be_name(name: str) -> bool:
 
 
 def _checked_name(name: str) -> str:
-    try:
-        return check_name(name)
-    except Refused as error:
+    if problem := why_not_a_name(name):
         raise Refused(
-            error.message.split(". Use ")[0] + ". Choose another name for the data set.",
+            f"{problem} Choose another name for the data set.",
             field="name",
             code=ErrorCode.BAD_NAME,
-        ) from error
+        )
+    return name

@@ -16,15 +16,21 @@ import yaml
 from ..base.errors import ErrorCode, Refused
 from ..base.tensor_files import read_header
 from ..runs.base_models import say_which_are_there
+from .families import (
+    INPAINTING,
+    INPAINTING_CHANNELS,
+    SD2_V_SIZE_PX,
+    SIZES_PX,
+    SSD_1B,
+    size_px_in_metadata,
+)
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 SD1_TEXT, SD2_TEXT = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
 SDXL_TEXTS = ("conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model.")
 CLIP, OPEN_CLIP = "clip", "open_clip"
 TRUE_TEXT_WIDTHS = {"sd1": (768,), "sd2": (1024,), "sdxl": (768, 1280)}
-SIZES_PX, NARROW_SIZE_PX, SD2_V_SIZE_PX = {"sd1": 512, "sd2": 512, "sdxl": 1024}, 64, 768
-INPAINTING, SSD_1B = "inpainting", "ssd-1b"
-INPAINTING_CHANNELS = 9  # latents, a mask, and the latents of what the mask leaves
+NARROW_SIZE_PX = 64
 SSD_1B_DEPTHS = ((0, 0), (2, 2), (4, 4)), ((4, 4, 10), (2, 1, 1), (0, 0, 0))
 BLOCKS_PER_LEVEL = 2
 OTHER_CHANNELS = {
@@ -370,13 +376,10 @@ def _only_running_tells(facts: CheckpointFacts) -> bool:
 
 
 def _size_px(metadata: Mapping[str, str], facts: CheckpointFacts) -> int:
-    found = re.match(r"\s*(\d+)", metadata.get("modelspec.resolution", ""))
-    if found and 64 <= int(found[1]) <= 2048:
-        return int(found[1]) // 8 * 8
+    if found := size_px_in_metadata(metadata.get("modelspec.resolution", "")):
+        return found
     if not facts.is_true_size:
         return NARROW_SIZE_PX
-    return (
-        SD2_V_SIZE_PX
-        if (facts.family, facts.prediction_type) == ("sd2", "v_prediction")
-        else SIZES_PX[facts.family]
-    )
+    if (facts.family, facts.prediction_type) == ("sd2", "v_prediction"):
+        return SD2_V_SIZE_PX
+    return SIZES_PX[facts.family]

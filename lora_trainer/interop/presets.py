@@ -19,7 +19,7 @@ from ..settings.advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
 from ..settings.aliases import read_resolutions
 from ..settings.config import TrainConfig, all_settings, in_our_names
 from ..settings.files import read_mapping
-from ..settings.lora_name import check_name
+from ..settings.lora_name import why_not_a_name
 from .conversion import SkippedSetting
 from .our_settings import our_settings
 
@@ -259,13 +259,13 @@ def _is_packaged(name: str) -> bool:
 
 def _check_name(name: str) -> str:
     """Return a preset's name, which has to be possible as a LoRA's; raises `Refused`."""
-    try:
-        return check_name(name)
-    except Refused as error:
-        reason = error.message.partition(". Use ")[0]
+    if problem := why_not_a_name(name):
         raise Refused(
-            f"{reason}. A preset's name becomes a file name.", field="name", code=ErrorCode.BAD_NAME
-        ) from error
+            f"{problem} A preset's name becomes a file name.",
+            field="name",
+            code=ErrorCode.BAD_NAME,
+        )
+    return name
 
 
 @contextlib.contextmanager

@@ -3,19 +3,20 @@
 import re
 
 from ..base.errors import ErrorCode, Refused
+from ..base.text import is_windows_device
 
 MAX_NAME_BYTES = 180
 _FORBIDDEN = re.compile(r'[\\/:*?"<>|,=\x00-\x1f]')
-_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d|none|addams)(\..*)?")
+_RESERVED_BY_WEBUI = re.compile(r"(?i)(none|addams)(\..*)?")
 
 
 def check_name(name: str) -> str:
     """Return a LoRA's name if every system can store it and a prompt can call it, else raise
     `Refused`.
     """
-    if reason := _why_not(name):
+    if reason := why_not_a_name(name):
         raise Refused(
-            f"The name {name[:60]!r} {reason}. Use letters, digits, spaces, - and _; it becomes a"
+            f"{reason} Use letters, digits, spaces, - and _; it becomes a"
             " file name and is written in prompts.",
             field="output_name",
             code=ErrorCode.BAD_NAME,
@@ -23,7 +24,13 @@ def check_name(name: str) -> str:
     return name
 
 
-def _why_not(name: str) -> str:
+def why_not_a_name(name: str) -> str:
+    """Return what is wrong with a name, as a sentence; "" for a good one."""
+    problem = _problem(name)
+    return f"The name {name[:60]!r} {problem}." if problem else ""
+
+
+def _problem(name: str) -> str:
     """Return what is wrong with a name, as the end of a sentence; "" for a good one."""
     if not name.strip():
         return "is empty"
@@ -35,6 +42,6 @@ def _why_not(name: str) -> str:
         return f"contains {found.group()!r}"
     if (size := len(name.encode("utf-8"))) > MAX_NAME_BYTES:
         return f"is {len(name)} characters long ({size} bytes; at most {MAX_NAME_BYTES})"
-    if _RESERVED.fullmatch(name) or name.startswith("."):
+    if is_windows_device(name) or _RESERVED_BY_WEBUI.fullmatch(name) or name.startswith("."):
         return "is reserved by Windows or the WebUI, or begins with a full stop"
     return ""

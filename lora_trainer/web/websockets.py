@@ -23,7 +23,9 @@ from .json import to_json
 log = logging.getLogger(__name__)
 EVERY_SECONDS = 0.2
 LONGEST_SEND_SECONDS = 30.0  # after that a listener counts as gone
-POLICY_VIOLATION = 1008  # RFC 6455, 7.4.1; before the handshake the server answers HTTP 403
+# RFC 6455, 7.4.1; before the handshake the server answers HTTP 403
+POLICY_VIOLATION = 1008
+INTERNAL_ERROR = 1011
 Events = JobEvents | ServiceEvents
 Guard = Callable[[HTTPConnection], None]
 """Raises HTTPException for a request or WebSocket that may not ask."""
@@ -67,10 +69,17 @@ async def _send_changes(websocket: WebSocket, events: Events) -> None:
     try:
         while not gone.done():
             if events.has_changed():
-                await _send(websocket, await run_in_threadpool(events.messages))
+                try:
+                    messages = await run_in_threadpool(events.messages)
+                except Refused:  # the job was deleted
+                    await websocket.close()
+                    return
+                except Exception:  # a fault of ours; the page asks by HTTP then
+                    log.exception("what happens to the jobs cannot be read")
+                    await websocket.close(INTERNAL_ERROR)
+                    return
+                await _send(websocket, messages)
             await asyncio.wait({gone}, timeout=EVERY_SECONDS)
-    except Refused:  # the job was deleted
-        await websocket.close()
     finally:
         gone.cancel()
 

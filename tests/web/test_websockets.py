@@ -374,3 +374,15 @@ def test_a_listener_that_vanishes_leaves_nothing(service, port, settings, monkey
     assert over.wait(10)
     with connected(port, "/jobs/9/events") as (status, _):
         assert status == "HTTP/1.1 403"
+
+
+def test_a_fault_of_ours_is_logged_and_ends_the_listening(client, monkeypatch, caplog):
+    def fail(events):
+        raise KeyError("progress")
+
+    monkeypatch.setattr(websockets.ServiceEvents, "messages", fail)
+    with client.websocket_connect(f"{V1}/events") as listener:
+        with pytest.raises(WebSocketDisconnect) as closed:
+            listener.receive_text()
+    assert closed.value.code == 1011
+    assert "what happens to the jobs cannot be read" in caplog.text and "KeyError" in caplog.text

@@ -2,7 +2,6 @@
 and whether it can be trained.
 """
 
-import re
 import sys
 from typing import Any
 
@@ -11,6 +10,14 @@ from modules import devices, sd_models, sd_unet, shared
 
 from ...base.contracts import ModelStatus
 from ...base.tensor_files import read_header
+from ..families import (
+    INPAINTING,
+    INPAINTING_CHANNELS,
+    SD2_V_SIZE_PX,
+    SIZES_PX,
+    SSD_1B,
+    size_px_in_metadata,
+)
 
 TITLES = {
     "sd1": "SD 1.x",
@@ -20,9 +27,6 @@ TITLES = {
     "unknown": "an unknown kind",
 }
 TRAINABLE = ("sd1", "sd2", "sdxl")
-SIZES_PX, SD2_V_SIZE_PX = {"sd1": 512, "sd2": 512, "sdxl": 1024, "sd3": 1024}, 768
-INPAINTING, SSD_1B = "inpainting", "ssd-1b"
-INPAINTING_CHANNELS = 9  # latents, a mask, and the latents of what the mask leaves
 OTHER_CHANNELS = {
     5: "depth-to-image",
     7: "enlarging pictures",
@@ -74,9 +78,8 @@ def size_px(sd_model: Any) -> int:
     its family.
     """
     kind = family(sd_model)
-    found = re.match(r"\s*(\d+)", _metadata(sd_model, "modelspec.resolution"))
-    if found and 64 <= int(found[1]) <= 2048:
-        return int(found[1]) // 8 * 8
+    if found := size_px_in_metadata(_metadata(sd_model, "modelspec.resolution")):
+        return found
     if kind == "sd2" and prediction_type(sd_model) == "v_prediction":
         return SD2_V_SIZE_PX
     return SIZES_PX.get(kind, 512)

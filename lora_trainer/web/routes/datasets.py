@@ -345,12 +345,12 @@ def _add_views(router: APIRouter, library: Library) -> None:
     def crop(
         name: str,
         filename: str,
-        resolution: int = 512,
-        bucket_step: int = 64,
-        enable_bucket: bool = True,
-        bucket_min: int = 0,
-        bucket_max: int = 0,
-        bucket_no_upscale: bool = False,
+        resolution: int = CheckSettings.resolution,
+        bucket_step: int = CheckSettings.bucket_step,
+        enable_bucket: bool = CheckSettings.enable_bucket,
+        bucket_min: int = CheckSettings.bucket_min,
+        bucket_max: int = CheckSettings.bucket_max,
+        bucket_no_upscale: bool = CheckSettings.bucket_no_upscale,
     ) -> Any:
         settings = _check_settings(
             {

@@ -59,7 +59,8 @@ class Library:
         self._check_path = check_path
         self._count_tokens = count_tokens
         self._editors: dict[str, DataSetEditor] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the editors
+        self._upload_lock = threading.Lock()  # held while a file is written under a free name
 
     def close(self) -> None:
         with self._lock:
@@ -242,7 +243,7 @@ class Library:
         )
 
     def _save(self, folder: Path, path: PurePosixPath, data: bytes) -> str:
-        return save_upload(folder, path, data, lock=self._lock)
+        return save_upload(folder, path, data, lock=self._upload_lock)
 
     def add_captions_from_prompts(
         self, name: str, filenames: Sequence[str]

@@ -1,4 +1,4 @@
-"""The database of an undo history: it outlives a restart, is written first, and is put aside if bad."""
+"""The database of an undo history: it outlives a restart and is put aside when it is broken."""
 
 import os
 import sqlite3

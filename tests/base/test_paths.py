@@ -141,3 +141,16 @@ def test_where_others_can_ask_the_roots_hold_for_all(root):
     assert rules.permits(root / "cats") and not rules.permits(root.parent / "elsewhere")
     assert not rules.is_local_request()
     rules.check_deletion()
+
+
+def test_a_folder_on_another_machine_is_not_even_looked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        Path,
+        "resolve",
+        lambda path, strict=False: (
+            path if path == tmp_path else pytest.fail("Windows would send a password hash there")
+        ),
+    )
+    for path in (r"\\server\share", "//server/share/x", r"\\?\UNC\server\share", r"\\.\pipe\x"):
+        with pytest.raises(Refused):
+            check_inside(Path(path), [tmp_path])

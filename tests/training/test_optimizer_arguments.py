@@ -5,6 +5,8 @@ import math
 import pytest
 
 from lora_trainer.base.errors import Refused
+from lora_trainer.training.optimizer_arguments import read_arguments
+from lora_trainer.training.optimizer_kinds import KINDS
 from lora_trainer.training.optimizers import check_optimizer
 from tests.support.optimizers import CPU, make, needs
 
@@ -74,3 +76,38 @@ def test_arguments_of_other_kinds():
     ) == (2, False, True, None, math.inf)
     with pytest.raises(Refused, match="with 'slice_p=2.5' a step of Prodigy fails"):
         check_optimizer("prodigy", "slice_p=2.5", CPU)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("", {}),
+        (" \n", {}),
+        ("betas=0.9,0.99 eps=1e-6", {"betas": (0.9, 0.99), "eps": 1e-6}),
+        ("betas=[0.9, 0.99]; amsgrad=TRUE", {"betas": (0.9, 0.99), "amsgrad": True}),
+        ("foreach = none, fused=False", {"foreach": None, "fused": False}),
+        ("weight_decay=0\teps=inf", {"weight_decay": 0, "eps": math.inf}),
+    ],
+)
+def test_names_and_values_are_read_from_text(text, expected):
+    assert read_arguments(KINDS["adamw"], text) == expected
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("0.9", "'0.9' is not of the form name=value"),
+        ("x betas=0.9,0.99", "is not of the form"),
+        ("weight_decay=-1", "weight_decay=-1 does not fit. Expected a number"),
+        ("eps=nan", "eps=nan does not fit"),
+        ("eps=True", "eps=True does not fit"),
+        ("amsgrad=1", "amsgrad=1 does not fit. Expected True or False, such as amsgrad=False"),
+        ("betas=0.9", "Expected 2 numbers with commas between, such as betas=0.9,0.999"),
+        ("foreach=maybe", "Expected a number, True, False or None"),
+        ("params=1", "takes no 'params'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_does(text, sentence):
+    with pytest.raises(Refused) as caught:
+        read_arguments(KINDS["adamw"], text)
+    assert sentence in caught.value.message and caught.value.field == "optimizer_args"

@@ -1,8 +1,13 @@
 """Training states of a run on disk: saved as asked for, few kept, gone back to."""
 
 import json
+from types import SimpleNamespace
 
+import pytest
+
+from lora_trainer.runs import saved_states
 from lora_trainer.runs.pipeline import train_lora
+from lora_trainer.runs.progress import ProgressReporter
 from lora_trainer.runs.resume import state_folder, state_step
 from lora_trainer.settings.config import TrainConfig
 from lora_trainer.training import state_files
@@ -63,3 +68,20 @@ def test_a_disk_that_recovers_is_used_again(host, settings, folder, monkeypatch)
     tried = refuse_writes(monkeypatch, state_folder(folder), times=2)
     train_lora(TrainConfig.parse(settings), host, folder=folder)
     assert len(tried) == 2 and state_files.latest(state_folder(folder)).step == 6
+
+
+@pytest.mark.parametrize("minutes, expected", [(1, [3, 6, 8]), (2, [5, 8]), (0, [8])], ids=str)
+def test_states_are_saved_by_the_clock(host, settings, folder, monkeypatch, minutes, expected):
+    """A step takes 25 seconds by this clock. The beginning and the end are saved anyway."""
+    clock, saved = SimpleNamespace(now=0.0), [0]
+
+    def listen(progress):
+        clock.now = 25.0 * progress.step
+        if progress.state_step != saved[-1]:
+            saved.append(progress.state_step)
+
+    monkeypatch.setattr(saved_states, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    changes = {"save_state_minutes": minutes, "save_state_steps": 0, "max_train_steps": 8}
+    config = TrainConfig.parse({**settings, **changes, "preview": False})
+    train_lora(config, host, folder=folder, reporter=ProgressReporter(listen))
+    assert saved[1:] == expected

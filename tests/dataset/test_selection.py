@@ -1,6 +1,4 @@
-"""Folders with their own repeats, pictures for regularisation and for validation, masks: which
-pictures a run reads and what for.
-"""
+"""Which pictures a run reads and what for: training, regularisation, validation; and masks."""
 
 from collections import Counter
 

@@ -188,9 +188,6 @@ def test_a_captioner_keeps_what_a_person_wrote(editor):
     assert captions(editor)["猫 c.png"] == "changed by a person"
 
 
-# --- Files ----------------------------------------------------------------------------------------
-
-
 def test_kohya_folders(editor, folder):
     picture(folder / "10_red cat" / "a.png")
     assert (

@@ -1,5 +1,5 @@
 """Caption files of other programs in a data set that is edited: several lines, .caption beside
-.txt, and what is no file at all.
+.txt.
 """
 
 import pytest
@@ -148,9 +148,6 @@ def test_a_lora_in_a_caption_is_pointed_out(editor, folder):
     assert "lora:mycat:0.9 belongs in a prompt" in remarks(editor, "a.png")[
         "lora_in_caption"
     ] and "lora_in_caption" not in remarks(editor, "b.png")
-
-
-# --- What is no file, or not to be read -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("stem", ["n" * 251, "猫" * 83])

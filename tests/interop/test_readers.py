@@ -1,6 +1,4 @@
-"""Files of other trainers as their programs write them, LoRAs by their header, and anything
-broken.
-"""
+"""Files of settings that are broken, hostile or slow to read, whichever program they are of."""
 
 import json
 import time

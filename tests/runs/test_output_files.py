@@ -1,4 +1,6 @@
-"""What may be written over, what is kept meanwhile, and what is put back."""
+"""What may be written over, what is kept meanwhile, what is put back, and where a LoRA goes that
+its folder refuses.
+"""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""What goes wrong by itself: numbers that are not finite, memory that runs out, disks that refuse.
+"""What goes wrong by itself: memory that runs out, numbers that are not finite, a fault anywhere.
 The run goes on or ends with a reason, the base is clean.
 """
 

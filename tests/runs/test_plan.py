@@ -1,6 +1,4 @@
-"""A run worked out: roles and captions, what contradicts itself, what a user is told, and how much
-would learn.
-"""
+"""A run worked out: roles and captions, what contradicts itself, and what a user should know."""
 
 import shutil
 import sys
@@ -320,9 +318,6 @@ def test_buckets_as_set(host, settings):
     )
     assert (bucket_for(2000, 500, config).width, bucket_for(2000, 500, config).height) == (640, 256)
     assert bucket_for(300, 500, config.replace(bucket_no_upscale=True)).covering == (300, 500)
-
-
-# --- How much -------------------------------------------------------------------------------------
 
 
 def test_pictures_that_fill_the_memory_are_said(host, settings, monkeypatch):

@@ -208,17 +208,11 @@ def test_a_group_of_rate_zero_stays(name):
         make(name, learning_rates={"unet": 0.0}, unet=8)
 
 
-# --- Arguments ------------------------------------------------------------------------------------
-
-
 def test_d_adaptation_decays_as_adamw_does_unless_told_otherwise(capsys):
     needs("dadaptation")
     assert make("dadaptation", weight_decay=0.1).param_groups[0]["decouple"] is True
     assert make("dadaptation", arguments="decouple=False").param_groups[0]["decouple"] is False
     assert capsys.readouterr().out == ""
-
-
-# --- Rates ----------------------------------------------------------------------------------------
 
 
 def test_unknown_names_are_said():

@@ -55,7 +55,7 @@ def test_a_lora_without_a_name_gets_one_and_it_is_said(read, tmp_path, capsys):
 def test_places_are_found_beside_the_file_and_that_is_said(read, tmp_path, capsys):
     (tmp_path / "runs" / "pictures").mkdir(parents=True)
     (tmp_path / "reg").mkdir()
-    (tmp_path / "elsewhere" / "loras").mkdir(parents=True)
+    (tmp_path / "runs" / "loras").mkdir()
     file = tmp_path / "runs" / "config" / "run.yaml"
     file.parent.mkdir()
     file.write_text(

@@ -29,7 +29,7 @@ from .hosts.checkpoint_file import (
     CheckpointFacts,
     TextEncoderFacts,
 )
-from .hosts.families import SSD_1B
+from .hosts.model_families import SSD_1B
 from .hosts.standalone.loading import unet_config
 from .lora.adapters import Adapters
 from .lora.target_layers import LayerSettings, assign_ranks

@@ -293,7 +293,11 @@ def pytest_runtest_makereport(item, call):
     ]
 
 
-pytest_plugins = ["tests.support.pages", "tests.support.data_sets"]
+pytest_plugins = [
+    "tests.support.pages",
+    "tests.support.data_sets",
+    "tests.support.finished_jobs",
+]
 # What `--quick` leaves out: processes, browsers, servers, whole runs by way of the command line.
 SLOW_FOLDERS = {"captioning", "cli", "demo", "hosts", "jobs", "journeys", "web", "webui"}
 SLOW_FILES = {"test_bench.py", "test_install.py"}

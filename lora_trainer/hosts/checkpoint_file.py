@@ -16,7 +16,7 @@ import yaml
 from ..base.errors import ErrorCode, Refused
 from ..base.tensor_files import read_header
 from ..runs.base_models import say_which_are_there
-from .families import (
+from .model_families import (
     INPAINTING,
     INPAINTING_CHANNELS,
     SD2_V_SIZE_PX,

@@ -8,13 +8,12 @@ import time
 import pytest
 from PIL import Image
 
-from lora_trainer.bench_dataset import make_pictures, report
+from lora_trainer.bench_dataset import make_pictures
 from lora_trainer.editor import dataset_reader as reader_module
 from lora_trainer.editor import file_cache
 from lora_trainer.editor.checks import CheckSettings
 from lora_trainer.editor.editor import DataSetEditor
 from lora_trainer.editor.folder_listing import list_folder
-from lora_trainer.editor.near_duplicates import Looks, near_duplicates
 
 
 @pytest.fixture
@@ -184,45 +183,6 @@ def test_links_to_themselves_and_pipes_cost_only_themselves(editor, folder):
         row["filename"] for row in editor.describe()["problems"]
     } == {"loop.png", "pipe.png"}
     assert editor.pictures.check(CheckSettings())["total"] == 40 and editor.state()
-
-
-def test_near_duplicates_are_those_of_comparing_each_with_each():
-    import random
-
-    draws = random.Random(3)
-    base = [draws.randbytes(8) for _ in range(12)]
-    findings = {}
-    for number in range(600):
-        bits = bytearray(base[number % 12])
-        bits[draws.randrange(8)] ^= 1 << draws.randrange(8)
-        colour = bytes([20 * (number % 5)] * 192)
-        findings[f"{number:03}"] = Looks(bytes(bits), colour)
-    found = near_duplicates(findings)
-
-    def alike(one, other):
-        different = sum((a ^ b).bit_count() for a, b in zip(one.hash, other.hash))
-        return different <= 12 and abs(one.mosaic[0] - other.mosaic[0]) <= 20
-
-    for name in ("000", "300", "599"):
-        assert (
-            found.get(name, [])
-            == [
-                other
-                for other in findings
-                if other != name and alike(findings[name], findings[other])
-            ][:12]
-        )
-
-
-def test_the_bench_prints_each_action_with_its_seconds():
-    lines = report(12).splitlines()
-    assert lines[0].startswith("A data set of 12 pictures") and any(
-        line.startswith("bulk edit of all  ") for line in lines
-    )
-    assert (
-        all(float(line.split()[-4]) >= 0 and float(line.split()[-2]) >= 0 for line in lines[2:])
-        and len(lines) > 15
-    )
 
 
 def test_checks_and_openings_ask_for_no_lock_of_the_editor(editor):

@@ -5,34 +5,14 @@ between, and death at any instant.
 import os
 import random
 import signal
-import sqlite3
-import sys
 import time
 
 import pytest
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.editor.file_changes import Change, FileChanger
-from lora_trainer.editor.undo_history import MOST_STEPS, ChangedMeanwhile, History
-
-
-@pytest.fixture
-def place(tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def history(place, tmp_path):
-    opened = History(place, tmp_path / "home")
-    yield opened
-    opened.close()
-
-
-def text(place, name, content=b"old\n"):
-    (place / name).write_bytes(content)
-    return name
+from lora_trainer.editor.file_changes import Change
+from lora_trainer.editor.undo_history import ChangedMeanwhile, History
+from tests.support.histories import fork, text
 
 
 def test_undo_and_redo_give_back_the_very_bytes(history, place):
@@ -195,27 +175,6 @@ def test_a_failing_step_keeps_what_it_did_and_can_be_undone(history, place):
     assert history.undo().paths == ["a.txt"]
 
 
-def test_old_steps_are_forgotten_and_the_trash_is_not(history, place, monkeypatch):
-    monkeypatch.setattr("lora_trainer.editor.undo_history.MOST_STEPS", 2)
-    (place / "a.png").write_bytes(b"picture")
-    history.run("delete", [Change("a.png", history.files.trash_name_of("a.png"), None)])
-    for number in range(3):
-        history.run(f"{number}", [Change(f"{number}.txt", None, b"x")])
-    assert [history.undo().label for _ in range(2)] == ["2", "1"]
-    with pytest.raises(Refused):
-        history.undo()
-    assert len(list(history.trash.iterdir())) == 1 and MOST_STEPS >= 100
-
-
-def test_the_history_survives_a_restart(history, place, tmp_path):
-    text(place, "a.txt")
-    history.run("edit", [Change("a.txt", b"old\n", b"new")])
-    again = History(place, tmp_path / "home")
-    again.undo()
-    again.close()
-    assert (place / "a.txt").read_bytes() == b"old\n"
-
-
 # --- Others between a step and its undoing --------------------------------------------------------
 
 
@@ -280,26 +239,6 @@ def test_what_undo_overwrites_lies_in_the_trash(history, place):
     ] == [b"by another"]
 
 
-def test_a_text_that_changes_in_the_moment_of_writing_is_left_alone(history, place, monkeypatch):
-    for name in ("a.txt", "b.txt"):
-        text(place, name)
-    real = FileChanger.apply
-
-    def write(self, changes, **settings):
-        (place / "b.txt").write_bytes(b"just now")
-        return real(self, changes, **settings)
-
-    monkeypatch.setattr(FileChanger, "apply", write)
-    assert [
-        change.path
-        for change in history.run(
-            "edit", [Change(name, b"old\n", b"new") for name in ("a.txt", "b.txt")]
-        )
-    ] == ["a.txt"]
-    monkeypatch.undo()
-    assert (place / "b.txt").read_bytes() == b"just now" and history.undo().paths == ["a.txt"]
-
-
 def test_an_emptied_trash_is_said_and_does_not_block_what_was_before(history, place):
     text(place, "a.txt")
     (place / "a.png").write_bytes(b"picture")
@@ -322,17 +261,6 @@ def test_an_emptied_trash_is_said_and_does_not_block_what_was_before(history, pl
     )
 
 
-def test_a_folder_that_is_gone_is_made_again(history, place):
-    (place / "10_cat").mkdir()
-    (place / "10_cat" / "a.png").write_bytes(b"picture")
-    history.run(
-        "delete", [Change("10_cat/a.png", history.files.trash_name_of("10_cat/a.png"), None)]
-    )
-    (place / "10_cat").rmdir()
-    history.undo()
-    assert (place / "10_cat" / "a.png").read_bytes() == b"picture"
-
-
 def test_a_captioner_at_work_and_a_person_do_not_get_in_each_others_way(history, place):
     """The captioner's step began first: the person's later edit is undone first, and what a person
     can do again stays.
@@ -353,7 +281,6 @@ def test_a_captioner_at_work_and_a_person_do_not_get_in_each_others_way(history,
 # --- Death at any instant -------------------------------------------------------------------------
 
 FILES = 500
-fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 
 
 def in_a_child(work, seconds):
@@ -460,21 +387,6 @@ def test_recovery_does_not_bring_back_what_a_person_took_back(place, tmp_path, m
     again.close()
 
 
-@fork
-def test_another_process_does_not_complete_what_is_going_on(place, tmp_path):
-    history = History(place, tmp_path / "home")
-    with history.step("captioner") as apply:
-        apply([Change("a.txt", None, b"auto")])
-        pid = os.fork()
-        if pid == 0:
-            other = History(place, tmp_path / "home")
-            os._exit(0 if other.labels()["undo"] is None else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        apply([Change("b.txt", None, b"auto")])
-    assert sorted(history.undo().paths) == ["a.txt", "b.txt"]
-    history.close()
-
-
 @pytest.mark.parametrize("dies_after", range(6))
 def test_killed_between_the_moves_of_files(place, tmp_path, monkeypatch, dies_after):
     """A rename, a rotation and a deletion in one step, cut after each single move: the next start
@@ -533,103 +445,7 @@ def test_killed_between_the_moves_of_files(place, tmp_path, monkeypatch, dies_af
     again.close()
 
 
-def test_the_step_is_on_disk_before_the_first_file(place, tmp_path, monkeypatch):
-    """Otherwise nothing could be completed or undone after a crash."""
-    history = History(place, tmp_path / "home")
-    seen = []
-
-    def write(self, changes, **_):
-        with sqlite3.connect(tmp_path / "home" / "history.sqlite3") as other:
-            seen.extend(other.execute("select path, after from changes").fetchall())
-        other.close()
-        return []
-
-    monkeypatch.setattr(FileChanger, "apply", write)
-    history.run("edit", [Change("a.txt", None, b"new")])
-    history.close()
-    assert seen == [("a.txt", b"new")] and sys.version_info >= (3, 10)
-
-
-def test_a_broken_database_is_put_aside(place, tmp_path):
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "history.sqlite3").write_bytes(b"no database " * 100)
-    history = History(place, tmp_path / "home")
-    history.run("edit", [Change("a.txt", None, b"new")])
-    history.close()
-    assert [path.read_bytes()[:11] for path in (tmp_path / "home").glob("history-broken-*")] == [
-        b"no database"
-    ]
-
-
-def test_a_full_disk_is_said_and_undo_takes_back_what_was_written(history, place, monkeypatch):
-    from lora_trainer.editor import file_changes as module
-
-    real, left = module.flushed_temporaries, [2]
-
-    def full(contents):
-        if not left[0]:
-            raise OSError(28, "No space left on device")
-        left[0] -= 1
-        return real(contents)
-
-    names = [text(place, f"{number}.txt") for number in range(5)]
-    monkeypatch.setattr(module, "flushed_temporaries", full)
-    monkeypatch.setattr(module, "BATCH", 1)
-    with pytest.raises(OSError):
-        history.run("edit", [Change(name, b"old\n", b"new") for name in names])
-    assert sorted((place / name).read_bytes() for name in names) == [b"new"] * 2 + [b"old\n"] * 3
-    with pytest.raises(OSError):
-        history.undo()
-    assert history.labels()["undo"] == "edit"
-    monkeypatch.undo()
-    history.undo()
-    assert {(place / name).read_bytes() for name in names} == {b"old\n"}
-
-
 # --- Many at once ---------------------------------------------------------------------------------
-
-
-def test_every_content_of_a_batch_is_flushed_before_the_first_name_changes(
-    history, place, monkeypatch
-):
-    """And the folder before the step counts as written: then a power cut leaves each file old or
-    new, and the database knows which.
-    """
-    from lora_trainer.editor import file_changes as module
-
-    done, flush, put = [], os.fsync, module.replace_file
-    names = [text(place, f"{number}.txt") for number in range(5)]
-
-    def fsync(number):
-        done.append(
-            "flush folder" if os.path.samestat(os.fstat(number), os.stat(place)) else "flush"
-        )
-        flush(number)
-
-    def replace_file(source, target):
-        done.append("put")
-        put(source, target)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(module, "replace_file", replace_file)
-    monkeypatch.setattr(module, "BATCH", 3)
-    history.run("edit", [Change(name, b"old\n", b"new") for name in names])
-    assert done == ["flush"] * 3 + ["put"] * 3 + ["flush"] * 2 + ["put"] * 2 + ["flush folder"]
-
-
-def test_a_text_that_changes_while_others_are_flushed_is_left_alone(history, place, monkeypatch):
-    flush, names = os.fsync, [text(place, f"{number}.txt") for number in range(3)]
-
-    def fsync(number):
-        (place / "1.txt").write_bytes(b"just now")
-        flush(number)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    made = history.run("edit", [Change(name, b"old\n", b"new") for name in names])
-    assert [change.path for change in made] == ["0.txt", "2.txt"] and (
-        place / "1.txt"
-    ).read_bytes() == b"just now"
-    assert not list(place.glob(".*"))
 
 
 def test_undo_of_many_grows_with_them_and_no_faster(place, tmp_path):

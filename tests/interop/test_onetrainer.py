@@ -1,11 +1,9 @@
 """OneTrainer's settings as its page saves them, and its presets, which say only what differs."""
 
-import json
-
 import pytest
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.interop.readers import import_settings
+from tests.support.onetrainer_settings import SAVED, imported
 
 PRESET = {  # its "sd 1.5 LoRA", as it is delivered
     "backup_after": 10,
@@ -22,97 +20,6 @@ PRESET = {  # its "sd 1.5 LoRA", as it is delivered
     "unet": {"weight_dtype": "FLOAT_16"},
     "text_encoder": {"weight_dtype": "FLOAT_16"},
 }
-SAVED = {  # as saved by its page, shortened to what differs from nothing
-    "__version": 11,
-    "training_method": "LORA",
-    "model_type": "STABLE_DIFFUSION_XL_10_BASE",
-    "workspace_dir": "workspace/run",
-    "tensorboard": True,
-    "base_model_name": "models/illustrious.safetensors",
-    "output_dtype": "FLOAT_16",
-    "output_model_destination": "/loras/zib_v1.safetensors",
-    "concepts": None,
-    "concept_file_name": "training_concepts/concepts.json",
-    "aspect_ratio_bucketing": True,
-    "latent_caching": True,
-    "learning_rate_scheduler": "COSINE_WITH_HARD_RESTARTS",
-    "learning_rate": 1e-4,
-    "learning_rate_warmup_steps": 200.0,
-    "learning_rate_cycles": 2.0,
-    "learning_rate_min_factor": 0.0,
-    "epochs": 20,
-    "batch_size": 2,
-    "gradient_accumulation_steps": 2,
-    "ema": "GPU",
-    "ema_decay": 0.99,
-    "train_dtype": "BFLOAT_16",
-    "resolution": "1024,768",
-    "mse_strength": 1.0,
-    "mae_strength": 0.0,
-    "huber_strength": 0.5,
-    "loss_weight_fn": "MIN_SNR_GAMMA",
-    "loss_weight_strength": 5.0,
-    "dropout_probability": 0.1,
-    "learning_rate_scaler": "NONE",
-    "clip_grad_norm": 0.5,
-    "layer_filter": "attn",
-    "layer_filter_preset": "attn-only",
-    "offset_noise_weight": 0.05,
-    "perturbation_noise_weight": 0.1,
-    "rescale_noise_scheduler_to_zero_terminal_snr": True,
-    "force_v_prediction": True,
-    "min_noising_strength": 0.1,
-    "max_noising_strength": 0.9,
-    "timestep_distribution": "LOGIT_NORMAL",
-    "noising_weight": 0.5,
-    "noising_bias": -1.0,
-    "unet": {"train": True, "learning_rate": None, "weight_dtype": "FLOAT_16"},
-    "text_encoder": {"train": True, "learning_rate": 2e-5, "dropout_probability": 0.05},
-    "text_encoder_2": {"train": False},
-    "text_encoder_layer_skip": 0,
-    "masked_training": True,
-    "unmasked_weight": 0.2,
-    "peft_type": "LORA",
-    "lora_model_name": "",
-    "lora_rank": 32,
-    "lora_alpha": 16.0,
-    "lora_decompose": False,
-    "gradient_checkpointing": "ON",
-    "optimizer": {
-        "__version": 0,
-        "optimizer": "PRODIGY",
-        "beta1": 0.9,
-        "beta2": 0.99,
-        "eps": 1e-8,
-        "d_coef": 2.0,
-        "weight_decay": 0.02,
-        "fused": False,
-        "safeguard_warmup": True,
-    },
-    "optimizer_defaults": {"ADAMW": {"weight_decay": 0.5}},
-    "secrets": {"huggingface_token": "geheim"},
-    "cloud": {"enabled": False, "host": "x"},
-}
-CONCEPTS = [
-    {
-        "name": "zib",
-        "path": "/data/zib",
-        "enabled": True,
-        "type": "STANDARD",
-        "balancing": 3.0,
-        "balancing_strategy": "REPEATS",
-        "image": {"enable_random_flip": True},
-        "text": {"prompt_source": "sample", "enable_tag_shuffling": True, "keep_tags_count": 2},
-    },
-    {"path": "/data/more", "balancing": 0.5},
-    {"path": "/data/off", "enabled": False},
-    {"path": "/data/measured", "type": "VALIDATION"},
-]
-
-
-def imported(folder, values, **more):
-    (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
-    return import_settings(folder / "config.json", **more)
 
 
 def test_a_preset_of_its_own(tmp_path):
@@ -218,32 +125,6 @@ def test_whatever_a_value_is_the_rest_is_taken_over(tmp_path, odd):
     for key in SAVED.keys() - {"training_method", "model_type"}:
         found = imported(tmp_path, {**SAVED, key: odd}, look_around=True)
         assert len(found.settings) >= 30, key
-
-
-def test_its_concepts_where_they_may_be_read(tmp_path):
-    (tmp_path / "training_concepts").mkdir()
-    (tmp_path / "training_concepts" / "concepts.json").write_text(
-        json.dumps(CONCEPTS), encoding="utf-8"
-    )
-    assert (
-        "train_data_dir" not in imported(tmp_path, SAVED).settings
-    )  # it names a file of this machine, and may come from anybody
-    for found in (
-        imported(tmp_path, SAVED, look_around=True),
-        imported(tmp_path, {**SAVED, "concepts": CONCEPTS}),
-    ):
-        expected = {
-            "train_data_dir": "/data/zib",
-            "repeats": 3,
-            "extra_data_dirs": "1 x /data/more",
-            "mirror": True,
-            "shuffle_caption": True,
-            "keep_tokens": 2,
-        }
-        assert {name: found.settings.get(name) for name in expected} == expected
-        assert {("concept", "/data/measured"), ("/data/more: balancing", 0.5)} <= {
-            (left.key, left.value) for left in found.left_out
-        }
 
 
 @pytest.mark.parametrize(

@@ -13,21 +13,8 @@ from lora_trainer.base.errors import Refused
 from lora_trainer.jobs import lock_file
 from lora_trainer.jobs.service import TrainingService
 from lora_trainer.jobs.training_job import TrainingJob
+from tests.support.queued_jobs import named, waiting
 from tests.support.waiting import stop_all, until
-
-
-def named(settings, name, **changes):
-    return {**settings, "output_name": name, "max_train_steps": 2, "preview": False, **changes}
-
-
-def waiting(service):
-    return [
-        job["name"]
-        for job in sorted(
-            (job for job in service.jobs() if job["state"] == "queued"),
-            key=lambda job: job["position"],
-        )
-    ]
 
 
 def test_jobs_run_one_after_another_in_their_order(service, settings, busy):
@@ -79,20 +66,6 @@ def test_a_job_that_waits_is_cancelled(service, settings, busy):
     assert service.wait(a, 1)["state"] == "stopped"
     service.stop(busy)
     assert service.wait(b, 60)["state"] == "finished" and service.job(a)["state"] == "stopped"
-
-
-def test_two_jobs_do_not_make_the_same_file(service, settings, busy):
-    service.start(named(settings, "twice"))
-    for name in ("twice", "busy"):
-        with pytest.raises(Refused, match=f"call the new one {name}-2") as caught:
-            service.start(named(settings, name))
-        assert (
-            caught.value.code == "name_taken"
-            and service.planner.plan(named(settings, name))["errors"][0]["code"] == "name_taken"
-        )
-    service.start(named(settings, "twice", overwrite=True))
-    service.start(named(settings, "twice", output_dir=str(service.host.data_dir)))
-    assert waiting(service) == ["twice"] * 3
 
 
 def test_a_plan_that_went_wrong_meanwhile_fails_its_job_only(service, settings, host, busy):

@@ -1,12 +1,9 @@
 """TensorBoard's event files, read back record by record as TensorBoard reads them."""
 
 import struct
-from pathlib import Path
 
 import pytest
 
-from lora_trainer.jobs.job_views import view_job
-from lora_trainer.jobs.store import JobStore
 from lora_trainer.jobs.tensorboard import EventFile
 
 event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
@@ -100,16 +97,3 @@ def test_without_the_package_it_says_how_to_get_it(tmp_path, caplog, monkeypatch
     file.add(1, loss=0.5)
     file.close()
     assert "pip install tensorboardX" in caplog.text and list(tmp_path.iterdir()) == []
-
-
-def test_the_folder_is_told_in_full_wherever_the_command_is_typed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "jobs" / "1" / "tensorboard").mkdir(parents=True)
-    store = JobStore(tmp_path / "jobs.sqlite3")
-    job_id = store.add("mine", {})
-    store.update(job_id, state="finished", finished_at=1.0)
-    row = store.get(job_id)
-    store.close()
-    assert view_job(row, {}, Path("jobs/1"), position=None)["tensorboard_dir"] == str(
-        tmp_path / "jobs" / "1" / "tensorboard"
-    )

@@ -92,15 +92,6 @@ def test_changes_are_float32_under_autocast(kind):
         assert layer(torch.randn(2, 3, 160)).dtype == torch.bfloat16
 
 
-def test_settings_of_parameters_stay():
-    linear = torch.nn.Linear(4, 4)
-    linear.bias.requires_grad_(False)
-    build_layers(
-        {"x": linear}, {"x": RankAlpha(1, 1.0)}, AdapterSpec("loha"), Dropouts(AdapterSpec("loha"))
-    )
-    assert linear.weight.requires_grad and not linear.bias.requires_grad
-
-
 # --- DoRA -----------------------------------------------------------------------------------------
 
 

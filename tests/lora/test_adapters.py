@@ -3,7 +3,6 @@ that they give out.
 """
 
 import dataclasses
-import functools
 import gc
 import weakref
 
@@ -12,12 +11,17 @@ import torch
 
 from lora_trainer.lora.adapter_layers import AdapterSpec, RankAlpha
 from lora_trainer.lora.adapters import Adapters, count_parameters
-from lora_trainer.lora.target_layers import LayerSettings, assign_ranks
 from lora_trainer.training.precision import gradient_checkpointing
-from tests.support.open_clip_text import OpenClipText
+from tests.support.adapted_models import (
+    ATTENTION,
+    BLOCK,
+    change_in_file,
+    everything,
+    merged_into,
+    outputs,
+    scramble,
+)
 
-BLOCK = "unet.input_blocks.1.1.transformer_blocks.0"
-ATTENTION = "te2.transformer.resblocks.0.attn"
 FORMS = [
     AdapterSpec("lora"),
     AdapterSpec("lora", rslora=True),
@@ -43,111 +47,6 @@ def name_of(value):
         if isinstance(value, AdapterSpec)
         else None
     )
-
-
-@pytest.fixture
-def parts(host):
-    """UNet, a transformers text encoder and an open_clip one."""
-    torch.manual_seed(0)
-    return torch.nn.ModuleDict({**host.model.parts(), "te2": OpenClipText().eval()}).requires_grad_(
-        False
-    )
-
-
-def everything(parts, rank=2, alpha=3.0, targets="all"):
-    return assign_ranks(parts, LayerSettings(targets, rank, alpha, text_encoder=True))
-
-
-def outputs(parts):
-    draws = torch.Generator().manual_seed(1)
-    texts = torch.randn(2, 77, 12, generator=draws)
-    return (
-        parts["unet"](torch.randn(2, 4, 8, 8, generator=draws), torch.tensor([10, 900]), texts),
-        parts["te1"](texts),
-        parts["te2"](texts),
-    )
-
-
-def scramble(adapters, size=0.3):
-    """Give every weight a number, so that nothing is zero."""
-    with torch.no_grad():
-        for number, parameter in enumerate(adapters.parameters()):
-            parameter.copy_(
-                torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * size
-            )
-        for layer in adapters._layers.values():
-            if layer.dora_scale is not None:
-                layer.dora_scale.abs_().add_(0.1)
-    return adapters
-
-
-def change_in_file(weights, alpha, size):
-    """The change of a weight as the WebUI's loader computes it from a file's tensors, written anew
-    in numbers of one axis each (kron as an outer product).
-    """
-    w = {name: tensor.double() for name, tensor in weights.items()}
-    out, inputs = size[0], size[1:].numel()
-    if "lora_down.weight" in w:
-        return (
-            torch.einsum(
-                "or,ri->oi", w["lora_up.weight"].flatten(1), w["lora_down.weight"].flatten(1)
-            ).reshape(size)
-            * alpha
-            / len(w["lora_down.weight"])
-        )
-    if "hada_t1" in w:
-        return (
-            torch.einsum("abkl,ao,bi->oikl", w["hada_t1"], w["hada_w1_a"], w["hada_w1_b"])
-            * torch.einsum("abkl,ao,bi->oikl", w["hada_t2"], w["hada_w2_a"], w["hada_w2_b"])
-            * alpha
-            / len(w["hada_w1_b"])
-        )
-    if "hada_w1_a" in w:
-        return (
-            torch.einsum(
-                "or,ri,os,si->oi", w["hada_w1_a"], w["hada_w1_b"], w["hada_w2_a"], w["hada_w2_b"]
-            )
-            * alpha
-            / len(w["hada_w1_b"])
-        ).reshape(size)
-    scale = next((alpha / len(w[name]) for name in ("lokr_w2_b", "lokr_w1_b") if name in w), 1.0)
-    first = w["lokr_w1"] if "lokr_w1" in w else w["lokr_w1_a"] @ w["lokr_w1_b"]
-    if "lokr_t2" in w:
-        second = torch.einsum("abkl,ao,bi->oikl", w["lokr_t2"], w["lokr_w2_a"], w["lokr_w2_b"])
-    else:
-        second = w["lokr_w2"] if "lokr_w2" in w else w["lokr_w2_a"] @ w["lokr_w2_b"]
-    second = second.reshape(out // len(first), inputs // first.shape[1])
-    return (scale * torch.einsum("ac,bd->abcd", first, second)).reshape(size)
-
-
-def decomposed(merged, dora_scale):
-    """Give each column of a weight the norm that the file says, as the WebUI's
-    apply_weight_decompose does.
-    """
-    norms = merged.transpose(0, 1).reshape(merged.shape[1], -1).norm(dim=1, keepdim=True)
-    return merged * (
-        dora_scale / norms.reshape(merged.shape[1], *[1] * (merged.dim() - 1)).transpose(0, 1)
-    )
-
-
-def merged_into(parts, adapters):
-    """Add to the model's own weights what the file says, the projections of an attention each in
-    its third.
-    """
-    for path, weights in adapters.weights().items():
-        above, _, name = path.rpartition(".")
-        module = parts.get_submodule(above)
-        if isinstance(module, torch.nn.MultiheadAttention) and name != "out_proj":
-            weight = module.in_proj_weight.data.chunk(3)["qkv".index(name[0])]
-        else:
-            weight = parts.get_submodule(path).weight.data
-        change = change_in_file(weights, adapters.alphas[path], weight.shape)
-        if "dora_scale" in weights:
-            change = (
-                decomposed(weight.double() + change, weights["dora_scale"].double())
-                - weight.double()
-            )
-        weight += change.to(weight.dtype)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=name_of)
@@ -358,20 +257,6 @@ def test_attached_detaches_after_an_exception(parts):
     )
 
 
-def test_a_forward_that_others_gave_an_attention_comes_back(parts):
-    attention, before = parts.get_submodule(ATTENTION), outputs(parts)
-    attention.forward = others = functools.partial(torch.nn.MultiheadAttention.forward, attention)
-    adapters = scramble(Adapters.create(parts, everything(parts)))
-    for _ in range(2):
-        with adapters.attached():
-            assert attention.forward is not others and not torch.allclose(
-                outputs(parts)[2], before[2]
-            )
-        assert vars(attention)["forward"] is others and torch.equal(outputs(parts)[2], before[2])
-    adapters.detach()  # once more than attached
-    assert vars(attention)["forward"] is others
-
-
 def test_only_the_generator_that_is_drawn_from_is_seeded(parts, monkeypatch):
     monkeypatch.setattr(
         torch.cuda, "manual_seed_all", lambda seed: pytest.fail("every GPU's generator was seeded")
@@ -415,140 +300,7 @@ def test_given_out_and_taken_over(parts, form):
     assert all(torch.equal(one, two) for one, two in zip(first.parameters(), second.parameters()))
 
 
-def test_no_layers_and_half_an_attention_are_said(parts):
-    with pytest.raises(ValueError, match="no layer that could learn"):
-        Adapters.create(parts, {})
-    with pytest.raises(
-        ValueError, match=r"all four projections or in none; k_proj, out_proj is missing"
-    ):
-        Adapters.create(
-            parts, {f"{ATTENTION}.{name}": RankAlpha(1, 1) for name in ("q_proj", "v_proj")}
-        )
-
-
-# --- Attention that has its projections in one weight ---------------------------------------------
-
-
-@pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {},
-        dict(need_weights=False),
-        dict(average_attn_weights=False),
-        dict(need_weights=False, attn_mask=torch.triu(torch.full((5, 5), float("-inf")), 1)),
-        dict(key_padding_mask=torch.tensor([[False] * 5, [False, False, False, True, True]])),
-    ],
-    ids=lambda value: "+".join(value),
-)
-@torch.no_grad()  # with gradients torch folds products of turned tensors in another order
-def test_attention_takes_the_arguments_of_torch(batch_first, arguments):
-    """Neutral it says what torch says, for self-attention and for other keys; with weights, what
-    torch says of changed weights.
-    """
-    torch.manual_seed(0)
-    parts = torch.nn.ModuleDict(
-        {"te1": OpenClipText(batch_first=batch_first).train()}
-    ).requires_grad_(False)  # train: torch's own fast path stays out
-    attention = parts.get_submodule("te1.transformer.resblocks.0.attn")
-    x, other = (torch.randn((2, 5, 12) if batch_first else (5, 2, 12)) for _ in range(2))
-    adapters = Adapters.create(parts, everything_of_text(parts))
-    before = [
-        attention(x, x, x, **arguments),
-        attention(x, other, other, **arguments),
-        attention(x[0], x[0], x[0], need_weights=False),
-    ]
-    with adapters.attached():
-        after = [
-            attention(x, x, x, **arguments),
-            attention(x, other, other, **arguments),
-            attention(x[0], x[0], x[0], need_weights=False),
-        ]
-        scramble(adapters)
-        adapted = [attention(x, x, x, **arguments), attention(x, other, other, **arguments)]
-    assert all(
-        one is two is None or torch.equal(one, two)
-        for pair in zip(before, after)
-        for one, two in zip(*pair)
-    )
-    merged_into(parts, adapters)
-    merged = [attention(x, x, x, **arguments), attention(x, other, other, **arguments)]
-    assert all(
-        one is two is None or torch.allclose(one, two, atol=1e-5)
-        for pair in zip(adapted, merged)
-        for one, two in zip(*pair)
-    )
-
-
-def everything_of_text(parts):
-    return assign_ranks(parts, LayerSettings("all", 2, 3.0, text_encoder=True))
-
-
-def test_the_class_of_attention_may_be_patched(parts, monkeypatch):
-    """The WebUI replaces `MultiheadAttention.forward` in the class; ours is asked while attached,
-    theirs otherwise.
-    """
-    asked, original = [], torch.nn.MultiheadAttention.forward
-    monkeypatch.setattr(
-        torch.nn.MultiheadAttention,
-        "forward",
-        lambda self, *args, **kwargs: asked.append(1) or original(self, *args, **kwargs),
-    )
-    adapters = Adapters.create(parts, everything(parts))
-    with adapters.attached():
-        outputs(parts)
-        assert not asked
-    outputs(parts)
-    assert len(asked) == 2
-
-
 # --- Dropouts -------------------------------------------------------------------------------------
-
-
-def test_rank_dropout_is_per_picture_and_keeps_the_mean(parts):
-    """Each picture's change is the one of a LoRA with some ranks gone and the rest scaled up by 1 /
-    (1 - rate).
-    """
-    path = f"{BLOCK}.attn1.to_q"
-    adapters = scramble(
-        Adapters.create(parts, {path: RankAlpha(2, 2)}, AdapterSpec(rank_dropout=0.25))
-    )
-    down, up = (weight.double() for weight in adapters.weights()[path].values())
-    x = torch.randn(64, 3, 16)
-    base = parts.get_submodule(path)(x)
-    with adapters.attached(), torch.no_grad():
-        change = (parts.get_submodule(path)(x) - base).double()
-    possible = torch.stack(
-        [
-            torch.einsum(
-                "bti,ri,or,r->bto", x.double(), down, up, torch.tensor([a, b]).double() / 0.75
-            )
-            for a in (0, 1)
-            for b in (0, 1)
-        ]
-    )
-    distance = (possible - change).abs().amax((2, 3))  # (4 choices of ranks, 64 pictures)
-    assert distance.min(0).values.max() < 1e-5 and len(set(distance.argmin(0).tolist())) == 4
-
-
-def test_module_dropout_leaves_whole_layers_out(parts):
-    path = f"{BLOCK}.attn1.to_q"
-    for kind in ("lora", "loha", "lokr"):
-        adapters = scramble(
-            Adapters.create(parts, {path: RankAlpha(2, 2)}, AdapterSpec(kind, module_dropout=0.5))
-        )
-        x = torch.randn(2, 3, 16)
-        base = parts.get_submodule(path)(x)
-        with adapters.attached(), torch.no_grad():
-            drawn = [parts.get_submodule(path)(x) for _ in range(40)]
-            with adapters.without_dropout():
-                full = parts.get_submodule(path)(x)
-        out = sum(torch.equal(y, base) for y in drawn)
-        assert (
-            8 <= out <= 32
-            and sum(torch.equal(y, full) for y in drawn) == 40 - out
-            and not torch.equal(base, full)
-        )
 
 
 @pytest.mark.parametrize("kind", ["loha", "lokr"])
@@ -565,26 +317,6 @@ def test_rank_dropout_of_a_change_built_as_a_whole_is_by_rows(parts, kind):
             full = parts.get_submodule(path)(x) - base
     kept = change.abs().amax((0, 1)) > 1e-6
     assert 0 < kept.sum() < 16 and torch.allclose(change[..., kept], 2 * full[..., kept], atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
-def test_dropouts_of_an_attention_keep_the_mean(parts, kind):
-    """Averaged over many draws, the changed weights are those without dropout."""
-    adapters = scramble(
-        Adapters.create(
-            parts,
-            everything(parts),
-            AdapterSpec(kind, dropout=0.2 if kind == "lora" else 0.0, rank_dropout=0.3),
-        )
-    )
-    layer = adapters._layers[f"{ATTENTION}.k_proj"]
-    torch.manual_seed(0)
-    with torch.no_grad():
-        drawn = torch.stack([layer.delta_weight(dropouts=adapters._dropouts) for _ in range(1000)])
-        whole = layer.delta_weight()
-    assert (drawn.mean(0) - whole).abs().max() < 0.1 * whole.abs().max() and drawn.std(
-        0
-    ).max() > 0.1 * whole.abs().max()
 
 
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
@@ -652,19 +384,6 @@ def test_norms_are_limited(parts, form):
     for path, change in changes(parts, adapters).items():
         wanted = before[path] * (limit / before[path].norm()) if path in large else before[path]
         assert torch.allclose(change, wanted, rtol=1e-4, atol=1e-6 * limit)
-
-
-def test_kohyas_norm_limit(parts):
-    """Its `scale_weight_norms`: both factors are scaled by the square root of limit / |alpha / rank
-    * up @ down|.
-    """
-    path = f"{BLOCK}.attn1.to_q"
-    adapters = scramble(Adapters.create(parts, {path: RankAlpha(4, 2)}), 1.0)
-    down, up = adapters.weights()[path].values()
-    ratio = (0.5 / torch.linalg.matrix_norm((up @ down).double() * 2 / 4)) ** 0.5
-    assert adapters.limit_norms(0.5) == 1
-    for now, then in zip(adapters.weights()[path].values(), (down, up)):
-        assert torch.allclose(now.double(), then.double() * ratio, rtol=1e-5)
 
 
 def changes(parts, adapters):

@@ -1,4 +1,4 @@
-"""How long steps take. What is done between them: test_trouble.py and test_output_files.py."""
+"""How long steps take. What is done between them is in test_give_way.py and test_snapshots.py."""
 
 import pytest
 

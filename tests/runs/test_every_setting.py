@@ -3,7 +3,9 @@ test that shows what it does.
 """
 
 import dataclasses
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -105,35 +107,35 @@ LEARNED = {  # setting: (another value, what else must be set, on both sides, fo
     "mixed_precision": ("bf16", {}),
     "save_precision": ("fp16", {}),
 }
-ELSEWHERE = {  # setting: where what it does is shown
-    "train_data_dir": "test_pipeline.py",
-    "extra_data_dirs": "test_dataset.py",
-    "metadata_path": "test_dataset.py",
-    "base_model": "tests/jobs/test_service.py",
-    "output_name": "test_pipeline.py",
-    "output_dir": "test_pipeline.py",
-    "overwrite": "test_output.py",
-    "preferred_weight": "test_export.py",
-    "task_type": "test_config.py",
-    "reg_data_dir": "below",
-    "validate_every": "test_trainer.py",
-    "max_token_length": "tests/hosts/standalone/test_host.py",
-    "weighted_captions": "tests/hosts/standalone/test_host.py",
-    "clip_skip": "tests/hosts/standalone/test_host.py",
-    "init_lora": "test_starting.py",
-    "gradient_checkpointing": "below",
-    "when_memory_runs_out": "test_trouble.py",
-    "save_steps": "test_output.py",
-    "sharing": "tests/webui/test_sharing.py",
+ELSEWHERE = {  # setting: the tests that show what it does
+    "train_data_dir": "tests/dataset/test_folders.py",
+    "extra_data_dirs": "tests/dataset/test_folders.py",
+    "metadata_path": "tests/dataset/test_folders.py",
+    "base_model": "tests/cli/test_train.py",
+    "output_name": "tests/runs/test_snapshots.py",
+    "output_dir": "tests/runs/test_plan.py",
+    "overwrite": "tests/runs/test_output_files.py",
+    "preferred_weight": "tests/lora/test_save.py",
+    "task_type": "tests/settings/test_files.py",
+    "reg_data_dir": "tests/runs/test_every_setting.py",
+    "validate_every": "tests/training/test_loop.py",
+    "max_token_length": "tests/hosts/test_families.py",
+    "weighted_captions": "tests/hosts/test_families.py",
+    "clip_skip": "tests/hosts/test_families.py",
+    "init_lora": "tests/lora/test_load.py",
+    "gradient_checkpointing": "tests/runs/test_every_setting.py",
+    "when_memory_runs_out": "tests/runs/test_pipeline_trouble.py",
+    "save_steps": "tests/runs/test_snapshots.py",
+    "sharing": "tests/runs/test_give_way.py",
     "live": "tests/webui/test_sharing.py",
-    "save_state_minutes": "test_trouble.py",
-    "save_state_steps": "test_resuming.py",
-    "keep_states": "test_resuming.py",
-    "preview": "test_pipeline.py",
-    "save_every_n_epochs": "test_output.py",
-    "keep_snapshots": "test_output.py",
-    "negative_text": "test_output.py",
-    "logging_dir": "tests/jobs/test_tensorboard.py",
+    "save_state_minutes": "tests/runs/test_saved_states.py",
+    "save_state_steps": "tests/runs/test_saved_states.py",
+    "keep_states": "tests/runs/test_saved_states.py",
+    "preview": "tests/jobs/test_lora_files.py",
+    "save_every_n_epochs": "tests/runs/test_snapshots.py",
+    "keep_snapshots": "tests/runs/test_snapshots.py",
+    "negative_text": "tests/runs/test_lora_writer.py",
+    "logging_dir": "tests/jobs/test_training_job.py",
 }
 
 
@@ -184,6 +186,12 @@ def test_every_setting_is_named_here():
     assert {
         field.name for field in dataclasses.fields(TrainConfig)
     } == LEARNED.keys() | ELSEWHERE.keys() and not LEARNED.keys() & ELSEWHERE.keys()
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_tests_of_a_setting_speak_of_it(name):
+    text = (Path(__file__).parents[2] / ELSEWHERE[name]).read_text(encoding="utf-8")
+    assert re.search(rf"\b{name}\b", text)
 
 
 @pytest.mark.parametrize("name", LEARNED)

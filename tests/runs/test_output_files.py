@@ -1,42 +1,27 @@
-"""What may be written over, what is kept meanwhile, and what is put back."""
+"""What may be written over, what is kept meanwhile, what is put back, and where a LoRA goes that
+its folder refuses.
+"""
 
+import errno
 import json
 import os
 import time
 
 import pytest
-from PIL import Image
-from safetensors import safe_open
+from safetensors.torch import load_file
 
-from lora_trainer.base.control import Control
 from lora_trainer.base.errors import Refused
 from lora_trainer.runs import output_files
 from lora_trainer.runs.pipeline import train_lora
-from lora_trainer.runs.plan import make_plan
 from lora_trainer.runs.progress import ProgressReporter
 from lora_trainer.settings.config import TrainConfig
-
-
-class Killed(BaseException):
-    pass
+from tests.support.faults import failing, refuse_writes
+from tests.support.stopped_runs import Killed, stop_at
 
 
 @pytest.fixture
 def config(settings):
     return TrainConfig.parse({**settings, "overwrite": True, "save_steps": 2, "preview": False})
-
-
-@pytest.fixture
-def lora(host):
-    return host.lora_dir / "mine.safetensors"
-
-
-def stop_at(step, error):
-    def listen(progress):
-        if progress.step == step and progress.stage == "training":
-            raise error
-
-    return listen
 
 
 def test_a_failed_run_puts_back_lora_and_card(host, config, lora, tmp_path):
@@ -124,24 +109,6 @@ def test_what_fails_after_the_save_does_not_undo_it(
     )
 
 
-def test_a_snapshot_does_not_write_over_another_runs(host, settings, lora):
-    train_lora(TrainConfig.parse({**settings, "save_steps": 2}), host)
-    lora.unlink()
-    other = lora.with_name("mine-000002.safetensors")
-    before, control = other.read_bytes(), Control()
-    control.take_snapshot()
-    train_lora(
-        TrainConfig.parse({**settings, "seed": 9}),
-        host,
-        control=control,
-        reporter=ProgressReporter(
-            lambda progress: control.take_snapshot() if progress.step == 2 else None
-        ),
-    )
-    assert other.read_bytes() == before
-    assert safe_open(lora.with_name("mine-000002-2.safetensors"), "pt").metadata()["ss_seed"] == "9"
-
-
 def test_old_leftovers_beside_the_lora_are_removed(host, config, lora):
     for name, age in (("a" * 32, 2 * output_files.LEFTOVER_SECONDS), ("b" * 32, 0)):
         path = host.lora_dir / f".{name}.tmp"
@@ -151,171 +118,90 @@ def test_old_leftovers_beside_the_lora_are_removed(host, config, lora):
     assert [path.name for path in host.lora_dir.glob(".*.tmp")] == [f".{'b' * 32}.tmp"]
 
 
-def names_of(host):
-    return sorted(path.name for path in host.lora_dir.iterdir())
-
-
-def test_snapshots_by_epochs_and_by_steps_are_named_by_their_step(host, settings):
-    config = TrainConfig.parse(
-        {
-            **settings,
-            "save_steps": 5,
-            "save_every_n_epochs": 1,
-            "max_train_steps": 9,
-            "preview": False,
-        }
-    )
-    seen = []
-    train_lora(
-        config, host, reporter=ProgressReporter(lambda progress: seen.append(progress.snapshots))
-    )
-    epoch_steps = make_plan(
-        config.replace(overwrite=True), lora_dir=host.lora_dir
-    ).schedule.steps_per_epoch
-    assert epoch_steps == 4
-    assert seen[-1] == ("mine-000004", "mine-000005", "mine-000008")
-    assert {f"{name}.safetensors" for name in seen[-1]} < set(names_of(host))
-
-
-def test_only_the_newest_snapshots_of_this_run_are_kept(host, settings):
-    train_lora(
-        TrainConfig.parse({**settings, "save_steps": 2, "preview": False}), host
-    )  # another run's: 2 and 4
-    others = {path.name: path.read_bytes() for path in host.lora_dir.iterdir()}
-    Image.new("RGB", (32, 32)).save(host.lora_dir / "two-000003.png")  # the user's own
-    config = TrainConfig.parse(
-        {
-            **settings,
-            "output_name": "two",
-            "save_steps": 1,
-            "keep_snapshots": 2,
-            "max_train_steps": 9,
-            "preview": False,
-        }
-    )
-    seen = []
-    train_lora(
-        config, host, reporter=ProgressReporter(lambda progress: seen.append(progress.snapshots))
-    )
-    assert {name: (host.lora_dir / name).read_bytes() for name in others} == others
-    assert seen[-1] == ("two-000007", "two-000008")
-    assert [name for name in names_of(host) if name.startswith("two-")] == [
-        "two-000003.png",
-        "two-000007.json",
-        "two-000007.safetensors",
-        "two-000008.json",
-        "two-000008.safetensors",
-    ]
-
-
-def test_snapshots_that_were_asked_for_and_those_of_others_stay(host, settings, lora):
-    host.lora_dir.mkdir(exist_ok=True, parents=True)
-    control = Control()
-    seen = []
-
-    def listen(progress):
-        seen.append(progress.snapshots)
-        if progress.step == 3 and progress.stage == "training":
-            control.take_snapshot()
-        if progress.step == 5 and (mine := host.lora_dir / "mine-000004.safetensors").exists():
-            mine.write_bytes(b"somebody else's by now")
-
-    train_lora(
-        TrainConfig.parse(
-            {
-                **settings,
-                "save_steps": 2,
-                "keep_snapshots": 1,
-                "max_train_steps": 9,
-                "preview": False,
-            }
-        ),
+def test_a_full_disk_ends_with_a_file_in_the_jobs_folder(host, settings, folder, monkeypatch):
+    refuse_writes(monkeypatch, host.lora_dir)
+    told = []
+    result = train_lora(
+        TrainConfig.parse({**settings, "save_steps": 2, "preview": False}),
         host,
-        control=control,
-        reporter=ProgressReporter(listen),
+        folder=folder,
+        reporter=ProgressReporter(lambda progress: told.append(progress.warnings)),
     )
-    assert seen[-1] == ("mine-000003", "mine-000004", "mine-000008")
-    assert (host.lora_dir / "mine-000004.safetensors").read_bytes() == b"somebody else's by now"
-    assert not (host.lora_dir / "mine-000006.safetensors").exists()
-
-
-def test_a_run_that_goes_on_removes_what_it_saved_before(host, settings, tmp_path):
-    config = TrainConfig.parse(
-        {
-            **settings,
-            "save_steps": 2,
-            "keep_snapshots": 1,
-            "save_state_steps": 1,
-            "max_train_steps": 9,
-            "preview": False,
-        }
-    )
-    with pytest.raises(Killed):
-        train_lora(
-            config, host, folder=tmp_path / "job", reporter=ProgressReporter(stop_at(6, Killed()))
-        )
-    assert [path.stem for path in host.lora_dir.glob("mine-*.safetensors")] == ["mine-000004"]
-    seen = []
-    train_lora(
-        config,
-        host,
-        folder=tmp_path / "job",
-        resume=True,
-        reporter=ProgressReporter(lambda progress: seen.append(progress.snapshots)),
-    )
-    assert [path.stem for path in host.lora_dir.glob("mine-*.safetensors")] == [
-        "mine-000008"
-    ] and seen[-1] == ("mine-000008",)
-
-
-def test_an_old_snapshot_that_cannot_be_removed_is_removed_later(host, settings, monkeypatch):
-    tried = []
-
-    def refuse_once(path):
-        tried.append(path.stem)
-        if len(tried) == 1:
-            raise PermissionError("held open")
-        remove(path)
-
-    remove = output_files.remove_lora
-    monkeypatch.setattr(output_files, "remove_lora", refuse_once)
-    train_lora(
-        TrainConfig.parse(
-            {
-                **settings,
-                "save_steps": 2,
-                "keep_snapshots": 1,
-                "max_train_steps": 9,
-                "preview": False,
-            }
-        ),
-        host,
-    )
-    assert tried == ["mine-000002", "mine-000002", "mine-000004", "mine-000006"]
-    assert [path.stem for path in host.lora_dir.glob("mine-*.safetensors")] == ["mine-000008"]
-
-
-def test_epoch_snapshots_of_an_earlier_run_are_not_mixed_up_with(host, settings, lora):
-    train_lora(TrainConfig.parse({**settings, "save_steps": 2, "preview": False}), host)
-    lora.unlink()
-    with pytest.raises(Refused, match="mine-000002.*mixed up"):
-        train_lora(TrainConfig.parse({**settings, "save_every_n_epochs": 1}), host)
-
-
-def test_the_negative_prompt_is_written_into_the_card_and_an_empty_one_leaves_it(
-    host, settings, lora
-):
-    train_lora(
-        TrainConfig.parse(
-            {**settings, "negative_text": "blurry, 模糊", "preview": False, "save_steps": 4}
-        ),
-        host,
-    )
-    for name in ("mine", "mine-000004"):
-        card = json.loads((host.lora_dir / f"{name}.json").read_text(encoding="utf-8"))
-        assert card["negative text"] == "blurry, 模糊"
-    train_lora(TrainConfig.parse({**settings, "overwrite": True, "preview": False}), host)
     assert (
-        json.loads(lora.with_suffix(".json").read_text(encoding="utf-8"))["negative text"]
-        == "blurry, 模糊"
+        result.output_file == folder / "mine.safetensors"
+        and load_file(result.output_file)
+        and result.steps == 6
     )
+    assert any(
+        "No space left on device. Free some space" in remark
+        and "tried again every half minute" in remark
+        for remarks in told
+        for remark in remarks
+    )
+    assert (
+        max(map(len, told)) == 1 and len(result.warnings) == 1
+    )  # the same trouble at every snapshot is one remark, and the end takes its place
+    assert "So it was saved to" in result.warnings[0] and str(folder) in result.warnings[0]
+    assert result.lora_tag == ""  # no prompt finds it there
+
+
+def test_everything_full_ends_in_the_temporary_folder(
+    host, settings, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
+    for where in (host.lora_dir, folder):
+        refuse_writes(monkeypatch, where)
+    result = train_lora(TrainConfig.parse({**settings, "preview": False}), host, folder=folder)
+    assert result.output_file == tmp_path / "elsewhere" / "train-lora" / "mine.safetensors"
+    assert any("The progress cannot be kept" in remark for remark in result.warnings)
+
+
+def test_a_locked_file_gets_a_name_beside_it(host, settings, folder, monkeypatch):
+    """As on Windows, while another program holds the LoRA open."""
+    config = TrainConfig.parse({**settings, "overwrite": True, "preview": False})
+    old = train_lora(config, host).output_file.read_bytes()
+    replace = os.replace
+
+    def locked(source, target):
+        if os.fspath(target).endswith(os.sep + "mine.safetensors") and "Lora" in os.fspath(target):
+            raise PermissionError(
+                errno.EACCES,
+                "The process cannot access the file because it is being used by another process",
+            )
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "replace", locked)
+    result = train_lora(config, host, folder=folder)
+    assert (
+        result.output_file.name == "mine-2.safetensors"
+        and result.lora_tag == "<lora:mine-2:0.8>"
+        and host.registered[-1] == result.output_file
+    )
+    assert (host.lora_dir / "mine.safetensors").read_bytes() == old
+
+
+def test_a_failed_run_puts_back_what_its_snapshots_replaced(host, settings, folder, monkeypatch):
+    config = TrainConfig.parse({**settings, "overwrite": True, "save_steps": 2})
+    old = train_lora(config, host).output_file.read_bytes()
+    monkeypatch.setattr(
+        host.model, "predict", failing(host.model.predict, {5}, RuntimeError("injected"))
+    )
+    seen = []
+    with pytest.raises(RuntimeError):
+        train_lora(
+            config.replace(seed=7),
+            host,
+            folder=folder,
+            reporter=ProgressReporter(
+                lambda progress: (
+                    seen.append((host.lora_dir / "mine.safetensors").read_bytes() != old)
+                    if progress.snapshots
+                    else None
+                )
+            ),
+        )
+    assert seen and all(seen)  # the tag meant the newest snapshot
+    assert (host.lora_dir / "mine.safetensors").read_bytes() == old and host.registered[
+        -1
+    ] == host.lora_dir / "mine.safetensors"

@@ -18,29 +18,7 @@ from lora_trainer.runs.pipeline import train_lora
 from lora_trainer.runs.progress import ProgressReporter
 from lora_trainer.settings.config import TrainConfig
 from lora_trainer.training import loop
-
-
-def state_of(unet):
-    """Everything that a run must leave as it was."""
-    return (
-        {name: tensor.clone() for name, tensor in unet.state_dict().items()},
-        {name: id(module) for name, module in unet.named_modules()},
-        {
-            name: (parameter.requires_grad, parameter.data_ptr())
-            for name, parameter in unet.named_parameters()
-        },
-        {name: (module.training, sorted(vars(module))) for name, module in unet.named_modules()},
-        dict(unet.named_parameters()).keys(),
-    )
-
-
-def assert_untouched(before, unet):
-    after = state_of(unet)
-    assert (
-        all(torch.equal(before[0][name], after[0][name]) for name in before[0])
-        and before[0].keys() == after[0].keys()
-    )
-    assert before[1:] == after[1:]
+from tests.support.base_models import assert_untouched, state_of
 
 
 def test_run_writes_the_lora_its_card_and_registers_it(host, settings):
@@ -237,20 +215,6 @@ def test_stop_before_the_first_step_writes_nothing(host, settings):
     control.stop()
     result = train_lora(TrainConfig.parse(settings), host, control=control)
     assert result.stopped and result.output_file is None and list(host.lora_dir.iterdir()) == []
-
-
-def test_snapshots(host, settings):
-    train_lora(TrainConfig.parse({**settings, "save_steps": 2}), host)
-    assert sorted(path.name for path in host.lora_dir.glob("*.safetensors")) == [
-        "mine-000002.safetensors",
-        "mine-000004.safetensors",
-        "mine.safetensors",
-    ]
-    with safe_open(host.lora_dir / "mine-000004.safetensors", "pt") as file:
-        assert (
-            file.metadata()["ss_output_name"] == "mine-000004"
-            and file.metadata()["ss_steps"] == "4"
-        )
 
 
 def test_not_finite_stops_with_a_sentence_and_keeps_the_snapshot(host, settings, monkeypatch):

@@ -1,8 +1,5 @@
-"""A run worked out: roles and captions, what contradicts itself, what a user is told, and how much
-would learn.
-"""
+"""A run worked out: roles and captions, what contradicts itself, and what a user should know."""
 
-import dataclasses
 import shutil
 import sys
 import time
@@ -17,52 +14,21 @@ from safetensors.torch import save_file
 from lora_trainer.base.errors import Refused
 from lora_trainer.dataset.buckets import bucket_for
 from lora_trainer.dataset.caption_augmentation import CaptionAugmentation
-from lora_trainer.lora.adapter_layers import AdapterSpec
-from lora_trainer.lora.adapters import Adapters
-from lora_trainer.lora.target_layers import LayerSettings, assign_ranks
 from lora_trainer.runs import plan_warnings
-from lora_trainer.runs.memory import estimate
 from lora_trainer.runs.plan import make_plan
-from lora_trainer.runs.step_options import encoding_options, form_of, layer_choice, variation_of
+from lora_trainer.runs.step_options import variation_of
 from lora_trainer.settings.config import TrainConfig
-from lora_trainer.training import encoded_dataset, optimizers
+from lora_trainer.training import optimizers
 from lora_trainer.training.conditioning import Conditioner
-
-
-def planned(settings, host, thorough=True, session_id=None, **changes):
-    return make_plan(
-        TrainConfig.parse({**settings, **changes}),
-        lora_dir=host.lora_dir,
-        thorough=thorough,
-        session_id=session_id,
-    )
+from tests.support.plans import captions, planned
 
 
 def pictures_of(plan):
     return [sample.picture for sample in plan.samples]
 
 
-def captions(plan):
-    return [sample.caption for sample in plan.samples]
-
-
 def buckets(plan):
     return [sample.bucket for sample in plan.samples]
-
-
-def estimated(plan, config, parts=None):
-    return estimate(config, plan.samples, parts, init_lora=plan.init_lora)
-
-
-@pytest.fixture
-def others(tmp_path):
-    """Two pictures for regularisation, one with its own caption."""
-    folder = tmp_path / "reg" / "1_any_circle"
-    folder.mkdir(parents=True)
-    for name in ("r", "s"):
-        Image.new("RGB", (64, 64)).save(folder / f"{name}.png")
-    (folder / "s.txt").write_text("a circle ||| grey")
-    return folder.parent
 
 
 def test_roles_captions_and_repeats(host, settings, others):
@@ -223,50 +189,6 @@ def test_captions_that_vary_keep_their_separator_until_they_are_drawn(host, sett
     ) == CaptionAugmentation(True, 0, "|||")
 
 
-def test_settings_as_the_steps_take_them():
-    config = TrainConfig.parse(
-        dict(
-            lora_rank=4,
-            lora_alpha=2,
-            lora_type="lokr",
-            lora_dropout=0.1,
-            rank_dropout=0.2,
-            module_dropout=0.3,
-            rslora=True,
-            lokr_factor=8,
-            conv_rank=3,
-            text_encoder_alpha=1.5,
-            lora_blocks="MID",
-            lora_targets="all",
-            train_text_encoder=True,
-            train_unet=False,
-        )
-    )
-    assert form_of(config) == AdapterSpec("lokr", True, 8, 0.1, 0.2, 0.3)
-    assert layer_choice(config) == LayerSettings(
-        targets="all",
-        rank=4,
-        alpha=2.0,
-        conv_rank=3,
-        text_encoder_alpha=1.5,
-        blocks="MID",
-        unet=False,
-        text_encoder=True,
-    )
-    varied = TrainConfig.parse(
-        dict(
-            shuffle_caption=True,
-            keep_tokens=2,
-            keep_tokens_separator="|",
-            caption_dropout_rate=0.1,
-            caption_tag_dropout_rate=0.2,
-            trigger_only_rate=0.3,
-            trigger_word="zib",
-        )
-    )
-    assert variation_of(varied) == CaptionAugmentation(True, 2, "|", 0.1, 0.2, 0.3, "zib")
-
-
 @pytest.mark.parametrize(
     "changes, field, sentence",
     [
@@ -390,149 +312,12 @@ def test_what_a_user_should_know(host, settings, changes, sentence):
     assert not any(sentence in warning for warning in planned(settings, host).warnings)
 
 
-def test_nothing_is_enlarged_so_nothing_is_said_of_it(host, settings):
-    assert not any(
-        "enlarged" in warning
-        for warning in planned(settings, host, resolution=128, bucket_no_upscale=True).warnings
-    )
-
-
-def test_long_captions_by_the_longest_that_is_read(host, settings, pictures):
-    (pictures / "0.txt").write_text(" ".join(["word"] * 100))
-    assert not any(
-        "words" in warning for warning in planned(settings, host).warnings
-    )  # 225 tokens, about 165 words
-    assert (
-        "The caption of 0.png has 100 words; only the first 75 tokens, about 55 words, count."
-        in planned(settings, host, max_token_length=75).warnings
-    )
-
-
-def test_transparency_that_is_a_mask_is_not_told_as_white(host, settings, pictures):
-    Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(pictures / "0.png")
-    assert "0.png: transparent parts become white." in planned(settings, host).warnings
-    found = planned(settings, host, masked_loss="alpha").warnings
-    assert (
-        not any("white" in warning for warning in found)
-        and "5 of 6 pictures (1.png, …) are transparent nowhere: all of them is learned." in found
-    )
-
-
-def test_regularisation_without_captions_or_weight(host, settings, others):
-    (others / "1_any_circle").rename(others / "any")
-    found = planned(settings, host, reg_data_dir=str(others / "any"), prior_loss_weight=0).warnings
-    assert any(
-        "1 of 2 regularisation pictures have no caption" in warning for warning in found
-    ) and any("weight is 0" in warning for warning in found)
-
-
 def test_buckets_as_set(host, settings):
     config = TrainConfig.parse(
         {**settings, "resolution": 512, "bucket_step": 64, "bucket_max": 640, "bucket_min": 256}
     )
     assert (bucket_for(2000, 500, config).width, bucket_for(2000, 500, config).height) == (640, 256)
     assert bucket_for(300, 500, config.replace(bucket_no_upscale=True)).covering == (300, 500)
-
-
-# --- How much -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        dict(lora_type="loha", lora_targets="all", conv_rank=2),
-        dict(lora_type="lokr", lokr_factor=4),
-        dict(train_text_encoder=True, text_encoder_rank=2),
-        dict(train_unet=False, train_text_encoder=True),
-    ],
-)
-def test_the_estimate_is_what_is_built(host, settings, changes):
-    config = TrainConfig.parse({**settings, **changes})
-    parts = host.loaded_parts()
-    found = estimated(planned(settings, host, **changes), config, parts)
-    parameters = sum(
-        weight.numel()
-        for weight in Adapters.create(
-            parts, assign_ranks(parts, layer_choice(config)), form_of(config)
-        ).parameters()
-    )
-    assert found.pop("cache_bytes") > 0
-    assert (
-        found
-        == dict(
-            trainable_parameters=parameters,
-            estimated_memory_bytes=16 * parameters,
-            file_bytes=4 * parameters,
-        )
-        and parameters > 0
-    )
-
-
-def test_memory_by_optimizer_and_average(host, settings):
-    def memory(**changes):
-        found = estimated(
-            planned(settings, host), TrainConfig.parse({**settings, **changes}), host.loaded_parts()
-        )
-        return found["estimated_memory_bytes"] / found["trainable_parameters"]
-
-    assert [memory(optimizer=name) for name in ("adamw", "adamw8bit", "lion", "prodigy")] == [
-        16,
-        10,
-        12,
-        24,
-    ] and memory(ema_decay=0.9) == 20
-
-
-def test_nothing_is_known_of_a_model_that_is_not_there(host, settings):
-    found = estimated(planned(settings, host), TrainConfig.parse(settings))
-    assert found.pop("cache_bytes") > 0 and set(found.values()) == {
-        None
-    }  # but what the pictures take is
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        dict(mirror=True),
-        dict(color_jitter=0.1, mirror=True, validation_split=0.2),
-        dict(random_crop=True, bucket_step=64),
-        dict(masked_loss="alpha", mirror=True),
-        dict(masked_loss="files", random_crop=True),
-        dict(
-            extra_resolutions="96, 128",
-            masked_loss="files",
-            mirror=True,
-            random_crop=True,
-            validation_split=0.2,
-        ),
-    ],
-)
-def test_the_memory_of_encoded_pictures_is_what_they_take(host, settings, pictures, changes):
-    Image.new("RGBA", (128, 64), (0, 0, 0, 0)).save(pictures / "0.png")
-    Image.new("L", (64, 64), 100).save(pictures / "1-masklabel.png")
-    config, plan = TrainConfig.parse({**settings, **changes}), planned(settings, host, **changes)
-    encoded = encoded_dataset.encode(
-        host.model, plan.samples, encoding_options(config, with_captions=False)
-    )
-    taken = sum(
-        tensor.numel() * tensor.element_size()
-        for item in encoded
-        for tensor in (item.latents, item.masks)
-        if tensor is not None
-    )
-    without_captions = [dataclasses.replace(sample, caption="") for sample in plan.samples]
-    one_caption = estimate(config, without_captions, None)["cache_bytes"] - taken
-    assert (
-        0 < one_caption < 1_000_000
-        and estimated(plan, config)["cache_bytes"] == taken + 6 * one_caption
-    )
-    assert (
-        estimated(plan, config.replace(shuffle_caption=True))["cache_bytes"]
-        == estimated(plan, config.replace(train_text_encoder=True))["cache_bytes"]
-        == taken
-    )
 
 
 def test_pictures_that_fill_the_memory_are_said(host, settings, monkeypatch):
@@ -786,44 +571,6 @@ def test_what_would_disappoint_is_said_before_the_run(host, settings, pictures, 
 # --- Captions that can be read in more than one way -----------------------------------------------
 
 
-@pytest.fixture
-def lines(pictures):
-    (pictures / "2.txt").write_text("a circle\n\n {red|blue} shape \n", encoding="utf-8")
-    (pictures / "3.caption").write_text("kohya's", encoding="utf-8")
-    return pictures
-
-
-@pytest.mark.parametrize(
-    "use, shown, sentence",
-    [
-        ("join", "zib, a circle {red|blue} shape", "2.png has several lines: they are joined"),
-        ("first", "zib, a circle", "2.png has several lines: only the first counts."),
-        (
-            "alternatives",
-            "zib, a circle\nzib, {red|blue} shape",
-            "2.png has several lines: one is drawn each time.",
-        ),
-    ],
-)
-def test_lines_are_used_as_set_and_said(host, settings, lines, use, shown, sentence):
-    plan = planned(settings, host, trigger_word="zib", caption_lines=use)
-    assert captions(plan)[2] == shown and [
-        warning for warning in plan.warnings if warning.startswith(sentence)
-    ]
-
-
-def test_choices_are_drawn_where_asked_for_and_said(host, settings, lines):
-    assert any(
-        "2.png has {this|that}: read as it is written" in warning
-        for warning in planned(settings, host).warnings
-    )
-    plan = planned(settings, host, caption_wildcards=True, trigger_word="red")
-    assert "2.png has {this|that}: one of them is drawn each time." in plan.warnings
-    assert (
-        captions(plan)[2] == "red, a circle {red|blue} shape"
-    )  # what may be drawn is not sure to be there
-
-
 def test_validation_measures_with_one_and_the_same_caption(host, settings, lines):
     for path in lines.glob("*.txt"):
         path.write_text("a {red|blue} circle\nanother", encoding="utf-8")
@@ -833,31 +580,6 @@ def test_validation_measures_with_one_and_the_same_caption(host, settings, lines
     assert {sample.caption for sample in plan.samples if sample.role == "validation"} == {
         "a red circle"
     }
-
-
-def test_two_captions_that_differ_are_named_and_one_counts(host, settings, lines):
-    plan = planned(settings, host)
-    assert (
-        "3.png has a .txt and a .caption that differ: the .txt counts." in plan.warnings
-        and captions(plan)[3] == "a circle, number 3"
-    )
-    plan = planned(settings, host, caption_extension=".caption")
-    assert (
-        "3.png has a .txt and a .caption that differ: the .caption counts." in plan.warnings
-        and captions(plan)[3] == "kohya's"
-    )
-    (lines / "4.caption").write_text("kohya's", encoding="utf-8")
-    assert any(
-        "2 pictures (3.png, …) have a .txt and a .caption" in warning
-        for warning in planned(settings, host).warnings
-    )
-
-
-def test_a_lora_where_none_is_called_is_said(host, settings, pictures):
-    (pictures / "1.txt").write_text("a circle, lora:zib:0.9", encoding="utf-8")
-    warnings = planned(settings, host, trigger_word="lora:zib:1").warnings
-    assert any("1.png has a LoRA's tag in the caption" in warning for warning in warnings)
-    assert any("The trigger word holds lora:zib:1" in warning for warning in warnings)
 
 
 def test_a_run_with_drawn_captions_that_is_resumed_is_the_same_run(settings, pictures, tmp_path):

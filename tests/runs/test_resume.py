@@ -3,16 +3,12 @@ and what keeps a run from going on.
 """
 
 import contextlib
-import dataclasses
-import json
 import os
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
-from lora_trainer.base.contracts import CheckpointId
 from lora_trainer.base.control import Control
 from lora_trainer.base.errors import Refused
 from lora_trainer.runs.pipeline import train_lora
@@ -20,50 +16,7 @@ from lora_trainer.runs.progress import ProgressReporter
 from lora_trainer.runs.resume import check_resume, state_folder, state_step
 from lora_trainer.settings.config import TrainConfig
 from lora_trainer.training import state_files
-
-
-class Killed(BaseException):
-    """What no handler catches, as a power cut."""
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "job"
-
-
-@pytest.fixture
-def longer(settings):
-    """A run that draws everything that can be drawn."""
-    return {
-        **settings,
-        "max_train_steps": 12,
-        "mirror": True,
-        "random_crop": True,
-        "lora_dropout": 0.2,
-        "gradient_accumulation_steps": 2,
-        "lr_warmup_steps": 3,
-        "save_state_steps": 1,
-        "preview": False,
-    }
-
-
-def run_until(step, config, host, folder, **options):
-    """Train until a step is done, then die."""
-
-    def die(progress):
-        if progress.step == step and progress.stage == "training":
-            raise Killed
-
-    with pytest.raises(Killed):
-        train_lora(config, host, folder=folder, reporter=ProgressReporter(die), **options)
-
-
-def weights_of(host, name="mine"):
-    return load_file(host.lora_dir / f"{name}.safetensors")
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+from tests.support.stopped_runs import assert_same, run_until, weights_of
 
 
 @pytest.mark.parametrize(
@@ -260,33 +213,6 @@ def test_a_changed_mask_is_refused(host, longer, folder, pictures):
         train_lora(config, host, folder=folder, resume=True)
 
 
-def test_states_in_between_may_be_older_than_the_kill(host, longer, folder):
-    """Steps after the last state are taken again, and are the same."""
-    config = TrainConfig.parse({**longer, "save_state_steps": 5})
-    train_lora(config.replace(output_name="whole"), host)
-    run_until(9, config, host, folder)
-    for path in state_folder(folder).glob(
-        "step-*9.safetensors"
-    ):  # written on the way out, which a kill would not do
-        path.unlink()
-    assert state_step(folder) == 5
-    train_lora(config, host, folder=folder, resume=True)
-    assert_same(weights_of(host, "whole"), weights_of(host))
-
-
-def test_a_damaged_state_is_passed_over(host, longer, folder):
-    config = TrainConfig.parse(longer)
-    train_lora(config.replace(output_name="whole"), host)
-    run_until(7, config, host, folder)
-    newest = state_folder(folder) / "step-000007.safetensors"
-    data = bytearray(newest.read_bytes())
-    data[-3] ^= 1
-    newest.write_bytes(data)
-    assert state_files.latest(state_folder(folder)).step == 6
-    train_lora(config, host, folder=folder, resume=True)
-    assert_same(weights_of(host, "whole"), weights_of(host))
-
-
 def test_damaged_progress_is_not_begun_anew_in_silence(host, longer, folder):
     config = TrainConfig.parse(longer)
     run_until(4, config, host, folder)
@@ -365,34 +291,6 @@ def test_names_that_are_not_unicode_can_be_kept(host, longer, folder, pictures):
     config = TrainConfig.parse(longer)
     run_until(4, config, host, folder)
     assert train_lora(config, host, folder=folder, resume=True).steps == 12
-
-
-@pytest.mark.parametrize(
-    "name, sha256, waits",
-    [
-        ("tiny", None, False),
-        ("renamed", "0" * 64, False),
-        ("other", "1" * 64, True),
-        ("other", None, True),
-    ],
-)
-def test_a_run_from_the_queue_waits_for_its_checkpoint(host, settings, name, sha256, waits):
-    host.changes_checkpoints, host.status = True, dataclasses.replace(host.status, sha256="0" * 64)
-    control, told = Control(), []
-
-    def listen(progress):
-        told.append(progress.waiting_for)
-        if told.count("checkpoint") == 2:
-            control.stop()
-
-    result = train_lora(
-        TrainConfig.parse(settings),
-        host,
-        control=control,
-        reporter=ProgressReporter(listen),
-        checkpoint=CheckpointId(name, sha256),
-    )
-    assert result.stopped == waits == ("checkpoint" in told)
 
 
 def test_without_a_state_it_begins_anew(host, longer, folder):
@@ -497,38 +395,6 @@ def test_another_base_model_cannot_go_on(host, longer, folder):
         train_lora(config, host, folder=folder, resume=True)
 
 
-def test_where_users_load_others_a_resumed_run_waits_for_its_checkpoint(
-    host, longer, folder, monkeypatch
-):
-    config, control, told = TrainConfig.parse(longer), Control(), []
-    run_until(4, config, host, folder)
-    host.changes_checkpoints, mine = True, host.status
-    host.status = dataclasses.replace(mine, checkpoint="other")
-
-    def listen(progress):
-        told.append((progress.stage, progress.message, progress.step))
-        if len(told) == 4:
-            host.status = mine
-
-    assert (
-        train_lora(
-            config, host, folder=folder, resume=True, reporter=ProgressReporter(listen)
-        ).steps
-        == 12
-    )
-    assert ("paused", "Paused: waiting for the checkpoint tiny; other is loaded.", 4) in told
-    host.status = dataclasses.replace(mine, checkpoint="other")
-    stopped = train_lora(
-        config.replace(max_train_steps=20),
-        host,
-        folder=folder,
-        resume=True,
-        control=control,
-        reporter=ProgressReporter(lambda progress: control.stop()),
-    )
-    assert stopped.stopped and stopped.steps == 12
-
-
 def test_settings_that_only_steer_may_change(host, longer, folder):
     config = TrainConfig.parse(longer)
     run_until(4, config, host, folder)
@@ -585,24 +451,3 @@ def test_a_state_from_before_there_were_several_resolutions_goes_on(
     assert_same(weights_of(host, "whole"), weights_of(host))
     with pytest.raises(Refused, match=r"in 96 px .*new"):
         check_resume(config.replace(extra_resolutions="96"), host.lora_dir, folder)
-
-
-def test_states_are_pruned_and_hold_no_pickle(host, longer, folder):
-    train_lora(TrainConfig.parse({**longer, "keep_states": 3}), host, folder=folder)
-    names = sorted(path.name for path in state_folder(folder).iterdir())
-    assert names == [
-        "step-000010.safetensors",
-        "step-000011.safetensors",
-        "step-000012.safetensors",
-    ]
-    header = (state_folder(folder) / names[0]).read_bytes()
-    size = int.from_bytes(header[:8], "little")
-    assert json.loads(json.loads(header[8 : 8 + size])["__metadata__"]["facts"])["step"] == 10
-
-
-def test_leftovers_of_a_killed_save_are_removed(host, longer, folder):
-    config = TrainConfig.parse(longer)
-    run_until(4, config, host, folder)
-    (state_folder(folder) / f".{'a' * 32}.tmp").write_bytes(b"half a state")
-    train_lora(config, host, folder=folder, resume=True)
-    assert not list(state_folder(folder).glob(".*"))

@@ -2,7 +2,6 @@
 sentence that helps.
 """
 
-import math
 import sys
 
 import numpy as np
@@ -11,61 +10,11 @@ import torch
 
 from lora_trainer.base.errors import Refused
 from lora_trainer.settings.config import setting_of
-from lora_trainer.training import optimizer_kinds, schedule_free
-from lora_trainer.training.learning_rates import LearningRates, effective_rate, rate_warnings
+from lora_trainer.training import optimizer_kinds
+from lora_trainer.training.learning_rates import LearningRates, effective_rate
 from lora_trainer.training.optimizer_kinds import KINDS
-from lora_trainer.training.optimizers import check_optimizer, make_optimizer, optimizer_choices
-
-CPU = torch.device("cpu")
-RATES = {"unet": 1e-2, "text_encoder": 5e-3}
-
-
-def needs(name: str) -> None:
-    """Skip unless the package of an optimizer is there and works on the CPU; bitsandbytes' older
-    versions need a GPU.
-    """
-    package = KINDS[name].module.split(".")[0]
-    if package != "torch":
-        pytest.importorskip(package, exc_type=ImportError)
-    if name == "adamw8bit":
-        try:
-            check_optimizer(name, "", CPU)
-        except Refused as refused:
-            pytest.skip(refused.message)
-
-
-def groups_of(**sizes) -> dict:
-    return {
-        name: [torch.nn.Parameter(torch.linspace(-1, 1, count).reshape(2, -1))]
-        for name, count in sizes.items()
-    }
-
-
-def rates_for(name: str, names) -> dict:
-    return {group: 1.0 if KINDS[name].finds_rate else RATES[group] for group in names}
-
-
-def make(name="adamw", *, arguments="", weight_decay=0.0, learning_rates=None, **sizes):
-    groups = groups_of(**(sizes or {"unet": 8}))
-    return make_optimizer(
-        name,
-        groups,
-        learning_rates=learning_rates or rates_for(name, groups),
-        weight_decay=weight_decay,
-        arguments=arguments,
-    )
-
-
-def fall(optimizer, steps: int) -> float:
-    """Walk down |x - 3|^2 and return how far it is then, of how far it was."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    before = sum(float((parameter.detach() - 3).square().sum()) for parameter in parameters)
-    for _ in range(steps):
-        for parameter in parameters:
-            parameter.grad = 2 * (parameter.detach() - 3)
-        optimizer.step()
-    return sum(float((parameter.detach() - 3).square().sum()) for parameter in parameters) / before
-
+from lora_trainer.training.optimizers import check_optimizer, optimizer_choices
+from tests.support.optimizers import CPU, fall, groups_of, make, needs, rates_for
 
 # --- What there is --------------------------------------------------------------------------------
 
@@ -156,22 +105,6 @@ def test_a_package_whose_step_fails_is_refused_before_the_run(step, reason, monk
     sys.modules.pop("lion_pytorch", None)
 
 
-def test_old_torch_is_offered_the_bitsandbytes_that_loads_with_it(monkeypatch):
-    """Newer ones fail at import under torch 2.1, and take peft with them."""
-    monkeypatch.setattr(optimizer_kinds, "torch_version", lambda: (2, 1))
-    assert optimizer_choices()[1]["needs"].endswith("--no-deps bitsandbytes==0.45.5")
-    monkeypatch.setattr(optimizer_kinds, "torch_version", lambda: (2, 10))
-    assert optimizer_choices()[1]["needs"].endswith("--no-deps bitsandbytes")
-
-
-@pytest.mark.parametrize(
-    "version, expected", [("2.1.2+cu121", (2, 1)), ("2.15.0", (2, 15)), ("2.4.0a0", (2, 4))]
-)
-def test_versions_are_numbers(version, expected, monkeypatch):
-    monkeypatch.setattr(torch, "__version__", version)
-    assert optimizer_kinds.torch_version() == expected
-
-
 # --- Each of them ---------------------------------------------------------------------------------
 
 
@@ -246,51 +179,6 @@ def test_adafactor_takes_the_given_rate_unless_told_otherwise():
     )
 
 
-def test_adafactor_may_find_its_rate_itself():
-    needs("adafactor")
-    optimizer = make(
-        "adafactor", arguments="relative_step=True warmup_init=True", unet=8, text_encoder=4
-    )
-    rates = LearningRates("cosine", optimizer, warmup_steps=0, total_steps=10)
-    assert rates.set(3) == 0.0 == effective_rate(optimizer)
-    fall(optimizer, 3)
-    assert effective_rate(optimizer) == pytest.approx(3e-6)
-
-
-@pytest.mark.parametrize("name", ["prodigy", "dadaptation"])
-def test_a_found_rate_is_told_and_grows(name):
-    needs(name)
-    optimizer = make(name, arguments="d0=1e-5")
-    rates = LearningRates("linear", optimizer, warmup_steps=0, total_steps=2)
-    assert rates.set(1) == 0.5 and effective_rate(optimizer) == pytest.approx(0.5e-5)
-    fall(optimizer, 30)
-    assert effective_rate(optimizer) > 1e-4
-
-
-@pytest.mark.parametrize("name", ["prodigy", "dadaptation"])
-def test_one_rate_is_found_for_all_groups(name):
-    needs(name)
-    with pytest.raises(
-        Refused,
-        match=(
-            r"finds one learning rate for everything, and 1 \(unet\) and 5e-05 \(text_encoder\)"
-            r" differ.*the same, usually 1; or 0"
-        ),
-    ) as caught:
-        make(name, learning_rates={"unet": 1.0, "text_encoder": 5e-5}, unet=8, text_encoder=8)
-    assert caught.value.field == "text_encoder_lr"
-    optimizer = make(
-        name,
-        learning_rates={"unet": 1.0, "text_encoder": 0.0},
-        weight_decay=0.1,
-        unet=8,
-        text_encoder=8,
-    )
-    still = optimizer.param_groups[1]["params"][0].detach().clone()
-    fall(optimizer, 5)
-    assert torch.equal(optimizer.param_groups[1]["params"][0], still)
-
-
 def test_the_packages_own_error_is_what_the_sentence_prevents():
     prodigyopt = pytest.importorskip("prodigyopt")
     optimizer = prodigyopt.Prodigy(
@@ -320,114 +208,6 @@ def test_a_group_of_rate_zero_stays(name):
         make(name, learning_rates={"unet": 0.0}, unet=8)
 
 
-def test_schedule_free_is_the_papers():
-    """Against arXiv 2405.15682, equations 1 to 3 with Adam's scaling, kept as z and x; y is where
-    gradients are taken.
-    """
-    needs("schedulefree")
-    optimizer = make("schedulefree")
-    group, draws, beta = optimizer.param_groups[0], np.random.default_rng(0), 0.9
-    z, v = np.linspace(-1, 1, 8), np.zeros(8)
-    x = z.copy()
-    for step in range(1, 8):
-        grad = draws.normal(size=8)
-        group["params"][0].grad = torch.tensor(grad, dtype=torch.float32).reshape(2, 4)
-        optimizer.step()
-        v = 0.999 * v + 0.001 * grad**2
-        z = z - 1e-2 * grad / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
-        x = (1 - 1 / step) * x + z / step
-        assert group["params"][0].detach().flatten().numpy() == pytest.approx(
-            (1 - beta) * z + beta * x, abs=2e-6
-        )
-    assert schedule_free.averaged_weights(
-        optimizer, group, group["params"][0]
-    ).flatten().numpy() == pytest.approx(x, abs=2e-6)
-
-
-def test_schedule_frees_average_is_the_packages_own():
-    needs("schedulefree")
-    optimizer = make("schedulefree", arguments="betas=0.95,0.99")
-    fall(optimizer, 5)
-    group = optimizer.param_groups[0]
-    mine, training = (
-        schedule_free.averaged_weights(optimizer, group, group["params"][0]).clone(),
-        group["params"][0].detach().clone(),
-    )
-    assert torch.equal(group["params"][0], training) and group["train_mode"]
-    optimizer.eval()
-    assert torch.equal(group["params"][0], mine) and not torch.equal(mine, training)
-
-
-# --- Arguments ------------------------------------------------------------------------------------
-
-
-def test_arguments_reach_the_optimizer_and_win():
-    group = make(
-        arguments="betas=0.9,0.99 eps=1e-6, amsgrad=true weight_decay=0.5", weight_decay=0.1
-    ).param_groups[0]
-    assert (group["betas"], group["eps"], group["amsgrad"], group["weight_decay"]) == (
-        (0.9, 0.99),
-        1e-6,
-        True,
-        0.5,
-    )
-    assert make(arguments=" betas = [0.8, 0.95] ").param_groups[0]["betas"] == (0.8, 0.95)
-    assert make(arguments="foreach=True").param_groups[0]["foreach"] is True
-
-
-@pytest.mark.parametrize(
-    "arguments, sentence",
-    [
-        ("d_coef=2", "AdamW takes no 'd_coef'. It takes: amsgrad, betas, eps, "),
-        ("lr=1", "AdamW takes no 'lr'. The learning rate has a field of its own"),
-        ("capturable=True", "takes no 'capturable'"),
-        (
-            "betas=0.9",
-            (
-                "betas=0.9 does not fit. Expected 2 numbers with commas between, such as"
-                " betas=0.9,0.999"
-            ),
-        ),
-        ("betas=0.9,high", "betas=0.9,high does not fit"),
-        ("amsgrad=1", "amsgrad=1 does not fit. Expected True or False"),
-        ("eps=tiny", "eps=tiny does not fit. Expected a number"),
-        ("eps=nan", "eps=nan does not fit"),
-        ("eps=__import__('os')", "does not fit"),
-        ("eps=" + "(" * 500, "does not fit"),
-        ("weight_decay=-1", "weight_decay=-1 does not fit"),
-        ("betas", "is not of the form name=value"),
-        ("fast betas=0.9,0.99", "is not of the form name=value"),
-        (
-            "betas=0.9,1.5",
-            "with 'betas=0.9,1.5' a step of AdamW fails .ValueError: Invalid beta parameter",
-        ),
-    ],
-)
-def test_arguments_that_cannot_be_are_refused_with_what_can(arguments, sentence):
-    with pytest.raises(
-        Refused, match=sentence.replace("(", r"\(") if "(" in sentence else sentence
-    ) as caught:
-        check_optimizer("adamw", arguments, CPU)
-    assert caught.value.field == "optimizer_args"
-
-
-def test_arguments_of_other_kinds():
-    needs("prodigy")
-    group = make(
-        "prodigy",
-        arguments="d_coef=2 decouple=False use_bias_correction=True beta3=None growth_rate=inf",
-    ).param_groups[0]
-    assert (
-        group["d_coef"],
-        group["decouple"],
-        group["use_bias_correction"],
-        group["beta3"],
-        group["growth_rate"],
-    ) == (2, False, True, None, math.inf)
-    with pytest.raises(Refused, match="with 'slice_p=2.5' a step of Prodigy fails"):
-        check_optimizer("prodigy", "slice_p=2.5", CPU)
-
-
 def test_d_adaptation_decays_as_adamw_does_unless_told_otherwise(capsys):
     needs("dadaptation")
     assert make("dadaptation", weight_decay=0.1).param_groups[0]["decouple"] is True
@@ -435,52 +215,8 @@ def test_d_adaptation_decays_as_adamw_does_unless_told_otherwise(capsys):
     assert capsys.readouterr().out == ""
 
 
-# --- Rates ----------------------------------------------------------------------------------------
-
-
-def test_every_group_keeps_its_own_highest_rate():
-    optimizer = make(unet=8, text_encoder=8)
-    rates = LearningRates("linear", optimizer, warmup_steps=0, total_steps=2)
-    assert [rates.set(step) for step in (1, 0, 1)] == pytest.approx([0.005, 0.01, 0.005])
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.005, 0.0025])
-    assert effective_rate(optimizer) == pytest.approx(0.005)
-
-
-def test_cycles_and_power_are_the_settings():
-    optimizer = make()
-    assert LearningRates(
-        "cosine_with_restarts", optimizer, warmup_steps=0, total_steps=10, cycles=5
-    ).set(2) == pytest.approx(1e-2)
-    assert LearningRates("polynomial", make(), warmup_steps=0, total_steps=10, power=3.0).set(
-        5
-    ) == pytest.approx(1e-2 / 8)
-
-
-def test_schedule_free_only_warms_up():
-    needs("schedulefree")
-    rates = LearningRates("cosine", make("schedulefree"), warmup_steps=3, total_steps=10)
-    assert [rates.set(step) for step in (0, 3, 9)] == pytest.approx([0.0025, 0.01, 0.01])
-
-
 def test_unknown_names_are_said():
     with pytest.raises(ValueError, match="optimizer is 'adam'; expected one of adamw, "):
         check_optimizer("adam", "", CPU)
     with pytest.raises(ValueError, match="scheduler is 'wavy'"):
         LearningRates("wavy", make(), warmup_steps=0, total_steps=1)
-
-
-@pytest.mark.parametrize(
-    "name, rate, scheduler, said",
-    [
-        ("prodigy", 1e-4, "cosine", "learns next to nothing. 1 is usual"),
-        ("adamw", 1.0, "cosine", "will break the pictures"),
-        ("lion", 1e-4, "cosine", "third to a tenth"),
-        ("schedulefree", 1e-3, "cosine", "cosine is not used"),
-        ("adamw", 1e-4, "cosine", ""),
-        ("prodigy", 1.0, "cosine", ""),
-        ("schedulefree", 1e-3, "constant", ""),
-    ],
-)
-def test_unusual_settings_are_remarked(name, rate, scheduler, said):
-    remarks = rate_warnings(name, learning_rates={"unet": rate}, scheduler=scheduler)
-    assert (said in remarks[0]) if said else remarks == []

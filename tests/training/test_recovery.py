@@ -1,4 +1,4 @@
-"""What is tried again, and with what; whole runs are in tests/runs/test_trouble.py."""
+"""What is tried again, and with what; whole runs are in tests/runs/test_pipeline_trouble.py."""
 
 import pytest
 import torch

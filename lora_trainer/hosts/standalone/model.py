@@ -14,7 +14,7 @@ from ...lora.weight_names import SDXL_LEVELS, unet_to_ldm
 from ...training.diffusion import rescale_zero_terminal_snr
 from ...training.precision import free_memory, no_autocast
 from ..checkpoint_file import CheckpointFacts
-from ..families import INPAINTING
+from ..model_families import INPAINTING
 from ..prompts import CHUNK_TOKENS, Chunk, Part, parse_weights, split_chunks
 from .loading import BETA_END, BETA_START, TRAINING_TIMESTEPS, text_encoders_of
 

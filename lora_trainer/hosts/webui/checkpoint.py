@@ -10,7 +10,7 @@ from modules import devices, sd_models, sd_unet, shared
 
 from ...base.contracts import ModelStatus
 from ...base.tensor_files import read_header
-from ..families import (
+from ..model_families import (
     INPAINTING,
     INPAINTING_CHANNELS,
     SD2_V_SIZE_PX,

@@ -16,7 +16,7 @@ from ...base.errors import ErrorCode, Refused
 from ...lora.weight_names import unet_to_diffusers
 from ...training.diffusion import rescale_zero_terminal_snr
 from ...training.precision import no_autocast
-from ..families import INPAINTING
+from ..model_families import INPAINTING
 from . import captions as captioned
 from .checkpoint import (
     family,

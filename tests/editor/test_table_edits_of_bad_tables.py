@@ -9,6 +9,7 @@ from lora_trainer.base.errors import Refused
 from lora_trainer.dataset import caption_tables
 from lora_trainer.editor.checks import CheckSettings
 from lora_trainer.editor.editor import DataSetEditor
+from tests.support.edited_sets import captions
 
 BAD = b"filename,prompt\na.png,cat, red\nb.png,dog\n"
 GOOD = b'filename,prompt\na.png,"cat, red"\nb.png,dog\n'
@@ -28,10 +29,6 @@ def editor(folder, tmp_path):
     opened = DataSetEditor("set", folder, tmp_path / "home")
     yield opened
     opened.close()
-
-
-def captions(editor):
-    return {row["filename"]: row["caption"] for row in editor.describe()["pictures"]}
 
 
 def problems(editor):

@@ -1,4 +1,4 @@
-"""A job's files and the disk, by the API and the command line."""
+"""A job's files and the disk, by the API."""
 
 import io
 import os
@@ -6,19 +6,9 @@ import zipfile
 
 import pytest
 
-from lora_trainer.cli import main
 from lora_trainer.web.routes import storage as storage_routes
-from tests.cli.test_train import make_host
 
 URL = "/train-lora/v1"
-
-
-@pytest.fixture
-def job(service, settings):
-    return service.wait(
-        service.start({**settings, "output_name": "zib ü", "max_train_steps": 4, "save_steps": 2}),
-        60,
-    )
 
 
 def test_the_files_of_a_job(client, job):
@@ -114,22 +104,3 @@ def test_tensorboard_is_looked_for_on_this_machine_only(client, service, monkeyp
     }  # whose localhost is another machine
     monkeypatch.setattr(service.path_rules, "allowed_roots", [])
     assert client.get(f"{URL}/tensorboard", headers=local).json() == {"url": None}
-
-
-def test_the_command_says_what_there_is_and_clears_it(service, host, job, capsys):
-    arguments = ["storage", "--data-dir", str(host.data_dir)]
-    assert (
-        main.main(arguments, make_host=make_host) == 0
-        and "training states of finished jobs       1" in capsys.readouterr().out
-    )
-    assert main.main([*arguments, "--clear", "states"], make_host=make_host) == 0
-    out = capsys.readouterr().out
-    assert (
-        "removed 1 (" in out
-        and "training states of finished jobs       0" in out
-        and not service.job(job["id"])["resumable"]
-    )
-    assert (
-        main.main(["storage", "--data-dir", str(host.data_dir / "nothing")], make_host=make_host)
-        == 1
-    )

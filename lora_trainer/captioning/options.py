@@ -8,7 +8,7 @@ from typing import Any
 
 from ..base.errors import ErrorCode, Refused
 from ..base.text import is_plain_text
-from ..settings.setting import BOOLEAN_WORDS, Choice, Setting, Value
+from ..settings.setting import BOOLEAN_WORDS, Choice, Setting, SettingValue
 
 LONGEST_TEXT = 4000  # characters
 _TYPE_NAMES = {bool: "bool", int: "int", float: "float", str: "text"}
@@ -67,7 +67,7 @@ def read_options(options: Sequence[Setting], values: Mapping[str, Any]) -> dict[
     }
 
 
-def read_option(option: Setting, value: object) -> Value:
+def read_option(option: Setting, value: object) -> SettingValue:
     """Return a value of an option's type; raises `Refused` naming the option."""
     if option.choices:
         return _read_choice(option, value)

@@ -15,7 +15,7 @@ from ..base.files import write_atomically
 from ..interop.presets import find_preset, presets_folder
 from ..settings.config import GROUPS, all_settings
 from ..settings.lora_name import check_name
-from ..settings.setting import Setting, Value
+from ..settings.setting import Setting, SettingValue
 from .run_settings import data_dir_of
 
 WIDTH = 98
@@ -156,7 +156,7 @@ def _limits(setting: Setting) -> str:
     return f"{phrase}." if phrase else ""
 
 
-def _as_yaml(value: Value) -> str:
+def _as_yaml(value: SettingValue) -> str:
     """Return a value as one line of YAML."""
     text: str = yaml.safe_dump(value, allow_unicode=True, default_flow_style=True, width=10_000)
     return text.removesuffix("\n").removesuffix("\n...")

@@ -13,7 +13,7 @@ from ..jobs.job import ALIVE, STARTED
 from ..jobs.service import TrainingService
 from ..runs.pipeline import DRAWING
 from ..settings.config import TrainConfig, all_settings
-from ..settings.setting import Setting, Value
+from ..settings.setting import Setting, SettingValue
 from .ctrl_c import asked_by_ctrl_c, asked_by_termination
 from .progress import ProgressDisplay, show_progress
 from .run_settings import at_model_size, data_dir_of, parsed, read_run
@@ -92,7 +92,7 @@ def _option_help(setting: Setting) -> str:
     return f"{text} (default: {_default_text(setting.default)})"
 
 
-def _default_text(default: Value) -> str:
+def _default_text(default: SettingValue) -> str:
     if isinstance(default, bool):
         return "on" if default else "off"
     return str(default) if default != "" else "none"

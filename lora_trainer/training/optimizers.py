@@ -4,7 +4,7 @@ device.
 
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import torch
 
@@ -28,12 +28,19 @@ from .schedule_free import averaged_weights, is_schedule_free
 _GROUP_SETTINGS = ("weight_decay", "decouple")
 
 
-def optimizer_choices() -> list[dict[str, Any]]:
-    """Return every optimizer as `{name, title, available, needs}`; `needs` is the line that
-    installs it, "" for torch's own. Imports nothing.
-    """
+class OptimizerChoice(TypedDict):
+    """An optimizer as JSON; `needs` is the command that installs it, "" for torch's own."""
+
+    name: str
+    title: str
+    available: bool
+    needs: str
+
+
+def optimizer_choices() -> list[OptimizerChoice]:
+    """Describe every optimizer; imports nothing."""
     return [
-        dict(
+        OptimizerChoice(
             name=name,
             title=kind.title,
             available=is_installed(kind),

@@ -23,12 +23,12 @@ from .callbacks import RunCallbacks
 from .context import RunContext
 from .give_way import GiveWay
 from .lora_writer import LoraWriter
-from .output_files import Output, tag_of
+from .output_files import OutputFiles, tag_of
 from .plan import Plan, make_plan
 from .prepare import PreparedRun, prepare_run
 from .progress import ProgressReporter
 from .resume import check_changes, check_readable, compare_runs, run_facts, state_folder
-from .step_options import variation_of
+from .step_options import caption_augmentation
 
 log = logging.getLogger(__name__)
 DRAWING = "Drawing the preview"
@@ -123,7 +123,9 @@ def _plan_run(
         host,
         control=control,
         reporter=reporter,
-        output=Output(plan.output_file, folder, session_id=session_id, overwrite=config.overwrite),
+        output=OutputFiles(
+            plan.output_file, folder, session_id=session_id, overwrite=config.overwrite
+        ),
         states=state_folder(folder) if folder else None,
         session_id=session_id,
         earlier=earlier,
@@ -278,7 +280,7 @@ def _draw_preview(context: RunContext, lora: Path, lora_tag: str) -> None:
     if control.should_stop():
         return
     context.reporter.update(message=DRAWING)
-    caption = variation_of(context.config).plain(plan.samples[0].caption)
+    caption = caption_augmentation(context.config).plain(plan.samples[0].caption)
     bucket = plan.samples[0].bucket
     try:
         picture = context.host.generate(

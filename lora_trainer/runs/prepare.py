@@ -32,7 +32,7 @@ from ..training.parameter_groups import (
     own_settings,
     rates_of,
 )
-from ..training.train_state import TrainState, form_of_state, shapes_of_state
+from ..training.train_state import TrainState, rank_alphas_in_state, spec_in_state
 from ..training.training_data import TrainingData
 from .context import RunContext
 from .give_way import GiveWay
@@ -41,11 +41,11 @@ from .memory import estimate
 from .output_files import check_space
 from .resume import check_changes, compare_models, model_facts
 from .step_options import (
+    adapter_spec,
+    caption_augmentation,
     encoding_options,
-    form_of,
     layer_choice,
     rate_choice,
-    variation_of,
 )
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def prepare_run(
     base_model.configure(_model_options(config))
     _check_model(base_model, config)
     layers = _plan_layers(base_model, context)
-    conditioner = Conditioner(variation_of(config), trained=layers.train_text_encoder)
+    conditioner = Conditioner(caption_augmentation(config), trained=layers.train_text_encoder)
     _check_settings(base_model, context, layers, conditioner)
     file_bytes = estimate(config, plan.samples, base_model.parts(), init_lora=plan.init_lora)[
         "file_bytes"
@@ -160,10 +160,10 @@ def _check_model(base_model: BaseModel, config: TrainConfig) -> None:
 def _plan_layers(base_model: BaseModel, context: RunContext) -> LayerPlan:
     """Choose the layers as a training state, another LoRA or the settings have them."""
     config, parts = context.config, base_model.parts()
-    chosen = form_of(config)
+    chosen = adapter_spec(config)
     if context.earlier:
-        spec = _with_dropouts(form_of_state(context.earlier), chosen)
-        return LayerPlan(shapes_of_state(context.earlier), {}, spec)
+        spec = _with_dropouts(spec_in_state(context.earlier), chosen)
+        return LayerPlan(rank_alphas_in_state(context.earlier), {}, spec)
     if context.plan.init_lora:
         shapes, weights, spec = fit_to_model(context.plan.init_lora, parts, base_model.export_name)
         return LayerPlan(shapes, weights, _with_dropouts(spec, chosen))
@@ -244,7 +244,7 @@ def _chosen_mode(config: TrainConfig, base_model: BaseModel) -> ComputeMode:
 
 def _encode(
     base_model: BaseModel, context: RunContext, *, with_captions: bool
-) -> list[encoded_dataset.Encoded]:
+) -> list[encoded_dataset.EncodedSample]:
     """Encode the pictures; once more if the VAE or the clip skip was changed while others had the
     model.
     """
@@ -280,7 +280,7 @@ def _encode(
 
 
 def _training_data(
-    context: RunContext, encoded: list[encoded_dataset.Encoded], conditioner: Conditioner
+    context: RunContext, encoded: list[encoded_dataset.EncodedSample], conditioner: Conditioner
 ) -> TrainingData:
     config, plan = context.config, context.plan
     names = [field.name for field in dataclasses.fields(Objective)]

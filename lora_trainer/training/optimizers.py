@@ -2,6 +2,7 @@
 device.
 """
 
+import inspect
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict, cast
@@ -131,7 +132,7 @@ def _build(
     arguments: Mapping[str, Any],
 ) -> torch.optim.Optimizer:
     settings = {"weight_decay": weight_decay, **kind.settings, **arguments}
-    if kind.module == "torch.optim" and not settings.get("foreach"):
+    if _takes_fused(kind) and not settings.get("foreach"):
         parameters = [parameter for group in groups.values() for parameter in group]
         settings.setdefault("fused", _has_fused(parameters))
     group_settings = {key: settings.pop(key) for key in _GROUP_SETTINGS if key in settings}
@@ -164,6 +165,13 @@ def _try(kind: OptimizerKind, settings: Mapping[str, Any], device: torch.device)
     if not torch.isfinite(after).all():
         return "it gave numbers that are not finite"
     return "it changed nothing" if torch.equal(after, before) else ""
+
+
+def _takes_fused(kind: OptimizerKind) -> bool:
+    """Tell whether an optimizer of torch's can update all parameters in one kernel."""
+    if kind.module != "torch.optim":
+        return False
+    return "fused" in inspect.signature(import_class(kind)).parameters
 
 
 def _has_fused(parameters: Iterable[torch.nn.Parameter]) -> bool:

@@ -279,7 +279,7 @@ def smooth_loss(average: float | None, loss: float, step: int) -> float:
     return average + (loss - average) / min(step, AVERAGED_OVER_STEPS)
 
 
-def shapes_of_state(state: State) -> dict[str, RankAlpha]:
+def rank_alphas_in_state(state: State) -> dict[str, RankAlpha]:
     """Return rank and alpha of each layer of a state, by path, in the layers' order."""
     return {
         path: RankAlpha(int(rank), float(alpha))
@@ -287,7 +287,7 @@ def shapes_of_state(state: State) -> dict[str, RankAlpha]:
     }
 
 
-def form_of_state(state: State) -> AdapterSpec:
+def spec_in_state(state: State) -> AdapterSpec:
     """Return what a state says is built into each layer."""
     return AdapterSpec(**state.facts["form"])
 

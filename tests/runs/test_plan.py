@@ -23,7 +23,12 @@ from lora_trainer.lora.target_layers import LayerSettings, assign_ranks
 from lora_trainer.runs import plan_warnings
 from lora_trainer.runs.memory import estimate
 from lora_trainer.runs.plan import make_plan
-from lora_trainer.runs.step_options import encoding_options, form_of, layer_choice, variation_of
+from lora_trainer.runs.step_options import (
+    adapter_spec,
+    caption_augmentation,
+    encoding_options,
+    layer_choice,
+)
 from lora_trainer.settings.config import TrainConfig
 from lora_trainer.training import encoded_dataset, optimizers
 from lora_trainer.training.conditioning import Conditioner
@@ -218,7 +223,7 @@ def test_captions_that_vary_keep_their_separator_until_they_are_drawn(host, sett
         "any circle",
         "a circle ||| grey",
     ] + ["a circle, red, blue"]
-    assert variation_of(
+    assert caption_augmentation(
         TrainConfig.parse({**settings, "keep_tokens_separator": "|||", "shuffle_caption": True})
     ) == CaptionAugmentation(True, 0, "|||")
 
@@ -242,7 +247,7 @@ def test_settings_as_the_steps_take_them():
             train_unet=False,
         )
     )
-    assert form_of(config) == AdapterSpec("lokr", True, 8, 0.1, 0.2, 0.3)
+    assert adapter_spec(config) == AdapterSpec("lokr", True, 8, 0.1, 0.2, 0.3)
     assert layer_choice(config) == LayerSettings(
         targets="all",
         rank=4,
@@ -264,7 +269,7 @@ def test_settings_as_the_steps_take_them():
             trigger_word="zib",
         )
     )
-    assert variation_of(varied) == CaptionAugmentation(True, 2, "|", 0.1, 0.2, 0.3, "zib")
+    assert caption_augmentation(varied) == CaptionAugmentation(True, 2, "|", 0.1, 0.2, 0.3, "zib")
 
 
 @pytest.mark.parametrize(
@@ -454,7 +459,7 @@ def test_the_estimate_is_what_is_built(host, settings, changes):
     parameters = sum(
         weight.numel()
         for weight in Adapters.create(
-            parts, assign_ranks(parts, layer_choice(config)), form_of(config)
+            parts, assign_ranks(parts, layer_choice(config)), adapter_spec(config)
         ).parameters()
     )
     assert found.pop("cache_bytes") > 0
@@ -866,7 +871,7 @@ def test_a_run_with_drawn_captions_that_is_resumed_is_the_same_run(settings, pic
     """
     for path in pictures.glob("*.txt"):
         path.write_text("a {red|blue|green|grey} circle\nanother, shape\nzib", encoding="utf-8")
-    augmentation = variation_of(
+    augmentation = caption_augmentation(
         TrainConfig.parse({**settings, "caption_lines": "alternatives", "caption_wildcards": True})
     )
     conditioners = [Conditioner(augmentation), Conditioner(augmentation)]

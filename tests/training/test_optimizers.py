@@ -67,6 +67,12 @@ def fall(optimizer, steps: int) -> float:
     return sum(float((parameter.detach() - 3).square().sum()) for parameter in parameters) / before
 
 
+def test_an_optimizer_of_torch_without_a_fused_kernel_is_not_asked_for_one(monkeypatch):
+    plain = optimizer_kinds.OptimizerKind("RMSprop", "torch.optim", "RMSprop")
+    monkeypatch.setitem(KINDS, "rmsprop", plain)
+    assert fall(make("rmsprop", learning_rates={"unet": 1e-2}), 10) < 1
+
+
 # --- What there is --------------------------------------------------------------------------------
 
 

@@ -6,13 +6,13 @@ import dataclasses
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from ..base.contracts import BaseModel, ModelOptions
 from ..base.errors import ErrorCode, OutOfMemory, Refused
-from ..lora.adapter_layers import AdapterSpec, RankAlpha
+from ..lora.adapter_layers import AdapterSpec, RankAlpha, Weights
 from ..lora.adapters import Adapters
 from ..lora.load import fit_to_model
 from ..lora.target_layers import assign_ranks, count_unet_levels
@@ -35,11 +35,12 @@ from ..training.parameter_groups import (
 from ..training.train_state import TrainState, rank_alphas_in_state, spec_in_state
 from ..training.training_data import TrainingData
 from .context import RunContext
+from .facts import PreparedFacts, RunFacts, model_facts, saved_facts
 from .give_way import GiveWay
 from .lora_writer import LoraWriter
 from .memory import estimate
 from .output_files import check_space
-from .resume import check_changes, compare_models, model_facts
+from .resume import check_changes, compare_models
 from .step_options import (
     adapter_spec,
     caption_augmentation,
@@ -63,7 +64,7 @@ class PreparedRun:
     training_data: TrainingData
     writer: LoraWriter
     chosen_mode: ComputeMode
-    facts: Mapping[str, Any]
+    facts: PreparedFacts
     encoding_seconds: float
     elapsed_seconds: float
 
@@ -74,7 +75,7 @@ class LayerPlan(NamedTuple):
     """
 
     shapes: Mapping[str, RankAlpha]
-    weights: Mapping[str, Any]
+    weights: Weights
     spec: AdapterSpec
 
     @property
@@ -83,9 +84,7 @@ class LayerPlan(NamedTuple):
         return any(not path.startswith("unet.") for path in self.shapes)
 
 
-def prepare_run(
-    base_model: BaseModel, context: RunContext, run_facts: Mapping[str, Any]
-) -> PreparedRun:
+def prepare_run(base_model: BaseModel, context: RunContext, run_facts: RunFacts) -> PreparedRun:
     """Make everything ready for the steps. `run_facts` describe the run without its model. Raises
     `Refused`, `Stopped`, and `OutOfMemory` while encoding.
     """
@@ -99,7 +98,7 @@ def prepare_run(
         "file_bytes"
     ]
     check_space(plan.output_file, file_bytes or 0)
-    facts = {
+    facts: PreparedFacts = {
         **run_facts,
         "base_model": model_facts(base_model),
         "session": context.session_id,
@@ -108,8 +107,9 @@ def prepare_run(
     chosen_mode = _chosen_mode(config, base_model)
     compute_mode = chosen_mode
     if earlier:
-        compute_mode = chosen_mode.with_overrides(earlier.facts["forced"], base_model.dtype)
+        compute_mode = chosen_mode.with_overrides(saved_facts(earlier)["forced"], base_model.dtype)
     log.info("computing in %s on %s", compute_mode.dtype, base_model.device)
+    elapsed_before = saved_facts(earlier)["elapsed_seconds"] if earlier else 0.0
     began = time.monotonic()
     encoded = _encode(base_model, context, with_captions=not conditioner.encodes_each_step)
     encoding_seconds = time.monotonic() - began
@@ -122,7 +122,7 @@ def prepare_run(
         chosen_mode=chosen_mode,
         facts=facts,
         encoding_seconds=encoding_seconds,
-        elapsed_seconds=encoding_seconds + (earlier.facts["elapsed_seconds"] if earlier else 0.0),
+        elapsed_seconds=elapsed_before + encoding_seconds,
     )
 
 
@@ -210,12 +210,12 @@ def _check_settings(
     check_rates(config.optimizer, rates_of(groups, choice))
 
 
-def _check_same_model(base_model: BaseModel, context: RunContext, facts: Mapping[str, Any]) -> None:
+def _check_same_model(base_model: BaseModel, context: RunContext, facts: PreparedFacts) -> None:
     """Raise `Refused` when a run that goes on was begun with another model."""
     context.reporter.update(message="Preparing", checkpoint=base_model.name)
     going_on = ""
     if context.earlier:
-        before = context.earlier.facts["base_model"]
+        before = saved_facts(context.earlier)["base_model"]
         for warning in check_changes(
             compare_models(before, facts["base_model"]), anyway=context.anyway
         ):

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -37,6 +37,13 @@ class Picture:
     path: Path
 
 
+class CaptionFailure(TypedDict):
+    """A picture that got no caption, as JSON."""
+
+    filename: str
+    reason: str
+
+
 @dataclasses.dataclass(frozen=True)
 class CaptionProgress:
     """One moment of a captioning run. `stage` is "preparing" or "captioning"; `fraction` is of the
@@ -50,7 +57,7 @@ class CaptionProgress:
     total: int = 0
     written: int = 0
     skipped: int = 0
-    failed: list[dict[str, str]] = dataclasses.field(default_factory=list)  # {filename, reason}
+    failed: list[CaptionFailure] = dataclasses.field(default_factory=list)
     eta_seconds: float | None = None
 
 

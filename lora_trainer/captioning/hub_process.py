@@ -19,7 +19,7 @@ from urllib.parse import urlparse
 
 
 def main(repository: str, name: str, folder: str, output: TextIO) -> None:
-    def write(**message: Any) -> None:
+    def write(**message: object) -> None:
         print(json.dumps(message), file=output, flush=True)
 
     try:
@@ -87,6 +87,7 @@ if __name__ == "__main__":
     sys.path.pop(0)  # this folder: its modules are not to be found by their bare names
     protocol, sys.stdout = sys.stdout, sys.stderr  # what libraries print is not read
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    main(*sys.argv[1:4], protocol)
+    repository, name, folder = sys.argv[1:4]
+    main(repository, name, folder, protocol)
     protocol.flush()
     os._exit(0)

@@ -20,6 +20,7 @@ from ..base.errors import Refused, Stopped
 from ..dataset.images import read_rgb
 from .caption_affixes import Wording, phrase
 from .contracts import Asked, Captioner, LoadedCaptioner
+from .options import OptionValues
 
 log = logging.getLogger(__name__)
 PAUSE_SECONDS = (
@@ -64,7 +65,7 @@ class CaptionProgress:
 def caption_pictures(
     pictures: Sequence[Picture],
     captioner: Captioner,
-    options: Mapping[str, Any],
+    options: OptionValues,
     host: Host,
     write: Write,
     *,
@@ -127,7 +128,7 @@ class _Run:
         self._on_progress = on_progress
         self._next = 0
         self._seconds = 0.0
-        self._seen = 0
+        self._seen = 0.0
         self.progress = begin
 
     def prepare(self, message: str, fraction: float) -> None:
@@ -244,7 +245,8 @@ class _Run:
         return present
 
     def _fail(self, picture: Picture, reason: str) -> None:
-        failed = [*self.progress.failed, {"filename": picture.filename, "reason": reason[:500]}]
+        failure: CaptionFailure = {"filename": picture.filename, "reason": reason[:500]}
+        failed = [*self.progress.failed, failure]
         self.progress = dataclasses.replace(self.progress, failed=failed)
 
     def _count(self, pictures: int, seconds: float) -> None:

@@ -12,6 +12,7 @@ from ..base.errors import ErrorCode, Refused
 from ..base.files import write_atomically
 from ..base.text import to_json
 from ..captioning.contracts import Captioner
+from ..captioning.options import OptionValues
 from ..captioning.registry import Captioners
 from ..captioning.run import (
     GONE,
@@ -23,7 +24,7 @@ from ..captioning.run import (
 from ..dataset.scan import read_kohya_name
 from ..editor.editor import PictureRow
 from ..editor.library import Library
-from ..settings.setting import SettingValues, WrittenSettings
+from ..settings.setting import WrittenSettings
 from .job import CaptioningConfig, JobEnd, JobKind, JobRow, JobState, JobUpdate
 from .store import JobStore
 from .worker import Job
@@ -100,7 +101,7 @@ def _lacks_caption(row: PictureRow) -> bool:
 
 def read_ready(
     captioners: Captioners, name: str, options: WrittenSettings
-) -> tuple[Captioner, SettingValues]:
+) -> tuple[Captioner, OptionValues]:
     """Return a captioner that can start and its complete options; raises `Refused` otherwise."""
     captioner, values = captioners.read(name, options)
     readiness = captioner.readiness(values)
@@ -164,7 +165,7 @@ class CaptioningJob(Job):
         return JobEnd(state, _summary(progress))
 
     def _caption(
-        self, pictures: Sequence[Picture], captioner: Captioner, options: SettingValues
+        self, pictures: Sequence[Picture], captioner: Captioner, options: OptionValues
     ) -> None:
         label = f"Automatic captions: {captioner.name}"
         with self._library.captioning(self._config["dataset"], label) as write:

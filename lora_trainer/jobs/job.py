@@ -11,8 +11,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+from ..captioning.options import OptionValues
 from ..captioning.run import CaptionFailure
-from ..settings.setting import SettingValues, WrittenSettings
+from ..settings.setting import WrittenSettings
 
 
 class JobKind(str, enum.Enum):
@@ -96,7 +97,7 @@ class CaptioningConfig(TypedDict):
 
     dataset: str
     captioner: str
-    options: SettingValues
+    options: OptionValues
     overwrite: bool
     filenames: list[str] | None
 

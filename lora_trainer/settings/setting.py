@@ -20,7 +20,7 @@ LONGEST_TEXT = 20_000  # characters of a setting; lists of blocks are read at ev
 
 SettingValue: TypeAlias = bool | int | float | str
 SettingValues: TypeAlias = dict[str, SettingValue]
-"""Settings by our names, checked: those of a TrainConfig, or a captioner's options."""
+"""Settings of a TrainConfig by our names, checked."""
 WrittenSettings: TypeAlias = Mapping[str, Any]
 """Settings by name as a file, a request or another program has them. Names and values may be
 anything; TrainConfig.parse checks them."""

@@ -26,6 +26,7 @@ from ...base.tensor_files import read_header, read_tensors
 from ...settings.setting import Choice, Setting
 from ..contracts import Asked, Readiness, Report
 from ..downloads import RemoteFile, checked_repository, fetch, readiness_of
+from ..options import OptionValues
 
 CUSTOM = "custom"
 WEIGHTS_NAMES = (
@@ -111,7 +112,7 @@ def model_options(
 
 
 def resolve(
-    options: Mapping[str, Any],
+    options: OptionValues,
     known: Mapping[str, tuple[Choice, ModelSource]],
     check_path: CheckPath,
 ) -> ModelSource:

@@ -22,6 +22,7 @@ from ...base.tensor_files import read_tensors
 from ...settings.setting import Choice, Setting
 from ..contracts import READY, Asked, Captioner, LoadedCaptioner, Readiness, Report
 from ..downloads import RemoteFile, fetch, readiness_of
+from ..options import OptionValues
 from .open_clip_models import CheckPath
 
 CUSTOM = "custom"
@@ -174,14 +175,14 @@ class WdTagger(Captioner):
             ),
         ]
 
-    def readiness(self, options: Mapping[str, Any]) -> Readiness:
+    def readiness(self, options: OptionValues) -> Readiness:
         if options["model"] == CUSTOM:
             self._folder(options)
             return READY
         return readiness_of(_files(options["model"]), self._models)
 
     def load(
-        self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked
+        self, options: OptionValues, *, on_progress: Report, should_stop: Asked
     ) -> LoadedCaptioner:
         if options["model"] == CUSTOM:
             paths = [self._folder(options) / name for name in (CONFIG, TAGS, WEIGHTS)]
@@ -195,7 +196,7 @@ class WdTagger(Captioner):
         model, preparation = load_model(config, weights)
         return _Tagger(model, preparation, read_tags(tags, outputs=model.num_classes), options)
 
-    def _folder(self, options: Mapping[str, Any]) -> Path:
+    def _folder(self, options: OptionValues) -> Path:
         folder = expand_user(options["folder"].strip())
         self._check_path(folder)
         if missing := [name for name in (CONFIG, TAGS, WEIGHTS) if not (folder / name).is_file()]:
@@ -349,7 +350,7 @@ class _Tagger(LoadedCaptioner):
         model: torch.nn.Module,
         preparation: Preparation,
         tags: list[Tag],
-        options: Mapping[str, Any],
+        options: OptionValues,
     ) -> None:
         self._model = model
         self._preparation = preparation
@@ -363,7 +364,7 @@ class _Tagger(LoadedCaptioner):
         }
 
     @torch.no_grad()
-    def caption(self, images: list[Any], paths: list[Path]) -> list[list[str]]:
+    def caption(self, images: list[Image.Image], paths: list[Path]) -> list[list[str]]:
         pixels = torch.stack([self._preparation(image) for image in images]).to(self._device)
         return [
             choose_tags(shares, self._tags, **self._wanted)

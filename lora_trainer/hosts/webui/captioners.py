@@ -7,10 +7,9 @@ the options; nothing is changed in them. Its Interrogate buttons take no turn an
 when they like: a batch calls its model back first, and its pixels go wherever the model is.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from PIL import Image
 
 from ...captioning.contracts import Asked, Captioner, LoadedCaptioner, Readiness, Report
 from ...captioning.downloads import RemoteFile, fetch, find, forbidden, readiness_of
+from ...captioning.options import OptionValues
 from ...settings.setting import Setting
 
 Turn = Callable[[], AbstractContextManager[None]]
@@ -82,11 +82,11 @@ class DeepbooruCaptioner(Captioner):
             ),
         ]
 
-    def readiness(self, options: Mapping[str, Any]) -> Readiness:
+    def readiness(self, options: OptionValues) -> Readiness:
         return _readiness_in(self._folder, "*.pt", DEEPBOORU_FILE)
 
     def load(
-        self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked
+        self, options: OptionValues, *, on_progress: Report, should_stop: Asked
     ) -> LoadedCaptioner:
         _fetch_into(self._folder, "*.pt", DEEPBOORU_FILE, on_progress, should_stop)
         on_progress("Loading DeepBooru", 0.0)
@@ -97,7 +97,7 @@ class DeepbooruCaptioner(Captioner):
 
 
 class _Deepbooru(LoadedCaptioner):
-    def __init__(self, options: Mapping[str, Any], turn: Turn, *, keep: bool) -> None:
+    def __init__(self, options: OptionValues, turn: Turn, *, keep: bool) -> None:
         self._threshold, self._alphabetical, self.batch_size = (
             options["threshold"],
             options["alphabetical"],
@@ -182,7 +182,7 @@ class BlipCaptioner(Captioner):
             ),
         ]
 
-    def readiness(self, options: Mapping[str, Any]) -> Readiness:
+    def readiness(self, options: OptionValues) -> Readiness:
         """Its word list is fetched by transformers, by name, into Hugging Face's cache; nowhere
         else is it looked for.
         """
@@ -195,7 +195,7 @@ class BlipCaptioner(Captioner):
         return _readiness_in(self._folder, "*.pth", BLIP_FILE)
 
     def load(
-        self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked
+        self, options: OptionValues, *, on_progress: Report, should_stop: Asked
     ) -> LoadedCaptioner:
         _fetch_into(self._folder, "*.pth", BLIP_FILE, on_progress, should_stop)
         on_progress("Loading BLIP", 0.0)
@@ -212,7 +212,7 @@ class BlipCaptioner(Captioner):
 class _Blip(LoadedCaptioner):
     sentences = True
 
-    def __init__(self, options: Mapping[str, Any], turn: Turn, *, keep: bool) -> None:
+    def __init__(self, options: OptionValues, turn: Turn, *, keep: bool) -> None:
         self._options, self.batch_size, self._turn, self._keep, self._device = (
             options,
             options["batch_size"],

@@ -122,6 +122,7 @@ def add_routes(router: APIRouter, service: TrainingService) -> None:
     _add_collection(router, service.library)
     _add_uploads(router, service.library)
     _add_captions(router, service.library)
+    _add_caption_tables(router, service.library)
     _add_tables(router, service.library)
     _add_files(router, service.library)
     _add_views(router, service.library)
@@ -246,6 +247,8 @@ def _add_captions(router: APIRouter, library: Library) -> None:
         editor = library.open(name)
         return Json(editor.bulk_edit(values.pop("action"), settings, **values))
 
+
+def _add_caption_tables(router: APIRouter, library: Library) -> None:
     @router.post(
         "/datasets/{name}/captions/import",
         **gives(an_object("encoding", "encodings", "rows", "unchanged", "changes", "problems")),

@@ -14,8 +14,11 @@ import re
 import sys
 import threading
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 from urllib.parse import urlparse
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfFileMetadata
 
 
 def main(repository: str, name: str, folder: str, output: TextIO) -> None:
@@ -38,7 +41,7 @@ def main(repository: str, name: str, folder: str, output: TextIO) -> None:
         )
 
 
-def _download(url: str, metadata: Any, name: str, folder: Path) -> Path:
+def _download(url: str, metadata: "HfFileMetadata", name: str, folder: Path) -> Path:
     """Download a file, going on where an earlier download of the same etag broke off.
 
     `hf_hub_download` itself does not do that any more in its newest versions: it begins anew.

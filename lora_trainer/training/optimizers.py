@@ -14,6 +14,7 @@ from .learning_rates import check_rates
 from .optimizer_arguments import read_arguments
 from .optimizer_kinds import (
     KINDS,
+    OptimizerArguments,
     OptimizerKind,
     describe_versions,
     import_class,
@@ -58,7 +59,7 @@ def make_optimizer(
     learning_rates: Mapping[str, float],
     weight_decay: float,
     arguments: str = "",
-    own: Mapping[str, Mapping[str, Any]] | None = None,
+    own: Mapping[str, Mapping[str, float]] | None = None,
 ) -> torch.optim.Optimizer:
     """Make the optimizer called `name` for named groups of parameters, each with its own learning
     rate; raises `Refused` as `check_optimizer`.
@@ -129,7 +130,7 @@ def _build(
     groups: Mapping[str, list[torch.nn.Parameter]],
     rates: Mapping[str, float],
     weight_decay: float,
-    arguments: Mapping[str, Any],
+    arguments: OptimizerArguments,
 ) -> torch.optim.Optimizer:
     settings = {"weight_decay": weight_decay, **kind.settings, **arguments}
     if _takes_fused(kind) and not settings.get("foreach"):
@@ -151,7 +152,7 @@ def _build(
     return optimizer
 
 
-def _try(kind: OptimizerKind, settings: Mapping[str, Any], device: torch.device) -> str:
+def _try(kind: OptimizerKind, settings: OptimizerArguments, device: torch.device) -> str:
     """Take one step of 4096 numbers, from which on bitsandbytes uses 8 bits; returns what is wrong
     with the outcome, "" if nothing.
     """

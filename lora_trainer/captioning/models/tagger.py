@@ -8,7 +8,7 @@ import csv
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from ...base.errors import ErrorCode, Refused
+from ...base.json_types import JsonObject
 from ...base.paths import expand_user
 from ...base.tensor_files import read_tensors
 from ...settings.setting import Choice, Setting
@@ -226,9 +227,9 @@ class Preparation:
         square = Image.new("RGB", (side, side), WHITE)
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         pixels = (
-            np.asarray(square.resize((self.side_px, self.side_px), Image.BICUBIC), np.float32)[
-                ..., ::-1
-            ]
+            np.asarray(
+                square.resize((self.side_px, self.side_px), Image.Resampling.BICUBIC), np.float32
+            )[..., ::-1]
             / 255
         )
         return (
@@ -270,7 +271,7 @@ def load_model(config: Path, weights: Path) -> tuple[torch.nn.Module, Preparatio
     return model.eval().requires_grad_(False), preparation
 
 
-def architecture_of(config: Mapping[str, Any], place: Path) -> tuple[str, dict[str, Any]]:
+def architecture_of(config: JsonObject, place: Path) -> tuple[str, dict[str, Any]]:
     """Return the model's name and arguments for timm; raises `Refused` for what would make timm
     read other files or repositories.
     """
@@ -295,7 +296,7 @@ def architecture_of(config: Mapping[str, Any], place: Path) -> tuple[str, dict[s
     return architecture, dict(named)
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     return all(
         each is None or isinstance(each, (bool, int, float, str))
         for each in (value if isinstance(value, list) else [value])

@@ -23,7 +23,6 @@ from ...editor.upload_rules import LARGEST_UPLOAD_BYTES
 from ...jobs.service import TrainingService
 from ..bodies import (
     JsonBody,
-    Schema,
     Switch,
     Text,
     Texts,
@@ -35,7 +34,7 @@ from ..bodies import (
 )
 from ..guard import refuse_embedding
 from ..json import Json
-from ..responses import EDITED, a_list, an_object, file_of, gives
+from ..responses import EDITED, Schema, a_list, an_object, file_of, gives
 
 _CACHED = {"Cache-Control": "private, max-age=86400"}
 _PICTURE = {

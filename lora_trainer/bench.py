@@ -237,7 +237,7 @@ class Measured(NamedTuple):
 
 def _random_pictures(
     model: RandomModel, size_px: int, batch_size: int
-) -> list[encoded_dataset.Encoded]:
+) -> list[encoded_dataset.EncodedSample]:
     latents = torch.randn(batch_size, 1, 4, size_px // 8, size_px // 8)
     size = Size(size_px, size_px, 0, 0, size_px, size_px)
     sample = Sample(
@@ -251,14 +251,14 @@ def _random_pictures(
         resolution_px=size_px,
     )
     return [
-        encoded_dataset.Encoded(sample, item, None, (size,), model.random_conditioning())
+        encoded_dataset.EncodedSample(sample, item, None, (size,), model.random_conditioning())
         for item in latents
     ]
 
 
 def _measure(
     model: RandomModel,
-    encoded: list[encoded_dataset.Encoded],
+    encoded: list[encoded_dataset.EncodedSample],
     layers: LayerSettings,
     *,
     steps: int,
@@ -288,7 +288,7 @@ def _measure(
         patches.apply()
 
     batch_size = len(encoded)
-    schedule = Schedule(steps + 1, 1, batch_size, 1, (1,) * batch_size, 0)
+    schedule = Schedule(steps + 1, 1, batch_size, 1, 0)
     training_data = TrainingData(encoded, schedule, Objective(), Conditioner(CaptionAugmentation()))
     with _peak_memory(model.device) as memory, patches.applied():
         loop.train(
@@ -332,7 +332,9 @@ def _idle_seconds(
     return min(timeit.repeat(callbacks.before_step, number=1000, repeat=5)) / 1000
 
 
-def _bare(model: RandomModel, encoded: list[encoded_dataset.Encoded], dtype: torch.dtype) -> None:
+def _bare(
+    model: RandomModel, encoded: list[encoded_dataset.EncodedSample], dtype: torch.dtype
+) -> None:
     latents = torch.cat([item.latents for item in encoded]).to(model.device).requires_grad_()
     conditioning = (
         Conditioning.cat([item.conditioning for item in encoded])

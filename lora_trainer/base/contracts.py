@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -379,9 +380,8 @@ class Host(abc.ABC):
         width: int | None = None,
         height: int | None = None,
         should_stop: Callable[[], bool] = lambda: False,
-    ) -> Any:
-        """Draw one picture with the host's own sampler, `<lora:name:weight>` understood; returns a
-        PIL image.
+    ) -> Image.Image:
+        """Draw one picture with the host's own sampler, `<lora:name:weight>` understood.
 
         Width and height in pixels; `default_size_px` when left out. A host that can end in the
         middle raises `Stopped` when `should_stop` says so.

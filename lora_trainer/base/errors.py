@@ -1,6 +1,7 @@
 """Errors that speak to the user: what was found, what was expected, what to do."""
 
 import enum
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -101,7 +102,7 @@ class Refused(Exception):
         *,
         field: str | None = None,
         code: str = ErrorCode.REFUSED,
-        details: dict[str, Any] | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message

@@ -6,8 +6,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from typing import Any
+from types import FrameType
 
+Handler = Callable[[int, FrameType | None], object] | int
 SIGNALS = tuple(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
@@ -24,11 +25,11 @@ def close_at_end(close: Callable[[], None]) -> None:
         return
     for number in SIGNALS:
         before = signal.getsignal(number)
-        if before not in (signal.SIG_IGN, None):  # ignored, as by nohup, or not Python's
+        if before is not None and before != signal.SIG_IGN:  # not Python's; ignored, as by nohup
             signal.signal(number, functools.partial(_end, close, before))
 
 
-def _end(close: Callable[[], None], before: Any, number: int, frame: Any) -> None:
+def _end(close: Callable[[], None], before: Handler, number: int, frame: FrameType | None) -> None:
     signal.signal(number, before)
     close()
     if callable(before):

@@ -16,6 +16,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
+from .json_types import JsonObject
+
 MOST_HEADER_BYTES = 10_000_000
 MOST_TENSORS = 20_000  # five times what a LoRA of every layer of SDXL has
 MOST_PARTS = 250_000  # lists and mappings in a JSON text
@@ -154,7 +156,7 @@ def _read_header(path: str, size_bytes: int, changed_ns: int) -> Header:
         return parse_header(file, file_bytes=size_bytes)
 
 
-def _json(text: bytes) -> dict[str, Any]:
+def _json(text: bytes) -> JsonObject:
     try:
         values = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:

@@ -97,7 +97,7 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def to_json(value: Any, *, indent: int | None = None) -> bytes:
+def to_json(value: object, *, indent: int | None = None) -> bytes:
     """Return a value as JSON that reads back as it was, names that are not UTF-8 included; the rest
     of it stays readable.
     """

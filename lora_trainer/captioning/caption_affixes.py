@@ -4,11 +4,11 @@ as pure functions.
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ..dataset.captions import contains_word
 from ..settings.setting import Setting
+from .options import OptionValues
 
 OPTIONS = (
     Setting("", "Trigger word", "Put first in every caption that lacks it.", name="trigger_word"),
@@ -55,7 +55,7 @@ class Wording:
     separator: str = ", "
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> "Wording":
+    def of(cls, options: OptionValues) -> "Wording":
         """Take the common options out of a captioner's."""
         return cls(
             **{option.name: options[option.name] for option in OPTIONS if option.name in options}

@@ -8,13 +8,14 @@ become a caption is `caption_affixes.py`.
 
 import abc
 import dataclasses
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
 
 import torch
+from PIL import Image
 
 from ..settings.setting import Setting
+from .options import OptionValues
 
 Report = Callable[[str, float], None]  # a sentence for the user, and how far it is, in [0, 1]
 Asked = Callable[[], bool]  # whether the user wants it to stop
@@ -58,7 +59,7 @@ class LoadedCaptioner(abc.ABC):
         yield from ()
 
     @abc.abstractmethod
-    def caption(self, images: list[Any], paths: list[Path]) -> list[list[str]]:
+    def caption(self, images: list[Image.Image], paths: list[Path]) -> list[list[str]]:
         """Turn PIL RGB images (upright, of any size) and the files they are from into words: for
         each its tags, or one sentence.
         """
@@ -88,7 +89,7 @@ class Captioner(abc.ABC):
         """Return its own options; the registry adds the common ones (`caption_affixes.OPTIONS`)."""
         return []
 
-    def readiness(self, options: Mapping[str, Any]) -> Readiness:
+    def readiness(self, options: OptionValues) -> Readiness:
         """Say whether it can begin with these options (complete, as `read_options` returns them),
         without asking the network.
 
@@ -98,7 +99,7 @@ class Captioner(abc.ABC):
 
     @abc.abstractmethod
     def load(
-        self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked
+        self, options: OptionValues, *, on_progress: Report, should_stop: Asked
     ) -> LoadedCaptioner:
         """Download what is missing and load the model on the CPU. Raises `Refused`, or `Stopped`
         when asked to stop meanwhile.

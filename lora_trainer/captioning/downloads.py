@@ -73,7 +73,8 @@ def readiness_of(files: Sequence[RemoteFile], models: Path) -> Readiness:
     if not missing:
         return READY
     sizes = [file.size_bytes for file in missing]
-    total = sum(sizes) if all(size is not None for size in sizes) else None
+    known_sizes = [size for size in sizes if size is not None]
+    total = sum(known_sizes) if len(known_sizes) == len(sizes) else None
     names = " and ".join(dict.fromkeys(file.title for file in missing))
     if any(forbidden(file) for file in missing):
         return Readiness(

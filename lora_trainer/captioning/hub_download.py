@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO, TypedDict
 
 from ..base.errors import Stopped
 from .contracts import Asked
@@ -27,7 +27,20 @@ PROGRAM = Path(__file__).with_name("hub_process.py")
 STAGING = ".download"
 # What the user has set goes first.
 ENVIRONMENT = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "30"}
-Messages = queue.SimpleQueue[dict[str, Any] | None]
+
+
+class Message(TypedDict, total=False):
+    """What `hub_process` says: size and etag first, then the file's path or an error."""
+
+    size_bytes: int | None
+    etag: str | None
+    path: str
+    error: str
+    status: int | None  # of the server's response, where the error has one
+    phrase: str | None
+
+
+Messages = queue.SimpleQueue[Message | None]
 
 
 def download_from_hub(
@@ -112,9 +125,9 @@ def _wait(
             report(size_bytes, min(1.0, have_bytes / size_bytes) if size_bytes else 0.0)
 
 
-def _failure(message: dict[str, Any]) -> DownloadFailed:
-    if message.get("status"):
-        return answered(message["status"], message.get("phrase") or "")
+def _failure(message: Message) -> DownloadFailed:
+    if status := message.get("status"):
+        return answered(status, message.get("phrase") or "")
     return DownloadFailed(message["error"])
 
 

@@ -14,12 +14,15 @@ import re
 import sys
 import threading
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 from urllib.parse import urlparse
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfFileMetadata
 
 
 def main(repository: str, name: str, folder: str, output: TextIO) -> None:
-    def write(**message: Any) -> None:
+    def write(**message: object) -> None:
         print(json.dumps(message), file=output, flush=True)
 
     try:
@@ -38,7 +41,7 @@ def main(repository: str, name: str, folder: str, output: TextIO) -> None:
         )
 
 
-def _download(url: str, metadata: Any, name: str, folder: Path) -> Path:
+def _download(url: str, metadata: "HfFileMetadata", name: str, folder: Path) -> Path:
     """Download a file, going on where an earlier download of the same etag broke off.
 
     `hf_hub_download` itself does not do that any more in its newest versions: it begins anew.
@@ -87,6 +90,7 @@ if __name__ == "__main__":
     sys.path.pop(0)  # this folder: its modules are not to be found by their bare names
     protocol, sys.stdout = sys.stdout, sys.stderr  # what libraries print is not read
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    main(*sys.argv[1:4], protocol)
+    repository, name, folder = sys.argv[1:4]
+    main(repository, name, folder, protocol)
     protocol.flush()
     os._exit(0)

@@ -22,7 +22,7 @@ import uuid
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from ..base.errors import ErrorCode, Refused
 from ..base.text import is_plain_text, is_windows_device
@@ -75,6 +75,22 @@ def parse_group(name: str, text: str) -> LabelGroup:
     return LabelGroup(name, tuple(prompts) or ("{}",), tuple(labels))
 
 
+class LabelGroupView(TypedDict):
+    name: str
+    text: str
+
+
+class LabelSetView(TypedDict):
+    """A label set as JSON; `changed`: it is the user's, not ours."""
+
+    name: str
+    title: str
+    editable: bool
+    changed: bool
+    path: str
+    groups: list[LabelGroupView]
+
+
 class LabelSets:
     """Ours and the user's. `home` is the folder of the user's; nothing is written before the first
     change.
@@ -96,15 +112,13 @@ class LabelSets:
     def title(self, name: str) -> str:
         return TITLES.get(name, name)
 
-    def all(self) -> list[dict[str, Any]]:
-        """Every set as `{name, title, editable, changed, path, groups: [{name, text}]}`; `changed`:
-        it is the user's, not ours.
-        """
+    def all(self) -> list[LabelSetView]:
+        """Describe every set."""
         return [self.describe(name) for name in self.names()]
 
-    def describe(self, name: str) -> dict[str, Any]:
+    def describe(self, name: str) -> LabelSetView:
         folder = self.path(name)
-        groups = [
+        groups: list[LabelGroupView] = [
             {
                 "name": _group_name(file),
                 "text": file.read_text(encoding="utf-8-sig", errors="replace"),
@@ -152,7 +166,7 @@ class LabelSets:
             )
         return found
 
-    def save(self, name: str, groups: Mapping[str, str]) -> dict[str, Any]:
+    def save(self, name: str, groups: Mapping[str, str]) -> LabelSetView:
         """Make a set of these groups, in their order; all are checked before anything is written.
         Raises `Refused`.
         """

@@ -4,14 +4,48 @@ typed, and refused in sentences of their own.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias, TypedDict
 
 from ..base.errors import ErrorCode, Refused
 from ..base.text import is_plain_text
-from ..settings.setting import BOOLEAN_WORDS, Choice, Setting, Value
+from ..settings.setting import (
+    BOOLEAN_WORDS,
+    Choice,
+    Setting,
+    SettingValue,
+    WrittenSettings,
+)
 
 LONGEST_TEXT = 4000  # characters
 _TYPE_NAMES = {bool: "bool", int: "int", float: "float", str: "text"}
+
+
+OptionValues: TypeAlias = Mapping[str, Any]
+"""A captioner's options by name, each checked and of its own type."""
+
+
+class ChoiceView(TypedDict):
+    value: str
+    title: str
+    help: str
+
+
+class _Option(TypedDict):
+    name: str
+    title: str
+    help: str
+    type: str
+    default: SettingValue
+
+
+class OptionView(_Option, total=False):
+    """An option as JSON; range, step, choices and the condition only where there are some."""
+
+    minimum: float
+    maximum: float
+    step: float
+    choices: list[ChoiceView]
+    only_if: dict[str, str]  # the value that another option must have
 
 
 def type_name(option: Setting) -> str:
@@ -19,19 +53,21 @@ def type_name(option: Setting) -> str:
     return "choice" if option.choices else _TYPE_NAMES[option.type]
 
 
-def describe_option(option: Setting) -> dict[str, Any]:
-    """Return what interfaces show of an option, as JSON; range, step, choices and the condition
-    (`only_if`) only where there are some.
-    """
-    limits = {"minimum": option.minimum, "maximum": option.maximum, "step": option.step}
-    described: dict[str, Any] = {
+def describe_option(option: Setting) -> OptionView:
+    """Return what interfaces show of an option."""
+    described: OptionView = {
         "name": option.name,
         "title": option.title,
         "help": option.help,
         "type": type_name(option),
         "default": option.default,
-        **{name: value for name, value in limits.items() if value is not None},
     }
+    if option.minimum is not None:
+        described["minimum"] = option.minimum
+    if option.maximum is not None:
+        described["maximum"] = option.maximum
+    if option.step is not None:
+        described["step"] = option.step
     if option.choices:
         described["choices"] = [_describe_choice(choice) for choice in option.choices]
     for condition in option.effective_when:
@@ -39,7 +75,7 @@ def describe_option(option: Setting) -> dict[str, Any]:
     return described
 
 
-def _describe_choice(choice: str) -> dict[str, str]:
+def _describe_choice(choice: str) -> ChoiceView:
     if isinstance(choice, Choice):
         return {"value": str(choice), "title": choice.label, "help": choice.help}
     return {"value": choice, "title": choice, "help": ""}
@@ -50,7 +86,7 @@ def _one_of(condition: Mapping[str, tuple[str, ...] | bool]) -> dict[str, tuple[
     return {name: values for name, values in condition.items() if not isinstance(values, bool)}
 
 
-def read_options(options: Sequence[Setting], values: Mapping[str, Any]) -> dict[str, Any]:
+def read_options(options: Sequence[Setting], values: WrittenSettings) -> OptionValues:
     """Return every option's value, its default where none is given; raises `Refused` for a bad
     value or an unknown name.
     """
@@ -67,7 +103,7 @@ def read_options(options: Sequence[Setting], values: Mapping[str, Any]) -> dict[
     }
 
 
-def read_option(option: Setting, value: object) -> Value:
+def read_option(option: Setting, value: object) -> SettingValue:
     """Return a value of an option's type; raises `Refused` naming the option."""
     if option.choices:
         return _read_choice(option, value)

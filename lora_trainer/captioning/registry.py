@@ -1,11 +1,11 @@
 """Which captioners there are: ours, and those that the host brings."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from ..base.errors import ErrorCode, Refused
-from ..settings.setting import Setting
+from ..settings.setting import Setting, WrittenSettings
 from .caption_affixes import options_for
 from .contracts import Captioner, Readiness
 from .labels import LabelSets
@@ -13,7 +13,25 @@ from .models.clip_labels import ClipLabelsCaptioner
 from .models.coca import CocaCaptioner
 from .models.fixed import FixedCaptioner
 from .models.tagger import WdTagger
-from .options import describe_option, read_options
+from .options import OptionValues, OptionView, describe_option, read_options
+
+
+class ReadinessView(TypedDict):
+    """A captioner's `Readiness` as JSON."""
+
+    ready: bool
+    needs: str
+    download_bytes: int | None
+    downloads: str
+
+
+class CaptionerView(ReadinessView):
+    """A captioner as JSON, ready or not with the defaults of its options."""
+
+    name: str
+    title: str
+    help: str
+    options: list[OptionView]
 
 
 class Captioners:
@@ -55,22 +73,20 @@ class Captioners:
         """Return its own options, then the common ones."""
         return [*captioner.options(), *options_for(captioner.underscores_to_spaces)]
 
-    def read(self, name: str, values: Mapping[str, Any]) -> tuple[Captioner, dict[str, Any]]:
+    def read(self, name: str, values: WrittenSettings) -> tuple[Captioner, OptionValues]:
         """Return a captioner and its complete options; raises `Refused`."""
         captioner = self.get(name)
         return captioner, read_options(self.options(captioner), values)
 
-    def all(self) -> list[dict[str, Any]]:
-        """Every captioner as `{name, title, help, ready, needs, download_bytes, downloads,
-        options}`, ready or not with its defaults.
-        """
+    def all(self) -> list[CaptionerView]:
+        """Describe every captioner."""
         return [self._describe(captioner) for captioner in self._captioners.values()]
 
-    def readiness(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    def readiness(self, name: str, values: WrittenSettings) -> ReadinessView:
         captioner, options = self.read(name, values)
         return _readiness(captioner.readiness(options))
 
-    def _describe(self, captioner: Captioner) -> dict[str, Any]:
+    def _describe(self, captioner: Captioner) -> CaptionerView:
         options = self.options(captioner)
         try:
             readiness = captioner.readiness(read_options(options, {}))
@@ -85,7 +101,7 @@ class Captioners:
         }
 
 
-def _readiness(readiness: Readiness) -> dict[str, Any]:
+def _readiness(readiness: Readiness) -> ReadinessView:
     return {
         "ready": readiness.ready,
         "needs": readiness.needs,

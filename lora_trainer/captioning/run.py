@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -20,6 +20,7 @@ from ..base.errors import Refused, Stopped
 from ..dataset.images import read_rgb
 from .caption_affixes import Wording, phrase
 from .contracts import Asked, Captioner, LoadedCaptioner
+from .options import OptionValues
 
 log = logging.getLogger(__name__)
 PAUSE_SECONDS = (
@@ -37,6 +38,13 @@ class Picture:
     path: Path
 
 
+class CaptionFailure(TypedDict):
+    """A picture that got no caption, as JSON."""
+
+    filename: str
+    reason: str
+
+
 @dataclasses.dataclass(frozen=True)
 class CaptionProgress:
     """One moment of a captioning run. `stage` is "preparing" or "captioning"; `fraction` is of the
@@ -50,14 +58,14 @@ class CaptionProgress:
     total: int = 0
     written: int = 0
     skipped: int = 0
-    failed: list[dict[str, str]] = dataclasses.field(default_factory=list)  # {filename, reason}
+    failed: list[CaptionFailure] = dataclasses.field(default_factory=list)
     eta_seconds: float | None = None
 
 
 def caption_pictures(
     pictures: Sequence[Picture],
     captioner: Captioner,
-    options: Mapping[str, Any],
+    options: OptionValues,
     host: Host,
     write: Write,
     *,
@@ -120,7 +128,7 @@ class _Run:
         self._on_progress = on_progress
         self._next = 0
         self._seconds = 0.0
-        self._seen = 0
+        self._seen = 0.0
         self.progress = begin
 
     def prepare(self, message: str, fraction: float) -> None:
@@ -237,7 +245,8 @@ class _Run:
         return present
 
     def _fail(self, picture: Picture, reason: str) -> None:
-        failed = [*self.progress.failed, {"filename": picture.filename, "reason": reason[:500]}]
+        failure: CaptionFailure = {"filename": picture.filename, "reason": reason[:500]}
+        failed = [*self.progress.failed, failure]
         self.progress = dataclasses.replace(self.progress, failed=failed)
 
     def _count(self, pictures: int, seconds: float) -> None:

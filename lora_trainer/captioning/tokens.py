@@ -4,10 +4,12 @@ with the package.
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 log = logging.getLogger(__name__)
 MOST_REMEMBERED = 50_000
+
+Tokenizer = Callable[[str], Sequence[int]]
 
 
 class TokenCounter:
@@ -17,7 +19,8 @@ class TokenCounter:
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
-        self._tokenizer, self._loading = None, None
+        self._tokenizer: Tokenizer | None = None
+        self._loading: threading.Thread | None = None
         self._lock = threading.Lock()
 
     def __call__(self, captions: Sequence[str]) -> list[int] | None:
@@ -34,12 +37,13 @@ class TokenCounter:
                 self._loading.start()
             if self._tokenizer is None:
                 return None
-            return [self._count(caption) for caption in captions]
+            return [self._count(caption, self._tokenizer) for caption in captions]
 
     def wait(self) -> None:
         """Wait until the tokenizer is loaded."""
         self([])
-        self._loading.join()
+        if self._loading is not None:
+            self._loading.join()
 
     def _load(self) -> None:
         try:
@@ -50,9 +54,9 @@ class TokenCounter:
             log.warning("captions are not counted in tokens: %s", error)
             self._tokenizer = lambda caption: ()
 
-    def _count(self, caption: str) -> int:
+    def _count(self, caption: str, tokenizer: Tokenizer) -> int:
         if caption not in self._counts:
             if len(self._counts) >= MOST_REMEMBERED:
                 self._counts.clear()
-            self._counts[caption] = len(self._tokenizer(caption))
+            self._counts[caption] = len(tokenizer(caption))
         return self._counts[caption]

@@ -8,7 +8,6 @@ import functools
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from ..base.contracts import Host
 from ..base.errors import Refused
@@ -16,14 +15,16 @@ from ..base.files import write_atomically
 from ..captioning.caption_affixes import OPTIONS
 from ..captioning.downloads import size_text
 from ..captioning.labels import LabelSets
+from ..captioning.options import OptionView
 from ..captioning.registry import Captioners
-from ..captioning.run import CaptionProgress, Picture, caption_pictures
+from ..captioning.run import CaptionFailure, CaptionProgress, Picture, caption_pictures
 from ..captioning.table_file import TableFile
 from ..dataset.caption_tables import find_table
 from ..dataset.captions import in_table, read_caption, read_small_file, sidecar, to_bytes
 from ..dataset.scan import scan
+from ..settings.setting import WrittenSettings
 from .ctrl_c import asked_by_ctrl_c
-from .progress import ProgressDisplay, show_progress
+from .progress import Progress, ProgressDisplay, show_progress
 
 HOME = Path("~/.cache/train_lora")
 
@@ -201,7 +202,7 @@ class Captions:
         return True
 
 
-def _pictures(folder: Path) -> tuple[dict[str, Path], list[dict[str, str]]]:
+def _pictures(folder: Path) -> tuple[dict[str, Path], list[CaptionFailure]]:
     pictures, problems = scan(folder.expanduser(), thorough=False)
     named = {
         picture.path.relative_to(folder.expanduser()).as_posix(): picture.path
@@ -214,7 +215,7 @@ def _pictures(folder: Path) -> tuple[dict[str, Path], list[dict[str, str]]]:
     ]
 
 
-def _options(args: argparse.Namespace) -> dict[str, Any]:
+def _options(args: argparse.Namespace) -> WrittenSettings:
     values = {
         option.name: value
         for option in OPTIONS
@@ -241,7 +242,7 @@ def _list(captioners: Captioners) -> int:
     return 0
 
 
-def _choices(option: Mapping[str, Any]) -> str:
+def _choices(option: OptionView) -> str:
     if "choices" not in option:
         return ""
     return f" ({', '.join(repr(choice['value']) for choice in option['choices'])})"
@@ -254,7 +255,7 @@ def _show(display: ProgressDisplay, progress: CaptionProgress) -> None:
         status = f"{progress.message} {progress.fraction:.0%}"
     else:
         status = progress.message
-    display.update(progress.done, status)
+    display.update(Progress(progress.done, status))
 
 
 def _report(progress: CaptionProgress, captions: Captions, *, stopped: bool) -> int:

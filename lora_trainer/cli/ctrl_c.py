@@ -7,8 +7,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import FrameType
 
+Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 TERMINATION = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
@@ -34,7 +35,7 @@ def asked_by_termination(
 
 @contextlib.contextmanager
 def _on_signals(
-    numbers: list[int], sentence: Callable[[], str], *, then: Any
+    numbers: list[int], sentence: Callable[[], str], *, then: Handler
 ) -> Iterator[Callable[[], bool]]:
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -42,7 +43,7 @@ def _on_signals(
         return
     before = {number: signal.getsignal(number) for number in numbers}
 
-    def ask(*_: Any) -> None:
+    def ask(*_: object) -> None:
         asked.set()
         for number in numbers:
             signal.signal(number, then)

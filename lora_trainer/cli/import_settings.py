@@ -4,7 +4,6 @@ taken over is listed with the reason.
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -12,6 +11,7 @@ from ..base.errors import ErrorCode, Refused
 from ..base.files import write_atomically
 from ..jobs.settings_import import read
 from ..settings.config import TrainConfig
+from ..settings.setting import SettingValues
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write(path: Path, settings: dict[str, Any]) -> None:
+def _write(path: Path, settings: SettingValues) -> None:
     try:
         write_atomically(
             path, yaml.safe_dump(settings, allow_unicode=True, sort_keys=False).encode("utf-8")
@@ -86,6 +86,6 @@ def _print_list(title: str, lines: list[str]) -> None:
         print(f"\n{title}:", *(f"  {line}" for line in lines), sep="\n")
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = " ".join(str(value).split())
     return text if len(text) <= 80 else text[:77] + "..."

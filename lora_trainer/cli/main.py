@@ -9,12 +9,13 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..base.contracts import Host
 from ..base.errors import Refused
 from ..base.shutdown import close_at_end
+from ..jobs.job import JobView
 from ..jobs.service import TrainingService
+from ..settings.setting import WrittenSettings
 from . import auto_label, import_settings, new_config, storage, train
 from . import jobs as job_table
 
@@ -83,7 +84,7 @@ def _demo(args: argparse.Namespace, make_host: MakeHost) -> int:
     return 0
 
 
-def _run_to_its_end(service: TrainingService, values: dict[str, Any]) -> dict[str, Any]:
+def _run_to_its_end(service: TrainingService, values: WrittenSettings) -> JobView:
     job = train.run_job(service, values)
     if job["state"] == "interrupted":  # by `kill`: there is nothing to judge yet
         raise KeyboardInterrupt

@@ -4,9 +4,8 @@ configs/lora_default.yaml was.
 
 import argparse
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -15,7 +14,7 @@ from ..base.files import write_atomically
 from ..interop.presets import find_preset, presets_folder
 from ..settings.config import GROUPS, all_settings
 from ..settings.lora_name import check_name
-from ..settings.setting import Setting, Value
+from ..settings.setting import Setting, SettingValue, WrittenSettings
 from .run_settings import data_dir_of
 
 WIDTH = 98
@@ -107,7 +106,7 @@ def _check_file(file: Path, *, overwrite: bool) -> None:
         )
 
 
-def template(name: str, preset: Mapping[str, Any]) -> str:
+def template(name: str, preset: WrittenSettings) -> str:
     """Return the text of a settings file for a LoRA of this name: what most runs set, and all else
     commented out with its default.
     """
@@ -115,7 +114,7 @@ def template(name: str, preset: Mapping[str, Any]) -> str:
     return "\n".join(_lines(values)) + "\n"
 
 
-def _lines(values: Mapping[str, Any]) -> Iterator[str]:
+def _lines(values: WrittenSettings) -> Iterator[str]:
     yield "# Settings of a run: python -m lora_trainer train --config with this file."
     yield (
         "# A line that begins with # says nothing; take the # and the space away to set what it"
@@ -128,7 +127,7 @@ def _lines(values: Mapping[str, Any]) -> Iterator[str]:
                 yield from _entry(setting, values)
 
 
-def _entry(setting: Setting, values: Mapping[str, Any]) -> Iterator[str]:
+def _entry(setting: Setting, values: WrittenSettings) -> Iterator[str]:
     name = setting.name
     left_out = FOLLOWS.get(name, "")
     sentences = (
@@ -156,7 +155,7 @@ def _limits(setting: Setting) -> str:
     return f"{phrase}." if phrase else ""
 
 
-def _as_yaml(value: Value) -> str:
+def _as_yaml(value: SettingValue) -> str:
     """Return a value as one line of YAML."""
     text: str = yaml.safe_dump(value, allow_unicode=True, default_flow_style=True, width=10_000)
     return text.removesuffix("\n").removesuffix("\n...")

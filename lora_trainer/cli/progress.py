@@ -4,6 +4,7 @@ pipe, a line every ten seconds and at events.
 
 import abc
 import contextlib
+import dataclasses
 import re
 import sys
 import time
@@ -13,22 +14,23 @@ from typing import TextIO
 EVERY_SECONDS = 10.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a command is. `notes`: all that has happened so far and deserves a line of its own in
+    a log. `ended`: how it ended, with the last update.
+    """
+
+    done: int
+    status: str
+    figures: str = ""
+    notes: Sequence[str] = ()
+    ended: str = ""
+
+
 class ProgressDisplay(abc.ABC):
     @abc.abstractmethod
-    def update(
-        self,
-        done: int,
-        status: str,
-        *,
-        figures: str = "",
-        notes: Sequence[str] = (),
-        ended: str = "",
-    ) -> None:
-        """Show how far it is.
-
-        `notes`: all that has happened so far and deserves a line of its own in a log. `ended`: how
-        it ended, with the last update.
-        """
+    def update(self, progress: Progress) -> None:
+        """Show how far it is."""
 
     @abc.abstractmethod
     def write(self, text: str) -> None:
@@ -44,19 +46,11 @@ class TerminalBar(ProgressDisplay):
 
         self._bar = tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True)
 
-    def update(
-        self,
-        done: int,
-        status: str,
-        *,
-        figures: str = "",
-        notes: Sequence[str] = (),
-        ended: str = "",
-    ) -> None:
-        self._bar.set_description_str(status)
-        if figures:
-            self._bar.set_postfix_str(figures)
-        self._bar.update(done - self._bar.n)
+    def update(self, progress: Progress) -> None:
+        self._bar.set_description_str(progress.status)
+        if progress.figures:
+            self._bar.set_postfix_str(progress.figures)
+        self._bar.update(progress.done - self._bar.n)
 
     def write(self, text: str) -> None:
         self._bar.write(text)
@@ -87,21 +81,14 @@ class LogLines(ProgressDisplay):
         self._written_at = 0.0
         self._unwritten = ""  # the newest line, where it was not written
 
-    def update(
-        self,
-        done: int,
-        status: str,
-        *,
-        figures: str = "",
-        notes: Sequence[str] = (),
-        ended: str = "",
-    ) -> None:
+    def update(self, progress: Progress) -> None:
+        notes = progress.notes
         known = set(notes) if self._notes is None else self._notes
         new_notes = [note for note in notes if note not in known]
         self._notes = known | set(notes)
-        status = ended or status
-        counts = f"{status}: {done} of {self._total} {self._unit}s"
-        line = ", ".join([counts, *filter(None, [figures]), *new_notes])
+        status = progress.ended or progress.status
+        counts = f"{status}: {progress.done} of {self._total} {self._unit}s"
+        line = ", ".join([counts, *filter(None, [progress.figures]), *new_notes])
         is_event = bool(new_notes) or _without_numbers(status) != _without_numbers(self._status)
         self._status = status
         if is_event or self._clock() - self._written_at >= EVERY_SECONDS:

@@ -6,7 +6,6 @@ leave to the program that it was written for.
 import argparse
 import contextlib
 from pathlib import Path
-from typing import Any
 
 from ..base.contracts import Host
 from ..base.errors import ErrorCode, Refused
@@ -17,12 +16,10 @@ from ..interop.readers import IN_OUR_NAMES, import_settings
 from ..settings.aliases import read_resolutions
 from ..settings.config import KOHYA_NAMES, TrainConfig, all_settings, in_our_names
 from ..settings.files import read_settings
-from ..settings.setting import PathKind
-
-Values = dict[str, Any]
+from ..settings.setting import PathKind, WrittenSettings
 
 
-def read_run(args: argparse.Namespace) -> Values:
+def read_run(args: argparse.Namespace) -> WrittenSettings:
     """Return what the preset, the file and the options of `train` say, and a name for the LoRA.
 
     Prints what the settings leave open and how it is taken. Raises `Refused`.
@@ -37,18 +34,18 @@ def read_run(args: argparse.Namespace) -> Values:
         values = _over(preset["settings"], values)
     if not in_our_names(values).get("output_name") and (name := name_for(values, args.config)):
         print(f"note: no output_name is given; the LoRA is called {name}")
-        values["output_name"] = name
+        values = {**values, "output_name": name}
     return values
 
 
-def _read_typed(args: argparse.Namespace) -> Values:
+def _read_typed(args: argparse.Namespace) -> WrittenSettings:
     """Return the settings that are given as options."""
     options = {setting.name: getattr(args, setting.name) for setting in all_settings()}
     typed = {name: value for name, value in options.items() if value is not None}
-    return typed | read_resolutions(typed)
+    return {**typed, **read_resolutions(typed)}
 
 
-def parsed(values: Values, file: Path | None) -> TrainConfig:
+def parsed(values: WrittenSettings, file: Path | None) -> TrainConfig:
     """Make a config of settings, of which some are from a file. Raises `Refused`; where that is
     another trainer's file with more in it than there is here, with the command that reads such."""
     try:
@@ -76,19 +73,19 @@ def _source_of_others(file: Path) -> str:
     return ""
 
 
-def data_dir_of(output_dir: Any) -> Path:
+def data_dir_of(output_dir: object) -> Path:
     """Return where jobs and presets are kept unless it is said."""
     return Path(str(output_dir or "output")) / "train_lora"
 
 
-def at_model_size(values: Values, host: Host) -> Values:
+def at_model_size(values: WrittenSettings, host: Host) -> WrittenSettings:
     """Fill in the size of the checkpoint's own pictures where no resolution is given."""
     if values.get("resolution") not in (None, "") or not (status := host.model_status()).trainable:
         return values
     return {**values, "resolution": status.size_px or host.default_size_px}
 
 
-def _over(lower: Values, upper: Values) -> Values:
+def _over(lower: WrittenSettings, upper: WrittenSettings) -> WrittenSettings:
     """Put settings over others, whichever names either uses."""
     said = in_our_names(upper)
     unsaid = {
@@ -97,7 +94,7 @@ def _over(lower: Values, upper: Values) -> Values:
     return {**unsaid, **upper}
 
 
-def _found_places(values: Values, config: Path) -> dict[str, str]:
+def _found_places(values: WrittenSettings, config: Path) -> dict[str, str]:
     """Find files and folders that are not where a relative path says, from the current folder:
     beside the settings file, or beside its folder. Prints where each was found.
     """

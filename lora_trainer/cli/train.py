@@ -3,20 +3,20 @@ It leaves with its job and starts no other.
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..base.contracts import Host
 from ..base.errors import ErrorCode, Refused
 from ..base.text import counted
-from ..jobs.job import ALIVE, STARTED
+from ..jobs.job import ALIVE, STARTED, JobView
 from ..jobs.service import TrainingService
 from ..runs.pipeline import DRAWING
 from ..settings.config import TrainConfig, all_settings
-from ..settings.setting import Setting, Value
+from ..settings.remedies import RemedyView
+from ..settings.setting import Setting, SettingValue, WrittenSettings
 from .ctrl_c import asked_by_ctrl_c, asked_by_termination
-from .progress import ProgressDisplay, show_progress
+from .progress import Progress, ProgressDisplay, show_progress
 from .run_settings import at_model_size, data_dir_of, parsed, read_run
 from .storage import add_limits, limits_of
 
@@ -93,7 +93,7 @@ def _option_help(setting: Setting) -> str:
     return f"{text} (default: {_default_text(setting.default)})"
 
 
-def _default_text(default: Value) -> str:
+def _default_text(default: SettingValue) -> str:
     if isinstance(default, bool):
         return "on" if default else "off"
     return str(default) if default != "" else "none"
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace, make_host: Callable[..., Host]) -> int:
     return _report(job, args.config)
 
 
-def run_job(service: TrainingService, values: dict[str, Any]) -> dict[str, Any]:
+def run_job(service: TrainingService, values: WrittenSettings) -> JobView:
     """Run a job to its end behind a progress bar; Ctrl-C stops it, and what it has learned is
     saved.
     """
@@ -157,7 +157,7 @@ def run_job(service: TrainingService, values: dict[str, Any]) -> dict[str, Any]:
     return _follow(service, lambda: service.start(values, ahead_of_queue=True), steps=plan["steps"])
 
 
-def _options(remedies: Sequence[Mapping[str, Any]]) -> str:
+def _options(remedies: Sequence[RemedyView]) -> str:
     """Return what to type to set something right, in brackets; "" where nothing is known."""
     typed = [
         " ".join(
@@ -169,14 +169,14 @@ def _options(remedies: Sequence[Mapping[str, Any]]) -> str:
     return f" ({', or '.join(typed)})" if typed else ""
 
 
-def _typed(value: Any) -> str:
+def _typed(value: SettingValue) -> str:
     """Return a setting's value as it is typed on the command line."""
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _job_to_resume(service: TrainingService, name: str, job_id: str | None) -> Mapping[str, Any]:
+def _job_to_resume(service: TrainingService, name: str, job_id: str | None) -> JobView:
     """Return the job that is asked for, or the one of this name that is furthest. Raises
     `Refused`.
     """
@@ -199,7 +199,7 @@ def _job_to_resume(service: TrainingService, name: str, job_id: str | None) -> M
     return _furthest(jobs) or jobs[0]
 
 
-def _furthest(jobs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def _furthest(jobs: Sequence[JobView]) -> JobView | None:
     """Return the job that has most to go on from: an unfinished one if there is one, then the
     highest step, then the newest.
     """
@@ -210,11 +210,11 @@ def _furthest(jobs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     )
 
 
-def _is_unfinished(job: Mapping[str, Any]) -> bool:
+def _is_unfinished(job: JobView) -> bool:
     return bool(job["resume_step"]) and job["state"] != "finished"
 
 
-def _newest(service: TrainingService, config: TrainConfig) -> Mapping[str, Any] | None:
+def _newest(service: TrainingService, config: TrainConfig) -> JobView | None:
     """Return the newest job that made, or was making, the LoRA of these settings. Raises `Refused`
     while one is at work on it.
     """
@@ -233,9 +233,7 @@ def _newest(service: TrainingService, config: TrainConfig) -> Mapping[str, Any] 
     return next((job for job in jobs if job["state"] == "finished" or _is_unfinished(job)), None)
 
 
-def _go_on(
-    service: TrainingService, config: TrainConfig, earlier: Mapping[str, Any]
-) -> dict[str, Any]:
+def _go_on(service: TrainingService, config: TrainConfig, earlier: JobView) -> JobView:
     """Go on with the unfinished run of these settings, or say what has changed since and what to
     do.
     """
@@ -275,9 +273,7 @@ def _say_what_was_lost(service: TrainingService, config: TrainConfig) -> None:
         )
 
 
-def _refuse_taken(
-    service: TrainingService, config: TrainConfig, earlier: Mapping[str, Any] | None
-) -> None:
+def _refuse_taken(service: TrainingService, config: TrainConfig, earlier: JobView | None) -> None:
     """Raise `Refused` for a LoRA that exists, and say which job made it and what to do."""
     errors = service.planner.plan(config.to_dict(), thorough=False)["errors"]
     taken = next((error for error in errors if error["code"] == ErrorCode.NAME_TAKEN), None)
@@ -301,11 +297,11 @@ def _refuse_taken(
 def _resume(
     service: TrainingService,
     config: TrainConfig,
-    earlier: Mapping[str, Any],
+    earlier: JobView,
     *,
     anyway: bool,
     why: str = "",
-) -> dict[str, Any]:
+) -> JobView:
     """Go on with a job, with the settings as they are now."""
     changes = service.changes_since(earlier["id"], config.to_dict())
     # as if to overwrite: its own LoRA is in nobody's way
@@ -325,9 +321,9 @@ def _resume(
     return _follow(service, begin, steps=steps, step=step)
 
 
-def _follow(service: TrainingService, begin: Begin, *, steps: int, step: int = 0) -> dict[str, Any]:
+def _follow(service: TrainingService, begin: Begin, *, steps: int, step: int = 0) -> JobView:
     """Begin a job and show its progress until it ends; raises `Refused` when it fails."""
-    job: dict[str, Any] = {}
+    job: JobView | None = None
 
     def stop_sentence() -> str:
         if _draws_preview(job):
@@ -358,26 +354,27 @@ def _follow(service: TrainingService, begin: Begin, *, steps: int, step: int = 0
     return job
 
 
-def _draws_preview(job: Mapping[str, Any]) -> bool:
-    return job.get("message") == DRAWING
+def _draws_preview(job: JobView | None) -> bool:
+    return job is not None and job["message"] == DRAWING
 
 
-def _show(display: ProgressDisplay, job: Mapping[str, Any], *, ended: str = "") -> None:
+def _show(display: ProgressDisplay, job: JobView, *, ended: str = "") -> None:
     loss = job.get("loss_average")
     validation_loss = job.get("validation_loss")
     notes = [f"snapshot {name}" for name in job["snapshots"]]
     if validation_loss is not None:
         notes.append(f"validation loss {validation_loss:.4f}")
-    display.update(
+    progress = Progress(
         job.get("step", 0),
         (job.get("message") or job["state"])[:40],
         figures="" if loss is None else f"loss {loss:.4f}",
         notes=notes,
         ended=ended,
     )
+    display.update(progress)
 
 
-def _report(job: Mapping[str, Any], config: Path | None) -> int:
+def _report(job: JobView, config: Path | None) -> int:
     """Print how a job ended and, where it can go on, how; return the exit status."""
     for warning in job["remarks"]:
         print(f"note: {warning}")

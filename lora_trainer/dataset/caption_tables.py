@@ -11,11 +11,11 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
-from typing import Any
 
 import pandas
 
 from ..base.errors import ErrorCode, Refused
+from ..base.json_types import JsonObject, JsonValue
 from ..base.text import LEGACY_ENCODINGS, decode, guess_encoding
 from .captions import LARGEST_CAPTION_BYTES, can_be_caption, plain_lines, split_tags
 
@@ -257,7 +257,7 @@ def _read_csv(name: str, text: str) -> tuple[list[Row], list[LineProblem]]:
         line = 1 + skipped + reader.line_num
 
 
-def _json(text: str) -> Any:
+def _json(text: str) -> JsonValue:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -283,14 +283,14 @@ def _read_kohya(text: str) -> tuple[list[Row], list[LineProblem]] | None:
     return rows, problems
 
 
-def _kohyas_caption(entry: dict[str, Any]) -> Any:
+def _kohyas_caption(entry: JsonObject) -> str | None:
     """As sd-scripts puts them together: tags, on one line, behind each line of the caption."""
     caption, tags = entry.get("caption"), entry.get("tags")
-    if not all(value is None or isinstance(value, str) for value in (caption, tags)):
+    if not isinstance(caption, (str, type(None))) or not isinstance(tags, (str, type(None))):
         return None
-    tags = ", ".join(split_tags(tags or ""))
+    listed = ", ".join(split_tags(tags or ""))
     lines = plain_lines(caption or "").split("\n")
-    return "\n".join(", ".join(part for part in (line, tags) if part) for line in lines)
+    return "\n".join(", ".join(part for part in (line, listed) if part) for line in lines)
 
 
 def _take(
@@ -351,7 +351,7 @@ def _read_json_lines(name: str, text: str) -> tuple[list[Row], list[LineProblem]
 
 
 def _add(
-    line: int, filename: Any, caption: Any, rows: list[Row], problems: list[LineProblem]
+    line: int, filename: object, caption: object, rows: list[Row], problems: list[LineProblem]
 ) -> None:
     if not isinstance(filename, str) or not isinstance(caption, str):
         problems.append(LineProblem(line, "the file name and the caption must be text."))
@@ -375,7 +375,7 @@ def find_header(text: str) -> tuple[str, str | None]:
     return header, next((each for each in DELIMITERS if find_columns(_split(header, each))), None)
 
 
-def find_columns(names: Sequence[Any]) -> tuple[int, int] | None:
+def find_columns(names: Sequence[object]) -> tuple[int, int] | None:
     """Return where the file name and the caption stand."""
     plain = [name.strip().lower() if isinstance(name, str) else "" for name in names]
     return next(

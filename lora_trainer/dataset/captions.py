@@ -11,7 +11,7 @@ import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 from ..base.paths import is_inside
 from ..base.text import decode, is_plain_text
@@ -139,7 +139,7 @@ def to_bytes(caption: str) -> bytes:
     return (text + "\n").encode("utf-8") if text else b""
 
 
-def can_be_caption(text: Any) -> bool:
+def can_be_caption(text: object) -> TypeGuard[str]:
     """Tell whether a value is text that can be stored as a caption."""
     return (
         isinstance(text, str)

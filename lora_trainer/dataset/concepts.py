@@ -10,11 +10,12 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 from ..base.errors import ErrorCode, Refused
 from ..base.paths import expand_user
 from ..base.text import number
+from ..settings.setting import WrittenSettings
 from .captions import read_small_file, text_of
 
 LARGEST_BYTES, MOST_CONCEPTS, MOST_REPEATS = 5_000_000, 500, 1000
@@ -39,11 +40,22 @@ _UNLIKE = {  # of "image" and "text", where they are on: what to do instead
 }
 
 
+WrittenConcept: TypeAlias = Mapping[str, Any]  # as OneTrainer writes it
+
+
+class LeftOut(NamedTuple):
+    """Something that a concept asks for and cannot have, as it is written, and why."""
+
+    key: str
+    value: object
+    reason: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Concept:
     """A folder of pictures. `captions` is one of SOURCES, `prompts` the file for "concept"; `deep`:
     with all folders in it. `settings` are what it asks for, by our names, `left_out` what it cannot
-    have, as (key, value, reason).
+    have.
     """
 
     name: str
@@ -52,8 +64,8 @@ class Concept:
     captions: str = "sample"
     prompts: Path | None = None
     deep: bool = False
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    left_out: tuple[tuple[str, Any, str], ...] = ()
+    settings: WrittenSettings = dataclasses.field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def is_concepts(path: Path) -> bool:
@@ -63,7 +75,7 @@ def is_concepts(path: Path) -> bool:
     )  # False where `Path.is_file` raises: names too long
 
 
-def are_concepts(found: Any) -> bool:
+def are_concepts(found: object) -> TypeGuard[list[WrittenConcept]]:
     """Tell whether the content of a .json is a list of concepts."""
     return (
         isinstance(found, list)
@@ -86,7 +98,7 @@ def read_concepts(path: Path) -> tuple[list[Concept], list[str]]:
 
 
 def concepts_in(
-    found: Any, source: str, *, beside: Path | None = None
+    found: object, source: str, *, beside: Path | None = None
 ) -> tuple[list[Concept], list[str]]:
     """Do the same for the content of such a file. `source` names it in sentences.
 
@@ -110,7 +122,7 @@ def concepts_in(
     return concepts, unused
 
 
-def _why_not(values: Mapping[str, Any]) -> str | None:
+def _why_not(values: WrittenConcept) -> str | None:
     kind = str(
         values.get("type")
         or ("VALIDATION" if values.get("validation_concept") is True else "STANDARD")
@@ -126,7 +138,7 @@ def _why_not(values: Mapping[str, Any]) -> str | None:
     )
 
 
-def _concept(values: Mapping[str, Any], name: str, beside: Path | None) -> Concept:
+def _concept(values: WrittenConcept, name: str, beside: Path | None) -> Concept:
     text, image = (
         part if isinstance(part := values.get(key), Mapping) else {} for key in ("text", "image")
     )
@@ -140,17 +152,12 @@ def _concept(values: Mapping[str, Any], name: str, beside: Path | None) -> Conce
     prompts = _found(written, beside) if written and source == "concept" else None
     left_out = list(_left_out({**image, **text}))
     if (weight := values.get("loss_weight", 1.0)) != 1.0:
-        left_out.append(("loss_weight", weight, "folders differ in their repeats only"))
+        left_out.append(LeftOut("loss_weight", weight, "folders differ in their repeats only"))
     folder = _found(values["path"], beside)
     repeats, exact = _repeats(values)
     if not exact:
-        left_out.append(
-            (
-                "balancing",
-                values.get("balancing", values.get("repeats")),
-                f"{repeats} is taken: repeats are whole",
-            )
-        )
+        asked = values.get("balancing", values.get("repeats"))
+        left_out.append(LeftOut("balancing", asked, f"{repeats} is taken: repeats are whole"))
     return Concept(
         name,
         folder,
@@ -163,46 +170,41 @@ def _concept(values: Mapping[str, Any], name: str, beside: Path | None) -> Conce
     )
 
 
-def _left_out(values: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    yield from (
-        (key, values[key], reason) for key, reason in _UNLIKE.items() if values.get(key) is True
-    )
+def _left_out(values: WrittenConcept) -> Iterator[LeftOut]:
+    for key, reason in _UNLIKE.items():
+        if values.get(key) is True:
+            yield LeftOut(key, values[key], reason)
     if (
         values.get("enable_tag_shuffling") is True
         and str(values.get("tag_delimiter", ",")).strip() != ","
     ):
-        yield "tag_delimiter", values["tag_delimiter"], "tags are parted by commas only"
+        yield LeftOut("tag_delimiter", values["tag_delimiter"], "tags are parted by commas only")
     if values.get("tag_dropout_enable") is True and values.get("tag_dropout_mode") not in (
         "FULL",
         "RANDOM",
     ):
-        yield (
+        yield LeftOut(
             "tag_dropout_mode",
             values.get("tag_dropout_mode"),
             "each tag is dropped alike: Tag dropout",
         )
     if values.get("tag_dropout_enable") is True and values.get("tag_dropout_special_tags"):
-        yield (
+        yield LeftOut(
             "tag_dropout_special_tags",
             values["tag_dropout_special_tags"],
             "all tags but those in front are dropped alike",
         )
 
 
-def _settings(text: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(text: WrittenConcept, image: WrittenConcept) -> WrittenSettings:
     """OneTrainer always draws one of a caption's lines."""
-    found: dict[str, Any] = {"caption_lines": "alternatives"}
+    found: dict[str, object] = {"caption_lines": "alternatives"}
     drops = text.get("tag_dropout_enable") is True and text.get("tag_dropout_probability")
     if text.get("enable_tag_shuffling") is True:
         found["shuffle_caption"] = True
     if drops:
-        found[
-            (
-                "caption_dropout_rate"
-                if text.get("tag_dropout_mode") == "FULL"
-                else "caption_tag_dropout_rate"
-            )
-        ] = drops
+        drops_all = text.get("tag_dropout_mode") == "FULL"
+        found["caption_dropout_rate" if drops_all else "caption_tag_dropout_rate"] = drops
     if drops or "shuffle_caption" in found:
         found["keep_tokens"] = text.get("keep_tags_count", 1)
     if image.get("enable_random_flip") is True:
@@ -212,7 +214,7 @@ def _settings(text: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, An
     return found
 
 
-def _repeats(values: Mapping[str, Any]) -> tuple[int, bool]:
+def _repeats(values: WrittenConcept) -> tuple[int, bool]:
     """Return how often each picture counts, and whether that is just what is asked for."""
     wanted = values.get("balancing", values.get("repeats", 1.0))
     if isinstance(wanted, str) or (wanted := number(wanted)) is None:

@@ -8,7 +8,6 @@ that says what is wrong with the file.
 import contextlib
 import dataclasses
 import functools
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,18 +61,18 @@ def inspect(path: Path, *, thorough: bool = True) -> Facts:
     stat = path.stat()
     key = (path, stat.st_mtime_ns, stat.st_size)
     if thorough and key not in _decoded:
-        remember(path, stat, _decode(path))
+        remember(path, stat.st_mtime_ns, stat.st_size, _decode(path))
     found = _decoded.get(key) or _read_header(*key)
     if isinstance(found, Refused):
         raise found
     return found
 
 
-def remember(path: Path, stat: os.stat_result, found: Facts | Refused) -> None:
-    """Keep what decoding a file in the state `stat` gave."""
+def remember(path: Path, mtime_ns: int, size: int, found: Facts | Refused) -> None:
+    """Keep what decoding a file gave that had this time stamp and size."""
     if len(_decoded) >= MOST_REMEMBERED:
         _decoded.clear()
-    _decoded[path, stat.st_mtime_ns, stat.st_size] = found
+    _decoded[path, mtime_ns, size] = found
 
 
 _decoded: dict[tuple[Path, int, int], Facts | Refused] = {}

@@ -10,7 +10,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from ..jobs.job import JobView
+from ..jobs.metrics import MetricsRow
 from ..jobs.service import TrainingService
+from ..settings.setting import WrittenSettings
 from .checkpoint import write_checkpoint
 from .concept import TRIGGER, backgrounds_for_judging, caption_of, shows_zib, write_dataset
 
@@ -44,7 +47,7 @@ AVERAGE_COLOUR = (60, 90, 200)
 def run_demo(
     output: Path,
     make_host: Callable[..., Any],
-    run_job: Callable[[TrainingService, dict], dict],
+    run_job: Callable[[TrainingService, WrittenSettings], JobView],
     *,
     seed: int = 42,
 ) -> TrainingService:
@@ -128,7 +131,7 @@ def grid(
     return sheet
 
 
-def loss_curve(rows: list[dict[str, Any]], *, width: int = 900, height: int = 420) -> Image.Image:
+def loss_curve(rows: list[MetricsRow], *, width: int = 900, height: int = 420) -> Image.Image:
     """Draw the loss of every step, and its running average."""
     sheet = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(sheet)

@@ -162,7 +162,8 @@ class BackgroundScan:
             with contextlib.suppress(OSError):  # a full disk costs thumbnails, not the results
                 self._save_thumbnail(path, stat, small)
             result = ScanResult(facts, None, Looks(perceptual_hash(small), mosaic(small)))
-        remember(path, stat, result.facts or result.problem)
+        if found := result.facts or result.problem:
+            remember(path, stat.st_mtime_ns, stat.st_size, found)
         self._keep(path, stat, result)
         return result
 

@@ -9,7 +9,7 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeAlias
 
 import regex
 
@@ -22,12 +22,14 @@ PATTERN_SECONDS = 5.0  # for all captions; a pattern that takes longer backtrack
 LONGEST_CAPTION = 100_000
 LONGEST_TEXT = 5000
 Edit = Callable[[str], str]
+EditSettings: TypeAlias = Mapping[str, object]
+"""Values of an action's parameters as a request has them."""
 
 
 def plan_edit(
     action: str,
     captions: Mapping[str, str],
-    settings: Mapping[str, Any],
+    settings: EditSettings,
     *,
     everything: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
@@ -44,7 +46,7 @@ def plan_edit(
             code=ErrorCode.BAD_VALUE,
         )
     chosen = ACTIONS[action]
-    values: dict[str, Any] = {
+    values: dict[str, object] = {
         name: parameter.read(name, settings) for name, parameter in chosen.parameters.items()
     }
     if chosen.needs_captions:
@@ -54,7 +56,7 @@ def plan_edit(
     return {name: after for name, after in edited.items() if after != captions[name]}
 
 
-def label_of(action: str, settings: Mapping[str, Any], count: int) -> str:
+def label_of(action: str, settings: EditSettings, count: int) -> str:
     """Return the name of a bulk edit in the undo history."""
     shortened = {name: str(value).strip()[:40] for name, value in settings.items()}
     label = ACTIONS[action].label.format_map(shortened)
@@ -170,7 +172,7 @@ class TextParameter:
     required: bool = False
     ignored: str = ""
 
-    def read(self, name: str, settings: Mapping[str, Any]) -> str:
+    def read(self, name: str, settings: EditSettings) -> str:
         value = settings.get(name)
         value = "" if value is None else value
         if not isinstance(value, str) or len(value) > LONGEST_TEXT or "\x00" in value:
@@ -188,7 +190,7 @@ class TextParameter:
 class SwitchParameter:
     """A switch that the user gives to an action; off where it is left out."""
 
-    def read(self, name: str, settings: Mapping[str, Any]) -> bool:
+    def read(self, name: str, settings: EditSettings) -> bool:
         value = settings.get(name)
         if value not in (None, True, False):
             raise Refused(f"`{name}` must be true or false.", field=name, code=ErrorCode.BAD_VALUE)

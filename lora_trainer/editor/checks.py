@@ -5,7 +5,7 @@ near-duplicates, pictures that are too small or that lose much to the crop. Pure
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TypedDict
 
 from ..dataset.buckets import Bucket, bucket_for, crop_of
 from ..dataset.captions import contains_word, loras_in
@@ -44,6 +44,22 @@ class CheckSettings:
     caption_extension: str = TrainConfig.caption_extension
 
 
+class CropView(TypedDict):
+    """A `Crop` as JSON; `bucket` is its width and height."""
+
+    bucket: list[int]
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+class WarningCount(TypedDict):
+    code: str
+    title: str
+    count: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Crop:
     """The part of an upright picture that training sees, in its pixels, and its bucket."""
@@ -54,7 +70,7 @@ class Crop:
     width: float
     height: float
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> CropView:
         return {
             "bucket": [self.bucket.width, self.bucket.height],
             "left": self.left,
@@ -115,8 +131,8 @@ def crop_for(width: int, height: int, settings: CheckSettings) -> Crop:
 
 def summary(
     warnings_by_picture: Iterable[list[PictureWarning]], unreadable: int
-) -> list[dict[str, Any]]:
-    """Count pictures by warning, worst first: `{code, title, count}`, only what occurs."""
+) -> list[WarningCount]:
+    """Count pictures by warning, worst first; only what occurs."""
     counts = Counter(warning.code for warnings in warnings_by_picture for warning in warnings)
     counts["unreadable"] = unreadable
     return [

@@ -9,7 +9,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 from ..base.errors import ErrorCode, Refused
 from ..dataset.caption_tables import TABLE_NAMES, LaidTable, LineProblem, look_at_table
@@ -24,6 +24,27 @@ from .folder_listing import Listing, list_folder
 
 MOST_BAD_LINES = 100
 _NO_TABLE = LaidTable({})
+
+
+class BadLine(TypedDict):
+    """A line of a caption table that cannot be read, as JSON."""
+
+    line: int
+    message: str
+
+
+class UnusableFile(TypedDict):
+    """A file that cannot be used, as JSON."""
+
+    filename: str
+    reason: str
+
+
+class ProblemRow(UnusableFile, total=False):
+    """A file of a data set that cannot be used; of a caption table, which lines."""
+
+    table: bool
+    lines: list[BadLine]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +120,8 @@ class DatasetReader:
         scanned = self._background_scan.known(path, stamp) if stamp else None
 
         def read() -> Picture | Problem:
-            if scanned and stamp:
-                remember(path, stamp, scanned.facts or scanned.problem)
+            if scanned and stamp and (found := scanned.facts or scanned.problem):
+                remember(path, stamp.st_mtime_ns, stamp.st_size, found)
             return examine(
                 path,
                 table.captions,
@@ -209,19 +230,17 @@ class DatasetReader:
         """Return the caption table in the folder of a picture; an empty one where there is none."""
         return self._tables_in(listing).get(listing.place_of(filename).prefix, _NO_TABLE)
 
-    def bad_tables(self, listing: Listing) -> list[dict[str, Any]]:
-        """Describe the tables of which something cannot be read: `{filename, reason, table,
-        lines}`.
-        """
+    def bad_tables(self, listing: Listing) -> list[ProblemRow]:
+        """Describe the tables of which something cannot be read."""
         return [
             {
-                "filename": table_in(listing, prefix),
+                "filename": path,
                 "reason": table.reason,
                 "table": True,
                 "lines": first_bad_lines(table.lines),
             }
             for prefix, table in self._tables_in(listing).items()
-            if table.reason
+            if table.reason and (path := table_in(listing, prefix))
         ]
 
     def _tables_in(self, listing: Listing) -> dict[str, LaidTable]:
@@ -245,9 +264,13 @@ class DatasetReader:
         return self._tables.get(path, ((path, stamp),), lambda: look_at_table(self._folder / path))
 
 
-def first_bad_lines(problems: Sequence[LineProblem]) -> list[dict[str, Any]]:
-    """Return the first bad lines of a table: `{line, message}`."""
-    return [dataclasses.asdict(problem) for problem in problems[:MOST_BAD_LINES]]
+def first_bad_lines(problems: Sequence[LineProblem]) -> list[BadLine]:
+    """Return the first bad lines of a table."""
+    return [bad_line(problem) for problem in problems[:MOST_BAD_LINES]]
+
+
+def bad_line(problem: LineProblem) -> BadLine:
+    return {"line": problem.line, "message": problem.message}
 
 
 def picture_in(listing: Listing, filename: str) -> Path:

@@ -31,6 +31,15 @@ class CaptionState(TypedDict):
     automatic: bool
 
 
+class CaptionChange(TypedDict):
+    """What an edit would make of a caption, as JSON."""
+
+    filename: str
+    before: str
+    after: str
+    version: str  # of the caption file as it is now
+
+
 class EditResult(TypedDict):
     """What the page is told after an edit.
 

@@ -8,7 +8,7 @@ what is shown of single pictures.
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Protocol, TypedDict
 from urllib.parse import quote
 
 from ..base.errors import ErrorCode, Refused
@@ -21,9 +21,9 @@ from ..dataset.captions import (
     to_bytes,
 )
 from ..dataset.sample import Picture
-from .bulk_edits import label_of, plan_edit
-from .dataset_reader import CaptionFile
-from .edited_dataset import EditedDataset, EditResult
+from .bulk_edits import EditSettings, label_of, plan_edit
+from .dataset_reader import CaptionFile, ProblemRow
+from .edited_dataset import CaptionChange, EditedDataset, EditResult
 from .file_changes import Change
 from .file_edits import FileEdits
 from .folder_listing import Listing
@@ -44,6 +44,31 @@ class PictureRow(TypedDict):
     repeats: int
     warnings: list[str]
     thumbnail: str
+
+
+class DataSetState(TypedDict):
+    revision: str  # a name for the state of all pictures, captions and tables on disk
+    history: dict[str, str | None]  # what can be undone and redone
+
+
+class DataSetView(DataSetState):
+    """A data set on the page; `trash` is its trash folder, where there is one."""
+
+    name: str
+    path: str
+    trash: str | None
+    pictures: list[PictureRow]
+    problems: list[ProblemRow]
+
+
+class BulkEditPreview(TypedDict):
+    changes: list[CaptionChange]
+    count: int
+    unchanged: int
+
+
+class BulkEditResult(EditResult):
+    count: int
 
 
 class WriteCaptions(Protocol):
@@ -83,14 +108,15 @@ class DataSetEditor:
 
     # --- What is there ----------------------------------------------------------------------------
 
-    def describe(self) -> dict[str, Any]:
-        """Return `{name, path, revision, history, trash, pictures, problems}`.
-
-        Pictures are described by their headers; none is decoded.
-        """
+    def describe(self) -> DataSetView:
+        """Describe the data set, and its pictures by their headers; none is decoded."""
         reader, history = self._dataset.reader, self._dataset.history
         listing = reader.list_files()
         pictures, problems = reader.scan(listing)
+        unusable: list[ProblemRow] = [
+            {"filename": self._dataset.relative_path(problem.path), "reason": problem.reason}
+            for problem in problems
+        ]
         return {
             "name": self.name,
             "path": str(self.folder),
@@ -98,23 +124,14 @@ class DataSetEditor:
             "history": history.labels(),
             "trash": str(history.trash) if history.trash.is_dir() else None,
             "pictures": self._picture_rows(listing, pictures),
-            "problems": [
-                *reader.bad_tables(listing),
-                *(
-                    {
-                        "filename": self._dataset.relative_path(problem.path),
-                        "reason": problem.reason,
-                    }
-                    for problem in problems
-                ),
-            ],
+            "problems": [*reader.bad_tables(listing), *unusable],
         }
 
     def revision(self) -> str:
         """Return a name for the state of all pictures, captions and tables on disk."""
         return self._dataset.reader.list_files().revision
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> DataSetState:
         return {"revision": self.revision(), "history": self._dataset.history.labels()}
 
     def captions(self) -> dict[str, str]:
@@ -185,15 +202,14 @@ class DataSetEditor:
     def bulk_edit(
         self,
         action: str,
-        settings: Mapping[str, Any],
+        settings: EditSettings,
         *,
         filenames: Sequence[str] | None = None,
         preview: bool = False,
         versions: Mapping[str, str] | None = None,
-    ) -> dict[str, Any]:
-        """Edit all captions, or those of `filenames`, by an action of `bulk_edits`, as one step.
-
-        With `preview` returns `{changes, count, unchanged}` and writes nothing.
+    ) -> BulkEditPreview | BulkEditResult:
+        """Edit all captions, or those of `filenames`, by an action of `bulk_edits`, as one step;
+        with `preview` nothing is written.
         """
         with self._dataset.lock:
             seen_versions, everything = self._dataset.reader.versions_and_captions()
@@ -202,7 +218,7 @@ class DataSetEditor:
                 captions = _captions_of(filenames, everything)
             edited = plan_edit(action, captions, settings, everything=everything)
             if preview:
-                changes = [
+                changes: list[CaptionChange] = [
                     {
                         "filename": filename,
                         "before": captions[filename],
@@ -263,7 +279,7 @@ class DataSetEditor:
         return bool(text_of(file.content))
 
 
-def check_caption(filename: str, caption: Any) -> None:
+def check_caption(filename: str, caption: object) -> None:
     """Raise `Refused` for what cannot be stored as a caption."""
     if not can_be_caption(caption):
         raise Refused(

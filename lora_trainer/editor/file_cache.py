@@ -1,9 +1,10 @@
 """Values that were read from files, kept while those files stay the same."""
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 SETTLED_NS = 2_000_000_000  # a file system's clock may tick this slowly (FAT); most tick every 4 ms
 Value = TypeVar("Value")
@@ -24,10 +25,11 @@ def stamp_of(stat: os.stat_result) -> FileStamp:
 StampedFiles = tuple[tuple[str, FileStamp], ...]
 
 
-class _Entry(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Entry(Generic[Value]):
     files: StampedFiles
-    other: Any
-    value: Any
+    other: object
+    value: Value
 
 
 class FileCache(Generic[Value]):
@@ -38,10 +40,10 @@ class FileCache(Generic[Value]):
     """
 
     def __init__(self) -> None:
-        self._entries: dict[Hashable, _Entry] = {}
+        self._entries: dict[Hashable, _Entry[Value]] = {}
 
     def get(
-        self, key: Hashable, files: StampedFiles, read: Callable[[], Value], *, other: Any = None
+        self, key: Hashable, files: StampedFiles, read: Callable[[], Value], *, other: object = None
     ) -> Value:
         """Return the value that was read from files of these stamps, and with an equal `other`;
         else read it now.

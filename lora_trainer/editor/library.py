@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, TypedDict
+from typing import BinaryIO, TypedDict
 
 from ..base.errors import ErrorCode, Refused
 from ..base.files import write_atomically
@@ -24,7 +24,8 @@ from ..dataset.captions import read_caption, sidecar
 from ..dataset.scan import is_picture_file, picture_folders
 from ..settings.lora_name import why_not_a_name
 from . import uploads
-from .editor import DataSetEditor, WriteCaptions, check_caption
+from .dataset_reader import UnusableFile
+from .editor import DataSetEditor, DataSetView, WriteCaptions, check_caption
 from .picture_files import prompt_of
 from .picture_views import CountTokens
 from .upload_rules import is_prompt_note, largest_upload_bytes, save_upload, uploadable_name
@@ -178,7 +179,7 @@ class Library:
                 code=ErrorCode.CANNOT_SAVE,
             ) from error
 
-    def describe(self, name: str) -> dict[str, Any]:
+    def describe(self, name: str) -> DataSetView:
         """As `DataSetEditor.describe`."""
         return self.open(name).describe()
 
@@ -245,9 +246,7 @@ class Library:
     def _save(self, folder: Path, path: PurePosixPath, data: bytes) -> str:
         return save_upload(folder, path, data, lock=self._upload_lock)
 
-    def add_captions_from_prompts(
-        self, name: str, filenames: Sequence[str]
-    ) -> list[dict[str, str]]:
+    def add_captions_from_prompts(self, name: str, filenames: Sequence[str]) -> list[UnusableFile]:
         """Give pictures without a caption the prompt that the WebUI wrote into them, as one step.
 
         Returns `{filename, reason}` of those whose prompt cannot be their caption; the others are
@@ -256,7 +255,7 @@ class Library:
         editor = self.open(name)
         prompts: dict[str, str] = {}
         prompt_of_caption_file: dict[Path, str] = {}
-        refused = []
+        refused: list[UnusableFile] = []
         for filename in filenames:
             if not is_picture_file(Path(filename)):
                 continue

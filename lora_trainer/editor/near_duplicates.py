@@ -30,7 +30,7 @@ def perceptual_hash(image: Image.Image) -> bytes:
     "pHash", as Zauner describes it (Implementation and Benchmarking of Perceptual Image Hash
     Functions, 2010, section 3.2.1), without the constant term.
     """
-    resized = image.convert("L").resize((HASH_PX, HASH_PX), Image.LANCZOS)
+    resized = image.convert("L").resize((HASH_PX, HASH_PX), Image.Resampling.LANCZOS)
     grey = np.asarray(resized, dtype=np.float64)
     at = np.arange(HASH_PX)
     cosines = np.cos(np.pi / HASH_PX * (at[None, :] + 0.5) * at[:FREQUENCIES, None])
@@ -40,7 +40,7 @@ def perceptual_hash(image: Image.Image) -> bytes:
 
 def mosaic(image: Image.Image) -> bytes:
     """Return an RGB image as 8 x 8 colours, the bytes of uint8 `(8, 8, 3)`."""
-    small = image.resize((MOSAIC_PX, MOSAIC_PX), Image.BOX)
+    small = image.resize((MOSAIC_PX, MOSAIC_PX), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.uint8).tobytes()
 
 

@@ -5,6 +5,7 @@ that a picture was generated with.
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
@@ -19,7 +20,7 @@ TURNS = {  # clockwise; Pillow turns the other way
     180: Image.Transpose.ROTATE_180,
     270: Image.Transpose.ROTATE_90,
 }
-_QUALITY = {
+_QUALITY: dict[str, dict[str, int | bool]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "MPO": {"quality": 95, "subsampling": 0},
     "WEBP": {"lossless": True},
@@ -46,7 +47,8 @@ def rotated(path: Path, degrees: int) -> bytes:
                 f"{path.name} is animated and cannot be turned.", code=ErrorCode.NOT_POSSIBLE
             )
         upright = ImageOps.exif_transpose(image)
-        kind, extra = image.format, dict(_QUALITY.get(image.format, {}))
+        kind = image.format
+        extra: dict[str, Any] = dict(_QUALITY.get(kind or "", {}))  # of Pillow's `save`
         if image.format == "PNG":
             extra["pnginfo"] = _texts(image)
         if image.format in ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "AVIF"):

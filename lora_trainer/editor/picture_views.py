@@ -4,7 +4,7 @@ them, and the checks of all pictures.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from ..dataset.captions import lines_of, with_trigger
 from ..dataset.images import inspect
@@ -15,6 +15,30 @@ from .near_duplicates import DuplicateFinder
 
 CountTokens = Callable[[Sequence[str]], "list[int] | None"]
 """Counts the CLIP tokens of each caption; None while it is not ready to."""
+
+
+class WarningView(TypedDict):
+    code: str
+    message: str
+
+
+class CheckRow(TypedDict):
+    """A picture's warnings, crop and near duplicates; `tokens` None where none are counted yet."""
+
+    tokens: int | None
+    duplicates: Sequence[str]
+    remarks: list[WarningView]
+    crop: checks.CropView
+
+
+class CheckReport(TypedDict):
+    """`ready` is false as long as something is missing; `pictures` are by name."""
+
+    ready: bool
+    examined: int
+    total: int
+    summary: list[checks.WarningCount]
+    pictures: dict[str, CheckRow]
 
 
 class PictureViews:
@@ -42,12 +66,9 @@ class PictureViews:
         bucket = checks.bucket_for(facts.width, facts.height, settings)
         return picture_files.training_crop(path, bucket)
 
-    def check(self, settings: checks.CheckSettings) -> dict[str, Any]:
-        """Return the warnings and the crop of every picture: `{ready, examined, total, summary,
-        pictures}`.
-
-        Starts the background scan of pictures that were not scanned yet; `ready` is false as long
-        as something is missing.
+    def check(self, settings: checks.CheckSettings) -> CheckReport:
+        """Return the warnings and the crop of every picture, and start the background scan of those
+        that were not scanned yet.
         """
         reader = self._dataset.reader
         listing = reader.list_files()
@@ -59,7 +80,8 @@ class PictureViews:
         duplicates = self._duplicates.find({name: found.looks for name, found in scanned.items()})
         sharing = listing.pictures_sharing_caption()
         tokens = self._tokens_of(pictures, settings)
-        rows, warnings_by_picture = {}, []
+        rows: dict[str, CheckRow] = {}
+        warnings_by_picture = []
         for name, picture in pictures.items():
             checked = checks.CheckedPicture(
                 picture.width,

@@ -2,18 +2,17 @@
 a metadata.csv or metadata.jsonl in the folder that is read, replaced or deleted.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypedDict
 
 from ..base.errors import ErrorCode, Refused
 from ..base.paths import is_inside
 from ..base.text import ENCODINGS, decode
 from ..dataset import caption_tables
-from .dataset_reader import first_bad_lines
+from .dataset_reader import BadLine, bad_line, first_bad_lines
 from .digests import digest_of_bytes
-from .edited_dataset import EditedDataset, EditResult, is_table
+from .edited_dataset import CaptionChange, EditedDataset, EditResult, is_table
 from .file_changes import Change
 from .folder_listing import Listing
 
@@ -27,6 +26,35 @@ class SetCaptions(Protocol):
     def __call__(
         self, captions: Mapping[str, str], *, versions: Mapping[str, str] | None, label: str
     ) -> EditResult: ...
+
+
+class ImportedCaption(CaptionChange):
+    line: int
+
+
+class ImportReport(TypedDict):
+    """What an uploaded table would change, and what of it cannot be used, line by line."""
+
+    encoding: str
+    encodings: list[str]  # the ones to choose from
+    rows: int
+    unchanged: int
+    changes: list[ImportedCaption]
+    problems: list[BadLine]
+
+
+class AppliedImport(ImportReport, EditResult):
+    pass
+
+
+class TableView(TypedDict):
+    """A caption table as the page edits it; `reason` says why lines of it cannot be used."""
+
+    filename: str
+    text: str
+    version: str
+    reason: str
+    lines: list[BadLine]
 
 
 class TableEdits:
@@ -44,7 +72,7 @@ class TableEdits:
         encoding: str | None = None,
         apply: bool = False,
         versions: Mapping[str, str] | None = None,
-    ) -> dict[str, Any]:
+    ) -> ImportReport | AppliedImport:
         """Read captions from an uploaded table and report what it would change, line by line.
 
         With `apply` the captions are written, as one step; bad lines are left out.
@@ -64,7 +92,7 @@ class TableEdits:
             changed = {
                 filename: row for filename, row in rows.items() if row.caption != captions[filename]
             }
-            changes = [
+            changes: list[ImportedCaption] = [
                 {
                     "line": row.line,
                     "filename": filename,
@@ -74,14 +102,14 @@ class TableEdits:
                 }
                 for filename, row in changed.items()
             ]
-            report = {
+            report: ImportReport = {
                 "encoding": table.encoding,
                 "encodings": list(ENCODINGS),
                 "rows": len(table.rows) + len(table.problems),
                 "unchanged": len(rows) - len(changed),
                 "changes": changes,
                 "problems": [
-                    dataclasses.asdict(problem)
+                    bad_line(problem)
                     for problem in sorted(problems, key=lambda problem: problem.line)
                 ],
             }
@@ -106,8 +134,8 @@ class TableEdits:
         reader = self._dataset.reader
         return formats[format](reader.captions(reader.list_files()))
 
-    def read(self, filename: str) -> dict[str, Any]:
-        """Return a table in the data set: `{filename, text, version, reason, lines}`."""
+    def read(self, filename: str) -> TableView:
+        """Return a table in the data set."""
         path = self._table_path(self._dataset.reader.list_files(), filename)
         data = caption_tables.content_of_table(path)
         table = caption_tables.look_at_table(path)

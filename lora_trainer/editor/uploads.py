@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from ..base.errors import ErrorCode, Refused
 from ..dataset.captions import CAPTION_ENDINGS
 from ..dataset.scan import MASK_ENDING, is_picture_file, read_kohya_name
+from .dataset_reader import UnusableFile
 from .zip_archive import ZipArchive, ZipEntry
 
 MOST_FILES = 20_000
@@ -22,6 +23,7 @@ SYSTEM_FILES = re.compile(r"(?i)__macosx|thumbs\.db|desktop\.ini|\..*")
 REGULARISATION_FOLDERS = re.compile(r"(?i)reg|regs|regulari[sz]ation|reg_data")
 MASK_FOLDER = "mask"  # of masks beside pictures, as kohya has it for conditioning images
 FINAL_CODES = ("archive_limit", "cannot_save")  # refusals after which no other file is tried
+Stem = tuple[PurePosixPath, str]  # a picture's folder in the data set, and its name without ending
 Store = Callable[[PurePosixPath, bytes], str]
 """Saves a file at a path in the data set by the rules of uploads; returns its name there."""
 
@@ -38,10 +40,10 @@ class SourceFile:
 
 @dataclasses.dataclass
 class UploadResult:
-    """What became of the files: names in the data set, and `{filename, reason}` of the others."""
+    """What became of the files: names in the data set, and why others were refused."""
 
     added: list[str] = dataclasses.field(default_factory=list)
-    refused: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    refused: list[UnusableFile] = dataclasses.field(default_factory=list)
 
     def refuse(self, filename: str, reason: str) -> None:
         self.refused.append({"filename": filename, "reason": reason})
@@ -103,8 +105,9 @@ def store_files(
     taken. Refused files are named with `archive_name` in front.
     """
     result = UploadResult()
-    folder_of_target: dict[tuple[PurePosixPath, str], str] = {}
-    tried_pictures, stored = set(), set()
+    folder_of_target: dict[Stem, str] = {}
+    tried_pictures: set[tuple[Stem, str]] = set()
+    stored: set[tuple[Stem, str]] = set()
     for source in _pictures_first(sources):
         filename = f"{archive_name}/{source.path}" if archive_name else source.path
         try:

@@ -9,7 +9,6 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -38,6 +37,7 @@ OTHER_CHANNELS = {
     7: "is an upscaler (7 input channels)",
     8: "is an instruct-pix2pix checkpoint (8 input channels)",
 }
+LORA_ENDINGS = (".lora_down.weight", ".lora_A.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a")
 WHAT_WORKS = (
     "Without a WebUI, training needs a full Stable Diffusion 1, 2 or XL checkpoint; choose one of"
     " those"
@@ -252,72 +252,52 @@ def _has(shapes: Shapes, *prefixes: str) -> bool:
 
 
 def _refuse_other_models(path: Path, shapes: Shapes) -> None:
-    """Name what a file holds when it is not an SD1, SD2 or SDXL checkpoint with its text encoders
-    and VAE.
+    """Raise `Refused` unless a file is an SD1, SD2 or SDXL checkpoint with its text encoders and
+    VAE; say what it is.
     """
-
-    def has(*prefixes: str) -> bool:
-        return _has(shapes, *prefixes)
-
-    channels = shapes.get(UNET + "input_blocks.0.0.weight", (0, 0))[1]
-    found = next(
-        (
-            words
-            for words, true in (
-                (
-                    "is a LoRA, not a checkpoint",
-                    any(
-                        key.endswith(
-                            (
-                                ".lora_down.weight",
-                                ".lora_A.weight",
-                                ".hada_w1_a",
-                                ".lokr_w1",
-                                ".lokr_w1_a",
-                            )
-                        )
-                        for key in shapes
-                    ),
-                ),
-                ("is an SD3 checkpoint", has(UNET + "joint_blocks.", "joint_blocks.")),
-                ("is a Flux checkpoint", has(UNET + "double_blocks.", "double_blocks.")),
-                (
-                    "is an SDXL refiner, which finishes pictures and cannot be trained here",
-                    has("conditioner.embedders.") and not has("conditioner.embedders.1."),
-                ),
-                (
-                    "is a Playground v2.5 checkpoint, whose noise schedule is another",
-                    "edm_mean" in shapes,
-                ),
-                ("is an unCLIP checkpoint", has("embedder.model.", "noise_augmentor.")),
-                ("holds only a VAE", not channels and has(VAE, "encoder.conv_in.", "encoder.down")),
-                (
-                    "is in diffusers' layout, not a WebUI checkpoint",
-                    not channels and has("down_blocks.", "conv_in."),
-                ),
-                (f"holds {len(shapes)} tensors but no Stable Diffusion UNet", not channels),
-                (
-                    OTHER_CHANNELS.get(
-                        channels, f"has {channels} input channels in its UNet instead of 4"
-                    ),
-                    channels not in (4, INPAINTING_CHANNELS),
-                ),
-                (
-                    "has no text encoder of a known kind",
-                    not (
-                        has(SD1_TEXT)
-                        or has(SD2_TEXT)
-                        or (has(SDXL_TEXTS[0]) and has(SDXL_TEXTS[1]))
-                    ),
-                ),
-                ("has no VAE in it", not has(VAE)),
-            )
-            if true
-        ),
-        None,
-    )
+    found = _another_kind(shapes) or _what_it_lacks(shapes)
     if found:
         raise _refused(path, found, WHAT_WORKS)
+
+
+def _another_kind(shapes: Shapes) -> str:
+    """Say what a file is that holds another kind of model; "" for all others."""
+    if any(key.endswith(LORA_ENDINGS) for key in shapes):
+        return "is a LoRA, not a checkpoint"
+    if _has(shapes, UNET + "joint_blocks.", "joint_blocks."):
+        return "is an SD3 checkpoint"
+    if _has(shapes, UNET + "double_blocks.", "double_blocks."):
+        return "is a Flux checkpoint"
+    if _has(shapes, "conditioner.embedders.") and not _has(shapes, "conditioner.embedders.1."):
+        return "is an SDXL refiner, which finishes pictures and cannot be trained here"
+    if "edm_mean" in shapes:
+        return "is a Playground v2.5 checkpoint, whose noise schedule is another"
+    if _has(shapes, "embedder.model.", "noise_augmentor."):
+        return "is an unCLIP checkpoint"
+    return ""
+
+
+def _what_it_lacks(shapes: Shapes) -> str:
+    """Say which part a checkpoint lacks, or has in another form; "" when it is complete."""
+    channels = shapes.get(UNET + "input_blocks.0.0.weight", (0, 0))[1]
+    if not channels:
+        return _without_unet(shapes)
+    if channels not in (4, INPAINTING_CHANNELS):
+        unusual = f"has {channels} input channels in its UNet instead of 4"
+        return OTHER_CHANNELS.get(channels, unusual)
+    is_sdxl = all(_has(shapes, text) for text in SDXL_TEXTS)
+    if not (is_sdxl or _has(shapes, SD1_TEXT) or _has(shapes, SD2_TEXT)):
+        return "has no text encoder of a known kind"
+    return "" if _has(shapes, VAE) else "has no VAE in it"
+
+
+def _without_unet(shapes: Shapes) -> str:
+    """Say what a file without a UNet holds."""
+    if _has(shapes, VAE, "encoder.conv_in.", "encoder.down"):
+        return "holds only a VAE"
+    if _has(shapes, "down_blocks.", "conv_in."):
+        return "is in diffusers' layout, not a WebUI checkpoint"
+    return f"holds {len(shapes)} tensors but no Stable Diffusion UNet"
 
 
 def _refused(path: Path, found: str, remedy: str) -> Refused:
@@ -348,7 +328,7 @@ def _prediction_type(path: Path, metadata: Mapping[str, str], shapes: Shapes) ->
     return "" if not says else "v_prediction" if says.lower().startswith("v") else "epsilon"
 
 
-def _said_by(config: Any) -> str:
+def _said_by(config: object) -> str:
     """Find LDM's `parameterization`, eps where it is left out, or sgm's VScaling in a parsed .yaml.
     sgm's EpsScaling says nothing: the WebUI's own .yaml has it for every SDXL.
     """
@@ -362,7 +342,7 @@ def _said_by(config: Any) -> str:
     )
 
 
-def _within(config: Any, *keys: str) -> Mapping:
+def _within(config: object, *keys: str) -> Mapping:
     for key in keys:
         config = config.get(key) if isinstance(config, Mapping) else None
     return config if isinstance(config, Mapping) else {}

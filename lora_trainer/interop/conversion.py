@@ -6,12 +6,13 @@ import dataclasses
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sized
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..base.errors import ErrorCode, Refused
 from ..base.text import number
 from ..settings.config import TrainConfig
 from ..settings.files import MOST_KEYS, check_extent
+from ..settings.setting import SettingValues, WrittenSettings
 from .kohya_names import SECRETS
 
 LONGEST_ARGUMENTS = 10_000  # characters of --network_args or --optimizer_args
@@ -20,6 +21,8 @@ LONGEST_ARGUMENTS = 10_000  # characters of --network_args or --optimizer_args
 MOST_LITERAL = 1000  # characters; Python's parser runs out of memory over deep nonsense
 
 
+Arguments: TypeAlias = dict[str, Any]
+"""Values of --network_args or --optimizer_args by name, of any type."""
 NO_LITERAL = (
     ValueError,
     SyntaxError,
@@ -37,7 +40,7 @@ class SkippedSetting:
     """
 
     key: str
-    value: Any
+    value: object
     reason: str
 
 
@@ -49,7 +52,7 @@ class Conversion:
     not say.
     """
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    def __init__(self, values: WrittenSettings) -> None:
         """Raises `Refused` (code "no_settings") for more values than any trainer has settings."""
         refuse_too_many(values, "settings", MOST_KEYS)
         self.values = {
@@ -57,19 +60,19 @@ class Conversion:
             for key, value in values.items()
             if (cleaned := parse_text(value)) is not None
         }
-        self.settings: dict[str, Any] = {}
+        self.settings: dict[str, object] = {}
         self.origin: dict[str, str] = {}
         self.assumed: set[str] = set()
         self.left_out: list[SkippedSetting] = []
 
-    def take(self, key: str, default: Any = None) -> Any:
+    def take(self, key: str, default: object = None) -> Any:
         """Return a value, which is then used up."""
         return self.values.pop(key, default)
 
-    def set(self, name: str, value: Any, key: str = "") -> None:
+    def set(self, name: str, value: object, key: str = "") -> None:
         self.settings[name], self.origin[name] = value, key or name
 
-    def skip(self, key: str, value: Any, reason: str) -> None:
+    def skip(self, key: str, value: object, reason: str) -> None:
         """List something, unless it was off anyway."""
         if not is_unset(value):
             self.left_out.append(
@@ -92,7 +95,7 @@ def refuse_too_many(found: Sized, what: str, most: int) -> None:
         )
 
 
-def parse_text(value: Any) -> Any:
+def parse_text(value: object) -> Any:
     """Turn what means nothing ("", "None") into None, and words for yes and no into booleans; other
     text is stripped.
     """
@@ -104,7 +107,7 @@ def parse_text(value: Any) -> Any:
     )
 
 
-def is_unset(value: Any) -> bool:
+def is_unset(value: object) -> bool:
     """Say whether a value means that something is not used."""
     return (
         value is None
@@ -114,7 +117,7 @@ def is_unset(value: Any) -> bool:
     )
 
 
-def parse_arguments(value: Any) -> dict[str, Any]:
+def parse_arguments(value: object) -> Arguments:
     """Read "name=value" pairs from a list, a text with blanks between them, or a mapping; what has
     no = is kept as a name with True.
     """
@@ -123,16 +126,7 @@ def parse_arguments(value: Any) -> dict[str, Any]:
     if isinstance(value, Mapping):
         return {str(key): parse_text(item) for key, item in value.items()}
     if isinstance(value, str):
-        try:
-            found = (
-                json.loads(value)
-                if value.startswith(("[", "{"))
-                else shlex.split(value[:LONGEST_ARGUMENTS])
-            )
-            check_extent(found)
-            value = found
-        except (ValueError, RecursionError):
-            value = value[:LONGEST_ARGUMENTS].split()
+        value = _split_arguments(value)
         if isinstance(value, Mapping):
             return parse_arguments(value)
     pairs = (str(item).partition("=") for item in (value if isinstance(value, Iterable) else []))
@@ -143,24 +137,30 @@ def parse_arguments(value: Any) -> dict[str, Any]:
     }
 
 
-def parse_numbers(value: Any) -> list[float] | None:
+def _split_arguments(text: str) -> object:
+    """Read JSON, or words as a shell reads them."""
+    try:
+        is_json = text.startswith(("[", "{"))
+        found = json.loads(text) if is_json else shlex.split(text[:LONGEST_ARGUMENTS])
+        check_extent(found)
+        return found
+    except (ValueError, RecursionError):
+        return text[:LONGEST_ARGUMENTS].split()
+
+
+def parse_numbers(value: object) -> list[float] | None:
     """Read "1,2,3" or a list; None when there is something else in it."""
     if value is None or isinstance(value, bool):
         return None
-    found = [
-        number(item)
-        for item in (
-            value.split(",")
-            if isinstance(value, str)
-            else value
-            if isinstance(value, (list, tuple))
-            else [value]
-        )
-    ]
-    return None if None in found else found
+    if isinstance(value, str):
+        value = value.split(",")
+    items = value if isinstance(value, (list, tuple)) else [value]
+    found = [number(item) for item in items]
+    numbers = [each for each in found if each is not None]
+    return numbers if len(numbers) == len(found) else None
 
 
-def valid_settings(conversion: Conversion) -> dict[str, Any]:
+def valid_settings(conversion: Conversion) -> SettingValues:
     """Return the settings that `TrainConfig` takes; the others are listed with its sentence."""
     valid = {}
     for name, value in conversion.settings.items():

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import math
 import re
-from typing import Any
 
 from ..base.text import number
 from ..dataset.captions import CAPTION_ENDINGS
@@ -16,6 +15,7 @@ from ..settings.config import KOHYA_NAMES, TrainConfig
 from .conversion import (
     MOST_LITERAL,
     NO_LITERAL,
+    Arguments,
     Conversion,
     is_unset,
     parse_arguments,
@@ -184,7 +184,7 @@ def _optimizer(conversion: Conversion) -> None:
         conversion.set("optimizer_args", text, "optimizer_args")
 
 
-def _optimizer_name(conversion: Conversion) -> Any:
+def _optimizer_name(conversion: Conversion) -> object:
     """Return sd-scripts' name; older files have flags instead."""
     name = conversion.take("optimizer_type")
     for flag, resolved in (("use_8bit_adam", "AdamW8bit"), ("use_lion_optimizer", "Lion")):
@@ -193,7 +193,7 @@ def _optimizer_name(conversion: Conversion) -> Any:
     return name
 
 
-def _weight_decay(conversion: Conversion, args: dict[str, Any], optimizer: str) -> None:
+def _weight_decay(conversion: Conversion, args: Arguments, optimizer: str) -> None:
     decay = number(args.get("weight_decay"))
     key = "optimizer_type" if decay is None else "optimizer_args weight_decay"
     value = args.pop("weight_decay", WEIGHT_DECAY.get(optimizer, 0.0))
@@ -202,7 +202,7 @@ def _weight_decay(conversion: Conversion, args: dict[str, Any], optimizer: str) 
         args.setdefault("decouple", False)  # the package's default, which is not ours
 
 
-def _adafactor(conversion: Conversion, args: dict[str, Any]) -> None:
+def _adafactor(conversion: Conversion, args: Arguments) -> None:
     args.pop("warmup_init", None)
     if args.pop("relative_step", True) is False:
         args.setdefault("scale_parameter", True)  # the package's default, which is not ours
@@ -214,7 +214,7 @@ def _adafactor(conversion: Conversion, args: dict[str, Any]) -> None:
     )
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     if isinstance(value, str) and len(value) <= MOST_LITERAL:
         with contextlib.suppress(*NO_LITERAL):
             value = ast.literal_eval(value)
@@ -428,7 +428,7 @@ def _captions(conversion: Conversion) -> None:
         conversion.set("caption_wildcards", True, "enable_wildcard")
 
 
-def read_sides(value: Any) -> tuple[float, float] | None:
+def read_sides(value: object) -> tuple[float, float] | None:
     """Read kohya's resolution: 512, "512,768", "(512, 768)", [512, 768]."""
     found = parse_numbers(
         re.sub(r"[()\[\] ]", "", value).replace("x", ",") if isinstance(value, str) else value

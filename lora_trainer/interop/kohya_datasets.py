@@ -3,17 +3,18 @@ flat names.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..base.text import number
 from ..settings.aliases import read_resolutions
 from ..settings.files import MOST_KEYS
+from ..settings.setting import WrittenSettings
 from .conversion import Conversion, parse_text, refuse_too_many
 
 MOST_FOLDERS = 500
+Folder = tuple[str, object]  # a folder, and its repeats as they are written
 
 
-def take_datasets(conversion: Conversion, nested: Mapping[str, Any]) -> None:
+def take_datasets(conversion: Conversion, nested: WrittenSettings) -> None:
     """Bring [general], [[datasets]] and [[datasets.subsets]] into flat names: the folders together,
     each other setting as the first of them has it.
 
@@ -38,7 +39,7 @@ def take_datasets(conversion: Conversion, nested: Mapping[str, Any]) -> None:
         _set_folders(conversion, folders)
 
 
-def _mappings(items: Any) -> list[Mapping[str, Any]]:
+def _mappings(items: object) -> list[WrittenSettings]:
     """Return the tables of a list; what is no list has none."""
     if not isinstance(items, list):
         return []
@@ -46,13 +47,13 @@ def _mappings(items: Any) -> list[Mapping[str, Any]]:
 
 
 def _join_subsets(
-    conversion: Conversion, general: Mapping[str, Any], datasets: list[Mapping[str, Any]]
-) -> tuple[list[tuple[str, Any]], dict[str, Any]]:
+    conversion: Conversion, general: WrittenSettings, datasets: list[WrittenSettings]
+) -> tuple[list[Folder], dict[str, object]]:
     """Return all folders with their repeats, and the settings as the first subset has them; other
     values are skipped.
     """
-    folders: list[tuple[str, Any]] = []
-    common: dict[str, Any] = {}
+    folders: list[Folder] = []
+    common: dict[str, object] = {}
     for at, dataset in enumerate(datasets or [{}]):
         own = {key: value for key, value in dataset.items() if key != "subsets"}
         for subset in _mappings(dataset.get("subsets")) or [{}]:
@@ -67,17 +68,18 @@ def _join_subsets(
     return folders, common
 
 
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
+def _flat(values: dict[str, object]) -> dict[str, object]:
     """Return a subset's values by their flat names."""
     if "batch_size" in values:
         values["train_batch_size"] = values.pop("batch_size")
-    if isinstance(values.get("resolution"), (list, tuple)):
-        values["resolution"] = ",".join(map(str, values["resolution"]))
+    resolution = values.get("resolution")
+    if isinstance(resolution, (list, tuple)):
+        values["resolution"] = ",".join(map(str, resolution))
     return values
 
 
 def _join_values(
-    conversion: Conversion, at: int, values: Mapping[str, Any], common: dict[str, Any]
+    conversion: Conversion, at: int, values: WrittenSettings, common: dict[str, object]
 ) -> None:
     for key, value in values.items():
         if common.setdefault(key, value) != value:
@@ -88,7 +90,7 @@ def _join_values(
             )
 
 
-def _set_folders(conversion: Conversion, folders: list[tuple[str, Any]]) -> None:
+def _set_folders(conversion: Conversion, folders: list[Folder]) -> None:
     (folder, repeats), *more = folders
     conversion.values["train_data_dir"] = folder
     conversion.values["num_repeats"] = repeats
@@ -99,8 +101,8 @@ def _set_folders(conversion: Conversion, folders: list[tuple[str, Any]]) -> None
 
 
 def _same_folders(
-    conversion: Conversion, found: list[Mapping[str, Any]]
-) -> tuple[list[Mapping[str, Any]], list[int]]:
+    conversion: Conversion, found: list[WrittenSettings]
+) -> tuple[list[WrittenSettings], list[int]]:
     """Take out data sets that have the first one's folders in another resolution.
 
     Returns the others, and those resolutions in pixels.
@@ -127,16 +129,13 @@ def _same_folders(
     return rest, sides
 
 
-def _folders_of(dataset: Mapping[str, Any]) -> Any:
+def _folders_of(dataset: WrittenSettings) -> list[object] | None:
     """Return what tells a data set's pictures: its subsets, whose every setting counts."""
-    return (
-        dataset.get("subsets")
-        if isinstance(dataset.get("subsets"), list) and dataset["subsets"]
-        else None
-    )
+    subsets = dataset.get("subsets")
+    return subsets if isinstance(subsets, list) and subsets else None
 
 
-def _regularisation(conversion: Conversion, folder: Any) -> None:
+def _regularisation(conversion: Conversion, folder: object) -> None:
     if conversion.values.setdefault("reg_data_dir", folder) != folder:
         conversion.skip(
             "image_dir", folder, "regularisation pictures lie in one folder here: put them together"

@@ -3,10 +3,9 @@ it.
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from ..base.text import number
+from ..settings.setting import WrittenSettings
 from .conversion import LONGEST_ARGUMENTS, Conversion, is_unset, parse_text
 from .kohya_names import NOT_NEEDED
 
@@ -70,7 +69,7 @@ _ZERO_IS_UNSET = (
 )
 
 
-def from_kohya_ss(values: Mapping[str, Any]) -> Conversion:
+def from_kohya_ss(values: WrittenSettings) -> Conversion:
     """Bring what kohya_ss' page saves into sd-scripts' names, as its Start button does."""
     conversion = Conversion(values)
     for gui_name, name in _RENAMED:
@@ -137,7 +136,7 @@ def _gui_network(conversion: Conversion) -> None:
     }
 
 
-def _keys_of_other_kinds(kind: str, module: str, args: Mapping[str, Any]) -> list[str]:
+def _keys_of_other_kinds(kind: str, module: str, args: WrittenSettings) -> list[str]:
     """Return the network_args that belong to other kinds of LoRA: the page saves all fields."""
     others = ["unit", "train_on_input", "constrain"]
     if module == "lycoris.kohya":

@@ -7,7 +7,6 @@ import difflib
 import math
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from ..settings.aliases import LONGEST_KEY
 from ..settings.config import KOHYA_NAMES
@@ -21,7 +20,7 @@ OUR_SETTINGS_KEY = "train_lora_settings"
 
 # What sd-scripts takes when a file for `train_network.py` is silent, where that differs from our
 # defaults.
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, object] = {
     "network_dim": 4,
     "network_alpha": 1.0,
     "learning_rate": 2e-6,

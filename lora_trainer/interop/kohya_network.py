@@ -3,10 +3,10 @@
 """
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ..base.text import number
-from .conversion import Conversion, is_unset, parse_arguments, parse_numbers
+from .conversion import Arguments, Conversion, is_unset, parse_arguments, parse_numbers
 from .kohya_names import (
     ALGORITHMS,
     CANNOT_IN_NETWORK,
@@ -30,7 +30,7 @@ class _Network:
     is ours ("" where the file gives none, None for one that is not trained here).
     """
 
-    args: dict[str, Any]
+    args: Arguments
     module: str
     kind: str | None
     rank: float | None = None
@@ -64,7 +64,7 @@ def take_network(conversion: Conversion, *, complete: bool, sdxl: bool) -> None:
         conversion.skip(f"network_args {key}", value, reason)
 
 
-def _take_kind(conversion: Conversion, args: dict[str, Any], module: str) -> str | None:
+def _take_kind(conversion: Conversion, args: Arguments, module: str) -> str | None:
     """Take over lora_type from the module or LyCORIS's algorithm; return `_Network.kind`."""
     lycoris = module.startswith("lycoris")
     algorithm = str(args.pop("algo", "lora")).lower()
@@ -112,7 +112,7 @@ def _take_rank_and_alpha(
     return number(rank), number(alpha)
 
 
-def _limit_rank(conversion: Conversion, key: str, rank: Any) -> Any:
+def _limit_rank(conversion: Conversion, key: str, rank: object) -> object:
     """Limit a LoKr's rank: its users write one beyond every layer's for full matrices, and the
     highest here does the same.
     """
@@ -149,7 +149,7 @@ def _take_layers(conversion: Conversion, network: _Network) -> None:
         conversion.set("conv_alpha", conv_alpha, "network_args conv_alpha")
 
 
-def _lycoris_targets(conversion: Conversion, preset: Any) -> tuple[str, bool]:
+def _lycoris_targets(conversion: Conversion, preset: object) -> tuple[str, bool]:
     """Return our lora_targets of LyCORIS's preset, and whether the text encoder takes part."""
     found = PRESETS.get(str(preset or "full"))
     if found is None:
@@ -209,7 +209,7 @@ def _take_blocks(conversion: Conversion, network: _Network) -> None:
         conversion.set("lora_blocks", blocks, "network_args block_dims")
 
 
-def _take_block_rates(conversion: Conversion, args: dict[str, Any], *, sdxl: bool) -> None:
+def _take_block_rates(conversion: Conversion, args: Arguments, *, sdxl: bool) -> None:
     """Turn factors of the learning rate, a list or a curve for each part of the UNet, into the
     WebUI's names of blocks.
     """
@@ -241,7 +241,7 @@ def _take_block_rates(conversion: Conversion, args: dict[str, Any], *, sdxl: boo
         conversion.set("block_learning_rates", text, f"network_args {given}")
 
 
-def _take_loraplus(conversion: Conversion, args: dict[str, Any], kind: str) -> None:
+def _take_loraplus(conversion: Conversion, args: Arguments, kind: str) -> None:
     """Take over LoRA+'s ratios: UNet and text encoder may have one of their own. An algorithm
     without two halves ignores them, as in sd-scripts.
     """
@@ -268,7 +268,7 @@ def _take_loraplus(conversion: Conversion, args: dict[str, Any], kind: str) -> N
         conversion.set(name, own, f"network_args {name}")
 
 
-def rate_curve(value: Any, length: int) -> list[float] | None:
+def rate_curve(value: object, length: int) -> list[float] | None:
     """Read the factors of so many blocks as sd-scripts does: a list, filled up with 1, or
     "cosine+0.25", a curve that is raised. None for anything else.
     """

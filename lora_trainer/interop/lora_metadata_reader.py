@@ -14,6 +14,7 @@ from ..base.tensor_files import check_json, parse_header
 from ..base.text import number
 from ..settings.config import TrainConfig
 from ..settings.files import check_extent
+from ..settings.setting import WrittenSettings
 from .conversion import MOST_LITERAL, NO_LITERAL, Conversion, parse_text
 from .kohya import translate
 from .kohya_datasets import MOST_FOLDERS
@@ -148,7 +149,7 @@ def _network_of(conversion: Conversion, shapes: dict[str, tuple[int, ...]]) -> N
         conversion.values["network_dim"] = max(set(ranks), key=ranks.count)
 
 
-def _optimizer_of(text: Any) -> dict[str, Any]:
+def _optimizer_of(text: object) -> WrittenSettings:
     """Read "bitsandbytes.optim.adamw.AdamW8bit(weight_decay=0.1,betas=(0.9, 0.99))"."""
     found = re.fullmatch(r"([\w.]+)(?:\((.*)\))?", str(text or ""), re.DOTALL)
     if not found:
@@ -157,15 +158,16 @@ def _optimizer_of(text: Any) -> dict[str, Any]:
         return {"optimizer_type": found[1]}
     try:
         call = ast.parse(f"f({found[2] or ''})", mode="eval").body
+        keywords = call.keywords if isinstance(call, ast.Call) else []
         given = {
-            keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg
+            keyword.arg: ast.literal_eval(keyword.value) for keyword in keywords if keyword.arg
         }
     except NO_LITERAL:
         given = {}
     return {"optimizer_type": found[1], **({"optimizer_args": given} if given else {})}
 
 
-def _dataset_of(conversion: Conversion, dataset: Any) -> None:
+def _dataset_of(conversion: Conversion, dataset: object) -> None:
     """A run with a dataset config tells of each of its data sets; as for a config, the first one
     counts.
     """
@@ -258,7 +260,7 @@ def _facts(conversion: Conversion, metadata: Mapping[str, str]) -> None:
         )
 
 
-def read_json_text(text: Any) -> Any:
+def read_json_text(text: object) -> Any:
     try:
         if isinstance(text, str):
             check_json(text)

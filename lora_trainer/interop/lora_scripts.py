@@ -2,13 +2,11 @@
 are.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
+from ..settings.setting import WrittenSettings
 from .conversion import Conversion, parse_arguments
 
 
-def from_lora_scripts(values: Mapping[str, Any]) -> Conversion:
+def from_lora_scripts(values: WrittenSettings) -> Conversion:
     """Bring what lora-scripts' page saves into sd-scripts' names; a file of sd-scripts stays as it
     is.
     """

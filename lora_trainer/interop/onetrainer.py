@@ -5,13 +5,13 @@ leaves out is as OneTrainer has it then.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from ..base.errors import ErrorCode, Refused
 from ..base.text import number
+from ..settings.setting import WrittenSettings
 from .conversion import Conversion, is_unset, parse_text
 
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, object] = {
     "learning_rate": 3e-6,
     "lora_rank": 16,
     "lora_alpha": 1.0,
@@ -108,7 +108,7 @@ there either, or suits a machine.
 """
 
 
-def to_kohya(nested: Mapping[str, Any]) -> Conversion:
+def to_kohya(nested: WrittenSettings) -> Conversion:
     """Bring a OneTrainer config into sd-scripts' names, for what has none there into ours. Its
     folders of pictures are read by `concepts`.
 
@@ -158,7 +158,7 @@ def to_kohya(nested: Mapping[str, Any]) -> Conversion:
     return conversion
 
 
-def assumed(nested: Mapping[str, Any]) -> set[str]:
+def assumed(nested: WrittenSettings) -> set[str]:
     """Name, as this program does, the settings that OneTrainer had as it has them by itself."""
     ours = {
         "learning_rate": {"learning_rate"},
@@ -205,12 +205,12 @@ def use_its_names(conversion: Conversion) -> None:
     ]
 
 
-def _method(conversion: Conversion, values: Mapping[str, Any]) -> None:
+def _method(conversion: Conversion, values: WrittenSettings) -> None:
     if (method := str(values.get("training_method", "LORA"))) != "LORA":
         conversion.skip("training_method", method, "LoRAs are trained here")
 
 
-def _place(conversion: Conversion, values: Mapping[str, Any]) -> None:
+def _place(conversion: Conversion, values: WrittenSettings) -> None:
     conversion.values["pretrained_model_name_or_path"] = values.get("base_model_name")
     folder, _, name = (
         str(values.get("output_model_destination") or "").replace("\\", "/").rpartition("/")
@@ -222,7 +222,7 @@ def _place(conversion: Conversion, values: Mapping[str, Any]) -> None:
             conversion.set("output_dir", folder, "output_model_destination")
 
 
-def _network(conversion: Conversion, values: Mapping[str, Any]) -> None:
+def _network(conversion: Conversion, values: WrittenSettings) -> None:
     kind = str(values["peft_type"]).upper()
     said = conversion.values
     arguments = {}
@@ -252,11 +252,11 @@ def _network(conversion: Conversion, values: Mapping[str, Any]) -> None:
     said["network_args"] = {key: value for key, value in arguments.items() if value is not None}
 
 
-def _part(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _part(values: WrittenSettings, name: str) -> WrittenSettings:
     return found if isinstance(found := values.get(name), Mapping) else {}
 
 
-def _parts(conversion: Conversion, values: Mapping[str, Any]) -> None:
+def _parts(conversion: Conversion, values: WrittenSettings) -> None:
     """Which parts learn, and how fast: a part without a learning rate of its own has the common
     one.
     """
@@ -295,7 +295,7 @@ def _parts(conversion: Conversion, values: Mapping[str, Any]) -> None:
         said["caption_dropout_rate"] = dropout
 
 
-def _optimizer(conversion: Conversion, values: Mapping[str, Any]) -> None:
+def _optimizer(conversion: Conversion, values: WrittenSettings) -> None:
     said = values.get("optimizer", "ADAMW")
     details = said if isinstance(said, Mapping) else {"optimizer": said}
     name = str(details.get("optimizer", "ADAMW")).upper()
@@ -326,7 +326,7 @@ def _optimizer(conversion: Conversion, values: Mapping[str, Any]) -> None:
     }
 
 
-def _schedule(conversion: Conversion, values: Mapping[str, Any]) -> None:
+def _schedule(conversion: Conversion, values: WrittenSettings) -> None:
     name, said = str(values["learning_rate_scheduler"]).upper(), conversion.values
     said["lr_scheduler"] = _SCHEDULES.get(name, name.lower())
     if "RESTARTS" in name and (cycles := number(values.get("learning_rate_cycles"))):
@@ -342,14 +342,14 @@ def _schedule(conversion: Conversion, values: Mapping[str, Any]) -> None:
         )
 
 
-def _resolution(conversion: Conversion, values: Mapping[str, Any]) -> None:
+def _resolution(conversion: Conversion, values: WrittenSettings) -> None:
     """Several sizes stand between commas, each a number or 768x512."""
     first, *more = str(values["resolution"]).replace(" ", "").split(",")
     conversion.values["resolution"] = first
     conversion.values["extra_resolutions"] = ", ".join(more) or None
 
 
-def _loss(conversion: Conversion, values: Mapping[str, Any]) -> None:
+def _loss(conversion: Conversion, values: WrittenSettings) -> None:
     strengths = {
         name: number(values.get(f"{key}_strength")) or 0.0
         for name, key in (("l2", "mse"), ("l1", "mae"), ("huber", "huber"))
@@ -381,7 +381,7 @@ def _loss(conversion: Conversion, values: Mapping[str, Any]) -> None:
         )
 
 
-def _timesteps(conversion: Conversion, values: Mapping[str, Any]) -> None:
+def _timesteps(conversion: Conversion, values: WrittenSettings) -> None:
     low, high = (number(values.get(f"{end}_noising_strength")) for end in ("min", "max"))
     if low:
         conversion.set(
@@ -402,14 +402,14 @@ def _timesteps(conversion: Conversion, values: Mapping[str, Any]) -> None:
         )
 
 
-def _masks(conversion: Conversion, values: Mapping[str, Any]) -> None:
+def _masks(conversion: Conversion, values: WrittenSettings) -> None:
     """Masks lie beside the pictures as name-masklabel.png, as here."""
     if values.get("masked_training") is True:
         conversion.values["masked_loss"] = "files"
         conversion.set("masked_loss_floor", values.get("unmasked_weight", 0.1), "unmasked_weight")
 
 
-def _precision(conversion: Conversion, values: Mapping[str, Any]) -> None:
+def _precision(conversion: Conversion, values: WrittenSettings) -> None:
     for key, names, ours in (
         ("train_dtype", _NUMBERS, "mixed_precision"),
         ("output_dtype", _SAVED, "save_precision"),

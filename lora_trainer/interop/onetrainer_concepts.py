@@ -1,18 +1,18 @@
 """OneTrainer's concepts, its folders of pictures, taken over into the settings."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import ErrorCode, Refused
 from ..dataset.captions import read_small_file
 from ..dataset.concepts import LARGEST_BYTES, concepts_in
+from ..settings.setting import WrittenSettings
 from .conversion import Conversion
 from .lora_metadata_reader import read_json_text
 
 
-def find_concepts(nested: Mapping[str, Any], path: Path | None) -> tuple[Any, str, Path | None]:
+def find_concepts(nested: WrittenSettings, path: Path | None) -> tuple[Any, str, Path | None]:
     """Return a OneTrainer config's concepts, which it holds or names a file of; that file's name,
     or the config's key; and the folder that it lies in. Without a `path`, which is the config's, no
     file is read.
@@ -48,7 +48,9 @@ def read_settings_text(path: Path) -> str:
         ) from error
 
 
-def take_concepts(conversion: Conversion, found: Any, source: str, *, beside: Path | None) -> None:
+def take_concepts(
+    conversion: Conversion, found: object, source: str, *, beside: Path | None
+) -> None:
     """OneTrainer's concepts: the first folder, the others with their repeats, and what they ask
     for.
     """

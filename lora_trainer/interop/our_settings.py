@@ -3,14 +3,13 @@
 import contextlib
 import dataclasses
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ..base.errors import Refused
 from ..settings.aliases import read_resolutions
 from ..settings.config import KOHYA_NAMES, TrainConfig, in_our_names
 from ..settings.lora_name import check_name
+from ..settings.setting import SettingValues, WrittenSettings
 from .conversion import Conversion, SkippedSetting, valid_settings
 from .kohya_names import why_not
 
@@ -26,7 +25,7 @@ _SHARED_FOLDERS = {
 }  # of many LoRAs, so that none is called so
 
 
-def from_our_names(values: Mapping[str, Any]) -> Conversion:
+def from_our_names(values: WrittenSettings) -> Conversion:
     """Ours, or lora-scripts' YAML: names are ours or plain aliases."""
     conversion = Conversion(values)
     conversion.values |= read_resolutions(conversion.values)
@@ -50,7 +49,7 @@ def from_our_names(values: Mapping[str, Any]) -> Conversion:
     return conversion
 
 
-def our_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[SkippedSetting]]:
+def our_settings(values: WrittenSettings) -> tuple[SettingValues, list[SkippedSetting]]:
     """Return those of some settings that are valid, by our names, and the others with the
     reason.
     """
@@ -58,7 +57,7 @@ def our_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Skippe
     return valid_settings(conversion), conversion.left_out
 
 
-def name_for(values: Mapping[str, Any], path: Path | None) -> str:
+def name_for(values: WrittenSettings, path: Path | None) -> str:
     """Name a LoRA whose settings give it none: after the last part of the output folder, as
     lora-scripts does, else after the settings file; "" where neither can be a name.
     """

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import yaml
 
@@ -20,6 +20,7 @@ from ..settings.aliases import read_resolutions
 from ..settings.config import TrainConfig, all_settings, in_our_names
 from ..settings.files import read_mapping
 from ..settings.lora_name import why_not_a_name
+from ..settings.setting import SettingValues, WrittenSettings
 from .conversion import SkippedSetting
 from .our_settings import our_settings
 
@@ -35,7 +36,7 @@ class Preset(TypedDict, total=False):
     title: str
     help: str
     order: int  # of the package's presets only
-    settings: dict[str, Any]
+    settings: SettingValues
     own: bool  # whether it is the user's, who may change it
     problem: str  # why it cannot be used, else ""
 
@@ -95,7 +96,7 @@ class OwnPresets:
         return self._entry(self._path(name))
 
     def save(
-        self, name: str, settings: Mapping[str, Any], *, help: str = "", overwrite: bool = False
+        self, name: str, settings: WrittenSettings, *, help: str = "", overwrite: bool = False
     ) -> Preset:
         """Keep what differs from the defaults, and what the package's presets decide, under a name.
         Raises `Refused`.
@@ -108,8 +109,8 @@ class OwnPresets:
                 field="help",
                 code=ErrorCode.BAD_VALUE,
             )
-        said = in_our_names(settings)
-        said |= read_resolutions(said)
+        given = in_our_names(settings)
+        said = {**given, **read_resolutions(given)}
         if not (kept := _worth_keeping(TrainConfig.parse(said).to_dict(), said=said)):
             raise Refused(
                 "Nothing differs from the defaults, so there is nothing to keep as a preset.",
@@ -182,7 +183,7 @@ class OwnPresets:
                 code=ErrorCode.NAME_TAKEN,
             )
 
-    def _write(self, path: Path, help: str, settings: Mapping[str, Any]) -> None:
+    def _write(self, path: Path, help: str, settings: WrittenSettings) -> None:
         if not path.exists() and len(list(self._folder.glob("*.yaml"))) >= MOST_PRESETS:
             raise Refused(
                 f"There are {MOST_PRESETS} presets of yours already. Delete some.",
@@ -235,7 +236,7 @@ def belongs(name: str) -> bool:
     return any(setting.name == name and setting.kept_in_presets for setting in all_settings())
 
 
-def _worth_keeping(values: Mapping[str, Any], *, said: Mapping[str, Any]) -> dict[str, Any]:
+def _worth_keeping(values: SettingValues, *, said: WrittenSettings) -> SettingValues:
     """Return the settings that a preset keeps, of those that were `said`: what differs from the
     defaults, what the package's presets decide, and the resolution, which follows the model.
     """

@@ -5,12 +5,12 @@ wrote a file, and returns its settings in our names with what was left out, and 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ..base.errors import ErrorCode, Refused
 from ..dataset.concepts import are_concepts, is_concepts
 from ..settings.config import names_kept_in_lora
 from ..settings.files import flattened, read_mapping
+from ..settings.setting import SettingValues, WrittenSettings
 from . import onetrainer
 from .conversion import (
     Conversion,
@@ -72,7 +72,7 @@ class Imported:
     `assumed` names the settings that the file does not give and its program would have had so.
     """
 
-    settings: dict[str, Any]
+    settings: SettingValues
     left_out: list[SkippedSetting]
     source: str
     assumed: tuple[str, ...] = ()
@@ -116,7 +116,7 @@ def _no_settings(path: Path, left_out: list[SkippedSetting]) -> Refused:
     )
 
 
-def _without_places(settings: dict[str, Any], conversion: Conversion) -> dict[str, Any]:
+def _without_places(settings: SettingValues, conversion: Conversion) -> SettingValues:
     """Leave out what no LoRA has to say: it may come from anybody, and name folders, servers, and
     files to be replaced.
     """
@@ -130,7 +130,7 @@ def _without_places(settings: dict[str, Any], conversion: Conversion) -> dict[st
     return {name: value for name, value in settings.items() if name in held}
 
 
-def _from_config(nested: dict[str, Any], path: Path | None = None) -> tuple[Conversion, str]:
+def _from_config(nested: WrittenSettings, path: Path | None = None) -> tuple[Conversion, str]:
     """Read a config as its program writes it, and return it with that program's name; `path` where
     files that it names may be read.
     """
@@ -148,7 +148,7 @@ def _from_config(nested: dict[str, Any], path: Path | None = None) -> tuple[Conv
     return _from_flat_config(nested)
 
 
-def _from_onetrainer(nested: dict[str, Any], path: Path | None) -> Conversion:
+def _from_onetrainer(nested: WrittenSettings, path: Path | None) -> Conversion:
     conversion = onetrainer.to_kohya(nested)
     translate(conversion, complete=False)
     found, source, beside = find_concepts(nested, path)
@@ -165,7 +165,7 @@ def _from_onetrainer(nested: dict[str, Any], path: Path | None) -> Conversion:
     return conversion
 
 
-def _from_flat_config(nested: Mapping[str, Any]) -> tuple[Conversion, str]:
+def _from_flat_config(nested: WrittenSettings) -> tuple[Conversion, str]:
     """Read a config of kohya_ss, lora-scripts, sd-scripts or ours, which may hold data sets."""
     datasets = {key: nested[key] for key in ("general", "datasets") if key in nested}
     values = flattened({key: value for key, value in nested.items() if key not in datasets})

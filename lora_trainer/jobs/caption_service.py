@@ -1,15 +1,15 @@
 """Automatic captions: the captioners with their label lists, and the jobs that write captions."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from ..base.contracts import Host
 from ..base.paths import PathRules
 from ..captioning.labels import LabelSets
 from ..captioning.registry import Captioners
 from ..editor.library import Library
+from ..settings.setting import WrittenSettings
 from .captioning_job import read_ready, select
-from .job import JobKind, NewJob
+from .job import CaptioningConfig, JobFigures, JobKind, NewJob
 
 
 class CaptionService:
@@ -35,7 +35,7 @@ class CaptionService:
         dataset: str,
         captioner: str,
         *,
-        options: Mapping[str, Any] | None = None,
+        options: WrittenSettings | None = None,
         overwrite: bool = False,
         filenames: Sequence[str] | None = None,
     ) -> str:
@@ -47,17 +47,17 @@ class CaptionService:
         """
         _, values = read_ready(self.captioners, captioner, options or {})
         selection = select(self._library, dataset, filenames, overwrite=overwrite)
-        config = {
+        config: CaptioningConfig = {
             "dataset": dataset,
             "captioner": captioner,
             "options": values,
             "overwrite": overwrite,
             "filenames": None if filenames is None else list(filenames),
         }
-        figures = {"pictures": len(selection.pictures)}
+        figures: JobFigures = {"pictures": len(selection.pictures)}
         return self._add_job(NewJob(dataset, JobKind.CAPTIONING, config, figures))
 
-    def start_again(self, config: Mapping[str, Any], changes: Mapping[str, Any]) -> str:
+    def start_again(self, config: WrittenSettings, changes: WrittenSettings) -> str:
         """Do the same with the config of an earlier job and changes of it."""
         values = {**config, **changes}
         return self.start(

@@ -3,20 +3,29 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import cast
 
 from ..base.contracts import Host
 from ..base.errors import ErrorCode, Refused
 from ..base.files import write_atomically
 from ..base.text import to_json
 from ..captioning.contracts import Captioner
+from ..captioning.options import OptionValues
 from ..captioning.registry import Captioners
-from ..captioning.run import GONE, CaptionProgress, Picture, caption_pictures
+from ..captioning.run import (
+    GONE,
+    CaptionFailure,
+    CaptionProgress,
+    Picture,
+    caption_pictures,
+)
 from ..dataset.scan import read_kohya_name
+from ..editor.editor import PictureRow
 from ..editor.library import Library
-from .job import JobKind, JobRow, JobState
+from ..settings.setting import WrittenSettings
+from .job import CaptioningConfig, JobEnd, JobKind, JobRow, JobState, JobUpdate
 from .store import JobStore
 from .worker import Job
 
@@ -29,7 +38,7 @@ class Selection:
 
     pictures: list[Picture]
     skipped: int
-    failed: list[dict[str, str]]  # {filename, reason}
+    failed: list[CaptionFailure]
 
     def progress(self, message: str) -> CaptionProgress:
         done = self.skipped + len(self.failed)
@@ -80,7 +89,7 @@ def select(
     )
 
 
-def _lacks_caption(row: Mapping[str, Any]) -> bool:
+def _lacks_caption(row: PictureRow) -> bool:
     """Tell whether no person captioned a picture; the class words of its folder (`10_cat`) do not
     count.
     """
@@ -91,8 +100,8 @@ def _lacks_caption(row: Mapping[str, Any]) -> bool:
 
 
 def read_ready(
-    captioners: Captioners, name: str, options: Mapping[str, Any]
-) -> tuple[Captioner, dict[str, Any]]:
+    captioners: Captioners, name: str, options: WrittenSettings
+) -> tuple[Captioner, OptionValues]:
     """Return a captioner that can start and its complete options; raises `Refused` otherwise."""
     captioner, values = captioners.read(name, options)
     readiness = captioner.readiness(values)
@@ -115,25 +124,24 @@ class CaptioningJob(Job):
         folder: Path,
     ) -> None:
         super().__init__(row.id, store, folder)
-        self._config = row.config
+        self._config = cast(CaptioningConfig, row.config)
         self._captioners = captioners
         self._library = library
         self._host = host
         self._progress = CaptionProgress(message="Looking for the pictures")
 
-    def _figures(self) -> dict[str, Any]:
-        return {
-            **dataclasses.asdict(self._progress),
-            "dataset": self._config["dataset"],
-            "captioner": self._config["captioner"],
-        }
+    def _figures(self) -> JobUpdate:
+        figures = cast(JobUpdate, dataclasses.asdict(self._progress))
+        figures["dataset"] = self._config["dataset"]
+        figures["captioner"] = self._config["captioner"]
+        return figures
 
     @contextlib.contextmanager
     def _files(self) -> Iterator[None]:
         write_atomically(self.folder / "config.json", to_json(self._config, indent=2))
         yield
 
-    def _work(self) -> Mapping[str, Any]:
+    def _work(self) -> JobEnd:
         config = self._config
         captioner, options = read_ready(self._captioners, config["captioner"], config["options"])
         selection = select(
@@ -153,13 +161,11 @@ class CaptioningJob(Job):
                 f" {progress.failed[0]['filename']}: {progress.failed[0]['reason']}"
             )
         self._progress = dataclasses.replace(progress, eta_seconds=None)
-        return {
-            "state": JobState.STOPPED if progress.done < progress.total else JobState.FINISHED,
-            "message": _summary(progress),
-        }
+        state = JobState.STOPPED if progress.done < progress.total else JobState.FINISHED
+        return JobEnd(state, _summary(progress))
 
     def _caption(
-        self, pictures: Sequence[Picture], captioner: Captioner, options: Mapping[str, Any]
+        self, pictures: Sequence[Picture], captioner: Captioner, options: OptionValues
     ) -> None:
         label = f"Automatic captions: {captioner.name}"
         with self._library.captioning(self._config["dataset"], label) as write:

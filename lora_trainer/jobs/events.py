@@ -5,14 +5,15 @@ reads the database and files, so web/websockets.py asks it in a worker thread.
 """
 
 import dataclasses
-from typing import Any
+from typing import TypeAlias
 
 from ..base.errors import Refused
 from .job import JobView
+from .metrics import MetricsRow
 from .queue import StartedRun
 from .service import TrainingService
 
-Message = dict[str, Any]
+Message: TypeAlias = dict[str, object]
 MOST_ROWS = 5_000  # in one message
 
 
@@ -57,7 +58,7 @@ class ServiceEvents:
     def __init__(self, service: TrainingService) -> None:
         self._service = service
         self._change_counts: tuple[int, ...] | None = None
-        self._sent: dict[str, Any] = {}  # the newest message of each type, as far as compared
+        self._sent: dict[str, object] = {}  # the newest message of each type, as far as compared
         self._run = service.queue.newest_run
         self._metrics: _NewMetrics | None = None
         if running := service.queue.running:
@@ -101,7 +102,7 @@ class ServiceEvents:
             "model": dataclasses.asdict(self._service.host.model_status()),
         }
 
-    def _if_changed(self, kind: str, message: Message, compared: Any = None) -> list[Message]:
+    def _if_changed(self, kind: str, message: Message, compared: object = None) -> list[Message]:
         compared = message if compared is None else compared
         changed = self._sent.get(kind) != compared
         self._sent[kind] = compared
@@ -128,13 +129,13 @@ class _NewMetrics:
     def go_back_to(self, step: int) -> None:
         self._since = min(self._since, step)
 
-    def read(self) -> list[list[dict[str, Any]]]:
+    def read(self) -> list[list[MetricsRow]]:
         rows = self._service.metrics(self.job_id, self._since)
         self._since = rows[-1]["step"] if rows else self._since
         return [rows[first : first + MOST_ROWS] for first in range(0, len(rows), MOST_ROWS)]
 
 
-def _outline(job: JobView) -> tuple[Any, ...]:
+def _outline(job: JobView) -> tuple[object, ...]:
     """Return what makes a changed list worth sending; figures alone do not.
 
     `ended_at`, too: a job may have resumed and ended again between two looks.

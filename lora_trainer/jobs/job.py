@@ -1,13 +1,19 @@
-"""The records of a job: its kind and state, `JobRow` (a row of the table, read by store.py) and
-`JobView` (what the API and the events say of it, made by job_views.py).
+"""The records of a job: its kind and state, `JobRow` (a row of the table, read by store.py),
+`JobEnd` (how its work ended) and `JobView` (what the API and the events say of it, made by
+job_views.py).
 """
 
 import dataclasses
 import enum
 import json
 import sqlite3
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
+
+from ..captioning.options import OptionValues
+from ..captioning.run import CaptionFailure
+from ..settings.setting import WrittenSettings
 
 
 class JobKind(str, enum.Enum):
@@ -44,8 +50,9 @@ INTERRUPTED_MESSAGE = "The program ended while this was running."
 class JobRow:
     """A row of the table of jobs; fields are named as its columns.
 
-    `config` is what was asked for: a TrainConfig's fields, or dataset, captioner, options,
-    overwrite and filenames. `progress` is the last figures that the job wrote down. `resume` says
+    `config` is what was asked for: a TrainConfig's fields, in jobs of older versions without those
+    that came later, or a `CaptioningConfig`. `progress` is the last figures that the job wrote
+    down. `resume` says
     how it begins: "" anew, "same" from its training state, "anyway" from its training state though
     the data have changed. `for_checkpoint`, `for_sha256`, `for_kind` (family, variant and size)
     describe the checkpoint that was loaded when the job was added. Times are Unix seconds.
@@ -57,8 +64,8 @@ class JobRow:
     state: JobState
     created_at: float
     finished_at: float | None
-    config: dict[str, Any]
-    progress: dict[str, Any]
+    config: WrittenSettings
+    progress: "JobFigures"
     message: str
     error: str | None
     output_file: str | None
@@ -79,10 +86,20 @@ class JobRow:
         values["progress"] = json.loads(row["progress"])
         return cls(**values)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the columns by name, and the figures of `progress` among them."""
         columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {**columns.pop("progress"), **columns}
+
+
+class CaptioningConfig(TypedDict):
+    """What a captioning job is asked for; `filenames` None means all pictures."""
+
+    dataset: str
+    captioner: str
+    options: OptionValues
+    overwrite: bool
+    filenames: list[str] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,16 +108,50 @@ class NewJob:
 
     name: str
     kind: JobKind
-    config: Mapping[str, Any]
-    figures: Mapping[str, int]
+    config: Mapping[str, object]
+    figures: "JobFigures"
     checkpoint: str = ""
     sha256: str | None = None
     model_kind: str = ""
 
 
-class CaptionFailure(TypedDict):
-    filename: str
-    reason: str
+class JobColumns(TypedDict, total=False):
+    """Columns of a row that are set together."""
+
+    name: str
+    state: JobState
+    finished_at: float | None
+    config: Mapping[str, object]
+    progress: "JobFigures"
+    message: str
+    error: str | None
+    output_file: str | None
+    lora_tag: str | None
+    resume: str
+
+
+@dataclasses.dataclass(frozen=True)
+class JobEnd:
+    """How a job's work ended. Without an output file the row keeps the one that it has."""
+
+    state: JobState
+    message: str = ""
+    error: str | None = None
+    output_file: str | None = None
+    lora_tag: str | None = None
+
+    def columns(self) -> JobColumns:
+        """Return the last values of the job's row; it ends now."""
+        columns: JobColumns = {
+            "state": self.state,
+            "finished_at": time.time(),
+            "error": self.error,
+            "message": self.message,
+        }
+        if self.output_file:
+            columns["output_file"] = self.output_file
+            columns["lora_tag"] = self.lora_tag
+        return columns
 
 
 class JobFigures(TypedDict, total=False):
@@ -130,6 +181,25 @@ class JobFigures(TypedDict, total=False):
     failed: list[CaptionFailure]
 
 
+class JobUpdate(JobFigures, total=False):
+    """What is newer than a job's row: the figures of the running job, or how it ended."""
+
+    state: JobState
+    finished_at: float | None
+    message: str
+    error: str | None
+    output_file: str | None
+    lora_tag: str | None
+    checkpoint: str
+    waiting_for: str
+    state_step: int
+    snapshots: Sequence[str]
+    remarks: Sequence[str]
+    stopping: bool
+    pausing: bool
+    free_memory: bool
+
+
 class JobView(JobFigures):
     """A job as the API gives it; the keys are those of the JSON."""
 
@@ -141,7 +211,7 @@ class JobView(JobFigures):
     created_at: float
     finished_at: float | None
     ended_at: float | None  # the same, under the name that the API documents
-    config: Mapping[str, Any]
+    config: WrittenSettings
     message: str
     error: str | None
     output_file: str | None
@@ -151,9 +221,32 @@ class JobView(JobFigures):
     resumable: bool
     resume_step: int | None  # of the newest training state
     state_step: int
-    snapshots: list[str]
-    remarks: list[str]  # warnings
+    snapshots: Sequence[str]
+    remarks: Sequence[str]  # warnings
     stopping: bool
     pausing: bool
     free_memory: bool
     tensorboard_dir: str | None
+
+
+class QueueStatus(TypedDict):
+    queue_held: bool
+    queued: int  # how many jobs wait
+
+
+class HostView(TypedDict):
+    kind: str
+    version: str
+    default_size_px: int  # of a picture that is drawn with the loaded checkpoint
+
+
+class ServiceStatus(QueueStatus):
+    """What the API says of this program; `model` is a `ModelStatus`."""
+
+    version: str
+    host: HostView
+    model: dict[str, Any]
+    lora_dir: str
+    data_dir: str
+    current_job: JobView | None
+    problems: list[str]

@@ -2,13 +2,13 @@
 training state in the job's folder.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from ..runs.resume import state_step
 from . import lock_file
-from .job import ALIVE, JobKind, JobRow, JobState, JobView
+from .job import ALIVE, JobKind, JobRow, JobState, JobUpdate, JobView
 from .store import JobStore
 from .training_job import tensorboard_dir
 
@@ -30,27 +30,24 @@ _DEFAULTS = {
 _INTERNAL = ("resume", "for_checkpoint", "for_sha256", "for_kind")  # columns that no client needs
 
 
-def view_job(
-    row: JobRow, current: Mapping[str, Any], folder: Path, *, position: int | None
-) -> JobView:
+def view_job(row: JobRow, current: JobUpdate, folder: Path, *, position: int | None) -> JobView:
     """Return what the API says of a job.
 
     `current` has the values that are newer than the row: the running job's, or how it ended.
     `position` is its place among the jobs that wait, from 0.
     """
-    job = {**_DEFAULTS, **row.as_dict(), **current}
+    values = {**_DEFAULTS, **row.as_dict(), **current}
+    job = cast(JobView, {name: values[name] for name in values if name not in _INTERNAL})
     job["checkpoint"] = job["checkpoint"] or row.for_checkpoint
     if job["state"] != JobState.PAUSED:
         job["waiting_for"] = ""
-    for name in _INTERNAL:
-        job.pop(name)
     step = _resume_step(row, job["state"], folder)
     job["position"] = position
     job["resumable"] = _can_resume(row.kind, job["state"], step)
     job["resume_step"] = step
     job["ended_at"] = job["finished_at"]
     job["tensorboard_dir"] = _existing_tensorboard_dir(row, folder)
-    return cast(JobView, job)
+    return job
 
 
 def list_jobs(data_dir: Path) -> list[JobView]:
@@ -75,7 +72,9 @@ def position_of(job_id: str, waiting: Sequence[str]) -> int | None:
 
 
 def _view_stored(row: JobRow, folder: Path, waiting: Sequence[str]) -> JobView:
-    current = {"state": JobState.INTERRUPTED} if lock_file.is_abandoned(row, folder) else {}
+    current: JobUpdate = (
+        {"state": JobState.INTERRUPTED} if lock_file.is_abandoned(row, folder) else {}
+    )
     return view_job(row, current, folder, position=position_of(row.id, waiting))
 
 

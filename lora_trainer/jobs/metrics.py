@@ -8,7 +8,7 @@ import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO, TypedDict, cast
 
 from ..base.files import write_atomically
 from ..runs.progress import StepMetrics
@@ -17,6 +17,17 @@ log = logging.getLogger(__name__)
 NAME = "metrics.csv"
 COLUMNS = StepMetrics._fields
 REQUIRED_COLUMNS = COLUMNS[:-1]  # files of older versions lack validation_loss
+
+
+class MetricsRow(TypedDict):
+    """A `StepMetrics` as JSON."""
+
+    step: int
+    loss: float
+    loss_average: float
+    learning_rate: float
+    seconds: float
+    validation_loss: float | None
 
 
 class Metrics:
@@ -34,9 +45,9 @@ class Metrics:
     def last(self) -> StepMetrics | None:
         return self._rows[-1] if self._rows else None
 
-    def since(self, step: int) -> list[dict[str, Any]]:
+    def since(self, step: int) -> list[MetricsRow]:
         """Return the rows of the steps after `step`; from any thread."""
-        return [row._asdict() for row in after(list(self._rows), step)]
+        return [_as_json(row) for row in after(list(self._rows), step)]
 
     @contextlib.contextmanager
     def kept_in(self, folder: Path) -> Iterator[None]:
@@ -66,14 +77,15 @@ class Metrics:
         if self.last and self.last.step >= row.step:
             return False
         self._rows.append(row)
-        self._try(self._write, row)
+        self._try(lambda: self._write(row))
         return True
 
     def _begin_file(self) -> None:
         """Write the file anew, for its last line may be half a line, and open it for more."""
         self._try(self._close)
         if self._path:
-            self._try(self._open, self._path)
+            path = self._path
+            self._try(lambda: self._open(path))
 
     def _open(self, path: Path) -> None:
         text = io.StringIO()
@@ -91,10 +103,10 @@ class Metrics:
         if file:
             file.close()
 
-    def _try(self, action: Callable[..., None], *arguments: Any) -> None:
+    def _try(self, action: Callable[[], None]) -> None:
         """Touch the file. A disk that refuses is logged once, and not tried again until the end."""
         try:
-            action(*arguments)
+            action()
         except OSError as error:
             log.warning("The figures cannot be written to %s: %s", self._path, error)
             self._complete = False
@@ -148,6 +160,10 @@ def _read_row(cells: Sequence[str]) -> StepMetrics | None:
     return StepMetrics(step, loss, loss_average, learning_rate, seconds, validation_loss)
 
 
-def read_metrics(folder: Path, since: int = 0) -> list[dict[str, Any]]:
+def read_metrics(folder: Path, since: int = 0) -> list[MetricsRow]:
     """Return a job's rows after a step from its folder."""
-    return [row._asdict() for row in after(read_rows(folder / NAME), since)]
+    return [_as_json(row) for row in after(read_rows(folder / NAME), since)]
+
+
+def _as_json(row: StepMetrics) -> MetricsRow:
+    return cast(MetricsRow, row._asdict())

@@ -2,17 +2,18 @@
 errors, each with the settings that would end it.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import TypedDict
 
 from ..base.contracts import Host, ModelStatus
 from ..base.errors import ErrorCode, Refused
 from ..runs.memory import estimate
 from ..runs.output_files import check_space
-from ..runs.plan import Plan, make_plan
+from ..runs.plan import BucketCount, Plan, make_plan
 from ..runs.plan_warnings import model_warnings
 from ..settings.config import TrainConfig
-from ..settings.remedies import Remedy, advice_in
+from ..settings.remedies import Advice, Remedy, RemedyView, advice_in
+from ..settings.setting import WrittenSettings
 from .job import JobKind, JobRow, JobState
 from .output_names import OutputNames
 from .settings_service import Settings
@@ -31,6 +32,54 @@ _DECIDE_SPEED = (
 _IN_OLDER_JOBS = {"train_text_encoder": False, "extra_resolutions": ""}
 
 
+class _Error(TypedDict):
+    code: ErrorCode
+    field: str | None  # the setting to mend
+    message: str
+
+
+class PlanError(_Error, total=False):
+    """What makes a run impossible, with remedies where they are known."""
+
+    remedies: list[RemedyView]
+
+
+class PlanProblems(TypedDict):
+    """`advice` has the changes of settings that end a warning."""
+
+    errors: list[PlanError]
+    warnings: list[str]
+    advice: list[Advice]
+
+
+class PictureCounts(TypedDict):
+    pictures: int
+    regularisation_pictures: int
+    validation_pictures: int
+    resolutions: Sequence[int]
+
+
+class PlanView(PlanProblems, total=False):
+    """What a run would do, as the API gives it: `errors`, `warnings` and `advice` alone where the
+    settings or the pictures are wrong. What stands in `PictureCounts` and `Estimate` is as there.
+    """
+
+    pictures: int
+    regularisation_pictures: int
+    validation_pictures: int
+    resolutions: Sequence[int]
+    buckets: list[BucketCount]
+    steps: int
+    epochs: float
+    trainable_parameters: int | None
+    estimated_memory_bytes: int | None
+    file_bytes: int | None
+    cache_bytes: int
+    estimated_seconds: float | None
+    output_file: str
+    lora_tag: str
+
+
 class Planner:
     def __init__(
         self, host: Host, store: JobStore, settings: Settings, output_names: OutputNames
@@ -40,14 +89,12 @@ class Planner:
         self._settings = settings
         self._output_names = output_names
 
-    def plan(self, values: Mapping[str, Any], *, thorough: bool = True) -> dict[str, Any]:
-        """Return what a run with these settings would do, as the API gives it; trains nothing.
-
-        What makes the run impossible is in `errors`, each with `remedies` where they are known, and
-        is not raised. `advice` has the changes of settings that end a warning.
+    def plan(self, values: WrittenSettings, *, thorough: bool = True) -> PlanView:
+        """Return what a run with these settings would do; trains nothing, and raises nothing that
+        makes the run impossible.
         """
         model = self._host.model_status()
-        errors: list[dict[str, Any]] = []
+        errors: list[PlanError] = []
         if not model.trainable:
             errors.append({"code": ErrorCode.NOT_TRAINABLE, "field": None, "message": model.reason})
         config = None
@@ -78,13 +125,19 @@ class Planner:
             "lora_tag": plan.lora_tag,
         }
 
-    def _describe_error(self, error: Refused, config: TrainConfig | None) -> dict[str, Any]:
-        remedies = error.details.get("remedies", [])
+    def _describe_error(self, error: Refused, config: TrainConfig | None) -> PlanError:
+        remedies: list[RemedyView] = error.details.get("remedies", [])
         if config and error.code == ErrorCode.NAME_TAKEN:
             name = self._output_names.free(config)
             remedies = [Remedy(f"Call it {name}", {"output_name": name}).described()]
-        described = {"code": error.code, "field": error.field, "message": error.message}
-        return {**described, "remedies": remedies} if remedies else described
+        described: PlanError = {
+            "code": error.code,
+            "field": error.field,
+            "message": error.message,
+        }
+        if remedies:
+            described["remedies"] = remedies
+        return described
 
     def _estimated_seconds(
         self, config: TrainConfig, steps: int, model: ModelStatus
@@ -102,7 +155,7 @@ class Planner:
         return None
 
 
-def count_pictures(plan: Plan) -> dict[str, Any]:
+def count_pictures(plan: Plan) -> PictureCounts:
     """Return how many pictures a run trains on, regularises with and validates on, and in which
     resolutions.
     """

@@ -3,14 +3,19 @@ files to share.
 """
 
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from ..base.errors import ErrorCode, Refused
 from ..interop.presets import OwnPresets, Preset, as_file, package_presets
+from ..settings.setting import WrittenSettings
+from .settings_import import SkippedSetting
 
 LARGEST_BYTES = 100_000
+
+
+class ImportedPreset(Preset):
+    left_out: list[SkippedSetting]
 
 
 class PresetShelf:
@@ -22,7 +27,7 @@ class PresetShelf:
         return package_presets() + self._own.all()
 
     def save(
-        self, name: str, settings: Mapping[str, Any], *, help: str = "", overwrite: bool = False
+        self, name: str, settings: WrittenSettings, *, help: str = "", overwrite: bool = False
     ) -> Preset:
         """Keep settings, without places and names, under a name. Raises `Refused`; code
         "name_taken" unless `overwrite`.
@@ -43,10 +48,8 @@ class PresetShelf:
             raise Refused(preset["problem"], field="name", code=ErrorCode.UNREADABLE_CONFIG)
         return f"{preset['title']}.yaml", as_file(preset)
 
-    def take_upload(self, filename: str, file: BinaryIO) -> dict[str, Any]:
-        """Take over a preset that somebody shares; returns it, with `left_out`: `[{key, value,
-        reason}]`. Raises `Refused`.
-        """
+    def take_upload(self, filename: str, file: BinaryIO) -> ImportedPreset:
+        """Take over a preset that somebody shares. Raises `Refused`."""
         name = Path(filename.replace("\\", "/")).name or "preset.yaml"
         if Path(name).suffix.lower() not in (".yaml", ".yml"):
             raise Refused(

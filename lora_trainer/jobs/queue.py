@@ -8,14 +8,16 @@ nobody wants training to begin by itself.
 import contextlib
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ..base.errors import ErrorCode, Refused
-from .job import JobRow, JobState
+from .job import JobColumns, JobEnd, JobRow, JobState, JobUpdate
 from .store import JobStore
 from .worker import Job
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing since Python 3.11
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ class JobQueue:
         self._make = make
         self._changed = threading.Condition(threading.RLock())  # notified when a job has ended
         self._held_by = "restart" if store.waiting() else ""
-        self._unsaved_ends: dict[str, dict[str, Any]] = {}  # what the database refused, by job
+        self._unsaved_ends: dict[str, JobUpdate] = {}  # what the database refused, by job
         self._own_jobs: set[str] = set()  # started here, and whose end is not in the database yet
         self.running: Job | None = None
         self.newest_run: StartedRun | None = None  # the running one, or the last that ran
@@ -62,7 +64,7 @@ class JobQueue:
             return None
         return running
 
-    def unsaved_end(self, job_id: str) -> Mapping[str, Any]:
+    def unsaved_end(self, job_id: str) -> JobUpdate:
         """Return how a job ended where that could not be written into the database."""
         return self._unsaved_ends.get(job_id, {})
 
@@ -124,7 +126,7 @@ class JobQueue:
             self.version += 1
             self._begin_next()
 
-    def cancel(self, job_id: str, **values: Any) -> bool:
+    def cancel(self, job_id: str, **values: "Unpack[JobColumns]") -> bool:
         """Take a job out of the queue, with its row's last values; False when it does not wait."""
         with self._changed:
             taken = self._store.take(job_id, **values)
@@ -183,19 +185,14 @@ class JobQueue:
 
     def _fail(self, job_id: str, error: str) -> None:
         """Write down the end of a job that could not do so itself."""
-        ended = {
-            "state": JobState.FAILED,
-            "error": error,
-            "message": "",
-            "finished_at": time.time(),
-            "resume": "",
-        }
+        columns = JobEnd(JobState.FAILED, error=error).columns()
+        columns["resume"] = ""
         try:
-            self._store.update(job_id, **ended)
+            self._store.update(job_id, **columns)
             self._own_jobs.discard(job_id)
         except Exception:  # where the queue meets the database
             log.exception("the end of job %s cannot be written", job_id)
-            self._unsaved_ends[job_id] = ended
+            self._unsaved_ends[job_id] = cast(JobUpdate, columns)
         self._changed.notify_all()
 
     def _ended(self, job: Job) -> None:

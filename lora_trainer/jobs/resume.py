@@ -2,15 +2,15 @@
 needs for that; runs/resume.py checks the run itself.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ..base.errors import ErrorCode, Refused
 from ..runs.plan import make_plan
 from ..runs.resume import check_resume, state_step
+from ..settings.setting import WrittenSettings
 from . import lock_file
-from .job import JobKind, JobState, JobView
+from .job import JobColumns, JobKind, JobState, JobView
 from .output_names import OutputNames
 from .settings_service import Settings
 
@@ -28,7 +28,7 @@ class ResumeCheck:
         self._lora_dir = lora_dir
         self._job_folder = job_folder
 
-    def check(self, job: JobView, changes: Mapping[str, Any], *, anyway: bool) -> dict[str, Any]:
+    def check(self, job: JobView, changes: WrittenSettings, *, anyway: bool) -> JobColumns:
         """Return the columns to set so that a job resumes or, while it waits, begins with changes.
 
         Raises `Refused` when it cannot.
@@ -46,8 +46,8 @@ class ResumeCheck:
         return self._check_run(job, changes, folder, anyway=anyway)
 
     def _check_run(
-        self, job: JobView, changes: Mapping[str, Any], folder: Path, *, anyway: bool
-    ) -> dict[str, Any]:
+        self, job: JobView, changes: WrittenSettings, folder: Path, *, anyway: bool
+    ) -> JobColumns:
         config = self._settings.changed(job["config"], changes)
         step = state_step(folder)
         self._output_names.refuse_taken(config, besides=job["id"])

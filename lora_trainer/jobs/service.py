@@ -6,9 +6,11 @@ import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from .. import __version__
 from ..base.contracts import Host
@@ -20,15 +22,27 @@ from ..interop.presets import OwnPresets, presets_folder
 from ..runs.plan import make_plan
 from ..runs.resume import state_step
 from ..settings.config import in_our_names
+from ..settings.setting import SettingValues, WrittenSettings
 from . import lock_file
 from .caption_service import CaptionService
 from .captioning_job import CaptioningJob
-from .job import ALIVE, JobKind, JobRow, JobState, JobView, NewJob
+from .job import (
+    ALIVE,
+    JobColumns,
+    JobFigures,
+    JobKind,
+    JobRow,
+    JobState,
+    JobView,
+    NewJob,
+    QueueStatus,
+    ServiceStatus,
+)
 from .job_views import position_of, view_job
 from .log_file import NAME as LOG_NAME
 from .log_file import LogPart, read_log
 from .lora_files import files_of
-from .metrics import read_metrics
+from .metrics import MetricsRow, read_metrics
 from .output_names import OutputNames
 from .planning import Planner, count_pictures, model_kind
 from .presets import PresetShelf
@@ -98,7 +112,7 @@ class TrainingService:
             if running.is_alive():  # one that was never started has nothing to keep
                 running.join(wait_seconds)
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> ServiceStatus:
         model = self.host.model_status()
         size = (model.size_px or self.host.default_size_px) if model.trainable else 512
         return {
@@ -114,7 +128,7 @@ class TrainingService:
 
     # --- Starting ---------------------------------------------------------------------------------
 
-    def start(self, values: Mapping[str, Any], *, ahead_of_queue: bool = False) -> str:
+    def start(self, values: WrittenSettings, *, ahead_of_queue: bool = False) -> str:
         """Put a training job into the queue and return its id.
 
         `ahead_of_queue` is for a command that leaves with its job: it begins now, and those that
@@ -125,7 +139,7 @@ class TrainingService:
         if not model.trainable:
             raise Refused(model.reason, code=ErrorCode.NOT_TRAINABLE)
         plan = make_plan(config, lora_dir=self.host.lora_dir)
-        figures = {
+        figures: JobFigures = {
             "pictures": count_pictures(plan)["pictures"],
             "total_steps": plan.schedule.total_steps,
         }
@@ -142,7 +156,7 @@ class TrainingService:
             self._output_names.refuse_taken(config)
             return self._add_job(job, ahead_of_queue=ahead_of_queue)
 
-    def duplicate(self, job_id: str, changes: Mapping[str, Any] | None = None) -> str:
+    def duplicate(self, job_id: str, changes: WrittenSettings | None = None) -> str:
         """Put a job with the settings of another one, and changes, into the queue.
 
         A LoRA gets the next free name unless one is given. Raises `Refused`.
@@ -210,7 +224,7 @@ class TrainingService:
     def resume(
         self,
         job_id: str,
-        changes: Mapping[str, Any] | None = None,
+        changes: WrittenSettings | None = None,
         *,
         anyway: bool = False,
         ahead_of_queue: bool = False,
@@ -244,7 +258,7 @@ class TrainingService:
                 self.queue.start()
         return self.job(job_id)
 
-    def _requeue(self, row: JobRow, columns: Mapping[str, Any]) -> None:
+    def _requeue(self, row: JobRow, columns: JobColumns) -> None:
         """Put a job in front of the queue unless it has changed since it was checked."""
         if columns.get("resume") and state_step(self.job_folder(row.id)) is None:
             raise Refused(  # it would begin anew, over what it has learned
@@ -259,7 +273,7 @@ class TrainingService:
                 code=ErrorCode.BUSY,
             )
 
-    def changes_since(self, job_id: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    def changes_since(self, job_id: str, values: WrittenSettings) -> SettingValues:
         """Return the settings in which `values` differ from a job's; raises `Refused` for one that
         cannot change in the middle of a run.
         """
@@ -275,7 +289,7 @@ class TrainingService:
         self.host.load_checkpoint(checkpoint)
         return self.job(job_id)
 
-    def generate(self, prompt: str, **settings: Any) -> Any:
+    def generate(self, prompt: str, **settings: Any) -> Image.Image:
         """Draw a picture as `Host.generate` does, waiting for its turn; raises `Refused` (code
         "busy") while its turn would not come.
         """
@@ -311,15 +325,15 @@ class TrainingService:
 
     # --- The queue --------------------------------------------------------------------------------
 
-    def queue_status(self) -> dict[str, Any]:
+    def queue_status(self) -> QueueStatus:
         return {"queue_held": self.queue.held, "queued": len(self.store.waiting())}
 
-    def hold_queue(self) -> dict[str, Any]:
+    def hold_queue(self) -> QueueStatus:
         """Let no other job begin until the queue is started."""
         self.queue.hold()
         return self.queue_status()
 
-    def start_queue(self) -> dict[str, Any]:
+    def start_queue(self) -> QueueStatus:
         self.queue.start()
         return self.queue_status()
 
@@ -402,7 +416,7 @@ class TrainingService:
         running = self.queue.running
         return self.job(running.job_id) if running is not None and not running.ended else None
 
-    def metrics(self, job_id: str, since: int = 0) -> list[dict[str, Any]]:
+    def metrics(self, job_id: str, since: int = 0) -> list[MetricsRow]:
         """Return the metrics of each step after `since`."""
         self._row(job_id)
         running = self.queue.running
@@ -449,7 +463,7 @@ class TrainingService:
     def _view(self, row: JobRow, running: Job | None, waiting: Sequence[str]) -> JobView:
         folder = self.job_folder(row.id)
         if running is not None and running.job_id == row.id:
-            current: Mapping[str, Any] = running.current()
+            current = running.current()
         else:
             current = self.queue.unsaved_end(row.id)
         if not current and not self.queue.owns(row.id) and lock_file.is_abandoned(row, folder):

@@ -4,35 +4,46 @@ optimizers can be used here.
 Everything about a setting is where it is declared, in settings/config.py.
 """
 
-from typing import Any
+from typing import TypedDict
 
 from ..settings.config import GROUPS, all_settings
-from ..settings.setting import Setting
+from ..settings.setting import ChoiceDescription, Requirement, Setting, SettingDescription
 from ..training.optimizers import optimizer_choices
 
 
-def form() -> dict[str, Any]:
-    """Return `groups` in their order, each `{name, title}`, and `settings`, each as
-    `Setting.describe` has it, with `effective_when`, and with choices that say what they need.
-    """
+class GroupView(TypedDict):
+    name: str
+    title: str
+
+
+class FormEntry(SettingDescription):
+    """A setting as its field on the page needs it."""
+
+    effective_when: list[dict[str, Requirement]]
+
+
+class SettingsForm(TypedDict):
+    groups: list[GroupView]  # in their order on the page
+    settings: list[FormEntry]
+
+
+def form() -> SettingsForm:
+    """Return all that the page needs to show the settings."""
     return {
         "groups": [{"name": name, "title": title} for name, title in GROUPS.items()],
         "settings": [_entry(setting) for setting in all_settings()],
     }
 
 
-def _entry(setting: Setting) -> dict[str, Any]:
-    entry = setting.describe()
+def _entry(setting: Setting) -> FormEntry:
+    described = setting.describe()
     if setting.name == "optimizer":
-        entry["choices"] = [_optimizer_choice(name) for name in setting.choices or ()]
-    entry["effective_when"] = [dict(condition) for condition in setting.effective_when]
-    return entry
+        described["choices"] = [_optimizer_choice(name) for name in setting.choices or ()]
+    conditions = [dict(condition) for condition in setting.effective_when]
+    return {**described, "effective_when": conditions}
 
 
-def _optimizer_choice(name: str) -> dict[str, str]:
-    """Return an optimizer as `{value, title, needs}`; `needs` is the command that installs what is
-    missing, else "".
-    """
+def _optimizer_choice(name: str) -> ChoiceDescription:
     known = {choice["name"]: choice for choice in optimizer_choices()}
     if name not in known:
         return {"value": name, "title": name, "needs": ""}

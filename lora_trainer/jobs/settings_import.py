@@ -4,13 +4,14 @@ unpickled, and fitted to this host.
 
 import tempfile
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict
+from typing import BinaryIO, TypedDict
 
 from ..base.contracts import Host
 from ..base.errors import ErrorCode, Refused
 from ..base.paths import PathRules
 from ..base.tensor_files import MOST_HEADER_BYTES
 from ..interop.readers import import_settings
+from ..settings.setting import SettingValues
 from .lora_files import list_loras
 
 ENDINGS = (".toml", ".json", ".yaml", ".yml", ".safetensors")
@@ -19,7 +20,7 @@ LARGEST_SETTINGS_BYTES = 1_000_000
 
 class SkippedSetting(TypedDict):
     key: str
-    value: Any
+    value: object  # as the source has it
     reason: str
 
 
@@ -28,7 +29,7 @@ class ImportedSettings(TypedDict):
     so.
     """
 
-    settings: dict[str, Any]
+    settings: SettingValues
     source: str  # the trainer that wrote the file
     assumed: list[str]
     left_out: list[SkippedSetting]
@@ -65,7 +66,7 @@ class SettingsImport:
     def _for_host(self, imported: ImportedFile) -> ImportedFile:
         """Leave the base model out in the WebUI, where the loaded checkpoint is trained."""
         settings = dict(imported["settings"])
-        base_model = settings.pop("base_model", "")
+        base_model = str(settings.pop("base_model", ""))
         if self._host.kind != "webui" or not base_model:
             return imported
         name = Path(base_model.replace("\\", "/")).name

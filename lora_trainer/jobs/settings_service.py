@@ -2,16 +2,22 @@
 names of data sets, paths, what may change on resuming.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ..base.errors import ErrorCode, Refused
 from ..base.paths import check_path_length, expand_user
 from ..dataset.folders import folders_of
 from ..editor.library import Library
 from ..settings.config import TrainConfig, all_settings, in_our_names
-from ..settings.setting import OnResume, PathKind, Setting
+from ..settings.setting import (
+    OnResume,
+    PathKind,
+    Setting,
+    SettingValue,
+    SettingValues,
+    WrittenSettings,
+)
 
 
 class Settings:
@@ -26,7 +32,7 @@ class Settings:
         self._library = library
         self._check_path = check_path
 
-    def parse(self, values: Mapping[str, Any]) -> TrainConfig:
+    def parse(self, values: WrittenSettings) -> TrainConfig:
         """Read a config, turn a data set's name into its folder, and check every path in it. Raises
         `Refused`.
         """
@@ -49,14 +55,14 @@ class Settings:
             self._checked_path("extra_data_dirs", folder)
         return config
 
-    def changed(self, before: Mapping[str, Any], changes: Mapping[str, Any]) -> TrainConfig:
+    def changed(self, before: WrittenSettings, changes: WrittenSettings) -> TrainConfig:
         """Return a job's config with changes that a resumed run can take; raises `Refused` for any
         other.
         """
         after = {**before, **in_our_names(changes)}
         return self.parse({**before, **self.differences(before, after)})
 
-    def differences(self, before: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    def differences(self, before: WrittenSettings, values: WrittenSettings) -> SettingValues:
         """Return the settings in which `values` differ from a job's; raises `Refused` for one that
         cannot change in the middle of a run.
         """
@@ -98,10 +104,10 @@ class Settings:
         return str(path)
 
 
-def _is_same(setting: Setting, old: Any, new: Any) -> bool:
+def _is_same(setting: Setting, old: SettingValue, new: SettingValue) -> bool:
     """Compare two values; two spellings of a path, such as a relative and an absolute one, are the
     same place.
     """
     if old == new or not (setting.path and old and new):
         return bool(old == new)
-    return Path(old).resolve() == Path(new).resolve()
+    return Path(str(old)).resolve() == Path(str(new)).resolve()

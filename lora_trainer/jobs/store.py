@@ -8,11 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..base.sqlite import open_database
 from ..base.text import storable
-from .job import ALIVE, INTERRUPTED_MESSAGE, STARTED, JobKind, JobRow, JobState
+from .job import ALIVE, INTERRUPTED_MESSAGE, STARTED, JobColumns, JobKind, JobRow, JobState
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing since Python 3.11
 
 _TABLE = """create table if not exists jobs (
     id integer primary key autoincrement,
@@ -75,7 +78,7 @@ class JobStore:
     def add(
         self,
         name: str,
-        config: Mapping[str, Any],
+        config: Mapping[str, object],
         *,
         kind: JobKind = JobKind.TRAINING,
         checkpoint: str = "",
@@ -102,7 +105,7 @@ class JobStore:
             self._put(str(job_id), None)
         return str(job_id)
 
-    def update(self, job_id: str, **values: Any) -> None:
+    def update(self, job_id: str, **values: "Unpack[JobColumns]") -> None:
         """Set columns of a job; `config` and `progress` are mappings."""
         if unknown := set(values) - set(_COLUMNS):
             raise ValueError(f"no such columns: {sorted(unknown)}")
@@ -167,7 +170,7 @@ class JobStore:
             ).fetchall()
             abandoned = [job_id for row in rows if not is_alive(job_id := str(row["id"]))]
             for job_id in abandoned:
-                ended = {
+                ended: JobColumns = {
                     "state": JobState.INTERRUPTED,
                     "message": INTERRUPTED_MESSAGE,
                     "finished_at": time.time(),
@@ -182,7 +185,7 @@ class JobStore:
         with self._lock:
             return [str(row["id"]) for row in self._database.execute(_WAITING)]
 
-    def requeue(self, job_id: str, state: JobState, **values: Any) -> bool:
+    def requeue(self, job_id: str, state: JobState, /, **values: "Unpack[JobColumns]") -> bool:
         """Put a job in front of the queue and set columns of it; False when its state is not
         `state` any more.
         """
@@ -192,7 +195,8 @@ class JobStore:
                 (int(job_id), JobState(state).value),
             )
             if cursor.rowcount:
-                self._set(job_id, {"error": None, "finished_at": None, **values})
+                columns: JobColumns = {"error": None, "finished_at": None}
+                self._set(job_id, {**columns, **values})
                 self._put(job_id, 0)
         return cursor.rowcount == 1
 
@@ -201,7 +205,7 @@ class JobStore:
         with self._change():
             self._put(job_id, position)
 
-    def take(self, job_id: str, **values: Any) -> bool:
+    def take(self, job_id: str, **values: "Unpack[JobColumns]") -> bool:
         """Take a job out of the queue and set columns of it (its state, unless it begins); False
         when it does not wait any more.
         """
@@ -235,11 +239,11 @@ class JobStore:
             if counts:
                 self.version += 1
 
-    def _set(self, job_id: str, values: Mapping[str, Any]) -> None:
-        values = {name: _stored(name, value) for name, value in values.items()}
-        assignments = ", ".join(f"{name} = ?" for name in values)
+    def _set(self, job_id: str, values: JobColumns) -> None:
+        stored = {name: _stored(name, value) for name, value in values.items()}
+        assignments = ", ".join(f"{name} = ?" for name in stored)
         self._database.execute(
-            f"update jobs set {assignments} where id = ?", (*values.values(), int(job_id))
+            f"update jobs set {assignments} where id = ?", (*stored.values(), int(job_id))
         )
 
     def _next_id(self) -> int:
@@ -273,7 +277,7 @@ def _values(states: Sequence[JobState]) -> tuple[str, ...]:
     return tuple(state.value for state in states)
 
 
-def _stored(name: str, value: Any) -> Any:
+def _stored(name: str, value: object) -> object:
     if name in _JSON_COLUMNS:
         return json.dumps(value)
     return storable(value) if isinstance(value, str) else value

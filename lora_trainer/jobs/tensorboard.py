@@ -30,13 +30,13 @@ class EventFile:
         self._folder = folder
         self._flushed_at = time.monotonic()
         self._writer: Any = None  # of tensorboardX, which may be missing
-        self._try(self._open, purge_step)
+        self._try(lambda: self._open(purge_step))
 
     def add(self, step: int, **scalars: float | None) -> None:
         """Write the figures of a step; None is left out."""
         given = {name: value for name, value in scalars.items() if value is not None}
         if self._writer:
-            self._try(self._add, step, given)
+            self._try(lambda: self._add(step, given))
 
     def close(self) -> None:
         if self._writer:
@@ -68,10 +68,10 @@ class EventFile:
             self._flushed_at = time.monotonic()
             self._writer.flush()
 
-    def _try(self, action: Callable[..., None], *arguments: Any) -> None:
+    def _try(self, action: Callable[[], None]) -> None:
         """Write; whatever fails is logged, and nothing more is written."""
         try:
-            action(*arguments)
+            action()
         except ImportError as error:
             log.warning("No TensorBoard figures: %s. To have them: pip install tensorboardX", error)
         except Exception as error:  # a package that may be there, in any version; it costs no run

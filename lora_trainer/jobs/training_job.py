@@ -5,9 +5,9 @@ every step.
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import yaml
 
@@ -18,9 +18,10 @@ from ..runs.pipeline import Result, train_lora
 from ..runs.progress import ProgressReporter, RunStatus, StepMetrics
 from ..runs.resume import state_folder, state_step
 from ..settings.config import TrainConfig
+from ..settings.setting import WrittenSettings
 from ..training.state_files import prune
-from .job import JobKind, JobRow
-from .metrics import Metrics
+from .job import JobEnd, JobKind, JobRow, JobState, JobUpdate
+from .metrics import Metrics, MetricsRow
 from .store import JobStore
 from .tensorboard import EventFile
 from .worker import Job
@@ -53,11 +54,11 @@ class TrainingJob(Job):
         self._began_at = time.monotonic()
         self._has_steps = False  # whether this part of the run has finished one
 
-    def metrics(self, since: int = 0) -> list[dict[str, Any]]:
+    def metrics(self, since: int = 0) -> list[MetricsRow]:
         return self._metrics.since(since)
 
-    def _figures(self) -> dict[str, Any]:
-        return self._status.to_json()
+    def _figures(self) -> JobUpdate:
+        return cast(JobUpdate, self._status.to_json())
 
     @contextlib.contextmanager
     def _files(self) -> Iterator[None]:
@@ -77,8 +78,8 @@ class TrainingJob(Job):
         goes_on = bool(self._resume) or folder.is_dir()
         return EventFile(folder, purge_step=self.from_step + 1 if goes_on else None)
 
-    def _work(self) -> Mapping[str, Any]:
-        self._update_row(message="Waiting for the model")
+    def _work(self) -> JobEnd:
+        self._update_row({"message": "Waiting for the model"})
         self._refuse_other_checkpoint()
         result = train_lora(
             TrainConfig.parse(self._values),
@@ -133,7 +134,7 @@ class TrainingJob(Job):
             )
 
 
-def tensorboard_dir(config: Mapping[str, Any], folder: Path, *, loras: Path | None = None) -> Path:
+def tensorboard_dir(config: WrittenSettings, folder: Path, *, loras: Path | None = None) -> Path:
     """Return the folder of a job's TensorBoard files: named after the LoRA within `logging_dir`;
     else within `logs` in `output_dir`, where that is given and not within `loras`, which is for
     LoRAs only; else the job's own.
@@ -148,13 +149,9 @@ def tensorboard_dir(config: Mapping[str, Any], folder: Path, *, loras: Path | No
     return Path(output_dir) / "logs" / config["output_name"]
 
 
-def _ending(result: Result) -> dict[str, Any]:
-    """Return the last values of the job's row."""
-    ending: dict[str, Any] = {
-        "state": "stopped" if result.stopped else "finished",
-        "message": f"{result.steps} steps",
-    }
-    if result.output_file:
-        ending["lora_tag"] = result.lora_tag
-        ending["output_file"] = str(result.output_file)
-    return ending
+def _ending(result: Result) -> JobEnd:
+    state = JobState.STOPPED if result.stopped else JobState.FINISHED
+    message = f"{result.steps} steps"
+    if result.output_file is None:
+        return JobEnd(state, message)
+    return JobEnd(state, message, output_file=str(result.output_file), lora_tag=result.lora_tag)

@@ -6,21 +6,26 @@ What the job does is in training_job.py and captioning_job.py; queue.py decides 
 
 import abc
 import contextlib
+import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from ..base.control import Control
 from ..base.errors import Refused
 from ..training.compute_mode import describe_out_of_memory, is_out_of_memory
-from .job import INTERRUPTED_MESSAGE, JobKind, JobState
+from .job import INTERRUPTED_MESSAGE, JobColumns, JobEnd, JobKind, JobState, JobUpdate
 from .lock_file import locked
 from .log_file import NAME as LOG_NAME
 from .log_file import log_file
+from .metrics import MetricsRow
 from .store import JobStore
+
+if TYPE_CHECKING:
+    pass  # in typing since Python 3.11
 
 log = logging.getLogger(__name__)
 SAVE_EVERY_SECONDS = 0.5
@@ -42,7 +47,7 @@ class Job(abc.ABC, threading.Thread):
         self.folder = folder
         self.control = Control()
         self.report_count = 0  # grows with every report, so that listeners see that there is one
-        self.ended: dict[str, Any] = {}  # the row's last values, once it has ended
+        self.ended: JobUpdate = {}  # the last figures and the row's last values, once it has ended
         self.end_saved = False  # whether `ended` is in the database
         self.trouble = "It ended without a word."  # the error, where `ended` stays empty
         self._store = store
@@ -57,14 +62,14 @@ class Job(abc.ABC, threading.Thread):
         """Write the job's settings into its folder, and keep its files open. Raises OSError."""
 
     @abc.abstractmethod
-    def _work(self) -> Mapping[str, Any]:
-        """Do the work and return the row's last values, `state` among them. May raise anything."""
+    def _work(self) -> JobEnd:
+        """Do the work and return how it ended. May raise anything."""
 
     @abc.abstractmethod
-    def _figures(self) -> dict[str, Any]:
-        """Return the job's figures by name, as `JobFigures`, and `message`."""
+    def _figures(self) -> JobUpdate:
+        """Return the job's figures, and `message`."""
 
-    def metrics(self, since: int = 0) -> list[dict[str, Any]]:
+    def metrics(self, since: int = 0) -> list[MetricsRow]:
         """Return the metrics of every step after `since`; only training has steps."""
         return []
 
@@ -75,15 +80,17 @@ class Job(abc.ABC, threading.Thread):
         self._on_end = on_end
         self.start()
 
-    def current(self) -> dict[str, Any]:
+    def current(self) -> JobUpdate:
         """Return what is newer than the job's row: its figures and state, or how it ended."""
-        return self.ended or {**self._figures(), "state": self._state, **self._pending_requests()}
+        if self.ended:
+            return self.ended
+        return {**self._figures(), "state": self._state, **self._pending_requests()}
 
     def run(self) -> None:
         try:
             self._run()
         except Exception as error:  # not even the end could be written; the queue does
-            self.trouble = self._failure(error)["error"]
+            self.trouble = self._describe(error)
         finally:
             self._on_end(self)
 
@@ -94,7 +101,7 @@ class Job(abc.ABC, threading.Thread):
                 self._do()
         except OSError as error:
             if not self.ended:
-                self._end(JobState.FAILED, error=self._folder_error(error))
+                self._end(JobEnd(JobState.FAILED, error=self._folder_error(error)))
 
     def _folder_error(self, error: OSError) -> str:
         reason = error.strerror or error
@@ -107,41 +114,40 @@ class Job(abc.ABC, threading.Thread):
         """Work, and write the end down. Raises OSError where the job's folder refuses."""
         try:
             with self._files():
-                self._end(**self._as_interrupted(self._result()))
+                self._end(self._as_interrupted(self._result()))
         except OSError:
             raise
         except BaseException as error:  # entry point of a thread: log, report; the program lives on
-            failure = self._failure(error)
+            failure = JobEnd(JobState.FAILED, error=self._describe(error))
             if not self.ended:
-                self._end(**failure)
+                self._end(failure)
 
-    def _as_interrupted(self, ended: dict[str, Any]) -> dict[str, Any]:
+    def _as_interrupted(self, end: JobEnd) -> JobEnd:
         """Call a job interrupted, not stopped, when it was the program's end that stopped it."""
-        if ended["state"] != JobState.STOPPED or not self.control.interrupt_requested:
-            return ended
-        return {**ended, "state": JobState.INTERRUPTED, "message": INTERRUPTED_MESSAGE}
+        if end.state != JobState.STOPPED or not self.control.interrupt_requested:
+            return end
+        return dataclasses.replace(end, state=JobState.INTERRUPTED, message=INTERRUPTED_MESSAGE)
 
-    def _result(self) -> dict[str, Any]:
-        """Work and return the row's last values, also where the work fails."""
+    def _result(self) -> JobEnd:
+        """Work and return how it ended, also where the work fails."""
         try:
-            return dict(self._work())
+            return self._work()
         except Refused as error:
             log.error(error.message)
-            return {"state": JobState.FAILED, "error": error.message}
+            return JobEnd(JobState.FAILED, error=error.message)
         except BaseException as error:  # an OSError in here is the work's, not the folder's
-            return self._failure(error)
+            return JobEnd(JobState.FAILED, error=self._describe(error))
 
-    def _failure(self, error: BaseException) -> dict[str, Any]:
-        """Log an error and return the row's last values for it."""
+    def _describe(self, error: BaseException) -> str:
+        """Log an error and return a sentence on it for the user."""
         log.error("the job failed", exc_info=error)
         if is_out_of_memory(error):
             what = f"Memory ran out ({describe_out_of_memory(error)}). {self.memory_advice}"
         else:
             what = f"{type(error).__name__}: {error}"
-        message = f"{what} The log has the details: {self.folder / LOG_NAME}"
-        return {"state": JobState.FAILED, "error": message}
+        return f"{what} The log has the details: {self.folder / LOG_NAME}"
 
-    def _pending_requests(self) -> dict[str, bool]:
+    def _pending_requests(self) -> JobUpdate:
         control = self.control
         return {
             "stopping": control.should_stop(),
@@ -152,28 +158,30 @@ class Job(abc.ABC, threading.Thread):
     def _save(self, state: str) -> None:
         """Write the figures into the row: a new state at once, others at most twice a second."""
         self.report_count += 1
-        changed = {"state": state} if state != self._state else {}
+        changes = state != self._state
         self._state = JobState(state)
-        if changed or time.monotonic() - self._saved_at >= SAVE_EVERY_SECONDS:
+        if changes or time.monotonic() - self._saved_at >= SAVE_EVERY_SECONDS:
             self._saved_at = time.monotonic()
             figures = self._figures()
-            self._update_row(message=figures.pop("message"), progress=figures, **changed)
+            columns: JobColumns = {"message": figures.pop("message"), "progress": figures}
+            if changes:
+                columns["state"] = self._state
+            self._update_row(columns)
 
-    def _update_row(self, **values: Any) -> bool:
+    def _update_row(self, columns: JobColumns) -> bool:
         """Write into the row; where that fails, as on a full disk, log it and go on with the
         run.
         """
         try:
-            self._store.update(self.job_id, **values)
+            self._store.update(self.job_id, **columns)
         except Exception:  # where a run meets the database; nothing of it is the run's
             log.exception("the job's figures cannot be written")
             return False
         return True
 
-    def _end(self, state: str, **values: Any) -> None:
-        log.info("job %s %s", self.job_id, state)
-        figures = self._figures()
+    def _end(self, end: JobEnd) -> None:
+        log.info("job %s %s", self.job_id, end.state)
+        figures, columns = self._figures(), end.columns()
         figures.pop("message")
-        ended = {"state": state, "finished_at": time.time(), "error": None, "message": "", **values}
-        self.end_saved = self._update_row(progress=figures, resume="", **ended)
-        self.ended = {**figures, **self._pending_requests(), **ended}
+        self.end_saved = self._update_row({**columns, "progress": figures, "resume": ""})
+        self.ended = cast(JobUpdate, {**figures, **self._pending_requests(), **columns})

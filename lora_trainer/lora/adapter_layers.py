@@ -8,6 +8,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Iterable
+from typing import TypeAlias
 
 import torch
 
@@ -25,6 +26,10 @@ class RankAlpha:
 
     rank: int
     alpha: float
+
+
+Weights: TypeAlias = dict[str, dict[str, torch.Tensor]]
+"""The tensors of layers, by path and by the name in files."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from ..base.contracts import Host
 from ..base.control import Control
 from ..settings.config import TrainConfig
 from ..training.state_files import State
-from .output_files import Output
+from .output_files import OutputFiles
 from .plan import Plan
 from .progress import ProgressReporter
 
@@ -27,7 +27,7 @@ class RunContext:
     host: Host
     control: Control
     reporter: ProgressReporter
-    output: Output
+    output: OutputFiles
     session_id: float
     states: Path | None = None
     earlier: State | None = None

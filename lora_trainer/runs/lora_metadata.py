@@ -13,7 +13,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, TypeVar
 
 from ..base.contracts import ModelFacts
 from ..dataset.captions import split_tags
@@ -26,6 +26,9 @@ from ..settings.config import TrainConfig, settings_kept_in_lora
 from ..training.batches import batches_per_epoch
 from .step_options import rate_choice
 
+Values: TypeAlias = dict[str, object]
+"""Metadata by key, before `metadata` writes each value as text."""
+Given = TypeVar("Given")
 _VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 _ARCHITECTURES = {
     ("sd1", False): "stable-diffusion-v1",
@@ -59,7 +62,7 @@ def metadata(
     figures: RunFigures,
 ) -> dict[str, str]:
     """Describe a LoRA after some steps; `shapes` are rank and alpha by layer."""
-    values = {
+    values: Values = {
         **_run(config, samples, figures),
         **_model(config, base_model),
         **_network(config, base_model, shapes, spec),
@@ -75,18 +78,18 @@ def metadata(
     return {key: _text(value) for key, value in values.items()}
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
     # A folder's name need not be valid Unicode, but metadata must be.
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _given(value: Any) -> Any:
+def _given(value: Given) -> Given | None:
     """Return None for what is off, as sd-scripts has it."""
     return value or None
 
 
-def _run(config: TrainConfig, samples: Sequence[Sample], figures: RunFigures) -> dict[str, Any]:
+def _run(config: TrainConfig, samples: Sequence[Sample], figures: RunFigures) -> Values:
     return {
         "ss_output_name": config.output_name,
         "ss_session_id": int(figures.started_at),
@@ -105,7 +108,7 @@ def _run(config: TrainConfig, samples: Sequence[Sample], figures: RunFigures) ->
     }
 
 
-def _model(config: TrainConfig, base_model: ModelFacts) -> dict[str, Any]:
+def _model(config: TrainConfig, base_model: ModelFacts) -> Values:
     family, predicts_v = base_model.family, base_model.prediction_type == "v_prediction"
     hashed = {"ss_new_sd_model_hash": base_model.sha256} if base_model.sha256 else {}
     return {
@@ -136,7 +139,7 @@ def _network(
     base_model: ModelFacts,
     shapes: Mapping[str, RankAlpha],
     spec: AdapterSpec,
-) -> dict[str, Any]:
+) -> Values:
     """Describe the adapters.
 
     Rank and alpha are as set, or those of most layers where none has those: a LoRA that is trained
@@ -147,7 +150,7 @@ def _network(
     if (rank, alpha) not in usual:
         rank, alpha = usual.most_common(1)[0][0]
     plain = spec.kind == "lora" and not spec.use_dora
-    values = {
+    values: Values = {
         "ss_network_module": "networks.lora" if plain else "lycoris.kohya",
         "ss_network_dim": rank,
         "ss_network_alpha": f"{alpha:g}",
@@ -161,10 +164,10 @@ def _network(
 
 def _network_arguments(
     config: TrainConfig, base_model: ModelFacts, spec: AdapterSpec, *, rank: int, alpha: float
-) -> dict[str, Any]:
+) -> Values:
     """Return what stands behind --network_args in sd-scripts, where something does."""
     levels = SDXL_LEVELS if base_model.family == "sdxl" else LEVELS
-    found: dict[str, Any] = {}
+    found: Values = {}
     if spec.kind != "lora" or spec.use_dora:
         found["algo"] = "locon" if spec.kind == "lora" else spec.kind
         found["preset"] = _LYCORIS_PRESETS[config.lora_targets]
@@ -187,8 +190,8 @@ def _network_arguments(
     return {**written, "dropout": _given(spec.dropout)}
 
 
-def _kind_arguments(spec: AdapterSpec) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _kind_arguments(spec: AdapterSpec) -> Values:
+    found: Values = {}
     if spec.kind == "lokr":
         found["factor"] = spec.lokr_factor
     if spec.rslora:
@@ -221,13 +224,13 @@ def _block_arguments(
     }
 
 
-def _rate_arguments(config: TrainConfig, levels: int, spec: AdapterSpec) -> dict[str, Any]:
+def _rate_arguments(config: TrainConfig, levels: int, spec: AdapterSpec) -> Values:
     """Return LoRA+'s ratios and the factors of blocks, as sd-scripts lists them.
 
     SDXL has three blocks in the middle there.
     """
     choice = rate_choice(config)
-    found: dict[str, Any] = {}
+    found: Values = {}
     if spec.kind == "lora" and set(choice.ratios().values()) != {1.0}:
         found |= {f"loraplus_{part}_lr_ratio": ratio for part, ratio in choice.ratios().items()}
     rates = read_block_rates(config.block_learning_rates, levels)
@@ -242,7 +245,7 @@ def _rate_arguments(config: TrainConfig, levels: int, spec: AdapterSpec) -> dict
     return found
 
 
-def _training(config: TrainConfig, shapes: Mapping[str, RankAlpha]) -> dict[str, Any]:
+def _training(config: TrainConfig, shapes: Mapping[str, RankAlpha]) -> Values:
     # The layers tell which parts are trained; with a LoRA trained further, the switches do not.
     trains_unet = any(path.startswith("unet.") for path in shapes)
     trains_text_encoder = any(not path.startswith("unet.") for path in shapes)
@@ -289,7 +292,7 @@ def _python(value: str) -> str:
     return value
 
 
-def _noise_and_loss(config: TrainConfig, base_model: ModelFacts) -> dict[str, Any]:
+def _noise_and_loss(config: TrainConfig, base_model: ModelFacts) -> Values:
     return {
         "ss_noise_offset": _given(config.noise_offset),
         "ss_noise_offset_random_strength": config.noise_offset_random,
@@ -309,7 +312,7 @@ def _noise_and_loss(config: TrainConfig, base_model: ModelFacts) -> dict[str, An
     }
 
 
-def _captions(config: TrainConfig) -> dict[str, Any]:
+def _captions(config: TrainConfig) -> Values:
     return {
         "ss_shuffle_caption": config.shuffle_caption,
         "ss_keep_tokens": config.keep_tokens,
@@ -319,11 +322,11 @@ def _captions(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _pictures(config: TrainConfig, samples: Sequence[Sample]) -> dict[str, Any]:
+def _pictures(config: TrainConfig, samples: Sequence[Sample]) -> Values:
     """Describe pictures, tags and buckets; numbers of pictures count repeats, as sd-scripts' do."""
     train = [sample for sample in samples if sample.role == "train"]
     regularisation = [sample for sample in samples if sample.role == "regularisation"]
-    buckets: Any = "null"
+    buckets: object = "null"
     if config.enable_bucket:
         buckets = _buckets(train + regularisation)
     return {
@@ -360,7 +363,7 @@ def _tag_frequency(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
     return {folder: dict(found.most_common()) for folder, found in tags.items()}
 
 
-def _buckets(samples: Sequence[Sample]) -> dict[str, Any]:
+def _buckets(samples: Sequence[Sample]) -> Values:
     counts: Counter[tuple[int, int]] = Counter()
     errors = []
     for sample in samples:
@@ -390,7 +393,7 @@ def _folders(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
     return found
 
 
-def _specification(config: TrainConfig, base_model: ModelFacts) -> dict[str, Any]:
+def _specification(config: TrainConfig, base_model: ModelFacts) -> Values:
     """Fill in Stability's model spec 1.0.1, as sd-scripts does."""
     predicts_v = base_model.prediction_type == "v_prediction"
     values = {

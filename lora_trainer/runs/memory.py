@@ -14,7 +14,7 @@ from ..lora.load import LoraFile
 from ..lora.target_layers import assign_ranks
 from ..settings.config import TrainConfig
 from ..training.encoded_dataset import JITTERED
-from .step_options import form_of, layer_choice, variation_of
+from .step_options import adapter_spec, caption_augmentation, layer_choice
 from .trained_parts import trained_parts
 
 CAPTION_BYTES = 77 * 2048 * 4  # of 75 tokens, with SDXL in float32; SD1 takes a third
@@ -65,7 +65,7 @@ def estimate(
         )
     if init_lora is None:
         shapes = assign_ranks(parts, layer_choice(config))
-        parameters = count_parameters(parts, shapes, form_of(config))
+        parameters = count_parameters(parts, shapes, adapter_spec(config))
     else:
         parameters = init_lora.parameters
     each = 8 + OPTIMIZER_BYTES.get(config.optimizer, 8) + (4 if config.ema_decay > 0 else 0)
@@ -88,7 +88,7 @@ def cache_bytes(
     samples = list(samples)
     taken = sum(_latents_bytes(config, sample) for sample in samples)
     trains_text_encoder = "text_encoder" in trained_parts(config, init_lora)
-    if variation_of(config).varies or trains_text_encoder:
+    if caption_augmentation(config).varies or trains_text_encoder:
         return taken
     captions = {sample.caption for sample in samples}
     return taken + CAPTION_BYTES * sum(_chunks(caption) for caption in captions)

@@ -166,7 +166,7 @@ def check_space(path: Path, needed_bytes: int) -> None:
 # --- Files ----------------------------------------------------------------------------------------
 
 
-class Output:
+class OutputFiles:
     """The files of one run.
 
     `path` is the LoRA's, `folder` the job's, where there is one. `session_id` is what its files say

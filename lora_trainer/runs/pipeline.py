@@ -7,9 +7,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ..base.contracts import CheckpointId, Host
 from ..base.control import Control
@@ -21,14 +19,15 @@ from ..training.recovery import Recovery
 from ..training.state_files import State
 from .callbacks import RunCallbacks
 from .context import RunContext
+from .facts import RunFacts, run_facts, saved_facts
 from .give_way import GiveWay
 from .lora_writer import LoraWriter
-from .output_files import Output, tag_of
+from .output_files import OutputFiles, tag_of
 from .plan import Plan, make_plan
 from .prepare import PreparedRun, prepare_run
 from .progress import ProgressReporter
-from .resume import check_changes, check_readable, compare_runs, run_facts, state_folder
-from .step_options import variation_of
+from .resume import check_changes, check_readable, compare_runs, state_folder
+from .step_options import caption_augmentation
 
 log = logging.getLogger(__name__)
 DRAWING = "Drawing the preview"
@@ -112,7 +111,7 @@ def _plan_run(
     anyway: bool,
 ) -> RunContext:
     """Plan the run, or what is left of it after the state `earlier`."""
-    session_id = earlier.facts["session"] if earlier else None
+    session_id = saved_facts(earlier)["session"] if earlier else None
     plan = make_plan(config, lora_dir=host.lora_dir, session_id=session_id)
     for warning in plan.warnings:
         log.warning(warning)
@@ -123,7 +122,9 @@ def _plan_run(
         host,
         control=control,
         reporter=reporter,
-        output=Output(plan.output_file, folder, session_id=session_id, overwrite=config.overwrite),
+        output=OutputFiles(
+            plan.output_file, folder, session_id=session_id, overwrite=config.overwrite
+        ),
         states=state_folder(folder) if folder else None,
         session_id=session_id,
         earlier=earlier,
@@ -131,9 +132,7 @@ def _plan_run(
     )
 
 
-def _examine(
-    context: RunContext, warnings: list[str], checkpoint: CheckpointId | None
-) -> dict[str, Any]:
+def _examine(context: RunContext, warnings: list[str], checkpoint: CheckpointId | None) -> RunFacts:
     """Do what needs no model: look at the pictures, compare them with those of an earlier part of
     the run, and wait for the checkpoint. Return what the training states say of the run.
     """
@@ -147,15 +146,16 @@ def _examine(
     )
     facts = run_facts(context.config, plan, should_stop=context.control.should_stop)
     if earlier:
-        model = earlier.facts["base_model"]
+        before = saved_facts(earlier)
+        model = before["base_model"]
         checkpoint = CheckpointId(model["name"], model["sha256"])
         reporter.update(
             checkpoint=checkpoint.name,
             step=earlier.step,
             state_step=earlier.step,
-            snapshots=tuple(earlier.facts["snapshots"]),
+            snapshots=tuple(before["snapshots"]),
         )
-        changes = compare_runs(earlier.facts, facts)
+        changes = compare_runs(before, facts)
         warnings = [*warnings, *check_changes(changes, anyway=context.anyway)]
     for warning in warnings:
         reporter.warn(warning)
@@ -165,7 +165,7 @@ def _examine(
     return facts
 
 
-def _train_and_save(context: RunContext, facts: Mapping[str, Any]) -> Result:
+def _train_and_save(context: RunContext, facts: RunFacts) -> Result:
     """Borrow the model and train, then save and register the LoRA. When this returns, nothing of
     what was trained is in memory any more.
     """
@@ -278,7 +278,7 @@ def _draw_preview(context: RunContext, lora: Path, lora_tag: str) -> None:
     if control.should_stop():
         return
     context.reporter.update(message=DRAWING)
-    caption = variation_of(context.config).plain(plan.samples[0].caption)
+    caption = caption_augmentation(context.config).plain(plan.samples[0].caption)
     bucket = plan.samples[0].bucket
     try:
         picture = context.host.generate(

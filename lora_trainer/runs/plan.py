@@ -28,7 +28,7 @@ from ..training.training_data import Schedule
 from . import picture_warnings, plan_warnings
 from .memory import cache_bytes
 from .output_files import plan_output, tag_of
-from .step_options import rate_choice, variation_of
+from .step_options import caption_augmentation, rate_choice
 from .trained_parts import trained_parts
 
 MOST_STEPS = 1_000_000
@@ -139,7 +139,7 @@ def _check_learning_rates(config: TrainConfig, init_lora: LoraFile | None) -> No
 
 
 def _schedule(config: TrainConfig, samples: Sequence[Sample]) -> Schedule:
-    repeats = tuple(sample.repeats for sample in samples)
+    repeats = [sample.repeats for sample in samples]
     buckets = [sample.bucket for sample in samples]
     batches = batches_per_epoch(buckets, repeats, batch_size=config.batch_size)
     steps_per_epoch = -(-batches // config.gradient_accumulation_steps)
@@ -156,7 +156,6 @@ def _schedule(config: TrainConfig, samples: Sequence[Sample]) -> Schedule:
         steps_per_epoch,
         config.batch_size,
         config.gradient_accumulation_steps,
-        repeats,
         config.seed,
     )
 
@@ -197,7 +196,7 @@ def _caption(config: TrainConfig, picture: Picture, role: Role) -> str:
 
     Where captions vary, this is what each step's is drawn from; otherwise it is plain.
     """
-    augmentation = variation_of(config)
+    augmentation = caption_augmentation(config)
     caption = "\n".join(lines_of(picture.caption, config.caption_lines))
     if role != "regularisation":
         certain = without_choices if config.caption_wildcards else str

@@ -6,13 +6,13 @@ import dataclasses
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from ..base.contracts import BaseModel, ModelOptions
 from ..base.errors import ErrorCode, OutOfMemory, Refused
-from ..lora.adapter_layers import AdapterSpec, RankAlpha
+from ..lora.adapter_layers import AdapterSpec, RankAlpha, Weights
 from ..lora.adapters import Adapters
 from ..lora.load import fit_to_model
 from ..lora.target_layers import assign_ranks, count_unet_levels
@@ -32,20 +32,21 @@ from ..training.parameter_groups import (
     own_settings,
     rates_of,
 )
-from ..training.train_state import TrainState, form_of_state, shapes_of_state
+from ..training.train_state import TrainState, rank_alphas_in_state, spec_in_state
 from ..training.training_data import TrainingData
 from .context import RunContext
+from .facts import PreparedFacts, RunFacts, model_facts, saved_facts
 from .give_way import GiveWay
 from .lora_writer import LoraWriter
 from .memory import estimate
 from .output_files import check_space
-from .resume import check_changes, compare_models, model_facts
+from .resume import check_changes, compare_models
 from .step_options import (
+    adapter_spec,
+    caption_augmentation,
     encoding_options,
-    form_of,
     layer_choice,
     rate_choice,
-    variation_of,
 )
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class PreparedRun:
     training_data: TrainingData
     writer: LoraWriter
     chosen_mode: ComputeMode
-    facts: Mapping[str, Any]
+    facts: PreparedFacts
     encoding_seconds: float
     elapsed_seconds: float
 
@@ -74,7 +75,7 @@ class LayerPlan(NamedTuple):
     """
 
     shapes: Mapping[str, RankAlpha]
-    weights: Mapping[str, Any]
+    weights: Weights
     spec: AdapterSpec
 
     @property
@@ -83,9 +84,7 @@ class LayerPlan(NamedTuple):
         return any(not path.startswith("unet.") for path in self.shapes)
 
 
-def prepare_run(
-    base_model: BaseModel, context: RunContext, run_facts: Mapping[str, Any]
-) -> PreparedRun:
+def prepare_run(base_model: BaseModel, context: RunContext, run_facts: RunFacts) -> PreparedRun:
     """Make everything ready for the steps. `run_facts` describe the run without its model. Raises
     `Refused`, `Stopped`, and `OutOfMemory` while encoding.
     """
@@ -93,13 +92,13 @@ def prepare_run(
     base_model.configure(_model_options(config))
     _check_model(base_model, config)
     layers = _plan_layers(base_model, context)
-    conditioner = Conditioner(variation_of(config), trained=layers.train_text_encoder)
+    conditioner = Conditioner(caption_augmentation(config), trained=layers.train_text_encoder)
     _check_settings(base_model, context, layers, conditioner)
     file_bytes = estimate(config, plan.samples, base_model.parts(), init_lora=plan.init_lora)[
         "file_bytes"
     ]
     check_space(plan.output_file, file_bytes or 0)
-    facts = {
+    facts: PreparedFacts = {
         **run_facts,
         "base_model": model_facts(base_model),
         "session": context.session_id,
@@ -108,8 +107,9 @@ def prepare_run(
     chosen_mode = _chosen_mode(config, base_model)
     compute_mode = chosen_mode
     if earlier:
-        compute_mode = chosen_mode.with_overrides(earlier.facts["forced"], base_model.dtype)
+        compute_mode = chosen_mode.with_overrides(saved_facts(earlier)["forced"], base_model.dtype)
     log.info("computing in %s on %s", compute_mode.dtype, base_model.device)
+    elapsed_before = saved_facts(earlier)["elapsed_seconds"] if earlier else 0.0
     began = time.monotonic()
     encoded = _encode(base_model, context, with_captions=not conditioner.encodes_each_step)
     encoding_seconds = time.monotonic() - began
@@ -122,7 +122,7 @@ def prepare_run(
         chosen_mode=chosen_mode,
         facts=facts,
         encoding_seconds=encoding_seconds,
-        elapsed_seconds=encoding_seconds + (earlier.facts["elapsed_seconds"] if earlier else 0.0),
+        elapsed_seconds=elapsed_before + encoding_seconds,
     )
 
 
@@ -160,10 +160,10 @@ def _check_model(base_model: BaseModel, config: TrainConfig) -> None:
 def _plan_layers(base_model: BaseModel, context: RunContext) -> LayerPlan:
     """Choose the layers as a training state, another LoRA or the settings have them."""
     config, parts = context.config, base_model.parts()
-    chosen = form_of(config)
+    chosen = adapter_spec(config)
     if context.earlier:
-        spec = _with_dropouts(form_of_state(context.earlier), chosen)
-        return LayerPlan(shapes_of_state(context.earlier), {}, spec)
+        spec = _with_dropouts(spec_in_state(context.earlier), chosen)
+        return LayerPlan(rank_alphas_in_state(context.earlier), {}, spec)
     if context.plan.init_lora:
         shapes, weights, spec = fit_to_model(context.plan.init_lora, parts, base_model.export_name)
         return LayerPlan(shapes, weights, _with_dropouts(spec, chosen))
@@ -210,12 +210,12 @@ def _check_settings(
     check_rates(config.optimizer, rates_of(groups, choice))
 
 
-def _check_same_model(base_model: BaseModel, context: RunContext, facts: Mapping[str, Any]) -> None:
+def _check_same_model(base_model: BaseModel, context: RunContext, facts: PreparedFacts) -> None:
     """Raise `Refused` when a run that goes on was begun with another model."""
     context.reporter.update(message="Preparing", checkpoint=base_model.name)
     going_on = ""
     if context.earlier:
-        before = context.earlier.facts["base_model"]
+        before = saved_facts(context.earlier)["base_model"]
         for warning in check_changes(
             compare_models(before, facts["base_model"]), anyway=context.anyway
         ):
@@ -244,7 +244,7 @@ def _chosen_mode(config: TrainConfig, base_model: BaseModel) -> ComputeMode:
 
 def _encode(
     base_model: BaseModel, context: RunContext, *, with_captions: bool
-) -> list[encoded_dataset.Encoded]:
+) -> list[encoded_dataset.EncodedSample]:
     """Encode the pictures; once more if the VAE or the clip skip was changed while others had the
     model.
     """
@@ -280,7 +280,7 @@ def _encode(
 
 
 def _training_data(
-    context: RunContext, encoded: list[encoded_dataset.Encoded], conditioner: Conditioner
+    context: RunContext, encoded: list[encoded_dataset.EncodedSample], conditioner: Conditioner
 ) -> TrainingData:
     config, plan = context.config, context.plan
     names = [field.name for field in dataclasses.fields(Objective)]

@@ -56,7 +56,7 @@ class RunStatus:
     snapshots: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the status under the keys of the API and of the jobs' database."""
         values = dataclasses.asdict(self)
         values["remarks"] = values.pop("warnings")

@@ -6,21 +6,32 @@ are always refused.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Literal, cast
 
-import torch
-
-from .. import __version__
-from ..base.contracts import BaseModel
-from ..base.errors import ErrorCode, Refused, Stopped
-from ..base.fingerprint import fingerprint_of_file, fingerprint_of_text
-from ..dataset.sample import Sample
+from ..base.errors import ErrorCode, Refused
 from ..settings.config import TrainConfig, all_settings
-from ..settings.setting import OnResume
+from ..settings.setting import OnResume, SettingValue
 from ..training import state_files
-from .plan import Plan, make_plan
+from .facts import ModelIdentity, RunFacts, SampleFacts, SavedFacts, run_facts
+from .plan import make_plan
+
+_ModelKey = Literal["zero_terminal_snr", "dtype", "encoding"]
+_MODEL_PHRASES: tuple[tuple[_ModelKey, str], ...] = (
+    ("zero_terminal_snr", "zero terminal SNR"),
+    ("dtype", "checkpoint's precision"),
+    ("encoding", "VAE, clip skip or reading of captions"),
+)
+_SampleKey = Literal["content", "caption", "repeats", "bucket", "role", "mask"]
+_SAMPLE_PHRASES: tuple[tuple[_SampleKey, str], ...] = (
+    ("content", "picture"),
+    ("caption", "caption"),
+    ("repeats", "repeats"),
+    ("bucket", "bucket"),
+    ("role", "part in training"),
+    ("mask", "mask"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,43 +54,6 @@ def state_step(folder: Path) -> int | None:
     return next(iter(state_files.steps(state_folder(folder))), None)
 
 
-def run_facts(
-    config: TrainConfig, plan: Plan, *, should_stop: Callable[[], bool] = lambda: False
-) -> dict[str, Any]:
-    """Describe a run so that `check_resume` can tell later what has changed; reads every picture
-    once. Raises OSError, and `Stopped` when told to stop.
-    """
-    pictures: dict[str, Any] = {}
-    contents: dict[Path, str] = {}
-    for sample in plan.samples:
-        if should_stop():
-            raise Stopped
-        name = _name(sample.picture.path, config) + _in_size(sample.resolution_px, config)
-        pictures[name] = _sample_facts(sample, contents)
-    return {
-        "version": __version__,
-        "torch": torch.__version__,
-        "config": config.resolved(),
-        "total_steps": plan.schedule.total_steps,
-        "pictures": pictures,
-    }
-
-
-def model_facts(base_model: BaseModel) -> dict[str, Any]:
-    """Describe a base model for `compare_models`, as plain values."""
-    return {
-        "name": base_model.name,
-        "family": base_model.family,
-        "variant": base_model.variant,
-        "prediction_type": base_model.prediction_type,
-        "zero_terminal_snr": base_model.zero_terminal_snr,
-        "sha256": base_model.sha256,
-        "fingerprint": base_model.fingerprint,
-        "dtype": str(base_model.dtype),
-        "encoding": base_model.encoding_key(),
-    }
-
-
 def check_resume(
     config: TrainConfig, lora_dir: Path, folder: Path, *, anyway: bool = False
 ) -> list[str]:
@@ -89,7 +63,7 @@ def check_resume(
     `details` hold `reasons` and `anyway_possible`. With `anyway` only what makes the state useless
     is refused. Without a state a run begins from its first step, and nothing is compared.
     """
-    facts = state_files.latest_facts(state_folder(folder))
+    facts = cast(SavedFacts | None, state_files.latest_facts(state_folder(folder)))
     if facts is None:
         return check_readable(folder, found=False, anyway=anyway)
     plan = make_plan(config, lora_dir=lora_dir, session_id=facts.get("session"))
@@ -106,7 +80,7 @@ def check_readable(folder: Path, *, found: bool, anyway: bool) -> list[str]:
     return check_changes([damaged], anyway=anyway)
 
 
-def compare_runs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+def compare_runs(before: RunFacts, now: RunFacts) -> list[Change]:
     """List what differs in settings, pictures and captions."""
     # A setting that an earlier version did not have was as it is by default.
     old = {**TrainConfig().to_dict(), **before["config"]}
@@ -130,7 +104,9 @@ def compare_runs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Chan
     return changes
 
 
-def _compare_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+def _compare_settings(
+    old: Mapping[str, SettingValue], new: Mapping[str, SettingValue]
+) -> list[Change]:
     """List the settings that may not change in silence, the fatal ones first."""
     changes = [
         Change(
@@ -144,8 +120,8 @@ def _compare_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Ch
     return sorted(changes, key=lambda change: not change.fatal)
 
 
-def compare_models(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """List what has changed in the base model, both as `model_facts`."""
+def compare_models(before: ModelIdentity, now: ModelIdentity) -> list[Change]:
+    """List what has changed in the base model."""
     if not _is_same_checkpoint(before, now):
         reason = f"the checkpoint {now['name']} has other weights than before"
         if before["name"] != now["name"]:
@@ -157,20 +133,15 @@ def compare_models(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Ch
             f" predict {now['prediction_type']} now"
         )
         return [Change(reason, fatal=True)]
-    names = {
-        "zero_terminal_snr": "zero terminal SNR",
-        "dtype": "checkpoint's precision",
-        "encoding": "VAE, clip skip or reading of captions",
-    }
     changes = []
-    for key, name in names.items():
+    for key, name in _MODEL_PHRASES:
         if before[key] != now[key]:
             reason = f"the {name} was {before[key]} and is {now[key]} now"
             changes.append(Change(reason, fatal=key == "zero_terminal_snr"))
     return changes
 
 
-def _is_same_checkpoint(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+def _is_same_checkpoint(before: ModelIdentity, now: ModelIdentity) -> bool:
     """Compare the files' hashes where both are known, else names and weights."""
     if (before["family"], before["variant"]) != (now["family"], now["variant"]):
         return False
@@ -201,7 +172,9 @@ def check_changes(changes: list[Change], *, anyway: bool) -> list[str]:
     )
 
 
-def _compare_pictures(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+def _compare_pictures(
+    before: Mapping[str, SampleFacts], now: Mapping[str, SampleFacts]
+) -> list[Change]:
     changes = []
     for what, names in (
         ("missing", before.keys() - now.keys()),
@@ -210,49 +183,12 @@ def _compare_pictures(before: Mapping[str, Any], now: Mapping[str, Any]) -> list
         if names:
             changes.append(Change(f"{_some(names)} {'is' if len(names) == 1 else 'are'} {what}"))
     both = before.keys() & now.keys()
-    for key, what in (
-        ("content", "the picture of"),
-        ("caption", "the caption of"),
-        ("repeats", "the repeats of"),
-        ("bucket", "the bucket of"),
-        ("role", "the part in training of"),
-        ("mask", "the mask of"),
-    ):
+    for key, what in _SAMPLE_PHRASES:
         if names := {name for name in both if before[name][key] != now[name][key]}:
-            changes.append(Change(f"{what} {_some(names)} changed"))
+            changes.append(Change(f"the {what} of {_some(names)} changed"))
     return changes
 
 
-def _some(names: Any) -> str:
+def _some(names: Iterable[str]) -> str:
     listed = sorted(names)
     return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
-
-
-def _name(path: Path, config: TrainConfig) -> str:
-    return (
-        path.relative_to(config.train_data_dir).as_posix()
-        if path.is_relative_to(config.train_data_dir)
-        else path.as_posix()
-    )
-
-
-def _in_size(resolution: int, config: TrainConfig) -> str:
-    """Return what tells a picture in another resolution from the same in the main one, whose name
-    is as it always was.
-    """
-    return "" if resolution == config.resolution else f" in {resolution} px"
-
-
-def _sample_facts(sample: Sample, contents: dict[Path, str]) -> dict[str, Any]:
-    """Describe a sample; `contents` are the fingerprints of pictures that were read already."""
-    path, bucket = sample.picture.path, sample.bucket
-    if path not in contents:
-        contents[path] = fingerprint_of_file(path)
-    return {
-        "content": contents[path],
-        "caption": fingerprint_of_text(sample.caption),
-        "repeats": sample.repeats,
-        "bucket": [bucket.width, bucket.height],
-        "role": sample.role,
-        "mask": sample.mask and fingerprint_of_file(sample.mask),
-    }

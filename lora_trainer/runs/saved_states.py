@@ -9,6 +9,7 @@ from collections.abc import Callable
 from ..base.errors import ErrorCode, Refused
 from ..training import state_files
 from .context import RunContext
+from .facts import SavedFacts, saved_facts
 from .prepare import PreparedRun
 from .retry import Retry
 
@@ -44,7 +45,7 @@ class SavedStates:
         if folder is None or self._saved_step == step:
             return
         reporter = self._context.reporter
-        facts = {
+        facts: SavedFacts = {
             **self._run.facts,
             "forced": self._run.patches.compute_mode.overrides(self._run.chosen_mode),
             "snapshots": list(reporter.status.snapshots),
@@ -83,7 +84,7 @@ class SavedStates:
         """
         folder = self._context.states
         state = state_files.latest(folder) if folder else None
-        if state is None or state.facts["session"] != self._context.session_id:
+        if state is None or saved_facts(state)["session"] != self._context.session_id:
             raise Refused(
                 "A step was broken off in the middle, and there is no progress on disk to go back"
                 " to. Train again.",

@@ -31,7 +31,7 @@ def layer_choice(config: TrainConfig) -> LayerSettings:
     )
 
 
-def form_of(config: TrainConfig) -> AdapterSpec:
+def adapter_spec(config: TrainConfig) -> AdapterSpec:
     """Return what kind of adapter is built into each layer."""
     return AdapterSpec(
         kind=config.lora_type,
@@ -55,7 +55,7 @@ def rate_choice(config: TrainConfig) -> RateChoice:
     )
 
 
-def variation_of(config: TrainConfig) -> CaptionAugmentation:
+def caption_augmentation(config: TrainConfig) -> CaptionAugmentation:
     """Return how captions vary while training."""
     return CaptionAugmentation(
         config.shuffle_caption,

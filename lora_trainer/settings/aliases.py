@@ -7,11 +7,11 @@ whole files of kohya's is translated by interop/kohya.py.
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeGuard
 
 from ..base.errors import ErrorCode, Refused
-from .setting import Setting, shortened
+from .setting import Setting, WrittenSettings, shortened
 
 LONGEST_KEY = 80  # characters of a name that one could have meant
 LANGUAGE_TASKS = ("text-generation", "text_generation", "causal-lm", "causal_lm", "llm")
@@ -36,7 +36,7 @@ def aliases_of(settings: Iterable[Setting]) -> dict[str, str]:
     return kohya | others
 
 
-def to_our_names(values: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
+def to_our_names(values: WrittenSettings, aliases: Mapping[str, str]) -> WrittenSettings:
     """Translate other trainers' names and spellings; our own name wins where both are given.
 
     Raises `Refused` for the training of a language model.
@@ -71,7 +71,7 @@ def _translate_spellings(ours: dict[str, Any]) -> None:
         ours["task_type"] = "stable-diffusion"
 
 
-def _no_language_models(values: Mapping[str, Any]) -> Refused:
+def _no_language_models(values: WrittenSettings) -> Refused:
     return Refused(
         f"Task: {values['task_type']}, training a language model, is not there yet;"
         " stable-diffusion is. It will take base_model as a name on the Hugging Face hub, such"
@@ -107,7 +107,7 @@ def unknown_setting(key: str, known: Iterable[str]) -> Refused:
 # --- Resolutions ----------------------------------------------------------------------------------
 
 
-def read_resolutions(values: Mapping[str, Any], *, kohya: bool = False) -> dict[str, Any]:
+def read_resolutions(values: WrittenSettings, *, kohya: bool = False) -> WrittenSettings:
     """Read a `resolution` of several numbers: the first counts, the others are `extra_resolutions`.
 
     "512x768" is a rectangle, and so is "512,768" in a file of `kohya`'s: the side of the square of
@@ -115,7 +115,7 @@ def read_resolutions(values: Mapping[str, Any], *, kohya: bool = False) -> dict[
     it is, for the check of its type.
     """
     found = {name: values[name] for name in ("resolution", "extra_resolutions") if name in values}
-    extra: Any = found.get("extra_resolutions")
+    extra = found.get("extra_resolutions")
     if _is_plain_list(extra):
         extra = ", ".join(map(str, extra))
         found["extra_resolutions"] = extra
@@ -130,7 +130,7 @@ def read_resolutions(values: Mapping[str, Any], *, kohya: bool = False) -> dict[
     return found
 
 
-def _sides(given: Any, *, kohya: bool) -> list[int | None]:
+def _sides(given: object, *, kohya: bool) -> list[int | None]:
     """Return the sides of a text or a list of resolutions; None for a part that is none."""
     if isinstance(given, str):
         if len(given) > LONGEST_KEY:
@@ -145,7 +145,7 @@ def _sides(given: Any, *, kohya: bool) -> list[int | None]:
     return [_side(part) for part in parts]
 
 
-def _is_plain_list(values: object) -> bool:
+def _is_plain_list(values: object) -> TypeGuard[Sequence[int | str]]:
     return isinstance(values, (list, tuple)) and all(type(value) in (int, str) for value in values)
 
 

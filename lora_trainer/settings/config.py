@@ -6,7 +6,6 @@ contradicts each other is in rules.py, other trainers' names in aliases.py.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,15 @@ import yaml
 from .aliases import aliases_of, to_our_names, unknown_setting
 from .files import read_settings
 from .lora_name import check_name
-from .setting import Condition, OnResume, PathKind, Setting, settings_of
+from .setting import (
+    Condition,
+    OnResume,
+    PathKind,
+    Setting,
+    SettingValues,
+    WrittenSettings,
+    settings_of,
+)
 
 GROUPS = {
     "pictures": "Pictures",
@@ -1226,14 +1233,14 @@ class TrainConfig:
     ).field()
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> "TrainConfig":
+    def parse(cls, values: WrittenSettings) -> "TrainConfig":
         """Make a config from a mapping of our names or kohya's.
 
         Raises `Refused` naming the first setting that is wrong.
         """
         settings = settings_of(cls)
         aliases = aliases_of(settings.values())
-        read: dict[str, Any] = {}
+        read: dict[str, Any] = {}  # each of its own field's type
         for name, value in to_our_names(values, aliases).items():
             if name not in settings:
                 raise unknown_setting(name, [*settings, *aliases])
@@ -1248,11 +1255,11 @@ class TrainConfig:
         """Read a YAML, TOML or JSON file; raises `Refused` when it cannot be read or is wrong."""
         return cls.parse(read_settings(path))
 
-    def replace(self, **changes: Any) -> "TrainConfig":
+    def replace(self, **changes: object) -> "TrainConfig":
         """Return a checked copy with other values; raises `Refused`."""
         return type(self).parse({**self.to_dict(), **changes})
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> SettingValues:
         """Return every setting by name, as it is written."""
         return dataclasses.asdict(self)
 
@@ -1261,7 +1268,7 @@ class TrainConfig:
         """The alpha that is meant: the rank where none is given."""
         return self.lora_alpha or float(self.lora_rank)
 
-    def resolved(self) -> dict[str, Any]:
+    def resolved(self) -> SettingValues:
         """Return every setting, an alpha that is left out filled in, so that two spellings of a run
         are equal.
         """
@@ -1286,7 +1293,7 @@ KOHYA_NAMES = aliases_of(all_settings())
 """Other names of settings, kohya's and others', and what they are called here."""
 
 
-def in_our_names(values: Mapping[str, Any]) -> dict[str, Any]:
+def in_our_names(values: WrittenSettings) -> WrittenSettings:
     """Return settings under our names; where both ours and another are given, ours counts."""
     given = {name: value for name, value in values.items() if value is not None}
     ours = {name: value for name, value in given.items() if name not in KOHYA_NAMES}
@@ -1299,7 +1306,7 @@ def names_kept_in_lora() -> list[str]:
     return [setting.name for setting in all_settings() if setting.kept_in_lora]
 
 
-def settings_kept_in_lora(config: TrainConfig) -> dict[str, Any]:
+def settings_kept_in_lora(config: TrainConfig) -> SettingValues:
     """Return the settings that made a LoRA what it is, for its metadata."""
     resolved = config.resolved()
     return {name: resolved[name] for name in names_kept_in_lora()}

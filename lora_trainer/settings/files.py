@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from ..base.errors import ErrorCode, Refused
+from .setting import WrittenSettings
 
 MOST_LEVELS = 20  # of sections in sections
 MOST_VALUES = 100_000  # all together
@@ -28,7 +29,7 @@ _DOTTED_KEY = re.compile(
 _TYPE_PHRASES = {str: "text", list: "a list", type(None): "nothing"}
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> WrittenSettings:
     """Read settings by name from YAML, TOML (flat or in sections, as kohya writes it) or JSON.
     Raises `Refused` (code "unreadable_config").
     """
@@ -36,7 +37,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     return flattened(values) if Path(path).suffix.lower() == ".toml" else values
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> WrittenSettings:
     """Read a mapping from YAML, TOML or JSON just as it is written, sections and all. Raises
     `Refused` (code "unreadable_config").
     """
@@ -47,7 +48,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return dict(values)
 
 
-def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
+def flattened(values: WrittenSettings) -> WrittenSettings:
     """Put what stands in sections beside the rest, whatever the sections are called, as sd-scripts
     reads its TOML.
     """
@@ -86,7 +87,7 @@ def _unreadable(path: Path, why: str) -> Refused:
     return Refused(f"The settings file {path} {why}", code=ErrorCode.UNREADABLE_CONFIG)
 
 
-def _read_values(path: Path) -> Any:
+def _read_values(path: Path) -> object:
     try:
         values = _read_parsed(path)
         check_extent(values, most_values=MOST_VALUES)
@@ -97,10 +98,10 @@ def _read_values(path: Path) -> Any:
     return values
 
 
-def _read_parsed(path: Path) -> Any:
+def _read_parsed(path: Path) -> object:
     """Parse a file by its ending; every other one is read as YAML."""
     suffix = path.suffix.lower()
-    parsers: dict[str, Callable[[str], Any]] = {".toml": _parse_toml, ".json": json.loads}
+    parsers: dict[str, Callable[[str], object]] = {".toml": _parse_toml, ".json": json.loads}
     parse = parsers.get(suffix, _parse_yaml)
     return parse(_read_text(path, MOST_BYTES[suffix if suffix in parsers else ".yaml"]))
 
@@ -119,7 +120,7 @@ def _read_text(path: Path, most_bytes: int) -> str:
     return text
 
 
-def _parse_toml(text: str) -> dict[str, Any]:
+def _parse_toml(text: str) -> WrittenSettings:
     try:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
@@ -134,7 +135,7 @@ def _parse_toml(text: str) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
-def _parse_yaml(text: str) -> Any:
+def _parse_yaml(text: str) -> object:
     loader = _LimitedLoader(text)
     try:
         return loader.get_single_data()
@@ -150,7 +151,7 @@ class _LimitedLoader(yaml.SafeLoader):
         self._nodes = 0
         self._depth = 0
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("it uses an alias (*name); write the value itself")
         self._nodes += 1

@@ -1,7 +1,7 @@
 """docs/settings.md: every setting in a table, made from where they are declared."""
 
 from .config import GROUPS, all_settings
-from .setting import Setting, Value
+from .setting import Setting, SettingValue
 
 _HEAD = (
     "| setting | title | other names | default | range | what it does |",
@@ -40,7 +40,7 @@ def _as_code(names: tuple[str, ...]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def _default_text(default: Value) -> str:
+def _default_text(default: SettingValue) -> str:
     if isinstance(default, bool):
         return "on" if default else "off"
     return f"{default:g}" if isinstance(default, float) else str(default)

@@ -6,10 +6,29 @@ Warnings of a plan are sentences, plain strings; one that knows a remedy is a `A
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TypedDict
 
 from .config import setting_of
-from .setting import Value
+from .setting import SettingValue, SettingValues
+
+
+class RemedyView(TypedDict):
+    """A remedy as JSON."""
+
+    label: str
+    changes: SettingValues
+
+
+class Advice(RemedyView):
+    """A remedy as JSON, with the warning that it ends."""
+
+    message: str
+
+
+class RefusalDetails(TypedDict):
+    """`Refused.details` of what remedies would end."""
+
+    remedies: list[RemedyView]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,9 +36,9 @@ class Remedy:
     """Settings to change, and what the button that changes them says."""
 
     label: str
-    changes: Mapping[str, Any]
+    changes: Mapping[str, SettingValue]
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> RemedyView:
         """Return it as JSON."""
         return {"label": self.label, "changes": dict(self.changes)}
 
@@ -35,15 +54,15 @@ class ActionableWarning(str):
         return remark
 
 
-def set_to(name: str, value: Value) -> Remedy:
+def set_to(name: str, value: SettingValue) -> Remedy:
     """Return the remedy of giving one setting another value."""
     title = setting_of(name).title
     words = f"{value:g}" if isinstance(value, float) else value
     return Remedy(f"Set {title[0].lower() + title[1:]} to {words}", {name: value})
 
 
-def advice_in(remarks: Iterable[str]) -> list[dict[str, Any]]:
-    """Return `{message, label, changes}` for each remedy that warnings have, as JSON."""
+def advice_in(remarks: Iterable[str]) -> list[Advice]:
+    """Return each remedy that warnings have, as JSON."""
     return [
         {"message": str(remark), **remedy.described()}
         for remark in remarks
@@ -52,6 +71,6 @@ def advice_in(remarks: Iterable[str]) -> list[dict[str, Any]]:
     ]
 
 
-def details_of(*remedies: Remedy) -> dict[str, Any]:
+def details_of(*remedies: Remedy) -> RefusalDetails:
     """Return a refusal's `details`, for one that remedies would end."""
     return {"remedies": [remedy.described() for remedy in remedies]}

@@ -11,14 +11,19 @@ import functools
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypedDict
 
 from ..base.errors import ErrorCode, Refused
 from ..base.text import is_plain_text, number
 
 LONGEST_TEXT = 20_000  # characters of a setting; lists of blocks are read at every plan
 
-Value = bool | int | float | str
+SettingValue: TypeAlias = bool | int | float | str
+SettingValues: TypeAlias = dict[str, SettingValue]
+"""Settings of a TrainConfig by our names, checked."""
+WrittenSettings: TypeAlias = Mapping[str, Any]
+"""Settings by name as a file, a request or another program has them. Names and values may be
+anything; TrainConfig.parse checks them."""
 Requirement = tuple[str, ...] | bool
 """One of these values; or whether the setting is on: anything but "", 0, false or "off"."""
 Condition = Mapping[str, Requirement]
@@ -36,6 +41,31 @@ BOOLEAN_WORDS = {
 }
 _TYPE_PHRASES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _METADATA_KEY = "setting"
+
+
+class ChoiceDescription(TypedDict):
+    """A choice that may have to be installed first, as JSON."""
+
+    value: str
+    title: str
+    needs: str  # the command that installs what is missing, else ""
+
+
+class SettingDescription(TypedDict):
+    """What interfaces show of a setting, as JSON."""
+
+    name: str
+    type: str
+    default: SettingValue
+    title: str
+    help: str
+    group: str
+    minimum: float | None
+    maximum: float | None
+    choices: tuple[str, ...] | list[ChoiceDescription] | None
+    unit: str
+    kohya: tuple[str, ...]
+    also: tuple[str, ...]
 
 
 class OnResume(enum.Enum):
@@ -100,7 +130,7 @@ class Setting:
         name: that of the field, which `settings_of` fills in; given for a captioner's option.
     """
 
-    default: Value
+    default: SettingValue
     title: str
     help: str
     _: dataclasses.KW_ONLY
@@ -135,8 +165,7 @@ class Setting:
         """Whether there is nothing to choose."""
         return self.choices is not None and len(self.choices) == 1
 
-    def describe(self) -> dict[str, Any]:
-        """Return what interfaces show of it, as JSON."""
+    def describe(self) -> SettingDescription:
         return {
             "name": self.name,
             "type": self.type.__name__,
@@ -159,7 +188,7 @@ class Setting:
         limits = f"{self.minimum:.10g} to {self.maximum:.10g}"
         return f"{limits} {self.unit}" if self.unit else limits
 
-    def read(self, value: object) -> Value:
+    def read(self, value: object) -> SettingValue:
         """Convert a value out of a file, a request or the command line to the setting's type.
 
         Raises `Refused` with what was found and what was expected.
@@ -214,7 +243,7 @@ def shortened(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _convert(kind: type, value: object) -> Value | None:
+def _convert(kind: type, value: object) -> SettingValue | None:
     """Return a value in a setting's type; None for what is none."""
     try:
         if kind is str:

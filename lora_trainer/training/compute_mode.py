@@ -9,7 +9,7 @@ import functools
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -21,6 +21,8 @@ _REQUESTED = re.compile(r"tried to allocate ([\d.]+) ?(bytes|[KMGT]i?B)?", re.IG
 _FREE = re.compile(r"of which ([\d.]+ [KMGT]i?B) is free", re.IGNORECASE)
 
 
+ModeOverrides: TypeAlias = Mapping[str, bool | int | str]
+"""Fields of a ComputeMode as plain values, under their names in training states."""
 # Names of fields in training states on disk, where they differ.
 _NAMES_ON_DISK = {"micro_batch_size": "at_once", "offload_encoders": "encoders_aside"}
 
@@ -37,11 +39,11 @@ class ComputeMode:
     micro_batch_size: int = 0
     offload_encoders: bool = False  # VAE and text encoders wait off the device
 
-    def overrides(self, chosen: "ComputeMode") -> dict[str, Any]:
+    def overrides(self, chosen: "ComputeMode") -> ModeOverrides:
         """Return where this differs from the mode that was chosen, as plain values under their
         names in a training state.
         """
-        changed = {}
+        changed: dict[str, bool | int | str] = {}
         for name in _field_names():
             value = getattr(self, name)
             if value != getattr(chosen, name):
@@ -49,11 +51,11 @@ class ComputeMode:
                 changed[_NAMES_ON_DISK.get(name, name)] = plain
         return changed
 
-    def with_overrides(self, overrides: Mapping[str, Any], weights: torch.dtype) -> "ComputeMode":
+    def with_overrides(self, overrides: ModeOverrides, weights: torch.dtype) -> "ComputeMode":
         """Return this with the `overrides` of an earlier part of the run; float32 only where the
         base model's `weights` are float32.
         """
-        values = {}
+        values: dict[str, Any] = {}  # each of its field's type
         for name in _field_names():
             name_on_disk = _NAMES_ON_DISK.get(name, name)
             if name_on_disk in overrides:

@@ -43,7 +43,7 @@ class EncodingOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoded:
+class EncodedSample:
     """One sample as the UNet sees it, in variants: plain or recoloured, and each of them mirrored.
 
     latents: float32 `(variants, 4, h, w)`. With random crop they, and the masks, are of the whole
@@ -68,7 +68,7 @@ class Batch:
     """What a batch learns from.
 
     latents float32 `(batch, 4, h, w)`, masks `(batch, 1, h, w)` or None, weights `(batch,)`, and
-    for each picture its size and its sample. Conditioning as in `Encoded`, with sizes.
+    for each picture its size and its sample. Conditioning as in `EncodedSample`, with sizes.
     """
 
     samples: list[Sample]
@@ -94,7 +94,7 @@ def encode(
     *,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     between: Callable[[], bool] = lambda: True,
-) -> list[Encoded]:
+) -> list[EncodedSample]:
     """Encode every sample in order, and every different caption once.
 
     Samples for validation are never mirrored, cropped at random or recoloured. The colours of a
@@ -112,7 +112,7 @@ def encode(
             latents, sizes = _latents_of(base_model, sample, own)
             masks = _masks_of(sample, own, variants=len(sizes))
             conditioning = captions.encode(sample.caption) if options.with_captions else None
-        encoded.append(Encoded(sample, latents, masks, sizes, conditioning))
+        encoded.append(EncodedSample(sample, latents, masks, sizes, conditioning))
     if captions.differ_in_length():
         with torch.no_grad():
             empty = captions.encode("")
@@ -202,7 +202,7 @@ def _masks_of(sample: Sample, options: EncodingOptions, *, variants: int) -> tor
 
 
 def assemble(
-    encoded: Sequence[Encoded], indices: Sequence[int], *, seed: int, number: int
+    encoded: Sequence[EncodedSample], indices: Sequence[int], *, seed: int, number: int
 ) -> Batch:
     """Put a batch together; variant and crop of each sample are drawn from (seed, number)."""
     rng = generator(seed, "augment", number)
@@ -222,7 +222,7 @@ def assemble(
     )
 
 
-def _conditioning_of(chosen: Sequence[Encoded], sizes: list[Size]) -> Conditioning | None:
+def _conditioning_of(chosen: Sequence[EncodedSample], sizes: list[Size]) -> Conditioning | None:
     found = [item.conditioning for item in chosen if item.conditioning is not None]
     if len(found) < len(chosen):  # captions are encoded while training
         return None
@@ -238,7 +238,7 @@ class _Crop:
     size: Size
 
 
-def _crop(item: Encoded, rng: torch.Generator) -> _Crop:
+def _crop(item: EncodedSample, rng: torch.Generator) -> _Crop:
     """Draw a variant, and of that a part that fits the bucket."""
     variant = int(torch.randint(len(item.latents), (), generator=rng))
     height, width = item.sample.bucket.height // 8, item.sample.bucket.width // 8

@@ -9,6 +9,7 @@ import torch
 from ..base.errors import ErrorCode, Refused
 from ..settings.remedies import ActionableWarning, Remedy, details_of, set_to
 from .optimizer_kinds import OptimizerKind, optimizer_kind
+from .parameter_groups import ParamGroup
 from .schedule_free import is_schedule_free
 from .schedules import learning_rate_factor
 
@@ -49,7 +50,7 @@ def effective_rate(optimizer: torch.optim.Optimizer) -> float:
     return _rate_of(optimizer, group) / (group.get("factor") or 1.0)
 
 
-def _rate_of(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> float:
+def _rate_of(optimizer: torch.optim.Optimizer, group: ParamGroup) -> float:
     if group["lr"] is None:  # Adafactor with relative_step
         for parameter in group["params"]:
             if state := optimizer.state.get(parameter):

@@ -6,11 +6,10 @@ import ast
 import inspect
 import math
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from ..base.errors import ErrorCode, Refused
-from .optimizer_kinds import OptimizerKind, import_class
+from .optimizer_kinds import OptimizerArguments, OptimizerKind, import_class
 
 # Arguments of constructors that are not the user's to set.
 _INTERNAL = {
@@ -29,7 +28,7 @@ _NAME = re.compile(r"(?:^|(?<=[\s,;]))([A-Za-z_]\w*)\s*=")
 _WORDS = {"true": True, "false": False, "none": None, "inf": math.inf}
 
 
-def read_arguments(kind: OptimizerKind, text: str) -> dict[str, Any]:
+def read_arguments(kind: OptimizerKind, text: str) -> OptimizerArguments:
     """Read "betas=0.9,0.99 decouple=True" as keyword arguments; raises `Refused` for one that the
     optimizer does not take.
     """
@@ -42,14 +41,15 @@ def read_arguments(kind: OptimizerKind, text: str) -> dict[str, Any]:
             code=ErrorCode.BAD_OPTIMIZER,
         )
     ends = [*(match.start() for match in found[1:]), len(text)]
-    accepted, arguments = _accepted(kind), {}
+    accepted = _accepted(kind)
+    arguments: dict[str, object] = {}
     for match, end in zip(found, ends, strict=False):
         value = text[match.end() : end].strip(" \t\r\n,;")
         arguments[match[1]] = _read_value(kind, accepted, match[1], value)
     return arguments
 
 
-def _accepted(kind: OptimizerKind) -> dict[str, Any]:
+def _accepted(kind: OptimizerKind) -> OptimizerArguments:
     """Return what an optimizer's constructor takes, with the defaults."""
     parameters = inspect.signature(import_class(kind)).parameters.values()
     return {
@@ -60,7 +60,7 @@ def _accepted(kind: OptimizerKind) -> dict[str, Any]:
     }
 
 
-def _read_value(kind: OptimizerKind, accepted: Mapping[str, Any], name: str, text: str) -> Any:
+def _read_value(kind: OptimizerKind, accepted: OptimizerArguments, name: str, text: str) -> object:
     if name not in accepted:
         instead = " The learning rate has a field of its own." if name == "lr" else ""
         raise Refused(
@@ -85,7 +85,7 @@ def _read_value(kind: OptimizerKind, accepted: Mapping[str, Any], name: str, tex
     return tuple(value) if isinstance(value, list) else value
 
 
-def _fits(value: Any, default: Any) -> bool:
+def _fits(value: object, default: object) -> bool:
     """Tell whether a value is of its default's type; where the default is None, a number, a bool or
     None is accepted.
     """
@@ -102,11 +102,11 @@ def _fits(value: Any, default: Any) -> bool:
     return _is_number(value) and _is_number(default)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
 
 
-def _describe_type(default: Any) -> str:
+def _describe_type(default: object) -> str:
     if default is None:
         return "a number, True, False or None"
     if isinstance(default, bool):
@@ -116,5 +116,5 @@ def _describe_type(default: Any) -> str:
     return "a number"
 
 
-def _as_written(default: Any) -> str:
+def _as_written(default: object) -> str:
     return ",".join(map(str, default)) if isinstance(default, (tuple, list)) else str(default)

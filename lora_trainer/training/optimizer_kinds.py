@@ -10,11 +10,14 @@ import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from ..base.errors import ErrorCode, Refused
+
+OptimizerArguments: TypeAlias = Mapping[str, Any]
+"""Keyword arguments of an optimizer's constructor."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,7 @@ class OptimizerKind:
     module: str
     type_name: str
     package: str = ""
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    settings: OptimizerArguments = dataclasses.field(default_factory=dict)
     finds_rate: bool = False
     loads_slowly: bool = False
     usual_rate: float = 1e-4

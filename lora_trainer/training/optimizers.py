@@ -2,9 +2,10 @@
 device.
 """
 
+import inspect
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import torch
 
@@ -13,6 +14,7 @@ from .learning_rates import check_rates
 from .optimizer_arguments import read_arguments
 from .optimizer_kinds import (
     KINDS,
+    OptimizerArguments,
     OptimizerKind,
     describe_versions,
     import_class,
@@ -28,12 +30,19 @@ from .schedule_free import averaged_weights, is_schedule_free
 _GROUP_SETTINGS = ("weight_decay", "decouple")
 
 
-def optimizer_choices() -> list[dict[str, Any]]:
-    """Return every optimizer as `{name, title, available, needs}`; `needs` is the line that
-    installs it, "" for torch's own. Imports nothing.
-    """
+class OptimizerChoice(TypedDict):
+    """An optimizer as JSON; `needs` is the command that installs it, "" for torch's own."""
+
+    name: str
+    title: str
+    available: bool
+    needs: str
+
+
+def optimizer_choices() -> list[OptimizerChoice]:
+    """Describe every optimizer; imports nothing."""
     return [
-        dict(
+        OptimizerChoice(
             name=name,
             title=kind.title,
             available=is_installed(kind),
@@ -50,7 +59,7 @@ def make_optimizer(
     learning_rates: Mapping[str, float],
     weight_decay: float,
     arguments: str = "",
-    own: Mapping[str, Mapping[str, Any]] | None = None,
+    own: Mapping[str, Mapping[str, float]] | None = None,
 ) -> torch.optim.Optimizer:
     """Make the optimizer called `name` for named groups of parameters, each with its own learning
     rate; raises `Refused` as `check_optimizer`.
@@ -121,10 +130,10 @@ def _build(
     groups: Mapping[str, list[torch.nn.Parameter]],
     rates: Mapping[str, float],
     weight_decay: float,
-    arguments: Mapping[str, Any],
+    arguments: OptimizerArguments,
 ) -> torch.optim.Optimizer:
     settings = {"weight_decay": weight_decay, **kind.settings, **arguments}
-    if kind.module == "torch.optim" and not settings.get("foreach"):
+    if _takes_fused(kind) and not settings.get("foreach"):
         parameters = [parameter for group in groups.values() for parameter in group]
         settings.setdefault("fused", _has_fused(parameters))
     group_settings = {key: settings.pop(key) for key in _GROUP_SETTINGS if key in settings}
@@ -143,7 +152,7 @@ def _build(
     return optimizer
 
 
-def _try(kind: OptimizerKind, settings: Mapping[str, Any], device: torch.device) -> str:
+def _try(kind: OptimizerKind, settings: OptimizerArguments, device: torch.device) -> str:
     """Take one step of 4096 numbers, from which on bitsandbytes uses 8 bits; returns what is wrong
     with the outcome, "" if nothing.
     """
@@ -157,6 +166,13 @@ def _try(kind: OptimizerKind, settings: Mapping[str, Any], device: torch.device)
     if not torch.isfinite(after).all():
         return "it gave numbers that are not finite"
     return "it changed nothing" if torch.equal(after, before) else ""
+
+
+def _takes_fused(kind: OptimizerKind) -> bool:
+    """Tell whether an optimizer of torch's can update all parameters in one kernel."""
+    if kind.module != "torch.optim":
+        return False
+    return "fused" in inspect.signature(import_class(kind)).parameters
 
 
 def _has_fused(parameters: Iterable[torch.nn.Parameter]) -> bool:

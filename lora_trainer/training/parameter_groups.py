@@ -5,7 +5,7 @@ halves (arXiv 2402.12354), and blocks that have a learning rate of their own.
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from ..base.errors import Refused
 from ..lora.adapter_layers import DORA_SCALE
@@ -15,6 +15,8 @@ UNET, TEXT_ENCODER = "unet", "text_encoder"
 # The halves that LoRA+ tells apart; other kinds of layers have none.
 LOWER_HALF, UPPER_HALF = "lora_down.weight", "lora_up.weight"
 Weight = TypeVar("Weight")
+ParamGroup: TypeAlias = dict[str, Any]
+"""A group as torch.optim.Optimizer has it: `params`, `lr`, and values of the optimizer's own."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,10 +2,9 @@
 another, their average.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
+
+from .parameter_groups import ParamGroup
 
 
 def is_schedule_free(optimizer: torch.optim.Optimizer) -> bool:
@@ -14,7 +13,7 @@ def is_schedule_free(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def averaged_weights(
-    optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: torch.nn.Parameter
+    optimizer: torch.optim.Optimizer, group: ParamGroup, parameter: torch.nn.Parameter
 ) -> torch.Tensor:
     """Return the values of a parameter that are to be used; nothing is changed.
 

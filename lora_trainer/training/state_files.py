@@ -26,11 +26,13 @@ _NAME = re.compile(r"step-(\d+)\.safetensors")
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """A moment of a run: the tensors to go on with, and `facts`, which are plain JSON."""
+    """A moment of a run: the tensors to go on with, and `facts`, which are plain JSON: a train
+    state's own (`TrainStateFacts`), and those of its run.
+    """
 
     step: int
     tensors: dict[str, torch.Tensor]
-    facts: Mapping[str, Any]
+    facts: Mapping[str, object]
 
     def free_tensors(self) -> None:
         """Forget the tensors, once a train state has copies of them; step and facts stay."""
@@ -77,7 +79,7 @@ def latest(folder: Path) -> State | None:
     return None
 
 
-def latest_facts(folder: Path) -> Mapping[str, Any] | None:
+def latest_facts(folder: Path) -> Mapping[str, object] | None:
     """Read the facts of the newest readable state without its tensors; None when there is none."""
     for step in steps(folder):
         if facts := _facts(_path(folder, step)):

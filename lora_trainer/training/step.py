@@ -55,16 +55,16 @@ def compute_losses(
     of a batch, with the forward pass in `dtype`.
     """
     device, alphas_cumprod = base_model.device, base_model.alphas_cumprod
-    objective, batch, task = training_data.objective, drawn.batch, drawn.task[part]
-    weights = objective.weights(task.timesteps, alphas_cumprod, base_model.prediction_type)
+    objective, batch, noise_draw = training_data.objective, drawn.batch, drawn.noise_draw[part]
+    weights = objective.weights(noise_draw.timesteps, alphas_cumprod, base_model.prediction_type)
     weights = (weights * batch.weights[part]).to(device)
-    borders = objective.borders(task.timesteps, alphas_cumprod)
+    borders = objective.borders(noise_draw.timesteps, alphas_cumprod)
     masks = None if batch.masks is None else batch.masks[part].to(device)
-    latents, timesteps = batch.latents[part].to(device), task.timesteps.to(device)
-    perturbed_noise = task.perturbed_noise.to(device)
+    latents, timesteps = batch.latents[part].to(device), noise_draw.timesteps.to(device)
+    perturbed_noise = noise_draw.perturbed_noise.to(device)
     noisy_latents = diffusion.add_noise(latents, perturbed_noise, timesteps, alphas_cumprod)
     target = diffusion.target(
-        latents, task.noise.to(device), timesteps, alphas_cumprod, base_model.prediction_type
+        latents, noise_draw.noise.to(device), timesteps, alphas_cumprod, base_model.prediction_type
     )
     with precision.autocast(device, dtype):
         conditioning = training_data.conditioner.conditioning(

@@ -7,20 +7,43 @@ A state holds every number that the next step depends on; all else comes from (s
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
 
-from ..lora.adapter_layers import AdapterSpec, RankAlpha
+from ..base.json_types import JsonObject
+from ..lora.adapter_layers import AdapterSpec, RankAlpha, Weights
 from ..lora.adapters import Adapters
 from .learning_rates import LearningRates
+from .parameter_groups import ParamGroup
 from .precision import grad_scaler
 from .schedule_free import averaged_weights, is_schedule_free
 from .state_files import State
 
 AVERAGED_OVER_STEPS = 50
-Weights = dict[str, dict[str, torch.Tensor]]
 _DRIVEN = {"params", "lr"}  # of a param_group: set by us, so not in a state
+
+
+class OptimizerFacts(TypedDict):
+    """An optimizer's class, its numbers by place and key, and for each tensor that is shared the
+    name that it is saved under.
+    """
+
+    type: str
+    numbers: dict[str, JsonObject]
+    shared: dict[str, str]
+
+
+class TrainStateFacts(TypedDict):
+    """What a state says of its tensors, under the keys on disk: `shapes` are rank and alpha by
+    layer, `form` is the AdapterSpec.
+    """
+
+    shapes: dict[str, list[float]]
+    form: dict[str, Any]
+    loss_average: float | None
+    scaler: dict[str, Any]
+    optimizer: OptimizerFacts
 
 
 class TrainState:
@@ -105,7 +128,7 @@ class TrainState:
 
     # --- Saved and restored -----------------------------------------------------------------------
 
-    def state(self, facts: Mapping[str, Any]) -> State:
+    def state(self, facts: Mapping[str, object]) -> State:
         """Return everything as a `State`, tensors as they are, with `facts` of the run."""
         tensors = _named("lora", self.adapters.weights())
         if self._ema is not None:
@@ -113,7 +136,7 @@ class TrainState:
                 tensors |= _named("ema", self.adapters.weights())
         optimizer_tensors, optimizer_facts = self._optimizer_state()
         shapes = self.adapters.rank_alphas
-        own = {
+        own: TrainStateFacts = {
             "shapes": {path: [shape.rank, shape.alpha] for path, shape in shapes.items()},
             "form": dataclasses.asdict(self.adapters.spec),
             "loss_average": self.loss_average,
@@ -122,12 +145,12 @@ class TrainState:
         }
         return State(self.step, tensors | optimizer_tensors, {**facts, **own})
 
-    def _optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    def _optimizer_state(self) -> tuple[dict[str, torch.Tensor], OptimizerFacts]:
         """Return the optimizer's tensors, named by place and key, and as plain values the rest:
         numbers by place, and for a tensor that is shared the name it is saved under.
         """
         tensors: dict[str, torch.Tensor] = {}
-        numbers: dict[str, dict[str, Any]] = {}
+        numbers: dict[str, JsonObject] = {}
         shared: dict[str, str] = {}
         names: dict[int, str] = {}  # by id
         for place, values in self._optimizer_values():
@@ -140,14 +163,15 @@ class TrainState:
                 else:
                     names[id(value)] = name
                     tensors[name] = value.detach()
-        facts = {"type": type(self.optimizer).__name__, "numbers": numbers, "shared": shared}
-        return tensors, facts
+        name = type(self.optimizer).__name__
+        return tensors, {"type": name, "numbers": numbers, "shared": shared}
 
     def restore(self, state: State) -> None:
         """Set everything to the values of a state; raises ValueError when it is of other layers or
         of another optimizer.
         """
-        optimizer = state.facts["optimizer"]
+        facts = _own_facts(state)
+        optimizer = facts["optimizer"]
         if optimizer["type"] != type(self.optimizer).__name__:
             raise ValueError(
                 f"the state is of {optimizer['type']}, not of {type(self.optimizer).__name__}"
@@ -160,11 +184,11 @@ class TrainState:
         }
         tensors |= {name: tensors[first] for name, first in optimizer["shared"].items()}
         self._restore_optimizer(tensors, optimizer["numbers"])
-        if state.facts["scaler"] and self.scaler.is_enabled():
-            self.scaler.load_state_dict(state.facts["scaler"])
+        if facts["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(facts["scaler"])
         self.optimizer.zero_grad(set_to_none=True)
         self.step = state.step
-        self.loss_average = state.facts["loss_average"]
+        self.loss_average = facts["loss_average"]
         self.in_optimizer_step = False
 
     def _optimizer_values(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -182,7 +206,7 @@ class TrainState:
             }
             yield f"group/{index}", changed
 
-    def _groups(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    def _groups(self) -> Iterator[tuple[ParamGroup, ParamGroup]]:
         """Yield the optimizer's groups, each with its own values as it was made."""
         return zip(self.optimizer.param_groups, self._initial_groups, strict=True)
 
@@ -195,11 +219,13 @@ class TrainState:
         self.adapters.load(weights)
 
     def _restore_optimizer(
-        self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Mapping[str, Any]]
+        self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, JsonObject]
     ) -> None:
         """Set the optimizer's values one by one: its own `load_state_dict` would cast them."""
         self.optimizer.state.clear()
-        saved = {place: dict(values) for place, values in numbers.items()}
+        saved: dict[str, dict[str, Any]] = {
+            place: dict(values) for place, values in numbers.items()
+        }
         for name, tensor in tensors.items():
             place, key = name.rsplit("/", 1)
             saved.setdefault(place, {})[key] = tensor
@@ -217,7 +243,7 @@ class TrainState:
 
     # --- Averages and norms -----------------------------------------------------------------------
 
-    def _parameters_with_groups(self) -> Iterator[tuple[dict[str, Any], torch.nn.Parameter]]:
+    def _parameters_with_groups(self) -> Iterator[tuple[ParamGroup, torch.nn.Parameter]]:
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 yield group, parameter
@@ -279,17 +305,21 @@ def smooth_loss(average: float | None, loss: float, step: int) -> float:
     return average + (loss - average) / min(step, AVERAGED_OVER_STEPS)
 
 
-def shapes_of_state(state: State) -> dict[str, RankAlpha]:
+def rank_alphas_in_state(state: State) -> dict[str, RankAlpha]:
     """Return rank and alpha of each layer of a state, by path, in the layers' order."""
     return {
         path: RankAlpha(int(rank), float(alpha))
-        for path, (rank, alpha) in state.facts["shapes"].items()
+        for path, (rank, alpha) in _own_facts(state)["shapes"].items()
     }
 
 
-def form_of_state(state: State) -> AdapterSpec:
+def spec_in_state(state: State) -> AdapterSpec:
     """Return what a state says is built into each layer."""
-    return AdapterSpec(**state.facts["form"])
+    return AdapterSpec(**_own_facts(state)["form"])
+
+
+def _own_facts(state: State) -> TrainStateFacts:
+    return cast(TrainStateFacts, state.facts)
 
 
 def _named(prefix: str, weights: Weights) -> dict[str, torch.Tensor]:
@@ -310,12 +340,12 @@ def _weights_in(state: State, prefix: str) -> Weights:
     return weights
 
 
-def _own_values(group: Mapping[str, Any]) -> dict[str, Any]:
+def _own_values(group: ParamGroup) -> ParamGroup:
     """Return the values of a param_group that are the optimizer's own."""
     return {key: value for key, value in group.items() if key not in _DRIVEN}
 
 
-def _is_same(one: Any, other: Any) -> bool:
+def _is_same(one: object, other: object) -> bool:
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
@@ -325,11 +355,11 @@ def _is_same(one: Any, other: Any) -> bool:
 
 def _placed(
     key: str,
-    value: Any,
-    group: Mapping[str, Any],
+    value: object,
+    group: ParamGroup,
     parameter: torch.nn.Parameter,
     moved: dict[int, torch.Tensor],
-) -> Any:
+) -> object:
     """Return a value on the device where the optimizer expects it: its parameter's, except for
     step counts, which stay on the CPU unless the optimizer is fused. `moved` are the tensors that
     were moved before, by the id of the original, as some are shared.

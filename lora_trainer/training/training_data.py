@@ -12,28 +12,26 @@ from collections.abc import Iterator
 from ..dataset.buckets import Bucket
 from .batches import epoch_batches
 from .conditioning import Conditioner
-from .encoded_dataset import Batch, Encoded, assemble
+from .encoded_dataset import Batch, EncodedSample, assemble
 from .objective import NoiseDraw, Objective
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How many steps a run has and how pictures are divided among them. `repeats` holds one number
-    for each picture, 0 for those kept out for validation.
-    """
+    """How many steps a run has, and how many pictures are in each."""
 
     total_steps: int
     steps_per_epoch: int
     batch_size: int
     accumulation: int
-    repeats: tuple[int, ...]
     seed: int
 
-    def batches_of(self, step: int, encoded: list[Encoded]) -> list[list[int]]:
+    def batches_of(self, step: int, encoded: list[EncodedSample]) -> list[list[int]]:
         """Return the batches of a step, counted from 0, as lists of picture indices."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         buckets = tuple(item.sample.bucket for item in encoded)
-        batches = _epoch(buckets, self.repeats, self.batch_size, self.seed, epoch)
+        repeats = tuple(item.sample.repeats for item in encoded)
+        batches = _epoch(buckets, repeats, self.batch_size, self.seed, epoch)
         first = step_in_epoch * self.accumulation
         return batches[first : first + self.accumulation]
 
@@ -55,7 +53,7 @@ class DrawnBatch:
 
     batch: Batch
     captions: list[str]
-    task: NoiseDraw
+    noise_draw: NoiseDraw
     seed: int
     number: int
     batches_in_step: int
@@ -78,7 +76,7 @@ class TrainingData:
     `validate_every` steps (0: every epoch) and after the last step.
     """
 
-    encoded: list[Encoded]
+    encoded: list[EncodedSample]
     schedule: Schedule
     objective: Objective
     conditioner: Conditioner
@@ -93,8 +91,8 @@ class TrainingData:
             number = step * schedule.accumulation + part
             batch = assemble(self.encoded, indices, seed=seed, number=number)
             captions = self.conditioner.draw_captions(batch, seed=seed, number=number)
-            task = self.objective.draw(batch.latents.shape, seed=seed, number=number)
-            yield DrawnBatch(batch, captions, task, seed, number, len(batches))
+            noise_draw = self.objective.draw(batch.latents.shape, seed=seed, number=number)
+            yield DrawnBatch(batch, captions, noise_draw, seed, number, len(batches))
 
     def pictures_of(self, step: int) -> list[int]:
         """Return the indices of the pictures in a step's batches, each once, sorted."""
@@ -106,8 +104,8 @@ class TrainingData:
         than the batch size.
         """
         members: Counter[Bucket] = Counter()
-        for item, repeats in zip(self.encoded, self.schedule.repeats, strict=True):
-            members[item.sample.bucket] += repeats
+        for item in self.encoded:
+            members[item.sample.bucket] += item.sample.repeats
         return min(self.schedule.batch_size, max(members.values()))
 
     def is_validated_after(self, step: int) -> bool:

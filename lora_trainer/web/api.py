@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute, Match, Route, Router
+from starlette.types import Receive, Scope, Send
 
 from ..base.paths import request_for_host
 from ..jobs.service import TrainingService
@@ -30,6 +31,10 @@ def _route_class(guard: Guard) -> type[APIRoute]:
     """Return the class of our routes; each handles requests as `_guarded` does."""
 
     class Route(APIRoute):
+        def __init__(self, path: str, endpoint: Callable[..., object], **options: Any) -> None:
+            # FastAPI would check and copy what a route returns, by the type that it is said to be.
+            super().__init__(path, endpoint, **{**options, "response_model": Any})
+
         def get_route_handler(self) -> Handle:
             return _guarded(super().get_route_handler(), guard)
 
@@ -89,14 +94,14 @@ class _UnderSubpath(BaseRoute):
     def __init__(self, routes: list[BaseRoute]) -> None:
         self._router = Router(routes)
 
-    def matches(self, scope: Any) -> tuple[Match, dict[str, Any]]:
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
         return (Match.FULL if self._path(scope) else Match.NONE), {}
 
-    async def handle(self, scope: Any, receive: Any, send: Any) -> None:
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._router({**scope, "path": self._path(scope), "root_path": ""}, receive, send)
 
     @staticmethod
-    def _path(scope: Any) -> str | None:
+    def _path(scope: Scope) -> str | None:
         """Return the path without the subpath; None where it is not ours or has no subpath."""
         root = scope.get("root_path", "").rstrip("/")
         if not root or scope["type"] not in ("http", "websocket"):
@@ -117,7 +122,7 @@ class _UnknownRoute(Route):
         endpoint = _Endpoint(_guarded(self._refuse, guard))
         super().__init__(f"{PREFIX}/{{rest:path}}", endpoint, include_in_schema=False)
 
-    def matches(self, scope: Any) -> tuple[Match, dict[str, Any]]:
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
         # not by the pattern, which would not take a line break
         if scope["type"] != "http" or not f"{scope['path']}/".startswith(f"{PREFIX}/"):
             return Match.NONE, {}
@@ -142,6 +147,6 @@ class _Endpoint:
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = await self._handle(Request(scope, receive))
         await response(scope, receive, send)

@@ -6,15 +6,15 @@ ranges of training settings are those of settings/config.py.
 """
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ..base.errors import ErrorCode, Refused
+from ..base.json_types import JsonObject, JsonValue
 from ..base.text import is_plain_text
 from ..settings.config import all_settings, setting_of
 from ..settings.setting import LONGEST_TEXT, Setting
-
-Schema = dict[str, Any]
+from .responses import Schema
 
 
 class Value(abc.ABC):
@@ -29,7 +29,7 @@ class Value(abc.ABC):
         return self.schema
 
     @abc.abstractmethod
-    def read(self, body: Mapping[str, Any], name: str) -> Any:
+    def read(self, body: JsonObject, name: str) -> object:
         """Return the value of this name in a body, or its default. Raises `Refused`."""
 
 
@@ -41,7 +41,7 @@ class JsonBody:
         self._optional = optional
         self.values = values
 
-    def read(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    def read(self, body: JsonObject) -> dict[str, Any]:
         """Return all values by name. Raises `Refused` for the first that is not as described."""
         return {name: value.read(body, name) for name, value in self.values.items()}
 
@@ -70,7 +70,7 @@ class Text(Value):
         limits = {"type": "string", "maxLength": LONGEST_TEXT}
         super().__init__(limits if schema is None else schema, required=required)
 
-    def read(self, body: Mapping[str, Any], name: str) -> str | None:
+    def read(self, body: JsonObject, name: str) -> str | None:
         value = body.get(name)
         if value is None and not self.required:
             return None
@@ -91,7 +91,7 @@ class Number(Value):
         self._low = low
         self._high = high
 
-    def read(self, body: Mapping[str, Any], name: str) -> float:
+    def read(self, body: JsonObject, name: str) -> float:
         return _number(body.get(name, self._default), name, self._low, self._high)
 
 
@@ -106,7 +106,7 @@ class WholeNumber(Value):
         default: int | None = None,
         required: bool = False,
         cuts_fraction: bool = False,
-        **schema: Any,
+        **schema: JsonValue,
     ) -> None:
         """`cuts_fraction`: 20.5 is read as 20, not refused."""
         limits: Schema = {"type": "integer", "minimum": low, "maximum": high}
@@ -118,7 +118,7 @@ class WholeNumber(Value):
         self._default = default
         self._cuts_fraction = cuts_fraction
 
-    def read(self, body: Mapping[str, Any], name: str) -> int | None:
+    def read(self, body: JsonObject, name: str) -> int | None:
         if name not in body and not self.required:
             return self._default
         value = _number(body.get(name), name, self._low, self._high)
@@ -128,11 +128,11 @@ class WholeNumber(Value):
 
 
 class Switch(Value):
-    def __init__(self, *, default: bool = False, **schema: Any) -> None:
+    def __init__(self, *, default: bool = False, **schema: JsonValue) -> None:
         super().__init__({"type": "boolean", "default": default, **schema})
         self._default = default
 
-    def read(self, body: Mapping[str, Any], name: str) -> bool:
+    def read(self, body: JsonObject, name: str) -> bool:
         value = body.get(name, self._default)
         if not isinstance(value, bool):
             raise Refused(
@@ -144,11 +144,11 @@ class Switch(Value):
 class OneOf(Value):
     """One of these words; the first is the default."""
 
-    def __init__(self, choices: Sequence[str], **schema: Any) -> None:
+    def __init__(self, choices: Sequence[str], **schema: JsonValue) -> None:
         super().__init__({"enum": list(choices), "default": choices[0], **schema})
         self._choices = choices
 
-    def read(self, body: Mapping[str, Any], name: str) -> str:
+    def read(self, body: JsonObject, name: str) -> str:
         value = body.get(name, self._choices[0])
         if value not in self._choices:
             choices = ", ".join(self._choices)
@@ -164,10 +164,10 @@ class OneOf(Value):
 class Texts(Value):
     """A list of texts, such as file names; reads None where it is left out."""
 
-    def __init__(self, *, required: bool = False, **schema: Any) -> None:
+    def __init__(self, *, required: bool = False, **schema: JsonValue) -> None:
         super().__init__({"type": "array", "items": Text().schema, **schema}, required=required)
 
-    def read(self, body: Mapping[str, Any], name: str) -> list[str] | None:
+    def read(self, body: JsonObject, name: str) -> list[str] | None:
         value = body.get(name)
         if value is None and not self.required:
             return None
@@ -183,11 +183,11 @@ class Texts(Value):
 class TextsByName(Value):
     """An object of texts, such as captions by file name; reads None where it is left out."""
 
-    def __init__(self, *, required: bool = False, **schema: Any) -> None:
+    def __init__(self, *, required: bool = False, **schema: JsonValue) -> None:
         properties = {"type": "object", "additionalProperties": {"type": "string"}}
         super().__init__({**properties, **schema}, required=required)
 
-    def read(self, body: Mapping[str, Any], name: str) -> dict[str, str] | None:
+    def read(self, body: JsonObject, name: str) -> dict[str, str] | None:
         value = body.get(name)
         if value is None and not self.required:
             return None
@@ -208,7 +208,7 @@ class Mapped(Value):
         super().__init__(schema, required=required)
         self._of = of
 
-    def read(self, body: Mapping[str, Any], name: str) -> dict[str, Any]:
+    def read(self, body: JsonObject, name: str) -> JsonObject:
         value = body.get(name)
         if value is None and not self.required:
             return {}
@@ -221,11 +221,11 @@ class Mapped(Value):
 class UncheckedValue(Value):
     """A value that somebody else reads and checks; described here only."""
 
-    def read(self, body: Mapping[str, Any], name: str) -> Any:
+    def read(self, body: JsonObject, name: str) -> JsonValue:
         return body.get(name)
 
 
-def _number(value: Any, name: str, low: float, high: float) -> float:
+def _number(value: object, name: str, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         message = f"`{name}` must be a number from {low:g} to {high:g}."
         raise Refused(message, field=name, code=ErrorCode.BAD_VALUE)

@@ -3,7 +3,7 @@ its status. The statuses of our own codes are in base/errors.py.
 """
 
 import logging
-from typing import Any
+from collections.abc import Mapping
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -54,9 +54,9 @@ def _response(
     code: ErrorCode,
     message: str,
     field: str | None = None,
-    details: dict[str, Any] | None = None,
+    details: Mapping[str, object] | None = None,
 ) -> Json:
-    error: dict[str, Any] = {"code": code, "message": message}
+    error: dict[str, object] = {"code": code, "message": message}
     if field:
         error["field"] = field
     return Json({"error": {**error, **(details or {})}}, status_code=status)

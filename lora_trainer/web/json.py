@@ -4,12 +4,11 @@
 
 import json
 import math
-from typing import Any
 
 from fastapi.responses import JSONResponse
 
 
-def to_json(content: Any) -> bytes:
+def to_json(content: object) -> bytes:
     """Return a value as JSON in UTF-8, whatever is in its texts and numbers."""
     try:
         text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -23,11 +22,11 @@ class Json(JSONResponse):
     value, which takes seconds for thousands of pictures.
     """
 
-    def render(self, content: Any) -> bytes:
+    def render(self, content: object) -> bytes:
         return to_json(content)
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

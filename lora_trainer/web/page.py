@@ -2,12 +2,12 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI, HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..jobs.service import TrainingService
 from . import api, guard, tab
@@ -21,10 +21,10 @@ class OwnSiteOnly:
     The API's routes check that themselves. GET requests pass: a link may lead here.
     """
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
         writes = scope["type"] == "http" and scope["method"] not in guard.READING
         if writes and not scope["path"].startswith(f"{api.PREFIX}/"):

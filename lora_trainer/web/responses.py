@@ -2,9 +2,10 @@
 tests that are made from it. `gives` and `file_of` are arguments for a route's decorator.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
-Schema = dict[str, Any]
+Schema: TypeAlias = dict[str, Any]
+"""A JSON schema, or another part of the OpenAPI document."""
 
 ROWS: Schema = {"type": "array", "items": {"type": "object"}}
 EDITED: Schema = {
@@ -13,7 +14,7 @@ EDITED: Schema = {
 }
 
 
-def gives(schema: Schema, status: int = 200) -> dict[str, Any]:
+def gives(schema: Schema, status: int = 200) -> Schema:
     """Describe what a route answers when all is well."""
     return {
         "responses": {
@@ -33,7 +34,7 @@ def a_list(*required: str) -> Schema:
     return {"type": "array", "items": an_object(*required)}
 
 
-def file_of(*media_types: str) -> dict[int | str, dict[str, Any]]:
+def file_of(*media_types: str) -> dict[int | str, Schema]:
     """Describe an answer that is a file, for `responses`."""
     return {
         200: {

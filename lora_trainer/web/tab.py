@@ -7,9 +7,9 @@ into the document's head.
 """
 
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
+from fastapi import FastAPI
 
 APP_ID = "train_lora_app"
 TITLE = "Train LoRA"
@@ -43,14 +43,14 @@ def create_tab() -> gr.Blocks:
     return blocks
 
 
-def create_link() -> Any:
+def create_link() -> gr.HTML:
     """Build, inside the current gradio container, a button that leads to the tab (for the WebUI's
     own Train tab).
     """
     return _html(_LINK, elem_id="train_lora_link")
 
 
-def mount_page(app: Any, *, javascript: Path, style: Path, path: str = "/") -> Any:
+def mount_page(app: FastAPI, *, javascript: Path, style: Path, path: str = "/") -> FastAPI:
     """Mount the page on a FastAPI app at `path` and return the app; routes added before keep
     precedence. Needs gradio 6.
 
@@ -82,5 +82,5 @@ def page_head(javascript: Path, style: Path) -> str:
     return f"<style>\n{_UNCLIPPED}\n{Path(style).read_text(encoding='utf-8')}\n</style>\n{scripts}"
 
 
-def _html(value: str, *, elem_id: str) -> Any:
+def _html(value: str, *, elem_id: str) -> gr.HTML:
     return gr.HTML(value, elem_id=elem_id)

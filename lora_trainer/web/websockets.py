@@ -8,14 +8,13 @@ one gets fewer and newer ones.
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
 
 from fastapi import APIRouter, HTTPException, WebSocket
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
 from ..base.errors import Refused
-from ..jobs.events import JobEvents, ServiceEvents
+from ..jobs.events import JobEvents, Message, ServiceEvents
 from ..jobs.service import TrainingService
 from .guard import refuse_other_sites
 from .json import to_json
@@ -84,7 +83,7 @@ async def _send_changes(websocket: WebSocket, events: Events) -> None:
         gone.cancel()
 
 
-async def _send(websocket: WebSocket, messages: list[dict[str, Any]]) -> None:
+async def _send(websocket: WebSocket, messages: list[Message]) -> None:
     for message in messages:
         await asyncio.wait_for(websocket.send_text(to_json(message).decode()), LONGEST_SEND_SECONDS)
 

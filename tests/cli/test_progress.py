@@ -4,7 +4,7 @@ import io
 import subprocess
 import sys
 
-from lora_trainer.cli.progress import EVERY_SECONDS, LogLines, TerminalBar, show_progress
+from lora_trainer.cli.progress import EVERY_SECONDS, LogLines, Progress, TerminalBar, show_progress
 from tests.cli.test_train import ROOT, config, train  # noqa: F401 - a fixture
 
 
@@ -22,7 +22,7 @@ def lines_of(updates, *, total=100):
     lines = LogLines(total, unit="step", stream=stream, clock=clock)
     for seconds, done, status, notes in updates:
         clock.seconds = seconds
-        lines.update(done, status, notes=notes)
+        lines.update(Progress(done, status, notes=notes))
     lines.close()
     return stream.getvalue().splitlines()
 
@@ -70,7 +70,7 @@ def test_a_terminal_has_a_bar_and_a_pipe_has_lines(monkeypatch):
     for stream, kind in ((Terminal(), TerminalBar), (io.StringIO(), LogLines)):
         monkeypatch.setattr(sys, "stderr", stream)
         with show_progress(10, unit="step") as display:
-            display.update(3, "Training", figures="loss 0.1")
+            display.update(Progress(3, "Training", figures="loss 0.1"))
             assert type(display) is kind
     assert stream.getvalue().splitlines() == ["Training: 3 of 10 steps, loss 0.1"]
 

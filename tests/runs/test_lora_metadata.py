@@ -264,7 +264,7 @@ def base_model(**changes):
     )
 
 
-def form_of(config):
+def adapter_spec(config):
     return AdapterSpec(
         kind=config.lora_type,
         rslora=config.rslora,
@@ -287,7 +287,7 @@ def written(config, folder, model=None, shapes=None):
         config,
         model or base_model(),
         shapes or dict.fromkeys(parts, RankAlpha(config.lora_rank, config.lora_alpha)),
-        form_of(config),
+        adapter_spec(config),
         made.samples,
         lora_metadata.RunFigures(
             steps=made.schedule.total_steps,

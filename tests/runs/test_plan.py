@@ -16,11 +16,15 @@ from lora_trainer.dataset.buckets import bucket_for
 from lora_trainer.dataset.caption_augmentation import CaptionAugmentation
 from lora_trainer.runs import plan_warnings
 from lora_trainer.runs.plan import make_plan
-from lora_trainer.runs.step_options import variation_of
+from lora_trainer.runs.step_options import caption_augmentation
 from lora_trainer.settings.config import TrainConfig
 from lora_trainer.training import optimizers
 from lora_trainer.training.conditioning import Conditioner
 from tests.support.plans import captions, planned
+
+
+def repeats(plan):
+    return tuple(sample.repeats for sample in plan.samples)
 
 
 def pictures_of(plan):
@@ -48,7 +52,7 @@ def test_roles_captions_and_repeats(host, settings, others):
         caption.startswith("zib, a circle, number")
         for caption in captions(plan)[:5] + captions(plan)[7:]
     )
-    assert captions(plan)[5:7] == ["any circle", "a circle, grey"] and plan.schedule.repeats == (
+    assert captions(plan)[5:7] == ["any circle", "a circle, grey"] and repeats(plan) == (
         1,
         1,
         1,
@@ -84,7 +88,7 @@ def test_each_picture_is_learned_in_each_resolution(host, settings, others):
         pictures_of(plan)[:5] == pictures_of(plan)[5:10] == pictures_of(single)[:5]
         and captions(plan)[:5] == captions(plan)[5:10]
     )
-    assert buckets(plan)[:5] == buckets(single)[:5] and plan.schedule.repeats == (1,) * 10 + (
+    assert buckets(plan)[:5] == buckets(single)[:5] and repeats(plan) == (1,) * 10 + (
         3,
         2,
         3,
@@ -184,7 +188,7 @@ def test_captions_that_vary_keep_their_separator_until_they_are_drawn(host, sett
         "any circle",
         "a circle ||| grey",
     ] + ["a circle, red, blue"]
-    assert variation_of(
+    assert caption_augmentation(
         TrainConfig.parse({**settings, "keep_tokens_separator": "|||", "shuffle_caption": True})
     ) == CaptionAugmentation(True, 0, "|||")
 
@@ -588,7 +592,7 @@ def test_a_run_with_drawn_captions_that_is_resumed_is_the_same_run(settings, pic
     """
     for path in pictures.glob("*.txt"):
         path.write_text("a {red|blue|green|grey} circle\nanother, shape\nzib", encoding="utf-8")
-    augmentation = variation_of(
+    augmentation = caption_augmentation(
         TrainConfig.parse({**settings, "caption_lines": "alternatives", "caption_wildcards": True})
     )
     conditioners = [Conditioner(augmentation), Conditioner(augmentation)]

@@ -3,7 +3,7 @@
 from lora_trainer.dataset.caption_augmentation import CaptionAugmentation
 from lora_trainer.lora.adapter_layers import AdapterSpec
 from lora_trainer.lora.target_layers import LayerSettings
-from lora_trainer.runs.step_options import form_of, layer_choice, variation_of
+from lora_trainer.runs.step_options import adapter_spec, caption_augmentation, layer_choice
 from lora_trainer.settings.config import TrainConfig
 
 
@@ -26,7 +26,7 @@ def test_settings_as_the_steps_take_them():
             train_unet=False,
         )
     )
-    assert form_of(config) == AdapterSpec("lokr", True, 8, 0.1, 0.2, 0.3)
+    assert adapter_spec(config) == AdapterSpec("lokr", True, 8, 0.1, 0.2, 0.3)
     assert layer_choice(config) == LayerSettings(
         targets="all",
         rank=4,
@@ -48,4 +48,4 @@ def test_settings_as_the_steps_take_them():
             trigger_word="zib",
         )
     )
-    assert variation_of(varied) == CaptionAugmentation(True, 2, "|", 0.1, 0.2, 0.3, "zib")
+    assert caption_augmentation(varied) == CaptionAugmentation(True, 2, "|", 0.1, 0.2, 0.3, "zib")

@@ -7,7 +7,7 @@ import torch
 from lora_trainer.base.contracts import Conditioning, Size
 from lora_trainer.dataset.buckets import Bucket
 from lora_trainer.dataset.sample import Picture, Sample
-from lora_trainer.training.encoded_dataset import Encoded
+from lora_trainer.training.encoded_dataset import EncodedSample
 
 SIZE = Size(64, 64, 0, 0, 64, 64)
 
@@ -29,16 +29,18 @@ def sample_of(caption="", **changes):
     )
 
 
-def encoded_pictures(count=4, *, masks=None, **changes):
-    """Encoded samples of random latents and text embeddings; `changes` are of the samples."""
+def encoded_pictures(count=4, *, masks=None, repeats=(), **changes):
+    """Encoded samples of random latents and text embeddings, one for each of `repeats` where they
+    are given; `changes` are of the samples.
+    """
     draws = torch.Generator().manual_seed(0)
     return [
-        Encoded(
-            sample_of(**{"caption": f"picture, number {number}", **changes}),
+        EncodedSample(
+            sample_of(**{"caption": f"picture, number {number}", "repeats": each, **changes}),
             latents=torch.randn(1, 4, 8, 8, generator=draws),
             masks=masks,
             sizes=(SIZE,),
             conditioning=Conditioning(torch.randn(1, 77, 12, generator=draws)),
         )
-        for number in range(count)
+        for number, each in enumerate(repeats or (1,) * count)
     ]

@@ -16,7 +16,7 @@ from lora_trainer.dataset.pixels import load_pixels
 from lora_trainer.dataset.scan import examine
 from lora_trainer.training.encoded_dataset import (
     JITTERED,
-    Encoded,
+    EncodedSample,
     EncodingOptions,
     assemble,
     encode,
@@ -309,7 +309,7 @@ def test_progress_and_fields(folder):
     seen = []
     item = encoded(folder, on_progress=lambda done, total: seen.append((done, total)))[0]
     assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)] and [
-        field.name for field in dataclasses.fields(Encoded)
+        field.name for field in dataclasses.fields(EncodedSample)
     ] == [
         "sample",
         "latents",

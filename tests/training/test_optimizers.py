@@ -16,6 +16,13 @@ from lora_trainer.training.optimizer_kinds import KINDS
 from lora_trainer.training.optimizers import check_optimizer, optimizer_choices
 from tests.support.optimizers import CPU, fall, groups_of, make, needs, rates_for
 
+
+def test_an_optimizer_of_torch_without_a_fused_kernel_is_not_asked_for_one(monkeypatch):
+    plain = optimizer_kinds.OptimizerKind("RMSprop", "torch.optim", "RMSprop")
+    monkeypatch.setitem(KINDS, "rmsprop", plain)
+    assert fall(make("rmsprop", learning_rates={"unet": 1e-2}), 10) < 1
+
+
 # --- What there is --------------------------------------------------------------------------------
 
 

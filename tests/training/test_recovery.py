@@ -20,7 +20,7 @@ from tests.support.training import (
 def run(host):
     """Patches on the model, a train state and training data of batches of four."""
     adapters = make_adapters(host.model)
-    training_data = make_training_data(encoded_pictures(), Schedule(4, 1, 4, 1, (1,) * 4, 0))
+    training_data = make_training_data(encoded_pictures(), Schedule(4, 1, 4, 1, 0))
     with ModelPatches(host.model, adapters, ComputeMode(torch.float32)).applied() as patches:
         yield patches, make_train_state(adapters), training_data
 

@@ -24,7 +24,7 @@ from tests.support.training import (
 def test_accumulated_gradient_is_the_mean_of_its_batches(host):
     pictures, model = encoded_pictures(), host.model
     adapters = make_adapters(model)
-    schedule = Schedule(1, 1, 2, 2, (1,) * 4, 0)
+    schedule = Schedule(1, 1, 2, 2, 0)
     _, together = gradients(model, adapters, make_training_data(pictures, schedule))
     expected = [torch.zeros_like(gradient) for gradient in together]
     with adapters.attached():
@@ -47,7 +47,7 @@ def test_accumulated_gradient_is_the_mean_of_its_batches(host):
 def test_micro_batches_give_the_gradient_of_the_batch(host, text_encoder):
     adapters = make_adapters(host.model, text_encoder=text_encoder)
     training_data = make_training_data(
-        encoded_pictures(), Schedule(1, 1, 4, 1, (1,) * 4, 0), trained=text_encoder
+        encoded_pictures(), Schedule(1, 1, 4, 1, 0), trained=text_encoder
     )
     whole, portions = (
         gradients(
@@ -81,7 +81,7 @@ def test_micro_batches_get_conditioning_as_long_as_the_whole_batch(host, trained
     ]
     training_data = make_training_data(
         pictures,
-        Schedule(1, 1, 4, 1, (1,) * 4, 0),
+        Schedule(1, 1, 4, 1, 0),
         variation=CaptionAugmentation(caption_dropout=0.01),
         trained=trained,
     )
@@ -100,7 +100,7 @@ def test_micro_batches_get_conditioning_as_long_as_the_whole_batch(host, trained
 
 
 def test_weights_and_masks_reach_the_gradient(host):
-    adapters, schedule = make_adapters(host.model), Schedule(1, 1, 2, 1, (1,) * 2, 0)
+    adapters, schedule = make_adapters(host.model), Schedule(1, 1, 2, 1, 0)
     loss, plain = gradients(host.model, adapters, make_training_data(encoded_pictures(2), schedule))
     half, weighted = gradients(
         host.model,
@@ -123,9 +123,7 @@ def test_gradient_checkpointing_changes_nothing_with_dropout(host):
         host.model, text_encoder=True, dropout=0.5, rank_dropout=0.3, module_dropout=0.3
     )
     train_state = make_train_state(adapters)
-    training_data = make_training_data(
-        encoded_pictures(), Schedule(1, 1, 4, 1, (1,) * 4, 0), trained=True
-    )
+    training_data = make_training_data(encoded_pictures(), Schedule(1, 1, 4, 1, 0), trained=True)
     with ModelPatches(host.model, adapters, ComputeMode(torch.float32)).applied() as patches:
         loop.train(patches, train_state, training_data)  # up-weights are zero no more
     plain = gradients(host.model, adapters, training_data)

@@ -19,9 +19,9 @@ from lora_trainer.training.optimizers import check_optimizer, make_optimizer
 from lora_trainer.training.parameter_groups import RateChoice, groups_of, own_settings, rates_of
 from lora_trainer.training.train_state import (
     TrainState,
-    form_of_state,
-    shapes_of_state,
+    rank_alphas_in_state,
     smooth_loss,
+    spec_in_state,
 )
 
 CPU = torch.device("cpu")
@@ -306,10 +306,10 @@ def test_a_state_says_what_it_is_of(host, tmp_path):
     train(train_state, 2)
     state = through_a_file(train_state, tmp_path)
     assert state.facts["session"] == 7 and state.facts["loss_average"] == 0.1 + 0.2
-    assert shapes_of_state(state) == train_state.adapters.rank_alphas and list(
-        shapes_of_state(state)
+    assert rank_alphas_in_state(state) == train_state.adapters.rank_alphas and list(
+        rank_alphas_in_state(state)
     ) == list(train_state.adapters.rank_alphas)
-    assert form_of_state(state) == AdapterSpec("loha", dropout=0.1)
+    assert spec_in_state(state) == AdapterSpec("loha", dropout=0.1)
     assert {f"{kind}/hada_w1_a/{LAYERS[0]}" for kind in ("lora", "ema")} < state.tensors.keys()
     json.dumps(dict(state.facts))
 

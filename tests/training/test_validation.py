@@ -19,8 +19,8 @@ def test_validation_repeats_itself_without_dropout_and_changes_nothing(host):
         for parameter in adapters.parameters():
             parameter.normal_(generator=torch.Generator().manual_seed(0))
     training_data = make_training_data(
-        encoded_pictures(),
-        Schedule(1, 1, 2, 1, (1,) * 3 + (0,), 0),
+        encoded_pictures(repeats=(1, 1, 1, 0)),
+        Schedule(1, 1, 2, 1, 0),
         validation_indices=(3,),
     )
     with ModelPatches(host.model, adapters, ComputeMode(torch.float32)).applied() as patches:
@@ -50,8 +50,8 @@ def test_validation_repeats_itself_without_dropout_and_changes_nothing(host):
 
 def test_validation_is_broken_off_by_a_stop(host):
     training_data = make_training_data(
-        encoded_pictures(),
-        Schedule(1, 1, 2, 1, (1, 1, 0, 0), 0),
+        encoded_pictures(repeats=(1, 1, 0, 0)),
+        Schedule(1, 1, 2, 1, 0),
         validation_indices=(2, 3),
     )
     adapters, answers = make_adapters(host.model), iter([True, False])
@@ -73,8 +73,8 @@ def test_validation_timesteps_are_among_those_that_are_trained(host, monkeypatch
         )[1],
     )
     training_data = make_training_data(
-        encoded_pictures(),
-        Schedule(1, 1, 2, 1, (1, 1, 1, 0), 0),
+        encoded_pictures(repeats=(1, 1, 1, 0)),
+        Schedule(1, 1, 2, 1, 0),
         Objective(min_timestep=100, max_timestep=300),
         validation_indices=(3,),
     )
@@ -89,8 +89,8 @@ def test_validation_with_sixteen_bit_weights_encodes_as_training_does(host):
     adapters = make_adapters(host.model, text_encoder=True)
     host.model.parts().bfloat16()
     training_data = make_training_data(
-        encoded_pictures(),
-        Schedule(1, 1, 2, 1, (1, 1, 1, 0), 0),
+        encoded_pictures(repeats=(1, 1, 1, 0)),
+        Schedule(1, 1, 2, 1, 0),
         trained=True,
         validation_indices=(3,),
     )

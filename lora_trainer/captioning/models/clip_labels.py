@@ -9,12 +9,12 @@ features are averages over prompts, kept in memory and on disk.
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import save
 
 from ...base.files import write_atomically
@@ -23,6 +23,7 @@ from ...demo import clip as demo_clip
 from ...settings.setting import Choice, Setting
 from ..contracts import READY, Asked, Captioner, LoadedCaptioner, Readiness, Report
 from ..labels import Label, LabelGroup, LabelSets
+from ..options import OptionValues
 from .open_clip_models import (
     CheckPath,
     ModelSource,
@@ -129,7 +130,7 @@ class ClipLabelsCaptioner(Captioner):
             ),
         ]
 
-    def readiness(self, options: Mapping[str, Any]) -> Readiness:
+    def readiness(self, options: OptionValues) -> Readiness:
         self._groups(options)
         if options["model"] == DEMO:
             if demo_clip.ASSET.is_file():
@@ -141,7 +142,7 @@ class ClipLabelsCaptioner(Captioner):
         return readiness(resolve(options, KNOWN, self._check_path), self._models)
 
     def load(
-        self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked
+        self, options: OptionValues, *, on_progress: Report, should_stop: Asked
     ) -> LoadedCaptioner:
         groups, source = self._groups(options), self._source(options)
         model, transform, tokenizer = load(
@@ -164,12 +165,12 @@ class ClipLabelsCaptioner(Captioner):
             batch_size=options["batch_size"],
         )
 
-    def _groups(self, options: Mapping[str, Any]) -> list[LabelGroup]:
+    def _groups(self, options: OptionValues) -> list[LabelGroup]:
         return self._label_sets.groups(
             options["labels"] or ("shapes" if options["model"] == DEMO else "default")
         )
 
-    def _source(self, options: Mapping[str, Any]) -> ModelSource:
+    def _source(self, options: OptionValues) -> ModelSource:
         if options["model"] != DEMO:
             return resolve(options, KNOWN, self._check_path)
         config, weights = demo_clip.write_clip(self._cache / "demo_clip" / demo_clip.version())
@@ -277,7 +278,7 @@ class _Labeller(LoadedCaptioner):
                 yield "Reading the labels, once for this model", share
 
     @torch.no_grad()
-    def caption(self, images: list[Any], paths: list[Path]) -> list[list[str]]:
+    def caption(self, images: list[Image.Image], paths: list[Path]) -> list[list[str]]:
         pixels = torch.stack([self._transform(image) for image in images]).to(self._device)
         pictures = F.normalize(self._model.encode_image(pixels).float(), dim=-1)
         scale = self._model.logit_scale.exp().float()

@@ -4,15 +4,16 @@ say the next word.
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
+from PIL import Image
 
 from ...base.errors import ErrorCode, Refused
 from ...settings.setting import Choice, Setting
 from ..contracts import Asked, Captioner, LoadedCaptioner, Readiness, Report
+from ..options import OptionValues
 from .beam_search import BeamSearch, beam_search
 from .open_clip_models import (
     CheckPath,
@@ -122,7 +123,7 @@ class CocaCaptioner(Captioner):
             ),
         ]
 
-    def readiness(self, options: Mapping[str, Any]) -> Readiness:
+    def readiness(self, options: OptionValues) -> Readiness:
         if options["min_length"] > options["max_length"]:
             raise Refused(
                 f"The shortest sentence ({options['min_length']}) is longer than the longest"
@@ -133,7 +134,7 @@ class CocaCaptioner(Captioner):
         return readiness(resolve(options, KNOWN, self._check_path), self._models)
 
     def load(
-        self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked
+        self, options: OptionValues, *, on_progress: Report, should_stop: Asked
     ) -> LoadedCaptioner:
         source = resolve(options, KNOWN, self._check_path)
         model, transform, tokenizer = load(
@@ -161,7 +162,7 @@ class _Coca(LoadedCaptioner):
         model: torch.nn.Module,
         transform: Callable,
         tokenizer: Callable,
-        options: Mapping[str, Any],
+        options: OptionValues,
     ) -> None:
         self._model = model
         self._transform = transform
@@ -181,7 +182,7 @@ class _Coca(LoadedCaptioner):
         self._arguments = {name: False for name in ("embed_cls", "output_labels") if name in known}
 
     @torch.no_grad()
-    def caption(self, images: list[Any], paths: list[Path]) -> list[list[str]]:
+    def caption(self, images: list[Image.Image], paths: list[Path]) -> list[list[str]]:
         pixels = torch.stack([self._transform(image) for image in images]).to(self._device)
         latent, tokens = (
             each.repeat_interleave(self._search.beams, dim=0)

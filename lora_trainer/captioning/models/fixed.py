@@ -3,13 +3,14 @@ template says so.
 """
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from PIL import Image
 
 from ...base.errors import ErrorCode, Refused
 from ...settings.setting import Setting
 from ..contracts import READY, Asked, Captioner, LoadedCaptioner, Readiness, Report
+from ..options import OptionValues
 
 FIELDS = ("trigger", "filename", "folder")
 _FIELD = re.compile(r"\{(\w*)\}")
@@ -34,12 +35,12 @@ class FixedCaptioner(Captioner):
             )
         ]
 
-    def readiness(self, options: Mapping[str, Any]) -> Readiness:
+    def readiness(self, options: OptionValues) -> Readiness:
         _check(options["template"])
         return READY
 
     def load(
-        self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked
+        self, options: OptionValues, *, on_progress: Report, should_stop: Asked
     ) -> LoadedCaptioner:
         _check(options["template"])
         return _Filled(options["template"], options.get("trigger_word", ""))
@@ -51,7 +52,7 @@ class _Filled(LoadedCaptioner):
     def __init__(self, template: str, trigger_word: str) -> None:
         self._template, self._trigger_word = template, trigger_word
 
-    def caption(self, images: list[Any], paths: list[Path]) -> list[list[str]]:
+    def caption(self, images: list[Image.Image], paths: list[Path]) -> list[list[str]]:
         return [[self._fill(path)] for path in paths]
 
     def _fill(self, path: Path) -> str:

@@ -15,17 +15,20 @@ import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import torch
+from PIL import Image
 
 from ...base.errors import ErrorCode, Refused
 from ...base.files import write_atomically
+from ...base.json_types import JsonObject
 from ...base.paths import expand_user
 from ...base.tensor_files import read_header, read_tensors
 from ...settings.setting import Choice, Setting
 from ..contracts import Asked, Readiness, Report
 from ..downloads import RemoteFile, checked_repository, fetch, readiness_of
+from ..options import OptionValues
 
 CUSTOM = "custom"
 WEIGHTS_NAMES = (
@@ -38,6 +41,9 @@ HUB = "hf-hub:"
 ARCHIVE = b"PK\x03\x04"  # how a file of torch's begins since 1.6
 FOREIGN = ("hf_model_name", "hf_tokenizer_name")
 CheckPath = Callable[[Path], None]
+Preprocess = Callable[[Image.Image], torch.Tensor]
+Tokenizer = Callable[[list[str]], torch.Tensor]
+Architecture = JsonObject  # of an open_clip_config.json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +117,7 @@ def model_options(
 
 
 def resolve(
-    options: Mapping[str, Any],
+    options: OptionValues,
     known: Mapping[str, tuple[Choice, ModelSource]],
     check_path: CheckPath,
 ) -> ModelSource:
@@ -180,7 +186,7 @@ def _of_name(name: str, weights: str, check_path: CheckPath) -> ModelSource:
     return _of_tag(open_clip, name, weights)
 
 
-def _of_tag(open_clip: Any, name: str, tag: str) -> ModelSource:
+def _of_tag(open_clip: ModuleType, name: str, tag: str) -> ModelSource:
     tags = open_clip.list_pretrained_tags_by_model(name)
     facts = open_clip.get_pretrained_cfg(name, tag) if tag else None
     if not facts:
@@ -216,7 +222,7 @@ def readiness(source: ModelSource, models: Path) -> Readiness:
 
 def load(
     source: ModelSource, models: Path, cache: Path, *, on_progress: Report, should_stop: Asked
-) -> tuple[torch.nn.Module, Any, Callable]:
+) -> tuple[torch.nn.Module, Preprocess, Tokenizer]:
     """Return model (float32, on the CPU, eval), picture transform and tokenizer, downloading what
     is missing.
 
@@ -255,7 +261,7 @@ def load(
     )
 
 
-def _register(open_clip: Any, config: Path, cache: Path) -> tuple[str, dict[str, Any]]:
+def _register(open_clip: ModuleType, config: Path, cache: Path) -> tuple[str, Architecture]:
     """Make a model config known to open_clip under a name of its content; return the name and how
     pictures are normalised.
     """
@@ -280,7 +286,7 @@ def _register(open_clip: Any, config: Path, cache: Path) -> tuple[str, dict[str,
     return name, found.get("preprocess_cfg") or {}
 
 
-def _harmless(architecture: dict[str, Any], config: Path) -> dict[str, Any]:
+def _harmless(architecture: Architecture, config: Path) -> Architecture:
     """Return a model config by which open_clip makes the model alone; raises `Refused` where others
     would fetch, and perhaps run, something.
 
@@ -304,7 +310,7 @@ def _harmless(architecture: dict[str, Any], config: Path) -> dict[str, Any]:
     return checked
 
 
-def _foreign(config: Path, name: Any, key: str) -> Refused:
+def _foreign(config: Path, name: object, key: str) -> Refused:
     return Refused(
         f"{config} asks for a part from elsewhere, {str(name)[:80]} ({key}), which could run code."
         " Choose a model that is whole in itself.",
@@ -314,8 +320,8 @@ def _foreign(config: Path, name: Any, key: str) -> Refused:
 
 
 def _create(
-    open_clip: Any, name: str, weights: Path, **arguments: Any
-) -> tuple[torch.nn.Module, Any]:
+    open_clip: ModuleType, name: str, weights: Path, **arguments: object
+) -> tuple[torch.nn.Module, Preprocess]:
     arguments |= {
         "pretrained_image": False,
         "pretrained_hf": False,

@@ -8,7 +8,7 @@ import csv
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ import torch
 from PIL import Image
 
 from ...base.errors import ErrorCode, Refused
+from ...base.json_types import JsonObject
 from ...base.paths import expand_user
 from ...base.tensor_files import read_tensors
 from ...settings.setting import Choice, Setting
 from ..contracts import READY, Asked, Captioner, LoadedCaptioner, Readiness, Report
 from ..downloads import RemoteFile, fetch, readiness_of
+from ..options import OptionValues
 from .open_clip_models import CheckPath
 
 CUSTOM = "custom"
@@ -174,14 +176,14 @@ class WdTagger(Captioner):
             ),
         ]
 
-    def readiness(self, options: Mapping[str, Any]) -> Readiness:
+    def readiness(self, options: OptionValues) -> Readiness:
         if options["model"] == CUSTOM:
             self._folder(options)
             return READY
         return readiness_of(_files(options["model"]), self._models)
 
     def load(
-        self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked
+        self, options: OptionValues, *, on_progress: Report, should_stop: Asked
     ) -> LoadedCaptioner:
         if options["model"] == CUSTOM:
             paths = [self._folder(options) / name for name in (CONFIG, TAGS, WEIGHTS)]
@@ -195,7 +197,7 @@ class WdTagger(Captioner):
         model, preparation = load_model(config, weights)
         return _Tagger(model, preparation, read_tags(tags, outputs=model.num_classes), options)
 
-    def _folder(self, options: Mapping[str, Any]) -> Path:
+    def _folder(self, options: OptionValues) -> Path:
         if not options["folder"].strip():
             raise Refused(
                 "Which other model? Give its folder.", field="folder", code=ErrorCode.BAD_VALUE
@@ -229,9 +231,9 @@ class Preparation:
         square = Image.new("RGB", (side, side), WHITE)
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         pixels = (
-            np.asarray(square.resize((self.side_px, self.side_px), Image.BICUBIC), np.float32)[
-                ..., ::-1
-            ]
+            np.asarray(
+                square.resize((self.side_px, self.side_px), Image.Resampling.BICUBIC), np.float32
+            )[..., ::-1]
             / 255
         )
         return (
@@ -273,7 +275,7 @@ def load_model(config: Path, weights: Path) -> tuple[torch.nn.Module, Preparatio
     return model.eval().requires_grad_(False), preparation
 
 
-def architecture_of(config: Mapping[str, Any], place: Path) -> tuple[str, dict[str, Any]]:
+def architecture_of(config: JsonObject, place: Path) -> tuple[str, dict[str, Any]]:
     """Return the model's name and arguments for timm; raises `Refused` for what would make timm
     read other files or repositories.
     """
@@ -298,7 +300,7 @@ def architecture_of(config: Mapping[str, Any], place: Path) -> tuple[str, dict[s
     return architecture, dict(named)
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     return all(
         each is None or isinstance(each, (bool, int, float, str))
         for each in (value if isinstance(value, list) else [value])
@@ -353,7 +355,7 @@ class _Tagger(LoadedCaptioner):
         model: torch.nn.Module,
         preparation: Preparation,
         tags: list[Tag],
-        options: Mapping[str, Any],
+        options: OptionValues,
     ) -> None:
         self._model = model
         self._preparation = preparation
@@ -367,7 +369,7 @@ class _Tagger(LoadedCaptioner):
         }
 
     @torch.no_grad()
-    def caption(self, images: list[Any], paths: list[Path]) -> list[list[str]]:
+    def caption(self, images: list[Image.Image], paths: list[Path]) -> list[list[str]]:
         pixels = torch.stack([self._preparation(image) for image in images]).to(self._device)
         return [
             choose_tags(shares, self._tags, **self._wanted)

@@ -7,9 +7,10 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
@@ -18,11 +19,16 @@ from ...base.errors import ErrorCode, Refused, Stopped
 from .loading import first_line, make_scheduler, quiet_diffusers
 from .model import StableDiffusion
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 Lora = tuple[Path, float]
 """A LoRA file, and its weight."""
 SIDES_PX = (64, 2048)
 STEPS = (1, 150)
 GUIDANCES = (0, 100)
+
+Tensors = dict[str, torch.Tensor]
 
 
 class Size(NamedTuple):
@@ -73,13 +79,13 @@ def _check_range(name: str, value: float, limits: tuple[int, int], *, multiple: 
 
 @torch.no_grad()
 def draw(
-    pipeline: Any,
+    pipeline: "DiffusionPipeline",
     model: StableDiffusion,
     prompts: Sequence[str],
     seeds: Sequence[int],
     size: Size,
     options: DrawingOptions,
-) -> list[Any]:
+) -> list[Image.Image]:
     """Draw one batch of pictures with `model`, whose modules are the pipeline's, as it is read now;
     returns PIL images. Raises `Stopped`.
     """
@@ -105,12 +111,12 @@ def _noise(seeds: Sequence[int], size: Size) -> torch.Tensor:
     return torch.cat([torch.randn(shape, generator=generator) for generator in generators])
 
 
-def _stopping(should_stop: Callable[[], bool]) -> Callable[..., dict[str, Any]]:
+def _stopping(should_stop: Callable[[], bool]) -> Callable[..., Tensors]:
     """Return what diffusers is to call after each step of drawing."""
 
     def after_step(
-        pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]
-    ) -> dict[str, Any]:
+        pipeline: "DiffusionPipeline", step: int, timestep: torch.Tensor, tensors: Tensors
+    ) -> Tensors:
         if should_stop():
             raise Stopped
         return tensors
@@ -119,7 +125,7 @@ def _stopping(should_stop: Callable[[], bool]) -> Callable[..., dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def with_loras(pipeline: Any, loras: list[Lora]) -> Iterator[None]:
+def with_loras(pipeline: "DiffusionPipeline", loras: list[Lora]) -> Iterator[None]:
     """Put LoRA files on the pipeline by diffusers' own loader, and take every trace of them off
     again.
     """
@@ -140,7 +146,7 @@ def with_loras(pipeline: Any, loras: list[Lora]) -> Iterator[None]:
         pipeline.unload_lora_weights()
 
 
-def _load_lora(pipeline: Any, path: Path, name: str) -> None:
+def _load_lora(pipeline: "DiffusionPipeline", path: Path, name: str) -> None:
     try:
         tensors = load_safetensors(Path(path).read_bytes())
         _refuse_other_algorithms(path, tensors)

@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
 
 from ...base.contracts import BaseModel, Host, ModelStatus
 from ...base.errors import ErrorCode, Refused
@@ -26,6 +27,9 @@ from .loading import load_pipeline, modules_of, text_encoders_of, what_it_predic
 from .lora_files import LoraFiles
 from .model import FAMILIES, StableDiffusion
 from .module_state import frozen, moved_back
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 logger = logging.getLogger(__name__)
 PIXELS_AT_ONCE = 2 * 512 * 512  # drawn in one batch
@@ -57,7 +61,7 @@ class StandaloneHost(Host):
         self._lora_files = LoraFiles(self.lora_dir)
         self._facts: CheckpointFacts | None = None
         self._sha256: str | None = None
-        self._pipeline: Any = None
+        self._pipeline: DiffusionPipeline | None = None
         self._model: StableDiffusion | None = None  # with the settings of the checkpoint
         self._lent_model: StableDiffusion | None = None  # with those of the training run
         self._in_use = threading.RLock()  # held while training or drawing uses the modules
@@ -171,7 +175,7 @@ class StandaloneHost(Host):
         width: int | None = None,
         height: int | None = None,
         should_stop: Callable[[], bool] = lambda: False,
-    ) -> Any:
+    ) -> Image.Image:
         """Draw one picture; `<lora:name>`, `<lora:name:weight>`, `(word:1.2)` and `BREAK` in the
         prompt are understood as in the WebUI.
 
@@ -196,7 +200,7 @@ class StandaloneHost(Host):
         guidance: float = 7.0,
         width: int | None = None,
         height: int | None = None,
-    ) -> list[Any]:
+    ) -> list[Image.Image]:
         """Draw a picture for each prompt and seed, many at a time, all with the same LoRA file and
         weight; returns PIL images.
         """
@@ -236,7 +240,7 @@ class StandaloneHost(Host):
             self._facts = inspect_checkpoint(self.checkpoint)
         return self._facts
 
-    def _load(self) -> Any:
+    def _load(self) -> "DiffusionPipeline":
         if self._pipeline is None:
             facts = self._inspect()
             self._pipeline = load_pipeline(self.checkpoint, facts, self.device, self.dtype)
@@ -279,7 +283,7 @@ class StandaloneHost(Host):
         loras: list[Lora],
         seeds: Sequence[int],
         options: DrawingOptions,
-    ) -> list[Any]:
+    ) -> list[Image.Image]:
         if len(prompts) != len(seeds):
             raise ValueError(
                 f"{len(prompts)} prompts and {len(seeds)} seeds: each picture needs one of both"

@@ -8,13 +8,16 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 
 from ...base.errors import ErrorCode, Refused
 from ..checkpoint_file import CLIP, CheckpointFacts, TextEncoderFacts
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler, DiffusionPipeline
 
 logger = logging.getLogger(__name__)
 TRUE_CLIP_WIDTH, HEAD_WIDTH, NARROW_HEAD_WIDTH = 768, 64, 16
@@ -33,7 +36,7 @@ Config = dict[str, Any]
 
 def load_pipeline(
     checkpoint: Path, facts: CheckpointFacts, device: torch.device, dtype: torch.dtype
-) -> Any:
+) -> "DiffusionPipeline":
     """Load a checkpoint as a diffusers pipeline in evaluation mode, SDXL's VAE in float32; raises
     `Refused` for an incomplete one.
     """
@@ -80,12 +83,12 @@ def load_pipeline(
     return pipeline
 
 
-def modules_of(pipeline: Any) -> list[torch.nn.Module]:
+def modules_of(pipeline: "DiffusionPipeline") -> list[torch.nn.Module]:
     """The UNet, the VAE and the text encoders of a pipeline."""
     return [pipeline.unet, pipeline.vae, *text_encoders_of(pipeline)]
 
 
-def text_encoders_of(pipeline: Any) -> list[torch.nn.Module]:
+def text_encoders_of(pipeline: "DiffusionPipeline") -> list[torch.nn.Module]:
     return [
         encoder
         for name in ("text_encoder", "text_encoder_2")
@@ -93,7 +96,7 @@ def text_encoders_of(pipeline: Any) -> list[torch.nn.Module]:
     ]
 
 
-def make_scheduler(prediction_type: str, zero_terminal_snr: bool) -> Any:
+def make_scheduler(prediction_type: str, zero_terminal_snr: bool) -> "DDPMScheduler":
     """Return the sampler for pictures; a schedule that ends in pure noise has to be begun there
     (arXiv 2305.08891, section 3.3).
     """

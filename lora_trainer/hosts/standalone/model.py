@@ -3,7 +3,7 @@ how captions are encoded, what else the UNet takes, and the names of layers in L
 """
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,6 +18,10 @@ from ..model_families import INPAINTING
 from ..prompts import CHUNK_TOKENS, Chunk, Part, parse_weights, split_chunks
 from .loading import BETA_END, BETA_START, TRAINING_TIMESTEPS, text_encoders_of
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from transformers.utils import ModelOutput
+
 PENULTIMATE = 2  # as a clip skip
 LONGEST_PROMPT_TOKENS = 1500
 
@@ -30,7 +34,7 @@ class StableDiffusion(BaseModel):
 
     def __init__(
         self,
-        pipeline: Any,
+        pipeline: "DiffusionPipeline",
         facts: CheckpointFacts,
         *,
         name: str,
@@ -170,7 +174,7 @@ class StableDiffusion(BaseModel):
         states = self._states(0, self._ids(0, chunks)).last_hidden_state
         return self._weighted(states, chunks), None
 
-    def _states(self, number: int, ids: torch.Tensor) -> Any:
+    def _states(self, number: int, ids: torch.Tensor) -> "ModelOutput":
         return self.text_encoders[number](ids, output_hidden_states=True)
 
     def _split(self, parts: list[Part], most_tokens: int) -> list[Chunk]:

@@ -7,10 +7,9 @@ the options; nothing is changed in them. Its Interrogate buttons take no turn an
 when they like: a batch calls its model back first, and its pixels go wherever the model is.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from PIL import Image
 
 from ...captioning.contracts import Asked, Captioner, LoadedCaptioner, Readiness, Report
 from ...captioning.downloads import RemoteFile, fetch, find, forbidden, readiness_of
+from ...captioning.options import OptionValues
 from ...settings.setting import Setting
 
 Turn = Callable[[], AbstractContextManager[None]]
@@ -43,7 +43,34 @@ def webui_captioners(turn: Turn) -> list[Captioner]:
     return [BlipCaptioner(turn), DeepbooruCaptioner(turn)]
 
 
-class DeepbooruCaptioner(Captioner):
+class _WebUICaptioner(Captioner):
+    """A captioner whose model is in a folder of the WebUI's; any file of the kind there is taken,
+    as the WebUI takes it.
+    """
+
+    folder_name: str
+    pattern: str  # of the names of models in the folder
+    file: RemoteFile  # what the WebUI would fetch into an empty one
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+        self._folder = Path(paths.models_path) / self.folder_name
+
+    def readiness(self, options: OptionValues) -> Readiness:
+        return readiness_of([] if self._has_model() else [self.file], self._folder)
+
+    def _fetch(self, on_progress: Report, should_stop: Asked) -> None:
+        if not self._has_model():
+            fetch(self.file, self._folder, on_progress=on_progress, should_stop=should_stop)
+
+    def _has_model(self) -> bool:
+        return any(self._folder.glob(self.pattern))
+
+
+class DeepbooruCaptioner(_WebUICaptioner):
+    folder_name = "torch_deepdanbooru"
+    pattern = "*.pt"
+    file = DEEPBOORU_FILE
     name = "deepbooru"
     title = "DeepBooru (the WebUI's)"
     help = (
@@ -51,9 +78,6 @@ class DeepbooruCaptioner(Captioner):
         " DeepBooru."
     )
     underscores_to_spaces = True
-
-    def __init__(self, turn: Turn) -> None:
-        self._turn, self._folder = turn, Path(paths.models_path) / "torch_deepdanbooru"
 
     def options(self) -> list[Setting]:
         return [
@@ -82,13 +106,10 @@ class DeepbooruCaptioner(Captioner):
             ),
         ]
 
-    def readiness(self, options: Mapping[str, Any]) -> Readiness:
-        return _readiness_in(self._folder, "*.pt", DEEPBOORU_FILE)
-
     def load(
-        self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked
+        self, options: OptionValues, *, on_progress: Report, should_stop: Asked
     ) -> LoadedCaptioner:
-        _fetch_into(self._folder, "*.pt", DEEPBOORU_FILE, on_progress, should_stop)
+        self._fetch(on_progress, should_stop)
         on_progress("Loading DeepBooru", 0.0)
         with self._turn():
             had_it = deepbooru.model.model is not None
@@ -97,13 +118,13 @@ class DeepbooruCaptioner(Captioner):
 
 
 class _Deepbooru(LoadedCaptioner):
-    def __init__(self, options: Mapping[str, Any], turn: Turn, *, keep: bool) -> None:
-        self._threshold, self._alphabetical, self.batch_size = (
-            options["threshold"],
-            options["alphabetical"],
-            options["batch_size"],
-        )
-        self._turn, self._keep, self._device = turn, keep, devices.cpu
+    def __init__(self, options: OptionValues, turn: Turn, *, keep: bool) -> None:
+        self.batch_size = options["batch_size"]
+        self._threshold = options["threshold"]
+        self._alphabetical = options["alphabetical"]
+        self._turn = turn
+        self._keep = keep
+        self._device = devices.cpu
 
     def caption(self, pictures: list[Image.Image], paths: list[Path]) -> list[list[str]]:
         squares = [
@@ -138,13 +159,13 @@ class _Deepbooru(LoadedCaptioner):
             devices.torch_gc()
 
 
-class BlipCaptioner(Captioner):
+class BlipCaptioner(_WebUICaptioner):
+    folder_name = "BLIP"
+    pattern = "*.pth"
+    file = BLIP_FILE
     name = "blip"
     title = "BLIP (the WebUI's)"
     help = "Writes a sentence; the same model as the WebUI's Interrogate CLIP begins with."
-
-    def __init__(self, turn: Turn) -> None:
-        self._turn, self._folder = turn, Path(paths.models_path) / "BLIP"
 
     def options(self) -> list[Setting]:
         return [
@@ -182,7 +203,7 @@ class BlipCaptioner(Captioner):
             ),
         ]
 
-    def readiness(self, options: Mapping[str, Any]) -> Readiness:
+    def readiness(self, options: OptionValues) -> Readiness:
         """Its word list is fetched by transformers, by name, into Hugging Face's cache; nowhere
         else is it looked for.
         """
@@ -192,12 +213,12 @@ class BlipCaptioner(Captioner):
                 f"It needs the word list {BLIP_WORDS.repository} in Hugging Face's cache, and"
                 " downloads are switched off (HF_HUB_OFFLINE).",
             )
-        return _readiness_in(self._folder, "*.pth", BLIP_FILE)
+        return super().readiness(options)
 
     def load(
-        self, options: Mapping[str, Any], *, on_progress: Report, should_stop: Asked
+        self, options: OptionValues, *, on_progress: Report, should_stop: Asked
     ) -> LoadedCaptioner:
-        _fetch_into(self._folder, "*.pth", BLIP_FILE, on_progress, should_stop)
+        self._fetch(on_progress, should_stop)
         on_progress("Loading BLIP", 0.0)
         models = shared.interrogator
         with self._turn():
@@ -212,14 +233,12 @@ class BlipCaptioner(Captioner):
 class _Blip(LoadedCaptioner):
     sentences = True
 
-    def __init__(self, options: Mapping[str, Any], turn: Turn, *, keep: bool) -> None:
-        self._options, self.batch_size, self._turn, self._keep, self._device = (
-            options,
-            options["batch_size"],
-            turn,
-            keep,
-            devices.cpu,
-        )
+    def __init__(self, options: OptionValues, turn: Turn, *, keep: bool) -> None:
+        self.batch_size = options["batch_size"]
+        self._options = options
+        self._turn = turn
+        self._keep = keep
+        self._device = devices.cpu
 
     def caption(self, pictures: list[Image.Image], paths: list[Path]) -> list[list[str]]:
         model = shared.interrogator.blip_model.to(self._device)
@@ -261,17 +280,3 @@ class _Blip(LoadedCaptioner):
             if not self._keep:
                 shared.interrogator.blip_model = None
             devices.torch_gc()
-
-
-def _readiness_in(folder: Path, pattern: str, file: RemoteFile) -> Readiness:
-    """As `readiness_of`, but any file of the kind in the WebUI's folder is taken, as the WebUI
-    takes it.
-    """
-    return readiness_of([] if any(folder.glob(pattern)) else [file], folder)
-
-
-def _fetch_into(
-    folder: Path, pattern: str, file: RemoteFile, on_progress: Report, should_stop: Asked
-) -> None:
-    if not any(folder.glob(pattern)):
-        fetch(file, folder, on_progress=on_progress, should_stop=should_stop)

@@ -5,13 +5,16 @@ are asked for. Embeddings are not called by name.
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from modules import sd_emphasis, shared
 from modules.sd_hijack_clip import PromptChunk, TextConditionalModel
 
 from ...base.contracts import ModelOptions
+
+if TYPE_CHECKING:
+    from modules.sd_hijack import StableDiffusionModelHijack
 
 LITERAL = "caption"  # a line without brackets, in whose place a caption's tokens are put
 
@@ -21,7 +24,9 @@ class _WithoutEmbeddings:
     `tokenize`.
     """
 
-    def __init__(self, text: Any, tokenize: Callable[[list[str]], list[list[int]]]) -> None:
+    def __init__(
+        self, text: TextConditionalModel, tokenize: Callable[[list[str]], list[list[int]]]
+    ) -> None:
         self.tokenize = tokenize
         self.chunk_length = text.chunk_length
         self.id_start = text.id_start
@@ -33,7 +38,7 @@ class _WithoutEmbeddings:
         return None, None
 
 
-def chunks_of(text: Any, caption: str, options: ModelOptions) -> list[PromptChunk]:
+def chunks_of(text: TextConditionalModel, caption: str, options: ModelOptions) -> list[PromptChunk]:
     """Split a caption for a text encoder's wrapper: literally, or with `(word:1.2)`, `[word]` and
     `BREAK` as the setting Emphasis mode says.
     """
@@ -54,7 +59,7 @@ def chunks_of(text: Any, caption: str, options: ModelOptions) -> list[PromptChun
     return chunks[: math.ceil(options.max_token_length / text.chunk_length)]
 
 
-def token_rows(text: Any, chunks: list[PromptChunk]) -> list[list[int]]:
+def token_rows(text: TextConditionalModel, chunks: list[PromptChunk]) -> list[list[int]]:
     """Return 77 token numbers for each chunk: start, tokens, end, and what this text encoder is
     filled up with.
     """
@@ -86,7 +91,7 @@ def _emphasized(states: torch.Tensor, chunk: PromptChunk) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def no_embeddings_left(hijack: Any) -> Iterator[None]:
+def no_embeddings_left(hijack: "StableDiffusionModelHijack") -> Iterator[None]:
     """Leave out the embeddings that a picture's prompt called by name."""
     fixes = hijack.fixes
     hijack.fixes = None

@@ -3,7 +3,7 @@ and whether it can be trained.
 """
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from modules import devices, sd_models, sd_unet, shared
@@ -18,6 +18,9 @@ from ..model_families import (
     SSD_1B,
     size_px_in_metadata,
 )
+
+if TYPE_CHECKING:
+    from modules.sd_models_types import WebuiSdModel
 
 TITLES = {
     "sd1": "SD 1.x",
@@ -39,24 +42,24 @@ TEXT_WRAPPERS = {
 }
 
 
-def family(sd_model: Any) -> str:
+def family(sd_model: "WebuiSdModel") -> str:
     return next(
         (name for name in ("sd1", "sd2", "sdxl", "sd3") if getattr(sd_model, f"is_{name}", False)),
         "unknown",
     )
 
 
-def variant(sd_model: Any) -> str:
+def variant(sd_model: "WebuiSdModel") -> str:
     if channels(sd_model) == INPAINTING_CHANNELS:
         return INPAINTING
     return SSD_1B if getattr(sd_model, "is_ssd", False) else ""
 
 
-def channels(sd_model: Any) -> int:
+def channels(sd_model: "WebuiSdModel") -> int:
     return getattr(sd_model.model.diffusion_model, "in_channels", 4)
 
 
-def prediction_type(sd_model: Any) -> str:
+def prediction_type(sd_model: "WebuiSdModel") -> str:
     """Return the prediction type: by the WebUI's configuration or, for SDXL, which the WebUI always
     configures as epsilon, by the checkpoint's file.
     """
@@ -69,11 +72,11 @@ def prediction_type(sd_model: Any) -> str:
     return "v_prediction" if of_file else "epsilon"
 
 
-def zero_terminal_snr(sd_model: Any) -> bool:
+def zero_terminal_snr(sd_model: "WebuiSdModel") -> bool:
     return family(sd_model) == "sdxl" and "ztsnr" in keys_of(sd_model)
 
 
-def size_px(sd_model: Any) -> int:
+def size_px(sd_model: "WebuiSdModel") -> int:
     """Return the side of the pictures that a checkpoint was trained on: by its metadata, else by
     its family.
     """
@@ -85,11 +88,11 @@ def size_px(sd_model: Any) -> int:
     return SIZES_PX.get(kind, 512)
 
 
-def _metadata(sd_model: Any, name: str) -> str:
+def _metadata(sd_model: "WebuiSdModel", name: str) -> str:
     return str((sd_model.sd_checkpoint_info.metadata or {}).get(name, ""))
 
 
-def keys_of(sd_model: Any) -> frozenset[str]:
+def keys_of(sd_model: "WebuiSdModel") -> frozenset[str]:
     """Return the names of the tensors in the checkpoint's file, by its header alone.
 
     Empty for a file that is not safetensors.
@@ -106,7 +109,7 @@ def keys_of(sd_model: Any) -> frozenset[str]:
 # --- What can train -------------------------------------------------------------------------------
 
 
-def status_of(sd_model: Any) -> ModelStatus:
+def status_of(sd_model: "WebuiSdModel") -> ModelStatus:
     """Describe a loaded model, or None, and say why it cannot train if so; never waits, never
     loads.
     """
@@ -144,7 +147,7 @@ def _why_none_is_loaded() -> str:
     return "No checkpoint is loaded: choose one at the top left and wait until it is loaded."
 
 
-def _refusal(sd_model: Any, weight: torch.nn.Parameter) -> str:
+def _refusal(sd_model: "WebuiSdModel", weight: torch.nn.Parameter) -> str:
     """Return why a model cannot train, in a sentence, or nothing."""
     flags, kind = shared.cmd_opts, family(sd_model)
     always_exact = devices.device.type != "cuda" or devices.cuda_no_autocast()
@@ -205,7 +208,7 @@ def _refusal(sd_model: Any, weight: torch.nn.Parameter) -> str:
     return next((sentence for applies, sentence in reasons if applies), "")
 
 
-def _refusals_by_kind(sd_model: Any, kind: str) -> list[tuple[bool, str]]:
+def _refusals_by_kind(sd_model: "WebuiSdModel", kind: str) -> list[tuple[bool, str]]:
     """Return the reasons against a checkpoint of a trainable family, each with whether it holds."""
     if kind not in TRAINABLE:
         return []
@@ -255,7 +258,7 @@ def _refusals_by_kind(sd_model: Any, kind: str) -> list[tuple[bool, str]]:
     ]
 
 
-def text_wrappers(sd_model: Any) -> list[Any]:
+def text_wrappers(sd_model: "WebuiSdModel") -> list[torch.nn.Module]:
     """Return the WebUI's wrapper of each text encoder; other settings make new wrappers."""
     text = getattr(sd_model, "cond_stage_model", None)  # missing while the WebUI changes it
     if not hasattr(text, "embedders"):
@@ -263,5 +266,5 @@ def text_wrappers(sd_model: Any) -> list[Any]:
     return [embedder for embedder in text.embedders if hasattr(embedder, "tokenize")]
 
 
-def text_wrapper_names(sd_model: Any) -> tuple[str, ...]:
+def text_wrapper_names(sd_model: "WebuiSdModel") -> tuple[str, ...]:
     return tuple(type(each).__name__ for each in text_wrappers(sd_model))

@@ -7,16 +7,15 @@ import binascii
 import hmac
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from fastapi import HTTPException
+from fastapi import FastAPI, HTTPException
 from modules import shared
 from starlette.requests import HTTPConnection
 
 from ...base.contracts import Host
 
 
-def make_guard(app: Any) -> Callable[[HTTPConnection], None]:
+def make_guard(app: FastAPI) -> Callable[[HTTPConnection], None]:
     """Return a FastAPI dependency that lets in who the WebUI would: by --api-auth, by the login of
     --gradio-auth, or everyone where neither is set.
     """

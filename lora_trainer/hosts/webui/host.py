@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from modules import (
@@ -27,9 +27,11 @@ from modules import (
     sd_models,
     shared,
 )
+from PIL import Image
 
 from ...base.contracts import BaseModel, Host, ModelStatus
 from ...base.errors import ErrorCode, Refused
+from ...captioning.contracts import Captioner
 from .captioners import webui_captioners
 from .checkpoint import status_of
 from .guard import allowed_roots, is_local
@@ -38,6 +40,10 @@ from .loras import forget_lora, list_again, loras_in, remove_loras
 from .model import outline_of, parts_of
 from .model_movers import ModelMovers
 from .model_state import clean_state, random_state
+
+if TYPE_CHECKING:
+    from ...jobs.service import TrainingService
+    from ...jobs.storage import Limits
 
 log = logging.getLogger(__name__)
 PREVIEW_SAMPLER = "Euler"
@@ -167,7 +173,7 @@ class WebUIHost(Host):
             return True
         return len(waiting) > 0 or self._movers.is_waited_for()
 
-    def captioners(self) -> list[Any]:
+    def captioners(self) -> list[Captioner]:
         return webui_captioners(self._queue_held)
 
     def register(self, path: Path) -> None:
@@ -190,7 +196,7 @@ class WebUIHost(Host):
         width: int | None = None,
         height: int | None = None,
         should_stop: Callable[[], bool] = lambda: False,
-    ) -> Any:
+    ) -> Image.Image:
         """Draw as the WebUI's own page would, but save nothing and leave no LoRA, random state or
         setting behind.
         """
@@ -255,7 +261,7 @@ def _without_prompt_history() -> Iterator[None]:
 
 
 @functools.cache
-def training_service() -> Any:
+def training_service() -> "TrainingService":
     """Return this process's one TrainingService. It survives "Reload UI", which runs scripts anew
     but keeps imported packages.
     """
@@ -270,7 +276,7 @@ def training_service() -> Any:
     return service
 
 
-def _limits() -> Any:
+def _limits() -> "Limits":
     """Return what is kept of finished jobs, as the WebUI's command line says."""
     from ...jobs.storage import Limits
 
@@ -279,7 +285,7 @@ def _limits() -> Any:
     return Limits(**{name: value for name, value in given.items() if value is not None})
 
 
-def _close_at_end(service: Any) -> None:
+def _close_at_end(service: "TrainingService") -> None:
     """Keep the running job's progress however the WebUI ends, also by its buttons, which call
     `os._exit` (restart.py:16-25).
     """

@@ -7,7 +7,7 @@ What must be so meanwhile is in `model_state`.
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from modules import call_queue, devices, sd_models
 
@@ -17,6 +17,9 @@ from .checkpoint import status_of
 from .model import FAMILIES, WebUIModel
 from .model_movers import ModelMovers
 from .model_state import TRAINING_CONTEXTS
+
+if TYPE_CHECKING:
+    from modules.sd_models_types import WebuiSdModel
 
 PAUSE_SECONDS = 0.01
 LET_IN_SECONDS = 1.0
@@ -106,12 +109,12 @@ class Loan:
         stack.enter_context(self._hold_queue())
         stack.enter_context(self._movers.blocked())
 
-    def _enter_contexts(self, stack: contextlib.ExitStack, sd_model: Any) -> None:
+    def _enter_contexts(self, stack: contextlib.ExitStack, sd_model: "WebuiSdModel") -> None:
         stack.callback(devices.torch_gc)
         for context in TRAINING_CONTEXTS:
             stack.enter_context(context(sd_model))
 
-    def _why_not_ours(self, sd_model: Any) -> str | None:
+    def _why_not_ours(self, sd_model: "WebuiSdModel") -> str | None:
         name = self.base_model.name
         if sd_model is None:
             return f"Paused: waiting for the checkpoint {name}; none is loaded."

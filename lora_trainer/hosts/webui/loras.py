@@ -8,19 +8,23 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from modules import extra_networks, processing, shared
 
+if TYPE_CHECKING:
+    from modules.ui_extra_networks import ExtraNetworksPage
 
-def lora_networks() -> Any | None:
+
+def lora_networks() -> ModuleType | None:
     """Return the built-in Lora extension's `networks` module, or None where it is switched off."""
     registered = extra_networks.extra_network_registry.get("lora")
     return getattr(sys.modules.get(type(registered).__module__), "networks", None)
 
 
-def remove_loras(models: list[Any]) -> None:
+def remove_loras(models: list[torch.nn.Module]) -> None:
     """Put back the weights that LoRAs of earlier pictures changed, and forget that they did."""
     networks = lora_networks()
     if networks is None:
@@ -57,7 +61,7 @@ def list_again() -> None:
         card_pages.pages_contents = []
 
 
-def _card_pages() -> Iterator[Any]:
+def _card_pages() -> Iterator["ExtraNetworksPage"]:
     """Find the WebUI's ExtraNetworksUi objects, which only functions of its page refer to."""
     for function in getattr(shared.demo, "fns", None) or ():
         for cell in getattr(function.fn, "__closure__", None) or ():

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from modules import devices, lowvram, sd_vae, shared
@@ -26,6 +26,10 @@ from .checkpoint import (
     zero_terminal_snr,
 )
 
+if TYPE_CHECKING:
+    from modules.sd_hijack_clip import PromptChunk, TextConditionalModel
+    from modules.sd_models_types import WebuiSdModel
+
 PENULTIMATE = 2  # as a clip skip
 _SIZES = {
     "original_size_as_tuple": slice(0, 2),
@@ -41,7 +45,7 @@ class WebUIModel(BaseModel):
 
     exact_vae = False  # whether pictures are encoded in float32, whatever the VAE's dtype
 
-    def __init__(self, sd_model: Any) -> None:
+    def __init__(self, sd_model: "WebuiSdModel") -> None:
         info = sd_model.sd_checkpoint_info
         self.family = family(sd_model)
         self.variant = variant(sd_model)
@@ -53,7 +57,7 @@ class WebUIModel(BaseModel):
         self.adopt(sd_model)
         self.configure(ModelOptions())
 
-    def adopt(self, sd_model: Any) -> None:
+    def adopt(self, sd_model: "WebuiSdModel") -> None:
         """Use the modules of this `sd_model` from now on; it holds the same checkpoint."""
         self._sd_model = sd_model
         self.unet = sd_model.model.diffusion_model
@@ -137,7 +141,11 @@ class WebUIModel(BaseModel):
         )
 
     def _encode(
-        self, number: int, text: Any, read: list[list[Any]], portions: int
+        self,
+        number: int,
+        text: "TextConditionalModel",
+        read: list[list["PromptChunk"]],
+        portions: int,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Encode all chunks with one text encoder: hidden states `(batch, 77 * portions, width)`,
         and pooled ones of the first chunk, if there are.
@@ -155,7 +163,9 @@ class WebUIModel(BaseModel):
             found.append((states, pooled))
         return torch.cat([states for states, _ in found], dim=1), found[0][1]
 
-    def _states(self, number: int, text: Any, rows: torch.Tensor) -> torch.Tensor:
+    def _states(
+        self, number: int, text: "TextConditionalModel", rows: torch.Tensor
+    ) -> torch.Tensor:
         """Return hidden states `(batch, 77, width)` of token numbers `(batch, 77)`; OpenCLIP's are
         those of its last layer but one in any case.
         """
@@ -250,7 +260,9 @@ class SD1Model(WebUIModel):
             )
         return clip_skip or shared.opts.CLIP_stop_at_last_layers
 
-    def _states(self, number: int, text: Any, rows: torch.Tensor) -> torch.Tensor:
+    def _states(
+        self, number: int, text: "TextConditionalModel", rows: torch.Tensor
+    ) -> torch.Tensor:
         clip = self.text_encoders[0]
         output = clip(input_ids=rows, output_hidden_states=True)
         if self.clip_skip == 1:
@@ -285,7 +297,9 @@ class SDXLModel(WebUIModel):
             )
         return clip_skip or shared.opts.CLIP_stop_at_last_layers
 
-    def _states(self, number: int, text: Any, rows: torch.Tensor) -> torch.Tensor:
+    def _states(
+        self, number: int, text: "TextConditionalModel", rows: torch.Tensor
+    ) -> torch.Tensor:
         if number > 0:
             return super()._states(number, text, rows)
         output = self.text_encoders[0](input_ids=rows, output_hidden_states=True)
@@ -324,13 +338,13 @@ class SDXLModel(WebUIModel):
 FAMILIES: dict[str, type[WebUIModel]] = {"sd1": SD1Model, "sd2": SD2Model, "sdxl": SDXLModel}
 
 
-def text_encoders_of(sd_model: Any) -> list[torch.nn.Module]:
+def text_encoders_of(sd_model: "WebuiSdModel") -> list[torch.nn.Module]:
     """Return what holds each text encoder's layers: HF's CLIPTextModel or open_clip's CLIP."""
     wrapped = [text.wrapped for text in text_wrappers(sd_model)]
     return [each.transformer if hasattr(each, "transformer") else each.model for each in wrapped]
 
 
-def parts_of(sd_model: Any) -> torch.nn.ModuleDict | None:
+def parts_of(sd_model: "WebuiSdModel") -> torch.nn.ModuleDict | None:
     """Return what `WebUIModel.parts` would, to look at; None for what cannot be trained."""
     if family(sd_model) not in FAMILIES:
         return None
@@ -352,7 +366,7 @@ def outline_of(module: torch.nn.Module) -> torch.nn.Module:
     return outline
 
 
-def noise_schedule(sd_model: Any) -> torch.Tensor:
+def noise_schedule(sd_model: "WebuiSdModel") -> torch.Tensor:
     """Return alphas_cumprod, float32, without the settings' overrides and, where it is Stable
     Diffusion's usual one, without fp16's rounding.
     """
@@ -362,12 +376,12 @@ def noise_schedule(sd_model: Any) -> torch.Tensor:
     return (usual if torch.allclose(found, usual, rtol=2e-3) else found).float()
 
 
-def encoders(sd_model: Any) -> list[torch.nn.Module]:
+def encoders(sd_model: "WebuiSdModel") -> list[torch.nn.Module]:
     """The VAE and the text encoders, as the modules to be moved."""
     return [sd_model.first_stage_model, sd_model.cond_stage_model]
 
 
-def bring_to_device(sd_model: Any, module: torch.nn.Module) -> None:
+def bring_to_device(sd_model: "WebuiSdModel", module: torch.nn.Module) -> None:
     """Under --medvram let the WebUI's own hooks move this module to the GPU, and the one that is
     there away; else do nothing.
     """

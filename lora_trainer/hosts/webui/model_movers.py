@@ -3,9 +3,14 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from modules import sd_models
+
+if TYPE_CHECKING:
+    from modules.sd_models_types import WebuiSdModel
+
+Move = Callable[["WebuiSdModel"], None]
 
 
 class ModelMovers:
@@ -42,8 +47,8 @@ class ModelMovers:
             for name, original in originals.items():
                 setattr(sd_models, name, original)
 
-    def _waiting_version(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
-        def move(model: Any) -> None:
+    def _waiting_version(self, original: Move) -> Move:
+        def move(model: "WebuiSdModel") -> None:
             with self._counter:
                 self._waiting += 1
             try:

@@ -5,7 +5,7 @@ the loaded `sd_model` and leave it as it was.
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ldm.modules.attention
 import ldm.modules.diffusionmodules.model
@@ -17,6 +17,9 @@ from modules import devices, sd_hijack, sd_hijack_optimizations, sd_unet, shared
 from .loras import remove_loras
 from .model import encoders, text_encoders_of
 
+if TYPE_CHECKING:
+    from modules.sd_models_types import WebuiSdModel
+
 log = logging.getLogger(__name__)
 ATTENTION = (
     ldm.modules.attention.CrossAttention,
@@ -27,14 +30,14 @@ ATTENTION = (
 
 
 @contextlib.contextmanager
-def random_state(sd_model: Any) -> Iterator[None]:
+def random_state(sd_model: "WebuiSdModel") -> Iterator[None]:
     """torch's random numbers go on as if nothing had been drawn."""
     with torch.random.fork_rng(devices=[devices.device] if devices.device.type == "cuda" else []):
         yield
 
 
 @contextlib.contextmanager
-def frozen_weights(sd_model: Any) -> Iterator[None]:
+def frozen_weights(sd_model: "WebuiSdModel") -> Iterator[None]:
     """No weight of the base model requires a gradient."""
     gradients = [(parameter, parameter.requires_grad) for parameter in sd_model.parameters()]
     training = [(module, module.training) for module in sd_model.modules()]
@@ -49,13 +52,13 @@ def frozen_weights(sd_model: Any) -> Iterator[None]:
             module.training = flag
 
 
-def _modules_with_adapters(sd_model: Any) -> list[torch.nn.Module]:
+def _modules_with_adapters(sd_model: "WebuiSdModel") -> list[torch.nn.Module]:
     """Return the modules that adapters are attached to."""
     return [sd_model.model.diffusion_model, *text_encoders_of(sd_model)]
 
 
 @contextlib.contextmanager
-def structure(sd_model: Any) -> Iterator[None]:
+def structure(sd_model: "WebuiSdModel") -> Iterator[None]:
     """Submodules are the same objects as before, also when adapters could not be detached."""
     parts = _modules_with_adapters(sd_model)
     children = [(module, dict(module._modules)) for part in parts for module in part.modules()]
@@ -74,7 +77,7 @@ def structure(sd_model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def class_forwards(sd_model: Any) -> Iterator[None]:
+def class_forwards(sd_model: "WebuiSdModel") -> Iterator[None]:
     """UNet, text encoders and VAE run the `forward` of their classes; other extensions (hypertile,
     for one) leave theirs on the modules after a picture.
     """
@@ -93,7 +96,7 @@ def class_forwards(sd_model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def clean_state(sd_model: Any) -> Iterator[None]:
+def clean_state(sd_model: "WebuiSdModel") -> Iterator[None]:
     """LoRAs, hypernetworks, tiling and another UNet of the last picture are off; all but the LoRAs
     come back.
     """
@@ -115,7 +118,7 @@ def clean_state(sd_model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def training_attention(sd_model: Any) -> Iterator[None]:
+def training_attention(sd_model: "WebuiSdModel") -> Iterator[None]:
     """Attention is computed by torch, which keeps no attention matrices for the backward pass; the
     WebUI's default on a GPU keeps them all.
     """
@@ -131,7 +134,7 @@ def training_attention(sd_model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def encoders_moved_back(sd_model: Any) -> Iterator[None]:
+def encoders_moved_back(sd_model: "WebuiSdModel") -> Iterator[None]:
     """VAE and text encoders are on the device of before, if training moved them away."""
     places = [(module, next(module.parameters()).device) for module in encoders(sd_model)]
     try:

@@ -2,11 +2,10 @@
 label lists.
 """
 
-from typing import Any
-
 from fastapi import APIRouter, Body
 
-from ...captioning.labels import LARGEST_GROUP_BYTES, MOST_GROUPS
+from ...captioning.labels import LARGEST_GROUP_BYTES, MOST_GROUPS, LabelSetView
+from ...captioning.registry import CaptionerView, ReadinessView
 from ...jobs.service import TrainingService
 from ..bodies import JsonBody, Mapped, Switch, Text, Texts, TextsByName
 from ..responses import a_list, an_object, gives
@@ -52,7 +51,7 @@ def _add_captioners(router: APIRouter, service: TrainingService) -> None:
     @router.get(
         "/captioners", **gives(a_list("name", "title", "help", "ready", "needs", "options"))
     )
-    def captioners() -> Any:
+    def captioners() -> list[CaptionerView]:
         return registry.all()
 
     @router.post(
@@ -60,7 +59,7 @@ def _add_captioners(router: APIRouter, service: TrainingService) -> None:
         **_READINESS.describe(),
         **gives(an_object("ready", "needs", "download_bytes", "downloads")),
     )
-    def readiness(name: str, body: dict = Body(...)) -> Any:
+    def readiness(name: str, body: dict = Body(...)) -> ReadinessView:
         return registry.readiness(name, _READINESS.read(body)["options"])
 
     @router.post(
@@ -69,14 +68,14 @@ def _add_captioners(router: APIRouter, service: TrainingService) -> None:
         **start_body.describe(),
         **gives(an_object("id"), 201),
     )
-    def autocaption(name: str, body: dict = Body(...)) -> Any:
+    def autocaption(name: str, body: dict = Body(...)) -> dict[str, str]:
         values = start_body.read(body)
         return {"id": service.captioning.start(name, values.pop("captioner"), **values)}
 
 
 def _add_labels(router: APIRouter, service: TrainingService) -> None:
     @router.get("/labels", **gives(a_list(*_LABELS)))
-    def labels() -> Any:
+    def labels() -> list[LabelSetView]:
         return service.captioning.labels.all()
 
     @router.put(
@@ -84,10 +83,10 @@ def _add_labels(router: APIRouter, service: TrainingService) -> None:
         **_SAVE_LABELS.describe(),
         **gives(an_object(*_LABELS)),
     )
-    def save_labels(name: str, body: dict = Body(...)) -> Any:
+    def save_labels(name: str, body: dict = Body(...)) -> LabelSetView:
         return service.captioning.labels.save(name, _SAVE_LABELS.read(body)["groups"])
 
     @router.delete("/labels/{name}", **gives(a_list(*_LABELS)))
-    def restore_labels(name: str) -> Any:
+    def restore_labels(name: str) -> list[LabelSetView]:
         service.captioning.labels.restore(name)
         return service.captioning.labels.all()

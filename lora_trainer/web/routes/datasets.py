@@ -1,23 +1,28 @@
 """The REST routes of data sets: pictures, captions, edits of both, checks, caption tables."""
 
 import json
-from typing import Any
+from typing import TypedDict
 
 from fastapi import APIRouter, Body, Depends, File, Form, Response, UploadFile
 from fastapi.responses import FileResponse
 
 from ...base.errors import ErrorCode, Refused
+from ...base.json_types import JsonObject
 from ...dataset.caption_tables import LARGEST_TABLE_BYTES
 from ...editor.bulk_edits import ACTIONS, SwitchParameter, TextParameter
 from ...editor.bulk_edits import LONGEST_TEXT as LONGEST_EDIT_TEXT
 from ...editor.checks import CheckSettings
-from ...editor.library import Library
+from ...editor.dataset_reader import UnusableFile
+from ...editor.edited_dataset import EditResult
+from ...editor.editor import DataSetState
+from ...editor.file_edits import RenameResult
+from ...editor.library import DataSetSummary, Library
 from ...editor.picture_files import TURNS
+from ...editor.table_edits import AppliedImport, ImportReport, TableView
 from ...editor.upload_rules import LARGEST_UPLOAD_BYTES
 from ...jobs.service import TrainingService
 from ..bodies import (
     JsonBody,
-    Schema,
     Switch,
     Text,
     Texts,
@@ -29,7 +34,7 @@ from ..bodies import (
 )
 from ..guard import refuse_embedding
 from ..json import Json
-from ..responses import EDITED, a_list, an_object, file_of, gives
+from ..responses import EDITED, Schema, a_list, an_object, file_of, gives
 
 _CACHED = {"Cache-Control": "private, max-age=86400"}
 _PICTURE = {
@@ -99,10 +104,24 @@ _CHECK = JsonBody(
 )
 
 
+class _AddedFiles(TypedDict):
+    added: list[str]
+    refused: list[UnusableFile]
+
+
+class AddedFiles(_AddedFiles, total=False):
+    uncaptioned: list[UnusableFile]  # where captions were to be taken from prompts
+
+
+class CaptionsResult(EditResult):
+    changed: list[str]
+
+
 def add_routes(router: APIRouter, service: TrainingService) -> None:
     _add_collection(router, service.library)
     _add_uploads(router, service.library)
     _add_captions(router, service.library)
+    _add_caption_tables(router, service.library)
     _add_tables(router, service.library)
     _add_files(router, service.library)
     _add_views(router, service.library)
@@ -110,7 +129,7 @@ def add_routes(router: APIRouter, service: TrainingService) -> None:
 
 def _add_collection(router: APIRouter, library: Library) -> None:
     @router.get("/datasets", **gives(a_list("name", "path", "pictures")))
-    def datasets() -> Any:
+    def datasets() -> list[DataSetSummary]:
         return library.all()
 
     @router.post(
@@ -119,7 +138,7 @@ def _add_collection(router: APIRouter, library: Library) -> None:
         **_CREATE.describe(),
         **gives(an_object("name", "path", "pictures"), 201),
     )
-    def create_dataset(body: dict = Body(...)) -> Any:
+    def create_dataset(body: dict = Body(...)) -> DataSetSummary:
         values = _CREATE.read(body)
         return library.create(values["name"], values["path"])
 
@@ -127,11 +146,11 @@ def _add_collection(router: APIRouter, library: Library) -> None:
         "/datasets/{name}",
         **gives(an_object("name", "path", "revision", "history", "pictures", "problems")),
     )
-    def dataset(name: str) -> Any:
+    def dataset(name: str) -> Json:
         return Json(library.describe(name))
 
     @router.get("/datasets/{name}/revision", **gives(an_object("revision", "history")))
-    def revision(name: str) -> Any:
+    def revision(name: str) -> DataSetState:
         return library.open(name).state()
 
 
@@ -139,10 +158,10 @@ def _add_uploads(router: APIRouter, library: Library) -> None:
     @router.post("/datasets/{name}/images", **gives(an_object("added", "refused")))
     def add_images(
         name: str, files: list[UploadFile] = File(...), caption_from_prompt: bool = Form(False)
-    ) -> Any:
+    ) -> AddedFiles:
         library.path(name)
         added: list[str] = []
-        refused: list[dict[str, Any]] = []
+        refused: list[UnusableFile] = []
         for file in files:
             try:
                 _add_upload(library, name, file, added, refused)
@@ -155,7 +174,7 @@ def _add_uploads(router: APIRouter, library: Library) -> None:
         **_ADD_FOLDER.describe(),
         **gives(an_object("added", "refused")),
     )
-    def add_folder(name: str, body: dict = Body(...)) -> Any:
+    def add_folder(name: str, body: dict = Body(...)) -> AddedFiles:
         values = _ADD_FOLDER.read(body)
         with_prompts = values["caption_from_prompt"]
         taken = library.add_folder(
@@ -169,7 +188,7 @@ def _add_upload(
     name: str,
     file: UploadFile,
     added: list[str],
-    refused: list[dict[str, Any]],
+    refused: list[UnusableFile],
 ) -> None:
     """Add a picture, or all that are in a ZIP, to a data set. Raises `Refused`."""
     if (file.filename or "").lower().endswith(".zip"):
@@ -185,10 +204,10 @@ def _added(
     library: Library,
     name: str,
     added: list[str],
-    refused: list[dict[str, Any]],
+    refused: list[UnusableFile],
     caption_from_prompt: bool,
-) -> dict[str, Any]:
-    result: dict[str, Any] = {"added": added, "refused": refused}
+) -> AddedFiles:
+    result: AddedFiles = {"added": added, "refused": refused}
     if caption_from_prompt:
         result["uncaptioned"] = library.add_captions_from_prompts(name, added)
     return result
@@ -200,19 +219,19 @@ def _add_captions(router: APIRouter, library: Library) -> None:
         **_SET_CAPTIONS.describe(),
         **gives(EDITED),
     )
-    def set_captions(name: str, body: dict = Body(...)) -> Any:
+    def set_captions(name: str, body: dict = Body(...)) -> CaptionsResult:
         values = _SET_CAPTIONS.read(body)
         changes = values["changes"]
         edited = library.open(name).set_captions(changes, versions=values["versions"])
         return {"changed": list(changes), **edited}
 
     @router.post("/datasets/{name}/captions/undo", **_UNDO.describe(), **gives(EDITED))
-    def undo(name: str, body: dict = Body({})) -> Any:
+    def undo(name: str, body: dict = Body({})) -> Json:
         if_changed = _UNDO.read(body)["if_changed"] or "refuse"
         return Json(library.open(name).undo(if_changed=if_changed))
 
     @router.post("/datasets/{name}/captions/redo", **_UNDO.describe(), **gives(EDITED))
-    def redo(name: str, body: dict = Body({})) -> Any:
+    def redo(name: str, body: dict = Body({})) -> Json:
         if_changed = _UNDO.read(body)["if_changed"] or "refuse"
         return Json(library.open(name).redo(if_changed=if_changed))
 
@@ -221,12 +240,14 @@ def _add_captions(router: APIRouter, library: Library) -> None:
         **_BULK_EDIT_DESCRIBED.describe(),
         **gives(an_object("count")),
     )
-    def bulk_edit(name: str, body: dict = Body(...)) -> Any:
+    def bulk_edit(name: str, body: dict = Body(...)) -> Json:
         values = _BULK_EDIT.read(body)
         settings = {key: value for key, value in body.items() if key not in values}
         editor = library.open(name)
         return Json(editor.bulk_edit(values.pop("action"), settings, **values))
 
+
+def _add_caption_tables(router: APIRouter, library: Library) -> None:
     @router.post(
         "/datasets/{name}/captions/import",
         **gives(an_object("encoding", "encodings", "rows", "unchanged", "changes", "problems")),
@@ -237,7 +258,7 @@ def _add_captions(router: APIRouter, library: Library) -> None:
         encoding: str = Form(""),
         apply: bool = Form(False),
         versions: str = Form(""),
-    ) -> Any:
+    ) -> ImportReport | AppliedImport:
         return library.open(name).tables.import_captions(
             file.filename or "metadata.csv",
             _table_of(file),
@@ -251,7 +272,7 @@ def _add_captions(router: APIRouter, library: Library) -> None:
         response_class=Response,
         responses=file_of("text/csv", "application/jsonl"),
     )
-    def export_table(name: str, format: str = "csv") -> Any:
+    def export_table(name: str, format: str = "csv") -> Response:
         data = library.open(name).tables.export_captions(format)
         media_type = "text/csv" if format == "csv" else "application/jsonl"
         return Response(
@@ -270,7 +291,7 @@ def _add_tables(router: APIRouter, library: Library) -> None:
         "/datasets/{name}/table",
         **gives(an_object("filename", "text", "version", "reason", "lines")),
     )
-    def table(name: str, filename: str = "metadata.csv") -> Any:
+    def table(name: str, filename: str = "metadata.csv") -> TableView:
         return library.open(name).tables.read(filename)
 
     @router.post("/datasets/{name}/table", **gives(EDITED))
@@ -279,7 +300,7 @@ def _add_tables(router: APIRouter, library: Library) -> None:
         file: UploadFile = File(...),
         filename: str = Form("metadata.csv"),
         version: str = Form(""),
-    ) -> Any:
+    ) -> EditResult:
         return library.open(name).tables.replace(filename, _table_of(file), version=version or None)
 
     @router.post(
@@ -287,7 +308,7 @@ def _add_tables(router: APIRouter, library: Library) -> None:
         **_TRASH_TABLE.describe(),
         **gives(EDITED),
     )
-    def trash_table(name: str, body: dict = Body(...)) -> Any:
+    def trash_table(name: str, body: dict = Body(...)) -> EditResult:
         return library.open(name).tables.move_to_trash(**_TRASH_TABLE.read(body))
 
 
@@ -304,17 +325,17 @@ def _table_of(file: UploadFile) -> bytes:
 
 def _add_files(router: APIRouter, library: Library) -> None:
     @router.post("/datasets/{name}/rename", **_RENAME.describe(), **gives(EDITED))
-    def rename(name: str, body: dict = Body(...)) -> Any:
+    def rename(name: str, body: dict = Body(...)) -> RenameResult:
         values = _RENAME.read(body)
         return library.open(name).files.rename(values["filename"], values["to"])
 
     @router.post("/datasets/{name}/rotate", **_ROTATE.describe(), **gives(EDITED))
-    def rotate(name: str, body: dict = Body(...)) -> Any:
+    def rotate(name: str, body: dict = Body(...)) -> EditResult:
         values = _ROTATE.read(body)
         return library.open(name).files.rotate(values["filenames"], values["degrees"])
 
     @router.post("/datasets/{name}/trash", **_TRASH.describe(), **gives(EDITED))
-    def trash(name: str, body: dict = Body(...)) -> Any:
+    def trash(name: str, body: dict = Body(...)) -> EditResult:
         return library.open(name).files.move_to_trash(_TRASH.read(body)["filenames"])
 
 
@@ -324,11 +345,11 @@ def _add_views(router: APIRouter, library: Library) -> None:
         **_CHECK.describe(),
         **gives(an_object("ready", "examined", "total", "summary", "pictures")),
     )
-    def checks(name: str, body: dict = Body({})) -> Any:
+    def checks(name: str, body: dict = Body({})) -> Json:
         return Json(library.open(name).pictures.check(_check_settings(body)))
 
     @router.get("/datasets/{name}/thumbnails/{filename:path}", **_PICTURE)
-    def thumbnail(name: str, filename: str) -> Any:
+    def thumbnail(name: str, filename: str) -> FileResponse:
         return FileResponse(
             library.open(name).pictures.thumbnail(filename),
             media_type="image/jpeg",
@@ -336,7 +357,7 @@ def _add_views(router: APIRouter, library: Library) -> None:
         )
 
     @router.get("/datasets/{name}/previews/{filename:path}", **_PICTURE)
-    def preview(name: str, filename: str) -> Any:
+    def preview(name: str, filename: str) -> Response:
         return Response(
             library.open(name).pictures.preview(filename), media_type="image/jpeg", headers=_CACHED
         )
@@ -351,7 +372,7 @@ def _add_views(router: APIRouter, library: Library) -> None:
         bucket_min: int = CheckSettings.bucket_min,
         bucket_max: int = CheckSettings.bucket_max,
         bucket_no_upscale: bool = CheckSettings.bucket_no_upscale,
-    ) -> Any:
+    ) -> Response:
         settings = _check_settings(
             {
                 "resolution": resolution,
@@ -369,7 +390,7 @@ def _add_views(router: APIRouter, library: Library) -> None:
         )
 
 
-def _check_settings(body: dict[str, Any]) -> CheckSettings:
+def _check_settings(body: JsonObject) -> CheckSettings:
     values = _CHECK.read(body)
     values["trigger_word"] = (values["trigger_word"] or "").strip()
     return CheckSettings(**values)

@@ -1,11 +1,11 @@
 """The REST routes of the host: its status, its LoRA folder, and drawing a picture."""
 
 import io
-from typing import Any
 
 from fastapi import APIRouter, Body, Response
 
-from ...jobs.lora_files import list_loras
+from ...jobs.job import ServiceStatus
+from ...jobs.lora_files import LoraEntry, list_loras
 from ...jobs.service import TrainingService
 from ..bodies import JsonBody, Number, Text, WholeNumber
 from ..responses import a_list, an_object, file_of, gives
@@ -24,11 +24,11 @@ _STATUS = an_object("version", "host", "model", "lora_dir", "data_dir", "current
 
 def add_routes(router: APIRouter, service: TrainingService) -> None:
     @router.get("/status", **gives(_STATUS))
-    def status() -> Any:
+    def status() -> ServiceStatus:
         return service.status()
 
     @router.get("/loras", **gives(a_list("name", "path", "size_bytes", "modified_at")))
-    def loras() -> Any:
+    def loras() -> list[LoraEntry]:
         return list_loras(service.host.lora_dir)
 
     @router.post(
@@ -37,7 +37,7 @@ def add_routes(router: APIRouter, service: TrainingService) -> None:
         responses=file_of("image/png"),
         **_GENERATE.describe(),
     )
-    def generate(body: dict = Body(...)) -> Any:
+    def generate(body: dict = Body(...)) -> Response:
         values = _GENERATE.read(body)
         values["negative_prompt"] = values["negative_prompt"] or ""
         for side in ("width", "height"):

@@ -2,7 +2,7 @@
 delete; metrics, logs and files. Events are in websockets.py.
 """
 
-from typing import Any
+from typing import TypedDict
 from urllib.parse import quote
 
 from fastapi import APIRouter, Body
@@ -10,7 +10,11 @@ from fastapi.responses import FileResponse, StreamingResponse
 
 from ...base.errors import ErrorCode, Refused
 from ...jobs import metrics
-from ...jobs.lora_files import describe_file, find_file, zipped
+from ...jobs.job import JobState, JobView, QueueStatus
+from ...jobs.log_file import LogPart
+from ...jobs.lora_files import JobFile, describe_file, find_file, zipped
+from ...jobs.metrics import MetricsRow
+from ...jobs.planning import PlanView
 from ...jobs.service import TrainingService
 from ..bodies import ConfigValue, JsonBody, Mapped, Switch, WholeNumber
 from ..responses import ROWS, a_list, an_object, file_of, gives
@@ -52,6 +56,14 @@ _RESUME = JsonBody(optional=True, changes=ConfigValue(), anyway=Switch())
 _MOVE = JsonBody(position=WholeNumber(0, MOST_JOBS, required=True))
 
 
+class JobEntry(TypedDict):
+    """A job that was put into the queue."""
+
+    id: str
+    state: JobState
+    position: int | None
+
+
 def add_routes(router: APIRouter, service: TrainingService) -> None:
     """Add the routes of jobs to the API's router."""
     _add_collection(router, service)
@@ -67,20 +79,20 @@ def _add_collection(router: APIRouter, service: TrainingService) -> None:
         **_CONFIG.describe(),
         **gives(an_object("errors", "warnings", "advice")),
     )
-    def plan(body: dict = Body(...)) -> Any:
+    def plan(body: dict = Body(...)) -> PlanView:
         # not thorough: the page asks at every key press, and its checks find damaged pictures
         return service.planner.plan(_CONFIG.read(body)["config"], thorough=False)
 
     @router.post("/jobs", status_code=201, **_CONFIG.describe(), **gives(_ENTRY, 201))
-    def start(body: dict = Body(...)) -> Any:
+    def start(body: dict = Body(...)) -> JobEntry:
         return _entry(service, service.start(_CONFIG.read(body)["config"]))
 
     @router.get("/jobs", **gives(a_list(*_JOB)))
-    def jobs(kind: str | None = None) -> Any:
+    def jobs(kind: str | None = None) -> list[JobView]:
         return service.jobs(kind)
 
     @router.get("/jobs/{job_id}", **gives(an_object(*_JOB)))
-    def job(job_id: str) -> Any:
+    def job(job_id: str) -> JobView:
         return service.job(job_id)
 
     @router.post(
@@ -89,11 +101,11 @@ def _add_collection(router: APIRouter, service: TrainingService) -> None:
         **_DUPLICATE.describe(),
         **gives(_ENTRY, 201),
     )
-    def duplicate(job_id: str, body: dict = Body({})) -> Any:
+    def duplicate(job_id: str, body: dict = Body({})) -> JobEntry:
         return _entry(service, service.duplicate(job_id, _DUPLICATE.read(body)["changes"]))
 
     @router.delete("/jobs/{job_id}", **gives(an_object("moved")))
-    def delete(job_id: str) -> Any:
+    def delete(job_id: str) -> dict[str, list[str]]:
         moved = service.delete(job_id)  # LoRAs that were in the job's folder only
         return {"moved": [str(path) for path in moved]}
 
@@ -104,7 +116,7 @@ def _add_steering(router: APIRouter, service: TrainingService) -> None:
         **_PAUSE.describe(),
         **gives(an_object(*_JOB)),
     )
-    def pause(job_id: str, body: dict = Body({})) -> Any:
+    def pause(job_id: str, body: dict = Body({})) -> JobView:
         return service.pause(job_id, **_PAUSE.read(body))
 
     @router.post(
@@ -112,19 +124,19 @@ def _add_steering(router: APIRouter, service: TrainingService) -> None:
         **_RESUME.describe(),
         **gives(an_object(*_JOB)),
     )
-    def resume(job_id: str, body: dict = Body({})) -> Any:
+    def resume(job_id: str, body: dict = Body({})) -> JobView:
         return service.resume(job_id, **_RESUME.read(body))
 
     @router.post("/jobs/{job_id}/stop", **gives(an_object(*_JOB)))
-    def stop(job_id: str) -> Any:
+    def stop(job_id: str) -> JobView:
         return service.stop(job_id)
 
     @router.post("/jobs/{job_id}/snapshot", **gives(an_object(*_JOB)))
-    def snapshot(job_id: str) -> Any:
+    def snapshot(job_id: str) -> JobView:
         return service.snapshot(job_id)
 
     @router.post("/jobs/{job_id}/load-checkpoint", **gives(an_object(*_JOB)))
-    def load_checkpoint(job_id: str) -> Any:
+    def load_checkpoint(job_id: str) -> JobView:
         return service.load_checkpoint(job_id)
 
 
@@ -134,7 +146,7 @@ def _add_queue(router: APIRouter, service: TrainingService) -> None:
         **_MOVE.describe(),
         **gives(a_list(*_JOB)),
     )
-    def move(job_id: str, body: dict = Body(...)) -> Any:
+    def move(job_id: str, body: dict = Body(...)) -> list[JobView]:
         if "position" not in body:
             raise Refused(
                 "Where to? Give `position`: 0 is next.",
@@ -144,23 +156,23 @@ def _add_queue(router: APIRouter, service: TrainingService) -> None:
         return service.move(job_id, **_MOVE.read(body))
 
     @router.post("/queue/hold", **gives(_QUEUE))
-    def hold() -> Any:
+    def hold() -> QueueStatus:
         return service.hold_queue()
 
     @router.post("/queue/start", **gives(_QUEUE))
-    def start_queue() -> Any:
+    def start_queue() -> QueueStatus:
         return service.start_queue()
 
 
 def _add_figures(router: APIRouter, service: TrainingService) -> None:
     @router.get("/jobs/{job_id}/metrics", **gives(ROWS))
-    def rows(job_id: str, since: int = 0) -> Any:
+    def rows(job_id: str, since: int = 0) -> list[MetricsRow]:
         return service.metrics(job_id, since)
 
     @router.get(
         "/jobs/{job_id}/metrics.csv", response_class=FileResponse, responses=file_of("text/csv")
     )
-    def table(job_id: str) -> Any:
+    def table(job_id: str) -> FileResponse:
         job = service.job(job_id)
         path = service.job_folder(job_id) / metrics.NAME
         if not path.is_file():
@@ -170,13 +182,13 @@ def _add_figures(router: APIRouter, service: TrainingService) -> None:
         )
 
     @router.get("/jobs/{job_id}/log", **gives(an_object("text", "next")))
-    def log(job_id: str, since: int = 0) -> Any:
+    def log(job_id: str, since: int = 0) -> LogPart:
         return service.log(job_id, since)
 
 
 def _add_files(router: APIRouter, service: TrainingService) -> None:
     @router.get("/jobs/{job_id}/files", **gives(a_list("name", "lora", "part", "size_bytes")))
-    def files(job_id: str) -> Any:
+    def files(job_id: str) -> list[JobFile]:
         return [describe_file(path) for path in service.files(job_id)]
 
     @router.get(
@@ -184,7 +196,7 @@ def _add_files(router: APIRouter, service: TrainingService) -> None:
         response_class=FileResponse,
         responses=file_of(OCTETS, "application/json", "image/png"),
     )
-    def file(job_id: str, name: str) -> Any:
+    def file(job_id: str, name: str) -> FileResponse:
         path = find_file(service.files(job_id), name)
         media_type = {".json": "application/json", ".png": "image/png"}.get(path.suffix, OCTETS)
         return FileResponse(path, media_type=media_type, filename=path.name)
@@ -194,7 +206,7 @@ def _add_files(router: APIRouter, service: TrainingService) -> None:
         response_class=StreamingResponse,
         responses=file_of("application/zip"),
     )
-    def archive(job_id: str, lora: str | None = None) -> Any:
+    def archive(job_id: str, lora: str | None = None) -> StreamingResponse:
         found = service.files(job_id)
         name = lora
         if name is None:
@@ -208,6 +220,6 @@ def _add_files(router: APIRouter, service: TrainingService) -> None:
         )
 
 
-def _entry(service: TrainingService, job_id: str) -> dict[str, Any]:
+def _entry(service: TrainingService, job_id: str) -> JobEntry:
     job = service.job(job_id)
-    return {name: job[name] for name in ("id", "state", "position")}
+    return {"id": job["id"], "state": job["state"], "position": job["position"]}

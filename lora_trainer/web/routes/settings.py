@@ -3,13 +3,14 @@ LoRA, and settings as YAML.
 """
 
 import functools
-from typing import Any
 
 from fastapi import APIRouter, Body, File, Form, Response, UploadFile
 
 from ...base.errors import ErrorCode, Refused
 from ...jobs import settings_form
 from ...jobs.service import TrainingService
+from ...jobs.settings_form import SettingsForm
+from ...jobs.settings_import import ImportedFile
 from ..bodies import ConfigValue, JsonBody
 from ..responses import an_object, gives
 
@@ -29,14 +30,14 @@ def add_routes(router: APIRouter, service: TrainingService) -> None:
     cached_form = functools.cache(settings_form.form)
 
     @router.get("/settings", **gives(an_object("groups", "settings")))
-    def form() -> Any:
+    def form() -> SettingsForm:
         return cached_form()
 
     @router.post(
         "/settings/import",
         **gives(an_object("settings", "assumed", "left_out", "source", "filename")),
     )
-    def import_settings(file: UploadFile = File(None), lora: str = Form("")) -> Any:
+    def import_settings(file: UploadFile = File(None), lora: str = Form("")) -> ImportedFile:
         if lora:
             return service.settings_import.from_lora(lora)
         if file is None:
@@ -54,7 +55,7 @@ def add_routes(router: APIRouter, service: TrainingService) -> None:
         responses=_YAML,
         **_EXPORT.describe(),
     )
-    def export_settings(body: dict = Body(...)) -> Any:
+    def export_settings(body: dict = Body(...)) -> Response:
         return Response(
             service.settings.parse(_EXPORT.read(body)["config"]).to_yaml(),
             media_type="application/yaml; charset=utf-8",

@@ -2,12 +2,10 @@
 them; and where a TensorBoard runs.
 """
 
-from typing import Any
-
 from fastapi import APIRouter, Body
 
 from ...jobs.service import TrainingService
-from ...jobs.storage import CLEARABLE
+from ...jobs.storage import CLEARABLE, Cleared, StorageReport
 from ...jobs.tensorboard import find_tensorboard
 from ..bodies import JsonBody, Text, WholeNumber
 from ..responses import an_object, gives
@@ -22,7 +20,7 @@ _CLEAR = JsonBody(
 
 def add_routes(router: APIRouter, service: TrainingService) -> None:
     @router.get("/storage", **gives(_REPORT))
-    def storage() -> Any:
+    def storage() -> StorageReport:
         return service.storage.report()
 
     @router.post(
@@ -30,11 +28,11 @@ def add_routes(router: APIRouter, service: TrainingService) -> None:
         **_CLEAR.describe(),
         **gives(an_object("count", "bytes", "problems")),
     )
-    def clear(body: dict = Body(...)) -> Any:
+    def clear(body: dict = Body(...)) -> Cleared:
         return service.storage.clear(**_CLEAR.read(body))
 
     @router.get("/tensorboard", **gives(an_object("url")))
-    def tensorboard() -> Any:
+    def tensorboard() -> dict[str, str | None]:
         # on another machine its localhost is a different one
         is_local = service.path_rules.is_local_request()
         return {"url": find_tensorboard() if is_local else None}

@@ -17,20 +17,17 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.support.processes import REPOSITORY, THREADS, Process, start
+
 pytest.importorskip("diffusers", reason="the standalone trainer needs diffusers")
 
-REPOSITORY = Path(__file__).parents[2]
 KILLS = int(os.environ.get("TRAIN_LORA_KILLS", "3"))
 STEPS, START_SECONDS, RUN_SECONDS = 60, 120, 300
-WORLD = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": str(REPOSITORY),
-}  # one thread: the same order of additions in every process
+WORLD = {**os.environ, **THREADS, "PYTHONPATH": str(REPOSITORY)}
 
 
-def command(config: Path, *options: str) -> list:
-    return [sys.executable, "-m", "lora_trainer", "train", "--config", str(config), *options]
+def command(config: Path, *options: str) -> list[str]:
+    return ["-m", "lora_trainer", "train", "--config", str(config), *options]
 
 
 def write_config(folder: Path, name: str, pictures: Path, checkpoint: Path) -> Path:
@@ -61,7 +58,7 @@ def write_config(folder: Path, name: str, pictures: Path, checkpoint: Path) -> P
     return path
 
 
-def kill_at_random(process: subprocess.Popen, job: Path, draws: random.Random) -> int:
+def kill_at_random(process: Process, job: Path, draws: random.Random) -> int:
     """Kill a process, mostly while it trains; returns its exit status. One that ends before is left
     to end.
     """
@@ -90,7 +87,7 @@ def checkpoint(tmp_path_factory):
 
 def test_killed_and_resumed_runs_end_as_unbroken_ones(tmp_path, pictures, checkpoint):
     subprocess.run(
-        command(write_config(tmp_path, "whole", pictures, checkpoint)),
+        [sys.executable, *command(write_config(tmp_path, "whole", pictures, checkpoint))],
         env=WORLD,
         cwd=REPOSITORY,
         check=True,
@@ -108,13 +105,7 @@ def test_killed_and_resumed_runs_end_as_unbroken_ones(tmp_path, pictures, checkp
             0,
         )
         while True:
-            process = subprocess.Popen(
-                command(config, *([] if first else ["--resume"])),
-                env=WORLD,
-                cwd=REPOSITORY,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
+            process = start(command(config, *([] if first else ["--resume"])), folder=REPOSITORY)
             status = (
                 kill_at_random(process, job, draws)
                 if killed < KILLS and alone < 8

@@ -2,10 +2,12 @@
 for a run of seconds.
 """
 
+import atexit
 import contextlib
 import gc
 import sys
 import time
+import warnings
 import zlib
 from pathlib import Path
 
@@ -293,13 +295,14 @@ def pytest_runtest_setup():
     """
     global _frozen_modules
     if len(sys.modules) > _frozen_modules + 20:
-        gc.collect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what earlier tests left is not for this one to answer
+            gc.collect()
         gc.freeze()
         _frozen_modules = len(sys.modules)
 
 
-def pytest_sessionfinish():
-    gc.unfreeze()  # at the end of the process all is collected in its order
+atexit.register(gc.unfreeze)  # at the end of the process all is collected in its order
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -379,6 +379,19 @@ def test_detail_walks_rotates_renames_and_shows_the_crop(page, filled):
     page.wait_for_selector("dialog", state="detached")
 
 
+def test_a_name_half_typed_stays_when_something_changes(page, filled):
+    page.locator(".tl-frame").nth(2).dblclick()
+    page.wait_for_selector("dialog h3:text-is('2.png')")
+    page.fill("#tl-detail-name", "portrait")
+    (filled / "1.txt").write_text("from an editor", encoding="utf-8")
+    look_at_once(page)
+    page.wait_for_selector(".tl-caption:has-text('from an editor')", state="attached")
+    assert page.input_value("#tl-detail-name") == "portrait"
+    page.click("dialog button:text-is('Rename')", timeout=5000)
+    page.wait_for_selector("dialog h3:text-is('portrait.png')")
+    assert (filled / "portrait.png").exists()
+
+
 # --- Tables ---------------------------------------------------------------------------------------
 
 

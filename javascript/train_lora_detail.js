@@ -12,6 +12,7 @@
         let twin = '';
         let box = null;
         let renaming = false;
+        let named = '';                                                                    // The picture whose name stands in the field.
         let order = [];                                                                    // As last shown: where a picture that is gone has stood.
 
         const image = h('img.tl-detail-image', {alt: '', draggable: false, onload: () => presentCrop()});
@@ -95,7 +96,7 @@
             dialog.heading.title = current;
             setText(place, `${list.indexOf(current) + 1} of ${list.length}`);
             presentImage();
-            presentName();
+            if (named !== current || ![name, renameButton].includes(document.activeElement)) presentName();    // What is being typed stays.
             presentFacts();
             presentRemarks();
             presentTwins();
@@ -139,6 +140,7 @@
         const stemOf = (file) => file.split('/').pop().replace(/\.[^.]*$/, '');
 
         function presentName() {
+            named = current;
             name.value = stemOf(current);
             setText(ending, (/\.[^.]*$/.exec(current) || [''])[0]);
             show(nameError, false);

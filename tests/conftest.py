@@ -2,9 +2,12 @@
 for a run of seconds.
 """
 
+import atexit
 import contextlib
+import gc
 import sys
 import time
+import warnings
 import zlib
 from pathlib import Path
 
@@ -279,6 +282,27 @@ class TinyHost(Host):
 
     def generate(self, prompt, **settings):
         return Image.new("RGB", (64, 64))
+
+
+_frozen_modules = 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Take what libraries leave in memory out of the garbage collector's sight, whenever more of
+    them have been imported. Each run collects garbage, which takes half a second otherwise; what
+    tests make themselves is collected as ever.
+    """
+    global _frozen_modules
+    if len(sys.modules) > _frozen_modules + 20:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what earlier tests left is not for this one to answer
+            gc.collect()
+        gc.freeze()
+        _frozen_modules = len(sys.modules)
+
+
+atexit.register(gc.unfreeze)  # at the end of the process all is collected in its order
 
 
 @pytest.hookimpl(hookwrapper=True)

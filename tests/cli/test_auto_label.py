@@ -13,6 +13,7 @@ from PIL import Image
 from lora_trainer.cli.main import main
 from lora_trainer.demo import world
 from lora_trainer.hosts.standalone.host import StandaloneHost
+from tests.support.processes import start
 
 ROOT = Path(__file__).parents[2]
 
@@ -222,9 +223,6 @@ def test_ctrl_c_keeps_what_is_done(folder, tmp_path):
     for number in range(400):
         os.link(folder / "0.png", folder / f"many-{number}.png")
     command = [
-        sys.executable,
-        "-W",
-        "ignore",
         "-m",
         "lora_trainer",
         "auto-label",
@@ -241,14 +239,7 @@ def test_ctrl_c_keeps_what_is_done(folder, tmp_path):
         "--option",
         "batch_size=1",
     ]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    process = start(command, folder=ROOT)
     deadline = time.monotonic() + 60
     while (
         not (folder / "metadata.csv").exists()
@@ -257,7 +248,7 @@ def test_ctrl_c_keeps_what_is_done(folder, tmp_path):
     ):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    out = process.communicate(timeout=60)[0]
+    out = process.communicate(timeout=60)[0].decode("utf-8")
     rows = len((folder / "metadata.csv").read_text().splitlines()) - 1
     assert (
         process.returncode == 130

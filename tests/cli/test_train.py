@@ -4,8 +4,6 @@ or a kill.
 
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
@@ -19,6 +17,7 @@ from lora_trainer.cli import main
 from lora_trainer.cli import train as train_command
 from lora_trainer.jobs.store import JobStore
 from tests.conftest import TinyHost
+from tests.support.processes import start
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -75,20 +74,16 @@ def interrupted(config, act, *, every=3, **changes):
     what it said.
     """
     path = config(max_train_steps=200, save_state_steps=every, **changes)
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(PROGRAM), "train", "--config", path],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
+    program = ["-c", textwrap.dedent(PROGRAM), "train", "--config", path]
+    with start(program, folder=ROOT) as process:
         states = Path(path).parent / "output" / "train_lora" / "jobs" / "1" / "state"
         deadline = time.monotonic() + 60
         while not any(int(file.stem[5:]) >= every for file in states.glob("step-*.safetensors")):
             assert time.monotonic() < deadline and process.poll() is None, process.stdout.read()
             time.sleep(0.02)
         act(process)
-        return process.wait(60), process.stdout.read()
+        said = process.communicate(60)[0].decode("utf-8")
+        return process.returncode, said
 
 
 def test_it_trains_and_the_name_is_taken_then(config, jobs, capsys):

@@ -280,7 +280,7 @@ def test_a_captioner_at_work_and_a_person_do_not_get_in_each_others_way(history,
 
 # --- Death at any instant -------------------------------------------------------------------------
 
-FILES = 500
+FILES = 200
 
 
 def in_a_child(work, seconds):

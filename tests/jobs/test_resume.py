@@ -4,8 +4,6 @@ it cannot be.
 
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 
@@ -14,6 +12,7 @@ from safetensors.torch import load_file
 
 from lora_trainer.base.errors import Refused
 from lora_trainer.jobs.service import TrainingService
+from tests.support.processes import REPOSITORY, start
 from tests.support.waiting import LONG, stop_all, until
 
 STEPS = 40
@@ -372,13 +371,9 @@ def test_killed_in_the_middle_it_goes_on_and_is_the_same(host, short):
     """`kill -9` of a process, its data folder taken over by this one."""
     values = {**short, "save_state_steps": 4, "save_steps": 6}
     folder = host.data_dir.parent.with_name("killed")
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(KILLED), str(folder), repr(values)],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=os.path.dirname(os.path.dirname(os.path.dirname(__file__))),
-    ) as process:
-        assert process.stdout.readline() == "now\n"
+    program = ["-c", textwrap.dedent(KILLED), str(folder), repr(values)]
+    with start(program, folder=REPOSITORY) as process:
+        assert process.stdout.readline() == b"now\n"
         process.send_signal(signal.SIGKILL)
     host.data_dir, host.lora_dir = folder / "train_lora", folder / "Lora"
     service = TrainingService(host)

@@ -7,8 +7,6 @@ import os
 import shutil
 import socket
 import sqlite3
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.parse
@@ -18,7 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.support.processes import REPOSITORY, Process, start
+
 PACKAGE = Path(os.environ.get("TRAIN_LORA_PACKAGE", REPOSITORY))  # the code under test
 COMMAND = ["-m", "lora_trainer"]
 API = "/train-lora/v1"
@@ -59,42 +58,31 @@ def command(*arguments: Any, folder: Path, package: Path = PACKAGE) -> str:
     return ended(begin(*arguments, folder=folder, package=package))
 
 
-def ended(process: subprocess.Popen) -> str:
+def ended(process: Process) -> str:
     """Wait until a command has ended; return what it says. Raises AssertionError where it fails."""
     said = process.communicate(timeout=SECONDS)[0].decode("utf-8", "replace")
     assert process.returncode == 0, said
     return said
 
 
-def begin(*arguments: Any, folder: Path, package: Path = PACKAGE) -> subprocess.Popen:
+def begin(*arguments: Any, folder: Path, package: Path = PACKAGE) -> Process:
     """Start a command and leave it running."""
-    return subprocess.Popen(
-        [sys.executable, *COMMAND, *map(str, arguments)],
-        env=world(package),
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    line = [*COMMAND, *map(str, arguments)]
+    return start(line, folder=folder, env=world(package), code=package)
 
 
 def commands(*lines: list[str], folder: Path, package: Path = PACKAGE) -> list[tuple[int, str]]:
     """Run several commands in one process, which is faster; return their statuses and words."""
-    done = subprocess.run(
-        [sys.executable, "-c", MANY, json.dumps(lines)],
-        env=world(package),
-        cwd=folder,
-        capture_output=True,
-        timeout=SECONDS,
-    )
-    assert done.returncode == 0, done.stderr.decode("utf-8", "replace")
-    said = json.loads(done.stdout.decode("utf-8").rpartition("\0")[2])
+    arguments = ["-c", MANY, json.dumps(lines)]
+    text = ended(start(arguments, folder=folder, env=world(package), code=package))
+    said = json.loads(text.rpartition("\0")[2])
     return [(status, text) for status, text in said]
 
 
 class Page:
     """The page of a code tree, served by a process of its own, and asked over HTTP."""
 
-    def __init__(self, process: subprocess.Popen, address: str) -> None:
+    def __init__(self, process: Process, address: str) -> None:
         self.process, self._address = process, address
 
     def get(self, path: str) -> Any:
@@ -152,13 +140,8 @@ def page_of(home: Path, checkpoint: Path, *, package: Path = PACKAGE) -> Iterato
         port = probe.getsockname()[1]
     options = ["--checkpoint", checkpoint, "--output", home, "--port", port]
     with open(home.parent / f"{home.name}.log", "ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, *COMMAND, "ui", *map(str, options)],
-            env=world(package),
-            cwd=home.parent,
-            stdout=log,
-            stderr=log,
-        )
+        line = [*COMMAND, "ui", *map(str, options)]
+        process = start(line, folder=home.parent, env=world(package), code=package, output=log)
     page = Page(process, f"http://127.0.0.1:{port}")
     try:
         _wait_for(page, Path(log.name))

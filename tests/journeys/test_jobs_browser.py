@@ -9,7 +9,7 @@ import pytest
 
 from lora_trainer.jobs.service import TrainingService
 from tests.support.browser import drop_files, files_in, text
-from tests.support.pages import PLAIN
+from tests.support.pages import PLAIN, faster_clock
 
 PAGE = PLAIN
 # What gradio leaves open when it goes is not ours to close.
@@ -62,7 +62,7 @@ def wait_for_rest(page, selector):
     """Wait until an element stays where it is: a run that begins moves what is below it."""
     place, same = None, 0
     while same < 3:
-        page.wait_for_timeout(80)
+        page.wait_for_timeout(40)
         before, place = place, page.locator(selector).bounding_box()
         same = same + 1 if place == before else 0
 
@@ -72,7 +72,7 @@ def wait_for_quiet(page, asked, seconds=1.5, within=60):
     deadline, since, count = time.monotonic() + within, time.monotonic(), len(asked)
     while time.monotonic() - since < seconds:
         assert time.monotonic() < deadline, f"it goes on asking: {asked[-3:]}"
-        page.wait_for_timeout(50)
+        page.wait_for_timeout(20)
         since, count = (since, count) if len(asked) == count else (time.monotonic(), len(asked))
 
 
@@ -172,6 +172,7 @@ def test_dragged_beside_the_rows_is_not_lost(page, service, settings, at_work, p
     assert page.locator(".tl-drop-before, .tl-drop-after").count() == 0
 
 
+@faster_clock
 def test_row_that_waits_tells_what_it_is(page, service, settings, host, at_work):
     wait_with(service, settings, "a")
     page.wait_for_selector(".tl-queue-what:has-text('5 steps')")
@@ -407,6 +408,7 @@ WAITS = {
 }
 
 
+@faster_clock
 def test_header_tells_what_is_loaded_and_what_is_waited_for(page, host):
     page.wait_for_selector(".tl-model-text:has-text('Trains on tiny')")
     asked = []
@@ -433,6 +435,7 @@ def test_header_tells_what_is_loaded_and_what_is_waited_for(page, host):
     page.wait_for_selector(".tl-model-text:has-text('Loaded: other')")
 
 
+@faster_clock
 def test_header_follows_the_link_and_is_not_green_without_a_server(page):
     page.wait_for_selector(".tl-model-text:has-text('Trains on tiny')")
     page.route("**/v1/**", lambda route: route.abort())
@@ -495,6 +498,7 @@ def test_lora_that_was_saved_elsewhere_is_not_offered(page, service, settings):
     ) == "Finished, saved elsewhere" and not page.is_visible(".tl-run-tag")
 
 
+@faster_clock
 def test_remarks_are_newest_first_and_few(page):
     page.route("**/jobs/7/*", lambda route: route.fulfill(json=[]))
     job = {
@@ -598,6 +602,7 @@ def test_history_tells_and_offers(page, service, settings, host):
     assert service.jobs() == [] and (host.lora_dir / "mine.safetensors").is_file()
 
 
+@faster_clock
 def test_history_is_in_the_order_of_its_dates_without_the_cancelled(page, service):
     base = {**WAITS, "state": "finished", "waiting_for": "", "step": 9}
     jobs = [
@@ -631,7 +636,7 @@ def test_history_is_in_the_order_of_its_dates_without_the_cancelled(page, servic
 
 def test_two_pages_show_the_same(page, address, service, settings, at_work):
     other = page.context.new_page()
-    other.goto(address)
+    other.goto(address + PLAIN)
     for each in (page, other):
         each.wait_for_selector(".tl-job .tl-is-training")
     page.click("#tl-pause")
@@ -675,6 +680,7 @@ def test_while_the_link_lives_nothing_is_asked(page, at_work):
     assert asked == []
 
 
+@faster_clock
 def test_without_the_link_it_is_asked_and_the_link_comes_back(page, service, settings, at_work):
     page.wait_for_selector(".tl-job .tl-is-training")
     refuse = [True]
@@ -689,7 +695,7 @@ def test_without_the_link_it_is_asked_and_the_link_comes_back(page, service, set
     wait_for_names(page, "a")  # told by asking
     assert any("metrics" in path for path in asked)
     refuse[0] = False
-    wait_for_quiet(page, asked)
+    wait_for_quiet(page, asked, seconds=0.5)
     asked.clear()
     changes(page)
     assert asked == []
@@ -718,7 +724,7 @@ def test_notification_is_asked_for_by_a_click_only(browser, address, service, se
     context = browser.new_context()
     context.add_init_script(NOTIFICATIONS + FOCUS)
     page = context.new_page()
-    page.goto(address)
+    page.goto(address + PLAIN)
     page.wait_for_selector("#tl-notify")
     page.evaluate("window.looked = false")
     service.wait(wait_with(service, settings, "quiet")[0], 60)
@@ -736,7 +742,7 @@ def test_refused_notification_is_said(browser, address):
     context = browser.new_context()
     context.add_init_script("window.Notification = class {}; Notification.permission = 'denied';")
     page = context.new_page()
-    page.goto(address)
+    page.goto(address + PLAIN)
     page.wait_for_selector("#tl-notify")
     page.click("#tl-notify")
     page.wait_for_selector(".tl-notify-note:visible:has-text('does not let this page notify')")

@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,20 +16,16 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.support.processes import REPOSITORY, Process, start
+
 pytest.importorskip("diffusers", reason="the standalone trainer needs diffusers")
 
-REPOSITORY = Path(__file__).parents[2]
 KILLS = int(os.environ.get("TRAIN_LORA_KILLS", "3"))
-STEPS, START_SECONDS, RUN_SECONDS = 60, 120, 300
-WORLD = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": str(REPOSITORY),
-}  # one thread: the same order of additions in every process
+STEPS, START_SECONDS, RUN_SECONDS = 24, 120, 300
 
 
-def command(config: Path, *options: str) -> list:
-    return [sys.executable, "-m", "lora_trainer", "train", "--config", str(config), *options]
+def command(config: Path, *options: str) -> list[str]:
+    return ["-m", "lora_trainer", "train", "--config", str(config), *options]
 
 
 def write_config(folder: Path, name: str, pictures: Path, checkpoint: Path) -> Path:
@@ -50,7 +45,7 @@ def write_config(folder: Path, name: str, pictures: Path, checkpoint: Path) -> P
                 mirror=True,
                 random_crop=True,
                 save_state_steps=1,
-                save_steps=25,
+                save_steps=10,
                 save_precision="fp32",
                 learning_rate=1e-3,
                 preview=False,
@@ -61,7 +56,7 @@ def write_config(folder: Path, name: str, pictures: Path, checkpoint: Path) -> P
     return path
 
 
-def kill_at_random(process: subprocess.Popen, job: Path, draws: random.Random) -> int:
+def kill_at_random(process: Process, job: Path, draws: random.Random) -> int:
     """Kill a process, mostly while it trains; returns its exit status. One that ends before is left
     to end.
     """
@@ -89,14 +84,9 @@ def checkpoint(tmp_path_factory):
 
 
 def test_killed_and_resumed_runs_end_as_unbroken_ones(tmp_path, pictures, checkpoint):
-    subprocess.run(
-        command(write_config(tmp_path, "whole", pictures, checkpoint)),
-        env=WORLD,
-        cwd=REPOSITORY,
-        check=True,
-        capture_output=True,
-        timeout=RUN_SECONDS,
-    )
+    whole = start(command(write_config(tmp_path, "whole", pictures, checkpoint)), folder=REPOSITORY)
+    said, _ = whole.communicate(RUN_SECONDS)
+    assert whole.returncode == 0, said
     wanted, draws = load_file(tmp_path / "whole out" / "whole.safetensors"), random.Random(KILLS)
     killed = in_saves = runs = 0
     while killed < KILLS or not runs:
@@ -108,13 +98,7 @@ def test_killed_and_resumed_runs_end_as_unbroken_ones(tmp_path, pictures, checkp
             0,
         )
         while True:
-            process = subprocess.Popen(
-                command(config, *([] if first else ["--resume"])),
-                env=WORLD,
-                cwd=REPOSITORY,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
+            process = start(command(config, *([] if first else ["--resume"])), folder=REPOSITORY)
             status = (
                 kill_at_random(process, job, draws)
                 if killed < KILLS and alone < 8

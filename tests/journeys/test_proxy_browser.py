@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.support.browser import drop_files, files_in, text
-from tests.support.pages import PLAIN, WAIT_MS
+from tests.support.pages import FASTER, PLAIN, WAIT_MS, hasten
 from tests.support.proxy import HostProxy
 
 # What gradio leaves open when it goes is not ours to close.
@@ -22,6 +22,7 @@ def through(context, address):
     """Open the page through the proxy."""
     with HostProxy(urlsplit(address).port) as proxy:
         page = context.new_page()
+        hasten(page)
         page.set_default_timeout(WAIT_MS)
         page.sockets = []
         page.on("websocket", lambda socket: page.sockets.append(socket))
@@ -56,8 +57,9 @@ def test_where_the_socket_is_refused_the_page_says_that_it_asks_and_works(
 
 def test_a_page_that_listens_does_not_say_that_it_asks(context, address):
     page = context.new_page()
+    hasten(page)
     page.goto(address + PLAIN)
     page.wait_for_selector("#tl-setting-output_name")
-    page.wait_for_timeout(4000)
+    page.wait_for_timeout(4000 / FASTER)
     assert not page.is_visible(ASKING)
     page.close()

@@ -11,7 +11,7 @@ import yaml
 
 from lora_trainer.base.contracts import ModelStatus
 from tests.support.browser import drop_files, text
-from tests.support.pages import PLAIN
+from tests.support.pages import FASTER, PLAIN, faster_clock
 
 PAGE = PLAIN
 # What gradio leaves open when it goes is not ours to close.
@@ -69,9 +69,9 @@ def shown(page) -> list[str]:
 
 
 def show_model(page, host, status):
-    """Let another checkpoint be loaded, and the page look at once."""
+    """Let another checkpoint be loaded, and the page, which has the faster clock, look at once."""
     host.status = status
-    page.wait_for_timeout(1100)  # it does not look twice within a second
+    page.wait_for_timeout(1100 / FASTER)  # it does not look twice within a second
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
 
 
@@ -162,6 +162,7 @@ def test_search_finds_by_our_words_and_kohyas(page):
     )
 
 
+@faster_clock
 def test_what_has_no_effect_says_what_decides_and_leads_there(page, host):
     def note(name):
         return (
@@ -245,6 +246,7 @@ def test_optimizer_that_is_not_installed_says_what_to_install(page):
 # --- The model's line -----------------------------------------------------------------------------
 
 
+@faster_clock
 def test_resolution_follows_the_checkpoint_until_it_is_set(page, host):
     assert page.input_value(setting("resolution")) == "512"
     show_model(page, host, sdxl())
@@ -267,6 +269,7 @@ def test_resolution_follows_the_checkpoint_until_it_is_set(page, host):
     assert page.input_value(setting("resolution")) == "768" and not page.is_visible("#tl-predicts")
 
 
+@faster_clock
 def test_a_resolution_that_was_set_stays_though_a_checkpoint_has_it_too(page, host):
     def load(size_px):
         show_model(
@@ -318,6 +321,7 @@ def test_back_to_the_preset_takes_all_but_names_pictures_and_folders(page):
     assert not page.is_visible("text=Reset to preset")
 
 
+@faster_clock
 def test_what_an_sdxl_model_predicts_can_be_said(page, host):
     show_model(page, host, sdxl())
     page.click("#tl-predicts:visible")
@@ -555,6 +559,7 @@ def test_settings_are_exported(page, filled):
 WARNED = ".tl-warn-list li"
 
 
+@faster_clock
 def test_one_press_sets_right_what_the_plan_warns_of(page, filled, host):
     for name, value in {
         "output_name": "mine",
@@ -583,6 +588,7 @@ def test_one_press_sets_right_what_the_plan_warns_of(page, filled, host):
     assert page.input_value(setting("resolution")) == "1024"
 
 
+@faster_clock
 def test_one_press_at_a_field_sets_right_what_is_refused(page, filled, host):
     (host.lora_dir / "old").mkdir()
     (host.lora_dir / "old" / "mine.safetensors").write_bytes(b"x")

@@ -87,7 +87,7 @@ def number(value: Any) -> float | None:
         found = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return found if found is not None and math.isfinite(found) else None
+    return found if math.isfinite(found) else None
 
 
 def storable(text: str) -> str:

@@ -14,12 +14,11 @@ from ..base.errors import ErrorCode, Refused
 from ..base.paths import is_inside
 from .caption_tables import find_table
 from .captions import CAPTION_ENDINGS, find_caption
-from .images import PICTURE_ENDINGS, inspect
+from .images import PICTURE_ENDINGS, inspect, unreadable
 from .sample import Picture
 
 # How the stem of a mask ends, as OneTrainer names them: cat-masklabel.png beside cat.png
 MASK_ENDING = "-masklabel"
-NO_CAPTION = "no caption"
 MOST_FOLDERS = 5000
 
 
@@ -108,6 +107,8 @@ def examine(
         return Problem(path, error.message)
     except OSError as error:
         return Problem(path, f"{path.name} cannot be read: {error.strerror or error}.")
+    except MemoryError as error:
+        return Problem(path, unreadable(path, error).message)
     try:
         found = find_caption(path, table, preferred=caption_ending)
     except OSError as error:
@@ -120,7 +121,8 @@ def examine(
         facts.height,
         caption,
         repeats,
-        warnings=facts.warnings if caption else (*facts.warnings, NO_CAPTION),
+        has_alpha=facts.has_alpha,
+        file_warnings=facts.file_warnings,
         other_caption=found.other,
     )
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 
 import torch
 
+from ..base.autocast import no_autocast
+
 DORA_SCALE = "dora_scale"
 LORA_NAMES = ("lora_down.weight", "lora_up.weight")
 LOHA_NAMES = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
@@ -208,7 +210,7 @@ class AdapterLayer(torch.nn.Module, abc.ABC):
         constant to the gradient (section 4.3).
         """
         assert self.dora_scale is not None
-        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+        with torch.no_grad(), no_autocast(weight.device):
             norms = column_norms(weight.float() + self.delta_weight())
         return self.dora_scale / norms.clamp(min=torch.finfo(norms.dtype).tiny)
 

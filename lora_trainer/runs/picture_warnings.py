@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 from ..dataset.caption_augmentation import has_choices
 from ..dataset.captions import loras_in
-from ..dataset.images import TRANSPARENT
-from ..dataset.sample import Sample
-from ..dataset.scan import NO_CAPTION, Problem
+from ..dataset.sample import TRANSPARENT, Sample
+from ..dataset.scan import Problem
 from ..settings.advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
 from ..settings.config import TrainConfig
 from ..settings.remedies import ActionableWarning, Remedy
@@ -64,15 +63,12 @@ def file_warnings(config: TrainConfig, samples: Sequence[Sample]) -> list[str]:
 
     With masks from transparency, transparent parts are not learned, so their colour is no matter.
     """
-    known = {NO_CAPTION}
-    if config.masked_loss == "alpha":
-        known.add(TRANSPARENT)
-    warnings = [
-        f"{sample.picture.path.name}: {warning}."
-        for sample in samples
-        for warning in sample.picture.warnings
-        if warning not in known
-    ]
+    warnings = []
+    for picture in (sample.picture for sample in samples):
+        found = picture.file_warnings
+        if picture.has_alpha and config.masked_loss != "alpha":
+            found = (*found, TRANSPARENT)
+        warnings += [f"{picture.path.name}: {warning}." for warning in found]
     return warnings[:MOST_NAMED]
 
 

@@ -102,8 +102,11 @@ def check_readable(folder: Path, *, found: bool, anyway: bool) -> list[str]:
     """
     if found or not any(state_folder(folder).glob("step-*")):
         return []
-    damaged = Change("its progress on disk is damaged, so it begins with its first step again")
-    return check_changes([damaged], anyway=anyway)
+    why = "is damaged"
+    if state_files.has_newer(state_folder(folder)):
+        why = "was saved by a newer version of Train LoRA"
+    unreadable = Change(f"its progress on disk {why}, so it begins with its first step again")
+    return check_changes([unreadable], anyway=anyway)
 
 
 def compare_runs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:

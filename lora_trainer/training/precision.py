@@ -54,22 +54,6 @@ def resolve(requested: str, *, device: torch.device, weights: torch.dtype) -> to
     return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[requested]
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
-    """Compute in `dtype` where that is safe; in float32, as the tensors are."""
-    if dtype == torch.float32:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype)
-
-
-def no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    """Compute as the tensors are, whatever surrounds this; old torch knows no autocast on other
-    devices than these two.
-    """
-    if device.type not in ("cpu", "cuda"):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)
-
-
 def safe_attention(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
     """Keep away from torch 2.1's bf16 attention on the CPU, whose backward corrupts the heap.
     Around forward, backward and recomputation.

@@ -56,10 +56,12 @@ def scan(
     """
     pictures: list[Picture] = []
     problems: list[Problem] = []
-    for place in _places(folder, repeats, subfolders):
-        table = find_table(place.folder, metadata_path)
+    places = _places(folder, repeats, subfolders)
+    named_table = find_table(folder, metadata_path) if metadata_path else None
+    for place in places:
+        table = find_table(place.folder) if named_table is None else named_table
         for path in sorted(_listed(place.folder), key=lambda path: path.name):
-            if not is_picture_file(path):
+            if not is_picture_name(path.name):
                 continue
             found = examine(
                 path,
@@ -76,13 +78,11 @@ def scan(
     return pictures, problems
 
 
-def is_picture_file(path: PurePath) -> bool:
-    """Tell by its name whether a file is a picture to learn from: neither hidden nor a mask."""
-    return is_picture_name(path.name)
-
-
 def is_picture_name(name: str) -> bool:
-    """Tell the same as `is_picture_file` of a name, or of a path with slashes."""
+    """Tell by its name, or its path with slashes, whether a file is a picture to learn from.
+
+    Hidden files and masks are none.
+    """
     stem, ending = os.path.splitext(name)
     return (
         ending.lower() in PICTURE_ENDINGS

@@ -13,6 +13,7 @@ import torch
 
 from ..base.autocast import no_autocast
 
+Weights = dict[str, dict[str, torch.Tensor]]  # by path and name in files
 DORA_SCALE = "dora_scale"
 LORA_NAMES = ("lora_down.weight", "lora_up.weight")
 LOHA_NAMES = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from .adapter_layers import AdapterLayer, AdapterSpec, Dropouts, RankAlpha, is_full_lokr
+from .adapter_layers import AdapterLayer, AdapterSpec, Dropouts, RankAlpha, Weights, is_full_lokr
 from .build_layers import build_layers, weight_shapes
 from .multihead import (
     MultiheadSlot,
@@ -146,7 +146,7 @@ class Adapters:
         """Return the parameters by path and by the name in files, as `weights` does."""
         return {path: layer.trained_weights() for path, layer in self._layers.items()}
 
-    def weights(self) -> dict[str, dict[str, torch.Tensor]]:
+    def weights(self) -> Weights:
         """Return float32 copies of all weights on the CPU, by path and by the name in files.
 
         Their shapes are those of `LoraLayer`, `LohaLayer` and `LokrLayer`; with DoRA there is

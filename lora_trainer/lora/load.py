@@ -27,6 +27,7 @@ from .adapter_layers import (
     LORA_NAMES,
     AdapterSpec,
     RankAlpha,
+    Weights,
     is_full_lokr,
 )
 from .blocks import levels_of
@@ -43,7 +44,6 @@ _WEIGHT_NAMES = {"lora": LORA_NAMES, "loha": LOHA_NAMES, "lokr": LOKR_NAMES}
 _TEXT_ENCODERS = {"lora_te_": "te1", "lora_te1_": "te1", "lora_te2_": "te2"}
 _TEXT_LAYER = re.compile(r"(?:layers|resblocks)\.(\d+)\.(?:self_)?(attn|mlp)\.(\w+)$")
 Shapes = Mapping[str, tuple[int, ...]]  # of a layer's weights, by their names in files
-Weights = dict[str, dict[str, torch.Tensor]]  # by path and name in files
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,10 @@ from ..settings.advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
 from ..settings.config import TrainConfig
 from ..settings.remedies import ActionableWarning, Remedy
 from ..settings.rules import resolutions_of
+from .memory import TOKENS_AT_ONCE, WORDS_AT_ONCE
 
 FEW_PICTURES, FEW_MIRRORED, MOST_NAMED = 6, 4, 5
 SMALL_AREA = 0.8  # of the resolution's square
-WORDS_PER_TOKEN = 55 / 75  # of captions in English; lists of tags have fewer
 
 
 def picture_warnings(
@@ -147,8 +147,8 @@ def _have(samples: Sequence[Sample]) -> str:
 
 
 def _long_captions(config: TrainConfig, samples: Sequence[Sample]) -> list[str]:
-    """Name the first picture whose caption is cut off."""
-    most = round(config.max_token_length * WORDS_PER_TOKEN)
+    """Name the first picture whose caption is cut off; lists of tags have fewer words."""
+    most = round(config.max_token_length * (WORDS_AT_ONCE / TOKENS_AT_ONCE))
     for sample in samples:
         words = max(len(line.split()) for line in sample.caption.split("\n"))
         if words > most:

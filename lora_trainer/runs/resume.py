@@ -97,8 +97,8 @@ def check_resume(
 
 
 def check_readable(folder: Path, *, found: bool, anyway: bool) -> list[str]:
-    """As `check_resume` for a run that begins anew because none of its states can be read; `found`:
-    one could.
+    """Raise `Refused` (code "cannot_resume") where a run has states on disk of which none can be
+    read (`found` False), so that it would begin anew; with `anyway` return that as a warning.
     """
     if found or not any(state_folder(folder).glob("step-*")):
         return []

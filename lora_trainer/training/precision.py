@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..base.errors import ErrorCode, Refused
 from ..base.patching import replaced_forward
+from .optimizer_kinds import torch_version
 
 CHECKPOINTED_BLOCKS = (
     "BasicTransformerBlock",  # ldm, sgm, diffusers
@@ -58,16 +58,11 @@ def safe_attention(device: torch.device, dtype: torch.dtype) -> contextlib.Abstr
     """Keep away from torch 2.1's bf16 attention on the CPU, whose backward corrupts the heap.
     Around forward, backward and recomputation.
     """
-    if device.type == "cpu" and dtype == torch.bfloat16 and not _is_torch(2, 3):
+    if device.type == "cpu" and dtype == torch.bfloat16 and torch_version() < (2, 3):
         return torch.backends.cuda.sdp_kernel(
             enable_flash=False, enable_mem_efficient=False, enable_math=True
         )
     return contextlib.nullcontext()
-
-
-def _is_torch(*version: int) -> bool:
-    """Tell whether this is that version or a newer one."""
-    return tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) >= version
 
 
 def grad_scaler(device: torch.device, dtype: torch.dtype) -> "torch.amp.GradScaler":

@@ -52,8 +52,8 @@ def compute_losses(
     part: slice,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Noise the latents, predict and compare: return the weighted losses `(len(part),)` of a part
-    of a batch, with the forward pass in `dtype`.
+    """Noise the latents, predict and compare: return the weighted losses, one for each picture
+    of a part of a batch, with the forward pass in `dtype`.
     """
     device, alphas_cumprod = base_model.device, base_model.alphas_cumprod
     objective, batch, task = training_data.objective, drawn.batch, drawn.task[part]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..lora.adapter_layers import AdapterSpec, RankAlpha
+from ..lora.adapter_layers import AdapterSpec, RankAlpha, Weights
 from ..lora.adapters import Adapters
 from .learning_rates import LearningRates
 from .precision import grad_scaler
@@ -19,7 +19,6 @@ from .schedule_free import averaged_weights, is_schedule_free
 from .state_files import State
 
 AVERAGED_OVER_STEPS = 50
-Weights = dict[str, dict[str, torch.Tensor]]
 _DRIVEN = {"params", "lr"}  # of a param_group: set by us, so not in a state
 
 

@@ -545,3 +545,12 @@ def test_a_snapshot_on_demand(host, settings, folder):
         ),
     )
     assert (host.lora_dir / "mine-000002.safetensors").is_file() and told[-1] == ("mine-000002",)
+
+
+def test_main_memory_that_runs_out_while_encoding_is_said(host, settings, monkeypatch):
+    monkeypatch.setattr(
+        host.model, "encode_images", failing(host.model.encode_images, {1}, MemoryError())
+    )
+    with pytest.raises(Refused, match="Memory ran out while encoding the pictures") as refused:
+        train_lora(TrainConfig.parse(settings), host)
+    assert refused.value.code == "out_of_memory"

@@ -92,7 +92,8 @@ def test_vision_towers_are_no_text_encoders():
             )
         }
     )
-    assert not shapes(tower, text_encoder=True)
+    with pytest.raises(Refused, match="no layer of the kinds"):
+        shapes(tower, text_encoder=True)
 
 
 def test_order_is_that_of_the_modules(parts):

@@ -442,32 +442,39 @@ def test_d_adaptation_decays_as_adamw_does_unless_told_otherwise(capsys):
 # --- Rates ----------------------------------------------------------------------------------------
 
 
+def rates_at(rates, optimizer, *steps):
+    """The first group's rate at each of the steps."""
+    found = []
+    for step in steps:
+        rates.set(step)
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
 def test_every_group_keeps_its_own_highest_rate():
     optimizer = make(unet=8, text_encoder=8)
     rates = LearningRates("linear", optimizer, warmup_steps=0, total_steps=2)
-    found = []
-    for step in (1, 0, 1):
-        rates.set(step)
-        found.append(optimizer.param_groups[0]["lr"])
-    assert found == pytest.approx([0.005, 0.01, 0.005])
+    assert rates_at(rates, optimizer, 1, 0, 1) == pytest.approx([0.005, 0.01, 0.005])
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.005, 0.0025])
     assert effective_rate(optimizer) == pytest.approx(0.005)
 
 
 def test_cycles_and_power_are_the_settings():
     optimizer = make()
-    assert LearningRates(
+    restarts = LearningRates(
         "cosine_with_restarts", optimizer, warmup_steps=0, total_steps=10, cycles=5
-    ).set(2) == pytest.approx(1e-2)
-    assert LearningRates("polynomial", make(), warmup_steps=0, total_steps=10, power=3.0).set(
-        5
-    ) == pytest.approx(1e-2 / 8)
+    )
+    assert rates_at(restarts, optimizer, 2) == pytest.approx([1e-2])
+    optimizer = make()
+    power = LearningRates("polynomial", optimizer, warmup_steps=0, total_steps=10, power=3.0)
+    assert rates_at(power, optimizer, 5) == pytest.approx([1e-2 / 8])
 
 
 def test_schedule_free_only_warms_up():
     needs("schedulefree")
-    rates = LearningRates("cosine", make("schedulefree"), warmup_steps=3, total_steps=10)
-    assert [rates.set(step) for step in (0, 3, 9)] == pytest.approx([0.0025, 0.01, 0.01])
+    optimizer = make("schedulefree")
+    rates = LearningRates("cosine", optimizer, warmup_steps=3, total_steps=10)
+    assert rates_at(rates, optimizer, 0, 3, 9) == pytest.approx([0.0025, 0.01, 0.01])
 
 
 def test_unknown_names_are_said():

@@ -35,6 +35,7 @@ THUMBNAIL_PX = 256
 THUMBNAIL_QUALITY = 85
 PAUSE_SECONDS = 0.02
 RETRY_SECONDS = 30.0  # after which a picture is tried again that the disk refused, or memory
+_NOT_READ = "is damaged or cut off: [Errno "  # older versions kept what the system refused
 _TABLE = """create table if not exists pictures (
     path text primary key,
     mtime_ns integer not null,
@@ -84,6 +85,7 @@ class BackgroundScan:
         self._known = {
             row["path"]: _Known(row["mtime_ns"], row["size"], _result_of(row))
             for row in self._database.execute("select * from pictures")
+            if _NOT_READ not in (row["problem"] or "")
         }
 
     def known(self, path: Path, stat: os.stat_result | FileStamp) -> ScanResult | None:

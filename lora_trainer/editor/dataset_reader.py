@@ -99,7 +99,7 @@ class DatasetReader:
         scanned = self._background_scan.known(path, stamp) if stamp else None
 
         def read() -> Picture | Problem:
-            if scanned and scanned.problem and scanned.tried_at:
+            if scanned and scanned.problem and scanned.tried_at is not None:
                 return Problem(path, scanned.problem.message)
             if scanned and stamp:
                 remember(path, stamp, scanned.facts or scanned.problem)

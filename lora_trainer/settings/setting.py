@@ -194,9 +194,13 @@ class Setting:
         return Refused(f"{self.title}: {sentence}", field=self.name, code=ErrorCode.BAD_VALUE)
 
 
-@functools.cache
 def settings_of(config_class: type) -> Mapping[str, Setting]:
     """Return the settings that a dataclass declares, by name, in their order."""
+    return _declared_in(config_class)
+
+
+@functools.cache  # not above: type checkers take no dataclass's type for hashable
+def _declared_in(config_class: type) -> Mapping[str, Setting]:
     return {
         field.name: dataclasses.replace(field.metadata[_METADATA_KEY], name=field.name)
         for field in dataclasses.fields(config_class)

@@ -15,7 +15,7 @@ from lora_trainer.dataset.masks import check_mask, load_mask
 from lora_trainer.dataset.sample import Picture
 from lora_trainer.dataset.scan import Problem, scan
 from lora_trainer.editor import picture_files
-from lora_trainer.editor.background_scan import BackgroundScan
+from lora_trainer.editor.background_scan import BackgroundScan, ScanResult
 from tests.support.waiting import until
 
 NOW = [PermissionError(errno.EACCES, "Permission denied"), OSError(errno.EIO, "I/O error")]
@@ -117,6 +117,19 @@ def test_the_background_scan_goes_on_and_tries_again_later(tmp_path, picture, fa
     patched.undo()
     monkeypatch.setattr("lora_trainer.editor.background_scan.RETRY_SECONDS", -1)
     assert again.thumbnail(picture).is_file()
+    again.close()
+
+
+def test_a_refusal_of_the_system_that_an_older_version_kept_is_forgotten(tmp_path, picture):
+    other = picture.with_name("b.png")
+    scanned = BackgroundScan(tmp_path)
+    for path, message in ((picture, "[Errno 13] Permission denied"), (other, "truncated")):
+        problem = Refused(f"{path.name} is damaged or cut off: {message}.", code=ErrorCode.DAMAGED)
+        scanned._keep(path, path.stat(), ScanResult(None, problem))
+    scanned.close()
+    again = BackgroundScan(tmp_path)
+    assert again.known(picture, picture.stat()) is None
+    assert again.known(other, other.stat()).problem.code == ErrorCode.DAMAGED
     again.close()
 
 

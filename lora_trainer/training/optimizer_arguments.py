@@ -1,5 +1,5 @@
-"""Reads the arguments of an optimizer that the user writes as text, such as "betas=0.9,0.99", and
-checks them against the signature of its class.
+"""Checks the arguments of an optimizer that the user writes as text, such as "betas=0.9,0.99",
+against the signature of its class.
 """
 
 import ast

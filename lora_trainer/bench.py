@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 
+from .base.autocast import autocast
 from .base.contracts import BaseModel, Conditioning, Host, Size
 from .base.control import Control
 from .dataset.buckets import Bucket
@@ -342,7 +343,7 @@ def _bare(
         .to(model.device)
     )
     timesteps = torch.full((len(latents),), 500, device=model.device)
-    with precision.autocast(model.device, dtype):
+    with autocast(model.device, dtype):
         predicted = model.predict(latents, timesteps, conditioning)
     predicted.float().pow(2).mean().backward()
     _synchronize(model.device)

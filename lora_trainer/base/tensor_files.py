@@ -137,7 +137,7 @@ def read_tensor(file: BinaryIO, header: Header, name: str) -> torch.Tensor:
     data = bytearray(file.read(entry.end - entry.begin))
     if len(data) != entry.end - entry.begin:
         raise ValueError("it is cut off")
-    flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0)
+    flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
     return flat.reshape(entry.shape)
 
 

@@ -14,7 +14,8 @@ from .errors import ErrorCode, Refused
 
 # distinguished by charset-normalizer, which errs on short texts with more to choose from
 LEGACY_ENCODINGS = ("gb18030", "cp932", "cp1252")
-ENCODINGS = ("utf-8", "utf-16", *LEGACY_ENCODINGS, "big5", "euc_kr")
+RARER_ENCODINGS = ("big5", "euc_kr")
+ENCODINGS = ("utf-8", "utf-16", *LEGACY_ENCODINGS, *RARER_ENCODINGS)
 LARGEST_CACHED_BYTES = 4096
 _BYTE_ORDER_MARKS = (
     (b"\xef\xbb\xbf", "utf-8-sig"),
@@ -87,7 +88,7 @@ def number(value: Any) -> float | None:
         found = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return found if found is not None and math.isfinite(found) else None
+    return found if math.isfinite(found) else None
 
 
 def storable(text: str) -> str:

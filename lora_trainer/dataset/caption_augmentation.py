@@ -136,9 +136,10 @@ def has_choices(caption: str) -> bool:
 
 
 def without_choices(caption: str) -> str:
-    """Return the parts of a caption that are there whatever is drawn."""
+    """Return the parts of a caption that are there whatever is drawn; `{{` is as in `filled`."""
+    caption = caption.replace("{{", _BRACES[0]).replace("}}", _BRACES[1])
     for _ in range(MOST_NESTED):
         caption, count = _CHOICE.subn(" ", caption)
         if not count:
             break
-    return caption
+    return caption.replace(_BRACES[0], "{").replace(_BRACES[1], "}")

@@ -7,8 +7,10 @@ Whatever is wrong with a line is said with its number, and costs that line only.
 import contextlib
 import csv
 import dataclasses
+import functools
 import io
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 
@@ -16,9 +18,10 @@ import pandas
 
 from ..base.errors import ErrorCode, Refused
 from ..base.json_types import JsonObject, JsonValue
-from ..base.text import LEGACY_ENCODINGS, decode, guess_encoding
+from ..base.text import LEGACY_ENCODINGS, RARER_ENCODINGS, decode, guess_encoding
 from .captions import LARGEST_CAPTION_BYTES, can_be_caption, plain_lines, split_tags
 
+log = logging.getLogger(__name__)
 LARGEST_TABLE_BYTES, MOST_LINES = 20_000_000, 200_000
 KOHYA_TABLES = (
     "metadata.json",
@@ -93,16 +96,18 @@ def match_rows(table: Table, filenames: Iterable[str]) -> tuple[dict[str, Row], 
         except Refused as error:
             problems.append(LineProblem(row.line, error.message))
             continue
-        first = found.setdefault(filename, row)
-        if first is not row and first.caption != row.caption:
-            problems.append(
-                LineProblem(
-                    row.line,
-                    f"{row.filename} has another caption already in line {first.line}, which"
-                    " counts.",
-                )
-            )
+        _keep_first(found, filename, row, problems)
     return found, problems
+
+
+def _keep_first(
+    found: dict[str, Row], filename: str, row: Row, problems: list[LineProblem]
+) -> None:
+    """Add a picture's row to those that were found, unless it has one; note one that differs."""
+    first = found.setdefault(filename, row)
+    if first.caption != row.caption:
+        counts = f"{row.filename} has another caption already in line {first.line}, which counts."
+        problems.append(LineProblem(row.line, counts))
 
 
 def fitting_encoding(name: str, data: bytes, filenames: Iterable[str]) -> str:
@@ -111,7 +116,7 @@ def fitting_encoding(name: str, data: bytes, filenames: Iterable[str]) -> str:
     if likeliest not in (*LEGACY_ENCODINGS, "latin-1"):
         return likeliest
     named: dict[str, int] = {}
-    for encoding in (likeliest, *LEGACY_ENCODINGS, "big5", "euc_kr"):
+    for encoding in (likeliest, *LEGACY_ENCODINGS, *RARER_ENCODINGS):
         with contextlib.suppress(Refused):
             rows, _ = match_rows(parse_table(name, data, encoding=encoding), filenames)
             named.setdefault(encoding, len(rows))
@@ -133,12 +138,20 @@ class LaidTable:
 
 def read_table(path: Path) -> dict[str, str]:
     """Read a table to captions by file name, folders dropped; raises `Refused` naming the first
-    line that is wrong.
+    line that is wrong. A second caption of a picture is no reason: the first counts.
     """
     table = _parsed(path)
     if table.problems:
         raise _unreadable(_reason_of(path.name, table.problems))
-    return _by_name(table)
+    captions, ignored = _by_name(table)
+    if ignored:
+        _log_once(_reason_of(path.name, ignored))
+    return captions
+
+
+@functools.lru_cache(maxsize=256)
+def _log_once(sentence: str) -> None:
+    log.warning(sentence)
 
 
 def look_at_table(path: Path) -> LaidTable:
@@ -147,7 +160,9 @@ def look_at_table(path: Path) -> LaidTable:
         table = _parsed(path)
     except Refused as error:
         return LaidTable({}, "" if _may_be_anothers(path) else error.message)
-    return LaidTable(_by_name(table), _reason_of(path.name, table.problems), tuple(table.problems))
+    captions, ignored = _by_name(table)
+    problems = sorted([*table.problems, *ignored], key=lambda problem: problem.line)
+    return LaidTable(captions, _reason_of(path.name, problems), tuple(problems))
 
 
 def content_of_table(path: Path) -> bytes:
@@ -170,8 +185,15 @@ def _reason_of(name: str, problems: Sequence[LineProblem]) -> str:
     )
 
 
-def _by_name(table: Table) -> dict[str, str]:
-    return {PureWindowsPath(row.filename).name: row.caption for row in table.rows}
+def _by_name(table: Table) -> tuple[dict[str, str], list[LineProblem]]:
+    """Return captions by file name, folders dropped, and the lines that name a picture once more
+    with another caption.
+    """
+    found: dict[str, Row] = {}
+    problems: list[LineProblem] = []
+    for row in table.rows:
+        _keep_first(found, PureWindowsPath(row.filename).name, row, problems)
+    return {name: row.caption for name, row in found.items()}, problems
 
 
 def _content(path: Path) -> bytes:

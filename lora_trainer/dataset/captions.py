@@ -63,13 +63,16 @@ def find_caption(
 ) -> Caption:
     """Return a picture's caption: its caption file's, else the table's. Raises OSError."""
     paths = [path for path in caption_paths(picture, preferred=preferred) if _is_file(path)]
-    file, *others = paths or [sidecar(picture)]
-    content = read_small_file(file)
-    if content is None:
-        return Caption(in_table(picture, table or {}))
-    text = text_of(content)
-    rivals = [path.name for path in others if _text_in(path) not in (None, text)]
-    return Caption(text, rivals[0] if rivals else "")
+    others = paths or [sidecar(picture)]
+    while others:
+        file, *others = others
+        content = read_small_file(file)
+        if content is None:  # a link that leads out of the folder
+            continue
+        text = text_of(content)
+        rivals = [path.name for path in others if _text_in(path) not in (None, text)]
+        return Caption(text, rivals[0] if rivals else "")
+    return Caption(in_table(picture, table or {}))
 
 
 def _text_in(path: Path) -> str | None:

@@ -1,11 +1,12 @@
 """OneTrainer's concepts: a .json that lists folders of pictures, how often each counts and where
 its captions come from.
 
-`train_data_dir` may be such a file; `importing` turns one into settings. What has no counterpart is
-listed.
+`train_data_dir` may be such a file (dataset/folders.py); interop/onetrainer.py turns one into
+settings. What has no counterpart is listed.
 """
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -90,20 +91,27 @@ def read_concepts(path: Path) -> tuple[list[Concept], list[str]]:
     Raises `Refused`.
     """
     try:
-        data = read_small_file(path, most_bytes=LARGEST_BYTES)
-        found = json.loads((data or b"").decode("utf-8-sig"))
+        stat = path.stat()
+        found = _content(path, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
     except (OSError, ValueError, RecursionError) as error:
         raise _refused(f"{path.name} cannot be read as OneTrainer's concepts: {error}.") from error
     return concepts_in(found, path.name, beside=path.parent)
 
 
+@functools.lru_cache(maxsize=2)
+def _content(path: Path, mtime_ns: int, ctime_ns: int, size_bytes: int) -> Any:
+    """Parse a file in this state once, however often a plan asks; nobody changes what it holds."""
+    data = read_small_file(path, most_bytes=LARGEST_BYTES)
+    return json.loads((data or b"").decode("utf-8-sig"))
+
+
 def concepts_in(
     found: object, source: str, *, beside: Path | None = None
 ) -> tuple[list[Concept], list[str]]:
-    """Do the same for the content of such a file. `source` names it in sentences.
+    """Return what `read_concepts` does, of a file's content. `source` names it in sentences.
 
-    Relative paths are looked for `beside` it; with None nothing is looked for on this machine,
-    as for what a stranger has sent. Raises `Refused`.
+    Relative paths are looked for in the folder `beside` and the one above it; with None nothing is
+    looked for on this machine, as for what a stranger has sent. Raises `Refused`.
     """
     if not are_concepts(found) or len(found) > MOST_CONCEPTS:
         raise _refused(
@@ -197,8 +205,8 @@ def _left_out(values: WrittenConcept) -> Iterator[LeftOut]:
 
 
 def _settings(text: WrittenConcept, image: WrittenConcept) -> WrittenSettings:
-    """OneTrainer always draws one of a caption's lines."""
-    found: dict[str, object] = {"caption_lines": "alternatives"}
+    """Return the settings that a concept asks for, by our names."""
+    found: dict[str, object] = {"caption_lines": "alternatives"}  # OneTrainer draws one of them
     drops = text.get("tag_dropout_enable") is True and text.get("tag_dropout_probability")
     if text.get("enable_tag_shuffling") is True:
         found["shuffle_caption"] = True

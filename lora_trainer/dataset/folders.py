@@ -13,11 +13,10 @@ from pathlib import Path
 from ..base.errors import ErrorCode, Refused
 from ..base.paths import expand_user
 from ..settings.config import TrainConfig, setting_of
-from .concepts import Concept, is_concepts, read_concepts, read_prompts
+from .concepts import MOST_REPEATS, Concept, is_concepts, read_concepts, read_prompts
 from .sample import Picture
-from .scan import NO_CAPTION, Problem, scan
+from .scan import Problem, scan
 
-MOST_REPEATS = 1000
 MOST_UNLIKE = 5  # warnings about what a file of concepts asks for and we do not have
 
 
@@ -169,7 +168,6 @@ def _captioned(pictures: list[Picture], concept: Concept | None) -> list[Picture
             picture,
             caption=shared or picture.path.stem,
             other_caption="",
-            warnings=tuple(warning for warning in picture.warnings if warning != NO_CAPTION),
         )
         for picture in pictures
     ]

@@ -8,6 +8,7 @@ that says what is wrong with the file.
 import contextlib
 import dataclasses
 import functools
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image, ImageOps
 from ..base.errors import ErrorCode, Refused
 from ..base.paths import check_regular_file
 from .decode_limit import TRIMMED_PIXELS, DecodeLimit
+from .sample import TRANSPARENT
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "MPO")
 PICTURE_ENDINGS = (
@@ -32,21 +34,30 @@ PICTURE_ENDINGS = (
     ".avif",
     ".jfif",
 )
-TRANSPARENT = "transparent parts become white"
 SMALLEST_PX, MOST_PIXELS, WIDEST_RATIO = 16, 120_000_000, 8.0
 MOST_REMEMBERED = 60_000
 ROWS, _ORIENTATION = 256, 0x0112
 
 _decode_limit = DecodeLimit(40_000_000)
+_warning_filters = threading.Lock()
+"""Held while Python's filters of warnings, which all threads share, are changed and put back."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What a header says of an image: upright size in pixels, and warnings for the user."""
+    """What a header says of an image: upright size in pixels, transparency, and what else the user
+    is warned of.
+    """
 
     width: int
     height: int
-    warnings: tuple[str, ...] = ()
+    has_alpha: bool = False
+    file_warnings: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Everything that the user is warned of."""
+        return (*self.file_warnings, TRANSPARENT) if self.has_alpha else self.file_warnings
 
 
 # --- Facts ----------------------------------------------------------------------------------------
@@ -63,8 +74,8 @@ def inspect(path: Path, *, thorough: bool = True) -> Facts:
     if thorough and key not in _decoded:
         remember(path, stat.st_mtime_ns, stat.st_size, _decode(path))
     found = _decoded.get(key) or _read_header(*key)
-    if isinstance(found, Refused):
-        raise found
+    if isinstance(found, Refused):  # it is kept: raised itself, its traceback would grow
+        raise Refused(found.message, field=found.field, code=found.code, details=found.details)
     return found
 
 
@@ -104,7 +115,7 @@ def facts_of(image: Image.Image) -> Facts:
     width, height = image.size
     if _orientation(image) in (5, 6, 7, 8):
         width, height = height, width
-    return Facts(width, height, tuple(_warnings(image)))
+    return Facts(width, height, has_alpha(image), tuple(_warnings(image)))
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -116,15 +127,11 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 def _warnings(image: Image.Image) -> list[str]:
-    found = []
-    if getattr(image, "is_animated", False):  # not n_frames, which reads a GIF to its end
-        if image.format == "TIFF":
-            found.append("several pages: only the first is used")
-        else:
-            found.append("animated: only the first frame is used")
-    if has_alpha(image):
-        found.append(TRANSPARENT)
-    return found
+    if not getattr(image, "is_animated", False):  # not n_frames, which reads a GIF to its end
+        return []
+    if image.format == "TIFF":
+        return ["several pages: only the first is used"]
+    return ["animated: only the first frame is used"]
 
 
 # --- Opening --------------------------------------------------------------------------------------
@@ -132,20 +139,26 @@ def _warnings(image: Image.Image) -> list[str]:
 
 @contextlib.contextmanager
 def opened(path: Path, *, decodes: bool = True) -> Iterator[Image.Image]:
-    """Open an image by its content; whatever Pillow raises inside becomes a `Refused`.
+    """Open an image by its content; what Pillow raises at a bad file becomes a `Refused`.
 
     Images that are decoded wait until `DecodeLimit` has room for their pixels. With `decodes` False
-    only the header is read, and nothing waits.
+    only the header is read, and nothing waits. Raises OSError where the disk fails, and
+    MemoryError: they say nothing about the file.
     """
     check_regular_file(path)
-    with warnings.catch_warnings(), _as_refusals(path):
+    with _as_refusals(path), _open(path) as image:
+        _check_size(path, *image.size)
+        keep_exif(image)
+        pixels = image.width * image.height
+        with _decode_limit.room_for(pixels) if decodes else contextlib.nullcontext():
+            yield image
+
+
+def _open(path: Path) -> Image.Image:
+    """Open an image without Pillow's warning of many pixels; there is a limit of our own."""
+    with _warning_filters, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(path, formats=openable()) as image:
-            _check_size(path, *image.size)
-            keep_exif(image)
-            pixels = image.width * image.height
-            with _decode_limit.room_for(pixels) if decodes else contextlib.nullcontext():
-                yield image
+        return Image.open(path, formats=openable())
 
 
 @contextlib.contextmanager
@@ -164,14 +177,44 @@ def _as_refusals(path: Path) -> Iterator[None]:
             " pixels.",
             code=ErrorCode.TOO_LARGE,
         ) from error
-    except (Refused, FileNotFoundError):
+    except (Refused, MemoryError):
         raise
+    except OSError as error:
+        if error.errno is not None:  # the system's; Pillow's own, of files cut off, have none
+            raise
+        raise _damaged(path, error) from error
     # Pillow raises what it likes at damaged files: TypeError, SyntaxError, struct.error
     except Exception as error:
-        raise Refused(
-            f"{path.name} is damaged or cut off: {error}. Save it again in a picture editor.",
-            code=ErrorCode.DAMAGED,
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> Refused:
+    return Refused(
+        f"{path.name} is damaged or cut off: {error}. Save it again in a picture editor.",
+        code=ErrorCode.DAMAGED,
+    )
+
+
+def unreadable(path: Path, error: OSError | MemoryError) -> Refused:
+    """Return the refusal of an image that cannot be read now, whatever it holds."""
+    if isinstance(error, FileNotFoundError):
+        return Refused(f"{path.name} is gone.", code=ErrorCode.NO_FILE)
+    if isinstance(error, MemoryError):
+        return Refused(
+            f"There is not enough memory to open {path.name}. Close other programs.",
+            code=ErrorCode.OUT_OF_MEMORY,
+        )
+    code = ErrorCode.NO_PERMISSION if isinstance(error, PermissionError) else ErrorCode.DAMAGED
+    return Refused(f"{path.name} cannot be read: {error.strerror or error}.", code=code)
+
+
+@contextlib.contextmanager
+def unreadable_refused(path: Path) -> Iterator[None]:
+    """Raise `Refused` where reading an image fails inside, also by OSError or MemoryError."""
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        raise unreadable(path, error) from error
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
@@ -212,7 +255,7 @@ def keep_exif(opened: Image.Image) -> None:
 def look(path: Path, side_px: int) -> tuple[Facts, Image.Image]:
     """Decode an image once: its facts, and all of it as upright RGB of at most `side_px` a side.
 
-    Raises `Refused` as `inspect`.
+    Raises as `opened`.
     """
     twice = (2 * side_px, 2 * side_px)
     with opened(path) as image:
@@ -240,11 +283,9 @@ def read_rgb(path: Path) -> Image.Image:
     CMYK and 16 bit are converted.
     """
     check_regular_file(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(path, formats=openable()) as opened:
-            keep_exif(opened)
-            return to_rgb(opened)
+    with _open(path) as opened:
+        keep_exif(opened)
+        return to_rgb(opened)
 
 
 def to_rgb(opened: Image.Image) -> Image.Image:

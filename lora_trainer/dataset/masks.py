@@ -15,7 +15,15 @@ from PIL import Image, ImageChops
 
 from ..base.errors import ErrorCode, Refused
 from .buckets import Bucket
-from .images import PICTURE_ENDINGS, TRANSPARENT, has_alpha, inspect, opened, upright
+from .images import (
+    PICTURE_ENDINGS,
+    has_alpha,
+    inspect,
+    opened,
+    unreadable,
+    unreadable_refused,
+    upright,
+)
 from .pixels import Placement, placement
 from .sample import Picture
 from .scan import MASK_ENDING
@@ -67,6 +75,8 @@ def check_mask(mask: Path, picture: Picture, *, thorough: bool = True) -> str:
             field="masked_loss",
             code=ErrorCode.BAD_MASK,
         ) from error
+    except MemoryError as error:
+        raise unreadable(mask, error) from error
     if is_black:
         return (
             f"The mask {mask.name} is black all over: nothing of {picture.path.name} is learned."
@@ -89,7 +99,7 @@ def _brightest(path: Path, mtime_ns: int) -> int:
 
 def is_opaque(picture: Picture) -> bool:
     """Tell whether scanning found no transparency in a picture to make a mask of."""
-    return TRANSPARENT not in picture.warnings
+    return not picture.has_alpha
 
 
 def load_mask(
@@ -107,11 +117,8 @@ def load_mask(
     weight. `whole` as in `placement`. Raises `Refused` for a file that is gone or cannot be read.
     """
     path = mask_path or picture.path
-    try:
-        with opened(path) as image:
-            grey = _grey(image) if mask_path else _opacity(image)
-    except FileNotFoundError as error:
-        raise Refused(f"{path.name} is gone.", code=ErrorCode.NO_FILE) from error
+    with unreadable_refused(path), opened(path) as image:
+        grey = _grey(image) if mask_path else _opacity(image)
     if grey is None:
         return None
     width, height = (picture.width, picture.height) if mask_path else grey.size

@@ -13,6 +13,7 @@ from .buckets import Bucket
 
 Role = Literal["train", "regularisation", "validation"]
 ROLES: tuple[Role, ...] = ("train", "regularisation", "validation")  # in the order of a run
+TRANSPARENT, NO_CAPTION = "transparent parts become white", "no caption"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +21,9 @@ class Picture:
     """A usable picture on disk.
 
     `width` and `height` are upright, in pixels. `caption` may be empty or have several lines.
-    `repeats` 0 leaves the picture out, as in kohya's `0_name`. `other_caption` names a second
-    caption file beside the picture that says something else.
+    `repeats` 0 leaves the picture out, as in kohya's `0_name`. `file_warnings` is what the user is
+    warned of besides transparency and a missing caption. `other_caption` names a second caption
+    file beside the picture that says something else.
     """
 
     path: Path
@@ -29,8 +31,16 @@ class Picture:
     height: int
     caption: str
     repeats: int = 1
-    warnings: tuple[str, ...] = ()
+    has_alpha: bool = False
+    file_warnings: tuple[str, ...] = ()
     other_caption: str = ""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Everything that the user is warned of."""
+        transparent = (TRANSPARENT,) if self.has_alpha else ()
+        no_caption = () if self.caption else (NO_CAPTION,)
+        return (*self.file_warnings, *transparent, *no_caption)
 
 
 @dataclasses.dataclass(frozen=True)

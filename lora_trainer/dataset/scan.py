@@ -14,12 +14,11 @@ from ..base.errors import ErrorCode, Refused
 from ..base.paths import is_inside
 from .caption_tables import find_table
 from .captions import CAPTION_ENDINGS, find_caption
-from .images import PICTURE_ENDINGS, inspect
+from .images import PICTURE_ENDINGS, inspect, unreadable
 from .sample import Picture
 
 # How the stem of a mask ends, as OneTrainer names them: cat-masklabel.png beside cat.png
 MASK_ENDING = "-masklabel"
-NO_CAPTION = "no caption"
 MOST_FOLDERS = 5000
 
 
@@ -57,10 +56,12 @@ def scan(
     """
     pictures: list[Picture] = []
     problems: list[Problem] = []
-    for place in _places(folder, repeats, subfolders):
-        table = find_table(place.folder, metadata_path)
+    places = _places(folder, repeats, subfolders)
+    named_table = find_table(folder, metadata_path) if metadata_path else None
+    for place in places:
+        table = find_table(place.folder) if named_table is None else named_table
         for path in sorted(_listed(place.folder), key=lambda path: path.name):
-            if not is_picture_file(path):
+            if not is_picture_name(path.name):
                 continue
             found = examine(
                 path,
@@ -77,13 +78,11 @@ def scan(
     return pictures, problems
 
 
-def is_picture_file(path: PurePath) -> bool:
-    """Tell by its name whether a file is a picture to learn from: neither hidden nor a mask."""
-    return is_picture_name(path.name)
-
-
 def is_picture_name(name: str) -> bool:
-    """Tell the same as `is_picture_file` of a name, or of a path with slashes."""
+    """Tell by its name, or its path with slashes, whether a file is a picture to learn from.
+
+    Hidden files and masks are none.
+    """
     stem, ending = os.path.splitext(name)
     return (
         ending.lower() in PICTURE_ENDINGS
@@ -108,6 +107,8 @@ def examine(
         return Problem(path, error.message)
     except OSError as error:
         return Problem(path, f"{path.name} cannot be read: {error.strerror or error}.")
+    except MemoryError as error:
+        return Problem(path, unreadable(path, error).message)
     try:
         found = find_caption(path, table, preferred=caption_ending)
     except OSError as error:
@@ -120,7 +121,8 @@ def examine(
         facts.height,
         caption,
         repeats,
-        warnings=facts.warnings if caption else (*facts.warnings, NO_CAPTION),
+        has_alpha=facts.has_alpha,
+        file_warnings=facts.file_warnings,
         other_caption=found.other,
     )
 

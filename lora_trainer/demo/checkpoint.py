@@ -18,7 +18,8 @@ from safetensors.torch import save
 
 from ..base.files import write_atomically
 from ..base.tensor_files import read_tensors
-from ..lora.weight_names import unet_to_ldm, vae_to_ldm
+from ..lora.weight_names import unet_to_ldm
+from .vae_names import vae_to_ldm
 
 ASSET = Path(__file__).with_name("checkpoint.safetensors")
 SEED = 20_231

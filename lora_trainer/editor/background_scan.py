@@ -14,6 +14,7 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,8 @@ from PIL import Image
 from ..base.errors import ErrorCode, Refused
 from ..base.files import write_atomically
 from ..base.sqlite import open_database
-from ..dataset.images import Facts, look, remember
+from ..dataset.images import Facts, look, remember, unreadable
+from ..dataset.sample import TRANSPARENT
 from .file_cache import FileStamp
 from .near_duplicates import Looks, mosaic, perceptual_hash
 
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 THUMBNAIL_PX = 256
 THUMBNAIL_QUALITY = 85
 PAUSE_SECONDS = 0.02
+RETRY_SECONDS = 30.0  # after which a picture is tried again that the disk refused, or memory
+_NOT_READ = "is damaged or cut off: [Errno "  # older versions kept what the system refused
 _TABLE = """create table if not exists pictures (
     path text primary key,
     mtime_ns integer not null,
@@ -46,11 +50,16 @@ _TABLE = """create table if not exists pictures (
 
 @dataclasses.dataclass(frozen=True)
 class ScanResult:
-    """What decoding a picture has shown: its facts and looks, or a problem."""
+    """What decoding a picture has shown: its facts and looks, or a problem.
+
+    `tried_at`, of `time.monotonic`, where it could not be read just then: that says nothing about
+    the picture and is forgotten soon.
+    """
 
     facts: Facts | None
     problem: Refused | None
     looks: Looks = Looks(b"", b"")
+    tried_at: float | None = None
 
 
 class _Known(NamedTuple):
@@ -76,12 +85,16 @@ class BackgroundScan:
         self._known = {
             row["path"]: _Known(row["mtime_ns"], row["size"], _result_of(row))
             for row in self._database.execute("select * from pictures")
+            if _NOT_READ not in (row["problem"] or "")
         }
 
     def known(self, path: Path, stat: os.stat_result | FileStamp) -> ScanResult | None:
         """Return the result of a picture, if it was scanned in this state."""
         known = self._known.get(str(path))
         if known is None or (known.mtime_ns, known.size) != (stat.st_mtime_ns, stat.st_size):
+            return None
+        tried_at = known.result.tried_at
+        if tried_at is not None and time.monotonic() - tried_at > RETRY_SECONDS:
             return None
         return known.result
 
@@ -97,16 +110,19 @@ class BackgroundScan:
                 self._thread.start()
 
     def thumbnail(self, path: Path) -> Path:
-        """Return a small JPEG of a picture, made if need be; raises `Refused` or OSError for a file
-        that is no picture.
+        """Return a small JPEG of a picture, made if need be; raises `Refused` for a file that is no
+        picture, or cannot be read.
         """
-        stat = path.stat()
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise unreadable(path, error) from error
         thumbnail = self._thumbnail_path(path, stat)
         if not thumbnail.is_file():
             with self._background_paused():
                 result = self._scan(path, stat)
-            if result.problem:
-                raise result.problem
+            if problem := result.problem:  # it is kept: raised itself, its traceback would grow
+                raise Refused(problem.message, code=problem.code)
             if not thumbnail.is_file():
                 raise Refused(
                     f"The thumbnail of {path.name} cannot be written.", code=ErrorCode.CANNOT_SAVE
@@ -158,6 +174,12 @@ class BackgroundScan:
             facts, small = look(path, THUMBNAIL_PX)
         except Refused as error:
             result = ScanResult(None, error)
+        except (OSError, MemoryError) as error:
+            log.info("%s was not scanned: %s", path, error)
+            result = ScanResult(None, unreadable(path, error), tried_at=time.monotonic())
+            with self._lock:
+                self._known[str(path)] = _Known(stat.st_mtime_ns, stat.st_size, result)
+            return result
         else:
             with contextlib.suppress(OSError):  # a full disk costs thumbnails, not the results
                 self._save_thumbnail(path, stat, small)
@@ -210,5 +232,11 @@ def _result_of(row: sqlite3.Row) -> ScanResult:
     if row["problem"]:
         message, code = json.loads(row["problem"])
         return ScanResult(None, Refused(message, code=code))
-    facts = Facts(row["width"], row["height"], tuple(json.loads(row["remarks"])))
+    warnings = json.loads(row["remarks"])
+    facts = Facts(
+        row["width"],
+        row["height"],
+        TRANSPARENT in warnings,
+        tuple(warning for warning in warnings if warning != TRANSPARENT),
+    )
     return ScanResult(facts, None, Looks(row["hash"], row["mosaic"]))

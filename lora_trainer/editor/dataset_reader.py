@@ -120,6 +120,8 @@ class DatasetReader:
         scanned = self._background_scan.known(path, stamp) if stamp else None
 
         def read() -> Picture | Problem:
+            if scanned and scanned.problem and scanned.tried_at is not None:
+                return Problem(path, scanned.problem.message)
             if scanned and stamp and (found := scanned.facts or scanned.problem):
                 remember(path, stamp.st_mtime_ns, stamp.st_size, found)
             return examine(

@@ -15,7 +15,7 @@ from typing import Protocol, TypedDict
 from ..base.errors import ErrorCode, Refused
 from ..base.paths import is_inside
 from ..dataset.caption_tables import TABLE_NAMES
-from ..dataset.scan import is_picture_file, is_picture_name, read_kohya_name
+from ..dataset.scan import is_picture_name, read_kohya_name
 from .background_scan import BackgroundScan
 from .dataset_reader import CaptionFile, DatasetReader, pictures_of
 from .file_changes import Change, FileChanger
@@ -93,7 +93,7 @@ class EditedDataset:
         if (
             not is_in_place
             or ".." in Path(filename).parts
-            or not is_picture_file(path)
+            or not is_picture_name(path.name)
             or not self._is_file_inside(path)
         ):
             raise Refused(

@@ -21,7 +21,7 @@ from ..base.files import write_atomically
 from ..base.paths import expand_user
 from ..base.text import is_plain_text
 from ..dataset.captions import read_caption, sidecar
-from ..dataset.scan import is_picture_file, picture_folders
+from ..dataset.scan import is_picture_name, picture_folders
 from ..settings.lora_name import why_not_a_name
 from . import uploads
 from .dataset_reader import UnusableFile
@@ -131,7 +131,7 @@ class Library:
         try:
             folder = self.path(name)
             files = (path for place in picture_folders(folder) for path in place.iterdir())
-            count = sum(map(is_picture_file, files))
+            count = sum(is_picture_name(file.name) for file in files)
         except (OSError, Refused):
             return {"name": name, "path": "", "pictures": 0}
         return {"name": name, "path": str(folder), "pictures": count}
@@ -257,7 +257,7 @@ class Library:
         prompt_of_caption_file: dict[Path, str] = {}
         refused: list[UnusableFile] = []
         for filename in filenames:
-            if not is_picture_file(Path(filename)):
+            if not is_picture_name(Path(filename).name):
                 continue
             filename = Path(filename).as_posix()
             try:

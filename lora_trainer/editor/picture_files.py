@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..base.errors import ErrorCode, Refused
 from ..dataset.buckets import Bucket
-from ..dataset.images import look, opened
+from ..dataset.images import look, opened, unreadable_refused
 from ..dataset.pixels import load_pixels
 
 TURNS = {  # clockwise; Pillow turns the other way
@@ -40,7 +40,7 @@ def rotated(path: Path, degrees: int) -> bytes:
             field="degrees",
             code=ErrorCode.BAD_VALUE,
         )
-    with opened(path) as image:
+    with unreadable_refused(path), opened(path) as image:
         # a phone's MPO contains one picture and its depth
         if getattr(image, "is_animated", False) and image.format != "MPO":
             raise Refused(
@@ -62,7 +62,8 @@ def rotated(path: Path, degrees: int) -> bytes:
 
 def preview(path: Path, side_px: int = 1280) -> bytes:
     """Return a JPEG of the whole picture, upright, at most `side_px` a side."""
-    return _jpeg(look(path, side_px)[1])
+    with unreadable_refused(path):
+        return _jpeg(look(path, side_px)[1])
 
 
 def training_crop(path: Path, bucket: Bucket) -> bytes:
@@ -70,7 +71,7 @@ def training_crop(path: Path, bucket: Bucket) -> bytes:
 
     Raises `Refused` for a file that is no picture.
     """
-    with opened(path):
+    with unreadable_refused(path), opened(path):
         pixels, _ = load_pixels(path, bucket)
     rgb = ((pixels.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
     return _jpeg(Image.fromarray(rgb))
@@ -83,7 +84,7 @@ def prompt_of(path: Path) -> str:
     The WebUI writes it into PNGs as the text "parameters", into JPEG and WebP as the EXIF field
     UserComment.
     """
-    with opened(path, decodes=False) as image:
+    with unreadable_refused(path), opened(path, decodes=False) as image:
         text = image.info.get("parameters") or _comment(image)
     if not isinstance(text, str):
         return ""

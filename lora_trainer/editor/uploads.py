@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from ..base.errors import ErrorCode, Refused
 from ..dataset.captions import CAPTION_ENDINGS
-from ..dataset.scan import MASK_ENDING, is_picture_file, read_kohya_name
+from ..dataset.scan import MASK_ENDING, is_picture_name, read_kohya_name
 from .dataset_reader import UnusableFile
 from .zip_archive import ZipArchive, ZipEntry
 
@@ -84,7 +84,7 @@ def files_of_folder(folder: Path) -> list[SourceFile]:
 def _without_notes(sources: Sequence[SourceFile]) -> list[SourceFile]:
     """Leave out texts without a picture of their name."""
     paths = [PurePosixPath(source.path) for source in sources]
-    of_pictures = {path.with_suffix("") for path in paths if is_picture_file(path)}
+    of_pictures = {path.with_suffix("") for path in paths if is_picture_name(path.name)}
     return [
         source
         for source, path in zip(sources, paths, strict=True)
@@ -115,7 +115,7 @@ def store_files(
             stem = (target.parent, target.stem.removesuffix(MASK_ENDING).lower())
             _check_same_folder(folder_of_target.setdefault(stem, folder), folder, target.stem)
             key = (stem, folder)
-            if is_picture_file(target):
+            if is_picture_name(target.name):
                 tried_pictures.add(key)
             elif key in tried_pictures and key not in stored:
                 raise Refused("Its picture was not taken.", code=ErrorCode.EXISTS)
@@ -131,7 +131,7 @@ def store_files(
 
 def _pictures_first(sources: Sequence[SourceFile]) -> list[SourceFile]:
     def order(source: SourceFile) -> tuple[bool, str]:
-        return not is_picture_file(PurePosixPath(*_parts(source.path))), source.path
+        return not is_picture_name(PurePosixPath(*_parts(source.path)).name), source.path
 
     return sorted(sources, key=order)
 

@@ -12,6 +12,8 @@ from typing import TypeAlias
 
 import torch
 
+from ..base.autocast import no_autocast
+
 DORA_SCALE = "dora_scale"
 LORA_NAMES = ("lora_down.weight", "lora_up.weight")
 LOHA_NAMES = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
@@ -213,7 +215,7 @@ class AdapterLayer(torch.nn.Module, abc.ABC):
         constant to the gradient (section 4.3).
         """
         assert self.dora_scale is not None
-        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+        with torch.no_grad(), no_autocast(weight.device):
             norms = column_norms(weight.float() + self.delta_weight())
         return self.dora_scale / norms.clamp(min=torch.finfo(norms.dtype).tiny)
 

@@ -33,6 +33,7 @@ from .adapter_layers import (
 from .blocks import levels_of
 from .build_layers import weight_shapes
 from .loha_lokr import factorization
+from .lora_folder import lora_files
 from .target_layers import PROJECTIONS, find_target_layers
 from .weight_names import unet_to_diffusers, unet_to_ldm
 
@@ -79,8 +80,9 @@ def find_lora(name: str, lora_dir: Path) -> Path:
     `Refused`.
     """
     path = expand_user(name)
-    if path.name == name and lora_dir.is_dir():
-        for file in sorted(lora_dir.rglob("*.safetensors")):
+    if path.name == name:
+        loras = (file for file in lora_files(lora_dir) if file.match("*.safetensors"))
+        for file in sorted(loras):
             if name in (file.stem, file.name):
                 return file
     if path.is_file():
@@ -194,7 +196,7 @@ def fit_to_model(
     spec = _infer_spec(found, {layer: modules[path].weight for path, layer in layers.items()})
     rank_alphas: dict[str, RankAlpha] = {}
     weights: Weights = {}
-    with open(found.path, "rb") as file:
+    with _opened(found.path) as file:
         header = _read_header_again(found, file)
         # In the model's order, as without a file.
         for path in [path for path in modules if path in layers]:
@@ -206,6 +208,16 @@ def fit_to_model(
                 for part, shape in expected.items()
             }
     return rank_alphas, weights, spec
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file; where it cannot be opened or read inside, raise `Refused`."""
+    try:
+        with open(path, "rb") as file:
+            yield file
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def _layers_by_path(

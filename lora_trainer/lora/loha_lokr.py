@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from ..base.autocast import no_autocast
 from .adapter_layers import (
     LOHA_NAMES,
     LOKR_NAMES,
@@ -50,7 +51,7 @@ class _FullChangeLayer(AdapterLayer):
 
     def change(self, *, dropouts: Dropouts | None) -> torch.Tensor:
         device = next(iter(self.factors().values())).device
-        with torch.autocast(device.type, enabled=False):
+        with no_autocast(device):
             change = self._product()
             if dropouts is None:
                 return change

@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer as PeftLoraLayer
 
+from ..base.autocast import no_autocast
 from .adapter_layers import LORA_NAMES, AdapterLayer, AdapterSpec, Dropouts, RankAlpha
 
 ADAPTER = "default"  # peft's name of the only adapter
@@ -53,7 +54,7 @@ class LoraLayer(AdapterLayer):
     def change(self, *, dropouts: Dropouts | None) -> torch.Tensor:
         down, up = self.factors().values()
         rows, columns = down.flatten(1), up.flatten(1)  # (rank, in * k * k), (out, rank)
-        with torch.autocast(down.device.type, enabled=False):
+        with no_autocast(down.device):
             if dropouts:
                 ones = torch.ones(1, rows.shape[1], device=rows.device)
                 rows = rows * dropouts.drop_inputs(ones)

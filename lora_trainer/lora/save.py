@@ -6,8 +6,10 @@ import errno
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -16,8 +18,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..base.errors import ErrorCode, Refused
 from ..base.files import write_atomically
+from ..base.text import decode
 from .adapter_layers import DORA_SCALE
 
+log = logging.getLogger(__name__)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SOFTWARE, NOTES = "Train LoRA", "Trained with Train LoRA"
 
@@ -86,14 +90,14 @@ def save_card(
     """Write the sidecar `<stem>.json` of a LoRA, keeping the keys that other tools put there and
     notes that do not begin as ours.
 
-    An empty `negative_text` leaves what the card has.
+    An empty `negative_text` leaves what the card has. A file that is no card is left as it is.
+    Raises OSError.
     """
     sidecar = path.with_suffix(".json")
-    try:
-        known = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
-    except (OSError, ValueError):
-        known = {}
-    known = known if isinstance(known, dict) else {}
+    known = _read_card(sidecar)
+    if known is None:
+        log.warning("%s is no card (a JSON object), so it stays as it is", sidecar.name)
+        return
     if not str(known.get("notes") or NOTES).startswith(NOTES):  # the user's own
         notes = known["notes"]
     card = {
@@ -106,6 +110,23 @@ def save_card(
     if negative_text:
         card["negative text"] = negative_text
     write_atomically(sidecar, json.dumps(card, indent=4, ensure_ascii=False).encode("utf-8"))
+
+
+def _read_card(sidecar: Path) -> dict[str, Any] | None:
+    """Return what a card holds, {} where there is none; None for a file that is something else.
+
+    Raises OSError.
+    """
+    if not sidecar.is_file():
+        return {}
+    data = sidecar.read_bytes()
+    if not data.strip(b"\0 \t\r\n"):  # of a write that was broken off
+        return {}
+    try:
+        known = json.loads(decode(data))
+    except (ValueError, RecursionError):
+        return None
+    return known if isinstance(known, dict) else None
 
 
 def save_preview(path: Path, image: Image.Image) -> bool:

@@ -49,7 +49,8 @@ _TEXT_FEED_FORWARD = re.compile(
 class LayerSettings:
     """The settings that decide which layers are trained, and with what rank and alpha.
 
-    0 and "" mean as in the settings: an own rank of 0 is the common one.
+    `rank` and `alpha` are the common ones; a group with an own rank or alpha of 0 takes them, as
+    `rank_alpha` says. `blocks` and `block_rates` are "" for all blocks alike.
     """
 
     targets: str
@@ -86,7 +87,7 @@ def assign_ranks(parts: torch.nn.ModuleDict, settings: LayerSettings) -> dict[st
     """Return rank and alpha of every trained layer by path, in the order of
     `parts.named_modules()`.
 
-    Raises `Refused` for a bad list of blocks, and for one that leaves nothing to train.
+    Raises `Refused` for a bad list of blocks, and where there is nothing to train.
     """
     levels = count_unet_levels(parts)
     blocks = read_blocks(settings.blocks, levels) if "unet" in parts else {}
@@ -103,7 +104,7 @@ def assign_ranks(parts: torch.nn.ModuleDict, settings: LayerSettings) -> dict[st
         if rank_alpha.rank and name not in frozen:
             rank_alphas[path] = rank_alpha
     if not rank_alphas:
-        _refuse_empty(settings, nothing_learns=bool(frozen), no_layers=bool(blocks))
+        raise _nothing_to_train(settings, nothing_learns=bool(frozen), no_layers=bool(blocks))
     return rank_alphas
 
 
@@ -117,21 +118,27 @@ def _rank_of_block(name: str | None, blocks: dict[str, BlockRank]) -> BlockRank:
     return BlockRank(0) if name != BASE and names_unet else BlockRank()
 
 
-def _refuse_empty(settings: LayerSettings, *, nothing_learns: bool, no_layers: bool) -> None:
+def _nothing_to_train(settings: LayerSettings, *, nothing_learns: bool, no_layers: bool) -> Refused:
     if nothing_learns:
-        raise Refused(
+        return Refused(
             f"Learning rates of blocks: {settings.block_rates!r} leaves nothing that learns. Give"
             " some block a factor above 0.",
             field=RATES_FIELD,
             code=ErrorCode.BAD_VALUE,
         )
     if no_layers:
-        raise Refused(
+        return Refused(
             f"The blocks {settings.blocks!r} leave no layer to learn. Name some that have"
             " attention, or take more kinds of layers.",
             field="lora_blocks",
             code=ErrorCode.BAD_VALUE,
         )
+    return Refused(
+        "This model has no layer of the kinds that are to learn. Take more kinds of layers, or"
+        " switch on another part of the model.",
+        field="lora_targets",
+        code=ErrorCode.BAD_VALUE,
+    )
 
 
 def count_unet_levels(parts: torch.nn.ModuleDict) -> int:
@@ -149,7 +156,7 @@ def find_target_layers(
 
     Of a `nn.MultiheadAttention` all four projections: the WebUI's loader ignores fewer.
     """
-    groups = _GROUPS_OF_TARGETS.get(target_setting, _GROUPS_OF_TARGETS["all"])
+    groups = _GROUPS_OF_TARGETS[target_setting]
     for path, module in parts.named_modules():
         part, _, inside = path.partition(".")
         group = _unet_group(inside, module) if part == "unet" else _text_group(inside, module)

@@ -112,7 +112,7 @@ class RunCallbacks:
 
     def _while_paused(self) -> None:
         """Keep the progress, free memory if that was asked for, and save snapshots on request."""
-        self.states.save()
+        self.states.save_while_paused()
         if self._context.control.free_memory_requested and not self._memory_is_free:
             self._memory_is_free = True
             self._run.train_state.to(torch.device("cpu"))

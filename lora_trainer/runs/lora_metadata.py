@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from ..base.contracts import ModelFacts
+from ..base.text import storable
 from ..dataset.captions import split_tags
 from ..dataset.sample import Sample
 from ..interop.kohya_names import OPTIMIZER_CLASSES, OUR_SETTINGS_KEY, WEIGHT_DECAY
@@ -23,6 +24,7 @@ from ..lora.adapter_layers import AdapterSpec, RankAlpha
 from ..lora.blocks import block_names, read_block_rates, read_blocks
 from ..lora.weight_names import LEVELS, SDXL_LEVELS
 from ..settings.config import TrainConfig, settings_kept_in_lora
+from ..settings.optimizer_arguments import split_arguments
 from ..training.batches import batches_per_epoch
 from .step_options import rate_choice
 
@@ -80,8 +82,7 @@ def metadata(
 
 def _text(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
-    # A folder's name need not be valid Unicode, but metadata must be.
-    return text.encode("utf-8", "backslashreplace").decode()
+    return storable(text)  # a folder's name need not be valid Unicode, but metadata must be
 
 
 def _given(value: Given) -> Given | None:
@@ -278,8 +279,7 @@ def _optimizer(config: TrainConfig) -> str:
     arguments = []
     if config.weight_decay != WEIGHT_DECAY.get(config.optimizer, 0.0):
         arguments.append(f"weight_decay={config.weight_decay}")
-    for item in config.optimizer_args.split():
-        name, _, value = item.partition("=")
+    for name, value in split_arguments(config.optimizer_args):
         arguments.append(f"{name}={_python(value)}")
     called = OPTIMIZER_CLASSES[config.optimizer]
     return f"{called}({','.join(arguments)})" if arguments else called
@@ -288,7 +288,7 @@ def _optimizer(config: TrainConfig) -> str:
 def _python(value: str) -> str:
     """Write several numbers as a tuple."""
     if "," in value and not value.startswith(("(", "[")):
-        return f"({', '.join(value.split(','))})"
+        return f"({', '.join(part.strip() for part in value.split(','))})"
     return value
 
 

@@ -18,7 +18,7 @@ from .step_options import adapter_spec, caption_augmentation, layer_choice
 from .trained_parts import trained_parts
 
 CAPTION_BYTES = 77 * 2048 * 4  # of 75 tokens, with SDXL in float32; SD1 takes a third
-WORDS_AT_ONCE = 55  # of English that make 75 tokens
+WORDS_AT_ONCE, TOKENS_AT_ONCE = 55, 75  # so many words of English make so many tokens
 OPTIMIZER_BYTES = {
     "adamw": 8,
     "adamw8bit": 2,

@@ -19,6 +19,7 @@ from ..base.errors import ErrorCode, Refused
 from ..base.files import remove_leftovers, write_atomically
 from ..base.paths import numbered_paths
 from ..base.tensor_files import read_header
+from ..lora.lora_folder import lora_files
 from ..lora.save import remove_lora
 from ..settings.config import TrainConfig
 from ..settings.lora_name import check_name
@@ -122,13 +123,11 @@ def free_name(path: Path) -> str:
 
 def same_names_elsewhere(path: Path, lora_dir: Path) -> Iterator[Path]:
     """Find other LoRAs of the same name below `lora_dir`: a prompt's tag could mean either."""
-    for folder, _, names in os.walk(lora_dir, followlinks=True):
-        for name in names:
-            other = Path(folder, name)
-            if other.stem != path.stem or other.suffix.lower() not in LORA_ENDINGS:
-                continue
-            if not _is_same_file(other, path):
-                yield other
+    for other in lora_files(lora_dir):
+        if other.stem != path.stem or other.suffix.lower() not in LORA_ENDINGS:
+            continue
+        if not _is_same_file(other, path):
+            yield other
 
 
 def _is_same_file(one: Path, other: Path) -> bool:

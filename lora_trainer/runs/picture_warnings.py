@@ -7,17 +7,16 @@ from collections.abc import Sequence
 
 from ..dataset.caption_augmentation import has_choices
 from ..dataset.captions import loras_in
-from ..dataset.images import TRANSPARENT
-from ..dataset.sample import Sample
-from ..dataset.scan import NO_CAPTION, Problem
+from ..dataset.sample import TRANSPARENT, Sample
+from ..dataset.scan import Problem
 from ..settings.advice import STYLE_PICTURES, SUBJECT_PICTURES, in_words
 from ..settings.config import TrainConfig
 from ..settings.remedies import ActionableWarning, Remedy
 from ..settings.rules import resolutions_of
+from .memory import TOKENS_AT_ONCE, WORDS_AT_ONCE
 
 FEW_PICTURES, FEW_MIRRORED, MOST_NAMED = 6, 4, 5
 SMALL_AREA = 0.8  # of the resolution's square
-WORDS_PER_TOKEN = 55 / 75  # of captions in English; lists of tags have fewer
 
 
 def picture_warnings(
@@ -64,15 +63,12 @@ def file_warnings(config: TrainConfig, samples: Sequence[Sample]) -> list[str]:
 
     With masks from transparency, transparent parts are not learned, so their colour is no matter.
     """
-    known = {NO_CAPTION}
-    if config.masked_loss == "alpha":
-        known.add(TRANSPARENT)
-    warnings = [
-        f"{sample.picture.path.name}: {warning}."
-        for sample in samples
-        for warning in sample.picture.warnings
-        if warning not in known
-    ]
+    warnings = []
+    for picture in (sample.picture for sample in samples):
+        found = picture.file_warnings
+        if picture.has_alpha and config.masked_loss != "alpha":
+            found = (*found, TRANSPARENT)
+        warnings += [f"{picture.path.name}: {warning}." for warning in found]
     return warnings[:MOST_NAMED]
 
 
@@ -151,8 +147,8 @@ def _have(samples: Sequence[Sample]) -> str:
 
 
 def _long_captions(config: TrainConfig, samples: Sequence[Sample]) -> list[str]:
-    """Name the first picture whose caption is cut off."""
-    most = round(config.max_token_length * WORDS_PER_TOKEN)
+    """Name the first picture whose caption is cut off; lists of tags have fewer words."""
+    most = round(config.max_token_length * (WORDS_AT_ONCE / TOKENS_AT_ONCE))
     for sample in samples:
         words = max(len(line.split()) for line in sample.caption.split("\n"))
         if words > most:

@@ -26,6 +26,7 @@ from .output_files import OutputFiles, tag_of
 from .plan import Plan, make_plan
 from .prepare import PreparedRun, prepare_run
 from .progress import ProgressReporter
+from .registering import register
 from .resume import check_changes, check_readable, compare_runs, state_folder
 from .step_options import caption_augmentation
 
@@ -83,8 +84,7 @@ def train_lora(
         facts = _examine(context, warnings, checkpoint)
         result = _train_and_save(context, facts)
     except Stopped:
-        steps = earlier.step if earlier else 0
-        return Result(None, context.plan.lora_tag, steps, None, stopped=True)
+        return _interrupted(context)
     except OutOfMemory as error:
         _put_back(context)
         raise Refused(
@@ -98,6 +98,19 @@ def train_lora(
     if result.output_file and result.lora_tag and config.preview:
         _draw_preview(context, result.output_file, result.lora_tag)
     return result
+
+
+def _interrupted(context: RunContext) -> Result:
+    """Return the result of a run that left no LoRA: how far it is, by what it reported last."""
+    status, earlier = context.reporter.status, context.earlier
+    return Result(
+        output_file=None,
+        lora_tag=context.plan.lora_tag,
+        steps=status.step or (earlier.step if earlier else 0),
+        loss_average=status.loss_average,
+        stopped=True,
+        warnings=status.warnings,
+    )
 
 
 def _plan_run(
@@ -235,14 +248,7 @@ def _save(context: RunContext, writer: LoraWriter) -> Path:
     )
     if saved == context.output.path:
         reporter.withdraw_warning("snapshot")
-    try:
-        context.host.register(saved)
-    except Exception as error:  # an entry into the host's own code; the LoRA is saved
-        log.exception("registering failed")
-        reporter.warn(
-            f"The LoRA is saved, but could not be made known ({error}). Press the refresh"
-            " button of the Lora cards."
-        )
+    register(context, saved)
     log.info(
         "%s is ready %.2f s after the last step",
         tag_of(saved.stem, context.config.preferred_weight),

@@ -12,6 +12,7 @@ from ..base.contracts import ModelStatus
 from ..dataset.buckets import Bucket
 from ..dataset.sample import Sample
 from ..lora.load import LoraFile
+from ..lora.save import CARD_FAMILIES
 from ..settings.config import TrainConfig
 from ..settings.remedies import ActionableWarning, Remedy, set_to
 from ..settings.rules import resolutions_of
@@ -22,7 +23,6 @@ MOST_STEPS_PER_PICTURE = 300
 LARGE_CACHE_BYTES = 4_000_000_000
 SMALLEST_SHARE = 0.75  # of the side that a checkpoint was made for
 SIZES = {"sdxl": 1024}  # of families, where the checkpoint does not say it
-FAMILIES = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
 
 
 def model_warnings(config: TrainConfig, model: ModelStatus) -> list[str]:
@@ -30,10 +30,11 @@ def model_warnings(config: TrainConfig, model: ModelStatus) -> list[str]:
     size = model.size_px or SIZES.get(model.family, 0)
     if not model.trainable or config.resolution >= SMALLEST_SHARE * size:
         return []
+    family = CARD_FAMILIES.get(model.family, model.family)
     return [
         ActionableWarning(
-            f"This {FAMILIES.get(model.family, model.family)} checkpoint was made for pictures of"
-            f" {size} px; what it learns from {config.resolution} px is coarse and cut off.",
+            f"This {family} checkpoint was made for pictures of {size} px; what it learns"
+            f" from {config.resolution} px is coarse and cut off.",
             set_to("resolution", size),
         )
     ]

@@ -271,7 +271,7 @@ def _encode(
                 between=before_picture,
                 on_progress=on_progress,
             )
-        except RuntimeError as error:
+        except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             raise OutOfMemory(0, describe_out_of_memory(error)) from None

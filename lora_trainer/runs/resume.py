@@ -71,13 +71,16 @@ def check_resume(
 
 
 def check_readable(folder: Path, *, found: bool, anyway: bool) -> list[str]:
-    """As `check_resume` for a run that begins anew because none of its states can be read; `found`:
-    one could.
+    """Raise `Refused` (code "cannot_resume") where a run has states on disk of which none can be
+    read (`found` False), so that it would begin anew; with `anyway` return that as a warning.
     """
     if found or not any(state_folder(folder).glob("step-*")):
         return []
-    damaged = Change("its progress on disk is damaged, so it begins with its first step again")
-    return check_changes([damaged], anyway=anyway)
+    why = "is damaged"
+    if state_files.has_newer(state_folder(folder)):
+        why = "was saved by a newer version of Train LoRA"
+    unreadable = Change(f"its progress on disk {why}, so it begins with its first step again")
+    return check_changes([unreadable], anyway=anyway)
 
 
 def compare_runs(before: RunFacts, now: RunFacts) -> list[Change]:

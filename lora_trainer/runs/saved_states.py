@@ -70,6 +70,13 @@ class SavedStates:
         self._saved_at = time.monotonic()
         reporter.update(state_step=step)
 
+    def save_while_paused(self) -> None:
+        """Save the state as `save` does; called at every moment, it leaves a disk that has just
+        refused alone for a while.
+        """
+        if not self._retry.is_pending or self._retry.is_due():
+            self.save()
+
     def save_at_end(self) -> None:
         """Save the state at the end of the steps, whatever ended them; weights that an error
         spoiled are left to the state before.

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..base.errors import ErrorCode, Refused
 from .context import RunContext
 from .prepare import PreparedRun
+from .registering import register
 from .retry import Retry
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,8 @@ class Snapshots:
         tried again. Forgets the user's request.
         """
         requested = self._context.control.pop_snapshot_request()
-        if self._retry.is_due():
-            return True
+        if self._retry.is_pending:
+            return requested or self._retry.is_due()
         step = self._run.train_state.step
         if step <= self._saved_step or step >= self._schedule.total_steps:
             return False
@@ -47,9 +48,9 @@ class Snapshots:
         try:
             self._run.writer.write(path)
             names = self._without_old([*context.reporter.status.snapshots, path.stem])
-            context.host.register(path)  # lists the folder, without the old ones
+            register(context, path)  # lists the folder, without the old ones
             if context.output.write_before_end(self._run.writer.write):
-                context.host.register(context.output.path)
+                register(context, context.output.path)
                 self._live_step = step
         except Refused as error:
             if error.code != ErrorCode.CANNOT_SAVE:

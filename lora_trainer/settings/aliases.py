@@ -36,21 +36,31 @@ def aliases_of(settings: Iterable[Setting]) -> dict[str, str]:
     return kohya | others
 
 
-def to_our_names(values: WrittenSettings, aliases: Mapping[str, str]) -> WrittenSettings:
-    """Translate other trainers' names and spellings; our own name wins where both are given.
+def rename_aliases(values: WrittenSettings, aliases: Mapping[str, str]) -> dict[str, object]:
+    """Return the settings that are given (not None) under our names; unknown ones keep theirs.
 
-    Raises `Refused` for the training of a language model.
+    Our own name wins where another is given too, and of several others the first of `aliases`. But
+    kohya's unet_lr wins over learning_rate: by it kohya trains the UNet where both are given.
     """
     ours = {
         str(key): value
         for key, value in values.items()
         if str(key) not in aliases and value is not None
     }
-    if values.get("unet_lr") is not None:  # by which kohya trains the UNet where both are given
+    if values.get("unet_lr") is not None:
         ours["learning_rate"] = values["unet_lr"]
     for theirs, name in aliases.items():
         if values.get(theirs) is not None:
             ours.setdefault(name, values[theirs])
+    return ours
+
+
+def to_our_names(values: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
+    """Translate other trainers' names, as `rename_aliases`, and their spellings of values.
+
+    Raises `Refused` for the training of a language model.
+    """
+    ours = rename_aliases(values, aliases)
     from_kohya = not KOHYA_MARKS.isdisjoint(str(key) for key in values)
     ours |= read_resolutions(ours, kohya=from_kohya)
     _translate_spellings(ours)

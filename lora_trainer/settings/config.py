@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from .aliases import aliases_of, to_our_names, unknown_setting
+from .aliases import aliases_of, rename_aliases, to_our_names, unknown_setting
 from .files import read_settings
 from .lora_name import check_name
 from .setting import (
@@ -1294,11 +1294,8 @@ KOHYA_NAMES = aliases_of(all_settings())
 
 
 def in_our_names(values: WrittenSettings) -> WrittenSettings:
-    """Return settings under our names; where both ours and another are given, ours counts."""
-    given = {name: value for name, value in values.items() if value is not None}
-    ours = {name: value for name, value in given.items() if name not in KOHYA_NAMES}
-    theirs = {KOHYA_NAMES[name]: value for name, value in given.items() if name in KOHYA_NAMES}
-    return {**theirs, **ours}
+    """Return the settings that are given under our names, by the rules of `rename_aliases`."""
+    return rename_aliases(values, KOHYA_NAMES)
 
 
 def names_kept_in_lora() -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from ..base.errors import ErrorCode, Refused
 from .config import TrainConfig, setting_of
+from .optimizer_arguments import split_arguments
 
 MOST_RESOLUTIONS = 8
 
@@ -61,6 +62,8 @@ def _check_timesteps(config: TrainConfig) -> None:
 
 
 def _check_something_learns(config: TrainConfig) -> None:
+    if config.init_lora:  # its layers learn, whatever the switches say
+        return
     if not (config.train_unet or config.train_text_encoder):
         raise _contradiction(
             "train_unet",
@@ -98,7 +101,7 @@ def _check_zero_terminal_snr(config: TrainConfig) -> None:
 
 
 def _check_lokr_factor(config: TrainConfig) -> None:
-    if config.lora_type == "lokr" and config.lokr_factor == 0:
+    if config.lora_type == "lokr" and config.lokr_factor == 0 and not config.init_lora:
         raise _contradiction(
             "lokr_factor",
             "LoKr factor: 0 is none. Use -1 for as evenly as possible, or 2 and more.",
@@ -115,8 +118,7 @@ def _check_loraplus_has_halves(config: TrainConfig) -> None:
 
 
 def _check_relative_step(config: TrainConfig) -> None:
-    relative = re.search(r"(?i)relative_step\s*=\s*true", config.optimizer_args)
-    if config.optimizer != "adafactor" or not relative:
+    if config.optimizer != "adafactor" or not _has_relative_step(config.optimizer_args):
         return
     if config.block_learning_rates or _uses_loraplus(config):
         raise _contradiction(
@@ -124,6 +126,14 @@ def _check_relative_step(config: TrainConfig) -> None:
             "With relative_step Adafactor finds one learning rate for everything: set it to"
             " False, or take no LoRA+ ratio and no Learning rates of blocks.",
         )
+
+
+def _has_relative_step(optimizer_args: str) -> bool:
+    try:
+        arguments = dict(split_arguments(optimizer_args))
+    except ValueError:  # which the optimizer refuses
+        return False
+    return arguments.get("relative_step", "").lower() == "true"
 
 
 def _uses_loraplus(config: TrainConfig) -> bool:

@@ -228,7 +228,7 @@ def settings_of(config_class: type) -> Mapping[str, Setting]:
     return _declared_in(config_class)
 
 
-@functools.cache
+@functools.cache  # not above: type checkers take no dataclass's type for hashable
 def _declared_in(config_class: type) -> Mapping[str, Setting]:
     return {
         field.name: dataclasses.replace(field.metadata[_METADATA_KEY], name=field.name)

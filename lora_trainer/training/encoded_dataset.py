@@ -13,6 +13,7 @@ from ..base.contracts import BaseModel, Conditioning, Size
 from ..base.errors import ErrorCode, Refused, Stopped
 from ..base.rng import generator
 from ..dataset.buckets import size_covering
+from ..dataset.images import unreadable
 from ..dataset.masks import load_mask
 from ..dataset.pixels import jitter_colors, load_pixels
 from ..dataset.sample import Sample
@@ -142,10 +143,14 @@ def _latents_of(
 ) -> tuple[torch.Tensor, tuple[Size, ...]]:
     """Encode a picture's variants, a few at once: `(variants, 4, h, w)`, and each one's size.
 
-    Raises `Refused` when the VAE gives numbers that are not finite.
+    Raises `Refused` when the VAE gives numbers that are not finite, and for a picture that cannot
+    be read any more.
     """
     name = sample.picture.path.name
-    pixels, size = load_pixels(sample.picture.path, sample.bucket, whole=options.random_crop)
+    try:
+        pixels, size = load_pixels(sample.picture.path, sample.bucket, whole=options.random_crop)
+    except OSError as error:
+        raise unreadable(sample.picture.path, error) from error
     coloured = [pixels]
     if options.color_jitter:
         coloured = [

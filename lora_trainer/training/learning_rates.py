@@ -151,9 +151,9 @@ class LearningRates:
         self._highest = [group["lr"] for group in optimizer.param_groups]
         learning_rate_factor(name, 0, warmup_steps, total_steps)  # refuses an unknown name now
 
-    def set(self, step: int) -> float:
-        """Give every group its rate for `step`, counted from 0, and return the first group's; 0
-        where the optimizer takes none.
+    def set(self, step: int) -> None:
+        """Give every group its rate for `step`, counted from 0; where the optimizer takes none, it
+        stays None.
         """
         factor = learning_rate_factor(
             self._curve,
@@ -163,6 +163,5 @@ class LearningRates:
             cycles=self._cycles,
             power=self._power,
         )
-        for group, highest in zip(self._optimizer.param_groups, self._highest, strict=False):
+        for group, highest in zip(self._optimizer.param_groups, self._highest, strict=True):
             group["lr"] = None if highest is None else highest * factor
-        return self._optimizer.param_groups[0]["lr"] or 0.0

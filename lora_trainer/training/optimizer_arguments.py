@@ -1,14 +1,14 @@
-"""Reads the arguments of an optimizer that the user writes as text, such as "betas=0.9,0.99", and
-checks them against the signature of its class.
+"""Checks the arguments of an optimizer that the user writes as text, such as "betas=0.9,0.99",
+against the signature of its class.
 """
 
 import ast
 import inspect
 import math
-import re
 from typing import Any
 
 from ..base.errors import ErrorCode, Refused
+from ..settings.optimizer_arguments import split_arguments
 from .optimizer_kinds import OptimizerArguments, OptimizerKind, import_class
 
 # Arguments of constructors that are not the user's to set.
@@ -24,7 +24,6 @@ _INTERNAL = {
     "differentiable",
     "maximize",
 }
-_NAME = re.compile(r"(?:^|(?<=[\s,;]))([A-Za-z_]\w*)\s*=")
 _WORDS = {"true": True, "false": False, "none": None, "inf": math.inf}
 
 
@@ -32,21 +31,16 @@ def read_arguments(kind: OptimizerKind, text: str) -> OptimizerArguments:
     """Read "betas=0.9,0.99 decouple=True" as keyword arguments; raises `Refused` for one that the
     optimizer does not take.
     """
-    found = list(_NAME.finditer(text))
-    if text[: found[0].start() if found else None].strip():
+    try:
+        written = split_arguments(text)
+    except ValueError as error:
         raise Refused(
-            f"Optimizer's own settings: {text.strip()[:60]!r} is not of the form name=value"
-            " name=value.",
+            f"Optimizer's own settings: {error}.",
             field="optimizer_args",
             code=ErrorCode.BAD_OPTIMIZER,
-        )
-    ends = [*(match.start() for match in found[1:]), len(text)]
+        ) from error
     accepted = _accepted(kind)
-    arguments: dict[str, object] = {}
-    for match, end in zip(found, ends, strict=False):
-        value = text[match.end() : end].strip(" \t\r\n,;")
-        arguments[match[1]] = _read_value(kind, accepted, match[1], value)
-    return arguments
+    return {name: _read_value(kind, accepted, name, value) for name, value in written}
 
 
 def _accepted(kind: OptimizerKind) -> OptimizerArguments:

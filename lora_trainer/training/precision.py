@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..base.errors import ErrorCode, Refused
 from ..base.patching import replaced_forward
+from .optimizer_kinds import torch_version
 
 CHECKPOINTED_BLOCKS = (
     "BasicTransformerBlock",  # ldm, sgm, diffusers
@@ -54,36 +54,15 @@ def resolve(requested: str, *, device: torch.device, weights: torch.dtype) -> to
     return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[requested]
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
-    """Compute in `dtype` where that is safe; in float32, as the tensors are."""
-    if dtype == torch.float32:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype)
-
-
-def no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    """Compute as the tensors are, whatever surrounds this; old torch knows no autocast on other
-    devices than these two.
-    """
-    if device.type not in ("cpu", "cuda"):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)
-
-
 def safe_attention(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
     """Keep away from torch 2.1's bf16 attention on the CPU, whose backward corrupts the heap.
     Around forward, backward and recomputation.
     """
-    if device.type == "cpu" and dtype == torch.bfloat16 and not _is_torch(2, 3):
+    if device.type == "cpu" and dtype == torch.bfloat16 and torch_version() < (2, 3):
         return torch.backends.cuda.sdp_kernel(
             enable_flash=False, enable_mem_efficient=False, enable_math=True
         )
     return contextlib.nullcontext()
-
-
-def _is_torch(*version: int) -> bool:
-    """Tell whether this is that version or a newer one."""
-    return tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) >= version
 
 
 def grad_scaler(device: torch.device, dtype: torch.dtype) -> "torch.amp.GradScaler":

@@ -3,6 +3,7 @@ compute in another mode (`compute_mode.py` knows which), and do the same again.
 """
 
 import logging
+import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -66,6 +67,8 @@ class Recovery:
                 finished = self._train_state.step
                 step = finished + 1 if within_step else finished
                 failure = OutOfMemory(step, describe_out_of_memory(error))
+                # As text: a record of the exception itself would keep the step's tensors.
+                log.info("memory ran out at step %d:\n%s", step, traceback.format_exc())
             # Only out here, after the except block, are the failed step's tensors gone.
             self._recover(failure)
 

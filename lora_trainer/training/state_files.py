@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 
 from ..base.files import remove_leftovers, write_atomically
 
+log = logging.getLogger(__name__)
 FORMAT = 2
 _NAME = re.compile(r"step-(\d+)\.safetensors")
 
@@ -67,16 +69,24 @@ def steps(folder: Path) -> list[int]:
 
 def latest(folder: Path) -> State | None:
     """Read the newest state that is whole; None when there is none. Leftovers of a killed save are
-    removed, damaged states get another ending.
+    removed, damaged states get another ending; those of a newer version stay as they are.
     """
     remove_leftovers([folder])
     for step in steps(folder):
         path = _path(folder, step)
         if state := _read(path):
             return state
+        if _is_newer(path):
+            log.warning("%s was saved by a newer version of Train LoRA, and is kept", path.name)
+            continue
         with contextlib.suppress(OSError):
             path.replace(path.with_suffix(".damaged"))
     return None
+
+
+def has_newer(folder: Path) -> bool:
+    """Tell whether a newer version of Train LoRA has saved a state in a folder."""
+    return any(_is_newer(_path(folder, step)) for step in steps(folder))
 
 
 def latest_facts(folder: Path) -> Mapping[str, object] | None:
@@ -98,12 +108,23 @@ def _path(folder: Path, step: int) -> Path:
 
 def _facts(path: Path) -> Mapping[str, Any] | None:
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            header = file.metadata() or {}
+        header = _header(path)
         facts = json.loads(header["facts"])
         return facts if header["format"] == str(FORMAT) and isinstance(facts, dict) else None
     except (OSError, safetensors.SafetensorError, KeyError, ValueError):
         return None
+
+
+def _is_newer(path: Path) -> bool:
+    try:
+        return int(_header(path)["format"]) > FORMAT
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError):
+        return False
+
+
+def _header(path: Path) -> Mapping[str, str]:
+    with safetensors.safe_open(path, "pt") as file:
+        return file.metadata() or {}
 
 
 def _read(path: Path) -> State | None:

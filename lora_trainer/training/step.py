@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import torch
 
+from ..base.autocast import autocast
 from ..base.contracts import BaseModel
 from ..base.errors import NotFinite
 from ..base.rng import generator
-from . import diffusion, precision
+from . import diffusion
 from .compute_mode import ComputeMode
 from .learning_rates import effective_rate
 from .train_state import TrainState
@@ -51,8 +52,8 @@ def compute_losses(
     part: slice,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Noise the latents, predict and compare: return the weighted losses `(len(part),)` of a part
-    of a batch, with the forward pass in `dtype`.
+    """Noise the latents, predict and compare: return the weighted losses, one for each picture
+    of a part of a batch, with the forward pass in `dtype`.
     """
     device, alphas_cumprod = base_model.device, base_model.alphas_cumprod
     objective, batch, noise_draw = training_data.objective, drawn.batch, drawn.noise_draw[part]
@@ -66,7 +67,7 @@ def compute_losses(
     target = diffusion.target(
         latents, noise_draw.noise.to(device), timesteps, alphas_cumprod, base_model.prediction_type
     )
-    with precision.autocast(device, dtype):
+    with autocast(device, dtype):
         conditioning = training_data.conditioner.conditioning(
             base_model, batch, drawn.captions, part, dtype
         )
@@ -117,11 +118,17 @@ def not_finite(training_data: TrainingData, step: int, quantity: str, value: flo
 
 @contextlib.contextmanager
 def _seeded_dropout(device: torch.device, drawn: DrawnBatch, start: int) -> Iterator[None]:
-    """Seed torch's global generators, which dropout draws from, for the micro-batch that begins at
-    `start`; afterwards they are as before.
+    """Seed the global generators of the CPU and of `device`, which dropout draws from, for the
+    micro-batch that begins at `start`; afterwards they are as before (not on other devices than
+    CUDA's).
     """
     purpose = f"dropout {start}" if start else "dropout"
     seed = generator(drawn.seed, purpose, drawn.number).initial_seed()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        elif device.type != "cpu":
+            torch.manual_seed(seed)
         yield

@@ -6,11 +6,10 @@ Every batch and every draw depends on (seed, step) alone, so a resumed run is th
 
 import dataclasses
 import functools
-from collections import Counter
 from collections.abc import Iterator
 
 from ..dataset.buckets import Bucket
-from .batches import epoch_batches
+from .batches import bucket_counts, epoch_batches
 from .conditioning import Conditioner
 from .encoded_dataset import Batch, EncodedSample, assemble
 from .objective import NoiseDraw, Objective
@@ -103,10 +102,9 @@ class TrainingData:
         """Return how many pictures go through the UNet together at most; a bucket may hold fewer
         than the batch size.
         """
-        members: Counter[Bucket] = Counter()
-        for item in self.encoded:
-            members[item.sample.bucket] += item.sample.repeats
-        return min(self.schedule.batch_size, max(members.values()))
+        buckets = [item.sample.bucket for item in self.encoded]
+        counts = bucket_counts(buckets, [item.sample.repeats for item in self.encoded])
+        return min(self.schedule.batch_size, max(counts.values()))
 
     def is_validated_after(self, step: int) -> bool:
         """Tell whether the validation loss is due after a step, counted from 1."""

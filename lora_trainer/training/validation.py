@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import torch
 
+from ..base.autocast import autocast
 from ..base.contracts import BaseModel
 from ..base.rng import generator
-from . import diffusion, precision
+from . import diffusion
 from .encoded_dataset import assemble
 from .model_patches import ModelPatches
 from .objective import Objective
@@ -31,10 +32,7 @@ def validate_if_due(
     loss = validate(patches, training_data, before_picture)
     if loss is None or math.isfinite(loss):
         return loss
-    warn(
-        "The validation loss is not a finite number any more (first at step"
-        f" {step}); it is left out of the curve."
-    )
+    warn("The validation loss is not a finite number any more; it is left out of the curve.")
     return None
 
 
@@ -70,7 +68,7 @@ def _picture_loss(
     batch = assemble(training_data.encoded, [index], seed=seed, number=-1 - index)
     latents = batch.latents.to(device)
     masks = None if batch.masks is None else batch.masks.to(device)
-    with precision.autocast(device, dtype):
+    with autocast(device, dtype):
         conditioning = training_data.conditioner.conditioning(
             base_model, batch, batch.captions, slice(0, 1), dtype
         )
@@ -80,7 +78,7 @@ def _picture_loss(
         draws = generator(seed, f"validation {position}", index)
         noise = torch.randn(latents.shape, generator=draws).to(device)
         noisy_latents = diffusion.add_noise(latents, noise, timesteps, alphas_cumprod)
-        with precision.autocast(device, dtype):
+        with autocast(device, dtype):
             predicted = base_model.predict(noisy_latents, timesteps, conditioning)
         target = diffusion.target(
             latents, noise, timesteps, alphas_cumprod, base_model.prediction_type

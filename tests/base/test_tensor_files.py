@@ -129,3 +129,10 @@ def test_a_type_that_is_not_computed_with_is_not_read():
     header = parse_header(file, file_bytes=len(data))
     with pytest.raises(ValueError, match="F8_E4M3"):
         read_tensor(file, header, "a")
+
+
+def test_an_empty_tensor_keeps_its_type(tmp_path):
+    data = save({"a": torch.empty(0, 3, dtype=torch.float16)})
+    (tmp_path / "a.safetensors").write_bytes(data)
+    found = read_tensors(tmp_path / "a.safetensors")["a"]
+    assert found.dtype == torch.float16 and found.shape == (0, 3)

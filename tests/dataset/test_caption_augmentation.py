@@ -245,4 +245,14 @@ def test_choices_are_seen_and_what_is_certain_too():
     assert has_choices("a {red|blue} cat") and not any(
         map(has_choices, ("a {red} cat", "{{red|blue}}", "a|b", ""))
     )
-    assert without_choices("mycat, {red|{a|b}} {mycat|dog}").split() == ["mycat,"]
+    assert without_choices("mycat, {red|{a|b} } {mycat|dog}").split() == ["mycat,"]
+
+
+@pytest.mark.parametrize("caption", ["{{mycat}}, red", "{{mycat|dog}} {a|b}", "{red|{a|b}} x"])
+def test_braces_that_stay_are_certain(caption):
+    """As `filled` reads them: a trigger word in them is there already."""
+    certain = without_choices(caption).split()
+    for index in (0, 1):
+        drawn = filled(caption, lambda count, index=index: min(index, count - 1)).split()
+        assert set(certain) <= set(drawn)
+    assert without_choices("{{mycat}}") == "{mycat}"

@@ -303,3 +303,15 @@ def test_kohyas_json_lines_are_read(tmp_path):
         encoding="utf-8",
     )
     assert find_table(tmp_path) == {"a.png": "a cat, red", "b.png": "a dog"}
+
+
+def test_the_first_of_two_captions_counts_everywhere(tmp_path, caplog):
+    table = tmp_path / "metadata.csv"
+    table.write_text("filename,prompt\na.png,one\nb.png,x\nsub/a.png,two\nb.png,x\n")
+    assert read_table(table) == {"a.png": "one", "b.png": "x"}
+    said = "another caption already in line 2, which counts"
+    assert said in caplog.text
+    laid = look_at_table(table)
+    assert laid.captions == {"a.png": "one", "b.png": "x"}
+    assert [problem.line for problem in laid.lines] == [4] and said in laid.reason
+    assert match(table.read_text(), ["a.png", "b.png"])[0] == {"a.png": "one", "b.png": "x"}

@@ -135,3 +135,13 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     with pytest.raises(OSError):
         files.write_atomically(path, b"new")
     assert path.read_text(encoding="utf-8") == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_out_of_the_folder_does_not_hide_the_other_caption_file(tmp_path):
+    (tmp_path / "outside.txt").write_text("secret", encoding="utf-8")
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.txt").symlink_to(tmp_path / "outside.txt")
+    (folder / "a.caption").write_text("kohya's", encoding="utf-8")
+    assert captions.find_caption(folder / "a.png") == captions.Caption("kohya's")
+    assert captions.find_caption(folder / "a.png", preferred=".caption").text == "kohya's"

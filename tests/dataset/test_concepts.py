@@ -262,3 +262,16 @@ def test_a_pipe_is_no_file_of_concepts(tmp_path, planned):
     os.mkfifo(tmp_path / "concepts.json")
     with pytest.raises(Refused, match="is a file, not a folder"):
         planned(tmp_path / "concepts.json")
+
+
+def test_a_file_of_concepts_is_parsed_once_until_it_changes(tmp_path, monkeypatch):
+    (tmp_path / "cats").mkdir()
+    file = tmp_path / "concepts.json"
+    file.write_text(json.dumps([{"path": "cats"}]), encoding="utf-8")
+    parsed, loads = [], json.loads
+    monkeypatch.setattr(json, "loads", lambda text: parsed.append(1) or loads(text))
+    for _ in range(3):
+        assert read_concepts(file)[0][0].path == tmp_path / "cats"
+    assert len(parsed) == 1
+    file.write_text(json.dumps([{"path": "dogs", "name": "dogs"}]), encoding="utf-8")
+    assert read_concepts(file)[0][0].name == "dogs"

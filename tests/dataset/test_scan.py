@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from lora_trainer.base.errors import Refused
+from lora_trainer.dataset import scan as scan_module
 from lora_trainer.dataset.scan import scan
 
 
@@ -54,3 +55,16 @@ def test_folder_that_is_not_there(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(Refused, match="is a file, not a folder"):
         scan(tmp_path / "file")
+
+
+def test_a_named_table_is_read_once_however_many_folders_there_are(tmp_path, monkeypatch):
+    for name in ("1_a", "2_b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (32, 32)).save(tmp_path / name / f"{name}.png")
+    table = tmp_path.parent / f"{tmp_path.name}.csv"
+    table.write_text("filename,prompt\n1_a.png,one\n2_b.png,two\n", encoding="utf-8")
+    read, calls = scan_module.find_table, []
+    monkeypatch.setattr(scan_module, "find_table", lambda *args: calls.append(args) or read(*args))
+    pictures, _ = scan_module.scan(tmp_path, metadata_path=str(table))
+    assert [picture.caption for picture in pictures] == ["one", "two"]
+    assert len(calls) == 1

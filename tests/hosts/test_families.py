@@ -16,9 +16,10 @@ if not importlib.util.find_spec("open_clip"):
 
 from lora_trainer.base.contracts import Conditioning, ModelOptions, Size  # noqa: E402
 from lora_trainer.base.errors import Refused  # noqa: E402
+from lora_trainer.demo.vae_names import vae_to_ldm
 from lora_trainer.hosts.standalone.loading import what_it_predicts  # noqa: E402
 from lora_trainer.hosts.standalone.model import scaled_linear_alphas_cumprod  # noqa: E402
-from lora_trainer.lora.weight_names import unet_to_ldm, vae_to_ldm  # noqa: E402
+from lora_trainer.lora.weight_names import unet_to_ldm
 from tests.support import narrow_checkpoint  # noqa: E402
 
 TRAINABLE = [name for name in narrow_checkpoint.FAMILIES if name != "sdxl-refiner"]

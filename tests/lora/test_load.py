@@ -655,3 +655,12 @@ def test_an_alpha_of_many_numbers(tmp_path):
     )
     with pytest.raises(Refused, match="alpha is not one number"):
         inspect_lora(tmp_path / "x.safetensors")
+
+
+def test_a_file_that_goes_while_it_is_read_is_refused(host, first, tmp_path):
+    path = tmp_path / "gone.safetensors"
+    path.write_bytes(first.read_bytes())
+    found = inspect_lora(path)
+    path.unlink()
+    with pytest.raises(Refused, match="gone.safetensors cannot be read"):
+        fit_to_model(found, host.model.parts(), host.model.export_name)

@@ -140,3 +140,45 @@ def test_written_file_reads_back(tmp_path):
         torch.equal(made[name], tensor)
         for name, tensor in load_file(tmp_path / "sub" / "ü 猫.safetensors").items()
     )
+
+
+CARD = {"activation text": "old", "notes": "my own", "sd version": "SDXL"}
+
+
+def write_card(folder):
+    save.save_card(
+        folder / "x.safetensors", family="sd1", trigger_word="猫", preferred_weight=0.7, notes="n"
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "gb18030"])
+def test_a_card_in_another_encoding_keeps_what_it_says(tmp_path, encoding):
+    written = json.dumps({**CARD, "description": "一只黑色的小猫"}, ensure_ascii=False)
+    (tmp_path / "x.json").write_text(written, encoding=encoding)
+    write_card(tmp_path)
+    card = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
+    assert card["description"] == "一只黑色的小猫" and card["notes"] == "my own"
+    assert card["activation text"] == "猫"
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "my notes of this LoRA", '{"notes": "cut o'])
+def test_a_file_that_is_no_card_is_left_as_it_is(tmp_path, content, caplog):
+    (tmp_path / "x.json").write_text(content, encoding="utf-8")
+    write_card(tmp_path)
+    assert (tmp_path / "x.json").read_text(encoding="utf-8") == content
+    assert "x.json is no card" in caplog.text
+
+
+def test_a_card_that_cannot_be_read_now_is_not_replaced(tmp_path, monkeypatch):
+    (tmp_path / "x.json").write_text(json.dumps(CARD), encoding="utf-8")
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "pathlib.Path.read_bytes",
+            lambda self: (_ for _ in ()).throw(PermissionError(13, "held open")),
+        )
+        with pytest.raises(OSError, match="held open"):
+            write_card(tmp_path)
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == CARD
+    (tmp_path / "x.json").write_bytes(b"")  # of a write that was broken off
+    write_card(tmp_path)
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))["notes"] == "n"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.lora.target_layers import LayerSettings, assign_ranks
+from lora_trainer.lora.target_layers import LayerSettings, assign_ranks, find_target_layers
 from tests.support.open_clip_text import OpenClipText
 
 BLOCK = "unet.input_blocks.1.1.transformer_blocks.0"
@@ -92,7 +92,8 @@ def test_vision_towers_are_no_text_encoders():
             )
         }
     )
-    assert not shapes(tower, text_encoder=True)
+    with pytest.raises(Refused, match="no layer of the kinds"):
+        shapes(tower, text_encoder=True)
 
 
 def test_order_is_that_of_the_modules(parts):
@@ -174,3 +175,15 @@ def test_blocks_without_any_layer_are_refused(parts, blocks):
     with pytest.raises(Refused, match="leave no layer to learn") as refusal:
         shapes(parts, blocks=blocks)
     assert refusal.value.field == "lora_blocks"
+
+
+def test_nothing_to_train_is_always_refused():
+    """Also without a list of blocks or their rates, which would be to blame."""
+    parts = torch.nn.ModuleDict({"unet": torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3))})
+    with pytest.raises(Refused, match="no layer of the kinds that are to learn"):
+        assign_ranks(parts, LayerSettings(targets="attention", rank=4, alpha=4.0))
+
+
+def test_an_unknown_kind_of_layers_is_not_taken_for_all():
+    with pytest.raises(KeyError):
+        list(find_target_layers(torch.nn.ModuleDict(), "everything"))

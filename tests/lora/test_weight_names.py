@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_trainer.lora.weight_names import SDXL_LEVELS, unet_to_diffusers, unet_to_ldm, vae_to_ldm
+from lora_trainer.lora.weight_names import SDXL_LEVELS, unet_to_diffusers, unet_to_ldm
 
 
 @pytest.mark.parametrize(
@@ -71,20 +71,3 @@ def test_sdxl_unet_names(sgm, diffusers):
 def test_unknown_block_is_an_error(path, levels):
     with pytest.raises(KeyError, match="in no block"):
         unet_to_diffusers(path, levels)
-
-
-@pytest.mark.parametrize(
-    "diffusers, ldm",
-    [
-        (
-            "encoder.down_blocks.1.resnets.0.conv_shortcut.weight",
-            "encoder.down.1.block.0.nin_shortcut.weight",
-        ),
-        ("decoder.up_blocks.0.upsamplers.0.conv.bias", "decoder.up.3.upsample.conv.bias"),
-        ("encoder.mid_block.attentions.0.to_out.0.weight", "encoder.mid.attn_1.proj_out.weight"),
-        ("decoder.conv_norm_out.weight", "decoder.norm_out.weight"),
-        ("quant_conv.weight", "quant_conv.weight"),
-    ],
-)
-def test_vae_names(diffusers, ldm):
-    assert vae_to_ldm(diffusers) == ldm

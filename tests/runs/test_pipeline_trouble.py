@@ -231,3 +231,12 @@ def test_base_is_untouched_after_a_fault_anywhere(
             train_lora(config, host, folder=folder)
     monkeypatch.undo()
     assert_untouched(before, host.model.unet)
+
+
+def test_main_memory_that_runs_out_while_encoding_is_said(host, settings, monkeypatch):
+    monkeypatch.setattr(
+        host.model, "encode_images", failing(host.model.encode_images, {1}, MemoryError())
+    )
+    with pytest.raises(Refused, match="Memory ran out while encoding the pictures") as refused:
+        train_lora(TrainConfig.parse(settings), host)
+    assert refused.value.code == "out_of_memory"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_trainer.settings.config import KOHYA_NAMES, TrainConfig, setting_of
+from lora_trainer.settings.config import KOHYA_NAMES, TrainConfig, in_our_names, setting_of
 from tests.settings.test_setting import refused
 
 
@@ -67,3 +67,19 @@ def test_every_name_of_kohyas_means_ours(theirs, ours):
     assert getattr(TrainConfig.parse({theirs: other, ours: setting.default}), ours) == (
         other if theirs == "unet_lr" else setting.default
     )
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"learning_rate": 1e-4, "unet_lr": 1e-3},
+        {"lr": 1e-4, "unet_lr": 1e-3},
+        {"lora_dim": 8, "network_dim": 4},
+        {"rank": 8, "lora_rank": 4, "network_dim": 16},
+        {"max_steps": 5, "max_train_steps": None},
+    ],
+)
+def test_one_rule_says_which_of_several_names_counts(values):
+    ours = in_our_names(values)
+    assert TrainConfig.parse(ours) == TrainConfig.parse(values)
+    assert all(value in values.values() for value in ours.values())

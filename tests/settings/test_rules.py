@@ -55,6 +55,8 @@ def test_a_contradiction_names_a_setting(values, field):
         dict(bucket_max=64, bucket_no_upscale=True),
         dict(lora_type="loha", loraplus_text_encoder_lr_ratio=1),
         dict(lora_type="loha", loraplus_lr_ratio=2, init_lora="another"),
+        dict(train_unet=False, train_text_encoder=False, init_lora="another"),
+        dict(lora_type="lokr", lokr_factor=0, init_lora="another"),
         dict(optimizer="adafactor", optimizer_args="relative_step=False", loraplus_lr_ratio=2),
         dict(optimizer="adamw", optimizer_args="relative_step=true", loraplus_lr_ratio=2),
         dict(trigger_word="x", trigger_only_rate=0.5, caption_dropout_rate=0.5),

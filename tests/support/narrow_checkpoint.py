@@ -19,7 +19,8 @@ import yaml
 from safetensors.torch import save_file
 
 from lora_trainer.demo.checkpoint import TEXT_ENCODER_CONFIG, write_tokenizer
-from lora_trainer.lora.weight_names import SDXL_LEVELS, unet_to_ldm, vae_to_ldm
+from lora_trainer.demo.vae_names import vae_to_ldm
+from lora_trainer.lora.weight_names import SDXL_LEVELS, unet_to_ldm
 
 CLIP_WIDTH, CLIP_LAYERS = (
     TEXT_ENCODER_CONFIG["hidden_size"],

@@ -79,3 +79,11 @@ def test_spoiled_weights_are_rolled_back_or_end_the_run(run):
 def test_other_errors_are_not_taken_for_a_lack_of_memory(run):
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         Recovery(*run).retry(failing(1, RuntimeError("shapes do not fit")))
+
+
+def test_where_memory_ran_out_is_logged_as_text_that_keeps_no_tensor(run, caplog):
+    caplog.set_level("INFO")
+    Recovery(*run, warn=lambda sentence: None).retry(failing(1, MemoryError("no more")))
+    records = [record for record in caplog.records if "memory ran out at step" in record.msg]
+    assert len(records) == 1 and records[0].exc_info is None
+    assert "in action" in records[0].getMessage() and "no more" in records[0].getMessage()

@@ -77,7 +77,7 @@ def test_a_damaged_state_is_passed_over_and_kept_under_another_ending(tmp_path, 
     assert sorted(os.listdir(tmp_path)) == ["step-000001.safetensors", "step-000002.damaged"]
 
 
-@pytest.mark.parametrize("number", ["1", "3"])
+@pytest.mark.parametrize("number", [1, 3])
 def test_a_state_of_another_format_is_not_taken(tmp_path, monkeypatch, number):
     save(tmp_path, 1)
     monkeypatch.setattr(state_files, "FORMAT", number)

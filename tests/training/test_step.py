@@ -1,13 +1,14 @@
 """The gradient of a step: batches and micro-batches add up, weights and masks reach it."""
 
 import dataclasses
+import types
 
 import pytest
 import torch
 
 from lora_trainer.base.rng import generator
 from lora_trainer.dataset.caption_augmentation import CaptionAugmentation
-from lora_trainer.training import diffusion, loop
+from lora_trainer.training import diffusion, loop, step
 from lora_trainer.training.compute_mode import ComputeMode
 from lora_trainer.training.encoded_dataset import assemble
 from lora_trainer.training.model_patches import ModelPatches
@@ -134,3 +135,15 @@ def test_gradient_checkpointing_changes_nothing_with_dropout(host):
     assert plain[0] == again[0] and all(
         torch.allclose(mine, theirs, atol=1e-8) for mine, theirs in zip(plain[1], again[1])
     )
+
+
+def test_seeding_dropout_leaves_other_devices_alone(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    drawn = types.SimpleNamespace(seed=3, number=5)
+    before = torch.get_rng_state()
+    with step._seeded_dropout(torch.device("cpu"), drawn, 0):
+        found = torch.rand(4)
+    assert not seeded and torch.equal(torch.get_rng_state(), before)
+    expected = torch.Generator().manual_seed(generator(3, "dropout", 5).initial_seed())
+    assert torch.equal(found, torch.rand(4, generator=expected))

@@ -96,3 +96,15 @@ def test_validation_with_sixteen_bit_weights_encodes_as_training_does(host):
     )
     with ModelPatches(host.model, adapters, ComputeMode(torch.bfloat16)).applied() as patches:
         assert validation.validate(patches, training_data) > 0
+
+
+def test_a_loss_that_is_not_finite_is_one_warning_however_often(host, monkeypatch):
+    monkeypatch.setattr(validation, "validate", lambda *args: float("nan"))
+    schedule, warnings = Schedule(4, 1, 1, 1, 0), []
+    training_data = make_training_data(
+        encoded_pictures(2), schedule, validation_indices=(1,), validate_every=1
+    )
+    for step in (1, 2):
+        found = validation.validate_if_due(None, training_data, step, lambda: True, warnings.append)
+        assert found is None
+    assert len(warnings) == 2 and len(set(warnings)) == 1

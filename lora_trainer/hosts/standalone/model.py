@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ...base.autocast import no_autocast
 from ...base.contracts import BaseModel, Conditioning, ModelOptions
 from ...base.errors import ErrorCode, Refused
 from ...base.fingerprint import fingerprint_of_weights
 from ...lora.weight_names import SDXL_LEVELS, unet_to_ldm
 from ...training.diffusion import rescale_zero_terminal_snr
-from ...training.precision import free_memory, no_autocast
+from ...training.precision import free_memory
 from ..checkpoint_file import CheckpointFacts
 from ..model_families import INPAINTING
 from ..prompts import CHUNK_TOKENS, Chunk, Part, parse_weights, split_chunks

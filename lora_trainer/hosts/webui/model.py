@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from modules import devices, lowvram, sd_vae, shared
 
+from ...base.autocast import no_autocast
 from ...base.contracts import BaseModel, Conditioning, ModelOptions
 from ...base.errors import ErrorCode, Refused
 from ...lora.weight_names import unet_to_diffusers
 from ...training.diffusion import rescale_zero_terminal_snr
-from ...training.precision import no_autocast
 from ..model_families import INPAINTING
 from . import captions as captioned
 from .checkpoint import (

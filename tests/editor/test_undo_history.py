@@ -332,15 +332,20 @@ def test_killed_in_the_middle_of_a_bulk_edit(place, tmp_path):
             "bulk", [Change(name, old[name], new[name]) for name in old]
         )
 
-    usual = time_of(work, tmp_path / "home", place)
-    while kills < 12 or (
-        halfway < 2 and kills < 60
-    ):  # how long a disk takes is not for a test to know
+    earliest, latest = 0.005, time_of(work, tmp_path / "home", place)
+    while kills < 12 or (halfway < 2 and kills < 60):
         kills += 1
-        in_a_child(work, draws.uniform(0.005, usual))
+        seconds = draws.uniform(earliest, latest)
+        in_a_child(work, seconds)
         found = {name: (place / name).read_bytes() for name in old}
         assert all(found[name] in (old[name], new[name]) for name in old)
-        halfway += 0 < sum(found[name] == new[name] for name in old) < FILES
+        written = sum(found[name] == new[name] for name in old)
+        if 0 < written < FILES:
+            halfway += 1
+        elif kills >= 12 and written:  # how long a disk takes is not for a test to know
+            latest = (latest + seconds) / 2
+        elif kills >= 12:
+            earliest = min((earliest + seconds) / 2, 0.9 * latest)
         history = History(place, tmp_path / "home")
         found = {name: (place / name).read_bytes() for name in old}
         if history.labels()["undo"]:

@@ -102,7 +102,7 @@ def test_a_loss_that_is_not_finite_is_one_warning_however_often(host, monkeypatc
     monkeypatch.setattr(validation, "validate", lambda *args: float("nan"))
     schedule, warnings = Schedule(4, 1, 1, 1, 0), []
     training_data = make_training_data(
-        encoded_pictures(2), schedule, validation_indices=(1,), validate_every=1
+        encoded_pictures(repeats=(1, 0)), schedule, validation_indices=(1,), validate_every=1
     )
     for step in (1, 2):
         found = validation.validate_if_due(None, training_data, step, lambda: True, warnings.append)

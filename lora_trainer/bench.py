@@ -47,7 +47,7 @@ from .training.model_patches import ModelPatches
 from .training.objective import Objective
 from .training.optimizers import make_optimizer
 from .training.train_state import TrainState
-from .training.training_data import Schedule, TrainingData
+from .training.training_data import StepSchedule, TrainingData
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CLIP_L, _CLIP_H, _CLIP_G = (
@@ -289,7 +289,7 @@ def _measure(
         patches.apply()
 
     batch_size = len(encoded)
-    schedule = Schedule(steps + 1, 1, batch_size, 1, 0)
+    schedule = StepSchedule(steps + 1, 1, batch_size, 1, 0)
     training_data = TrainingData(encoded, schedule, Objective(), Conditioner(CaptionAugmentation()))
     with _peak_memory(model.device) as memory, patches.applied():
         loop.train(

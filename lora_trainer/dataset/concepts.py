@@ -20,7 +20,7 @@ from ..settings.setting import WrittenSettings
 from .captions import read_small_file, text_of
 
 LARGEST_BYTES, MOST_CONCEPTS, MOST_REPEATS = 5_000_000, 500, 1000
-JITTERED = ("brightness", "contrast", "saturation", "hue")
+JITTERED_PROPERTIES = ("brightness", "contrast", "saturation", "hue")
 SOURCES = (
     "sample",
     "concept",
@@ -217,7 +217,7 @@ def _settings(text: WrittenConcept, image: WrittenConcept) -> WrittenSettings:
         found["keep_tokens"] = text.get("keep_tags_count", 1)
     if image.get("enable_random_flip") is True:
         found["mirror"] = True
-    if any(image.get(f"enable_random_{what}") is True for what in JITTERED):
+    if any(image.get(f"enable_random_{what}") is True for what in JITTERED_PROPERTIES):
         found["color_jitter"] = 0.05  # as kohya's color_aug
     return found
 

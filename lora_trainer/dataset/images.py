@@ -63,7 +63,7 @@ class Facts:
 # --- Facts ----------------------------------------------------------------------------------------
 
 
-def inspect(path: Path, *, thorough: bool = True) -> Facts:
+def read_facts(path: Path, *, thorough: bool = True) -> Facts:
     """Return the facts of an image, after decoding it or (not `thorough`) from its header.
 
     A file that has not changed is not decoded again: plans are made at every key press. Raises
@@ -252,7 +252,7 @@ def keep_exif(opened: Image.Image) -> None:
 # --- Decoding -------------------------------------------------------------------------------------
 
 
-def look(path: Path, side_px: int) -> tuple[Facts, Image.Image]:
+def decode_thumbnail(path: Path, side_px: int) -> tuple[Facts, Image.Image]:
     """Decode an image once: its facts, and all of it as upright RGB of at most `side_px` a side.
 
     Raises as `opened`.

@@ -18,8 +18,8 @@ from .buckets import Bucket
 from .images import (
     PICTURE_ENDINGS,
     has_alpha,
-    inspect,
     opened,
+    read_facts,
     unreadable,
     unreadable_refused,
     upright,
@@ -67,7 +67,7 @@ def check_mask(mask: Path, picture: Picture, *, thorough: bool = True) -> str:
     Raises `Refused` for a file that cannot be read.
     """
     try:
-        facts = inspect(mask, thorough=thorough)
+        facts = read_facts(mask, thorough=thorough)
         is_black = thorough and _brightest(mask, mask.stat().st_mtime_ns) < BLACK_BELOW
     except OSError as error:
         raise Refused(

@@ -14,7 +14,7 @@ from ..base.errors import ErrorCode, Refused
 from ..base.paths import is_inside
 from .caption_tables import find_table
 from .captions import CAPTION_ENDINGS, find_caption
-from .images import PICTURE_ENDINGS, inspect, unreadable
+from .images import PICTURE_ENDINGS, read_facts, unreadable
 from .sample import Picture
 
 # How the stem of a mask ends, as OneTrainer names them: cat-masklabel.png beside cat.png
@@ -102,7 +102,7 @@ def examine(
 ) -> Picture | Problem:
     """Examine one picture and read its caption; not `thorough`: by its header alone."""
     try:
-        facts = inspect(path, thorough=thorough)
+        facts = read_facts(path, thorough=thorough)
     except Refused as error:
         return Problem(path, error.message)
     except OSError as error:

@@ -25,7 +25,7 @@ from PIL import Image
 from ..base.errors import ErrorCode, Refused
 from ..base.files import write_atomically
 from ..base.sqlite import open_database
-from ..dataset.images import Facts, look, remember, unreadable
+from ..dataset.images import Facts, decode_thumbnail, remember, unreadable
 from ..dataset.sample import TRANSPARENT
 from .file_cache import FileStamp
 from .near_duplicates import Looks, mosaic, perceptual_hash
@@ -171,7 +171,7 @@ class BackgroundScan:
         if known is not None and (known.problem or self._thumbnail_path(path, stat).is_file()):
             return known
         try:
-            facts, small = look(path, THUMBNAIL_PX)
+            facts, small = decode_thumbnail(path, THUMBNAIL_PX)
         except Refused as error:
             result = ScanResult(None, error)
         except (OSError, MemoryError) as error:

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..base.errors import ErrorCode, Refused
 from ..dataset.buckets import Bucket
-from ..dataset.images import look, opened, unreadable_refused
+from ..dataset.images import decode_thumbnail, opened, unreadable_refused
 from ..dataset.pixels import load_pixels
 
 TURNS = {  # clockwise; Pillow turns the other way
@@ -63,7 +63,7 @@ def rotated(path: Path, degrees: int) -> bytes:
 def preview(path: Path, side_px: int = 1280) -> bytes:
     """Return a JPEG of the whole picture, upright, at most `side_px` a side."""
     with unreadable_refused(path):
-        return _jpeg(look(path, side_px)[1])
+        return _jpeg(decode_thumbnail(path, side_px)[1])
 
 
 def training_crop(path: Path, bucket: Bucket) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from ..dataset.captions import lines_of, with_trigger
-from ..dataset.images import inspect, unreadable_refused
+from ..dataset.images import read_facts, unreadable_refused
 from ..dataset.sample import Picture
 from . import checks, picture_files
 from .edited_dataset import EditedDataset
@@ -63,7 +63,7 @@ class PictureViews:
         """Return a JPEG of what training sees of a picture."""
         path = self._dataset.picture_path(filename)
         with unreadable_refused(path):
-            facts = inspect(path, thorough=False)
+            facts = read_facts(path, thorough=False)
         bucket = checks.bucket_for(facts.width, facts.height, settings)
         return picture_files.training_crop(path, bucket)
 

@@ -13,9 +13,9 @@ from ..lora.adapters import count_parameters
 from ..lora.load import LoraFile
 from ..lora.target_layers import assign_ranks
 from ..settings.config import TrainConfig
-from ..training.encoded_dataset import JITTERED
-from .step_options import adapter_spec, caption_augmentation, layer_choice
-from .trained_parts import trained_parts
+from ..training.encoded_dataset import COLOR_VARIANTS
+from .step_options import adapter_spec, caption_augmentation, layer_settings
+from .trained_parts import learning_rates_by_part
 
 CAPTION_BYTES = 77 * 2048 * 4  # of 75 tokens, with SDXL in float32; SD1 takes a third
 WORDS_AT_ONCE, TOKENS_AT_ONCE = 55, 75  # so many words of English make so many tokens
@@ -64,7 +64,7 @@ def estimate(
             cache_bytes=cache,
         )
     if init_lora is None:
-        shapes = assign_ranks(parts, layer_choice(config))
+        shapes = assign_ranks(parts, layer_settings(config))
         parameters = count_parameters(parts, shapes, adapter_spec(config))
     else:
         parameters = init_lora.parameters
@@ -87,7 +87,7 @@ def cache_bytes(
     """
     samples = list(samples)
     taken = sum(_latents_bytes(config, sample) for sample in samples)
-    trains_text_encoder = "text_encoder" in trained_parts(config, init_lora)
+    trains_text_encoder = "text_encoder" in learning_rates_by_part(config, init_lora)
     if caption_augmentation(config).varies or trains_text_encoder:
         return taken
     captions = {sample.caption for sample in samples}
@@ -103,7 +103,7 @@ def _latents_bytes(config: TrainConfig, sample: Sample) -> int:
     channels = 5 if sample.mask or masked_by_alpha else 4
     variants = 1
     if varies and config.color_jitter:
-        variants *= JITTERED
+        variants *= COLOR_VARIANTS
     if varies and config.mirror:
         variants *= 2
     return 4 * channels * (place.width // 8) * (place.height // 8) * variants

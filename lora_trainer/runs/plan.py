@@ -22,14 +22,14 @@ from ..settings.config import TrainConfig
 from ..settings.rules import check_contradictions, resolutions_of
 from ..training.batches import batches_per_epoch
 from ..training.learning_rates import check_rates, rate_warnings
-from ..training.optimizers import check_settings
+from ..training.optimizers import check_without_step
 from ..training.parameter_groups import groups_without_model, rates_of
-from ..training.training_data import Schedule
+from ..training.training_data import StepSchedule
 from . import picture_warnings, plan_warnings
 from .memory import cache_bytes
 from .output_files import plan_output, tag_of
 from .step_options import caption_augmentation, rate_choice
-from .trained_parts import trained_parts
+from .trained_parts import learning_rates_by_part
 
 MOST_STEPS = 1_000_000
 
@@ -52,7 +52,7 @@ class Plan:
 
     samples: list[Sample]
     problems: list[Problem]
-    schedule: Schedule
+    schedule: StepSchedule
     epochs: int
     warnings: list[str]
     output_file: Path
@@ -95,7 +95,7 @@ def make_plan(
         )
     output_file = plan_output(config, lora_dir, session_id=session_id)
     check_contradictions(config)
-    check_settings(config.optimizer, config.optimizer_args)
+    check_without_step(config.optimizer, config.optimizer_args)
     init_lora = None
     is_resumed = session_id is not None
     if config.init_lora and not is_resumed:  # a training state has all of its layers
@@ -129,7 +129,7 @@ def count_pictures(samples: Sequence[Sample], role: Role) -> int:
 
 def _check_learning_rates(config: TrainConfig, init_lora: LoraFile | None) -> None:
     """Raise `Refused` for learning rates that the optimizer cannot use."""
-    parts = trained_parts(config, init_lora)
+    parts = learning_rates_by_part(config, init_lora)
     if not parts:  # which is refused once the model's layers are known
         return
     choice = rate_choice(config)
@@ -138,7 +138,7 @@ def _check_learning_rates(config: TrainConfig, init_lora: LoraFile | None) -> No
     check_rates(config.optimizer, rates_of(groups, choice))
 
 
-def _schedule(config: TrainConfig, samples: Sequence[Sample]) -> Schedule:
+def _schedule(config: TrainConfig, samples: Sequence[Sample]) -> StepSchedule:
     repeats = [sample.repeats for sample in samples]
     buckets = [sample.bucket for sample in samples]
     batches = batches_per_epoch(buckets, repeats, batch_size=config.batch_size)
@@ -151,7 +151,7 @@ def _schedule(config: TrainConfig, samples: Sequence[Sample]) -> Schedule:
             field="epochs",
             code=ErrorCode.BAD_VALUE,
         )
-    return Schedule(
+    return StepSchedule(
         total,
         steps_per_epoch,
         config.batch_size,
@@ -210,7 +210,7 @@ def _caption(config: TrainConfig, picture: Picture, role: Role) -> str:
 
 
 def _data_warnings(
-    config: TrainConfig, selection: Selection, samples: Sequence[Sample], schedule: Schedule
+    config: TrainConfig, selection: Selection, samples: Sequence[Sample], schedule: StepSchedule
 ) -> list[str]:
     pictures = [sample for sample in samples if sample.resolution_px == config.resolution]
     return [
@@ -225,11 +225,11 @@ def _data_warnings(
 def _training_warnings(
     config: TrainConfig,
     samples: Sequence[Sample],
-    schedule: Schedule,
+    schedule: StepSchedule,
     init_lora: LoraFile | None,
 ) -> list[str]:
     needed = cache_bytes(config, samples, init_lora=init_lora)
-    learning_rates = trained_parts(config, init_lora)
+    learning_rates = learning_rates_by_part(config, init_lora)
     return [
         *plan_warnings.resolution_warnings(config, samples),
         *plan_warnings.cache_warnings(config, needed, resolutions=len(resolutions_of(config))),

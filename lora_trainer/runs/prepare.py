@@ -23,7 +23,7 @@ from ..training.conditioning import Conditioner
 from ..training.learning_rates import LearningRates, check_rates, rate_warnings
 from ..training.model_patches import ModelPatches
 from ..training.objective import Objective
-from ..training.optimizers import check_optimizer, make_optimizer
+from ..training.optimizers import check_with_step, make_optimizer
 from ..training.parameter_groups import (
     LOWER_HALF,
     UPPER_HALF,
@@ -45,7 +45,7 @@ from .step_options import (
     adapter_spec,
     caption_augmentation,
     encoding_options,
-    layer_choice,
+    layer_settings,
     rate_choice,
 )
 
@@ -92,7 +92,9 @@ def prepare_run(base_model: BaseModel, context: RunContext, run_facts: RunFacts)
     base_model.configure(_model_options(config))
     _check_model(base_model, config)
     layers = _plan_layers(base_model, context)
-    conditioner = Conditioner(caption_augmentation(config), trained=layers.train_text_encoder)
+    conditioner = Conditioner(
+        caption_augmentation(config), trains_text_encoder=layers.train_text_encoder
+    )
     _check_settings(base_model, context, layers, conditioner)
     file_bytes = estimate(config, plan.samples, base_model.parts(), init_lora=plan.init_lora)[
         "file_bytes"
@@ -167,7 +169,7 @@ def _plan_layers(base_model: BaseModel, context: RunContext) -> LayerPlan:
     if context.plan.init_lora:
         shapes, weights, spec = fit_to_model(context.plan.init_lora, parts, base_model.export_name)
         return LayerPlan(shapes, weights, _with_dropouts(spec, chosen))
-    return LayerPlan(assign_ranks(parts, layer_choice(config)), {}, chosen)
+    return LayerPlan(assign_ranks(parts, layer_settings(config)), {}, chosen)
 
 
 def _with_dropouts(spec: AdapterSpec, chosen: AdapterSpec) -> AdapterSpec:
@@ -199,7 +201,7 @@ def _check_settings(
             field="train_text_encoder" if config.train_text_encoder else "shuffle_caption",
             code=ErrorCode.MEDVRAM,
         )
-    check_optimizer(config.optimizer, config.optimizer_args, base_model.device)
+    check_with_step(config.optimizer, config.optimizer_args, base_model.device)
     halves = (LOWER_HALF, UPPER_HALF) if layers.spec.kind == "lora" else (LOWER_HALF,)
     choice = rate_choice(config)
     groups = groups_of(

@@ -10,7 +10,7 @@ from ..training.encoded_dataset import EncodingOptions
 from ..training.parameter_groups import RateChoice
 
 
-def layer_choice(config: TrainConfig) -> LayerSettings:
+def layer_settings(config: TrainConfig) -> LayerSettings:
     """Return which layers are to learn, with what rank and alpha."""
     return LayerSettings(
         targets=config.lora_targets,

@@ -8,7 +8,7 @@ from ..lora.load import LoraFile
 from ..settings.config import TrainConfig
 
 
-def trained_parts(config: TrainConfig, init_lora: LoraFile | None) -> dict[str, float]:
+def learning_rates_by_part(config: TrainConfig, init_lora: LoraFile | None) -> dict[str, float]:
     """Return the learning rates of what is trained: of "unet", "text_encoder", or both.
 
     The layers of a LoRA that is trained further decide; without one, the switches and the blocks.

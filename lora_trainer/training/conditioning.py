@@ -17,19 +17,20 @@ MOST_REMEMBERED = 64
 class Conditioner:
     """Draws a batch's captions and encodes them.
 
-    `trained`: the text encoders are trained, so captions are encoded within the step, with
-    gradient.
+    With `trains_text_encoder` captions are encoded within the step, with gradient.
     """
 
-    def __init__(self, augmentation: CaptionAugmentation, *, trained: bool = False) -> None:
+    def __init__(
+        self, augmentation: CaptionAugmentation, *, trains_text_encoder: bool = False
+    ) -> None:
         self.augmentation = augmentation
-        self.trained = trained
+        self.trains_text_encoder = trains_text_encoder
         self._encoded: OrderedDict[tuple[str, torch.dtype], Conditioning] = OrderedDict()
 
     @property
     def encodes_each_step(self) -> bool:
         """Whether captions are encoded while training, not once before it."""
-        return self.trained or self.augmentation.varies
+        return self.trains_text_encoder or self.augmentation.varies
 
     def draw_captions(self, batch: Batch, *, seed: int, number: int) -> list[str]:
         """Draw a batch's captions as they are this time; it depends on (seed, number) alone."""
@@ -56,7 +57,7 @@ class Conditioner:
         """
         if batch.conditioning is not None and not self.encodes_each_step:
             return batch.conditioning[portion].to(base_model.device)
-        if self.trained:
+        if self.trains_text_encoder:
             encoded = self._with_gradient(base_model, captions, portion)
         else:
             encoded = self._frozen(base_model, captions, dtype)[portion]

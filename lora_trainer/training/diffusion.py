@@ -64,17 +64,17 @@ def signal_to_noise(alphas_cumprod: torch.Tensor, timesteps: torch.Tensor) -> to
 
 
 def offset_noise(
-    noise: torch.Tensor, strengths: torch.Tensor, draws: torch.Generator
+    noise: torch.Tensor, strengths: torch.Tensor, rng: torch.Generator
 ) -> torch.Tensor:
     """Add one number to each channel of ε, of standard deviation `strengths` `(batch,)`;
     Guttenberg, "Diffusion with Offset Noise", 2023.
     """
-    shifts = torch.randn(*noise.shape[:2], 1, 1, generator=draws)
+    shifts = torch.randn(*noise.shape[:2], 1, 1, generator=rng)
     return noise + strengths.view(-1, 1, 1, 1) * shifts
 
 
 def multires_noise(
-    noise: torch.Tensor, *, iterations: int, discount: float, draws: torch.Generator
+    noise: torch.Tensor, *, iterations: int, discount: float, rng: torch.Generator
 ) -> torch.Tensor:
     """Add coarser noise to ε, level i at 1/r^i of the size with r drawn from [2, 4) and weight
     discount^i, and scale to unit variance.
@@ -85,9 +85,9 @@ def multires_noise(
     height, width = noise.shape[-2:]
     total = noise
     for level in range(iterations):
-        shrink = (2 + 2 * torch.rand((), generator=draws).item()) ** level
+        shrink = (2 + 2 * torch.rand((), generator=rng).item()) ** level
         size = max(1, int(height / shrink)), max(1, int(width / shrink))
-        coarse = torch.randn(*noise.shape[:2], *size, generator=draws)
+        coarse = torch.randn(*noise.shape[:2], *size, generator=rng)
         enlarged = F.interpolate(coarse, size=(height, width), mode="bilinear")
         total = total + discount**level * enlarged
         if 1 in size:
@@ -97,7 +97,7 @@ def multires_noise(
 
 def draw_timesteps(
     count: int,
-    draws: torch.Generator,
+    rng: torch.Generator,
     *,
     lowest: int = 0,
     below: int = 1000,
@@ -109,8 +109,8 @@ def draw_timesteps(
     2403.03206, section 3.1).
     """
     if sampling == "uniform":
-        return torch.randint(lowest, below, (count,), generator=draws)
-    normal = torch.randn(count, generator=draws, dtype=torch.float64)
+        return torch.randint(lowest, below, (count,), generator=rng)
+    normal = torch.randn(count, generator=rng, dtype=torch.float64)
     fractions = torch.sigmoid(logit_mean + logit_std * normal)
     return (lowest + (fractions * (below - lowest)).long()).clamp(max=below - 1)
 

@@ -19,7 +19,7 @@ from ..dataset.pixels import jitter_colors, load_pixels
 from ..dataset.sample import Sample
 
 PIXELS_AT_ONCE = 4 * 512 * 512
-JITTERED = 4  # how many times colours are changed, of each picture
+COLOR_VARIANTS = 4  # how many times colours are changed, of each picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _latents_of(
             jitter_colors(
                 pixels, options.color_jitter, generator(options.seed, f"jitter {name}", at)
             )
-            for at in range(JITTERED)
+            for at in range(COLOR_VARIANTS)
         ]
     sizes = (size,) * len(coloured)
     variants = torch.stack(coloured)

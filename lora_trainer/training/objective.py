@@ -50,23 +50,23 @@ class Objective:
     def draw(self, shape: torch.Size, *, seed: int, number: int) -> NoiseDraw:
         """Draw noise and timesteps for latents of `shape`."""
         noise = torch.randn(shape, generator=generator(seed, "noise", number))
-        draws = generator(seed, "noise settings", number)
+        rng = generator(seed, "noise settings", number)
         if self.noise_offset:
-            strengths = _strengths(self.noise_offset, self.noise_offset_random, shape[0], draws)
-            noise = diffusion.offset_noise(noise, strengths, draws)
+            strengths = _strengths(self.noise_offset, self.noise_offset_random, shape[0], rng)
+            noise = diffusion.offset_noise(noise, strengths, rng)
         if self.multires_noise_iterations:
             noise = diffusion.multires_noise(
                 noise,
                 iterations=self.multires_noise_iterations,
                 discount=self.multires_noise_discount,
-                draws=draws,
+                rng=rng,
             )
         perturbed_noise = noise
         if self.input_perturbation:  # arXiv 2301.11706, algorithm 1
             strengths = _strengths(
-                self.input_perturbation, self.input_perturbation_random, shape[0], draws
+                self.input_perturbation, self.input_perturbation_random, shape[0], rng
             )
-            perturbation = torch.randn(shape, generator=draws)
+            perturbation = torch.randn(shape, generator=rng)
             perturbed_noise = noise + strengths.view(-1, 1, 1, 1) * perturbation
         timesteps = diffusion.draw_timesteps(
             shape[0],
@@ -120,6 +120,6 @@ class Objective:
         return weights
 
 
-def _strengths(most: float, random: bool, count: int, draws: torch.Generator) -> torch.Tensor:
+def _strengths(most: float, random: bool, count: int, rng: torch.Generator) -> torch.Tensor:
     """Return `most` for each of `count` pictures, or, if `random`, evenly drawn from [0, most)."""
-    return most * (torch.rand(count, generator=draws) if random else torch.ones(count))
+    return most * (torch.rand(count, generator=rng) if random else torch.ones(count))

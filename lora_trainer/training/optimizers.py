@@ -62,7 +62,7 @@ def make_optimizer(
     own: Mapping[str, Mapping[str, float]] | None = None,
 ) -> torch.optim.Optimizer:
     """Make the optimizer called `name` for named groups of parameters, each with its own learning
-    rate; raises `Refused` as `check_optimizer`.
+    rate; raises `Refused` as `check_with_step`.
 
     `arguments` are the user's own, as "betas=0.9,0.99 d_coef=2"; they win over `weight_decay`.
     Every param_group carries its `name`, and what `own` says of it alone: another `weight_decay`;
@@ -71,14 +71,14 @@ def make_optimizer(
     kind, rates = optimizer_kind(name), {group: learning_rates[group] for group in groups}
     check_rates(name, rates)
     first = next(parameter for group in groups.values() for parameter in group)
-    check_optimizer(name, arguments, first.device)
+    check_with_step(name, arguments, first.device)
     optimizer = _build(kind, groups, rates, weight_decay, read_arguments(kind, arguments))
     for group in optimizer.param_groups:
         group.update((own or {}).get(group["name"], {}))
     return optimizer
 
 
-def check_optimizer(name: str, arguments: str, device: torch.device) -> None:
+def check_with_step(name: str, arguments: str, device: torch.device) -> None:
     """Take one real step with a toy parameter on `device`; raises `Refused` when the package is
     missing or the step fails, with the reason.
 
@@ -88,7 +88,7 @@ def check_optimizer(name: str, arguments: str, device: torch.device) -> None:
     if not (kind.package or arguments.strip()):
         return
     if arguments.strip():
-        check_optimizer(name, "", device)  # what fails from here on is the arguments' doing
+        check_with_step(name, "", device)  # what fails from here on is the arguments' doing
     settings = read_arguments(kind, arguments)
     try:
         problem = _try(kind, settings, device)
@@ -111,7 +111,7 @@ def check_optimizer(name: str, arguments: str, device: torch.device) -> None:
         )
 
 
-def check_settings(name: str, arguments: str) -> None:
+def check_without_step(name: str, arguments: str) -> None:
     """Refuse what can be seen without a step: a package that is not there, arguments that the
     optimizer does not take.
 

@@ -16,7 +16,7 @@ from .objective import NoiseDraw, Objective
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class StepSchedule:
     """How many steps a run has, and how many pictures are in each."""
 
     total_steps: int
@@ -76,7 +76,7 @@ class TrainingData:
     """
 
     encoded: list[EncodedSample]
-    schedule: Schedule
+    schedule: StepSchedule
     objective: Objective
     conditioner: Conditioner
     validation_indices: tuple[int, ...] = ()

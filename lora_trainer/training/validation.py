@@ -75,8 +75,8 @@ def _picture_loss(
     losses = []
     for position in range(TIMESTEPS_PER_PICTURE):
         timesteps = _timesteps(training_data.objective, position).to(device)
-        draws = generator(seed, f"validation {position}", index)
-        noise = torch.randn(latents.shape, generator=draws).to(device)
+        rng = generator(seed, f"validation {position}", index)
+        noise = torch.randn(latents.shape, generator=rng).to(device)
         noisy_latents = diffusion.add_noise(latents, noise, timesteps, alphas_cumprod)
         with autocast(device, dtype):
             predicted = base_model.predict(noisy_latents, timesteps, conditioning)

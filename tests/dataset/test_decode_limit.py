@@ -18,22 +18,24 @@ RUN = """
 import sys, threading, psutil
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from lora_trainer.editor import picture_files as pictures
+from lora_trainer.editor import picture_files
 from lora_trainer.dataset.buckets import Bucket
-from lora_trainer.dataset.images import inspect
+from lora_trainer.dataset.images import read_facts
 path, process, most = Path(sys.argv[2]), psutil.Process(), [0]
-inspect(path, thorough=False)
+read_facts(path, thorough=False)
 before = process.memory_info().rss
 act = {
     "preview": lambda: picture_files.preview(path),
-    "crop": lambda: picture_files.trained_view(path, Bucket(64, 64)),
+    "crop": lambda: picture_files.training_crop(path, Bucket(64, 64)),
 }[sys.argv[3]]
-threads = [threading.Thread(target=act) for _ in range(5)]
+made = []
+threads = [threading.Thread(target=lambda: made.append(act())) for _ in range(5)]
 for thread in threads:
     thread.start()
 while any(thread.is_alive() for thread in threads):
     most[0] = max(most[0], process.memory_info().rss - before)
     threads[0].join(0.002)
+assert len(made) == 5 and all(data[:2] == b"\\xff\\xd8" for data in made)  # JPEG
 print(most[0] // 2**20)
 """
 
@@ -84,7 +86,7 @@ def test_a_picture_larger_than_the_room_gets_all_of_it_and_gives_it_back(tmp_pat
     for _ in range(2):
         with pytest.raises(Refused), images.opened(tmp_path / "a.png"):
             raise ValueError("in the middle")
-    done = threading.Thread(target=lambda: images.look(tmp_path / "a.png", 32))
+    done = threading.Thread(target=lambda: images.decode_thumbnail(tmp_path / "a.png", 32))
     done.start()
     done.join(10)
     assert not done.is_alive()

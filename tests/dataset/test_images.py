@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from lora_trainer.dataset import images
-from lora_trainer.dataset.images import look, read_rgb
+from lora_trainer.dataset.images import decode_thumbnail, read_rgb
 from lora_trainer.dataset.sample import Picture
 from lora_trainer.dataset.scan import examine, scan
 
@@ -44,7 +44,11 @@ def test_the_first_page_of_a_tiff_is_used(tmp_path, compression, thorough):
         and (found.width, found.height) == (64, 48)
         and found.warnings == ("several pages: only the first is used", "no caption")
     )
-    assert look(path, 32)[1].getpixel((0, 0)) == read_rgb(path).getpixel((0, 0)) == (255, 0, 0)
+    assert (
+        decode_thumbnail(path, 32)[1].getpixel((0, 0))
+        == read_rgb(path).getpixel((0, 0))
+        == (255, 0, 0)
+    )
 
 
 def test_animated_gif_uses_the_first_frame(tmp_path):
@@ -70,7 +74,7 @@ def test_a_small_view_is_the_same_however_large_the_picture(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(tmp_path / "a.png", exif=exif)
-    facts, small = images.look(tmp_path / "a.png", 300)
+    facts, small = images.decode_thumbnail(tmp_path / "a.png", 300)
     assert (
         (facts.width, facts.height) == (2000, 3000)
         and small.size == (200, 300)

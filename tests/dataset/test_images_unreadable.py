@@ -10,7 +10,7 @@ from PIL import Image
 from lora_trainer.base.errors import ErrorCode, Refused
 from lora_trainer.dataset import images
 from lora_trainer.dataset.buckets import Bucket
-from lora_trainer.dataset.images import inspect, opened
+from lora_trainer.dataset.images import opened, read_facts
 from lora_trainer.dataset.masks import check_mask, load_mask
 from lora_trainer.dataset.sample import Picture
 from lora_trainer.dataset.scan import Problem, scan
@@ -63,7 +63,7 @@ def test_what_the_system_refuses_is_no_damage_and_is_tried_again(picture, failin
 def test_a_file_that_is_cut_off_is_damaged(picture):
     picture.write_bytes(picture.read_bytes()[:-30])
     with pytest.raises(Refused) as refused:
-        inspect(picture)
+        read_facts(picture)
     assert refused.value.code == ErrorCode.DAMAGED
 
 
@@ -73,7 +73,7 @@ def test_a_refusal_that_is_kept_is_raised_anew(picture):
     found = []
     for _ in range(3):
         with pytest.raises(Refused) as refused:
-            inspect(picture)
+            read_facts(picture)
         found.append(refused.value)
     assert len({id(error) for error in found}) == 3
     assert len({len(traceback.extract_tb(error.__traceback__)) for error in found[1:]}) == 1
@@ -146,4 +146,4 @@ def test_transparency_is_read_from_the_picture_not_from_a_sentence(picture):
     assert [each.has_alpha for each in usable] == [False, True]
     assert not any(isinstance(each, Problem) for each in problems)
     assert usable[1].warnings == ("transparent parts become white", "no caption")
-    assert images.inspect(usable[1].path).warnings == ("transparent parts become white",)
+    assert images.read_facts(usable[1].path).warnings == ("transparent parts become white",)

@@ -16,7 +16,8 @@ def test_what_was_examined_is_known_after_a_restart(editor, folder, tmp_path, mo
     checked(editor)
     again = DataSetEditor("cats", folder, tmp_path / "home")
     monkeypatch.setattr(
-        "lora_trainer.editor.background_scan.look", lambda *_: pytest.fail("looked again")
+        "lora_trainer.editor.background_scan.decode_thumbnail",
+        lambda *_: pytest.fail("looked again"),
     )
     assert again.pictures.check(CheckSettings())["ready"]
     assert again.pictures.thumbnail("a.png").is_file()

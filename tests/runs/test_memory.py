@@ -8,7 +8,7 @@ from PIL import Image
 from lora_trainer.lora.adapters import Adapters
 from lora_trainer.lora.target_layers import assign_ranks
 from lora_trainer.runs.memory import estimate
-from lora_trainer.runs.step_options import adapter_spec, encoding_options, layer_choice
+from lora_trainer.runs.step_options import adapter_spec, encoding_options, layer_settings
 from lora_trainer.settings.config import TrainConfig
 from lora_trainer.training import encoded_dataset
 from tests.support.plans import estimated, planned
@@ -31,7 +31,7 @@ def test_the_estimate_is_what_is_built(host, settings, changes):
     parameters = sum(
         weight.numel()
         for weight in Adapters.create(
-            parts, assign_ranks(parts, layer_choice(config)), adapter_spec(config)
+            parts, assign_ranks(parts, layer_settings(config)), adapter_spec(config)
         ).parameters()
     )
     assert found.pop("cache_bytes") > 0

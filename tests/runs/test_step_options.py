@@ -3,7 +3,7 @@
 from lora_trainer.dataset.caption_augmentation import CaptionAugmentation
 from lora_trainer.lora.adapter_layers import AdapterSpec
 from lora_trainer.lora.target_layers import LayerSettings
-from lora_trainer.runs.step_options import adapter_spec, caption_augmentation, layer_choice
+from lora_trainer.runs.step_options import adapter_spec, caption_augmentation, layer_settings
 from lora_trainer.settings.config import TrainConfig
 
 
@@ -27,7 +27,7 @@ def test_settings_as_the_steps_take_them():
         )
     )
     assert adapter_spec(config) == AdapterSpec("lokr", True, 8, 0.1, 0.2, 0.3)
-    assert layer_choice(config) == LayerSettings(
+    assert layer_settings(config) == LayerSettings(
         targets="all",
         rank=4,
         alpha=2.0,

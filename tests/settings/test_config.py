@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from lora_trainer.runs.step_options import layer_choice
+from lora_trainer.runs.step_options import layer_settings
 from lora_trainer.settings.config import (
     GROUPS,
     TrainConfig,
@@ -55,7 +55,7 @@ def test_an_alpha_left_out_is_the_rank():
         TrainConfig.parse({"lora_rank": 8}).resolved()
         == TrainConfig.parse({"lora_rank": 8, "lora_alpha": 8}).resolved()
     )
-    assert layer_choice(TrainConfig.parse({"lora_rank": 8})).alpha == 8
+    assert layer_settings(TrainConfig.parse({"lora_rank": 8})).alpha == 8
 
 
 def test_yaml_round_trip(tmp_path):

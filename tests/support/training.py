@@ -23,7 +23,7 @@ def make_training_data(
     pictures, schedule, objective=Objective(), variation=PLAIN, trained=False, **more
 ):
     return TrainingData(
-        pictures, schedule, objective, Conditioner(variation, trained=trained), **more
+        pictures, schedule, objective, Conditioner(variation, trains_text_encoder=trained), **more
     )
 
 

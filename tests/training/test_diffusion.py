@@ -11,10 +11,10 @@ ALPHAS = torch.linspace(0.999, 0.01, 1000)
 
 @pytest.fixture
 def tensors():
-    draws = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     return (
-        torch.randn(3, 4, 2, 2, generator=draws),
-        torch.randn(3, 4, 2, 2, generator=draws),
+        torch.randn(3, 4, 2, 2, generator=rng),
+        torch.randn(3, 4, 2, 2, generator=rng),
         torch.tensor([0, 400, 999]),
     )
 

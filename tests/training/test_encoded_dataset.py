@@ -15,7 +15,7 @@ from lora_trainer.dataset.masks import find_masks
 from lora_trainer.dataset.pixels import load_pixels
 from lora_trainer.dataset.scan import examine
 from lora_trainer.training.encoded_dataset import (
-    JITTERED,
+    COLOR_VARIANTS,
     EncodedSample,
     EncodingOptions,
     assemble,
@@ -156,13 +156,13 @@ def test_mirror_and_colours_make_variants_but_not_for_validation(folder):
     items = encoded(folder, mirror=True, color_jitter=0.2, seed=3)
     assert (
         [len(item.latents) for item in items]
-        == [2 * JITTERED, 2 * JITTERED, 1]
+        == [2 * COLOR_VARIANTS, 2 * COLOR_VARIANTS, 1]
         == [len(item.sizes) for item in items]
     )
-    plain, mirrored = items[0].latents.split(JITTERED)
+    plain, mirrored = items[0].latents.split(COLOR_VARIANTS)
     assert (
         torch.allclose(plain, mirrored.flip(-1), atol=1e-6)
-        and len({variant.sum().item() for variant in plain}) == JITTERED
+        and len({variant.sum().item() for variant in plain}) == COLOR_VARIANTS
     )
     again, other_seed, same = (
         encoded(folder, mirror=True, color_jitter=0.2, seed=seed)[0].latents for seed in (3, 4, 3)
@@ -251,9 +251,9 @@ def test_masks_go_with_their_variants_and_crops(folder):
         seed=1,
     )
     assert (
-        items[0].masks.shape == (2 * JITTERED, 1, 8, 16)
+        items[0].masks.shape == (2 * COLOR_VARIANTS, 1, 8, 16)
         and items[1].masks is None
-        and items[2].masks.shape == (2 * JITTERED, 1, 8, 25)
+        and items[2].masks.shape == (2 * COLOR_VARIANTS, 1, 8, 25)
     )
     for number in range(20):
         batch = assemble(items, [0, 1, 2], seed=1, number=number)
@@ -292,7 +292,7 @@ def test_a_batch_has_weights_and_draws_from_its_number_alone(folder):
                 for number in range(60)
             }
         )
-        == 2 * JITTERED
+        == 2 * COLOR_VARIANTS
     )
 
 

@@ -19,8 +19,8 @@ SHAPE = torch.Size((4, 4, 8, 6))
 
 
 def pair():
-    draws = torch.Generator().manual_seed(1)
-    return torch.randn(SHAPE, generator=draws), torch.randn(SHAPE, generator=draws)
+    rng = torch.Generator().manual_seed(1)
+    return torch.randn(SHAPE, generator=rng), torch.randn(SHAPE, generator=rng)
 
 
 def losses(prediction_type="epsilon", masks=None, **settings):

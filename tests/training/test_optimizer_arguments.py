@@ -7,7 +7,7 @@ import pytest
 from lora_trainer.base.errors import Refused
 from lora_trainer.training.optimizer_arguments import read_arguments
 from lora_trainer.training.optimizer_kinds import KINDS
-from lora_trainer.training.optimizers import check_optimizer
+from lora_trainer.training.optimizers import check_with_step
 from tests.support.optimizers import CPU, make, needs
 
 
@@ -57,7 +57,7 @@ def test_arguments_that_cannot_be_are_refused_with_what_can(arguments, sentence)
     with pytest.raises(
         Refused, match=sentence.replace("(", r"\(") if "(" in sentence else sentence
     ) as caught:
-        check_optimizer("adamw", arguments, CPU)
+        check_with_step("adamw", arguments, CPU)
     assert caught.value.field == "optimizer_args"
 
 
@@ -75,7 +75,7 @@ def test_arguments_of_other_kinds():
         group["growth_rate"],
     ) == (2, False, True, None, math.inf)
     with pytest.raises(Refused, match="with 'slice_p=2.5' a step of Prodigy fails"):
-        check_optimizer("prodigy", "slice_p=2.5", CPU)
+        check_with_step("prodigy", "slice_p=2.5", CPU)
 
 
 @pytest.mark.parametrize(

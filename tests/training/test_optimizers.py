@@ -13,7 +13,7 @@ from lora_trainer.settings.config import setting_of
 from lora_trainer.training import optimizer_kinds
 from lora_trainer.training.learning_rates import LearningRates, effective_rate
 from lora_trainer.training.optimizer_kinds import KINDS
-from lora_trainer.training.optimizers import check_optimizer, optimizer_choices
+from lora_trainer.training.optimizers import check_with_step, optimizer_choices
 from tests.support.optimizers import CPU, fall, groups_of, make, needs, rates_for
 
 
@@ -50,9 +50,9 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, f"{module}.optim", raising=False)
     for ask in (
-        lambda: check_optimizer(name, "", CPU),
+        lambda: check_with_step(name, "", CPU),
         lambda: make(name),
-        lambda: check_optimizer(name, "betas=0.9,0.99", CPU),
+        lambda: check_with_step(name, "betas=0.9,0.99", CPU),
     ):
         with pytest.raises(
             Refused,
@@ -79,7 +79,7 @@ def test_a_package_that_fails_to_load_is_said_with_its_reason(monkeypatch, tmp_p
             " 'register_nothing'"
         ),
     ):
-        check_optimizer("prodigy", "", CPU)
+        check_with_step("prodigy", "", CPU)
     sys.modules.pop("prodigyopt", None)
 
 
@@ -107,7 +107,7 @@ def test_a_package_whose_step_fails_is_refused_before_the_run(step, reason, monk
         with pytest.raises(
             Refused, match=f"a step of Lion fails on cpu .*{reason}.*Choose another"
         ) as caught:
-            check_optimizer("lion", arguments, CPU)
+            check_with_step("lion", arguments, CPU)
         assert caught.value.field == "optimizer"
     sys.modules.pop("lion_pytorch", None)
 
@@ -132,9 +132,9 @@ def test_adamw_is_the_papers():
     """Against arXiv 1711.05101, algorithm 2, in numpy; one kernel for all where torch has one."""
     optimizer = make(weight_decay=0.1, unet=8)
     assert optimizer.param_groups[0]["fused"] == (optimizer_kinds.torch_version() >= (2, 4))
-    w, m, v, draws = np.linspace(-1, 1, 8), np.zeros(8), np.zeros(8), np.random.default_rng(0)
+    w, m, v, rng = np.linspace(-1, 1, 8), np.zeros(8), np.zeros(8), np.random.default_rng(0)
     for step in range(1, 6):
-        grad = draws.normal(size=8)
+        grad = rng.normal(size=8)
         optimizer.param_groups[0]["params"][0].grad = torch.tensor(
             grad, dtype=torch.float32
         ).reshape(2, 4)
@@ -154,9 +154,9 @@ def test_lion_is_the_papers():
     """Against arXiv 2302.06675, algorithm 2, in numpy."""
     needs("lion")
     optimizer = make("lion", weight_decay=0.1, arguments="betas=0.8,0.95")
-    w, m, draws = np.linspace(-1, 1, 8), np.zeros(8), np.random.default_rng(0)
+    w, m, rng = np.linspace(-1, 1, 8), np.zeros(8), np.random.default_rng(0)
     for _ in range(5):
-        grad = draws.normal(size=8)
+        grad = rng.normal(size=8)
         optimizer.param_groups[0]["params"][0].grad = torch.tensor(
             grad, dtype=torch.float32
         ).reshape(2, 4)
@@ -224,6 +224,6 @@ def test_d_adaptation_decays_as_adamw_does_unless_told_otherwise(capsys):
 
 def test_unknown_names_are_said():
     with pytest.raises(ValueError, match="optimizer is 'adam'; expected one of adamw, "):
-        check_optimizer("adam", "", CPU)
+        check_with_step("adam", "", CPU)
     with pytest.raises(ValueError, match="scheduler is 'wavy'"):
         LearningRates("wavy", make(), warmup_steps=0, total_steps=1)

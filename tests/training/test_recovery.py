@@ -7,7 +7,7 @@ from lora_trainer.base.errors import NotFinite, OutOfMemory
 from lora_trainer.training.compute_mode import ComputeMode
 from lora_trainer.training.model_patches import ModelPatches
 from lora_trainer.training.recovery import Recovery
-from lora_trainer.training.training_data import Schedule
+from lora_trainer.training.training_data import StepSchedule
 from tests.support.samples import encoded_pictures
 from tests.support.training import (
     make_adapters,
@@ -20,7 +20,7 @@ from tests.support.training import (
 def run(host):
     """Patches on the model, a train state and training data of batches of four."""
     adapters = make_adapters(host.model)
-    training_data = make_training_data(encoded_pictures(), Schedule(4, 1, 4, 1, 0))
+    training_data = make_training_data(encoded_pictures(), StepSchedule(4, 1, 4, 1, 0))
     with ModelPatches(host.model, adapters, ComputeMode(torch.float32)).applied() as patches:
         yield patches, make_train_state(adapters), training_data
 

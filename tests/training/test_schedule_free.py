@@ -14,11 +14,11 @@ def test_schedule_free_is_the_papers():
     """
     needs("schedulefree")
     optimizer = make("schedulefree")
-    group, draws, beta = optimizer.param_groups[0], np.random.default_rng(0), 0.9
+    group, rng, beta = optimizer.param_groups[0], np.random.default_rng(0), 0.9
     z, v = np.linspace(-1, 1, 8), np.zeros(8)
     x = z.copy()
     for step in range(1, 8):
-        grad = draws.normal(size=8)
+        grad = rng.normal(size=8)
         group["params"][0].grad = torch.tensor(grad, dtype=torch.float32).reshape(2, 4)
         optimizer.step()
         v = 0.999 * v + 0.001 * grad**2

@@ -12,7 +12,7 @@ from lora_trainer.training import diffusion, loop, step
 from lora_trainer.training.compute_mode import ComputeMode
 from lora_trainer.training.encoded_dataset import assemble
 from lora_trainer.training.model_patches import ModelPatches
-from lora_trainer.training.training_data import Schedule
+from lora_trainer.training.training_data import StepSchedule
 from tests.support.samples import encoded_pictures
 from tests.support.training import (
     gradients,
@@ -25,7 +25,7 @@ from tests.support.training import (
 def test_accumulated_gradient_is_the_mean_of_its_batches(host):
     pictures, model = encoded_pictures(), host.model
     adapters = make_adapters(model)
-    schedule = Schedule(1, 1, 2, 2, 0)
+    schedule = StepSchedule(1, 1, 2, 2, 0)
     _, together = gradients(model, adapters, make_training_data(pictures, schedule))
     expected = [torch.zeros_like(gradient) for gradient in together]
     with adapters.attached():
@@ -48,7 +48,7 @@ def test_accumulated_gradient_is_the_mean_of_its_batches(host):
 def test_micro_batches_give_the_gradient_of_the_batch(host, text_encoder):
     adapters = make_adapters(host.model, text_encoder=text_encoder)
     training_data = make_training_data(
-        encoded_pictures(), Schedule(1, 1, 4, 1, 0), trained=text_encoder
+        encoded_pictures(), StepSchedule(1, 1, 4, 1, 0), trained=text_encoder
     )
     whole, portions = (
         gradients(
@@ -82,7 +82,7 @@ def test_micro_batches_get_conditioning_as_long_as_the_whole_batch(host, trained
     ]
     training_data = make_training_data(
         pictures,
-        Schedule(1, 1, 4, 1, 0),
+        StepSchedule(1, 1, 4, 1, 0),
         variation=CaptionAugmentation(caption_dropout=0.01),
         trained=trained,
     )
@@ -101,7 +101,7 @@ def test_micro_batches_get_conditioning_as_long_as_the_whole_batch(host, trained
 
 
 def test_weights_and_masks_reach_the_gradient(host):
-    adapters, schedule = make_adapters(host.model), Schedule(1, 1, 2, 1, 0)
+    adapters, schedule = make_adapters(host.model), StepSchedule(1, 1, 2, 1, 0)
     loss, plain = gradients(host.model, adapters, make_training_data(encoded_pictures(2), schedule))
     half, weighted = gradients(
         host.model,
@@ -124,7 +124,9 @@ def test_gradient_checkpointing_changes_nothing_with_dropout(host):
         host.model, text_encoder=True, dropout=0.5, rank_dropout=0.3, module_dropout=0.3
     )
     train_state = make_train_state(adapters)
-    training_data = make_training_data(encoded_pictures(), Schedule(1, 1, 4, 1, 0), trained=True)
+    training_data = make_training_data(
+        encoded_pictures(), StepSchedule(1, 1, 4, 1, 0), trained=True
+    )
     with ModelPatches(host.model, adapters, ComputeMode(torch.float32)).applied() as patches:
         loop.train(patches, train_state, training_data)  # up-weights are zero no more
     plain = gradients(host.model, adapters, training_data)

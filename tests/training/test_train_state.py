@@ -15,7 +15,7 @@ from lora_trainer.lora.adapters import Adapters
 from lora_trainer.training import state_files
 from lora_trainer.training.learning_rates import LearningRates, effective_rate
 from lora_trainer.training.optimizer_kinds import KINDS
-from lora_trainer.training.optimizers import check_optimizer, make_optimizer
+from lora_trainer.training.optimizers import check_with_step, make_optimizer
 from lora_trainer.training.parameter_groups import RateChoice, groups_of, own_settings, rates_of
 from lora_trainer.training.train_state import (
     TrainState,
@@ -81,10 +81,10 @@ def train(train_state, until: int) -> None:
     """Take steps whose gradients depend on the step and on the weights."""
     while train_state.step < until:
         train_state.rates.set(train_state.step)
-        draws = torch.Generator().manual_seed(train_state.step)
+        rng = torch.Generator().manual_seed(train_state.step)
         for parameter in train_state.adapters.parameters():
             parameter.grad = (
-                torch.randn(parameter.shape, generator=draws).to(parameter.device)
+                torch.randn(parameter.shape, generator=rng).to(parameter.device)
                 + parameter.detach()
             )
         train_state.optimizer.step()
@@ -131,7 +131,7 @@ def needs(name: str) -> None:
         pytest.importorskip(package, exc_type=ImportError)
     if name == "adamw8bit":
         try:
-            check_optimizer(name, "", CPU)
+            check_with_step(name, "", CPU)
         except Refused as refused:
             pytest.skip(refused.message)
 

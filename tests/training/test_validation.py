@@ -8,7 +8,7 @@ from lora_trainer.training import diffusion, validation
 from lora_trainer.training.compute_mode import ComputeMode
 from lora_trainer.training.model_patches import ModelPatches
 from lora_trainer.training.objective import Objective
-from lora_trainer.training.training_data import Schedule
+from lora_trainer.training.training_data import StepSchedule
 from tests.support.samples import encoded_pictures
 from tests.support.training import make_adapters, make_training_data
 
@@ -20,7 +20,7 @@ def test_validation_repeats_itself_without_dropout_and_changes_nothing(host):
             parameter.normal_(generator=torch.Generator().manual_seed(0))
     training_data = make_training_data(
         encoded_pictures(repeats=(1, 1, 1, 0)),
-        Schedule(1, 1, 2, 1, 0),
+        StepSchedule(1, 1, 2, 1, 0),
         validation_indices=(3,),
     )
     with ModelPatches(host.model, adapters, ComputeMode(torch.float32)).applied() as patches:
@@ -51,7 +51,7 @@ def test_validation_repeats_itself_without_dropout_and_changes_nothing(host):
 def test_validation_is_broken_off_by_a_stop(host):
     training_data = make_training_data(
         encoded_pictures(repeats=(1, 1, 0, 0)),
-        Schedule(1, 1, 2, 1, 0),
+        StepSchedule(1, 1, 2, 1, 0),
         validation_indices=(2, 3),
     )
     adapters, answers = make_adapters(host.model), iter([True, False])
@@ -74,7 +74,7 @@ def test_validation_timesteps_are_among_those_that_are_trained(host, monkeypatch
     )
     training_data = make_training_data(
         encoded_pictures(repeats=(1, 1, 1, 0)),
-        Schedule(1, 1, 2, 1, 0),
+        StepSchedule(1, 1, 2, 1, 0),
         Objective(min_timestep=100, max_timestep=300),
         validation_indices=(3,),
     )
@@ -90,7 +90,7 @@ def test_validation_with_sixteen_bit_weights_encodes_as_training_does(host):
     host.model.parts().bfloat16()
     training_data = make_training_data(
         encoded_pictures(repeats=(1, 1, 1, 0)),
-        Schedule(1, 1, 2, 1, 0),
+        StepSchedule(1, 1, 2, 1, 0),
         trained=True,
         validation_indices=(3,),
     )
@@ -100,7 +100,7 @@ def test_validation_with_sixteen_bit_weights_encodes_as_training_does(host):
 
 def test_a_loss_that_is_not_finite_is_one_warning_however_often(host, monkeypatch):
     monkeypatch.setattr(validation, "validate", lambda *args: float("nan"))
-    schedule, warnings = Schedule(4, 1, 1, 1, 0), []
+    schedule, warnings = StepSchedule(4, 1, 1, 1, 0), []
     training_data = make_training_data(
         encoded_pictures(repeats=(1, 0)), schedule, validation_indices=(1,), validate_every=1
     )

@@ -978,7 +978,7 @@ def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch):
         thread = threading.Thread(target=decode)
         thread.start()
         thread.join(0.2)
-        assert not inside and images.inspect(tmp_path / "a.png", thorough=False).width == 64
+        assert not inside and images.read_facts(tmp_path / "a.png", thorough=False).width == 64
     thread.join()
     assert inside
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..base.errors import ErrorCode, Refused
-from .contracts import READY, Asked, Readiness, Report
+from .contracts import READY, OnProgress, Readiness, ShouldStop
 from .hub_download import download_from_hub
 from .url_download import DownloadFailed, download_url
 
@@ -90,7 +90,9 @@ def readiness_of(files: Sequence[RemoteFile], models: Path) -> Readiness:
     )
 
 
-def fetch(file: RemoteFile, models: Path, *, on_progress: Report, should_stop: Asked) -> Path:
+def fetch(
+    file: RemoteFile, models: Path, *, on_progress: OnProgress, should_stop: ShouldStop
+) -> Path:
     """Return the file, downloading it if it is not here. Raises `Refused` when that is impossible,
     `Stopped` when asked to stop.
     """
@@ -121,7 +123,7 @@ def fetch(file: RemoteFile, models: Path, *, on_progress: Report, should_stop: A
 
 
 def _download(
-    file: RemoteFile, name: str, target: Path, *, on_progress: Report, should_stop: Asked
+    file: RemoteFile, name: str, target: Path, *, on_progress: OnProgress, should_stop: ShouldStop
 ) -> None:
     def report(size_bytes: int | None, share: float) -> None:
         on_progress(f"Downloading {name} ({size_text(size_bytes)})", share)

@@ -17,7 +17,7 @@ from ..captioning.downloads import size_text
 from ..captioning.labels import LabelSets
 from ..captioning.options import OptionView
 from ..captioning.registry import Captioners
-from ..captioning.run import CaptionFailure, CaptionProgress, Picture, caption_pictures
+from ..captioning.run import CaptionFailure, CaptionProgress, PictureToCaption, caption_pictures
 from ..captioning.table_file import TableFile
 from ..dataset.caption_tables import find_table
 from ..dataset.captions import in_table, read_caption, read_small_file, sidecar, to_bytes
@@ -143,7 +143,7 @@ class Captions:
             name: caption for name, caption in known.items() if caption and not in_output.get(name)
         }
         names = [name for name in self._paths if overwrite or not known[name]]
-        self.to_write = [Picture(name, self._paths[name]) for name in names]
+        self.to_write = [PictureToCaption(name, self._paths[name]) for name in names]
         skipped = len(self._paths) - len(self.to_write)
         self.progress = CaptionProgress(
             total=len(self._paths) + len(failed),
@@ -181,16 +181,20 @@ class Captions:
 
     @property
     def place(self) -> str:
-        return str(self._table.place) if self._table else ".txt files beside the pictures"
+        return str(self._table.written_to) if self._table else ".txt files beside the pictures"
 
     @property
     def trouble(self) -> str:
         """Why the captions are not in the table that was asked for, in a sentence, or nothing."""
-        return self._table.trouble if self._table else ""
+        return self._table.failure if self._table else ""
 
     @property
     def kept(self) -> set[str]:
-        return self._table.kept & self._given if self._table and not self._table.trouble else set()
+        return (
+            self._table.edited_by_user & self._given
+            if self._table and not self._table.failure
+            else set()
+        )
 
     def _write_text(self, name: str, caption: str) -> bool:
         """Write a picture's .txt, unless a person has written it since the beginning."""

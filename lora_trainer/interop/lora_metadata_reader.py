@@ -21,13 +21,9 @@ from .kohya_datasets import MOST_FOLDERS
 from .kohya_names import OUR_SETTINGS_KEY
 from .our_settings import from_our_names
 
-MOST_NOTES, MOST_NOTE, _LONG_NOTES = (
-    1000,
-    20_000,
-    {"datasets"},
-)  # of what a LoRA says of its training; characters of one; those that list pictures' tags
-
-
+MOST_NOTES = 1000  # keys in which a LoRA describes its training
+MOST_NOTE = 20_000  # characters of one of them
+_LONG_NOTES = {"datasets"}  # those that list the tags of pictures and may be longer
 MOST_IN_METADATA = 200_000  # values in one JSON text of it
 
 
@@ -53,11 +49,12 @@ def from_lora(
     """Read what a LoRA says of its own training: all of it where it is ours, else sd-scripts' ss_*
     keys and what the layers' names show.
     """
+    our_settings = read_json_text(metadata.get(OUR_SETTINGS_KEY))
     if (
-        isinstance(ours := read_json_text(metadata.get(OUR_SETTINGS_KEY)), dict)
-        and ours.keys() & TrainConfig.__dataclass_fields__.keys()
+        isinstance(our_settings, dict)
+        and our_settings.keys() & TrainConfig.__dataclass_fields__.keys()
     ):
-        conversion = from_our_names(ours)
+        conversion = from_our_names(our_settings)
         _facts(conversion, metadata)
         return conversion, "a LoRA of ours"
     if not any(key.startswith("ss_network") or key == "ss_learning_rate" for key in metadata):

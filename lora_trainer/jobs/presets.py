@@ -9,16 +9,16 @@ from typing import BinaryIO
 from ..base.errors import ErrorCode, Refused
 from ..interop.presets import OwnPresets, Preset, as_file, package_presets
 from ..settings.setting import WrittenSettings
-from .settings_import import SkippedSetting
+from .settings_import import SkippedSettingView
 
 LARGEST_BYTES = 100_000
 
 
 class ImportedPreset(Preset):
-    left_out: list[SkippedSetting]
+    left_out: list[SkippedSettingView]
 
 
-class PresetShelf:
+class Presets:
     def __init__(self, own: OwnPresets) -> None:
         self._own = own
 

@@ -18,7 +18,7 @@ ENDINGS = (".toml", ".json", ".yaml", ".yml", ".safetensors")
 LARGEST_SETTINGS_BYTES = 1_000_000
 
 
-class SkippedSetting(TypedDict):
+class SkippedSettingView(TypedDict):
     key: str
     value: object  # as the source has it
     reason: str
@@ -32,7 +32,7 @@ class ImportedSettings(TypedDict):
     settings: SettingValues
     source: str  # the trainer that wrote the file
     assumed: list[str]
-    left_out: list[SkippedSetting]
+    left_out: list[SkippedSettingView]
 
 
 class ImportedFile(ImportedSettings):
@@ -74,7 +74,7 @@ class SettingsImport:
             f"the checkpoint that is loaded is trained: load {name} at the top left, or one of its"
             " kind"
         )
-        left_out: SkippedSetting = {"key": "base_model", "value": base_model, "reason": reason}
+        left_out: SkippedSettingView = {"key": "base_model", "value": base_model, "reason": reason}
         return {
             **imported,
             "settings": settings,

@@ -16,7 +16,7 @@ import torch
 from modules import deepbooru, devices, images, interrogate, paths, shared
 from PIL import Image
 
-from ...captioning.contracts import Asked, Captioner, LoadedCaptioner, Readiness, Report
+from ...captioning.contracts import Captioner, LoadedCaptioner, OnProgress, Readiness, ShouldStop
 from ...captioning.downloads import RemoteFile, fetch, find, forbidden, readiness_of
 from ...captioning.options import OptionValues
 from ...settings.setting import Setting
@@ -59,7 +59,7 @@ class _WebUICaptioner(Captioner):
     def readiness(self, options: OptionValues) -> Readiness:
         return readiness_of([] if self._has_model() else [self.file], self._folder)
 
-    def _fetch(self, on_progress: Report, should_stop: Asked) -> None:
+    def _fetch(self, on_progress: OnProgress, should_stop: ShouldStop) -> None:
         if not self._has_model():
             fetch(self.file, self._folder, on_progress=on_progress, should_stop=should_stop)
 
@@ -107,7 +107,7 @@ class DeepbooruCaptioner(_WebUICaptioner):
         ]
 
     def load(
-        self, options: OptionValues, *, on_progress: Report, should_stop: Asked
+        self, options: OptionValues, *, on_progress: OnProgress, should_stop: ShouldStop
     ) -> LoadedCaptioner:
         self._fetch(on_progress, should_stop)
         on_progress("Loading DeepBooru", 0.0)
@@ -216,7 +216,7 @@ class BlipCaptioner(_WebUICaptioner):
         return super().readiness(options)
 
     def load(
-        self, options: OptionValues, *, on_progress: Report, should_stop: Asked
+        self, options: OptionValues, *, on_progress: OnProgress, should_stop: ShouldStop
     ) -> LoadedCaptioner:
         self._fetch(on_progress, should_stop)
         on_progress("Loading BLIP", 0.0)

@@ -15,7 +15,7 @@ import torch
 from modules import devices, sd_hijack, sd_hijack_optimizations, sd_unet, shared
 
 from .loras import remove_loras
-from .model import encoders, text_encoders_of
+from .model import text_encoders_of, vae_and_text_encoders
 
 if TYPE_CHECKING:
     from modules.sd_models_types import WebuiSdModel
@@ -136,7 +136,9 @@ def training_attention(sd_model: "WebuiSdModel") -> Iterator[None]:
 @contextlib.contextmanager
 def encoders_moved_back(sd_model: "WebuiSdModel") -> Iterator[None]:
     """VAE and text encoders are on the device of before, if training moved them away."""
-    places = [(module, next(module.parameters()).device) for module in encoders(sd_model)]
+    places = [
+        (module, next(module.parameters()).device) for module in vae_and_text_encoders(sd_model)
+    ]
     try:
         yield
     finally:

@@ -79,14 +79,14 @@ def readiness_of(files: Sequence[RemoteFile], models: Path) -> Readiness:
     if any(forbidden(file) for file in missing):
         return Readiness(
             False,
-            f"It needs {names} ({size_text(total)}), and downloads are switched off"
+            f"It needs {names} ({download_size_text(total)}), and downloads are switched off"
             f" (HF_HUB_OFFLINE). {by_hand(missing, models)}",
         )
     return Readiness(
         False,
-        f"It needs {names}, a download of {size_text(total)}; starting fetches it first.",
+        f"It needs {names}, a download of {download_size_text(total)}; starting fetches it first.",
         total,
-        f"{names}, {size_text(total)}, to {missing[0].folder(models)}",
+        f"{names}, {download_size_text(total)}, to {missing[0].folder(models)}",
     )
 
 
@@ -126,7 +126,7 @@ def _download(
     file: RemoteFile, name: str, target: Path, *, on_progress: OnProgress, should_stop: ShouldStop
 ) -> None:
     def report(size_bytes: int | None, share: float) -> None:
-        on_progress(f"Downloading {name} ({size_text(size_bytes)})", share)
+        on_progress(f"Downloading {name} ({download_size_text(size_bytes)})", share)
 
     if file.url:
         download_url(file.url, target, report=report, should_stop=should_stop)
@@ -143,7 +143,7 @@ def by_hand(files: Sequence[RemoteFile], models: Path) -> str:
     )
 
 
-def size_text(size_bytes: int | None) -> str:
+def download_size_text(size_bytes: int | None) -> str:
     if size_bytes is None:
         return "size unknown"
     if size_bytes >= 1e9:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas
 
 from ..base.errors import Refused
-from ..base.files import write_atomically
+from ..base.files import read_small_file, write_atomically
 from ..base.text import decode
 from ..dataset.caption_tables import (
     COLUMNS,
@@ -27,7 +27,6 @@ from ..dataset.caption_tables import (
     match_rows,
     parse_table,
 )
-from ..dataset.captions import read_small_file
 
 FORMATS = {".csv": format_csv, ".jsonl": format_jsonl}
 NEW_CSV = "filename,prompt\n"

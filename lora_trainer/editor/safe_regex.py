@@ -191,7 +191,8 @@ class _Size:
 def _end_of_set(pattern: str, at: int) -> int:
     """Return where a set such as [^]a-z] has ended."""
     at += 2 if pattern.startswith("[^", at) else 1
-    at += pattern.startswith("]", at)
+    if pattern.startswith("]", at):  # a bracket that comes first belongs to the set
+        at += 1
     while at < len(pattern) and pattern[at] != "]":
         if pattern.startswith("[:", at):
             if not (named := _POSIX_CLASS.match(pattern, at)):

@@ -52,7 +52,7 @@ from .resume import ResumeCheck
 from .settings_import import SettingsImport
 from .settings_service import SettingsReader
 from .storage import DEFAULT_LIMITS, Limits, Storage
-from .store import JobStore
+from .store import JobStore, database_path, folder_of_job
 from .training_job import TrainingJob
 from .worker import Job
 
@@ -75,7 +75,7 @@ class TrainingService:
         """
         self.host = host
         self.path_rules = PathRules(allowed_roots, foreign_roots)
-        self.store = JobStore(host.data_dir / "jobs.sqlite3")
+        self.store = JobStore(database_path(host.data_dir))
         self.store.interrupt_all(
             is_alive=lambda job_id: lock_file.is_locked(self.job_folder(job_id))
         )
@@ -440,7 +440,7 @@ class TrainingService:
         return [path for path in files if self.path_rules.permits(path)]
 
     def job_folder(self, job_id: str) -> Path:
-        return self.host.data_dir / "jobs" / job_id
+        return folder_of_job(self.host.data_dir, job_id)
 
     def _row(self, job_id: str) -> JobRow:
         row = self.store.get(job_id)

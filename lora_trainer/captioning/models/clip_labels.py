@@ -31,7 +31,7 @@ from ..contracts import (
     ShouldStop,
 )
 from ..labels import Label, LabelGroup, LabelSets
-from ..options import OptionValues
+from ..options import OptionValues, batch_size_option
 from .open_clip_models import (
     ModelSource,
     hub_weights,
@@ -127,14 +127,7 @@ class ClipLabelsCaptioner(Captioner):
                 minimum=1,
                 maximum=10,
             ),
-            Setting(
-                16,
-                "Batch size",
-                "Pictures looked at together; more is faster and needs more memory.",
-                name="batch_size",
-                minimum=1,
-                maximum=256,
-            ),
+            batch_size_option(16, maximum=256),
         ]
 
     def readiness(self, options: OptionValues) -> Readiness:

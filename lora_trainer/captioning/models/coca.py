@@ -13,7 +13,7 @@ from PIL import Image
 from ...base.errors import ErrorCode, Refused
 from ...settings.setting import Choice, Setting
 from ..contracts import Captioner, CheckPath, LoadedCaptioner, OnProgress, Readiness, ShouldStop
-from ..options import OptionValues
+from ..options import OptionValues, batch_size_option
 from .beam_search import BeamSearch, beam_search
 from .open_clip_models import (
     ModelSource,
@@ -112,14 +112,7 @@ class CocaCaptioner(Captioner):
                 maximum=4.0,
                 step=0.1,
             ),
-            Setting(
-                8,
-                "Batch size",
-                "Pictures looked at together; more is faster and needs more memory.",
-                name="batch_size",
-                minimum=1,
-                maximum=128,
-            ),
+            batch_size_option(8, maximum=128),
         ]
 
     def readiness(self, options: OptionValues) -> Readiness:

@@ -31,7 +31,7 @@ from ..contracts import (
     ShouldStop,
 )
 from ..downloads import RemoteFile, fetch, readiness_of
-from ..options import OptionValues
+from ..options import OptionValues, batch_size_option
 
 CUSTOM = "custom"
 CONFIG = "config.json"
@@ -173,14 +173,7 @@ class WdTagger(Captioner):
                 "Also write the likeliest rating: general, sensitive, questionable or explicit.",
                 name="rating",
             ),
-            Setting(
-                8,
-                "Batch size",
-                "Pictures looked at together; more is faster and needs more memory.",
-                name="batch_size",
-                minimum=1,
-                maximum=128,
-            ),
+            batch_size_option(8, maximum=128),
         ]
 
     def readiness(self, options: OptionValues) -> Readiness:

@@ -238,13 +238,14 @@ def _text_config(text: TextEncoderFacts, facts: CheckpointFacts) -> Config:
         NARROW_HEAD_WIDTH if text.kind == CLIP and text.width < TRUE_CLIP_WIDTH else HEAD_WIDTH
     )
     is_pooled = facts.family == "sdxl" and text.kind != CLIP
+    layers = text.layers - 1 if facts.family == "sd2" else text.layers
     return {
         "model_type": "clip_text_model",
         "architectures": ["CLIPTextModelWithProjection" if is_pooled else "CLIPTextModel"],
         "hidden_size": text.width,
         "projection_dim": text.width,
         "intermediate_size": text.inner_width,
-        "num_hidden_layers": text.layers - (facts.family == "sd2"),
+        "num_hidden_layers": layers,
         "num_attention_heads": text.width // head_width,
         "hidden_act": "quick_gelu" if text.kind == CLIP else "gelu",
         "vocab_size": VOCABULARY,

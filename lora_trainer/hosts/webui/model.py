@@ -318,7 +318,7 @@ class SDXLModel(WebUIModel):
         """
         if conditioning.pooled is None or conditioning.sizes is None:
             raise ValueError(
-                "SDXL has to be told the pooled captions and the pictures' sizes: use"
+                "SDXL needs the pooled text embeddings and the picture sizes: use"
                 " Conditioning.of_sizes"
             )
         embedded = [

@@ -38,7 +38,9 @@ def random_state(sd_model: "WebuiSdModel") -> Iterator[None]:
 
 @contextlib.contextmanager
 def frozen_weights(sd_model: "WebuiSdModel") -> Iterator[None]:
-    """No weight of the base model requires a gradient."""
+    """No weight of the base model requires a gradient. Afterwards these flags, and which modules
+    are in training mode, are as before.
+    """
     gradients = [(parameter, parameter.requires_grad) for parameter in sd_model.parameters()]
     training = [(module, module.training) for module in sd_model.modules()]
     try:

@@ -11,7 +11,8 @@ def from_lora_scripts(values: WrittenSettings) -> Conversion:
     is.
     """
     conversion = Conversion(values)
-    kohya_values, given = conversion.values, parse_arguments(conversion.take("network_args"))
+    kohya_values = conversion.values
+    given = parse_arguments(conversion.take("network_args"))
     given.update(parse_arguments(conversion.take("network_args_custom")))
     if kohya_values.get("network_module") == "lycoris.kohya":
         given.setdefault("algo", conversion.take("lycoris_algo", "locon"))

@@ -126,7 +126,8 @@ def to_kohya(nested: WrittenSettings) -> Conversion:
         for key, value in nested.items()
         if (cleaned := parse_text(value)) is not None
     }
-    values, conversion = {**DEFAULTS, **given}, Conversion({})
+    values = {**DEFAULTS, **given}
+    conversion = Conversion({})
     said = conversion.values
     said.update({theirs: values[name] for name, theirs in _PLAIN.items() if name in values})
     said["sdxl"] = "_XL" in kind

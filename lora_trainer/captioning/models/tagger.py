@@ -128,7 +128,8 @@ class WdTagger(Captioner):
     underscores_to_spaces = True
 
     def __init__(self, data_dir: Path, check_path: CheckPath) -> None:
-        self._models, self._check_path = data_dir / "models", check_path
+        self._models = data_dir / "models"
+        self._check_path = check_path
 
     def options(self) -> list[Setting]:
         return [

@@ -50,11 +50,9 @@ from .training.train_state import TrainState
 from .training.training_data import StepSchedule, TrainingData
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_CLIP_L, _CLIP_H, _CLIP_G = (
-    TextEncoderFacts(CLIP, 768, 12, 3072),
-    TextEncoderFacts(OPEN_CLIP, 1024, 24, 4096),
-    TextEncoderFacts(OPEN_CLIP, 1280, 32, 5120),
-)
+_CLIP_L = TextEncoderFacts(CLIP, 768, 12, 3072)
+_CLIP_H = TextEncoderFacts(OPEN_CLIP, 1024, 24, 4096)
+_CLIP_G = TextEncoderFacts(OPEN_CLIP, 1280, 32, 5120)
 _SD_DEPTHS = ((1, 1), (1, 1), (1, 1), (0, 0)), ((0, 0, 0), (1, 1, 1), (1, 1, 1), (1, 1, 1))
 _SDXL_DEPTHS = ((0, 0), (2, 2), (10, 10)), ((10, 10, 10), (2, 2, 2), (0, 0, 0))
 
@@ -113,12 +111,18 @@ def make_unet(family: str) -> torch.nn.Module:
 class RandomModel(BaseModel):
     """A UNet with random weights behind the contract; it has nothing to encode with."""
 
-    prediction_type, name, sha256, text_encoders = "epsilon", "random", None, []
+    prediction_type = "epsilon"
+    name = "random"
+    sha256 = None
 
     def __init__(self, family: str, dtype: torch.dtype, device: torch.device) -> None:
         facts = FAMILIES[family]
-        self.family, self.variant, self._texts = facts.family, facts.variant, facts.texts
-        self.device, self.dtype = device, dtype
+        self.family = facts.family
+        self.variant = facts.variant
+        self._texts = facts.texts
+        self.device = device
+        self.dtype = dtype
+        self.text_encoders = []
         self.unet = _make_unet_in(family, dtype, device)
         self.alphas_cumprod = torch.linspace(0.999, 0.005, 1000)
 
@@ -167,7 +171,8 @@ def _make_unet_in(family: str, dtype: torch.dtype, device: torch.device) -> torc
 class IdleHost(Host):
     """A host that nobody else uses."""
 
-    kind, version = "standalone", "bench"
+    kind = "standalone"
+    version = "bench"
 
     def model_status(self):
         raise NotImplementedError

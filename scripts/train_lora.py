@@ -13,13 +13,16 @@ from lora_trainer import requirements
 TITLE, TAB = "Train LoRA", "train_lora"
 
 try:  # now: afterwards the extension's folder is no longer in sys.path
-    from lora_trainer.hosts.webui import guard, host
+    from lora_trainer.hosts.webui import guard
+    from lora_trainer.hosts.webui.service import training_service
     from lora_trainer.web import api, tab
 
-    service, problem = host.training_service(), None
+    service = training_service()
+    problem = None
 except Exception as error:  # the WebUI goes on without us, and the tab says why
     logging.getLogger(__name__).exception("Train LoRA cannot start")
-    service, problem = None, error
+    service = None
+    problem = error
 
 
 def explanation() -> str:

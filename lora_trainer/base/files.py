@@ -1,4 +1,5 @@
-"""Files written atomically: no reader, and no power cut, ever sees a part of one.
+"""Files read within limits, and written atomically: no reader, and no power cut, ever sees a part
+of one.
 
 `write_atomically` writes one file. `flushed_temporaries` prepares many and flushes them together,
 which costs hardly more than flushing one: a flush makes the disk write everything that waits for
@@ -6,15 +7,20 @@ it. `remove_leftovers` deletes what a killed process left behind.
 """
 
 import contextlib
+import errno
 import os
 import re
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from .paths import is_inside
+
+NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 FLUSH_THREADS = 8  # they wait for the disk, not for the processor
 REPLACE_ATTEMPTS = 5
 REPLACE_WAIT_SECONDS = 0.2
@@ -22,6 +28,28 @@ _TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
 # --- One file -------------------------------------------------------------------------------------
+
+
+def read_small_file(path: Path, *, most_bytes: int) -> bytes | None:
+    """Return a file's content, or None when there is no such file.
+
+    A link that leads out of its folder, a pipe or a device is none either. Raises OSError, with
+    EFBIG for a file of more than `most_bytes`.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return None
+        if path.is_symlink() and not is_inside(path, path.parent):
+            return None
+        with open(path, "rb") as file:
+            data = file.read(most_bytes + 1)
+    except OSError as error:
+        if error.errno in NO_SUCH_FILE:
+            return None
+        raise
+    if len(data) > most_bytes:
+        raise OSError(errno.EFBIG, f"larger than {most_bytes // 1000:,} kB", str(path))
+    return data
 
 
 def write_atomically(path: Path, data: bytes, *, check: bool = False) -> None:

@@ -44,7 +44,7 @@ _TWO_LETTERS = re.compile(r"[^\W\d_]{2}")
 
 
 @dataclasses.dataclass(frozen=True)
-class Wording:
+class CaptionAffixes:
     """How words become a caption. `exclude` is a comma list."""
 
     trigger_word: str = ""
@@ -55,7 +55,7 @@ class Wording:
     separator: str = ", "
 
     @classmethod
-    def of(cls, options: OptionValues) -> "Wording":
+    def of(cls, options: OptionValues) -> "CaptionAffixes":
         """Take the common options out of a captioner's."""
         return cls(
             **{option.name: options[option.name] for option in OPTIONS if option.name in options}
@@ -74,29 +74,29 @@ def options_for(underscores_to_spaces: bool) -> list[Setting]:
     ]
 
 
-def phrase(parts: Sequence[str], wording: Wording, *, sentences: bool = False) -> str:
+def build_caption(parts: Sequence[str], affixes: CaptionAffixes, *, sentences: bool = False) -> str:
     """Join a picture's tags, or its sentence, to one line.
 
     Tags are compared without regard to case and to underscores; of equal ones the first stays. In a
     sentence, excluded words are cut out wherever they stand as whole words.
     """
-    excluded = [word.strip() for word in wording.exclude.split(",") if word.strip()]
-    words = [_spaced(part) if wording.underscores_to_spaces else part for part in parts]
+    excluded = [word.strip() for word in affixes.exclude.split(",") if word.strip()]
+    words = [_spaced(part) if affixes.underscores_to_spaces else part for part in parts]
     words = (
         [_without(word, excluded) for word in words]
         if sentences
         else _without_tags(words, excluded)
     )
-    caption = wording.separator.join(
+    caption = affixes.separator.join(
         word for word in (" ".join(word.split()) for word in words) if word
     )
     caption = _joined(
-        wording.prefix, caption, wording.separator, as_it_is=wording.prefix[-1:].isspace()
+        affixes.prefix, caption, affixes.separator, as_it_is=affixes.prefix[-1:].isspace()
     )
     caption = _joined(
-        caption, wording.suffix, wording.separator, as_it_is=wording.suffix[:1].isspace()
+        caption, affixes.suffix, affixes.separator, as_it_is=affixes.suffix[:1].isspace()
     )
-    return _with_trigger(" ".join(caption.split()), wording)
+    return _with_trigger(" ".join(caption.split()), affixes)
 
 
 def _spaced(tag: str) -> str:
@@ -131,8 +131,8 @@ def _joined(first: str, second: str, separator: str, *, as_it_is: bool) -> str:
     return first + ("" if as_it_is else separator) + second
 
 
-def _with_trigger(caption: str, wording: Wording) -> str:
-    trigger = wording.trigger_word.strip()
+def _with_trigger(caption: str, affixes: CaptionAffixes) -> str:
+    trigger = affixes.trigger_word.strip()
     if not trigger or contains_word(caption, trigger):
         return caption
-    return f"{trigger}{wording.separator}{caption}" if caption else trigger
+    return f"{trigger}{affixes.separator}{caption}" if caption else trigger

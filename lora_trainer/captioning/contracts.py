@@ -17,8 +17,9 @@ from PIL import Image
 from ..settings.setting import Setting
 from .options import OptionValues
 
-Report = Callable[[str, float], None]  # a sentence for the user, and how far it is, in [0, 1]
-Asked = Callable[[], bool]  # whether the user wants it to stop
+OnProgress = Callable[[str, float], None]  # a sentence for the user, and how far it is, in [0, 1]
+ShouldStop = Callable[[], bool]  # whether the user wants it to stop
+CheckPath = Callable[[Path], None]  # raises `Refused` for a path that may not be read from here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Captioner(abc.ABC):
 
     @abc.abstractmethod
     def load(
-        self, options: OptionValues, *, on_progress: Report, should_stop: Asked
+        self, options: OptionValues, *, on_progress: OnProgress, should_stop: ShouldStop
     ) -> LoadedCaptioner:
         """Download what is missing and load the model on the CPU. Raises `Refused`, or `Stopped`
         when asked to stop meanwhile.

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..base.errors import ErrorCode, Refused
-from .contracts import READY, Asked, Readiness, Report
+from .contracts import READY, OnProgress, Readiness, ShouldStop
 from .hub_download import download_from_hub
 from .url_download import DownloadFailed, download_url
 
@@ -79,18 +79,20 @@ def readiness_of(files: Sequence[RemoteFile], models: Path) -> Readiness:
     if any(forbidden(file) for file in missing):
         return Readiness(
             False,
-            f"It needs {names} ({size_text(total)}), and downloads are switched off"
+            f"It needs {names} ({download_size_text(total)}), and downloads are switched off"
             f" (HF_HUB_OFFLINE). {by_hand(missing, models)}",
         )
     return Readiness(
         False,
-        f"It needs {names}, a download of {size_text(total)}; starting fetches it first.",
+        f"It needs {names}, a download of {download_size_text(total)}; starting fetches it first.",
         total,
-        f"{names}, {size_text(total)}, to {missing[0].folder(models)}",
+        f"{names}, {download_size_text(total)}, to {missing[0].folder(models)}",
     )
 
 
-def fetch(file: RemoteFile, models: Path, *, on_progress: Report, should_stop: Asked) -> Path:
+def fetch(
+    file: RemoteFile, models: Path, *, on_progress: OnProgress, should_stop: ShouldStop
+) -> Path:
     """Return the file, downloading it if it is not here. Raises `Refused` when that is impossible,
     `Stopped` when asked to stop.
     """
@@ -121,10 +123,10 @@ def fetch(file: RemoteFile, models: Path, *, on_progress: Report, should_stop: A
 
 
 def _download(
-    file: RemoteFile, name: str, target: Path, *, on_progress: Report, should_stop: Asked
+    file: RemoteFile, name: str, target: Path, *, on_progress: OnProgress, should_stop: ShouldStop
 ) -> None:
     def report(size_bytes: int | None, share: float) -> None:
-        on_progress(f"Downloading {name} ({size_text(size_bytes)})", share)
+        on_progress(f"Downloading {name} ({download_size_text(size_bytes)})", share)
 
     if file.url:
         download_url(file.url, target, report=report, should_stop=should_stop)
@@ -141,7 +143,7 @@ def by_hand(files: Sequence[RemoteFile], models: Path) -> str:
     )
 
 
-def size_text(size_bytes: int | None) -> str:
+def download_size_text(size_bytes: int | None) -> str:
     if size_bytes is None:
         return "size unknown"
     if size_bytes >= 1e9:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TextIO, TypedDict
 
 from ..base.errors import Stopped
-from .contracts import Asked
-from .url_download import DownloadFailed, ReportShare, answered, check_file
+from .contracts import ShouldStop
+from .url_download import DownloadFailed, ReportShare, check_file, http_failure
 
 POLL_SECONDS = 0.1
 PROGRAM = Path(__file__).with_name("hub_process.py")
@@ -44,7 +44,7 @@ Messages = queue.SimpleQueue[Message | None]
 
 
 def download_from_hub(
-    repository: str, name: str, target: Path, *, report: ReportShare, should_stop: Asked
+    repository: str, name: str, target: Path, *, report: ReportShare, should_stop: ShouldStop
 ) -> None:
     """Download a repository's file to `target`; raises `DownloadFailed`, or `Stopped` when asked to
     stop.
@@ -99,7 +99,7 @@ def _read(output: TextIO, messages: Messages) -> None:
 
 
 def _wait(
-    messages: Messages, staging: Path, report: ReportShare, should_stop: Asked
+    messages: Messages, staging: Path, report: ReportShare, should_stop: ShouldStop
 ) -> tuple[Path, int | None, str]:
     """Report progress until the file is there; return its path, its size, and its etag."""
     size_bytes: int | None = None
@@ -127,7 +127,7 @@ def _wait(
 
 def _failure(message: Message) -> DownloadFailed:
     if status := message.get("status"):
-        return answered(status, message.get("phrase") or "")
+        return http_failure(status, message.get("phrase") or "")
     return DownloadFailed(message["error"])
 
 

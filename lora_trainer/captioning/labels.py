@@ -99,9 +99,8 @@ class LabelSets:
     def __init__(self, home: Path) -> None:
         self._home = home
         self._ours = Path(str(resources.files("lora_trainer"))) / "captioning" / "labels"
-        self._lock = (
-            threading.Lock()
-        )  # held while a set has no place, and while one gets its place back
+        # Held while a set has no place, and while one gets its place back.
+        self._lock = threading.Lock()
 
     def names(self) -> list[str]:
         return sorted(
@@ -147,24 +146,15 @@ class LabelSets:
 
     def path(self, name: str) -> Path:
         """Return the folder of a set, the user's first; raises `Refused` (code "not_found")."""
-        found = next(
-            (
-                home / name
-                for home, names in (
-                    (self._home, self._theirs()),
-                    (self._ours, _folders(self._ours)),
-                )
-                if name in names
-            ),
-            None,
+        if name in self._theirs():
+            return self._home / name
+        if name in _folders(self._ours):
+            return self._ours / name
+        raise Refused(
+            f"There is no label list {name[:80]!r}; there are {', '.join(self.names())}.",
+            field="labels",
+            code=ErrorCode.NOT_FOUND,
         )
-        if found is None:
-            raise Refused(
-                f"There is no label list {name[:80]!r}; there are {', '.join(self.names())}.",
-                field="labels",
-                code=ErrorCode.NOT_FOUND,
-            )
-        return found
 
     def save(self, name: str, groups: Mapping[str, str]) -> LabelSetView:
         """Make a set of these groups, in their order; all are checked before anything is written.
@@ -213,8 +203,12 @@ class LabelSets:
         return _folders(self._home)
 
     def _settle(self, old: Path, place: Path) -> None:
+        """Give a set that was being replaced its name back, or remove it where the new one is."""
         with contextlib.suppress(OSError):  # another process has just done so
-            self._remove(old) if place.exists() else old.rename(place)
+            if place.exists():
+                self._remove(old)
+            else:
+                old.rename(place)
 
     def _replace(self, name: str, groups: Mapping[str, str]) -> None:
         """Write all files into a new folder and give it the name last, so that a set is never half,
@@ -251,15 +245,13 @@ class LabelSets:
 
 
 def _folders(home: Path) -> list[str]:
-    return (
-        [
-            item.name
-            for item in home.iterdir()
-            if item.is_dir() and not item.name.startswith((".", "_"))
-        ]
-        if home.is_dir()
-        else []
-    )
+    if not home.is_dir():
+        return []
+    return [
+        item.name
+        for item in home.iterdir()
+        if item.is_dir() and not item.name.startswith((".", "_"))
+    ]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -267,7 +259,9 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _group_name(file: Path) -> str:
-    """A number in front of a file's name is only its place in the caption."""
+    """Return a group's name: its file's without the number in front, which only gives its place in
+    the caption.
+    """
     return re.sub(r"^\d+[-_ ]", "", file.stem)
 
 

@@ -19,7 +19,6 @@ from ..settings.setting import (
 LONGEST_TEXT = 4000  # characters
 _TYPE_NAMES = {bool: "bool", int: "int", float: "float", str: "text"}
 
-
 OptionValues: TypeAlias = Mapping[str, Any]
 """A captioner's options by name, each checked and of its own type."""
 
@@ -46,6 +45,18 @@ class OptionView(_Option, total=False):
     step: float
     choices: list[ChoiceView]
     only_if: dict[str, str]  # the value that another option must have
+
+
+def batch_size_option(default: int, *, maximum: int) -> Setting:
+    """Return the option of how many pictures a captioner takes at once."""
+    return Setting(
+        default,
+        "Batch size",
+        "Pictures looked at together; more is faster and needs more memory.",
+        name="batch_size",
+        minimum=1,
+        maximum=maximum,
+    )
 
 
 def type_name(option: Setting) -> str:

@@ -18,20 +18,19 @@ import torch
 from ..base.contracts import Host
 from ..base.errors import Refused, Stopped
 from ..dataset.images import read_rgb
-from .caption_affixes import Wording, phrase
-from .contracts import Asked, Captioner, LoadedCaptioner
+from .caption_affixes import CaptionAffixes, build_caption
+from .contracts import Captioner, LoadedCaptioner, ShouldStop
 from .options import OptionValues
 
 log = logging.getLogger(__name__)
-PAUSE_SECONDS = (
-    0.01  # between turns; without it the thread that just released a lock usually takes it again
-)
+# Between turns: without it the thread that just released a lock usually takes it again.
+PAUSE_SECONDS = 0.01
 GONE = "it was removed or renamed meanwhile"
 Write = Callable[[dict[str, str]], Sequence[str]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class PictureToCaption:
     """A picture to caption: what it is called in reports, and its file."""
 
     filename: str
@@ -63,14 +62,14 @@ class CaptionProgress:
 
 
 def caption_pictures(
-    pictures: Sequence[Picture],
+    pictures: Sequence[PictureToCaption],
     captioner: Captioner,
     options: OptionValues,
     host: Host,
     write: Write,
     *,
     on_progress: Callable[[CaptionProgress], None] = lambda progress: None,
-    should_stop: Asked = lambda: False,
+    should_stop: ShouldStop = lambda: False,
     begin: CaptionProgress | None = None,
 ) -> CaptionProgress:
     """Caption pictures and return how it went; `begin` counts what was left out, or known to be
@@ -82,7 +81,7 @@ def caption_pictures(
     """
     run = _Run(
         pictures,
-        Wording.of(options),
+        CaptionAffixes.of(options),
         host,
         write,
         on_progress,
@@ -112,16 +111,16 @@ def free_memory() -> None:
 class _Run:
     def __init__(
         self,
-        pictures: Sequence[Picture],
-        wording: Wording,
+        pictures: Sequence[PictureToCaption],
+        affixes: CaptionAffixes,
         host: Host,
         write: Write,
         on_progress: Callable,
-        should_stop: Asked,
+        should_stop: ShouldStop,
         begin: CaptionProgress,
     ) -> None:
         self._pictures = list(pictures)
-        self._wording = wording
+        self._affixes = affixes
         self._host = host
         self._write = write
         self._should_stop = should_stop
@@ -171,7 +170,9 @@ class _Run:
             ):
                 return
 
-    def _words(self, loaded: LoadedCaptioner, batch: list[Picture]) -> dict[Picture, str]:
+    def _words(
+        self, loaded: LoadedCaptioner, batch: list[PictureToCaption]
+    ) -> dict[PictureToCaption, str]:
         """Return captions by picture; what fails together is tried alone, and what fails alone is
         reported.
         """
@@ -205,11 +206,11 @@ class _Run:
             self._fail(batch[0], f"{type(error).__name__}: {error}")
             return {}
         return {
-            picture: phrase(parts, self._wording, sentences=loaded.sentences)
+            picture: build_caption(parts, self._affixes, sentences=loaded.sentences)
             for picture, parts in zip(images, found, strict=True)
         }
 
-    def _save(self, captions: Mapping[Picture, str]) -> None:
+    def _save(self, captions: Mapping[PictureToCaption, str]) -> None:
         """Write captions; a picture that was removed or renamed meanwhile has failed, which the
         others do not suffer from.
         """
@@ -235,7 +236,7 @@ class _Run:
             skipped=self.progress.skipped + len(left),
         )
 
-    def _present(self, captions: Mapping[Picture, str]) -> dict[Picture, str]:
+    def _present(self, captions: Mapping[PictureToCaption, str]) -> dict[PictureToCaption, str]:
         """Return those of pictures that are still there; the others are reported."""
         present = {
             picture: caption for picture, caption in captions.items() if picture.path.is_file()
@@ -244,16 +245,19 @@ class _Run:
             self._fail(picture, GONE)
         return present
 
-    def _fail(self, picture: Picture, reason: str) -> None:
+    def _fail(self, picture: PictureToCaption, reason: str) -> None:
         failure: CaptionFailure = {"filename": picture.filename, "reason": reason[:500]}
         failed = [*self.progress.failed, failure]
         self.progress = dataclasses.replace(self.progress, failed=failed)
 
     def _count(self, pictures: int, seconds: float) -> None:
-        """The average forgets slowly, so that the first batch, which is slower, counts less and
-        less.
+        """Count pictures that are done, and report progress with the time that is left.
+
+        The time of a picture is an average that decays, so that the first batch, which is slower,
+        counts less and less.
         """
-        self._seconds, self._seen = self._seconds * 0.9 + seconds, self._seen * 0.9 + pictures
+        self._seconds = self._seconds * 0.9 + seconds
+        self._seen = self._seen * 0.9 + pictures
         left = len(self._pictures) - self._next
         self._tell(
             stage="captioning",

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas
 
 from ..base.errors import Refused
-from ..base.files import write_atomically
+from ..base.files import read_small_file, write_atomically
 from ..base.text import decode
 from ..dataset.caption_tables import (
     COLUMNS,
@@ -27,7 +27,6 @@ from ..dataset.caption_tables import (
     match_rows,
     parse_table,
 )
-from ..dataset.captions import read_small_file
 
 FORMATS = {".csv": format_csv, ".jsonl": format_jsonl}
 NEW_CSV = "filename,prompt\n"
@@ -61,12 +60,15 @@ class TableFile:
                 " picture gets a .txt.",
                 field="output",
             )
-        self._path, self._filenames = path, list(filenames)
+        self._path = path
+        self._filenames = list(filenames)
         self._known = self._read() or _Content()
-        self._made: dict[str, str] = {}  # everything given to `put`
+        self._captions: dict[str, str] = {}  # everything given to `put`
         self._unsaved: set[str] = set()
-        self.kept: set[str] = set()  # pictures whose row a person wrote or removed meanwhile
-        self.place, self.trouble = path, ""  # where the captions are, and why not in the table
+        # Pictures whose row a person wrote or removed meanwhile.
+        self.edited_by_user: set[str] = set()
+        self.written_to = path
+        self.failure = ""  # why the captions are not in the table but beside it
 
     @property
     def captions(self) -> Mapping[str, str]:
@@ -78,7 +80,7 @@ class TableFile:
         return len(self._unsaved)
 
     def put(self, captions: Mapping[str, str]) -> None:
-        self._made.update(captions)
+        self._captions.update(captions)
         self._unsaved.update(captions)
 
     def save(self) -> None:
@@ -87,36 +89,37 @@ class TableFile:
         """
         if not self._unsaved:
             return
-        if not self.trouble:
+        if not self.failure:
             try:
                 self._merge()
             except (OSError, Refused) as error:
-                self.trouble = (
+                self.failure = (
                     error.message
                     if isinstance(error, Refused)
                     else f"{self._path} cannot be written: {error.strerror or error}."
                 )
-                self.place = self._beside()
-        if self.trouble:
-            self._write(self.place, FORMATS[self._path.suffix.lower()](self._made))
+                self.written_to = self._beside()
+        if self.failure:
+            self._write(self.written_to, FORMATS[self._path.suffix.lower()](self._captions))
         self._unsaved = set()
 
     def _merge(self) -> None:
         now = self._read()
         if now is None:  # new, or taken away meanwhile
             now = self._known = _Content()
-            self._unsaved = set(self._made)
+            self._unsaved = set(self._captions)
         touched = {
             name
             for name in self._unsaved
             if now.captions.get(name) != self._known.captions.get(name)
         }
         unsaved = self._unsaved - touched
-        captions = {name: caption for name, caption in self._made.items() if name in unsaved}
+        captions = {name: caption for name, caption in self._captions.items() if name in unsaved}
         data = _with_captions(self._path, now, captions)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, data)
-        self._known, self.kept = self._parse(data), self.kept | touched
+        self._known = self._parse(data)
+        self.edited_by_user |= touched
 
     def _beside(self) -> Path:
         names = (
@@ -131,7 +134,7 @@ class TableFile:
             write_atomically(path, data)
         except OSError as error:
             raise Refused(
-                f"{self.trouble} {path} cannot be written either: {error.strerror or error}.",
+                f"{self.failure} {path} cannot be written either: {error.strerror or error}.",
                 field="output",
             ) from error
 
@@ -147,10 +150,10 @@ class TableFile:
     def _parse(self, data: bytes) -> _Content:
         table = parse_table(self._path.name, data)
         if table.problems:
-            line, message = table.problems[0].line, table.problems[0].message
+            first = table.problems[0]
             raise Refused(
-                f"Line {line} of {self._path} cannot be read ({message}), and would be lost. Mend"
-                " it, or write to another file.",
+                f"Line {first.line} of {self._path} cannot be read ({first.message}), and would be"
+                " lost. Mend it, or write to another file.",
                 field="output",
             )
         found, _ = match_rows(table, self._filenames)
@@ -191,7 +194,8 @@ def _edited_csv(
     for number, caption in changed.items():
         frame.iat[number + 1, caption_column] = caption
     new = pandas.DataFrame("", index=range(len(added)), columns=frame.columns, dtype=object)
-    new[name_column], new[caption_column] = list(added), list(added.values())
+    new[name_column] = list(added)
+    new[caption_column] = list(added.values())
     return pandas.concat([frame, new]).to_csv(
         index=False,
         header=False,

@@ -24,10 +24,10 @@ class TokenCounter:
         self._lock = threading.Lock()
 
     def __call__(self, captions: Sequence[str]) -> list[int] | None:
-        """Return each caption's number of tokens, start and end not counted; None as long as the
+        """Return each caption's number of tokens, without the start and end tokens; None while the
         tokenizer is being loaded.
 
-        Zeros where open_clip cannot be imported: nothing can be said, and nobody waits for it.
+        Returns zeros where open_clip cannot be imported.
         """
         with self._lock:
             if self._loading is None:

@@ -12,9 +12,10 @@ from typing import BinaryIO
 
 from ..base.errors import Stopped
 from ..base.fingerprint import fingerprint_of_file
-from .contracts import Asked
+from .contracts import ShouldStop
 
-CHUNK_BYTES, TIMEOUT_SECONDS = 1 << 20, 30
+CHUNK_BYTES = 1 << 20
+TIMEOUT_SECONDS = 30
 # The size in bytes, None where the server does not say it, and the share that is here, 0 to 1.
 ReportShare = Callable[[int | None, float], None]
 
@@ -30,19 +31,19 @@ class DownloadFailed(Exception):
         self.not_there = not_there
 
 
-def answered(status: int, phrase: str) -> DownloadFailed:
+def http_failure(status: int, phrase: str) -> DownloadFailed:
     """Return the failure of a request that the server answered with an error status."""
     return DownloadFailed(
         f"the server answered {status} {phrase}", not_there=status in (401, 403, 404)
     )
 
 
-def download_url(url: str, target: Path, *, report: ReportShare, should_stop: Asked) -> None:
+def download_url(url: str, target: Path, *, report: ReportShare, should_stop: ShouldStop) -> None:
     """Download a file; raises `DownloadFailed`, or `Stopped` when asked to stop."""
     try:
         _download(url, target, report, should_stop)
     except urllib.error.HTTPError as error:
-        raise answered(error.code, error.reason) from error
+        raise http_failure(error.code, error.reason) from error
     except (OSError, ValueError) as error:  # no network, a cut line, a full disk
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise DownloadFailed(str(reason)) from error
@@ -61,7 +62,7 @@ def check_file(path: Path, *, size_bytes: int | None, checksum: str) -> None:
         raise OSError("what arrived has another checksum than the server names")
 
 
-def _download(url: str, target: Path, report: ReportShare, should_stop: Asked) -> None:
+def _download(url: str, target: Path, report: ReportShare, should_stop: ShouldStop) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     have_bytes = part.stat().st_size if part.is_file() else 0
@@ -91,7 +92,7 @@ def _receive(
     file: BinaryIO,
     total_bytes: int | None,
     report: ReportShare,
-    should_stop: Asked,
+    should_stop: ShouldStop,
 ) -> None:
     while True:
         report(total_bytes, file.tell() / total_bytes if total_bytes else 0.0)

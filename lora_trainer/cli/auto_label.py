@@ -11,16 +11,16 @@ from pathlib import Path
 
 from ..base.contracts import Host
 from ..base.errors import Refused
-from ..base.files import write_atomically
+from ..base.files import read_small_file, write_atomically
 from ..captioning.caption_affixes import OPTIONS
-from ..captioning.downloads import size_text
+from ..captioning.downloads import download_size_text
 from ..captioning.labels import LabelSets
 from ..captioning.options import OptionView
 from ..captioning.registry import Captioners
-from ..captioning.run import CaptionFailure, CaptionProgress, Picture, caption_pictures
+from ..captioning.run import CaptionFailure, CaptionProgress, PictureToCaption, caption_pictures
 from ..captioning.table_file import TableFile
 from ..dataset.caption_tables import find_table
-from ..dataset.captions import in_table, read_caption, read_small_file, sidecar, to_bytes
+from ..dataset.captions import LARGEST_CAPTION_FILE_BYTES, in_table, read_caption, sidecar, to_bytes
 from ..dataset.scan import scan
 from ..settings.setting import WrittenSettings
 from .ctrl_c import asked_by_ctrl_c
@@ -134,7 +134,10 @@ class Captions:
         written, before anything is done.
         """
         self._paths, failed = _pictures(folder)
-        self._before = {name: read_small_file(sidecar(path)) for name, path in self._paths.items()}
+        self._before = {
+            name: read_small_file(sidecar(path), most_bytes=LARGEST_CAPTION_FILE_BYTES)
+            for name, path in self._paths.items()
+        }
         self._table = TableFile(table, self._paths) if table else None
         self._given: set[str] = set()
         known = self._known_captions()
@@ -143,7 +146,7 @@ class Captions:
             name: caption for name, caption in known.items() if caption and not in_output.get(name)
         }
         names = [name for name in self._paths if overwrite or not known[name]]
-        self.to_write = [Picture(name, self._paths[name]) for name in names]
+        self.to_write = [PictureToCaption(name, self._paths[name]) for name in names]
         skipped = len(self._paths) - len(self.to_write)
         self.progress = CaptionProgress(
             total=len(self._paths) + len(failed),
@@ -181,21 +184,23 @@ class Captions:
 
     @property
     def place(self) -> str:
-        return str(self._table.place) if self._table else ".txt files beside the pictures"
+        return str(self._table.written_to) if self._table else ".txt files beside the pictures"
 
     @property
     def trouble(self) -> str:
         """Why the captions are not in the table that was asked for, in a sentence, or nothing."""
-        return self._table.trouble if self._table else ""
+        return self._table.failure if self._table else ""
 
     @property
     def kept(self) -> set[str]:
-        return self._table.kept & self._given if self._table and not self._table.trouble else set()
+        if self._table is None or self._table.failure:
+            return set()
+        return self._table.edited_by_user & self._given
 
     def _write_text(self, name: str, caption: str) -> bool:
         """Write a picture's .txt, unless a person has written it since the beginning."""
         path, data = sidecar(self._paths[name]), to_bytes(caption)
-        if read_small_file(path) != self._before[name]:
+        if read_small_file(path, most_bytes=LARGEST_CAPTION_FILE_BYTES) != self._before[name]:
             return False
         write_atomically(path, data)
         self._before[name] = data
@@ -234,7 +239,7 @@ def _options(args: argparse.Namespace) -> WrittenSettings:
 
 def _list(captioners: Captioners) -> int:
     for each in captioners.all():
-        size = f" [{size_text(each['download_bytes'])}]" if each["downloads"] else ""
+        size = f" [{download_size_text(each['download_bytes'])}]" if each["downloads"] else ""
         readiness = "ready" if each["ready"] else each["needs"]
         print(f"{each['name']}: {each['title']}. {each['help']}\n  {readiness}{size}")
         for option in each["options"]:

@@ -46,22 +46,15 @@ def run(args: argparse.Namespace) -> int:
         f"{found['source']}: {len(found['settings'])} settings taken over, {len(found['left_out'])}"
         " left out"
     )
-    _print_list(
-        "taken over",
-        [
-            f"{name}:"
-            f" {_short(value)}"
-            f"{' (not said; what its program would have used)' * (name in found['assumed'])}"
-            for name, value in found["settings"].items()
-        ],
-    )
-    _print_list(
-        "left out",
-        [
-            f"{left['key']}: {_short(left['value'])} ({left['reason']})"
-            for left in found["left_out"]
-        ],
-    )
+    taken_over = []
+    for name, value in found["settings"].items():
+        note = " (not said; what its program would have used)" if name in found["assumed"] else ""
+        taken_over.append(f"{name}: {_short(value)}{note}")
+    left_out = [
+        f"{left['key']}: {_short(left['value'])} ({left['reason']})" for left in found["left_out"]
+    ]
+    _print_list("taken over", taken_over)
+    _print_list("left out", left_out)
     if args.into:
         _write(args.into, found["settings"])
         print(f"wrote {args.into}; python -m lora_trainer train --config {args.into}")

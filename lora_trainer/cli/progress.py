@@ -34,7 +34,7 @@ class ProgressDisplay(abc.ABC):
 
     @abc.abstractmethod
     def write(self, text: str) -> None:
-        """Print a sentence without disturbing the progress."""
+        """Print a sentence on stdout without disturbing the progress on stderr."""
 
     @abc.abstractmethod
     def close(self) -> None: ...

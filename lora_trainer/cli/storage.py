@@ -10,6 +10,7 @@ from ..base.contracts import Host
 from ..base.errors import ErrorCode, Refused
 from ..jobs.service import TrainingService
 from ..jobs.storage import CLEARABLE, Limits, StorageReport
+from ..jobs.store import database_path
 
 TITLES = {
     "jobs": "jobs",
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace, host: Host) -> int:
     """Print what there is, after clearing; returns 1 where something could not be removed. Raises
     `Refused`.
     """
-    if not (host.data_dir / "jobs.sqlite3").is_file():
+    if not database_path(host.data_dir).is_file():
         raise Refused(
             f"There are no jobs in {args.data_dir}.", field="data_dir", code=ErrorCode.NOT_FOUND
         )

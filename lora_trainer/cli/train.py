@@ -119,19 +119,21 @@ def run(args: argparse.Namespace, make_host: Callable[..., Host]) -> int:
     service = TrainingService(host, limits=limits_of(args))
     config = TrainConfig.parse(at_model_size(values, host))
     if args.resume or args.resume_anyway or args.job:
-        job = _resume(
-            service,
-            config,
-            _job_to_resume(service, config.output_name, args.job),
-            anyway=args.resume_anyway,
-        )
-    elif (earlier := _newest(service, config)) and _is_unfinished(earlier) and not args.new:
-        job = _go_on(service, config, earlier)
+        chosen = _job_to_resume(service, config.output_name, args.job)
+        job = _resume(service, config, chosen, anyway=args.resume_anyway)
     else:
-        _refuse_taken(service, config, earlier)
-        _say_what_was_lost(service, config)
-        job = run_job(service, config.to_dict())
+        job = _begin_or_go_on(service, config, anew=args.new)
     return _report(job, args.config)
+
+
+def _begin_or_go_on(service: TrainingService, config: TrainConfig, *, anew: bool) -> JobView:
+    """Go on with the newest job of this LoRA if it is unfinished, unless `anew`; else begin one."""
+    earlier = _newest(service, config)
+    if earlier and _is_unfinished(earlier) and not anew:
+        return _go_on(service, config, earlier)
+    _refuse_taken(service, config, earlier)
+    _say_what_was_lost(service, config)
+    return run_job(service, config.to_dict())
 
 
 def run_job(service: TrainingService, values: WrittenSettings) -> JobView:

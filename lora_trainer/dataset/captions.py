@@ -5,7 +5,6 @@ is a setting of the run. Tables are in caption_tables, editing in the editor.
 """
 
 import dataclasses
-import errno
 import os
 import re
 import stat
@@ -13,13 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeGuard
 
-from ..base.paths import is_inside
+from ..base.files import read_small_file
 from ..base.text import decode, is_plain_text
 
 LARGEST_CAPTION_BYTES = 100_000
 LARGEST_CAPTION_FILE_BYTES = 2 * LARGEST_CAPTION_BYTES  # it may be in UTF-16
 CAPTION_ENDINGS = (".txt", ".caption")  # ours, and kohya's default
-NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _LORA = re.compile(
     r"<(?:lora|lyco):[^<>\n]*>|(?<![\w<])(?:lora|lyco):[^:,<>\n]+:-?[\d.]+(?!\w)", re.IGNORECASE
 )
@@ -66,7 +64,7 @@ def find_caption(
     others = paths or [sidecar(picture)]
     while others:
         file, *others = others
-        content = read_small_file(file)
+        content = read_small_file(file, most_bytes=LARGEST_CAPTION_FILE_BYTES)
         if content is None:  # a link that leads out of the folder
             continue
         text = text_of(content)
@@ -78,7 +76,7 @@ def find_caption(
 def _text_in(path: Path) -> str | None:
     """Return the text of a caption file; None if it is not there, "" if it cannot be read."""
     try:
-        content = read_small_file(path)
+        content = read_small_file(path, most_bytes=LARGEST_CAPTION_FILE_BYTES)
     except OSError:
         return ""
     return None if content is None else text_of(content)
@@ -92,28 +90,6 @@ def in_table(picture: Path, table: dict[str, str]) -> str | None:
 def read_caption(picture: Path, table: dict[str, str] | None = None) -> str | None:
     """Return the caption of a picture: its caption file's, else the table's, else None."""
     return find_caption(picture, table).text
-
-
-def read_small_file(path: Path, *, most_bytes: int = LARGEST_CAPTION_FILE_BYTES) -> bytes | None:
-    """Return a file's content, or None when there is no such file.
-
-    A link that leads out of its folder, a pipe or a device is none either. Raises OSError, with
-    EFBIG for a file of more than `most_bytes`.
-    """
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return None
-        if path.is_symlink() and not is_inside(path, path.parent):
-            return None
-        with open(path, "rb") as file:
-            data = file.read(most_bytes + 1)
-    except OSError as error:
-        if error.errno in NO_SUCH_FILE:
-            return None
-        raise
-    if len(data) > most_bytes:
-        raise OSError(errno.EFBIG, f"larger than {most_bytes // 1000:,} kB", str(path))
-    return data
 
 
 def text_of(data: bytes) -> str:

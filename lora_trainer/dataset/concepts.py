@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 from ..base.errors import ErrorCode, Refused
+from ..base.files import read_small_file
 from ..base.paths import expand_user
 from ..base.text import number
 from ..settings.setting import WrittenSettings
-from .captions import read_small_file, text_of
+from .captions import LARGEST_CAPTION_FILE_BYTES, text_of
 
 LARGEST_BYTES, MOST_CONCEPTS, MOST_REPEATS = 5_000_000, 500, 1000
 JITTERED_PROPERTIES = ("brightness", "contrast", "saturation", "hue")
@@ -49,6 +50,13 @@ class LeftOut(NamedTuple):
 
     key: str
     value: object
+    reason: str
+
+
+class UnusedConcept(NamedTuple):
+    """A concept that is not to be trained, and why."""
+
+    name: str
     reason: str
 
 
@@ -95,7 +103,8 @@ def read_concepts(path: Path) -> tuple[list[Concept], list[str]]:
         found = _content(path, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
     except (OSError, ValueError, RecursionError) as error:
         raise _refused(f"{path.name} cannot be read as OneTrainer's concepts: {error}.") from error
-    return concepts_in(found, path.name, beside=path.parent)
+    concepts, unused = concepts_in(found, path.name, beside=path.parent)
+    return concepts, [_sentence(each, path.name) for each in unused]
 
 
 @functools.lru_cache(maxsize=2)
@@ -107,8 +116,9 @@ def _content(path: Path, mtime_ns: int, ctime_ns: int, size_bytes: int) -> Any:
 
 def concepts_in(
     found: object, source: str, *, beside: Path | None = None
-) -> tuple[list[Concept], list[str]]:
-    """Return what `read_concepts` does, of a file's content. `source` names it in sentences.
+) -> tuple[list[Concept], list[UnusedConcept]]:
+    """Return the concepts in the content of such a file, and those that are not to be trained.
+    `source` names it in messages.
 
     Relative paths are looked for in the folder `beside` and the one above it; with None nothing is
     looked for on this machine, as for what a stranger has sent. Raises `Refused`.
@@ -124,10 +134,15 @@ def concepts_in(
         if (reason := _why_not(values)) is None:
             concepts.append(_concept(values, name, beside))
         else:
-            unused.append(f"The concept {name} of {source} is left out: {reason}.")
+            unused.append(UnusedConcept(name, reason))
     if not concepts:
-        raise _refused(f"No concept of {source} is to be trained. {unused[0]}")
+        why = _sentence(unused[0], source)
+        raise _refused(f"No concept of {source} is to be trained. {why}")
     return concepts, unused
+
+
+def _sentence(unused: UnusedConcept, source: str) -> str:
+    return f"The concept {unused.name} of {source} is left out: {unused.reason}."
 
 
 def _why_not(values: WrittenConcept) -> str | None:
@@ -250,7 +265,7 @@ def _found(written: str, beside: Path | None) -> Path:
 def read_prompts(path: Path | None) -> str:
     """Return the captions in a concept's own file, one a line. Raises `Refused`."""
     try:
-        data = read_small_file(path) if path else None
+        data = read_small_file(path, most_bytes=LARGEST_CAPTION_FILE_BYTES) if path else None
     except OSError as error:
         raise _refused(
             f"The captions in {path} cannot be read: {error.strerror or error}."

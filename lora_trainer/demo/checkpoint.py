@@ -24,8 +24,10 @@ from .vae_names import vae_to_ldm
 ASSET = Path(__file__).with_name("checkpoint.safetensors")
 SEED = 20_231
 SCALE_FACTOR = 0.18215
-TEXT_WIDTH, TEXT_LAYERS = 64, 2
-UNET_WIDTHS, VAE_WIDTHS = (64, 64, 64, 64), (64, 64, 64, 64)
+TEXT_WIDTH = 64
+TEXT_LAYERS = 2
+UNET_WIDTHS = (64, 64, 64, 64)
+VAE_WIDTHS = (64, 64, 64, 64)
 UNET_CONFIG = dict(
     sample_size=8,
     block_out_channels=UNET_WIDTHS,

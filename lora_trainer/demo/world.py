@@ -50,7 +50,9 @@ class Scene:
             words += ["on", "the", self.position]
         elif self.position:
             words += ["at", "the", self.position]
-        ground = f"{'striped ' * self.striped}{self.background} background"
+        ground = f"{self.background} background"
+        if self.striped:
+            ground = f"striped {ground}"
         return f"{with_article(' '.join(word for word in words if word))} on {with_article(ground)}"
 
     @property

@@ -100,17 +100,17 @@ def append(text: str) -> Edit:
     return edit
 
 
-def replace(find: str, replace: str, regex: bool, match_case: bool) -> Edit:
+def replace_text(find: str, to: str, *, is_regex: bool, match_case: bool) -> Edit:
     """Replace text, or what a regular expression finds, everywhere in a caption.
 
     In a regular expression's replacement `\\1` is the first group. Commas left empty are dropped.
     """
-    if regex:
+    if is_regex:
         pattern = compile_pattern(find, match_case=match_case)
-        replacement = replace
+        replacement = to
     else:
         pattern = compile_literal(find, match_case=match_case)
-        replacement = replace.replace("\\", r"\\")
+        replacement = to.replace("\\", r"\\")
     deadline = time.monotonic() + PATTERN_SECONDS
 
     def edit(caption: str) -> str:
@@ -220,7 +220,9 @@ ACTIONS = {
     "prepend": Action(prepend, "Put {text} in front", {"text": _TAGS}),
     "append": Action(append, "Add {text} at the end", {"text": _TAGS}),
     "replace": Action(
-        replace,
+        lambda find, replace, regex, match_case: replace_text(
+            find, replace, is_regex=regex, match_case=match_case
+        ),
         "Replace {find}",
         {"find": _PATTERN, "replace": _ANY_TEXT, "regex": _SWITCH, "match_case": _SWITCH},
     ),

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 from ..base.errors import ErrorCode, Refused
+from ..base.files import read_small_file
 from ..dataset.caption_tables import TABLE_NAMES, LaidTable, LineProblem, look_at_table
-from ..dataset.captions import caption_paths, in_table, read_small_file, sidecar, text_of
+from ..dataset.captions import LARGEST_CAPTION_FILE_BYTES, caption_paths, in_table, sidecar, text_of
 from ..dataset.images import remember
 from ..dataset.sample import Picture
 from ..dataset.scan import Problem, examine
@@ -215,7 +216,10 @@ class DatasetReader:
     def read_caption_file(self, filename: str, path: Path) -> CaptionFile:
         """Read a file beside a picture; raises `Refused` when it cannot be read."""
         try:
-            return CaptionFile(_path_beside(filename, path), read_small_file(path))
+            return CaptionFile(
+                _path_beside(filename, path),
+                read_small_file(path, most_bytes=LARGEST_CAPTION_FILE_BYTES),
+            )
         except OSError as error:
             raise Refused(
                 f"The caption file {path.name} cannot be read: {error.strerror or error}.",

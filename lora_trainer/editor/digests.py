@@ -12,7 +12,7 @@ BLOCK_BYTES = 1 << 20
 
 
 def digest_of_bytes(data: bytes) -> str:
-    """Return 16 hexadecimal digits that name a content."""
+    """Return the 2 * DIGEST_BYTES hexadecimal digits that name a content."""
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
 
 

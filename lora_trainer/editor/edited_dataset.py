@@ -41,10 +41,11 @@ class CaptionChange(TypedDict):
 
 
 class EditResult(TypedDict):
-    """What the page is told after an edit.
+    """What an edit changed, as JSON for the page.
 
-    `revision` is that of before with this edit's own files: what somebody else changed meanwhile
-    shows as another revision. A page that had another one than `revision_before` missed something.
+    `revision` is `revision_before` with this edit's files updated. A page whose own revision is not
+    `revision_before` must reload; a later listing that differs from `revision` means that somebody
+    else changed files.
     """
 
     label: str
@@ -155,7 +156,7 @@ class EditedDataset:
     def result(
         self, label: str, paths: Sequence[str], before: Listing, *, skipped: Sequence[str] = ()
     ) -> EditResult:
-        """Return what the page is told of an edit that changed these paths."""
+        """Return what the page gets after an edit that changed these paths."""
         now = before.after(paths)
         pictures = [filename for path in paths for filename in now.of_stem(path)]
         return {

@@ -14,14 +14,20 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-from ..base.files import flush_folders, flushed_temporaries, replace_file, write_atomically
-from ..dataset.captions import read_small_file
-from .digests import digest_of_bytes, digest_of_file
+from ..base.files import (
+    flush_folders,
+    flushed_temporaries,
+    read_small_file,
+    replace_file,
+    write_atomically,
+)
+from ..dataset.captions import LARGEST_CAPTION_FILE_BYTES
+from .digests import DIGEST_BYTES, digest_of_bytes, digest_of_file
 
 BATCH = 256  # texts that are flushed together
 THREADS = 8  # for waiting on the disk and for hashing, which leave the other threads running
 LONGEST_STEM_BYTES = 160  # a file name has at most 255 bytes, and the digest is added to it
-DIGEST_DIGITS = 16
+DIGEST_DIGITS = 2 * DIGEST_BYTES
 
 Content = bytes | str | None
 """What a file holds: the bytes of a small text, the name of a picture in the trash folder, or None
@@ -63,7 +69,7 @@ class FileChanger:
         try:
             if isinstance(content, str):
                 return file.is_file() and digest_of_file(file) == _digest_in(content)
-            return read_small_file(file) == content
+            return _read_text(file) == content
         except OSError:
             return False
 
@@ -83,7 +89,10 @@ class FileChanger:
             return dict(zip(paths, threads.map(self.trash_name_of, paths), strict=True))
 
     def stage(self, path: str, data: bytes) -> str:
-        """Put the new content of a picture into the trash folder, and return its name there."""
+        """Put the new content of a picture into the trash folder, and return its name there.
+
+        Raises OSError.
+        """
         name = _trash_name(path, digest_of_bytes(data))
         self.trash.mkdir(exist_ok=True)
         write_atomically(self.trash / name, data)
@@ -97,7 +106,7 @@ class FileChanger:
         """Bring files from `before` to `after`, and flush them to the disk.
 
         Returns the paths of texts that were left alone because somebody changed them meanwhile.
-        With `overwrite` these are copied to the trash folder and then replaced.
+        With `overwrite` these are copied to the trash folder and then replaced. Raises OSError.
         """
         texts = []
         for change in changes:
@@ -113,9 +122,7 @@ class FileChanger:
 
     def _write_texts(self, changes: list[Change], *, overwrite: bool) -> list[str]:
         files = {change.path: self.folder / change.path for change in changes}
-        needed = [
-            change for change in changes if read_small_file(files[change.path]) != change.after
-        ]
+        needed = [change for change in changes if _read_text(files[change.path]) != change.after]
         contents = {
             files[change.path]: change.after for change in needed if isinstance(change.after, bytes)
         }
@@ -124,7 +131,7 @@ class FileChanger:
 
         def put_in_place(change: Change) -> bool:
             file = files[change.path]
-            current = read_small_file(file)  # read again: flushing takes a while
+            current = _read_text(file)  # read again: flushing takes a while
             if current not in (change.before, change.after):
                 if not overwrite:
                     return False
@@ -148,8 +155,10 @@ class FileChanger:
             folder.mkdir(parents=True, exist_ok=True)
         if file.exists():
             kept = self.trash / self._trash_name_for(change)
-            # copied when another picture follows, so that there is a picture at any moment
-            _copy_file(file, kept) if incoming else _move_file(file, kept)
+            if incoming:  # another picture follows: there is a picture at any moment
+                _copy_file(file, kept)
+            else:
+                _move_file(file, kept)
         if incoming:
             _move_file(self.trash / incoming, file)
 
@@ -157,6 +166,11 @@ class FileChanger:
         if isinstance(change.before, str) and self.holds(change.path, change.before):
             return change.before
         return self.trash_name_of(change.path)
+
+
+def _read_text(file: Path) -> bytes | None:
+    """Return the content of a caption file, or None when there is none. Raises OSError."""
+    return read_small_file(file, most_bytes=LARGEST_CAPTION_FILE_BYTES)
 
 
 def _trash_name(path: str, content_digest: str) -> str:

@@ -81,11 +81,13 @@ class HistoryDatabase:
 
     def newest_done(self) -> Step | None:
         """Return the step that undo would take back."""
-        return next(iter(self._steps_in(DONE, limit=1)), None)
+        steps = self._steps_in(DONE, limit=1)
+        return steps[0] if steps else None
 
     def oldest_undone(self) -> Step | None:
         """Return the step that redo would do again."""
-        return next(iter(self._steps_in(UNDONE, order="asc", limit=1)), None)
+        steps = self._steps_in(UNDONE, order="asc", limit=1)
+        return steps[0] if steps else None
 
     def interrupted(self) -> list[Step]:
         """Return the steps that were begun and neither completed nor taken back."""
@@ -150,10 +152,11 @@ class HistoryDatabase:
 
     def changes_of(self, step_id: int, *, back: bool, only_pending: bool = False) -> list[Change]:
         """Return a step's changes as they are to be made now, in order; with `back` to undo it."""
+        most_written = 0 if only_pending else 1
         rows = self._connection.execute(
             "select path, before, after, bundle from changes"
             " where step = ? and written <= ? order by rowid",
-            (step_id, 0 if only_pending else 1),
+            (step_id, most_written),
         )
         changes = [Change(*row) for row in rows]
         if back:

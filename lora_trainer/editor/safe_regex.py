@@ -157,11 +157,13 @@ class _Size:
             raise _unusable(f"its groups are nested deeper than {DEEPEST}")
         total = 0
         while self._at < len(self._pattern) and self._pattern[self._at] != ")":
-            start, item = self._at, self._item(depth)
+            start = self._at
+            item = self._item(depth)
             may_be_nothing = _MAY_BE_NOTHING.fullmatch(self._pattern, start, self._at)
             while count := _COUNTED.match(self._pattern, self._at):
                 if may_be_nothing:
-                    item, total = item + total, 0
+                    item += total
+                    total = 0
                 item *= _times(count)
                 self._at = count.end()
                 while self._pattern[self._at : self._at + 1] in ("?", "+"):  # lazy, possessive
@@ -191,7 +193,8 @@ class _Size:
 def _end_of_set(pattern: str, at: int) -> int:
     """Return where a set such as [^]a-z] has ended."""
     at += 2 if pattern.startswith("[^", at) else 1
-    at += pattern.startswith("]", at)
+    if pattern.startswith("]", at):  # a bracket that comes first belongs to the set
+        at += 1
     while at < len(pattern) and pattern[at] != "]":
         if pattern.startswith("[:", at):
             if not (named := _POSIX_CLASS.match(pattern, at)):

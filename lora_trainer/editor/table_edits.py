@@ -92,26 +92,13 @@ class TableEdits:
             changed = {
                 filename: row for filename, row in rows.items() if row.caption != captions[filename]
             }
-            changes: list[ImportedCaption] = [
-                {
-                    "line": row.line,
-                    "filename": filename,
-                    "before": captions[filename],
-                    "after": row.caption,
-                    "version": seen_versions.get(filename, ""),
-                }
-                for filename, row in changed.items()
-            ]
             report: ImportReport = {
                 "encoding": table.encoding,
                 "encodings": list(ENCODINGS),
                 "rows": len(table.rows) + len(table.problems),
                 "unchanged": len(rows) - len(changed),
-                "changes": changes,
-                "problems": [
-                    bad_line(problem)
-                    for problem in sorted(problems, key=lambda problem: problem.line)
-                ],
+                "changes": _imported_captions(changed, captions, seen_versions),
+                "problems": _in_order(problems),
             }
             if not apply:
                 return report
@@ -216,6 +203,26 @@ class TableEdits:
             rivals,
             "{} shares its caption file with another picture, whose line counts.",
         )
+
+
+def _imported_captions(
+    changed: Rows, captions: Mapping[str, str], versions: Mapping[str, str]
+) -> list[ImportedCaption]:
+    return [
+        {
+            "line": row.line,
+            "filename": filename,
+            "before": captions[filename],
+            "after": row.caption,
+            "version": versions.get(filename, ""),
+        }
+        for filename, row in changed.items()
+    ]
+
+
+def _in_order(problems: list[caption_tables.LineProblem]) -> list[BadLine]:
+    by_line = sorted(problems, key=lambda problem: problem.line)
+    return [bad_line(problem) for problem in by_line]
 
 
 def _drop_empty(rows: Rows, captions: Mapping[str, str]) -> list[caption_tables.LineProblem]:

@@ -111,7 +111,8 @@ def store_files(
     for source in _pictures_first(sources):
         filename = f"{archive_name}/{source.path}" if archive_name else source.path
         try:
-            target, folder = target_path(source.path), _folder_of(source.path)
+            target = target_path(source.path)
+            folder = _folder_of(source.path)
             stem = (target.parent, target.stem.removesuffix(MASK_ENDING).lower())
             _check_same_folder(folder_of_target.setdefault(stem, folder), folder, target.stem)
             key = (stem, folder)

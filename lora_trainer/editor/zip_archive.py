@@ -25,7 +25,9 @@ FREE_OF_RATIO_BYTES = 100_000_000
 LONGEST_READ_BYTES = 2_500_000  # of the directory, 20,000 files of 70 letters, read at once
 PIECE_BYTES = 1 << 18
 SAMPLE_BYTES = 4096  # of names, to guess their encoding
-UTF8_FLAG, ENCRYPTED_FLAG, UNICODE_PATH = 0x800, 0x1, 0x7075  # APPNOTE 4.4.4 and 4.6.9
+UTF8_FLAG = 0x800  # APPNOTE 4.4.4
+ENCRYPTED_FLAG = 0x1  # APPNOTE 4.4.4
+UNICODE_PATH = 0x7075  # the extra field of APPNOTE 4.6.9
 METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 DAMAGED = (
     zipfile.BadZipFile,

@@ -24,14 +24,18 @@ from .model_families import (
     size_px_in_metadata,
 )
 
-UNET, VAE = "model.diffusion_model.", "first_stage_model."
-SD1_TEXT, SD2_TEXT = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
+UNET = "model.diffusion_model."
+VAE = "first_stage_model."
+SD1_TEXT = "cond_stage_model.transformer.text_model."
+SD2_TEXT = "cond_stage_model.model."
 SDXL_TEXTS = ("conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model.")
-CLIP, OPEN_CLIP = "clip", "open_clip"
+CLIP = "clip"
+OPEN_CLIP = "open_clip"
 TRUE_TEXT_WIDTHS = {"sd1": (768,), "sd2": (1024,), "sdxl": (768, 1280)}
 NARROW_SIZE_PX = 64
 SSD_1B_DEPTHS = ((0, 0), (2, 2), (4, 4)), ((4, 4, 10), (2, 1, 1), (0, 0, 0))
 BLOCKS_PER_LEVEL = 2
+LEVEL_STRIDE = BLOCKS_PER_LEVEL + 1  # a level's blocks, and the one that changes the resolution
 OTHER_CHANNELS = {
     5: "is a depth-to-image checkpoint (5 input channels)",
     7: "is an upscaler (7 input channels)",
@@ -43,6 +47,7 @@ WHAT_WORKS = (
     " those"
 )
 Shapes = Mapping[str, tuple[int, ...]]
+Depths = tuple[tuple[int, ...], ...]  # transformer layers per block of each level
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +73,12 @@ class CheckpointFacts:
     prediction_type: str  # "epsilon", "v_prediction", or "" where only running it can tell
     zero_terminal_snr: bool
     unet_widths: tuple[int, ...]
-    down_depths: tuple[tuple[int, ...], ...]
-    up_depths: tuple[tuple[int, ...], ...]  # from the deepest level up
+    down_depths: Depths
+    up_depths: Depths  # from the deepest level up
     has_middle_attention: bool
     has_linear_projections: bool
     channels: int  # that go into the UNet
-    label_width: int  # of what SDXL's UNet is told besides the caption
+    label_width: int  # of what SDXL's UNet gets besides the caption
     vae_widths: tuple[int, ...]
     texts: tuple[TextEncoderFacts, ...]
     size_px: int  # of the pictures it was trained on: a sensible size to draw
@@ -123,47 +128,24 @@ def _facts(family: str, shapes: Shapes) -> CheckpointFacts:
     """Gather everything but what it predicts; raises KeyError, IndexError or ValueError for a
     tensor that is missing.
     """
-    levels = 1 + max(
-        int(found[1])
-        for key in shapes
-        if (found := re.match(re.escape(UNET) + r"input_blocks\.(\d+)\.", key))
-    ) // (BLOCKS_PER_LEVEL + 1)
-    stride, blocks = BLOCKS_PER_LEVEL + 1, range(BLOCKS_PER_LEVEL + 1)
-    down = tuple(
-        tuple(
-            _depth(shapes, f"input_blocks.{1 + stride * level + block}")
-            for block in range(BLOCKS_PER_LEVEL)
-        )
-        for level in range(levels)
-    )
-    up = tuple(
-        tuple(_depth(shapes, f"output_blocks.{stride * level + block}") for block in blocks)
-        for level in range(levels)
-    )
-    channels, middle = shapes[UNET + "input_blocks.0.0.weight"][1], _depth(shapes, "middle_block")
-    projection = next(
-        (key for key in shapes if key.startswith(UNET) and key.endswith(".proj_in.weight")), None
-    )
+    levels = _count_levels(shapes)
+    down, up = _depths(shapes, levels)
+    channels = shapes[UNET + "input_blocks.0.0.weight"][1]
+    has_middle_attention = _depth(shapes, "middle_block") > 0
     return CheckpointFacts(
         family,
-        variant=(
-            INPAINTING
-            if channels == INPAINTING_CHANNELS
-            else SSD_1B
-            if (down, up) == SSD_1B_DEPTHS and not middle
-            else ""
-        ),
+        variant=_variant(channels, down, up, has_middle_attention=has_middle_attention),
         prediction_type="",
         zero_terminal_snr=False,
         down_depths=down,
         up_depths=up,
-        has_middle_attention=middle > 0,
+        has_middle_attention=has_middle_attention,
         channels=channels,
         unet_widths=tuple(
-            shapes[f"{UNET}input_blocks.{1 + stride * level}.0.out_layers.3.weight"][0]
+            shapes[f"{UNET}input_blocks.{1 + LEVEL_STRIDE * level}.0.out_layers.3.weight"][0]
             for level in range(levels)
         ),
-        has_linear_projections=projection is not None and len(shapes[projection]) == 2,
+        has_linear_projections=_has_linear_projections(shapes),
         label_width=shapes[UNET + "label_emb.0.0.weight"][1] if family == "sdxl" else 0,
         vae_widths=tuple(
             shapes[f"{VAE}encoder.down.{level}.block.0.conv1.weight"][0] for level in range(4)
@@ -171,6 +153,48 @@ def _facts(family: str, shapes: Shapes) -> CheckpointFacts:
         texts=_texts(family, shapes),
         size_px=0,
     )
+
+
+def _count_levels(shapes: Shapes) -> int:
+    """Count the UNet's levels, by its input blocks; raises ValueError where there are none."""
+    found = (re.match(re.escape(UNET) + r"input_blocks\.(\d+)\.", key) for key in shapes)
+    last_block = max(int(match[1]) for match in found if match)
+    return 1 + last_block // LEVEL_STRIDE
+
+
+def _depths(shapes: Shapes, levels: int) -> tuple[Depths, Depths]:
+    """Return the depths on the way down and on the way up, as `CheckpointFacts` has them."""
+    down = tuple(
+        tuple(
+            _depth(shapes, f"input_blocks.{1 + LEVEL_STRIDE * level + block}")
+            for block in range(BLOCKS_PER_LEVEL)
+        )
+        for level in range(levels)
+    )
+    up = tuple(
+        tuple(
+            _depth(shapes, f"output_blocks.{LEVEL_STRIDE * level + block}")
+            for block in range(BLOCKS_PER_LEVEL + 1)
+        )
+        for level in range(levels)
+    )
+    return down, up
+
+
+def _variant(channels: int, down: Depths, up: Depths, *, has_middle_attention: bool) -> str:
+    if channels == INPAINTING_CHANNELS:
+        return INPAINTING
+    if (down, up) == SSD_1B_DEPTHS and not has_middle_attention:
+        return SSD_1B
+    return ""
+
+
+def _has_linear_projections(shapes: Shapes) -> bool:
+    """Tell whether the attention blocks project by linear layers, not by 1 x 1 convolutions."""
+    for key, shape in shapes.items():
+        if key.startswith(UNET) and key.endswith(".proj_in.weight"):
+            return len(shape) == 2
+    return False
 
 
 def _depth(shapes: Shapes, block: str) -> int:

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import math
 import re
+from typing import Any, NamedTuple
 
 from ..base.text import number
 from ..dataset.captions import CAPTION_ENDINGS
@@ -31,6 +32,7 @@ from .kohya_names import (
     NOT_NEEDED,
     OPTIMIZERS,
     OTHER_MODELS,
+    SCHEDULE_OPTIONS,
     SCHEDULES,
     WEIGHT_DECAY,
     why_not,
@@ -99,64 +101,79 @@ def _model(conversion: Conversion) -> bool:
     )
 
 
+class _Rates(NamedTuple):
+    """Learning rates as sd-scripts has them; None where one is not given."""
+
+    common: Any
+    unet: Any
+    text_encoder: Any
+
+
 def _learning_rates(conversion: Conversion, complete: bool) -> None:
-    """sd-scripts trains both at learning_rate, unless one has its own or is told to stay; a rate of
-    0 does not train.
+    """Take over which parts learn, and how fast.
+
+    sd-scripts trains both at learning_rate, unless one has its own or is left out; a part with a
+    rate of 0 does not learn.
     """
-    common, unet, encoder = (
-        conversion.take(key) for key in ("learning_rate", "unet_lr", "text_encoder_lr")
-    )
-    if isinstance(encoder, str) and encoder.startswith(("[", "(")):
-        encoder = parse_numbers(encoder.strip("[]() ")) or encoder
-    if isinstance(encoder, (list, tuple)):
-        if len(set(map(number, encoder))) > 1:
-            conversion.skip(
-                "text_encoder_lr", encoder, f"both text encoders learn at one rate: {encoder[0]}"
-            )
-        encoder = encoder[0] if encoder else None
-    unet_only, encoder_only = (
-        conversion.take(f"network_train_{part}_only") is True for part in ("unet", "text_encoder")
-    )
-    if (rate := common if unet is None else unet) is not None and number(rate) != 0:
-        conversion.set("learning_rate", rate, "learning_rate" if unet is None else "unet_lr")
-        if (
-            unet is not None
-            and common is not None
-            and encoder is not None
-            and number(common) not in (number(unet), number(encoder), 0, DEFAULTS["learning_rate"])
-        ):
-            conversion.skip(
-                "learning_rate",
-                common,
-                f"{NOT_NEEDED}: the UNet and the text encoder have their own",
-            )
+    common = conversion.take("learning_rate")
+    unet = conversion.take("unet_lr")
+    rates = _Rates(common, unet, _text_encoder_rate(conversion))
+    unet_only = conversion.take("network_train_unet_only") is True
+    encoder_only = conversion.take("network_train_text_encoder_only") is True
+    _take_unet_rate(conversion, rates)
     if encoder_only or (unet is not None and number(unet) == 0):
-        conversion.set(
-            "train_unet", False, "network_train_text_encoder_only" if encoder_only else "unet_lr"
-        )
-    trains = not unet_only and (encoder is None or number(encoder) != 0)
-    if complete or unet_only or encoder_only or encoder is not None:
-        conversion.set(
-            "train_text_encoder",
-            trains,
-            (
-                "network_train_unet_only"
-                if unet_only
-                else (
-                    "text_encoder_lr"
-                    if encoder is not None
-                    else "network_train_unet_only (left out)"
-                )
-            ),
-        )
-    if (
-        trains
-        and (complete or encoder is not None)
-        and (rate := common if encoder is None else encoder) is not None
-    ):
-        conversion.set(
-            "text_encoder_lr", rate, "learning_rate" if encoder is None else "text_encoder_lr"
-        )
+        key = "network_train_text_encoder_only" if encoder_only else "unet_lr"
+        conversion.set("train_unet", False, key)
+    if complete or unet_only or encoder_only or rates.text_encoder is not None:
+        _take_text_encoder_rate(conversion, rates, complete=complete, unet_only=unet_only)
+
+
+def _text_encoder_rate(conversion: Conversion) -> Any:
+    """Return text_encoder_lr; of a list, with one rate for each text encoder, the first."""
+    rate = conversion.take("text_encoder_lr")
+    if isinstance(rate, str) and rate.startswith(("[", "(")):
+        rate = parse_numbers(rate.strip("[]() ")) or rate
+    if not isinstance(rate, (list, tuple)):
+        return rate
+    if len(set(map(number, rate))) > 1:
+        reason = f"both text encoders learn at one rate: {rate[0]}"
+        conversion.skip("text_encoder_lr", rate, reason)
+    return rate[0] if rate else None
+
+
+def _take_unet_rate(conversion: Conversion, rates: _Rates) -> None:
+    common, unet, text_encoder = rates
+    key = "learning_rate" if unet is None else "unet_lr"
+    rate = common if unet is None else unet
+    if rate is None or number(rate) == 0:
+        return
+    conversion.set("learning_rate", rate, key)
+    if unet is None or common is None or text_encoder is None:
+        return
+    known = (number(unet), number(text_encoder), 0, DEFAULTS["learning_rate"])
+    if number(common) not in known:
+        reason = f"{NOT_NEEDED}: the UNet and the text encoder have their own"
+        conversion.skip("learning_rate", common, reason)
+
+
+def _take_text_encoder_rate(
+    conversion: Conversion, rates: _Rates, *, complete: bool, unet_only: bool
+) -> None:
+    common, _, own = rates
+    trains = not unet_only and (own is None or number(own) != 0)
+    if unet_only:
+        key = "network_train_unet_only"
+    elif own is not None:
+        key = "text_encoder_lr"
+    else:
+        key = "network_train_unet_only (left out)"
+    conversion.set("train_text_encoder", trains, key)
+    if not trains:
+        return
+    if own is not None:
+        conversion.set("text_encoder_lr", own)
+    elif complete and common is not None:
+        conversion.set("text_encoder_lr", common, "learning_rate")
 
 
 def _optimizer(conversion: Conversion) -> None:
@@ -226,49 +243,49 @@ def _plain(value: object) -> str:
 
 
 def _length_and_schedule(conversion: Conversion, complete: bool) -> None:
+    steps = _length(conversion, complete=complete)
+    name = _schedule(conversion)
+    _warm_up(conversion, number(steps), constant=name == "constant")
+
+
+def _length(conversion: Conversion, *, complete: bool) -> object:
+    """Take over how long the run is; return its steps, None where epochs decide."""
     epochs = conversion.take("max_train_epochs", conversion.take("num_train_epochs"))
     steps = conversion.take("max_train_steps")
     if not is_unset(epochs):
         conversion.set("epochs", epochs, "max_train_epochs")
-        if not is_unset(steps):
-            conversion.skip(
-                "max_train_steps",
-                steps,
-                f"{NOT_NEEDED}: the number of epochs decides, as in sd-scripts",
-            )
-        steps = None
-    elif not is_unset(steps) or complete:
-        steps = DEFAULT_STEPS if is_unset(steps) else steps
-        conversion.set("max_train_steps", steps)
-    custom, named = conversion.take("lr_scheduler_type"), conversion.take("lr_scheduler")
+        reason = f"{NOT_NEEDED}: the number of epochs decides, as in sd-scripts"
+        conversion.skip("max_train_steps", steps, reason)
+        return None
+    if is_unset(steps) and not complete:
+        return None
+    if is_unset(steps):
+        steps = DEFAULT_STEPS
+    conversion.set("max_train_steps", steps)
+    return steps
+
+
+def _schedule(conversion: Conversion) -> str:
+    """Take over the learning-rate schedule with its options; return sd-scripts' name of it."""
+    custom = conversion.take("lr_scheduler_type")
+    named = conversion.take("lr_scheduler")
     name = str(custom or named or "").rpartition(".")[2].lower()
     schedule = SCHEDULES.get(name)
     if name and schedule is None:
-        schedule = "constant" if name.startswith("adafactor") else None
-        conversion.skip(
-            "lr_scheduler_type" if custom else "lr_scheduler",
-            custom or named,
-            (
-                "Adafactor does not choose its own learning rate here; constant is taken"
-                if schedule
-                else "this schedule is not offered; Schedule stays as it is"
-            ),
-        )
+        reason = "this schedule is not offered; Schedule stays as it is"
+        if name.startswith("adafactor"):
+            schedule = "constant"
+            reason = "Adafactor does not choose its own learning rate here; constant is taken"
+        key = "lr_scheduler_type" if custom else "lr_scheduler"
+        conversion.skip(key, custom or named, reason)
     if schedule:
         conversion.set("scheduler", schedule, "lr_scheduler")
-    for theirs, ours, where in (
-        ("lr_scheduler_num_cycles", "scheduler_cycles", "cosine_with_restarts"),
-        ("lr_restart_cycles", "scheduler_cycles", "cosine_with_restarts"),
-        ("lr_scheduler_power", "scheduler_power", "polynomial"),
-    ):
-        if (
-            (value := conversion.take(theirs)) is not None
-            and schedule in (where, None)
-            and not is_unset(value)
-            and ours not in conversion.settings
-        ):
+    for theirs, ours, needs in SCHEDULE_OPTIONS:
+        value = conversion.take(theirs)
+        is_used = schedule in (needs, None) and ours not in conversion.settings
+        if is_used and not is_unset(value):
             conversion.set(ours, value, theirs)
-    _warm_up(conversion, number(steps), constant=name == "constant")
+    return name
 
 
 def _snapshots(conversion: Conversion) -> None:

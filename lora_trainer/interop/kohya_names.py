@@ -39,10 +39,10 @@ DEFAULTS: dict[str, object] = {
 DEFAULT_STEPS = 1600
 
 
-MOST_RANK, LATENT_PX = 1024, 8
-
-
-MOST_EPOCHS, MOST_SNAPSHOTS = 10_000, 10_000
+MOST_RANK = 1024
+LATENT_PX = 8  # the side of the square of pixels behind one pixel of a latent
+MOST_EPOCHS = 10_000
+MOST_SNAPSHOTS = 10_000
 
 
 OPTIMIZERS = {  # sd-scripts' name in lower case: ours, and what is not quite the same
@@ -95,14 +95,19 @@ SCHEDULES = {
 }
 
 
+SCHEDULE_OPTIONS = (  # sd-scripts' name, ours, and the schedule that has this option
+    ("lr_scheduler_num_cycles", "scheduler_cycles", "cosine_with_restarts"),
+    ("lr_restart_cycles", "scheduler_cycles", "cosine_with_restarts"),
+    ("lr_scheduler_power", "scheduler_power", "polynomial"),
+)
+
+
 RATE_KEYS = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
 
 
-SIDE, SDXL_SIDE, SDXL_MIDDLE = (
-    12,
-    9,
-    3,
-)  # blocks on each side of the UNet's middle, and of SDXL's middle
+SIDE = 12  # blocks on each side of the UNet's middle
+SDXL_SIDE = 9  # the same for SDXL
+SDXL_MIDDLE = 3  # blocks of SDXL's middle
 
 
 CURVES = {  # sd-scripts' names for factors from the first block, 0, to the last, 1

@@ -21,13 +21,9 @@ from .kohya_datasets import MOST_FOLDERS
 from .kohya_names import OUR_SETTINGS_KEY
 from .our_settings import from_our_names
 
-MOST_NOTES, MOST_NOTE, _LONG_NOTES = (
-    1000,
-    20_000,
-    {"datasets"},
-)  # of what a LoRA says of its training; characters of one; those that list pictures' tags
-
-
+MOST_NOTES = 1000  # keys in which a LoRA describes its training
+MOST_NOTE = 20_000  # characters of one of them
+_LONG_NOTES = {"datasets"}  # those that list the tags of pictures and may be longer
 MOST_IN_METADATA = 200_000  # values in one JSON text of it
 
 
@@ -53,11 +49,12 @@ def from_lora(
     """Read what a LoRA says of its own training: all of it where it is ours, else sd-scripts' ss_*
     keys and what the layers' names show.
     """
+    our_settings = read_json_text(metadata.get(OUR_SETTINGS_KEY))
     if (
-        isinstance(ours := read_json_text(metadata.get(OUR_SETTINGS_KEY)), dict)
-        and ours.keys() & TrainConfig.__dataclass_fields__.keys()
+        isinstance(our_settings, dict)
+        and our_settings.keys() & TrainConfig.__dataclass_fields__.keys()
     ):
-        conversion = from_our_names(ours)
+        conversion = from_our_names(our_settings)
         _facts(conversion, metadata)
         return conversion, "a LoRA of ours"
     if not any(key.startswith("ss_network") or key == "ss_learning_rate" for key in metadata):
@@ -66,6 +63,23 @@ def from_lora(
             " its maker, or choose another.",
             code=ErrorCode.NO_SETTINGS,
         )
+    conversion = _training_notes(metadata)
+    _network_of(conversion, shapes)
+    conversion.values.update(_optimizer_of(conversion.take("optimizer")))
+    sets = read_json_text(conversion.take("datasets"))
+    for dataset in sets[:MOST_FOLDERS] if isinstance(sets, list) else []:
+        _dataset_of(conversion, dataset)
+    _run_of(conversion, metadata)
+    _model_of(conversion, metadata)
+    _facts(conversion, metadata)
+    translate(conversion, complete="ss_learning_rate" in metadata)
+    return conversion, "the metadata of a LoRA"
+
+
+def _training_notes(metadata: Mapping[str, str]) -> Conversion:
+    """Return sd-scripts' arguments in the ss_* keys. Raises `Refused` for more than there can be;
+    single ones that are too long are left out.
+    """
     said = {name: value for key, value in metadata.items() if (name := _plain_name(key))}
     if len(said) > MOST_NOTES:
         raise Refused(
@@ -73,34 +87,30 @@ def from_lora(
             f" {MOST_NOTES:,}.",
             code=ErrorCode.NO_SETTINGS,
         )
-    long = {
+    too_long = {
         name for name, value in said.items() if len(value) > MOST_NOTE and name not in _LONG_NOTES
     }
-    conversion = Conversion({name: value for name, value in said.items() if name not in long})
-    for name in sorted(long):
+    conversion = Conversion({name: value for name, value in said.items() if name not in too_long})
+    for name in sorted(too_long):
         conversion.skip(
             f"ss_{name}",
             said[name][:40] + "…",
             f"it has {len(said[name]):,} characters, which is no setting",
         )
-    ours = conversion.values
-    _network_of(conversion, shapes)
-    ours.update(_optimizer_of(conversion.take("optimizer")))
-    sets = read_json_text(conversion.take("datasets"))
-    for dataset in sets[:MOST_FOLDERS] if isinstance(sets, list) else []:
-        _dataset_of(conversion, dataset)
-    _run_of(conversion, metadata)
+    return conversion
+
+
+def _model_of(conversion: Conversion, metadata: Mapping[str, str]) -> None:
+    """Take over what the metadata says of the base model, the timesteps and the trigger word."""
+    values = conversion.values
     version = str(metadata.get("ss_base_model_version", ""))
-    ours["sdxl"] = version.startswith("sdxl")
+    values["sdxl"] = version.startswith("sdxl")
     if version.endswith("_v") or metadata.get("modelspec.prediction_type") == "v":
-        ours["v_parameterization"] = True
+        values["v_parameterization"] = True
     if timesteps := re.fullmatch(r"(\d+),(\d+)", metadata.get("modelspec.timestep_range", "")):
-        ours["min_timestep"], ours["max_timestep"] = timesteps.groups()
+        values["min_timestep"], values["max_timestep"] = timesteps.groups()
     if metadata.get("modelspec.trigger_phrase"):
-        ours["trigger_word"] = metadata["modelspec.trigger_phrase"]
-    _facts(conversion, metadata)
-    translate(conversion, complete="ss_learning_rate" in metadata)
-    return conversion, "the metadata of a LoRA"
+        values["trigger_word"] = metadata["modelspec.trigger_phrase"]
 
 
 _RENAMED = {

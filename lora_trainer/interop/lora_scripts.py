@@ -11,9 +11,10 @@ def from_lora_scripts(values: WrittenSettings) -> Conversion:
     is.
     """
     conversion = Conversion(values)
-    ours, given = conversion.values, parse_arguments(conversion.take("network_args"))
+    kohya_values = conversion.values
+    given = parse_arguments(conversion.take("network_args"))
     given.update(parse_arguments(conversion.take("network_args_custom")))
-    if ours.get("network_module") == "lycoris.kohya":
+    if kohya_values.get("network_module") == "lycoris.kohya":
         given.setdefault("algo", conversion.take("lycoris_algo", "locon"))
         given.update(
             {
@@ -24,7 +25,7 @@ def from_lora_scripts(values: WrittenSettings) -> Conversion:
         )
         if (factor := conversion.take("lokr_factor")) is not None:
             given["factor"] = factor
-    elif ours.get("network_module") is not None:
+    elif kohya_values.get("network_module") is not None:
         given.update(
             {
                 key: value
@@ -39,7 +40,7 @@ def from_lora_scripts(values: WrittenSettings) -> Conversion:
     }
     given.update(weights if conversion.take("enable_block_weights", True) is not False else {})
     if given:
-        ours["network_args"] = given
+        kohya_values["network_args"] = given
     optimizer = {
         **parse_arguments(conversion.take("optimizer_args")),
         **parse_arguments(conversion.take("optimizer_args_custom")),
@@ -52,5 +53,5 @@ def from_lora_scripts(values: WrittenSettings) -> Conversion:
         }
     )
     if optimizer:
-        ours["optimizer_args"] = optimizer
+        kohya_values["optimizer_args"] = optimizer
     return conversion

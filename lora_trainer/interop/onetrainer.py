@@ -110,7 +110,7 @@ there either, or suits a machine.
 
 def to_kohya(nested: WrittenSettings) -> Conversion:
     """Bring a OneTrainer config into sd-scripts' names, for what has none there into ours. Its
-    folders of pictures are read by `concepts`.
+    folders of pictures are read by onetrainer_concepts.py.
 
     Raises `Refused` (code "no_settings") for a model of another kind.
     """
@@ -126,7 +126,8 @@ def to_kohya(nested: WrittenSettings) -> Conversion:
         for key, value in nested.items()
         if (cleaned := parse_text(value)) is not None
     }
-    values, conversion = {**DEFAULTS, **given}, Conversion({})
+    values = {**DEFAULTS, **given}
+    conversion = Conversion({})
     said = conversion.values
     said.update({theirs: values[name] for name, theirs in _PLAIN.items() if name in values})
     said["sdxl"] = "_XL" in kind
@@ -253,17 +254,18 @@ def _network(conversion: Conversion, values: WrittenSettings) -> None:
 
 
 def _part(values: WrittenSettings, name: str) -> WrittenSettings:
-    return found if isinstance(found := values.get(name), Mapping) else {}
+    part = values.get(name)
+    return part if isinstance(part, Mapping) else {}
 
 
 def _parts(conversion: Conversion, values: WrittenSettings) -> None:
     """Which parts learn, and how fast: a part without a learning rate of its own has the common
     one.
     """
-    said, common = conversion.values, values["learning_rate"]
-    encoders = [
-        _part(values, name) for name in ("text_encoder", "text_encoder_2")[: 1 + bool(said["sdxl"])]
-    ]
+    said = conversion.values
+    common = values["learning_rate"]
+    names = ("text_encoder", "text_encoder_2") if said["sdxl"] else ("text_encoder",)
+    encoders = [_part(values, name) for name in names]
     trained = [part for part in encoders if part.get("train", True) is not False]
     said["unet_lr"] = (
         rate if (rate := _part(values, "unet").get("learning_rate")) is not None else common

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import ErrorCode, Refused
-from ..dataset.captions import read_small_file
+from ..base.files import read_small_file
 from ..dataset.concepts import LARGEST_BYTES, concepts_in
 from ..settings.setting import WrittenSettings
 from .conversion import Conversion
@@ -83,9 +83,5 @@ def take_concepts(
             )
         for key, value, reason in concept.left_out:
             conversion.skip(f"{concept.name}: {key}", value, reason)
-    for sentence in unused:
-        conversion.skip(
-            "concept",
-            sentence.partition(" of ")[0].removeprefix("The concept "),
-            sentence.partition("left out: ")[2].rstrip("."),
-        )
+    for name, reason in unused:
+        conversion.skip("concept", name, reason)

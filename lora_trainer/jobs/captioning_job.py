@@ -18,7 +18,7 @@ from ..captioning.run import (
     GONE,
     CaptionFailure,
     CaptionProgress,
-    Picture,
+    PictureToCaption,
     caption_pictures,
 )
 from ..dataset.scan import read_kohya_name
@@ -36,7 +36,7 @@ class Selection:
     which cannot be used.
     """
 
-    pictures: list[Picture]
+    pictures: list[PictureToCaption]
     skipped: int
     failed: list[CaptionFailure]
 
@@ -83,7 +83,7 @@ def select(
     usable = [rows[name] for name in names if name in rows]
     chosen = [row["filename"] for row in usable if overwrite or _lacks_caption(row)]
     return Selection(
-        pictures=[Picture(name, library.picture_path(dataset, name)) for name in chosen],
+        pictures=[PictureToCaption(name, library.picture_path(dataset, name)) for name in chosen],
         skipped=len(usable) - len(chosen),
         failed=[{"filename": name, "reason": problems[name]} for name in names if name not in rows],
     )
@@ -165,7 +165,7 @@ class CaptioningJob(Job):
         return JobEnd(state, _summary(progress))
 
     def _caption(
-        self, pictures: Sequence[Picture], captioner: Captioner, options: OptionValues
+        self, pictures: Sequence[PictureToCaption], captioner: Captioner, options: OptionValues
     ) -> None:
         label = f"Automatic captions: {captioner.name}"
         with self._library.captioning(self._config["dataset"], label) as write:

@@ -9,7 +9,7 @@ from typing import cast
 from ..runs.resume import state_step
 from . import lock_file
 from .job import ALIVE, JobKind, JobRow, JobState, JobUpdate, JobView
-from .store import JobStore
+from .store import JobStore, database_path, folder_of_job
 from .training_job import tensorboard_dir
 
 MOST_LISTED = 1000
@@ -55,14 +55,14 @@ def list_jobs(data_dir: Path) -> list[JobView]:
 
     Nothing is changed; a job that had started, and that no process works on, is interrupted.
     """
-    path = data_dir / "jobs.sqlite3"
+    path = database_path(data_dir)
     if not path.is_file():
         return []
     store = JobStore(path)
     try:
         waiting = store.waiting()
         rows = store.newest(MOST_LISTED)
-        return [_view_stored(row, data_dir / "jobs" / row.id, waiting) for row in rows]
+        return [_view_stored(row, folder_of_job(data_dir, row.id), waiting) for row in rows]
     finally:
         store.close()
 

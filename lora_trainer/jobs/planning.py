@@ -16,7 +16,7 @@ from ..settings.remedies import Advice, Remedy, RemedyView, advice_in
 from ..settings.setting import WrittenSettings
 from .job import JobKind, JobRow, JobState
 from .output_names import OutputNames
-from .settings_service import Settings
+from .settings_service import SettingsReader
 from .store import JobStore
 
 # Settings that decide how long a step takes; jobs of older versions lack those with a value here.
@@ -82,7 +82,7 @@ class PlanView(PlanProblems, total=False):
 
 class Planner:
     def __init__(
-        self, host: Host, store: JobStore, settings: Settings, output_names: OutputNames
+        self, host: Host, store: JobStore, settings: SettingsReader, output_names: OutputNames
     ) -> None:
         self._host = host
         self._store = store

@@ -2,23 +2,22 @@
 files to share.
 """
 
-import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
 from ..base.errors import ErrorCode, Refused
 from ..interop.presets import OwnPresets, Preset, as_file, package_presets
 from ..settings.setting import WrittenSettings
-from .settings_import import SkippedSetting
+from .settings_import import SkippedSettingView, temporary_file, uploaded_name
 
 LARGEST_BYTES = 100_000
 
 
 class ImportedPreset(Preset):
-    left_out: list[SkippedSetting]
+    left_out: list[SkippedSettingView]
 
 
-class PresetShelf:
+class Presets:
     def __init__(self, own: OwnPresets) -> None:
         self._own = own
 
@@ -50,7 +49,7 @@ class PresetShelf:
 
     def take_upload(self, filename: str, file: BinaryIO) -> ImportedPreset:
         """Take over a preset that somebody shares. Raises `Refused`."""
-        name = Path(filename.replace("\\", "/")).name or "preset.yaml"
+        name = uploaded_name(filename, default="preset.yaml")
         if Path(name).suffix.lower() not in (".yaml", ".yml"):
             raise Refused(
                 f"{name[:80]} is no preset: those are .yaml files.",
@@ -63,14 +62,8 @@ class PresetShelf:
                 field="file",
                 code=ErrorCode.TOO_LARGE,
             )
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "preset.yaml"
-            path.write_bytes(data)
-            try:
-                preset, left_out = self._own.take(path, Path(name).stem)
-            except Refused as error:
-                message = error.message.replace(str(path), name).replace(path.name, name)
-                raise Refused(message, field=error.field, code=error.code) from error
+        with temporary_file(data, "preset.yaml", shown_as=name) as path:
+            preset, left_out = self._own.take(path, Path(name).stem)
         return {
             **preset,
             "left_out": [

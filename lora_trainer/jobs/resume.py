@@ -12,13 +12,13 @@ from ..settings.setting import WrittenSettings
 from . import lock_file
 from .job import JobColumns, JobKind, JobState, JobView
 from .output_names import OutputNames
-from .settings_service import Settings
+from .settings_service import SettingsReader
 
 
 class ResumeCheck:
     def __init__(
         self,
-        settings: Settings,
+        settings: SettingsReader,
         output_names: OutputNames,
         lora_dir: Path,
         job_folder: Callable[[str], Path],

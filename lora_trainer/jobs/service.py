@@ -45,14 +45,14 @@ from .lora_files import files_of
 from .metrics import MetricsRow, read_metrics
 from .output_names import OutputNames
 from .planning import Planner, count_pictures, model_kind
-from .presets import PresetShelf
+from .presets import Presets
 from .queue import JobQueue
 from .rescued_loras import move_loras
 from .resume import ResumeCheck
 from .settings_import import SettingsImport
-from .settings_service import Settings
+from .settings_service import SettingsReader
 from .storage import DEFAULT_LIMITS, Limits, Storage
-from .store import JobStore
+from .store import JobStore, database_path, folder_of_job
 from .training_job import TrainingJob
 from .worker import Job
 
@@ -75,7 +75,7 @@ class TrainingService:
         """
         self.host = host
         self.path_rules = PathRules(allowed_roots, foreign_roots)
-        self.store = JobStore(host.data_dir / "jobs.sqlite3")
+        self.store = JobStore(database_path(host.data_dir))
         self.store.interrupt_all(
             is_alive=lambda job_id: lock_file.is_locked(self.job_folder(job_id))
         )
@@ -83,9 +83,9 @@ class TrainingService:
             host.data_dir / "datasets", self.path_rules.check, count_tokens=TokenCounter()
         )
         self.queue = JobQueue(self.store, self._make)
-        self.settings = Settings(host.kind, self.library, self.path_rules.check)
+        self.settings = SettingsReader(host.kind, self.library, self.path_rules.check)
         self.settings_import = SettingsImport(host, self.path_rules)
-        self.presets = PresetShelf(OwnPresets(presets_folder(host.data_dir)))
+        self.presets = Presets(OwnPresets(presets_folder(host.data_dir)))
         self.captioning = CaptionService(host, self.library, self.path_rules, add_job=self._add_job)
         self._output_names = OutputNames(host.lora_dir, self.store, self.queue)
         self.planner = Planner(host, self.store, self.settings, self._output_names)
@@ -440,7 +440,7 @@ class TrainingService:
         return [path for path in files if self.path_rules.permits(path)]
 
     def job_folder(self, job_id: str) -> Path:
-        return self.host.data_dir / "jobs" / job_id
+        return folder_of_job(self.host.data_dir, job_id)
 
     def _row(self, job_id: str) -> JobRow:
         row = self.store.get(job_id)

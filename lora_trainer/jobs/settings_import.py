@@ -2,7 +2,9 @@
 unpickled, and fitted to this host.
 """
 
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TypedDict
 
@@ -18,7 +20,7 @@ ENDINGS = (".toml", ".json", ".yaml", ".yml", ".safetensors")
 LARGEST_SETTINGS_BYTES = 1_000_000
 
 
-class SkippedSetting(TypedDict):
+class SkippedSettingView(TypedDict):
     key: str
     value: object  # as the source has it
     reason: str
@@ -32,7 +34,7 @@ class ImportedSettings(TypedDict):
     settings: SettingValues
     source: str  # the trainer that wrote the file
     assumed: list[str]
-    left_out: list[SkippedSetting]
+    left_out: list[SkippedSettingView]
 
 
 class ImportedFile(ImportedSettings):
@@ -74,7 +76,7 @@ class SettingsImport:
             f"the checkpoint that is loaded is trained: load {name} at the top left, or one of its"
             " kind"
         )
-        left_out: SkippedSetting = {"key": "base_model", "value": base_model, "reason": reason}
+        left_out: SkippedSettingView = {"key": "base_model", "value": base_model, "reason": reason}
         return {
             **imported,
             "settings": settings,
@@ -100,16 +102,31 @@ def read(path: Path, *, look_around: bool = False) -> ImportedSettings:
 
 def read_upload(filename: str, file: BinaryIO) -> ImportedFile:
     """Do the same for an upload; of a LoRA only the header need be sent. Raises `Refused`."""
-    name = Path(filename.replace("\\", "/")).name or "settings"
+    name = uploaded_name(filename, default="settings")
     suffix = _check_ending(name)
     data = _read_header(name, file) if suffix == ".safetensors" else _read_whole(name, file)
+    with temporary_file(data, f"settings{suffix}", shown_as=name) as path:
+        return {**read(path), "filename": name}
+
+
+def uploaded_name(filename: str, *, default: str) -> str:
+    """Return the name that an upload has, without the folders that some browsers send with it."""
+    return Path(filename.replace("\\", "/")).name or default
+
+
+@contextlib.contextmanager
+def temporary_file(data: bytes, temporary_name: str, *, shown_as: str) -> Iterator[Path]:
+    """Yield the path of a temporary file with an upload's content.
+
+    A `Refused` that is raised meanwhile names the upload, `shown_as`, in place of that file.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"settings{suffix}"
+        path = Path(folder) / temporary_name
         path.write_bytes(data)
         try:
-            return {**read(path), "filename": name}
+            yield path
         except Refused as error:
-            message = error.message.replace(str(path), name).replace(path.name, name)
+            message = error.message.replace(str(path), shown_as).replace(path.name, shown_as)
             raise Refused(message, field=error.field, code=error.code) from error
 
 

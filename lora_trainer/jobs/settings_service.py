@@ -20,7 +20,7 @@ from ..settings.setting import (
 )
 
 
-class Settings:
+class SettingsReader:
     """Reads settings for one host: `check_path` raises `Refused` for a path that may not be
     used.
     """

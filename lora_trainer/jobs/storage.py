@@ -19,11 +19,12 @@ from ..runs.resume import state_folder
 from ..training import state_files
 from . import lock_file
 from .job import JobKind, JobRow, JobState
-from .store import JobStore
+from .store import JobStore, folder_of_job, jobs_folder
 
 log = logging.getLogger(__name__)
 CLEARABLE = ("trash", "states", "models", "jobs")
-DAY_SECONDS, GB = 86_400, 1_000_000_000
+DAY_SECONDS = 86_400
+GB = 1_000_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Storage:
             "jobs": {
                 "count": len(self._store.ended()),
                 "finished": len(finished),
-                "bytes": _total_size(_files_in(self._data_dir / "jobs")),
+                "bytes": _total_size(_files_in(jobs_folder(self._data_dir))),
             },
             "states": {"count": len(states), "bytes": sum(states)},
             "trash": {"count": len(trash), "bytes": _total_size(trash)},
@@ -182,7 +183,7 @@ class Storage:
         ]
 
     def _folder(self, job_id: str) -> Path:
-        return self._data_dir / "jobs" / job_id
+        return folder_of_job(self._data_dir, job_id)
 
     def _states(self, row: JobRow) -> list[Path]:
         return _files_in(state_folder(self._folder(row.id)))

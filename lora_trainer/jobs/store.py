@@ -54,6 +54,21 @@ _FIGURE_COLUMNS = {"progress", "message"}  # written often, and no reason to loo
 _WAITING = "select id from jobs where state = 'queued' order by position is null, position, id"
 
 
+def database_path(data_dir: Path) -> Path:
+    """Return the path of a data folder's database of jobs, which need not be there yet."""
+    return data_dir / "jobs.sqlite3"
+
+
+def jobs_folder(data_dir: Path) -> Path:
+    """Return the folder that holds the folders of all jobs."""
+    return data_dir / "jobs"
+
+
+def folder_of_job(data_dir: Path, job_id: str) -> Path:
+    """Return the folder of one job: its log, figures and training states."""
+    return jobs_folder(data_dir) / job_id
+
+
 class JobStore:
     """Safe to use from any thread; every call is one transaction. `version` grows with every change
     but those of figures.
@@ -63,7 +78,7 @@ class JobStore:
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.RLock()
-        self._folders = path.parent / "jobs"
+        self._folders = jobs_folder(path.parent)
         self.version = 0
         self.problems: list[str] = []
         self._database = open_database(path, _TABLE, check=True, on_damage=self._note_damage)

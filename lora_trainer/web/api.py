@@ -18,10 +18,10 @@ from ..jobs.service import TrainingService
 from . import guard as request_guard
 from . import websockets
 from .errors import error_response
+from .guard import Guard
 from .json import Json
 from .responses import ERRORS
 from .routes import captioning, datasets, host, jobs, presets, settings, storage
-from .websockets import Guard
 
 PREFIX = "/train-lora/v1"
 Handle = Callable[[Request], Awaitable[Response]]
@@ -30,7 +30,7 @@ Handle = Callable[[Request], Awaitable[Response]]
 def _route_class(guard: Guard) -> type[APIRoute]:
     """Return the class of our routes; each handles requests as `_guarded` does."""
 
-    class Route(APIRoute):
+    class GuardedRoute(APIRoute):
         def __init__(self, path: str, endpoint: Callable[..., object], **options: Any) -> None:
             # FastAPI would check and copy what a route returns, by the type that it is said to be.
             super().__init__(path, endpoint, **{**options, "response_model": Any})
@@ -38,7 +38,7 @@ def _route_class(guard: Guard) -> type[APIRoute]:
         def get_route_handler(self) -> Handle:
             return _guarded(super().get_route_handler(), guard)
 
-    return Route
+    return GuardedRoute
 
 
 def _guarded(handle: Handle, guard: Guard) -> Handle:

@@ -201,7 +201,7 @@ class TextsByName(Value):
         return value
 
 
-class Mapped(Value):
+class JsonObjectValue(Value):
     """An object that somebody else reads; `{}` where it is left out."""
 
     def __init__(self, schema: Schema, *, of: str = "settings", required: bool = False) -> None:
@@ -237,7 +237,7 @@ def _number(value: object, name: str, low: float, high: float) -> float:
 _JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
 
 
-class ConfigValue(Mapped):
+class ConfigValue(JsonObjectValue):
     """A training config; kohya's names are taken, too."""
 
     def __init__(self, *, required: bool = False) -> None:

@@ -23,6 +23,8 @@ LARGEST_FORM_BYTES = 1_000_000_000
 LARGEST_FORM_TEXT_BYTES = 8_000_000  # names, headers and fields of a form, which are kept in memory
 MOST_FILES = 1000  # of a form
 MOST_FIELDS = 20
+Guard = Callable[[HTTPConnection], None]
+"""A host's guard: raises HTTPException for a request or WebSocket that may not ask."""
 READING = ("GET", "HEAD", "OPTIONS")
 HEADERS = {  # of every response
     "X-Content-Type-Options": "nosniff",

@@ -11,12 +11,11 @@ from collections.abc import Callable
 
 from fastapi import APIRouter, HTTPException, WebSocket
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import HTTPConnection
 
 from ..base.errors import Refused
 from ..jobs.events import JobEvents, Message, ServiceEvents
 from ..jobs.service import TrainingService
-from .guard import refuse_other_sites
+from .guard import Guard, refuse_other_sites
 from .json import to_json
 
 log = logging.getLogger(__name__)
@@ -26,8 +25,6 @@ LONGEST_SEND_SECONDS = 30.0  # after that a listener counts as gone
 POLICY_VIOLATION = 1008
 INTERNAL_ERROR = 1011
 Events = JobEvents | ServiceEvents
-Guard = Callable[[HTTPConnection], None]
-"""Raises HTTPException for a request or WebSocket that may not ask."""
 
 
 def create_router(service: TrainingService, guard: Guard, *, prefix: str) -> APIRouter:

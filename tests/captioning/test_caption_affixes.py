@@ -2,11 +2,11 @@
 
 import pytest
 
-from lora_trainer.captioning.caption_affixes import Wording, options_for, phrase
+from lora_trainer.captioning.caption_affixes import CaptionAffixes, build_caption, options_for
 
 
 @pytest.mark.parametrize(
-    "parts, wording, caption",
+    "parts, affixes, caption",
     [
         (["a", "b"], {}, "a, b"),
         (["a", "b"], {"separator": " "}, "a b"),
@@ -29,8 +29,8 @@ from lora_trainer.captioning.caption_affixes import Wording, options_for, phrase
         (["  a \n b "], {}, "a b"),
     ],
 )
-def test_tags(parts, wording, caption):
-    assert phrase(parts, Wording(**wording)) == caption
+def test_tags(parts, affixes, caption):
+    assert build_caption(parts, CaptionAffixes(**affixes)) == caption
 
 
 @pytest.mark.parametrize(
@@ -43,11 +43,13 @@ def test_tags(parts, wording, caption):
     ],
 )
 def test_words_are_cut_out_of_sentences(sentence, exclude, caption):
-    assert phrase([sentence], Wording(exclude=exclude), sentences=True) == caption
+    assert build_caption([sentence], CaptionAffixes(exclude=exclude), sentences=True) == caption
 
 
 def test_a_sentence_is_not_taken_for_tags():
-    assert phrase(["the cat, the cat"], Wording(), sentences=True) == "the cat, the cat"
+    assert (
+        build_caption(["the cat, the cat"], CaptionAffixes(), sentences=True) == "the cat, the cat"
+    )
 
 
 def test_each_captioner_has_its_own_default_for_underscores():
@@ -57,4 +59,6 @@ def test_each_captioner_has_its_own_default_for_underscores():
     assert [
         option.default for option in options_for(False) if option.name == "underscores_to_spaces"
     ] == [False]
-    assert Wording.of({"trigger_word": "zib", "threshold": 0.5}) == Wording(trigger_word="zib")
+    assert CaptionAffixes.of({"trigger_word": "zib", "threshold": 0.5}) == CaptionAffixes(
+        trigger_word="zib"
+    )

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lora_trainer.base.errors import Refused, Stopped
 from lora_trainer.captioning.contracts import Captioner, LoadedCaptioner
-from lora_trainer.captioning.run import CaptionProgress, Picture, caption_pictures
+from lora_trainer.captioning.run import CaptionProgress, PictureToCaption, caption_pictures
 
 
 class Words(LoadedCaptioner):
@@ -67,7 +67,7 @@ class Fake(Captioner):
 def eight(tmp_path):
     for number in range(8):
         Image.new("L", (20 + number, 20)).save(tmp_path / f"{number}.png")
-    return [Picture(f"{number}.png", tmp_path / f"{number}.png") for number in range(8)]
+    return [PictureToCaption(f"{number}.png", tmp_path / f"{number}.png") for number in range(8)]
 
 
 @pytest.fixture

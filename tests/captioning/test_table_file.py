@@ -67,7 +67,7 @@ def test_what_a_person_wrote_meanwhile_wins(csv):
     csv.write_text("filename,prompt\nb.png,old\na.png,by hand\nc.png,by hand\n")
     save(table, a="ours", b="ours", c="ours")
     assert csv.read_text() == "filename,prompt\nb.png,ours\na.png,by hand\nc.png,by hand\n"
-    assert table.kept == {"a.png", "c.png"} and table.captions["a.png"] == "by hand"
+    assert table.edited_by_user == {"a.png", "c.png"} and table.captions["a.png"] == "by hand"
     save(table, a="asked for once more")
     assert table.captions["a.png"] == "asked for once more"
 
@@ -87,11 +87,11 @@ def test_what_cannot_go_into_the_table_goes_beside_it(csv, tmp_path):
     csv.write_text(spoiled)
     (tmp_path / "metadata-auto.csv").write_text("of another")
     save(table, b="two")
-    assert csv.read_text() == spoiled and "Line 2" in table.trouble
-    assert table.place == tmp_path / "metadata-auto-2.csv"
-    assert table.place.read_text() == "filename,prompt\na.png,one\nb.png,two\n"
+    assert csv.read_text() == spoiled and "Line 2" in table.failure
+    assert table.written_to == tmp_path / "metadata-auto-2.csv"
+    assert table.written_to.read_text() == "filename,prompt\na.png,one\nb.png,two\n"
     save(table, c="three")
-    assert TableFile(table.place, PICTURES).captions["c.png"] == "three"
+    assert TableFile(table.written_to, PICTURES).captions["c.png"] == "three"
 
 
 def test_a_disk_that_takes_neither_is_said_with_both(csv, monkeypatch):

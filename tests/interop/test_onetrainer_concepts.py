@@ -45,3 +45,11 @@ def test_its_concepts_where_they_may_be_read(tmp_path):
         assert {("concept", "/data/measured"), ("/data/more: balancing", 0.5)} <= {
             (left.key, left.value) for left in found.left_out
         }
+
+
+def test_a_concept_that_is_left_out_is_named_whole(tmp_path):
+    unused = {"name": "portraits of cats", "path": "/data/off", "enabled": False}
+    found = imported(tmp_path, {**SAVED, "concepts": [*CONCEPTS, unused]})
+    assert ("concept", "portraits of cats", "it is switched off") in {
+        (left.key, left.value, left.reason) for left in found.left_out if left.key == "concept"
+    }

@@ -4,12 +4,12 @@ import pytest
 
 from lora_trainer.base.errors import Refused
 from lora_trainer.editor.library import Library
-from lora_trainer.jobs.settings_service import Settings
+from lora_trainer.jobs.settings_service import SettingsReader
 
 
 @pytest.fixture
 def read(tmp_path):
-    return Settings("standalone", Library(tmp_path / "datasets"), lambda path: None)
+    return SettingsReader("standalone", Library(tmp_path / "datasets"), lambda path: None)
 
 
 def test_sound_changes_are_taken_by_our_names_and_kohyas(read, settings):
@@ -75,7 +75,7 @@ def test_the_path_of_a_lora_is_checked_and_its_name_is_not(tmp_path, settings):
     def nowhere(path):
         raise Refused("not there", code="forbidden_path")
 
-    read = Settings("standalone", Library(tmp_path / "datasets"), nowhere)
+    read = SettingsReader("standalone", Library(tmp_path / "datasets"), nowhere)
     assert read.parse({**settings, "init_lora": "zib"}).init_lora == "zib"
     for path in ("/etc/zib.safetensors", "../zib.safetensors", "~/zib.safetensors"):
         with pytest.raises(Refused) as caught:

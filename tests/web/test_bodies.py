@@ -7,7 +7,7 @@ from lora_trainer.settings.config import TrainConfig, all_settings
 from lora_trainer.web.bodies import (
     ConfigValue,
     JsonBody,
-    Mapped,
+    JsonObjectValue,
     Number,
     OneOf,
     Switch,
@@ -29,7 +29,7 @@ BODY = JsonBody(
     ending=OneOf((".txt", ".caption")),
     files=Texts(),
     captions=TextsByName(),
-    options=Mapped({"type": "object"}, of="names"),
+    options=JsonObjectValue({"type": "object"}, of="names"),
 )
 
 

@@ -21,17 +21,24 @@ from ...base.files import write_atomically
 from ...base.tensor_files import read_tensors
 from ...demo import clip as demo_clip
 from ...settings.setting import Choice, Setting
-from ..contracts import READY, Asked, Captioner, LoadedCaptioner, Readiness, Report
-from ..labels import Label, LabelGroup, LabelSets
-from ..options import OptionValues
-from .open_clip_models import (
+from ..contracts import (
+    READY,
+    Captioner,
     CheckPath,
+    LoadedCaptioner,
+    OnProgress,
+    Readiness,
+    ShouldStop,
+)
+from ..labels import Label, LabelGroup, LabelSets
+from ..options import OptionValues, batch_size_option
+from .open_clip_models import (
     ModelSource,
     hub_weights,
-    load,
+    load_open_clip,
     model_options,
-    readiness,
-    resolve,
+    resolve_source,
+    source_readiness,
 )
 
 log = logging.getLogger(__name__)
@@ -120,14 +127,7 @@ class ClipLabelsCaptioner(Captioner):
                 minimum=1,
                 maximum=10,
             ),
-            Setting(
-                16,
-                "Batch size",
-                "Pictures looked at together; more is faster and needs more memory.",
-                name="batch_size",
-                minimum=1,
-                maximum=256,
-            ),
+            batch_size_option(16, maximum=256),
         ]
 
     def readiness(self, options: OptionValues) -> Readiness:
@@ -139,13 +139,13 @@ class ClipLabelsCaptioner(Captioner):
                 False,
                 f"The package was installed without {demo_clip.ASSET.name}; install it again.",
             )
-        return readiness(resolve(options, KNOWN, self._check_path), self._models)
+        return source_readiness(resolve_source(options, KNOWN, self._check_path), self._models)
 
     def load(
-        self, options: OptionValues, *, on_progress: Report, should_stop: Asked
+        self, options: OptionValues, *, on_progress: OnProgress, should_stop: ShouldStop
     ) -> LoadedCaptioner:
         groups, source = self._groups(options), self._source(options)
-        model, transform, tokenizer = load(
+        model, transform, tokenizer = load_open_clip(
             source,
             self._models,
             self._cache / "open_clip",
@@ -172,7 +172,7 @@ class ClipLabelsCaptioner(Captioner):
 
     def _source(self, options: OptionValues) -> ModelSource:
         if options["model"] != DEMO:
-            return resolve(options, KNOWN, self._check_path)
+            return resolve_source(options, KNOWN, self._check_path)
         config, weights = demo_clip.write_clip(self._cache / "demo_clip" / demo_clip.version())
         return ModelSource("the embedded demo", "", weights, config)
 

@@ -12,17 +12,16 @@ from PIL import Image
 
 from ...base.errors import ErrorCode, Refused
 from ...settings.setting import Choice, Setting
-from ..contracts import Asked, Captioner, LoadedCaptioner, Readiness, Report
-from ..options import OptionValues
+from ..contracts import Captioner, CheckPath, LoadedCaptioner, OnProgress, Readiness, ShouldStop
+from ..options import OptionValues, batch_size_option
 from .beam_search import BeamSearch, beam_search
 from .open_clip_models import (
-    CheckPath,
     ModelSource,
     hub_weights,
-    load,
+    load_open_clip,
     model_options,
-    readiness,
-    resolve,
+    resolve_source,
+    source_readiness,
 )
 
 LAION = "laion/CoCa-{}-laion2B-s13B-b90k"
@@ -113,14 +112,7 @@ class CocaCaptioner(Captioner):
                 maximum=4.0,
                 step=0.1,
             ),
-            Setting(
-                8,
-                "Batch size",
-                "Pictures looked at together; more is faster and needs more memory.",
-                name="batch_size",
-                minimum=1,
-                maximum=128,
-            ),
+            batch_size_option(8, maximum=128),
         ]
 
     def readiness(self, options: OptionValues) -> Readiness:
@@ -131,13 +123,13 @@ class CocaCaptioner(Captioner):
                 field="min_length",
                 code=ErrorCode.BAD_VALUE,
             )
-        return readiness(resolve(options, KNOWN, self._check_path), self._models)
+        return source_readiness(resolve_source(options, KNOWN, self._check_path), self._models)
 
     def load(
-        self, options: OptionValues, *, on_progress: Report, should_stop: Asked
+        self, options: OptionValues, *, on_progress: OnProgress, should_stop: ShouldStop
     ) -> LoadedCaptioner:
-        source = resolve(options, KNOWN, self._check_path)
-        model, transform, tokenizer = load(
+        source = resolve_source(options, KNOWN, self._check_path)
+        model, transform, tokenizer = load_open_clip(
             source,
             self._models,
             self._cache / "open_clip",

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ...base.errors import ErrorCode, Refused
 from ...settings.setting import Setting
-from ..contracts import READY, Asked, Captioner, LoadedCaptioner, Readiness, Report
+from ..contracts import READY, Captioner, LoadedCaptioner, OnProgress, Readiness, ShouldStop
 from ..options import OptionValues
 
 FIELDS = ("trigger", "filename", "folder")
@@ -40,7 +40,7 @@ class FixedCaptioner(Captioner):
         return READY
 
     def load(
-        self, options: OptionValues, *, on_progress: Report, should_stop: Asked
+        self, options: OptionValues, *, on_progress: OnProgress, should_stop: ShouldStop
     ) -> LoadedCaptioner:
         _check(options["template"])
         return _Filled(options["template"], options.get("trigger_word", ""))

@@ -26,7 +26,7 @@ from ...base.json_types import JsonObject
 from ...base.paths import expand_user
 from ...base.tensor_files import read_header, read_tensors
 from ...settings.setting import Choice, Setting
-from ..contracts import Asked, Readiness, Report
+from ..contracts import CheckPath, OnProgress, Readiness, ShouldStop
 from ..downloads import RemoteFile, checked_repository, fetch, readiness_of
 from ..options import OptionValues
 
@@ -40,7 +40,6 @@ CONFIG_NAME = "open_clip_config.json"
 HUB = "hf-hub:"
 ARCHIVE = b"PK\x03\x04"  # how a file of torch's begins since 1.6
 FOREIGN = ("hf_model_name", "hf_tokenizer_name")
-CheckPath = Callable[[Path], None]
 Preprocess = Callable[[Image.Image], torch.Tensor]
 Tokenizer = Callable[[list[str]], torch.Tensor]
 Architecture = JsonObject  # of an open_clip_config.json
@@ -116,7 +115,7 @@ def model_options(
     ]
 
 
-def resolve(
+def resolve_source(
     options: OptionValues,
     known: Mapping[str, tuple[Choice, ModelSource]],
     check_path: CheckPath,
@@ -216,12 +215,17 @@ def _alike(name: str, names: list[str]) -> list[str]:
     return difflib.get_close_matches(name, names, n=5, cutoff=0.2) or names[:5]
 
 
-def readiness(source: ModelSource, models: Path) -> Readiness:
+def source_readiness(source: ModelSource, models: Path) -> Readiness:
     return readiness_of(source.downloads, models)
 
 
-def load(
-    source: ModelSource, models: Path, cache: Path, *, on_progress: Report, should_stop: Asked
+def load_open_clip(
+    source: ModelSource,
+    models: Path,
+    cache: Path,
+    *,
+    on_progress: OnProgress,
+    should_stop: ShouldStop,
 ) -> tuple[torch.nn.Module, Preprocess, Tokenizer]:
     """Return model (float32, on the CPU, eval), picture transform and tokenizer, downloading what
     is missing.
@@ -229,14 +233,14 @@ def load(
     The tokenizer takes texts to int64 `(texts, context_length)`. `cache` is a folder for generated
     config files.
     """
-    config, weights = (
-        (
-            fetch(file, models, on_progress=on_progress, should_stop=should_stop)
-            if isinstance(file, RemoteFile)
-            else file
-        )
-        for file in (source.config, source.weights)
-    )
+
+    def on_this_machine(file: RemoteFile | Path) -> Path:
+        if isinstance(file, Path):
+            return file
+        return fetch(file, models, on_progress=on_progress, should_stop=should_stop)
+
+    config = None if source.config is None else on_this_machine(source.config)
+    weights = on_this_machine(source.weights)
     on_progress(f"Loading {source.title}", 0.0)
     import open_clip
 
@@ -244,7 +248,8 @@ def load(
     name = source.name
     if config is not None:
         name, preprocessing = _register(open_clip, config, cache)
-    mean, std = preprocessing.get("mean") or source.mean, preprocessing.get("std") or source.std
+    mean = preprocessing.get("mean") or source.mean
+    std = preprocessing.get("std") or source.std
     model, transform = _create(
         open_clip,
         name,
@@ -253,7 +258,8 @@ def load(
         image_std=tuple(std) if std else None,
         force_quick_gelu=source.quick_gelu,
     )
-    tokenizer, context_length = open_clip.get_tokenizer(name), getattr(model, "context_length", 77)
+    tokenizer = open_clip.get_tokenizer(name)
+    context_length = getattr(model, "context_length", 77)
     return (
         model.eval().requires_grad_(False),
         transform,
@@ -269,9 +275,8 @@ def _register(open_clip: ModuleType, config: Path, cache: Path) -> tuple[str, Ar
         found = json.loads(config.read_text(encoding="utf-8"))
         architecture = _harmless(found.get("model_cfg", found), config)
         content = json.dumps(architecture, sort_keys=True)
-        kind = (
-            "coca-" if "multimodal_cfg" in architecture else ""
-        )  # old versions know CoCa by its name
+        # Old versions know CoCa by its name.
+        kind = "coca-" if "multimodal_cfg" in architecture else ""
     except (OSError, UnicodeDecodeError, ValueError, AttributeError) as error:
         raise Refused(
             f"{config} is not a model config of open_clip: {error}",
@@ -322,10 +327,8 @@ def _foreign(config: Path, name: object, key: str) -> Refused:
 def _create(
     open_clip: ModuleType, name: str, weights: Path, **arguments: object
 ) -> tuple[torch.nn.Module, Preprocess]:
-    arguments |= {
-        "pretrained_image": False,
-        "pretrained_hf": False,
-    }  # all weights are in the file; open_clip would fetch these first
+    # All weights are in the file; open_clip would fetch these first.
+    arguments |= {"pretrained_image": False, "pretrained_hf": False}
     try:
         _try_to_read(weights)
         if "weights_only" in inspect.signature(open_clip.create_model).parameters:
@@ -349,14 +352,16 @@ def _create(
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Read tensors by name from .safetensors, or from a file of torch's without running anything in
-    it; raises `Refused`.
+    it.
+
+    Raises `Refused` for what is no plain weights, and for a damaged file also ValueError, OSError,
+    RuntimeError or UnpicklingError.
     """
     if path.suffix.lower() == ".safetensors":
         return read_tensors(path)
     _refuse_program(path)
-    found = torch.load(
-        Path(path), map_location="cpu", weights_only=True
-    )  # no text: Forge's torch.load renames what a text names and fails to load
+    # A Path, no text: Forge's torch.load renames what a text names and fails to load.
+    found = torch.load(Path(path), map_location="cpu", weights_only=True)
     state = found.get("state_dict", found) if isinstance(found, dict) else None
     if not state or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise Refused(
@@ -379,7 +384,7 @@ def _try_to_read(path: Path) -> None:
 
 
 def _refuse_program(path: Path) -> None:
-    """Raise `Refused` for what torch runs or unpacks even when it is told to read weights only
+    """Raise `Refused` for what torch runs or unpacks even with `weights_only`
     (CVE-2025-32434).
 
     That is a TorchScript archive, which is found with torch's own reader, so that both see the

@@ -21,10 +21,17 @@ from ...base.json_types import JsonObject
 from ...base.paths import expand_user
 from ...base.tensor_files import read_tensors
 from ...settings.setting import Choice, Setting
-from ..contracts import READY, Asked, Captioner, LoadedCaptioner, Readiness, Report
+from ..contracts import (
+    READY,
+    Captioner,
+    CheckPath,
+    LoadedCaptioner,
+    OnProgress,
+    Readiness,
+    ShouldStop,
+)
 from ..downloads import RemoteFile, fetch, readiness_of
-from ..options import OptionValues
-from .open_clip_models import CheckPath
+from ..options import OptionValues, batch_size_option
 
 CUSTOM = "custom"
 CONFIG = "config.json"
@@ -121,7 +128,8 @@ class WdTagger(Captioner):
     underscores_to_spaces = True
 
     def __init__(self, data_dir: Path, check_path: CheckPath) -> None:
-        self._models, self._check_path = data_dir / "models", check_path
+        self._models = data_dir / "models"
+        self._check_path = check_path
 
     def options(self) -> list[Setting]:
         return [
@@ -166,14 +174,7 @@ class WdTagger(Captioner):
                 "Also write the likeliest rating: general, sensitive, questionable or explicit.",
                 name="rating",
             ),
-            Setting(
-                8,
-                "Batch size",
-                "Pictures looked at together; more is faster and needs more memory.",
-                name="batch_size",
-                minimum=1,
-                maximum=128,
-            ),
+            batch_size_option(8, maximum=128),
         ]
 
     def readiness(self, options: OptionValues) -> Readiness:
@@ -183,7 +184,7 @@ class WdTagger(Captioner):
         return readiness_of(_files(options["model"]), self._models)
 
     def load(
-        self, options: OptionValues, *, on_progress: Report, should_stop: Asked
+        self, options: OptionValues, *, on_progress: OnProgress, should_stop: ShouldStop
     ) -> LoadedCaptioner:
         if options["model"] == CUSTOM:
             paths = [self._folder(options) / name for name in (CONFIG, TAGS, WEIGHTS)]
@@ -194,8 +195,8 @@ class WdTagger(Captioner):
             ]
         on_progress("Loading the tagger", 0.0)
         config, tags, weights = paths
-        model, preparation = load_model(config, weights)
-        return _Tagger(model, preparation, read_tags(tags, outputs=model.num_classes), options)
+        model, preprocessing = load_model(config, weights)
+        return _Tagger(model, preprocessing, read_tags(tags, outputs=model.num_classes), options)
 
     def _folder(self, options: OptionValues) -> Path:
         if not options["folder"].strip():
@@ -214,7 +215,7 @@ class WdTagger(Captioner):
 
 
 @dataclasses.dataclass(frozen=True)
-class Preparation:
+class Preprocessing:
     """How a picture is made ready: side in pixels, and mean and deviation of its channels, blue
     first.
     """
@@ -243,7 +244,7 @@ class Preparation:
         )
 
 
-def load_model(config: Path, weights: Path) -> tuple[torch.nn.Module, Preparation]:
+def load_model(config: Path, weights: Path) -> tuple[torch.nn.Module, Preprocessing]:
     """Make timm's model of a config and put the weights in; float32, on the CPU, eval. Raises
     `Refused`.
     """
@@ -262,7 +263,7 @@ def load_model(config: Path, weights: Path) -> tuple[torch.nn.Module, Preparatio
         architecture, arguments = architecture_of(found, config)
         model = timm.create_model(architecture, pretrained=False, pretrained_cfg=facts, **arguments)
         model.load_state_dict(read_tensors(weights), strict=True)
-        preparation = Preparation(
+        preprocessing = Preprocessing(
             facts["input_size"][-1], tuple(facts["mean"]), tuple(facts["std"])
         )
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -272,7 +273,7 @@ def load_model(config: Path, weights: Path) -> tuple[torch.nn.Module, Preparatio
             field="model",
             code=ErrorCode.WRONG_MODEL,
         ) from error
-    return model.eval().requires_grad_(False), preparation
+    return model.eval().requires_grad_(False), preprocessing
 
 
 def architecture_of(config: JsonObject, place: Path) -> tuple[str, dict[str, Any]]:
@@ -353,12 +354,12 @@ class _Tagger(LoadedCaptioner):
     def __init__(
         self,
         model: torch.nn.Module,
-        preparation: Preparation,
+        preprocessing: Preprocessing,
         tags: list[Tag],
         options: OptionValues,
     ) -> None:
         self._model = model
-        self._preparation = preparation
+        self._preprocessing = preprocessing
         self._tags = tags
         self._device = torch.device("cpu")
         self.batch_size = options["batch_size"]
@@ -370,7 +371,7 @@ class _Tagger(LoadedCaptioner):
 
     @torch.no_grad()
     def caption(self, images: list[Image.Image], paths: list[Path]) -> list[list[str]]:
-        pixels = torch.stack([self._preparation(image) for image in images]).to(self._device)
+        pixels = torch.stack([self._preprocessing(image) for image in images]).to(self._device)
         return [
             choose_tags(shares, self._tags, **self._wanted)
             for shares in self._model(pixels).float().sigmoid().cpu().tolist()

@@ -67,7 +67,7 @@ class StandaloneHost(Host):
         self._in_use = threading.RLock()  # held while training or drawing uses the modules
         self._loan = contextlib.ExitStack()  # what is undone when the model is given back
         self._counters = threading.Lock()  # held to change the next two
-        self._borrower: int | None = None  # the thread that trains, even while it gives way
+        self._is_lent = False  # to a training run, also while that gives way
         self._waiting_to_draw = 0
 
     @functools.cached_property
@@ -107,20 +107,21 @@ class StandaloneHost(Host):
     def borrow_model(self) -> Iterator[BaseModel]:
         self._inspect()
         with self._counters:
-            if self._borrower is not None:
+            if self._is_lent:
                 raise Refused(
                     "A LoRA is already training with this model. Wait until it has finished, or"
                     " stop it.",
                     code=ErrorCode.BUSY,
                 )
-            self._borrower = threading.get_ident()
+            self._is_lent = True
         try:
             self._take()
             self._lent_model = self._make_model(self._hash())
             yield self._lent_model
         finally:
             self._loan.close()
-            self._borrower, self._lent_model = None, None
+            self._is_lent = False
+            self._lent_model = None
 
     def others_are_waiting(self) -> bool:
         """Tell whether a picture waits to be drawn."""

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from diffusers import DDPMScheduler, DiffusionPipeline
 
 logger = logging.getLogger(__name__)
-TRUE_CLIP_WIDTH, HEAD_WIDTH, NARROW_HEAD_WIDTH = 768, 64, 16
-VOCABULARY, TOKENS = 49_408, 77
+TRUE_CLIP_WIDTH = 768
+HEAD_WIDTH = 64
+NARROW_HEAD_WIDTH = 16
+VOCABULARY = 49_408
+TOKENS = 77
 SD1_HEADS = 8
 SCALE_FACTORS = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}
 PIPELINES = {
@@ -30,7 +33,9 @@ PIPELINES = {
     "sdxl": "StableDiffusionXLPipeline",
 }
 SIZE_NUMBER_WIDTH = 256  # of the embedding of each number of SDXL's picture size
-BETA_START, BETA_END, TRAINING_TIMESTEPS = 0.00085, 0.012, 1000
+BETA_START = 0.00085
+BETA_END = 0.012
+TRAINING_TIMESTEPS = 1000
 Config = dict[str, Any]
 
 
@@ -238,13 +243,14 @@ def _text_config(text: TextEncoderFacts, facts: CheckpointFacts) -> Config:
         NARROW_HEAD_WIDTH if text.kind == CLIP and text.width < TRUE_CLIP_WIDTH else HEAD_WIDTH
     )
     is_pooled = facts.family == "sdxl" and text.kind != CLIP
+    layers = text.layers - 1 if facts.family == "sd2" else text.layers
     return {
         "model_type": "clip_text_model",
         "architectures": ["CLIPTextModelWithProjection" if is_pooled else "CLIPTextModel"],
         "hidden_size": text.width,
         "projection_dim": text.width,
         "intermediate_size": text.inner_width,
-        "num_hidden_layers": text.layers - (facts.family == "sd2"),
+        "num_hidden_layers": layers,
         "num_attention_heads": text.width // head_width,
         "hidden_act": "quick_gelu" if text.kind == CLIP else "gelu",
         "vocab_size": VOCABULARY,

@@ -277,7 +277,7 @@ class StableDiffusionXL(StableDiffusion):
     def _extra_inputs(self, conditioning: Conditioning) -> dict[str, torch.Tensor]:
         if conditioning.pooled is None or conditioning.sizes is None:
             raise ValueError(
-                "SDXL has to be told the pooled captions and the pictures' sizes: use"
+                "SDXL needs the pooled text embeddings and the picture sizes: use"
                 " Conditioning.of_sizes"
             )
         return {

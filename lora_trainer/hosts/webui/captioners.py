@@ -16,9 +16,9 @@ import torch
 from modules import deepbooru, devices, images, interrogate, paths, shared
 from PIL import Image
 
-from ...captioning.contracts import Asked, Captioner, LoadedCaptioner, Readiness, Report
+from ...captioning.contracts import Captioner, LoadedCaptioner, OnProgress, Readiness, ShouldStop
 from ...captioning.downloads import RemoteFile, fetch, find, forbidden, readiness_of
-from ...captioning.options import OptionValues
+from ...captioning.options import OptionValues, batch_size_option
 from ...settings.setting import Setting
 
 Turn = Callable[[], AbstractContextManager[None]]
@@ -32,10 +32,11 @@ BLIP_FILE = RemoteFile(
     size_bytes=896_000_000,
     url="https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/model_base_caption_capfilt_large.pth",
 )
-BLIP_WORDS = RemoteFile(
-    ("vocab.txt",), "bert-base-uncased", size_bytes=232_000
-)  # BLIP's own code asks for it by this name
+# BLIP's own code asks for it by this name.
+BLIP_WORDS = RemoteFile(("vocab.txt",), "bert-base-uncased", size_bytes=232_000)
 DEEPBOORU_SIZE_PX = 512
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def webui_captioners(turn: Turn) -> list[Captioner]:
@@ -59,7 +60,7 @@ class _WebUICaptioner(Captioner):
     def readiness(self, options: OptionValues) -> Readiness:
         return readiness_of([] if self._has_model() else [self.file], self._folder)
 
-    def _fetch(self, on_progress: Report, should_stop: Asked) -> None:
+    def _fetch(self, on_progress: OnProgress, should_stop: ShouldStop) -> None:
         if not self._has_model():
             fetch(self.file, self._folder, on_progress=on_progress, should_stop=should_stop)
 
@@ -96,18 +97,11 @@ class DeepbooruCaptioner(_WebUICaptioner):
                 "Else the surest tag comes first.",
                 name="alphabetical",
             ),
-            Setting(
-                4,
-                "Batch size",
-                "Pictures looked at together; more is faster and needs more memory.",
-                name="batch_size",
-                minimum=1,
-                maximum=64,
-            ),
+            batch_size_option(4, maximum=64),
         ]
 
     def load(
-        self, options: OptionValues, *, on_progress: Report, should_stop: Asked
+        self, options: OptionValues, *, on_progress: OnProgress, should_stop: ShouldStop
     ) -> LoadedCaptioner:
         self._fetch(on_progress, should_stop)
         on_progress("Loading DeepBooru", 0.0)
@@ -131,9 +125,10 @@ class _Deepbooru(LoadedCaptioner):
             images.resize_image(2, picture, DEEPBOORU_SIZE_PX, DEEPBOORU_SIZE_PX)
             for picture in pictures
         ]
+        # (batch, height, width, 3)
         pixels = torch.from_numpy(
             np.stack([np.asarray(square, np.float32) / 255 for square in squares])
-        )  # (batch, height, width, 3)
+        )
         model = deepbooru.model.model.to(self._device)
         weight = next(model.parameters())
         with torch.no_grad(), devices.autocast():
@@ -193,14 +188,7 @@ class BlipCaptioner(_WebUICaptioner):
                 minimum=1,
                 maximum=256,
             ),
-            Setting(
-                4,
-                "Batch size",
-                "Pictures looked at together; more is faster and needs more memory.",
-                name="batch_size",
-                minimum=1,
-                maximum=64,
-            ),
+            batch_size_option(4, maximum=64),
         ]
 
     def readiness(self, options: OptionValues) -> Readiness:
@@ -216,7 +204,7 @@ class BlipCaptioner(_WebUICaptioner):
         return super().readiness(options)
 
     def load(
-        self, options: OptionValues, *, on_progress: Report, should_stop: Asked
+        self, options: OptionValues, *, on_progress: OnProgress, should_stop: ShouldStop
     ) -> LoadedCaptioner:
         self._fetch(on_progress, should_stop)
         on_progress("Loading BLIP", 0.0)
@@ -262,13 +250,8 @@ class _Blip(LoadedCaptioner):
         pixels = torch.from_numpy(
             np.asarray(picture.resize((side, side), Image.BICUBIC), np.float32) / 255
         ).permute(2, 0, 1)
-        mean, std = (
-            torch.tensor(values)[:, None, None]
-            for values in (
-                (0.48145466, 0.4578275, 0.40821073),
-                (0.26862954, 0.26130258, 0.27577711),
-            )
-        )
+        mean = torch.tensor(CLIP_MEAN)[:, None, None]
+        std = torch.tensor(CLIP_STD)[:, None, None]
         return (pixels - mean) / std
 
     def to(self, device: torch.device) -> None:

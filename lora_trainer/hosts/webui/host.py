@@ -6,14 +6,11 @@ its version 1.10.1.
 """
 
 import contextlib
-import dataclasses
-import functools
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from modules import (
@@ -23,7 +20,6 @@ from modules import (
     lowvram,
     paths,
     processing,
-    restart,
     sd_models,
     shared,
 )
@@ -34,16 +30,11 @@ from ...base.errors import ErrorCode, Refused
 from ...captioning.contracts import Captioner
 from .captioners import webui_captioners
 from .checkpoint import status_of
-from .guard import allowed_roots, is_local
 from .loan import Loan
 from .loras import forget_lora, list_again, loras_in, remove_loras
 from .model import outline_of, parts_of
 from .model_movers import ModelMovers
 from .model_state import clean_state, random_state
-
-if TYPE_CHECKING:
-    from ...jobs.service import TrainingService
-    from ...jobs.storage import Limits
 
 log = logging.getLogger(__name__)
 PREVIEW_SAMPLER = "Euler"
@@ -258,44 +249,3 @@ def _without_prompt_history() -> Iterator[None]:
         yield
     finally:
         shared.cmd_opts.no_prompt_history = before
-
-
-@functools.cache
-def training_service() -> "TrainingService":
-    """Return this process's one TrainingService. It survives "Reload UI", which runs scripts anew
-    but keeps imported packages.
-    """
-    from ...jobs.service import TrainingService
-
-    host = WebUIHost()
-    roots = allowed_roots(host)
-    service = TrainingService(
-        host, allowed_roots=None if is_local() else roots, foreign_roots=roots, limits=_limits()
-    )
-    _close_at_end(service)
-    return service
-
-
-def _limits() -> "Limits":
-    """Return what is kept of finished jobs, as the WebUI's command line says."""
-    from ...jobs.storage import Limits
-
-    names = {field.name: f"train_lora_{field.name}" for field in dataclasses.fields(Limits)}
-    given = {name: getattr(shared.cmd_opts, option, None) for name, option in names.items()}
-    return Limits(**{name: value for name, value in given.items() if value is not None})
-
-
-def _close_at_end(service: "TrainingService") -> None:
-    """Keep the running job's progress however the WebUI ends, also by its buttons, which call
-    `os._exit` (restart.py:16-25).
-    """
-    from ...base.shutdown import close_at_end
-
-    close_at_end(service.close)
-    stop_program = restart.stop_program
-
-    def stop() -> None:
-        service.close()
-        stop_program()
-
-    restart.stop_program = stop

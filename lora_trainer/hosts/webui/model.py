@@ -98,7 +98,7 @@ class WebUIModel(BaseModel):
         """As `BaseModel.offload_encoders`; under --medvram the WebUI's own hooks do it."""
         self.encoders_offloaded = True
         if not self._sd_model.lowvram:
-            for module in encoders(self._sd_model):
+            for module in vae_and_text_encoders(self._sd_model):
                 module.to(devices.cpu)
             devices.torch_gc()
 
@@ -318,7 +318,7 @@ class SDXLModel(WebUIModel):
         """
         if conditioning.pooled is None or conditioning.sizes is None:
             raise ValueError(
-                "SDXL has to be told the pooled captions and the pictures' sizes: use"
+                "SDXL needs the pooled text embeddings and the picture sizes: use"
                 " Conditioning.of_sizes"
             )
         embedded = [
@@ -376,7 +376,7 @@ def noise_schedule(sd_model: "WebuiSdModel") -> torch.Tensor:
     return (usual if torch.allclose(found, usual, rtol=2e-3) else found).float()
 
 
-def encoders(sd_model: "WebuiSdModel") -> list[torch.nn.Module]:
+def vae_and_text_encoders(sd_model: "WebuiSdModel") -> list[torch.nn.Module]:
     """The VAE and the text encoders, as the modules to be moved."""
     return [sd_model.first_stage_model, sd_model.cond_stage_model]
 

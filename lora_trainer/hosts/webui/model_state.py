@@ -15,7 +15,7 @@ import torch
 from modules import devices, sd_hijack, sd_hijack_optimizations, sd_unet, shared
 
 from .loras import remove_loras
-from .model import encoders, text_encoders_of
+from .model import text_encoders_of, vae_and_text_encoders
 
 if TYPE_CHECKING:
     from modules.sd_models_types import WebuiSdModel
@@ -38,7 +38,9 @@ def random_state(sd_model: "WebuiSdModel") -> Iterator[None]:
 
 @contextlib.contextmanager
 def frozen_weights(sd_model: "WebuiSdModel") -> Iterator[None]:
-    """No weight of the base model requires a gradient."""
+    """No weight of the base model requires a gradient. Afterwards these flags, and which modules
+    are in training mode, are as before.
+    """
     gradients = [(parameter, parameter.requires_grad) for parameter in sd_model.parameters()]
     training = [(module, module.training) for module in sd_model.modules()]
     try:
@@ -136,7 +138,9 @@ def training_attention(sd_model: "WebuiSdModel") -> Iterator[None]:
 @contextlib.contextmanager
 def encoders_moved_back(sd_model: "WebuiSdModel") -> Iterator[None]:
     """VAE and text encoders are on the device of before, if training moved them away."""
-    places = [(module, next(module.parameters()).device) for module in encoders(sd_model)]
+    places = [
+        (module, next(module.parameters()).device) for module in vae_and_text_encoders(sd_model)
+    ]
     try:
         yield
     finally:

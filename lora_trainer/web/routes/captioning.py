@@ -7,13 +7,13 @@ from fastapi import APIRouter, Body
 from ...captioning.labels import LARGEST_GROUP_BYTES, MOST_GROUPS, LabelSetView
 from ...captioning.registry import CaptionerView, ReadinessView
 from ...jobs.service import TrainingService
-from ..bodies import JsonBody, Mapped, Switch, Text, Texts, TextsByName
+from ..bodies import JsonBody, JsonObjectValue, Switch, Text, Texts, TextsByName
 from ..responses import a_list, an_object, gives
 
 _LABELS = ("name", "title", "editable", "changed", "path", "groups")
 
 
-_OPTIONS = Mapped(
+_OPTIONS = JsonObjectValue(
     {
         "type": "object",
         "description": (

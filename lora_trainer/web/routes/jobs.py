@@ -16,7 +16,7 @@ from ...jobs.lora_files import JobFile, describe_file, find_file, zipped
 from ...jobs.metrics import MetricsRow
 from ...jobs.planning import PlanView
 from ...jobs.service import TrainingService
-from ..bodies import ConfigValue, JsonBody, Mapped, Switch, WholeNumber
+from ..bodies import ConfigValue, JsonBody, JsonObjectValue, Switch, WholeNumber
 from ..responses import ROWS, a_list, an_object, file_of, gives
 
 MOST_JOBS = 1_000_000
@@ -50,7 +50,7 @@ _ENTRY = an_object("id", "state", "position")
 _QUEUE = an_object("queue_held", "queued")
 
 _CONFIG = JsonBody(config=ConfigValue(required=True))
-_DUPLICATE = JsonBody(optional=True, changes=Mapped({"type": "object"}))
+_DUPLICATE = JsonBody(optional=True, changes=JsonObjectValue({"type": "object"}))
 _PAUSE = JsonBody(optional=True, free_memory=Switch())
 _RESUME = JsonBody(optional=True, changes=ConfigValue(), anyway=Switch())
 _MOVE = JsonBody(position=WholeNumber(0, MOST_JOBS, required=True))

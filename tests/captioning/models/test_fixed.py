@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.captioning.caption_affixes import Wording, phrase
+from lora_trainer.captioning.caption_affixes import CaptionAffixes, build_caption
 
 
 @pytest.mark.parametrize(
@@ -18,9 +18,9 @@ from lora_trainer.captioning.caption_affixes import Wording, phrase
 def test_the_template_is_filled(load, template, trigger, path, caption):
     loaded = load("fixed", template=template, trigger_word=trigger)
     assert (
-        phrase(
+        build_caption(
             loaded.caption([None], [Path(path)])[0],
-            Wording(trigger_word=trigger),
+            CaptionAffixes(trigger_word=trigger),
             sentences=loaded.sentences,
         )
         == caption

@@ -16,13 +16,13 @@ from lora_trainer.captioning.models import clip_labels, coca, open_clip_models
 
 
 def load(source, tmp_path):
-    return open_clip_models.load(
+    return open_clip_models.load_open_clip(
         source, tmp_path, tmp_path / "cache", on_progress=lambda *_: None, should_stop=lambda: False
     )
 
 
 def resolve(check_path=lambda path: None, **options):
-    return open_clip_models.resolve(
+    return open_clip_models.resolve_source(
         {"model": "custom", "model_name": "", "weights": "", **options},
         clip_labels.KNOWN,
         check_path,

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from lora_trainer.base.errors import Refused
-from lora_trainer.captioning.caption_affixes import Wording, phrase
-from lora_trainer.captioning.models.tagger import Preparation, Tag, choose_tags, read_tags
+from lora_trainer.captioning.caption_affixes import CaptionAffixes, build_caption
+from lora_trainer.captioning.models.tagger import Preprocessing, Tag, choose_tags, read_tags
 
 IMAGE = Image.new("RGB", (50, 40), "red")
 
@@ -31,20 +31,22 @@ def test_thresholds_for_general_and_character_tags(load, tagger_folder, options,
 
 def test_underscores_become_spaces_by_default_but_faces_stay(captioners, load, tagger_folder):
     loaded = load("wd-tagger", model="custom", folder=str(tagger_folder), character_threshold=0.5)
-    wording = Wording.of(captioners.read("wd-tagger", {})[1])
-    assert phrase(loaded.caption([IMAGE], [])[0], wording) == "miku (x), long hair, 1girl, 0_0"
+    affixes = CaptionAffixes.of(captioners.read("wd-tagger", {})[1])
+    assert (
+        build_caption(loaded.caption([IMAGE], [])[0], affixes) == "miku (x), long hair, 1girl, 0_0"
+    )
 
 
 def test_pictures_are_padded_white_and_turned_to_blue_first():
     wide = Image.new("RGB", (40, 20), (255, 0, 51))
-    pixels = Preparation(20, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))(wide)
+    pixels = Preprocessing(20, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))(wide)
     assert pixels.shape == (3, 20, 20) and pixels.dtype == torch.float32
     assert torch.allclose(pixels[:, 10, 10], torch.tensor([51 / 127.5 - 1, -1, 1])) and torch.equal(
         pixels[:, 0, 10], torch.ones(3)
     )
-    assert torch.equal(pixels[:, 19, 10], torch.ones(3)) and Preparation(8, (0.5,) * 3, (0.5,) * 3)(
-        Image.new("RGB", (5, 30))
-    ).shape == (3, 8, 8)
+    assert torch.equal(pixels[:, 19, 10], torch.ones(3)) and Preprocessing(
+        8, (0.5,) * 3, (0.5,) * 3
+    )(Image.new("RGB", (5, 30))).shape == (3, 8, 8)
 
 
 def test_pixels_reach_the_model_as_timm_would_prepare_them(load, tagger_folder, monkeypatch):

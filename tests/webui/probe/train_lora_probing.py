@@ -104,9 +104,9 @@ def networks():
 
 
 def host():
-    from lora_trainer.hosts.webui import host as webui
+    from lora_trainer.hosts.webui.service import training_service
 
-    return webui.training_service().host
+    return training_service().host
 
 
 def unmatched(name: str) -> list:

@@ -242,9 +242,9 @@ WAITS: list = []
 
 
 def steps_done() -> int:
-    from lora_trainer.hosts.webui import host as webui
+    from lora_trainer.hosts.webui.service import training_service
 
-    job = webui.training_service().current_job()
+    job = training_service().current_job()
     return (job or {}).get("step") or 0
 
 

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lora_trainer.base.contracts import BaseModel, Conditioning, Host, ModelStatus  # noqa: E402
+from lora_trainer.base.patching import outline_of  # noqa: E402
 from lora_trainer.lora.weight_names import unet_to_diffusers  # noqa: E402
 from lora_trainer.training import diffusion  # noqa: E402
 
@@ -243,12 +244,13 @@ class TinyHost(Host):
             False,
             ModelStatus(True, checkpoint="tiny", family="sd1", prediction_type="epsilon"),
         )
+        self._lent_parts = None
 
     def model_status(self):
         return self.status
 
     def loaded_parts(self):
-        return self.model.parts()
+        return self.model.parts() if self._lent_parts is None else self._lent_parts
 
     @contextlib.contextmanager
     def borrow_model(self):
@@ -256,8 +258,10 @@ class TinyHost(Host):
         flags = [parameter.requires_grad for parameter in parts.parameters()]
         try:
             parts.requires_grad_(False)
+            self._lent_parts = outline_of(parts)
             yield self.model
         finally:
+            self._lent_parts = None
             for parameter, flag in zip(parts.parameters(), flags):
                 parameter.requires_grad_(flag)
 

@@ -3,8 +3,9 @@
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,3 +22,18 @@ def replaced_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> It
             vars(module).pop("forward", None)
         else:
             module.forward = before
+
+
+ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
+
+
+def outline_of(module: ModuleT) -> ModuleT:
+    """Return a copy of a tree of modules, with the same weights; submodules that are replaced later
+    stay in the copy.
+    """
+    outline = copy.copy(module)
+    outline._modules = {
+        name: None if child is None else outline_of(child)
+        for name, child in module._modules.items()
+    }
+    return outline

@@ -20,6 +20,7 @@ from PIL import Image
 from ...base.contracts import BaseModel, Host, ModelStatus
 from ...base.errors import ErrorCode, Refused
 from ...base.fingerprint import fingerprint_of_file
+from ...base.patching import outline_of
 from ..checkpoint_file import CheckpointFacts, inspect_checkpoint
 from ..prompts import split_loras
 from .drawing import DrawingOptions, Lora, check_drawing, draw, with_loras
@@ -64,6 +65,7 @@ class StandaloneHost(Host):
         self._pipeline: DiffusionPipeline | None = None
         self._model: StableDiffusion | None = None  # with the settings of the checkpoint
         self._lent_model: StableDiffusion | None = None  # with those of the training run
+        self._lent_parts: torch.nn.ModuleDict | None = None  # as they were when they were lent
         self._in_use = threading.RLock()  # held while training or drawing uses the modules
         self._loan = contextlib.ExitStack()  # what is undone when the model is given back
         self._counters = threading.Lock()  # held to change the next two
@@ -117,11 +119,13 @@ class StandaloneHost(Host):
         try:
             self._take()
             self._lent_model = self._make_model(self._hash())
+            self._lent_parts = outline_of(_parts_of(self._load()))
             yield self._lent_model
         finally:
             self._loan.close()
             self._is_lent = False
             self._lent_model = None
+            self._lent_parts = None
 
     def others_are_waiting(self) -> bool:
         """Tell whether a picture waits to be drawn."""
@@ -153,13 +157,11 @@ class StandaloneHost(Host):
             self._loan = stack.pop_all()
 
     def loaded_parts(self) -> torch.nn.ModuleDict | None:
-        if self._pipeline is None:
-            return None
-        encoders = {
-            f"te{number}": encoder
-            for number, encoder in enumerate(text_encoders_of(self._pipeline), start=1)
-        }
-        return torch.nn.ModuleDict({"unet": self._pipeline.unet, **encoders})
+        """As `Host.loaded_parts`; while the model is lent, without the adapters on it."""
+        lent = self._lent_parts
+        if lent is not None or self._pipeline is None:
+            return lent
+        return _parts_of(self._pipeline)
 
     def register(self, path: Path) -> None:
         """As `Host.register`; LoRA files are read anew for every picture."""
@@ -301,3 +303,10 @@ class StandaloneHost(Host):
                     batch = slice(start, start + batch_size)
                     pictures += draw(pipeline, model, prompts[batch], seeds[batch], size, options)
         return pictures
+
+
+def _parts_of(pipeline: "DiffusionPipeline") -> torch.nn.ModuleDict:
+    encoders = {
+        f"te{number}": encoder for number, encoder in enumerate(text_encoders_of(pipeline), start=1)
+    }
+    return torch.nn.ModuleDict({"unet": pipeline.unet, **encoders})

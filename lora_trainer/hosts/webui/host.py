@@ -27,12 +27,13 @@ from PIL import Image
 
 from ...base.contracts import BaseModel, Host, ModelStatus
 from ...base.errors import ErrorCode, Refused
+from ...base.patching import outline_of
 from ...captioning.contracts import Captioner
 from .captioners import webui_captioners
 from .checkpoint import status_of
 from .loan import Loan
 from .loras import forget_lora, list_again, loras_in, remove_loras
-from .model import outline_of, parts_of
+from .model import parts_of
 from .model_movers import ModelMovers
 from .model_state import clean_state, random_state
 

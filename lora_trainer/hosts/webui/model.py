@@ -3,7 +3,6 @@ modules that the WebUI has in memory.
 """
 
 import contextlib
-import copy
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -352,18 +351,6 @@ def parts_of(sd_model: "WebuiSdModel") -> torch.nn.ModuleDict | None:
         f"te{number}": module for number, module in enumerate(text_encoders_of(sd_model), start=1)
     }
     return torch.nn.ModuleDict({"unet": sd_model.model.diffusion_model, **texts})
-
-
-def outline_of(module: torch.nn.Module) -> torch.nn.Module:
-    """Return a copy of a tree of modules, with the same weights; submodules that are replaced later
-    stay in the copy.
-    """
-    outline = copy.copy(module)
-    outline._modules = {
-        name: None if child is None else outline_of(child)
-        for name, child in module._modules.items()
-    }
-    return outline
 
 
 def noise_schedule(sd_model: "WebuiSdModel") -> torch.Tensor:

@@ -21,6 +21,12 @@ if not importlib.util.find_spec("open_clip"):
 from lora_trainer.base.contracts import ModelOptions  # noqa: E402
 from lora_trainer.hosts.standalone.host import StandaloneHost  # noqa: E402
 from lora_trainer.hosts.standalone.loading import modules_of  # noqa: E402
+from lora_trainer.lora.adapters import Adapters  # noqa: E402
+from lora_trainer.lora.target_layers import (  # noqa: E402
+    LayerSettings,
+    assign_ranks,
+    find_target_layers,
+)
 from lora_trainer.lora.weight_names import unet_to_ldm  # noqa: E402
 
 DRAWING = dict(steps=3, width=64, height=64)
@@ -162,6 +168,21 @@ def test_a_second_run_is_refused(host):
     assert [refusal.code for refusal in said] == ["busy"]
     with host.borrow_model():
         pass
+
+
+def test_what_can_be_trained_is_the_same_while_a_run_has_its_adapters_on_it(host):
+    """The plan of another run counts the layers of the model, not those on top of it."""
+
+    def targets():
+        return [path for path, _ in find_target_layers(host.loaded_parts(), "attention")]
+
+    before = targets()
+    with host.borrow_model() as model:
+        parts = model.parts()
+        adapters = Adapters.create(parts, assign_ranks(parts, LayerSettings("attention", 2, 2.0)))
+        with adapters.attached():
+            assert targets() == before
+    assert targets() == before and len(before) > 10
 
 
 def test_a_picture_is_drawn_when_the_borrower_gives_way(host):

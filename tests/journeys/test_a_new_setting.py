@@ -16,7 +16,7 @@ from lora_trainer.cli.run_settings import read_run
 from lora_trainer.editor.library import Library
 from lora_trainer.interop.presets import OwnPresets
 from lora_trainer.jobs.service import TrainingService
-from lora_trainer.jobs.settings_service import Settings
+from lora_trainer.jobs.settings_service import SettingsReader
 from lora_trainer.runs.resume import compare_runs
 from lora_trainer.settings import config as config_module
 from lora_trainer.settings.config import TrainConfig
@@ -127,7 +127,7 @@ def test_when_a_run_is_resumed(monkeypatch, tmp_path, settings, on_resume):
         assert [change.reason for change in changes] == ["film_grain was 0.25 and is 1.0 now"]
         assert changes[0].fatal == (on_resume is OnResume.FATAL)
 
-    service = Settings("standalone", Library(tmp_path / "datasets"), lambda path: None)
+    service = SettingsReader("standalone", Library(tmp_path / "datasets"), lambda path: None)
     if on_resume is OnResume.FREE:
         assert service.changed(settings, {"film_grain": 1}).film_grain == 1.0
     else:

@@ -245,7 +245,7 @@ def folder(tmp_path):
 @pytest.fixture(autouse=True)
 def any_optimizer(monkeypatch):
     """What is written does not depend on which packages are there."""
-    monkeypatch.setattr(plan, "check_settings", lambda name, arguments: None)
+    monkeypatch.setattr(plan, "check_without_step", lambda name, arguments: None)
 
 
 def base_model(**changes):

@@ -1,5 +1,5 @@
-"""The packages that the extension adds to a WebUI, pinned, and what a person is told when one is
-missing. Imports nothing: install.py and the tab use this when nothing else can be imported.
+"""The packages that the extension adds to a WebUI, pinned, and the message for a person who lacks
+one. Imports nothing: install.py and the tab use this when nothing else can be imported.
 """
 
 import sys

@@ -81,7 +81,7 @@ def run_facts(
     config: TrainConfig, plan: Plan, *, should_stop: Callable[[], bool] = lambda: False
 ) -> RunFacts:
     """Describe a run so that `check_resume` can tell later what has changed; reads every picture
-    once. Raises OSError, and `Stopped` when told to stop.
+    once. Raises OSError, and `Stopped` when asked to stop.
     """
     pictures: dict[str, SampleFacts] = {}
     contents: dict[Path, str] = {}

@@ -55,7 +55,7 @@ def rename_aliases(values: WrittenSettings, aliases: Mapping[str, str]) -> dict[
     return ours
 
 
-def to_our_names(values: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
+def to_our_names(values: WrittenSettings, aliases: Mapping[str, str]) -> WrittenSettings:
     """Translate other trainers' names, as `rename_aliases`, and their spellings of values.
 
     Raises `Refused` for the training of a language model.

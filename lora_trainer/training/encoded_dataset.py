@@ -164,10 +164,10 @@ def _latents_of(
     if options.mirror:
         variants = torch.cat([variants, variants.flip(-1)])
         sizes += (_mirrored(size, sample, pixels.shape[-1]),) * len(coloured)
-    at_once = max(1, PIXELS_AT_ONCE // pixels[0].numel())
+    micro_batch_size = max(1, PIXELS_AT_ONCE // pixels[0].numel())
     parts = [
         base_model.encode_images(part.to(base_model.device)).float().cpu()
-        for part in variants.split(at_once)
+        for part in variants.split(micro_batch_size)
     ]
     latents = torch.cat(parts)
     if not torch.isfinite(latents).all():

@@ -9,13 +9,12 @@ from types import MappingProxyType
 import pytest
 import torch
 
-from lora_trainer.base.errors import Refused
 from lora_trainer.lora.adapter_layers import AdapterSpec, RankAlpha
 from lora_trainer.lora.adapters import Adapters
 from lora_trainer.training import state_files
 from lora_trainer.training.learning_rates import LearningRates, effective_rate
 from lora_trainer.training.optimizer_kinds import KINDS
-from lora_trainer.training.optimizers import check_with_step, make_optimizer
+from lora_trainer.training.optimizers import make_optimizer
 from lora_trainer.training.parameter_groups import RateChoice, groups_of, own_settings, rates_of
 from lora_trainer.training.train_state import (
     TrainState,
@@ -23,6 +22,7 @@ from lora_trainer.training.train_state import (
     smooth_loss,
     spec_in_state,
 )
+from tests.support.optimizers import needs
 
 CPU = torch.device("cpu")
 LAYERS = (
@@ -123,17 +123,6 @@ def norms_of(weights, alpha=2.0) -> list[float]:
         / len(factors["lora_down.weight"])
         for factors in weights.values()
     ]
-
-
-def needs(name: str) -> None:
-    package = KINDS[name].module.split(".")[0]
-    if package != "torch":
-        pytest.importorskip(package, exc_type=ImportError)
-    if name == "adamw8bit":
-        try:
-            check_with_step(name, "", CPU)
-        except Refused as refused:
-            pytest.skip(refused.message)
 
 
 # --- The same run ---------------------------------------------------------------------------------
